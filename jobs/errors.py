@@ -1,0 +1,95 @@
+"""Every error Labelmill raises, and by whose fault it is.
+
+The class says what becomes of it: an `ImageError` is stored as that image's outcome, a `JobError` ends its
+job, an `Unavailable` is tried again, a `UserError` is told to the person at the keyboard. The docstring is
+the default message.
+"""
+
+from __future__ import annotations
+
+import inspect
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """What can become of an image that gets no label. The names are a contract: people query them."""
+
+    UNIDENTIFIED = "unidentified"  # no picture format recognises these bytes
+    CORRUPT = "corrupt"  # a known format, but broken, truncated or without pixels
+    TOO_LARGE = "too_large"  # over the limit of bytes, pixels or frames
+    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a real format that is not on the short list
+    TIMEOUT = "timeout"  # took longer than an image may
+    MODEL_ERROR = "model_error"  # the model answered something that is not a probability
+    QUARANTINED = "quarantined"  # kept killing its worker
+    SOURCE_MISSING = "source_missing"  # the file was not there, or not readable, when it was its turn
+    SOURCE_CHANGED = "source_changed"  # the file is not the one that was submitted
+    SOURCE_FORBIDDEN = "source_forbidden"  # a path that leaves its folder or archive, or no regular file
+
+
+class LabelmillError(Exception):
+    """Something went wrong in Labelmill."""
+
+    #: What the console command exits with.
+    exit_code = 1
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
+
+
+class ImageError(LabelmillError):
+    """This image cannot be classified."""
+
+    def __init__(self, code: ErrorCode, detail: str = "") -> None:
+        super().__init__(detail or str(code))
+        self.code = code
+        self.detail = detail
+
+
+class JobError(LabelmillError):
+    """The job cannot go on: not one image's fault, and trying again would not help."""
+
+
+class PayloadDamaged(JobError):
+    """A chunk's payload is missing from the store or is not what was stored."""
+
+
+class ModelRefused(JobError):
+    """The model's file is missing, or is not the file that was registered."""
+
+
+class Unavailable(LabelmillError):
+    """A service is out of reach for now: the broker, the ledger or the store."""
+
+
+class LeaseLost(LabelmillError):
+    """Somebody else owns this chunk now; what was computed here is thrown away."""
+
+
+class UserError(LabelmillError):
+    """The request cannot be carried out as it stands."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError):
+    """A setting is missing or malformed."""
+
+
+class SourceError(UserError):
+    """What was to be submitted cannot be read."""
+
+
+class NotFound(UserError):
+    """There is no such thing in the ledger."""
+
+
+class Conflict(UserError):
+    """The submission key was already used for other content."""
+
+
+class LedgerNotReady(UserError):
+    """The ledger has not been migrated: run `labelmill db upgrade`."""
+
+
+class DataUnavailable(UserError):
+    """MNIST is not to be had: set LABELMILL_MNIST_DIR to a folder with its four IDX files."""

@@ -1,0 +1,26 @@
+"""Identifiers of jobs, chunks and training runs: short, opaque, in order of their making."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Final
+
+#: Crockford's base 32: no letter that can be taken for a digit.
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+#: 16 characters hold 80 bits: 48 of milliseconds since 1970, 32 of chance.
+ID_LENGTH: Final = 16
+_PATTERN: Final = re.compile(rf"[{_ALPHABET}]{{{ID_LENGTH}}}")
+
+
+def new_id() -> str:
+    """A fresh identifier; one made in a later millisecond sorts after it."""
+    number = time.time_ns() // 1_000_000 << 32 | secrets.randbits(32)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
+
+
+def is_id(text: object) -> bool:
+    """Whether this is an identifier as `new_id` makes them."""
+    return isinstance(text, str) and _PATTERN.fullmatch(text) is not None

@@ -1,0 +1,12 @@
+"""The ledger: the SQL database that is the only source of truth.
+
+`database` opens it; the other modules are its statements by the moment of a chunk's life: `intake` (a
+producer adds), `claims` (a worker takes and gives back), `outcomes` (results come in), `progress` (people
+look), `upkeep` (the reconciler's view), `models` and `runs` (what was learnt).
+
+Statements take a Connection, so that whoever calls them says what belongs into one transaction.
+"""
+
+from jobs.ledger.database import Ledger
+
+__all__ = ["Ledger"]

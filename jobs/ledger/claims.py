@@ -1,0 +1,172 @@
+"""How a worker takes a chunk and gives it back: a lease with a fencing token.
+
+Whoever claims a chunk writes a fresh token into it. Every later statement about the chunk carries the token
+and touches nothing where it is no longer the one in the row, so a worker that was declared dead and comes
+back cannot do harm. `jobs.ledger.outcomes` ends a claim with results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import LeaseLost
+from jobs.ids import new_id
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+
+#: A chunk that was claimed this often and never finished has killed its workers: its images are quarantined
+#: without being looked at again.
+MAX_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on one chunk until its lease runs out."""
+
+    chunk_id: str
+    token: str
+    job_id: str
+    model_id: str
+    first_index: int
+    images: int
+    payload: str
+    payload_sha256: str
+    attempts: int
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the chunk has used up its attempts."""
+        return self.attempts > MAX_ATTEMPTS
+
+
+def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, owner: str) -> Claim | None:
+    """Takes the chunk if it is pending or its lease ran out; None where there is nothing to do.
+
+    The attempt is counted, and committed by the caller, before a byte of the payload is looked at: a chunk
+    that kills its worker has then been counted.
+    """
+    token = new_id()
+    taken = connection.execute(
+        chunks.update()
+        .where(
+            chunks.c.id == chunk_id,
+            sa.or_(
+                chunks.c.state == ChunkState.PENDING,
+                sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now()),
+            ),
+        )
+        .values(
+            state=ChunkState.CLAIMED,
+            token=token,
+            owner=owner,
+            attempts=chunks.c.attempts + 1,
+            lease_until=db_now(lease_seconds),
+        )
+        .returning(
+            chunks.c.job_id,
+            chunks.c.first_index,
+            chunks.c.images,
+            chunks.c.payload,
+            chunks.c.payload_sha256,
+            chunks.c.attempts,
+        )
+    ).one_or_none()
+    if taken is None:
+        return None
+    job = connection.execute(
+        sa.select(jobs.c.model_id, jobs.c.started_at).where(jobs.c.id == taken.job_id)
+    ).one()
+    if job.started_at is None:
+        connection.execute(
+            jobs.update()
+            .where(jobs.c.id == taken.job_id, jobs.c.started_at.is_(None))
+            .values(started_at=db_now())
+        )
+    return Claim(
+        chunk_id=chunk_id,
+        token=token,
+        job_id=taken.job_id,
+        model_id=job.model_id,
+        first_index=taken.first_index,
+        images=taken.images,
+        payload=taken.payload,
+        payload_sha256=taken.payload_sha256,
+        attempts=taken.attempts,
+    )
+
+
+def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -> None:
+    """A fresh lease for a chunk that takes long. Raises LeaseLost where somebody else has it."""
+    renewed = connection.execute(
+        chunks.update().where(*_mine(claim)).values(lease_until=db_now(lease_seconds))
+    )
+    if renewed.rowcount != 1:
+        raise LeaseLost
+
+
+def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_attempt: bool) -> None:
+    """Gives the chunk back unfinished, pending. Nothing happens where somebody else has it by now.
+
+    A service that is down is not the chunk's fault: without `burn_attempt` the attempt does not count.
+    """
+    connection.execute(
+        chunks.update()
+        .where(*_mine(claim))
+        .values(
+            state=ChunkState.PENDING,
+            lease_until=None,
+            error=error,
+            attempts=chunks.c.attempts if burn_attempt else chunks.c.attempts - 1,
+        )
+    )
+
+
+def expire_claim(connection: Connection, chunk_id: str, *, owner: str) -> None:
+    """Ends the lease of a claim whose process is known to be dead, so that nobody waits for it to run out.
+    The attempt stays counted.
+    """
+    connection.execute(
+        chunks.update()
+        .where(chunks.c.id == chunk_id, chunks.c.state == ChunkState.CLAIMED, chunks.c.owner == owner)
+        .values(lease_until=db_now(-1.0))
+    )
+
+
+def finish_chunk(connection: Connection, claim: Claim) -> None:
+    """Marks the chunk done: the fence. Raises LeaseLost, and the caller's transaction must roll back."""
+    finished = connection.execute(
+        chunks.update()
+        .where(*_mine(claim))
+        .values(state=ChunkState.DONE, lease_until=None, error=None, finished_at=db_now())
+    )
+    if finished.rowcount != 1:
+        raise LeaseLost
+
+
+def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
+    """Stops a job that has not finished: `failed` or `cancelled`. Its waiting chunks are dropped, outcomes
+    stay, and a chunk that is being worked on may still bring its own in. False where it had finished.
+    """
+    # Chunks first, then the job: the order every transaction that locks both keeps.
+    connection.execute(
+        chunks.update()
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+        .values(state=ChunkState.DROPPED, finished_at=db_now())
+    )
+    ended = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .values(state=state, error=error, finished_at=db_now())
+    )
+    return ended.rowcount == 1
+
+
+def _mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        chunks.c.id == claim.chunk_id,
+        chunks.c.token == claim.token,
+        chunks.c.state == ChunkState.CLAIMED,
+    )

@@ -1,0 +1,136 @@
+"""Opening the ledger on SQLite or PostgreSQL, and its transactions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+
+from jobs.errors import LedgerNotReady, Unavailable
+
+#: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
+SQLITE_BUSY_SECONDS: Final = 30
+
+#: How long connecting to PostgreSQL may take before the ledger counts as out of reach.
+CONNECT_SECONDS: Final = 5
+
+#: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
+REVISION: Final = "0001"
+
+
+class Ledger:
+    """One process's door to the ledger. Not to be shared across a fork: each child opens its own."""
+
+    def __init__(self, url: str, *, pooled: bool = True) -> None:
+        self._url = make_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self._create_private_folder()
+        self.engine = sa.create_engine(
+            self._url,
+            connect_args=_sqlite_arguments() if self.is_sqlite else _postgresql_arguments(),
+            poolclass=None if pooled else sa.NullPool,
+            **({} if self.is_sqlite or not pooled else {"pool_pre_ping": True, "pool_size": 2}),
+        )
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _set_up_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._url.render_as_string(hide_password=True)})"
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One write transaction: committed at the end, rolled back on any exception.
+
+        Raises Unavailable where the database cannot be reached, is locked for too long or chose this
+        transaction as the victim of a deadlock. After Unavailable from the COMMIT itself the outcome is
+        unknown: read the ledger before doing anything again.
+        """
+        with _translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One read-only snapshot; takes no write lock. Raises Unavailable."""
+        with _translated(), self.engine.connect() as connection:
+            yield connection.execution_options(labelmill_readonly=True)
+
+    def check(self) -> None:
+        """Raises LedgerNotReady unless the ledger's schema is the one this code is written against."""
+        with self.reading() as connection:
+            if sa.inspect(connection).has_table("alembic_version"):
+                found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+                if found == REVISION:
+                    return
+                raise LedgerNotReady(
+                    f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
+                    "run `labelmill db upgrade` with the newer of the two."
+                )
+        raise LedgerNotReady
+
+    def close(self) -> None:
+        """Gives all connections back."""
+        self.engine.dispose()
+
+    def _create_private_folder(self) -> None:
+        path = Path(self._url.database or "")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _sqlite_arguments() -> dict[str, Any]:
+    # isolation_level None: the driver must not begin transactions by itself, `_begin_sqlite` does.
+    return {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None}
+
+
+def _postgresql_arguments() -> dict[str, Any]:
+    return {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "labelmill",
+        # A connection whose peer vanished must be noticed well before a lease runs out.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+    }
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # FULL: an accepted job survives a power cut, not only a crash of the process.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that starts as a reader and then writes fails at once when another writer was faster;
+    # one that starts as a writer waits its turn.
+    readonly = connection.get_execution_options().get("labelmill_readonly", False)
+    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
+        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+        if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
+            raise LedgerNotReady from error
+        if isinstance(error, ProgrammingError):
+            raise
+        raise Unavailable(f"The ledger cannot be reached: {reason}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise Unavailable("The connection to the ledger broke.") from error

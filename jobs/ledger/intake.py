@@ -1,0 +1,131 @@
+"""What a producer writes: a job, its chunks, and the word that it is complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from jobs.errors import Conflict
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+
+#: A job still being received whose producer gave no sign of life for this long was abandoned: its producer
+#: was killed. Between two signs lies at most the reading of one chunk's images.
+ABANDONED_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A chunk whose payload is already safe in the store."""
+
+    id: str
+    first_index: int
+    images: int
+    payload: str
+    payload_sha256: str
+
+
+def open_job(connection: Connection, job_id: str, *, model_id: str, key: str | None) -> None:
+    """A job in state `receiving`. Raises Conflict where another job holds the key."""
+    try:
+        connection.execute(
+            jobs.insert().values(
+                id=job_id,
+                key=key,
+                state=JobState.RECEIVING,
+                model_id=model_id,
+                created_at=db_now(),
+                touched_at=db_now(),
+            )
+        )
+    except IntegrityError as error:
+        if key is None:
+            raise
+        raise Conflict(f"Another job was submitted under the key {key!r} at this moment.") from error
+
+
+def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
+    """One more chunk, pending. Raises Conflict where the job is no longer being received."""
+    taken = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
+        .values(
+            total=jobs.c.total + chunk.images,
+            chunks=jobs.c.chunks + 1,
+            touched_at=db_now(),
+        )
+    )
+    if taken.rowcount != 1:
+        raise Conflict(f"Job {job_id} was stopped while it was being submitted.")
+    connection.execute(
+        chunks.insert().values(
+            id=chunk.id,
+            job_id=job_id,
+            first_index=chunk.first_index,
+            images=chunk.images,
+            payload=chunk.payload,
+            payload_sha256=chunk.payload_sha256,
+            state=ChunkState.PENDING,
+            created_at=db_now(),
+            rung_at=db_now(),
+        )
+    )
+
+
+def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) -> None:
+    """All chunks are in. Raises Conflict where the job is no longer being received."""
+    sealed = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
+        .values(
+            # The workers may have been faster than the producer.
+            state=sa.case((jobs.c.chunks_done == jobs.c.chunks, JobState.DONE), else_=JobState.RUNNING),
+            finished_at=sa.case((jobs.c.chunks_done == jobs.c.chunks, db_now()), else_=None),
+            submitted_at=db_now(),
+            touched_at=db_now(),
+            fingerprint=fingerprint,
+        )
+    )
+    if sealed.rowcount != 1:
+        raise Conflict(f"Job {job_id} was stopped while it was being submitted.")
+
+
+def discard_job(connection: Connection, job_id: str) -> None:
+    """Takes back a job that was never sealed, as if it had not been; its payloads are the caller's to remove.
+    A worker that is at one of its chunks loses the claim and throws its results away.
+    """
+    connection.execute(chunks.delete().where(chunks.c.job_id == job_id, _never_sealed(job_id)))
+    connection.execute(predictions.delete().where(predictions.c.job_id == job_id, _never_sealed(job_id)))
+    connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
+
+
+def _never_sealed(job_id: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """The job that holds a submission key."""
+
+    job_id: str
+    #: Its producer is alive and still at it.
+    receiving: bool
+    #: It was submitted as a whole. Neither: its producer stopped halfway, and the key is free to be used again.
+    sealed: bool
+    fingerprint: str | None
+
+
+def find_key(connection: Connection, key: str) -> KeyHolder | None:
+    """Who holds this submission key, if anybody."""
+    alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
+    row = connection.execute(
+        sa.select(jobs.c.id, jobs.c.submitted_at, jobs.c.fingerprint, alive.label("alive")).where(
+            jobs.c.key == key
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    return KeyHolder(row.id, bool(row.alive), row.submitted_at is not None, row.fingerprint)

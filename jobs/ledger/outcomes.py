@@ -1,0 +1,69 @@
+"""Results come in: the outcomes of one chunk, its end and its job's counters, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import Claim, finish_chunk
+from jobs.schema import JobState, db_now, jobs
+
+
+class Outcome(NamedTuple):
+    """What became of one image: a label with its confidence, or an error code with its detail."""
+
+    name: str
+    label: str | None
+    confidence: float | None
+    error: str | None = None
+    detail: str | None = None
+
+
+_COLUMNS = '(job_id, "index", name, label, confidence, error, detail)'
+_COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
+_INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
+
+
+def record_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
+    """Ends the claim with one outcome an image, in the chunk's order.
+
+    Raises LeaseLost where the claim is somebody else's by now; the transaction must then roll back, which
+    takes everything written here with it. Raises ValueError where outcomes are missing or too many.
+    """
+    if len(outcomes) != claim.images:
+        raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
+    # The fence comes first: it locks the chunk's row, so that nobody can claim it while rows are written.
+    finish_chunk(connection, claim)
+    _insert(connection, claim, outcomes)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    # The hot row last: every worker of the job wants it, and it stays locked until the commit.
+    done = jobs.c.chunks_done + 1
+    complete = sa.and_(jobs.c.state == JobState.RUNNING, done == jobs.c.chunks)
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.id == claim.job_id)
+        .values(
+            succeeded=jobs.c.succeeded + (len(outcomes) - failed),
+            failed=jobs.c.failed + failed,
+            chunks_done=done,
+            state=sa.case((complete, JobState.DONE), else_=jobs.c.state),
+            finished_at=sa.case((complete, db_now()), else_=jobs.c.finished_at),
+        )
+    )
+
+
+def _insert(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
+    """In key order: two transactions that insert the same keys in different orders deadlock."""
+    job_id, first = claim.job_id, claim.first_index
+    rows = ((job_id, first + offset, *outcome) for offset, outcome in enumerate(outcomes))
+    driver = connection.connection.driver_connection
+    assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
+    if connection.dialect.name == "postgresql":
+        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+            for row in rows:
+                copy.write_row(row)
+    else:
+        driver.executemany(_INSERT, rows)

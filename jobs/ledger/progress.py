@@ -1,0 +1,227 @@
+"""What people look at: jobs, their counters, and predictions page by page. Reads only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from jobs.errors import ErrorCode, NotFound
+from jobs.ledger.database import Ledger
+from jobs.schema import FINISHED, ChunkState, JobState, chunks, db_now, jobs, predictions
+
+#: Rows read from the ledger at a time when a whole job is streamed: a few megabytes.
+PAGE_ROWS: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """One job's row, and how long its oldest chunk has been waiting."""
+
+    id: str
+    state: JobState
+    total: int
+    succeeded: int
+    failed: int
+    model: str
+    key: str | None
+    error: str | None
+    created_at: datetime
+    submitted_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    read_at: datetime
+    oldest_waiting_at: datetime | None
+
+    @property
+    def done(self) -> int:
+        """Images that have their outcome."""
+        return self.succeeded + self.failed
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in FINISHED
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second since work began; None before."""
+        if self.started_at is None or not self.done:
+            return None
+        seconds = ((self.finished_at or self.read_at) - self.started_at).total_seconds()
+        return self.done / seconds if seconds > 0 else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the end at the rate so far; None where there is no telling."""
+        rate = self.rate
+        return None if self.finished or not rate else (self.total - self.done) / rate
+
+    @property
+    def oldest_waiting_seconds(self) -> float | None:
+        """How long the chunk that waits the longest has been waiting."""
+        if self.oldest_waiting_at is None:
+            return None
+        return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
+
+
+def _status_query() -> sa.Select[tuple[object, ...]]:
+    # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in
+    # the order of their images.
+    oldest = (
+        sa.select(chunks.c.created_at)
+        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
+        .order_by(chunks.c.first_index)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return sa.select(jobs, oldest.label("oldest_waiting_at"), db_now().label("read_at"))
+
+
+def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
+    return JobStatus(
+        id=row.id,
+        state=JobState(row.state),
+        total=row.total,
+        succeeded=row.succeeded,
+        failed=row.failed,
+        model=row.model_id,
+        key=row.key,
+        error=row.error,
+        created_at=row.created_at,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        read_at=row.read_at,
+        oldest_waiting_at=row.oldest_waiting_at,
+    )
+
+
+def job_status(connection: Connection, job_id: str) -> JobStatus:
+    """Where a job stands. Raises NotFound."""
+    row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
+    return _to_status(row)
+
+
+def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
+    """The latest jobs, newest first."""
+    query = _status_query().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    return [_to_status(row) for row in connection.execute(query)]
+
+
+class Prediction(NamedTuple):
+    """The one recorded outcome of an image."""
+
+    index: int
+    name: str
+    label: str | None
+    confidence: float | None
+    error: ErrorCode | None
+    detail: str | None
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which predictions of a job; all that is given must hold."""
+
+    label: str | None = None
+    below: float | None = None  # confidence under this
+    errors: bool = False  # only images that got no label
+    name: str | None = None  # a glob: * any text, ? one character, [...] one of
+
+
+def page_of_predictions(
+    connection: Connection, job_id: str, wanted: Filter, *, after: int, limit: int
+) -> list[Prediction]:
+    """At most `limit` predictions with an index over `after` (-1: from the start), in index order.
+
+    The cursor is the last index seen: any depth costs the same.
+    """
+    table = predictions.c
+    query = (
+        sa.select(
+            table.index, table.name, table.label, table.confidence, table.error, table.detail, jobs.c.model_id
+        )
+        .join(jobs, jobs.c.id == table.job_id)
+        .where(table.job_id == job_id, table.index > after)
+        .order_by(table.index)
+        .limit(limit)
+    )
+    if wanted.label is not None:
+        query = query.where(table.label == wanted.label)
+    if wanted.below is not None:
+        query = query.where(table.confidence < wanted.below)
+    if wanted.errors:
+        query = query.where(table.error.is_not(None))
+    if wanted.name is not None:
+        query = query.where(_name_matches(connection, wanted.name))
+    return [
+        Prediction(
+            index=row.index,
+            name=row.name,
+            label=row.label,
+            confidence=row.confidence,
+            error=ErrorCode(row.error) if row.error else None,
+            detail=row.detail,
+            model=row.model_id,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def stream_predictions(
+    ledger: Ledger, job_id: str, wanted: Filter, *, after: int = -1, limit: int | None = None
+) -> Iterator[Prediction]:
+    """Predictions in index order, read a page at a time: constant memory, and no transaction held open while
+    whoever reads them thinks.
+    """
+    left = limit
+    while left is None or left > 0:
+        size = PAGE_ROWS if left is None else min(PAGE_ROWS, left)
+        with ledger.reading() as connection:
+            page = page_of_predictions(connection, job_id, wanted, after=after, limit=size)
+        yield from page
+        if len(page) < size:
+            return
+        after = page[-1].index
+        left = None if left is None else left - size
+
+
+def _name_matches(connection: Connection, glob: str) -> sa.ColumnElement[bool]:
+    if connection.dialect.name == "sqlite":
+        return predictions.c.name.op("GLOB")(glob.replace("[!", "[^"))
+    return predictions.c.name.op("~")(glob_to_regex(glob))
+
+
+def glob_to_regex(glob: str) -> str:
+    r"""A shell glob as an anchored POSIX regular expression: `*` any text, `/` included, `?` one character,
+    `[...]` one of, `[!...]` none of.
+    """
+    parts = []
+    position = 0
+    while position < len(glob):
+        character = glob[position]
+        end = glob.find("]", position + 2) if character == "[" else -1
+        if character == "*":
+            parts.append(".*")
+        elif character == "?":
+            parts.append(".")
+        elif end > 0:
+            inside = glob[position + 1 : end].replace("\\", r"\\")
+            inside = "^" + inside[1:] if inside[0] in "!^" else inside
+            parts.append(f"[{inside}]")
+            position = end
+        else:
+            parts.append(re.escape(character))
+        position += 1
+    return f"^{''.join(parts)}$"

@@ -1,0 +1,68 @@
+"""The reconciler's view: which chunks need another message, which jobs were abandoned, and its lock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import end_job
+from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
+
+#: Why a job whose producer vanished is marked as failed.
+ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
+
+
+def take_lock(connection: Connection, name: str, holder: str, *, seconds: float) -> bool:
+    """Takes, or keeps, what only one may hold. A holder that died loses it after `seconds`."""
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(locks)
+    taken = connection.scalar(
+        insert.values(name=name, holder=holder, until=db_now(seconds))
+        .on_conflict_do_update(
+            index_elements=[locks.c.name],
+            set_={"holder": holder, "until": db_now(seconds)},
+            where=sa.or_(locks.c.holder == holder, locks.c.until < db_now()),
+        )
+        .returning(locks.c.holder)
+    )
+    return taken is not None
+
+
+def count_due(connection: Connection, *, limit: int) -> int:
+    """How many chunks wait for a worker or have lost theirs; counts no further than `limit`."""
+    due = sa.select(chunks.c.id).where(*_due()).limit(limit).subquery()
+    return connection.scalar(sa.select(sa.func.count()).select_from(due)) or 0
+
+
+def chunks_to_ring(connection: Connection, *, limit: int, quiet_seconds: float) -> list[str]:
+    """Up to `limit` due chunks for which no message was sent in the last `quiet_seconds`; the oldest first.
+    Marks them as rung now, so the caller must send the messages.
+    """
+    silent = sa.or_(chunks.c.rung_at.is_(None), chunks.c.rung_at < db_now(-quiet_seconds))
+    wanted = sa.select(chunks.c.id).where(*_due(), silent).order_by(chunks.c.created_at).limit(limit)
+    ids = list(connection.scalars(wanted))
+    if ids:
+        connection.execute(chunks.update().where(chunks.c.id.in_(ids)).values(rung_at=db_now()))
+    return ids
+
+
+def _due() -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
+        sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
+    )
+
+
+def fail_abandoned_jobs(connection: Connection) -> list[str]:
+    """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
+    abandoned = list(
+        connection.scalars(
+            sa.select(jobs.c.id).where(
+                jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
+            )
+        )
+    )
+    return [job_id for job_id in abandoned if end_job(connection, job_id, JobState.FAILED, error=ABANDONED)]

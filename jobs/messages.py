@@ -1,0 +1,36 @@
+"""The doorbell: a message that names one chunk and nothing else.
+
+What the chunk holds, whose turn it is and what became of it is in the ledger (`jobs.ledger.claims`); a
+message that is lost, doubled or late therefore costs nothing but time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jobs.errors import LabelmillError
+from jobs.ids import is_id
+
+
+class MessageError(LabelmillError):
+    """A message on our queue is not one of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkMessage:
+    """Please look at this chunk."""
+
+    chunk_id: str
+
+    def encode(self) -> tuple[str]:
+        """As the positional arguments of a Celery task."""
+        return (self.chunk_id,)
+
+    @classmethod
+    def decode(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
+        """From a Celery task's arguments. Raises MessageError on anything but one chunk id."""
+        if kwargs or len(args) != 1 or not is_id(args[0]):
+            raise MessageError("A message on the classify queue is not one chunk id; it was dropped.")
+        return cls(args[0])

@@ -1,0 +1,117 @@
+"""Where a job waits: the Celery application that producer and worker share, and the doorbell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+
+from jobs.messages import ChunkMessage
+from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CLASSIFY_TASK: Final = "labelmill.classify"
+RETRAIN_TASK: Final = "labelmill.retrain"
+
+#: Training has a queue and a worker of its own: it takes minutes, and must not hold up images.
+CLASSIFY_QUEUE: Final = "labelmill.classify"
+RETRAIN_QUEUE: Final = "labelmill.retrain"
+
+#: All our keys in Redis start with this, so that nobody else's application meets them.
+KEY_PREFIX: Final = "labelmill:"
+
+#: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
+#: BRPOP takes by itself.
+BROKER_TIMEOUT_SECONDS: Final = 5.0
+
+#: A fresh process imports TensorFlow and loads the model before it says that it is alive; Celery's own
+#: patience is 4 seconds.
+CHILD_START_SECONDS: Final = 120.0
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application. What each setting is for is told in docs/decisions.md."""
+    app = Celery("labelmill", broker=settings.broker, set_as_current=False)
+    app.conf.update(
+        # Messages: ids in JSON, nothing that could be unpickled, nothing that outlives its use.
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_default_queue=CLASSIFY_QUEUE,
+        task_queues=[_queue(CLASSIFY_QUEUE), _queue(RETRAIN_QUEUE)],
+        task_routes={CLASSIFY_TASK: {"queue": CLASSIFY_QUEUE}, RETRAIN_TASK: {"queue": RETRAIN_QUEUE}},
+        task_create_missing_queues=False,
+        # A message is acknowledged when its chunk is recorded, and goes back when its process dies.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        # Time limit < lease < visibility timeout.
+        task_soft_time_limit=settings.soft_time_limit,
+        task_time_limit=settings.time_limit,
+        worker_proc_alive_timeout=CHILD_START_SECONDS,
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout,
+            "global_keyprefix": KEY_PREFIX,
+            "socket_timeout": BROKER_TIMEOUT_SECONDS,
+            "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        broker_connection_timeout=BROKER_TIMEOUT_SECONDS,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # A message that cannot be sent is no loss, the reconciler sends it later: do not wait for it.
+        task_publish_retry=False,
+        # Nothing here asks workers anything through the broker; what is not there cannot leak keys.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        timezone="UTC",
+        enable_utc=True,
+    )
+    return app
+
+
+def _queue(name: str) -> Queue:
+    # An exchange and a key of its own: queues that share both get a copy each of every message.
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+
+
+class Bell:
+    """Rings for chunks: sends their messages. A broker that is away is noted once, not waited for again."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self.silent = False
+
+    def ring(self, chunk_ids: Iterable[str]) -> int:
+        """Sends a message for each chunk; gives back how many were sent. Never raises: the reconciler rings
+        again for what was not.
+        """
+        sent = 0
+        for chunk_id in chunk_ids:
+            if self.silent:
+                break
+            try:
+                self._app.send_task(CLASSIFY_TASK, args=ChunkMessage(chunk_id).encode(), retry=False)
+            except (OperationalError, OSError) as error:
+                logger.debug("cannot ring: %s", error)
+                self.silent = True
+            else:
+                sent += 1
+        return sent
+
+    def waiting(self) -> int:
+        """How many messages wait on the classify queue. Raises OperationalError where there is no broker."""
+        with self._app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=BROKER_TIMEOUT_SECONDS)
+            with connection.channel() as channel:
+                declared: Any = channel.queue_declare(CLASSIFY_QUEUE, passive=True)
+                return int(declared.message_count)

@@ -1,0 +1,256 @@
+"""The ledger's tables. `migrations/` makes them; a test holds the two equal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    REAL,
+    BigInteger,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    literal,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from jobs.ids import ID_LENGTH
+
+
+class JobState(StrEnum):
+    """Where a job stands. docs/states.md draws the arrows."""
+
+    RECEIVING = "receiving"  # its producer is still adding chunks; workers may already be at it
+    RUNNING = "running"  # all its chunks are in the ledger
+    DONE = "done"  # every image has its outcome
+    FAILED = "failed"  # stopped for a reason that is no single image's; outcomes so far are kept
+    CANCELLED = "cancelled"  # stopped by a person; outcomes so far are kept
+
+
+#: A job in one of these changes no more.
+FINISHED: Final = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class ChunkState(StrEnum):
+    """Where a chunk stands."""
+
+    PENDING = "pending"  # waits for a worker
+    CLAIMED = "claimed"  # a worker holds its lease
+    DONE = "done"  # all its images have their outcomes
+    DROPPED = "dropped"  # its job ended without it
+
+
+class RunState(StrEnum):
+    """Where a training run stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A point in time: `timestamptz` on PostgreSQL, text of one width on SQLite so that it sorts as time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """SQLite has no type for times."""
+        return dialect.type_descriptor(String(23) if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Into the database, in UTC."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="milliseconds")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Out of the database, in UTC."""
+        if value is None:
+            return None
+        moment = datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
+        return moment.astimezone(UTC)
+
+
+class db_now(FunctionElement[datetime]):  # noqa: N801 -- reads as the SQL function it is
+    """Now, or `seconds` from now, by the database's clock.
+
+    Leases compare times written by many hosts: only a clock they share may write them.
+    """
+
+    inherit_cache = True
+    type = UtcTime()
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(literal(seconds, Double()))
+
+
+@compiles(db_now, "postgresql")
+def _now_on_postgresql(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(db_now, "sqlite")
+def _now_on_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds}))"
+
+
+#: Names for constraints, so that a later migration can name what it changes.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Json = JSON().with_variant(JSONB(), "postgresql")
+_Id = String(ID_LENGTH)
+
+#: One immutable trained version a row; its file lies in the store under its SHA-256.
+models = Table(
+    "models",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("architecture", Text, nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("classes", _Json, nullable=False),
+    Column("input_spec", _Json, nullable=False),
+    Column("accuracy", Double),
+    Column("metrics", _Json, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: A name that moves from model to model. `champion` is what new jobs are pinned to; the primary key is why
+#: there is never a second one.
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("model_id", ForeignKey("models.id"), nullable=False),
+    Column("moved_at", UtcTime, nullable=False),
+)
+
+#: One retraining a row, with its data, metrics and verdict.
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("recipe", _Json, nullable=False),
+    Column("data_source", Text, nullable=False),
+    Column("data_fingerprint", String(64), nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Column("model_id", ForeignKey("models.id")),
+    Column("verdict", Text),
+    Column("error", Text),
+)
+
+training_epochs = Table(
+    "training_epochs",
+    metadata,
+    Column("run_id", ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("loss", Double, nullable=False),
+    Column("accuracy", Double, nullable=False),
+    Column("val_loss", Double, nullable=False),
+    Column("val_accuracy", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", Text, unique=True),  # the submission key
+    Column("fingerprint", String(64)),  # of what was submitted under the key
+    Column("state", String(16), nullable=False),
+    Column("model_id", ForeignKey("models.id"), nullable=False),
+    # Counters, moved in the transaction that moves what they count: reading progress is reading one row.
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("succeeded", BigInteger, nullable=False, server_default="0"),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("chunks", Integer, nullable=False, server_default="0"),
+    Column("chunks_done", Integer, nullable=False, server_default="0"),
+    Column("error", Text),  # why it failed
+    Column("created_at", UtcTime, nullable=False),
+    Column("touched_at", UtcTime, nullable=False),  # the producer's last sign of life while receiving
+    Column("submitted_at", UtcTime),
+    Column("started_at", UtcTime),
+    Column("finished_at", UtcTime),
+    Index(None, "created_at"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("first_index", BigInteger, nullable=False),  # of its first image in the job
+    Column("images", Integer, nullable=False),
+    Column("payload", Text, nullable=False),  # its key in the store
+    Column("payload_sha256", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("token", _Id),  # the fence: of the latest claim, kept after the end
+    Column("owner", Text),  # who claimed it, for people to read
+    Column("lease_until", UtcTime),
+    Column("rung_at", UtcTime),  # when the latest message was sent
+    Column("created_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Column("error", Text),  # why the latest attempt was given back
+    Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
+    # The reconciler's: small, because chunks leave it when they are done.
+    Index(
+        "ix_chunks_open",
+        "state",
+        "created_at",
+        postgresql_where=text("state IN ('pending', 'claimed')"),
+        sqlite_where=text("state IN ('pending', 'claimed')"),
+    ),
+)
+
+#: The one recorded outcome of an image. The primary key is the last guard against a second one. No foreign
+#: key: it would be checked once a row, and rows only come through a chunk that has one.
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("job_id", _Id, primary_key=True),
+    Column("index", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("label", Text),
+    Column("confidence", REAL),
+    Column("error", String(32)),
+    Column("detail", Text),
+    sqlite_with_rowid=False,
+)
+
+#: Who does what only one may do at a time, until when.
+locks = Table(
+    "locks",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until", UtcTime, nullable=False),
+)

@@ -1,0 +1,184 @@
+"""Settings, read from `LABELMILL_*` once, at start. Each is documented in docs/settings.md."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from jobs.errors import SettingsError
+
+ENV_PREFIX: Final = "LABELMILL_"
+
+#: The longest path a Unix socket may have: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
+_LONGEST_SOCKET_PATH: Final = 100
+
+#: The time limits of a chunk, as shares of its lease: the worker that runs it must be stopped for sure
+#: before somebody else may claim it.
+SOFT_TIME_LIMIT_SHARE: Final = 0.7
+TIME_LIMIT_SHARE: Final = 0.85
+
+#: Redis hands an unacknowledged message out again after this many leases; well above one, because the
+#: ledger's lease is what decides and a second delivery is only noise.
+VISIBILITY_LEASES: Final = 4
+
+
+def _ledger_url(text: str) -> str:
+    """Takes `postgresql://` for the driver we ship with; refuses what the ledger cannot live in."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ValueError("is not a database URL such as postgresql://user:password@host/labelmill") from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("postgresql+psycopg", "sqlite", "sqlite+pysqlite"):
+        raise ValueError(f"names {url.drivername}; the ledger lives in postgresql:// or sqlite:///path")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("names no file; several processes share the ledger, so it cannot live in memory")
+    return url.render_as_string(hide_password=False)
+
+
+def _broker_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "redis+socket://")):
+        raise ValueError("must start with redis://, rediss:// or redis+socket://")
+    return text
+
+
+class Settings(BaseSettings):
+    """What can be set. A URL left out is derived from `home`: everything embedded, nothing to install."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
+    )
+
+    home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+        default=Path("~/.labelmill"),
+        validate_default=True,
+        description="The state folder: everything the embedded stack writes.",
+    )
+    ledger_url: Annotated[str | None, AfterValidator(lambda url: url and _ledger_url(url))] = Field(
+        default=None,
+        repr=False,
+        description="The SQL database. Left out: a SQLite file in the state folder.",
+    )
+    broker_url: Annotated[str | None, AfterValidator(lambda url: url and _broker_url(url))] = Field(
+        default=None,
+        repr=False,
+        description="The Redis that carries messages. Left out: a Valkey on a Unix socket, started by "
+        "`labelmill up`.",
+    )
+    store_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Where payloads and model files are kept, as an fsspec URL every worker reaches. "
+        "Left out: a folder in the state folder.",
+    )
+    mnist_dir: Path | None = Field(
+        default=None, description="A folder with MNIST's four IDX files, gzip or not."
+    )
+    chunk_images: int = Field(
+        default=2048, ge=1, le=100_000, description="How many images make a chunk, the unit of work."
+    )
+    lease_seconds: float = Field(
+        default=60.0,
+        ge=1.0,
+        le=86_400.0,
+        description="How long a worker owns a chunk it has claimed; a dead worker's work is done again "
+        "after this time.",
+    )
+    processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="How many processes of a worker classify, each with its own model. Left out: one per core.",
+    )
+    retrain_cron: str = Field(
+        default="0 3 * * 0",
+        description="When the model is retrained, as five cron fields in UTC. The word `never` switches it off.",
+    )
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Reads the environment. Raises SettingsError naming each setting that is wrong, and why."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors():
+                name = ENV_PREFIX + str(problem["loc"][0]).upper()
+                reason = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{name}: {reason[:1].lower()}{reason[1:]}")
+            raise SettingsError("\n".join(lines)) from None
+
+    # ---- what follows from them -------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's SQLAlchemy URL, password included: never print it."""
+        return self.ledger_url or f"sqlite:///{self.home / 'ledger.sqlite3'}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL, password included: never print it."""
+        return self.broker_url or f"redis+socket://{self.broker_socket}"
+
+    @property
+    def store(self) -> str:
+        """The object store's fsspec URL."""
+        return self.store_url or (self.home / "store").as_uri()
+
+    @property
+    def broker_socket(self) -> Path:
+        """Where the embedded broker listens. A state folder with too long a path gets a short one in the
+        temporary folder, named by the state folder's hash, so that two homes never meet.
+        """
+        socket = self.home / "broker" / "valkey.sock"
+        if len(os.fsencode(socket)) <= _LONGEST_SOCKET_PATH:
+            return socket
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"labelmill-{os.getuid()}-{digest}" / "valkey.sock"
+
+    @property
+    def embedded_broker(self) -> bool:
+        """Whether the broker is ours to start."""
+        return self.broker_url is None
+
+    @property
+    def embedded_ledger(self) -> bool:
+        """Whether the ledger is ours to create and migrate without being asked."""
+        return self.ledger_url is None
+
+    @property
+    def cache_dir(self) -> Path:
+        """Copies that can be had again: model files, downloads."""
+        return self.home / "cache"
+
+    @property
+    def soft_time_limit(self) -> float:
+        """Seconds after which a chunk's task is asked to stop."""
+        return self.lease_seconds * SOFT_TIME_LIMIT_SHARE
+
+    @property
+    def time_limit(self) -> float:
+        """Seconds after which a chunk's process is killed."""
+        return self.lease_seconds * TIME_LIMIT_SHARE
+
+    @property
+    def visibility_timeout(self) -> float:
+        """Seconds after which Redis hands out an unacknowledged message again."""
+        return self.lease_seconds * VISIBILITY_LEASES
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for the processes the local stack starts."""
+        return {
+            ENV_PREFIX + name.upper(): str(value)
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }

@@ -1,0 +1,90 @@
+"""The console command `labelmill`. A command's module is imported when the command is run, not before."""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class _Entry(NamedTuple):
+    """A command: the module in `labelmill.commands` that has it, and its line in the list."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final = {
+    "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, look at the results."),
+    "up": _Entry("up", "Run the local stack in the foreground: broker, workers, trainer and beat."),
+    "submit": _Entry("submit", "Submit images as one job; prints the job's id."),
+    "classify": _Entry("classify", "Submit images, wait, and print their labels."),
+    "status": _Entry("status", "Show how far a job is."),
+    "jobs": _Entry("jobs", "List the latest jobs."),
+    "predictions": _Entry("predictions", "Print or export a job's predictions."),
+    "cancel": _Entry("cancel", "Stop a job; what is classified stays."),
+    "train": _Entry("train", "Train a model on MNIST."),
+    "models": _Entry("models", "List the models, or show one."),
+    "worker": _Entry("worker", "Run one Celery worker, for a deployment of your own."),
+    "db": _Entry("db", "Bring the ledger's schema up to date."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A group that knows its commands by name and imports one when it is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of the list above."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in that has what the list shows: the name and one line."""
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else TyperCommand(cmd_name, help=entry.help)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, for running it and for completing its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is None or command is None:
+            return name, command, rest
+        return name, load_command(name), rest
+
+
+def load_command(name: str) -> Any:
+    """The command with this name, imported."""
+    entry = COMMANDS[name]
+    command: Any = typer.main.get_command(import_module(f"labelmill.commands.{entry.module}").app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    name="labelmill",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 all classified, 1 failed, 2 usage, 3 finished with per-image errors, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"labelmill {metadata.version('labelmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Bulk image classification: folders of images in, SQL rows out."""
+
+
+def main() -> None:
+    """Runs the console command."""
+    app()

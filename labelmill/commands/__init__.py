@@ -1,0 +1,1 @@
+"""The commands of the console, one module each; `labelmill.cli` has their list."""

@@ -1,0 +1,30 @@
+"""`labelmill cancel`: stop a job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import print_json, say, tells_errors
+from labelmill.watching import closing_line, status_to_json
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example:  labelmill cancel 06h0w4r0rf0dkckt")
+@tells_errors
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Stop a job; what is classified stays.
+
+    Chunks that are being worked on at this moment still bring in their results.
+    """
+    with Client() as client:
+        status = client.cancel(job)
+    say(closing_line(status))
+    if as_json:
+        print_json(status_to_json(status))

@@ -1,0 +1,48 @@
+"""`labelmill classify`: the short way from files to labels."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.console import exit_code_of, say, tells_errors
+from labelmill.stack import Stack, broker_answers
+from labelmill.watching import watch
+from producer.export import write_jsonl, write_table
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples:  labelmill classify digit.png  |  labelmill classify scans/ --json")
+@tells_errors
+def classify(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="What `labelmill submit` takes, too.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """Submit images, wait, and print their labels.
+
+    Where nothing runs yet, broker and worker are started for the time it takes.
+    """
+    settings = Settings.load()
+    with Client(settings) as client:
+        images = client.sources(sources, stdin=sys.stdin)
+        job_id = client.submission(images).job_id
+        with _whatever_is_missing(settings):
+            status = watch(client, job_id)
+        found = client.predictions(job_id)
+        (write_jsonl if as_json else write_table)(found, sys.stdout)
+    raise SystemExit(exit_code_of(status))
+
+
+def _whatever_is_missing(settings: Settings) -> Stack | nullcontext[None]:
+    if not settings.embedded_broker or broker_answers(settings):
+        return nullcontext()
+    say("starting a worker for this (`labelmill up` keeps one running)")
+    return Stack(settings.model_copy(update={"processes": 1}), logs=settings.home / "logs")

@@ -1,0 +1,30 @@
+"""`labelmill db`: the ledger's schema."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs.ledger import Ledger
+from jobs.settings import Settings
+from labelmill.console import say, tells_errors
+from labelmill.migrating import upgrade as run_migrations
+
+app = typer.Typer(no_args_is_help=True, help="Bring the ledger's schema up to date.")
+
+
+@app.callback()
+def _group() -> None:
+    """Bring the ledger's schema up to date."""
+
+
+@app.command(epilog="Example:  LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade")
+@tells_errors
+def upgrade() -> None:
+    """Run the migrations that are missing. Safe to run again, and before every start."""
+    ledger = Ledger(Settings.load().ledger)
+    try:
+        run_migrations(ledger)
+        ledger.check()
+    finally:
+        ledger.close()
+    say(f"{ledger} is up to date")

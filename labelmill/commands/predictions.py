@@ -1,0 +1,85 @@
+"""`labelmill predictions`: a job's outcomes, filtered, paged, in the format that is wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.ledger.progress import Prediction
+from labelmill.client import Client
+from labelmill.console import say, tells_errors
+from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Examples:  labelmill predictions JOB --below 0.6  |  labelmill predictions JOB --errors --format csv  |  "
+    "labelmill predictions JOB --format parquet --output job.parquet"
+)
+@tells_errors
+def predictions(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    label: Annotated[str | None, typer.Option(help="Only images with this label.")] = None,
+    below: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Only labels with a confidence under this.")
+    ] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Only images that got no label.")] = False,
+    name: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Only images whose name matches, such as '*/7/*'.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; the cursor for --after is said on stderr.")
+    ] = None,
+    after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write into this file, not to stdout.")
+    ] = None,
+) -> None:
+    """Print or export a job's predictions, in the order of its images.
+
+    Every row of the job, unless --limit is given; streamed, so any number of them takes little memory.
+    """
+    last: Prediction | None = None
+
+    with Client() as client:
+        found = client.predictions(
+            job, label=label, below=below, errors=errors, name=name, after=after, limit=limit
+        )
+
+        def remembering_the_last() -> Iterator[Prediction]:
+            nonlocal last
+            for prediction in found:
+                last = prediction
+                yield prediction
+
+        count = _write(remembering_the_last(), Format.JSONL if as_json else form, output)
+        if limit is not None and count == limit and last is not None:
+            rest = client.predictions(
+                job, label=label, below=below, errors=errors, name=name, after=last.index, limit=1
+            )
+            if next(rest, None) is not None:
+                say(f"more: --after {last.index}")
+    if output is not None:
+        say(f"{count:,} predictions written to {output}")
+
+
+def _write(found: Iterator[Prediction], form: Format, output: Path | None) -> int:
+    if form == Format.PARQUET:
+        if output is None and sys.stdout.isatty():
+            raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
+        with output.open("wb") if output else nullcontext(sys.stdout.buffer) as file:
+            return write_parquet(found, file)
+    write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
+    with output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as text:
+        count = write(found, text)
+        text.flush()
+        return count

@@ -1,0 +1,58 @@
+"""`labelmill status`: how far a job is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.ledger.progress import JobStatus
+from labelmill.client import Client
+from labelmill.console import exit_code_of, print_data, print_json, tells_errors
+from labelmill.watching import status_to_json, watch
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples:  labelmill status 06h0w4r0rf0dkckt --watch  |  labelmill status JOB --json")
+@tells_errors
+def status(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show how far a job is: counts, rate, time left, and how long its oldest chunk has been waiting."""
+    with Client() as client:
+        found = watch(client, job) if watch_it else client.status(job)
+    if as_json:
+        print_json(status_to_json(found))
+    else:
+        print_data(_for_people(found))
+    if watch_it:
+        raise SystemExit(exit_code_of(found))
+
+
+def _for_people(status: JobStatus) -> str:
+    lines = [
+        ("job", status.id),
+        ("state", str(status.state) + (f": {status.error}" if status.error else "")),
+        ("model", status.model),
+        ("images", f"{status.done:,} of {status.total:,} done"),
+        ("succeeded", f"{status.succeeded:,}"),
+        ("failed", f"{status.failed:,}"),
+        ("rate", f"{status.rate:,.0f} a second" if status.rate else "-"),
+    ]
+    if not status.finished:
+        eta, waiting = status.eta_seconds, status.oldest_waiting_seconds
+        lines += [
+            ("time left", f"{eta:,.0f} s" if eta is not None else "-"),
+            ("oldest waiting", f"{waiting:,.0f} s" if waiting is not None else "-"),
+        ]
+    for what, moment in [
+        ("created", status.created_at),
+        ("submitted", status.submitted_at),
+        ("started", status.started_at),
+        ("finished", status.finished_at),
+    ]:
+        lines.append((what, moment.isoformat(sep=" ", timespec="seconds") if moment else "-"))
+    return "\n".join(f"{what:<16}{value}" for what, value in lines)

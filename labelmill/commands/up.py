@@ -1,0 +1,44 @@
+"""`labelmill up`: the local stack in the foreground."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.console import say, tells_errors
+from labelmill.stack import Stack
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples:  labelmill up  |  LABELMILL_HOME=/data/mill labelmill up --processes 8")
+@tells_errors
+def up(
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes classify. Left out: one per core.")
+    ] = None,
+) -> None:
+    """Run the local stack in the foreground: broker, workers, trainer and beat. Ctrl-C ends it all.
+
+    What dies is started again. Unfinished jobs go on where they were.
+    """
+    settings = Settings.load(**({"processes": processes} if processes else {}))
+    if find_spec("tensorflow") is None:
+        raise UserError("Workers need TensorFlow: pip install 'labelmill[worker]'.")
+    with Client(settings) as client:
+        if not client.models():
+            say("There is no model yet: run `labelmill train` in another terminal, or `labelmill demo`.")
+    try:
+        with Stack(settings, logs=None, trainer=True, beat=True) as stack:
+            say(f"up in {settings.home}, {settings.processes} processes; Ctrl-C ends it")
+            while True:
+                stack.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("all ended")

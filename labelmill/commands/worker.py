@@ -1,0 +1,50 @@
+"""`labelmill worker`: one Celery worker in place of this process."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.ledger import Ledger
+from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.settings import Settings
+from labelmill.console import tells_errors
+from labelmill.stack import worker_command
+
+app = typer.Typer()
+
+
+@app.command(epilog="Examples:  labelmill worker --processes 4  |  labelmill worker --trainer")
+@tells_errors
+def worker(
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes classify. Left out: LABELMILL_PROCESSES.")
+    ] = None,
+    trainer: Annotated[
+        bool, typer.Option("--trainer", help="Train when asked to, instead of classifying.")
+    ] = False,
+    loglevel: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run one Celery worker, for a deployment of your own.
+
+    The same as `celery -A worker.app worker` with the options that suit it. Needs the broker and the ledger
+    to be there: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
+    """
+    settings = Settings.load()
+    if find_spec("tensorflow") is None:
+        raise UserError("A worker needs TensorFlow: pip install 'labelmill[worker]'.")
+    ledger = Ledger(settings.ledger)
+    ledger.check()
+    ledger.close()
+    if trainer:
+        command = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
+    else:
+        command = worker_command(
+            queue=CLASSIFY_QUEUE, processes=processes or settings.processes, name="worker", loglevel=loglevel
+        )
+    # In place of this process: signals of whoever supervises it reach Celery itself.
+    os.execve(command[0], command, os.environ | settings.environment())  # noqa: S606 -- our own command line

@@ -1,0 +1,88 @@
+"""How the console command talks: data on stdout, all the rest on stderr, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from enum import IntEnum
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec
+
+from rich.console import Console
+
+from jobs.errors import LabelmillError
+from jobs.ledger.progress import JobStatus
+from jobs.schema import JobState
+
+P = ParamSpec("P")
+
+#: For people. Data never goes here.
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class ExitCode(IntEnum):
+    """What the console command exits with. A contract: scripts read them."""
+
+    OK = 0  # all images classified
+    FAILED = 1  # the job, or the command, failed
+    USAGE = 2  # the request cannot be carried out as it stands
+    WITH_ERRORS = 3  # the job finished, some images got an error instead of a label
+    INTERRUPTED = 130  # Ctrl-C; a job that was submitted goes on
+
+
+def print_data(text: str) -> None:
+    """A line of data."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """A JSON document, for programs."""
+    print_data(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    err.print(text, markup=False)
+
+
+def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
+    """Says what is wrong and exits."""
+    err.print(f"[bold red]labelmill:[/] ", end="")
+    err.print(text, markup=False)
+    raise SystemExit(code)
+
+
+def exit_code_of(status: JobStatus) -> ExitCode:
+    """What a finished job makes a command exit with."""
+    if status.state != JobState.DONE:
+        return ExitCode.FAILED
+    return ExitCode.WITH_ERRORS if status.failed else ExitCode.OK
+
+
+def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turns a user's mistake into a message and an exit code, never a stack trace."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LabelmillError as error:
+            fail(str(error), ExitCode(error.exit_code))
+        except KeyboardInterrupt:
+            fail("interrupted", ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough. Nothing more may be written, not even by the shutdown
+            # of the interpreter.
+            sys.stdout = None  # type: ignore[assignment]
+            raise SystemExit(ExitCode.OK) from None
+
+    return run
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON")

@@ -1,0 +1,44 @@
+"""Opening the ledger, and bringing its schema up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection
+
+import migrations
+from jobs.errors import LedgerNotReady
+from jobs.ledger import Ledger
+from jobs.settings import Settings
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger, ready to use. The embedded one is made and migrated where needed: it is nobody else's.
+
+    Raises LedgerNotReady where a deployed one is not at this version, Unavailable.
+    """
+    ledger = Ledger(settings.ledger)
+    try:
+        ledger.check()
+    except LedgerNotReady:
+        if not settings.embedded_ledger:
+            ledger.close()
+            raise
+        upgrade(ledger)
+    return ledger
+
+
+def upgrade(ledger: Ledger, revision: str = "head") -> None:
+    """Runs the migrations that are missing, in one transaction. Raises Unavailable."""
+    with ledger.transaction() as connection:
+        command.upgrade(alembic_config(connection), revision)
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration for this connection; no alembic.ini is needed."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    return config

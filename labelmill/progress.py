@@ -1,0 +1,81 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from labelmill.console import err, say
+
+#: How often a line is written where there is no terminal.
+_LINE_SECONDS: Final = 5.0
+
+
+class ProgressLine:
+    """One piece of long work; the total may be unknown, or grow."""
+
+    def __init__(self, what: str, *, total: int | None = None) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._note = ""
+        self._said_at = time.monotonic()
+        self._said: str | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=err,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, note="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._line()
+
+    def update(self, done: int, *, total: int | None = None, note: str = "") -> None:
+        """This much is done by now."""
+        self._done = done
+        self._total = total if total is not None else self._total
+        self._note = note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=self._total, note=note)
+        elif time.monotonic() - self._said_at >= _LINE_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        of = f" of {self._total:,}" if self._total is not None else ""
+        line = f"{self._what}: {self._done:,}{of}" + (f", {self._note}" if self._note else "")
+        if line != self._said:
+            say(line)
+        self._said, self._said_at = line, time.monotonic()

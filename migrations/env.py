@@ -1,0 +1,29 @@
+"""How Alembic runs a migration: on the connection `labelmill db upgrade` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy.engine import Connection
+
+from jobs.schema import metadata
+
+#: A migration that cannot get its lock at once gives up rather than queue in front of the workers.
+LOCK_TIMEOUT = "5s"
+
+
+def run() -> None:
+    """Runs what is asked for in one transaction."""
+    connection: Connection = context.config.attributes["connection"]
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        compare_type=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

@@ -1,0 +1,99 @@
+"""Predictions as a table, CSV, JSON lines or Parquet, row by row: a job of any size in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from itertools import islice
+from typing import IO, Any, Final
+
+from jobs.errors import UserError
+from jobs.ledger.progress import PAGE_ROWS, Prediction
+
+COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def as_json(prediction: Prediction) -> dict[str, Any]:
+    """One prediction as a JSON object."""
+    return prediction._asdict()
+
+
+def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
+    """A header row, then a row a prediction; empty where there is no value. Gives back the number of rows."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    count = 0
+    for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
+        writer.writerow(prediction)
+    return count
+
+
+def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
+    """A JSON object a line. Gives back the number of rows."""
+    count = 0
+    for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
+        out.write(json.dumps(as_json(prediction), ensure_ascii=False) + "\n")
+    return count
+
+
+def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
+    """Aligned columns for people. The first page of rows sets the widths; what is longer sticks out."""
+    count = 0
+    width = 0
+    for page in _pages(predictions):
+        if not count:
+            width = max(4, *(len(prediction.name) for prediction in page))
+            out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
+        for prediction in page:
+            name = prediction.name.replace("\n", "\\n")
+            if prediction.error is not None:
+                outcome = f"{'-':<12}  {prediction.error}: {prediction.detail or ''}".rstrip(": ")
+            else:
+                outcome = f"{prediction.label:<12}  {prediction.confidence:.4f}"
+            out.write(f"{prediction.index:>8}  {name:<{width}}  {outcome}\n")
+        count += len(page)
+    return count
+
+
+def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
+    """A Parquet file, a row group a page. Gives back the number of rows. Raises UserError without pyarrow."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("Parquet needs pyarrow: pip install 'labelmill[parquet]'.") from None
+    schema = pa.schema(
+        [
+            pa.field("index", pa.int64(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("confidence", pa.float32()),
+            pa.field("error", pa.string()),
+            pa.field("detail", pa.string()),
+            pa.field("model", pa.string(), nullable=False),
+        ]
+    )
+    count = 0
+    with pq.ParquetWriter(out, schema) as writer:
+        for page in _pages(predictions):
+            columns = [list(column) for column in zip(*page, strict=True)]
+            writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
+            count += len(page)
+    return count
+
+
+def _pages(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    rows = iter(predictions)
+    while page := list(islice(rows, PAGE_ROWS)):
+        yield page

@@ -1,0 +1,39 @@
+"""Following a job to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from jobs.errors import LabelmillError
+from jobs.ledger import Ledger
+from jobs.ledger.progress import JobStatus, job_status
+
+#: The first look comes quickly, for jobs of one image; then less and less often, for jobs of an hour.
+_FIRST_PAUSE_SECONDS: Final = 0.01
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+_PAUSE_GROWTH: Final = 1.3
+
+
+class NotFinished(LabelmillError):
+    """The job had not finished when the time was up; it goes on."""
+
+
+def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
+    """The job's status again and again; the last one is final.
+
+    Raises NotFound, Unavailable, and NotFinished after `timeout` seconds.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        with ledger.reading() as connection:
+            status = job_status(connection, job_id)
+        yield status
+        if status.finished:
+            return
+        if deadline is not None and time.monotonic() + pause > deadline:
+            raise NotFinished(f"Job {job_id} has not finished after {timeout:g} seconds; it goes on.")
+        time.sleep(pause)
+        pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,143 @@
+"""What a person names, turned into a stream of images: names and bytes, any number, in constant memory.
+
+Here each named source finds its reader: `files` for files and folders, `patterns` for globs, `archives` for
+ZIP, `idx` for MNIST's own files. The images go on to `producer.submit`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from jobs.errors import ErrorCode, SourceError
+from producer.sources.archives import MAGIC as ZIP_MAGIC
+from producer.sources.archives import check_zip, read_zip
+from producer.sources.files import head, read_file, read_folder, read_special, shown, why
+from producer.sources.idx import check_idx, is_idx, read_idx
+from producer.sources.image import (
+    DEFAULT_MAX_IMAGE_BYTES,
+    IMAGE_EXTENSIONS,
+    Reading,
+    SourceImage,
+    extension,
+    failed,
+)
+from producer.sources.patterns import is_pattern, matches
+
+__all__ = ["DEFAULT_MAX_IMAGE_BYTES", "SourceImage", "Sources"]
+
+_STDIN = "-"
+
+_Reader = Callable[[str, Reading], Iterator[SourceImage]]
+
+
+class Sources:
+    """The images of files, folders, globs, ZIP archives, IDX files, and of the paths on stdin (`-`).
+
+    Every named source is checked at once, before anything is read: SourceError says what is wrong and what to
+    do about it. Iterate as often as you like, everything is read anew each time; only stdin can't be. What a
+    glob or stdin names is not named by a person: there, a source that can't be read is one image's error.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        *,
+        stdin: Iterable[str] | None = None,
+        max_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+    ) -> None:
+        if list(sources).count(_STDIN) > 1:
+            raise SourceError("`-` is given twice, but stdin can be read only once: name it once")
+        self._stdin = stdin
+        self._stdin_read = False
+        self._max_bytes = max_bytes
+        self._reading = Reading(max_bytes)
+        self._sources = [(source, self._reader_of(source)) for source in sources]
+
+    @property
+    def skipped(self) -> int:
+        """Files of folders and archives passed over for their names, so far in the latest iteration."""
+        return self._reading.skipped
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        self._reading = Reading(self._max_bytes)
+        return self._read(self._reading)
+
+    def _read(self, reading: Reading) -> Iterator[SourceImage]:
+        for source, reader in self._sources:
+            yield from reader(source, reading)
+
+    def _reader_of(self, source: str) -> _Reader:
+        """Who reads a named source. Raises SourceError where nobody could."""
+        if source == _STDIN:
+            if self._stdin is None:
+                raise SourceError("`-` stands for paths on stdin, but there is no stdin here: name the paths")
+            return self._read_stdin
+        try:
+            mode = _mode(source)
+        except (OSError, ValueError) as error:
+            advice = "check the spelling, and the folder you are in"
+            if not is_pattern(source):
+                raise SourceError(f"cannot find {shown(source)} ({why(error)}): {advice}") from error
+            if next(matches(source), None) is None:
+                raise SourceError(f"no file matches {shown(source)}: {advice}") from error
+            return _read_pattern
+        return _reader_for(source, mode, self._max_bytes)
+
+    def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG002 - a reader's signature
+        if self._stdin_read:
+            raise SourceError(
+                "stdin was read already and can't be read again: save its paths to a file first"
+            )
+        self._stdin_read = True
+        for line in self._stdin or ():
+            if line.strip():
+                yield from _read_unchecked(line.removesuffix("\n"), reading)
+
+
+def _mode(path: str) -> int:
+    """What kind of file it is, symlinks followed. Raises OSError, or ValueError on a NUL."""
+    return os.stat(path).st_mode  # noqa: PTH116 - once a source, of which stdin may name millions
+
+
+def _reader_for(path: str, mode: int, max_bytes: int) -> _Reader:
+    """Who reads an existing file or folder. Raises SourceError where it is an archive that can't be read."""
+    if stat.S_ISDIR(mode):
+        return read_folder
+    if not stat.S_ISREG(mode):
+        return read_special
+    kind = extension(path.rpartition("/")[2])
+    if kind in IMAGE_EXTENSIONS:  # called an image: the worker judges what it is, it never unfolds into many
+        return read_file
+    first = head(path, 4)
+    if kind == "zip" or first == ZIP_MAGIC:
+        check_zip(path)
+        return read_zip
+    if is_idx(path, first):
+        check_idx(path, max_bytes)
+        return read_idx
+    return read_file
+
+
+def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
+    for path in matches(pattern):
+        yield from _read_unchecked(path, reading)
+
+
+def _read_unchecked(path: str, reading: Reading) -> Iterator[SourceImage]:
+    """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself."""
+    try:
+        mode = _mode(path)
+    except (OSError, ValueError) as error:
+        yield failed(shown(path), ErrorCode.SOURCE_MISSING, why(error))
+        return
+    try:
+        reader = _reader_for(path, mode, reading.max_bytes)
+    except SourceError as error:
+        yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
+        return
+    try:
+        yield from reader(path, reading)
+    except SourceError as error:
+        yield failed(shown(path), ErrorCode.CORRUPT, str(error))

@@ -1,0 +1,155 @@
+"""Images that lie on disk: single files, and folders with all that is below them.
+
+Nothing is followed out of a named folder, and nothing is opened that could block.
+"""
+# Paths are strings and descriptors are bare here: pathlib and file objects cost more than the reading itself.
+# ruff: noqa: PTH110, PTH112, PTH113, PTH118
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from operator import attrgetter
+
+from jobs.errors import ErrorCode
+from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name, storable
+
+#: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
+WINDOW = 65_536
+
+#: O_NONBLOCK: should a FIFO have taken the file's place since it was listed, opening it must not hang.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+
+_by_name = attrgetter("name")
+
+
+def shown(path: str) -> str:
+    """What a path is called in the results: as it was given, without detours such as `./`."""
+    return storable(os.path.normpath(path))
+
+
+def head(path: str, size: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        descriptor = os.open(path, _OPEN)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, size)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:
+    """A file that was named itself: taken whatever it is called, through a symlink too."""
+    yield _load(path, shown(path), reading.max_bytes)
+
+
+def read_special(path: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG001 - a reader's signature
+    """A FIFO, device or socket that was named itself: never opened."""
+    yield failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
+
+
+def read_folder(path: str, reading: Reading) -> Iterator[SourceImage]:
+    """Every image below a folder, depth first, each folder's entries in the order of their names.
+
+    Entries are sorted in windows of WINDOW, as the system lists them: memory stays the same for millions of
+    files in one folder, and the same folder gives the same order. Hidden entries are passed over in silence,
+    files with no image's extension are counted in `reading.skipped`. Symlinks to files within the folder are
+    read, symlinks to folders are not followed; what leads out of it or is no regular file is an error.
+    """
+    root = os.path.realpath(path)
+    name = shown(path)
+    prefix = "" if name == "." else name.rstrip("/") + "/"
+    cut = len(os.path.join(path, ""))
+    # A stack and not recursion: a tree may be deeper than Python's.
+    levels = [(path, entries(path))]
+    while levels:
+        folder, listing = levels[-1]
+        try:
+            entry = next(listing, None)
+        except OSError as error:
+            levels.pop()
+            yield failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error))
+            continue
+        if entry is None:
+            levels.pop()
+        elif is_hidden(entry.name):
+            pass
+        elif entry.is_dir(follow_symlinks=False):
+            levels.append((entry.path, entries(entry.path)))
+        else:
+            image = _entry(entry, prefix + storable(entry.path[cut:]), root, reading)
+            if image is not None:
+                yield image
+
+
+def entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """A folder's entries, sorted by name in windows of WINDOW. Raises OSError when it cannot be listed."""
+    with os.scandir(folder or ".") as listing:
+        while window := sorted(islice(listing, WINDOW), key=_by_name):
+            yield from window
+
+
+def _entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
+    """The image of one entry that is no folder; None where it is passed over."""
+    path = entry.path
+    if entry.is_symlink():
+        # Read what it was resolved to, without following anything more: it may change in between.
+        path = os.path.realpath(path)
+        if path != root and not path.startswith(os.path.join(root, "")):
+            return failed(name, ErrorCode.SOURCE_FORBIDDEN, "a symlink that leaves its folder")
+        if os.path.isdir(path):
+            return None
+        regular = not os.path.exists(path) or os.path.isfile(path)
+    else:
+        regular = entry.is_file(follow_symlinks=False) or not os.path.lexists(path)
+    if not regular:
+        return failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
+    if not is_image_name(entry.name):
+        reading.skipped += 1
+        return None
+    return _load(path, name, reading.max_bytes, _OPEN | os.O_NOFOLLOW)
+
+
+def _load(path: str, name: str, max_bytes: int, flags: int = _OPEN) -> SourceImage:
+    """Read one file, or say why not."""
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
+            if status.st_size > max_bytes:
+                return _too_large(name, max_bytes)
+            # One byte more than it should have: a short answer is the end of the file, without a second read.
+            data = os.read(descriptor, status.st_size + 1)
+            if len(data) != status.st_size:
+                data += _rest(descriptor, max_bytes + 1 - len(data))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return failed(name, ErrorCode.SOURCE_MISSING, why(error))
+    return SourceImage(name, data, None) if len(data) <= max_bytes else _too_large(name, max_bytes)
+
+
+def _rest(descriptor: int, size: int) -> bytes:
+    """What follows in a file that is growing or shrinking as it is read, up to a size and a little more."""
+    parts = []
+    while size > 0 and (part := os.read(descriptor, 1024 * 1024)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _too_large(name: str, max_bytes: int) -> SourceImage:
+    return failed(name, ErrorCode.TOO_LARGE, f"more than {max_bytes} bytes")
+
+
+def why(error: OSError | ValueError) -> str:
+    """The system's own words, without the path; a ValueError's are about a name that no file can have."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

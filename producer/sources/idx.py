@@ -1,0 +1,97 @@
+"""Images in an IDX file, MNIST's format: https://yann.lecun.com/exdb/mnist/ (big-endian, gzipped or not).
+
+Each becomes a binary PGM, so that the rest of the way it is an image like any other.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from jobs.errors import SourceError
+from producer.sources.files import head, shown
+from producer.sources.image import Reading, SourceImage
+
+IMAGES_MAGIC = b"\x00\x00\x08\x03"  # unsigned bytes in three dimensions
+LABELS_MAGIC = b"\x00\x00\x08\x01"
+GZIP_MAGIC = b"\x1f\x8b"
+
+_NAME = re.compile(r"idx[13]-ubyte(\.gz)?$", re.IGNORECASE)
+
+#: What a damaged file raises, gzipped or not.
+_DAMAGE = (OSError, EOFError, zlib.error)
+
+
+def is_idx(path: str, first: bytes) -> bool:
+    """Whether a file with these first four bytes is an IDX file, by its name or by what it holds."""
+    if first.startswith(GZIP_MAGIC):
+        try:
+            with _open(path) as stream:
+                first = stream.read(4)
+        except _DAMAGE:
+            first = b""
+    return first in (IMAGES_MAGIC, LABELS_MAGIC) or _NAME.search(path) is not None
+
+
+def check_idx(path: str, max_bytes: int) -> None:
+    """Raise SourceError where a file holds no images, or none that may be read."""
+    try:
+        with _open(path) as stream:
+            _read_header(path, stream, max_bytes)
+    except _DAMAGE as error:
+        raise SourceError(f"{shown(path)} cannot be read ({error}): fetch it anew") from error
+
+
+def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
+    """Every image of an IDX file. Raises SourceError after the last whole one where more were declared."""
+    name = shown(path)
+    found = count = 0
+    intact = False
+    with suppress(*_DAMAGE), _open(path) as stream:
+        count, rows, columns = _read_header(path, stream, reading.max_bytes)
+        header = _pgm_header(rows, columns)
+        size = rows * columns
+        width = max(5, len(str(count - 1)))
+        while found < count and len(pixels := stream.read(size)) == size:
+            yield SourceImage(f"{name}/{found:0{width}d}", header + pixels, None)
+            found += 1
+        stream.read(1)  # gzip compares its checksum only at the end
+        intact = found == count
+    if not intact:
+        raise SourceError(
+            f"{name} is damaged or cut short: it declares {count} images, {found} could be read: fetch anew"
+        )
+
+
+def _open(path: str) -> BinaryIO:
+    if head(path, 2) == GZIP_MAGIC:
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return Path(path).open("rb")
+
+
+def _read_header(path: str, stream: BinaryIO, max_bytes: int) -> tuple[int, int, int]:
+    """The number of images, their rows and their columns. Raises SourceError where they make no sense."""
+    name = shown(path)
+    header = stream.read(16)
+    if header.startswith(LABELS_MAGIC):
+        raise SourceError(f"{name} holds labels: name the file with the images (idx3-ubyte) instead")
+    if len(header) < 16 or not header.startswith(IMAGES_MAGIC):
+        raise SourceError(f"{name} is no IDX file of images (idx3-ubyte): check what it is, or fetch it anew")
+    count, rows, columns = cast(tuple[int, int, int], struct.unpack(">III", header[4:]))
+    if rows * columns == 0:
+        raise SourceError(f"{name} declares images of {columns} x {rows} pixels: fetch it anew")
+    if len(_pgm_header(rows, columns)) + rows * columns > max_bytes:
+        raise SourceError(
+            f"{name} declares images of {columns} x {rows} pixels, the limit is {max_bytes} bytes"
+        )
+    return count, rows, columns
+
+
+def _pgm_header(rows: int, columns: int) -> bytes:
+    return f"P5\n{columns} {rows}\n255\n".encode()

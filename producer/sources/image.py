@@ -1,0 +1,67 @@
+"""What every source yields, and the rules about names that folders and archives share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jobs.errors import ErrorCode, ImageError
+
+#: The most bytes one image may have: far above any photograph, far below what would crowd a process.
+DEFAULT_MAX_IMAGE_BYTES = 32 * 1024 * 1024
+
+#: Extensions of images that are read.
+_READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
+#: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too.
+_REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif avif tga"
+IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
+
+
+class SourceImage(NamedTuple):
+    """One image of a source: its bytes, or why there are none."""
+
+    name: str  # what its owner calls it
+    data: bytes | None  # the file's bytes; None where there is an error
+    error: ImageError | None
+
+
+@dataclass(slots=True)
+class Reading:
+    """One pass over the sources: the limit it keeps, and how many files it has passed over."""
+
+    max_bytes: int
+    skipped: int = 0
+
+
+def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
+    """An image without bytes."""
+    return SourceImage(name, None, ImageError(code, detail))
+
+
+def extension(name: str) -> str:
+    """What follows the last dot of a file's own name, in lower case; empty where there is none."""
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of a folder or archive is taken: an image's extension, or none at all."""
+    return "." not in name or extension(name) in IMAGE_EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over in silence: a leading dot, or what macOS adds to a ZIP."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def storable(name: str) -> str:
+    r"""The name in a form that every database takes: valid UTF-8 without U+0000.
+
+    Bytes that are no UTF-8 appear as \xNN.
+    """
+    if not name.isascii():
+        try:
+            encoded = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # a surrogate that stands for no byte: it came from no file system
+            encoded = name.encode("utf-8", "backslashreplace")
+        name = encoded.decode("utf-8", "backslashreplace")
+    return name.replace("\0", "\ufffd")

@@ -1,0 +1,534 @@
+"""Decoding: each row of the list of bad inputs that concerns a picture's bytes, and each conversion."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, PngImagePlugin
+
+from jobs.errors import ErrorCode, ImageError
+from jobs.model import MNIST_INPUT, InputSpec
+from worker.predicting.decode import MAX_IMAGE_PIXELS, decode, prepare, prepare_arrays
+
+GREY = InputSpec(width=28, height=28)
+COLOUR = InputSpec(width=28, height=28, mode="RGB")
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def digit() -> np.ndarray:
+    """A light stroke on black, every value different enough to notice a shift, a turn or a clip."""
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[4:20, 8:14] = np.arange(96, dtype=np.uint8).reshape(16, 6) + 100
+    return pixels
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png(
+    width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes = b"", extra: bytes = b""
+) -> bytes:
+    """A PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND", b"")
+
+
+def code_of(data: bytes, spec: InputSpec = GREY) -> ErrorCode:
+    with pytest.raises(ImageError) as caught:
+        decode(data, spec)
+    assert "BytesIO" not in caught.value.detail
+    return caught.value.code
+
+
+PNG = encode(Image.fromarray(digit()))
+TIFF = encode(Image.fromarray(digit()), "TIFF")
+MPEG_LIKE = bytes(range(1, 200)) * 3
+
+
+# --- not a picture
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x89",
+        b"P",
+        b"B",
+        b"\x89PN",
+        np.random.default_rng(7).bytes(4096),
+        b"this is a text, whatever its name says",
+        b"BMW is not BMP, nor is BM anything without a header",
+        b"Pictures were promised, P1 too",
+        b"<!doctype html><html><body><h1>502 Bad Gateway</h1></body></html>",
+        b"<html><body>no</body></html>",
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_what_is_no_picture_is_unidentified(data: bytes) -> None:
+    assert code_of(data) == ErrorCode.UNIDENTIFIED
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TIFF,
+        TIFF.replace(b"II*\0", b"MM\0*", 1),
+        b"II+\0\x08\0\0\0" + bytes(64),
+        b"8BPS\0\x01" + bytes(64),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n",
+        b"\xc5\xd0\xd3\xc6" + bytes(64),
+        b"%PDF-1.7\n",
+        b"SIMPLE  =                    T" + b" " * 200,
+        b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64),
+        b"\xff\x4f\xff\x51" + bytes(64),
+        b"\xd7\xcd\xc6\x9a" + bytes(64),
+        b"\x01\0\0\0" + bytes(36) + b" EMF" + bytes(64),
+        encode(Image.fromarray(digit()), "ICO"),
+        b"\0\0\0\x20ftypavif" + bytes(64),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg>\n<SVG/>",
+        encode(Image.fromarray(digit()), "SGI"),
+        encode(Image.fromarray(digit()), "DDS"),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_a_format_off_the_list_is_told_by_its_bytes_and_refused(data: bytes) -> None:
+    assert code_of(data) == ErrorCode.FORMAT_NOT_ALLOWED
+
+
+def test_decoders_off_the_list_are_never_even_imported() -> None:
+    # Given a TIFF and a PostScript file, when they are refused
+    code_of(TIFF)
+    code_of(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    # Then Pillow was not asked to guess among all it has (the test's own TIFF and so on aside).
+    assert "FITS" not in Image.OPEN or "PIL.FitsImagePlugin" in __import__("sys").modules
+    image = Image.open(io.BytesIO(PNG), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"))
+    assert image.format == "PNG"
+
+
+# --- a broken picture
+
+
+def test_a_wrong_checksum_is_corrupt_wherever_it_is() -> None:
+    # Given a PNG with a comment before its pixels
+    info = PngImagePlugin.PngInfo()
+    info.add_text("a", "b")
+    sound = encode(Image.fromarray(digit()), pnginfo=info)
+    kinds = [b"IHDR", b"tEXt", b"IDAT", b"IEND"]
+    for kind in kinds:
+        # When one bit of one chunk's checksum is wrong
+        at = sound.index(kind)
+        (length,) = struct.unpack_from(">I", sound, at - 4)
+        broken = bytearray(sound)
+        broken[at + 4 + length] ^= 1
+        # Then the picture is corrupt, though Pillow by itself would show it.
+        assert code_of(bytes(broken)) == ErrorCode.CORRUPT, kind
+    assert decode(sound, GREY).tolist() == digit().tolist()
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("PPM", {}),
+    ],
+)
+def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[str, object]) -> None:  # noqa: A002
+    # Given a picture whose lower half matters
+    noise = np.random.default_rng(3).integers(0, 256, (28, 28), dtype=np.uint8)
+    whole = encode(Image.fromarray(noise).convert("RGB"), format, **options)
+    expected = decode(whole, GREY)
+    for length in range(len(whole)):
+        # When it is cut anywhere
+        try:
+            pixels = decode(whole[:length], GREY)
+        except ImageError as error:
+            # Then it is corrupt, or, cut within the first bytes that tell its format, nothing at all
+            allowed = {ErrorCode.CORRUPT} if length > 32 else {ErrorCode.CORRUPT, ErrorCode.UNIDENTIFIED}
+            assert error.code in allowed, length
+        else:
+            # or all its pixels are there: only the mark of its end is missing.
+            assert (pixels == expected).all(), length
+            assert len(whole) - length <= 4, length
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PNG[:8],
+        PNG[:33],
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(40),
+        b"GIF89a",
+        b"GIF89a\0\0\0\0\0\0\0;",
+        png(0, 0),
+        png(0, 28, rows=b"\0" * 28),
+        png(28, 28, depth=3),
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIIIII", 40, 0, 0, 1, 24, *[0] * 6),
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIIIII", 40, 9, 9, 1, 77, *[0] * 6),
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"P5\n0 0\n255\n",
+        b"P5\nx y\n255\n",
+        b"P5 28 28 70000\n" + bytes(784),
+        b"P2\n2 2\n255\n1 2 3 999",
+    ],
+    ids=lambda data: repr(data[:16]),
+)
+def test_a_known_format_that_is_broken_is_corrupt(data: bytes) -> None:
+    assert code_of(data) == ErrorCode.CORRUPT
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"])
+def test_any_damage_ends_in_pixels_or_in_an_image_error(format: str) -> None:  # noqa: A002
+    # Given a sound picture of each format
+    sound = encode(Image.fromarray(digit()).convert("RGB"), format)
+    random = np.random.default_rng(11)
+    for _ in range(400):
+        # When a few of its bytes are anything
+        damaged = bytearray(sound)
+        for at in random.integers(0, len(damaged), random.integers(1, 6)):
+            damaged[at] = random.integers(256)
+        # Then nothing but an ImageError comes out: an unexpected exception would end the chunk.
+        try:
+            assert decode(bytes(damaged), GREY).shape == (28, 28)
+        except ImageError as error:
+            assert error.code != ErrorCode.FORMAT_NOT_ALLOWED
+
+
+def zlib_bomb() -> bytes:
+    compressor = zlib.compressobj(9)
+    return b"".join(compressor.compress(bytes(2**20)) for _ in range(256)) + compressor.flush()
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_a_decompression_bomb_beside_the_pixels_is_corrupt_and_bounded(kind: bytes) -> None:
+    # Given 256 MiB of zeros in a quarter megabyte of comment or colour profile
+    prefix = b"a\0\x01\0\0\0" if kind == b"iTXt" else b"a\0\0"
+    bomb = png(28, 28, rows=bytes(29 * 28), extra=chunk(kind, prefix + zlib_bomb()))
+    # When it is decoded
+    tracemalloc.start()
+    code = code_of(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Then it is refused after its first megabyte.
+    assert code == ErrorCode.CORRUPT
+    assert peak < 16 * 2**20
+
+
+# --- too large
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(50_000, 50_000),
+        png(10**9, 1),
+        png(1, 10**9),
+        png(2**31 - 1, 2**31 - 1),
+        png(8192, 8193),
+        b"P5 1000000000 1000000000 255\n",
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIIIII", 40, 10**9, 9, 1, 24, *[0] * 6),
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(8),
+        b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\xff\0\xff\xff\0" + bytes(8),
+    ],
+    ids=lambda data: repr(data[:24]),
+)
+def test_too_many_pixels_are_refused_from_the_header_alone(data: bytes) -> None:
+    # Given a header that promises more pixels than allowed, and hardly any pixels
+    tracemalloc.start()
+    code = code_of(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Then its promise is enough, and nothing was made room for.
+    assert code == ErrorCode.TOO_LARGE
+    assert peak < 2**20
+
+
+def test_an_animated_bomb_whose_frame_outgrows_its_screen_is_too_large() -> None:
+    # Given a GIF with a screen of 1x1 and a first frame of 65535x65535
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0x80) + bytes(6) + b"\x02\x02\x44\x01\0;"
+    assert code_of(b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame) == ErrorCode.TOO_LARGE
+
+
+def test_a_picture_exactly_at_the_limit_is_decoded(recwarn: pytest.WarningsRecorder) -> None:
+    # Given as many pixels as are allowed: one bit each, to keep the test small
+    assert MAX_IMAGE_PIXELS == 8192 * 8192
+    data = png(8192, 8192, depth=1, rows=(b"\0" + b"\xff" * 1024) * 8192)
+    # Then it gets its pixels
+    assert (decode(data, GREY) == 255).all()
+    assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
+
+
+# --- conversions
+
+
+def test_mnist_itself_comes_through_untouched() -> None:
+    assert decode(PNG, MNIST_INPUT).tolist() == digit().tolist()
+    assert decode(memoryview(PNG), MNIST_INPUT).tolist() == digit().tolist()
+    assert decode(PNG, MNIST_INPUT).dtype == np.uint8
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "PPM"])
+def test_lossless_formats_agree_to_the_last_bit(format: str) -> None:  # noqa: A002
+    assert decode(encode(Image.fromarray(digit()), format), GREY).tolist() == digit().tolist()
+
+
+def test_what_follows_the_picture_is_ignored() -> None:
+    assert decode(PNG + b"PK\x03\x04" + bytes(100), GREY).tolist() == digit().tolist()
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("JPEG", {"progressive": True}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("WEBP", {})],
+)
+def test_lossy_and_progressive_pictures_come_close(format: str, options: dict[str, object]) -> None:  # noqa: A002
+    smooth = Image.fromarray(np.tile(np.arange(0, 252, 9, dtype=np.uint8), (28, 1)))
+    pixels = decode(encode(smooth, format, quality=95, **options), GREY).astype(int)
+    assert abs(pixels - np.asarray(smooth)).max() <= 12
+
+
+def test_an_interlaced_png_is_decoded() -> None:
+    # Given Adam7's seven passes over a picture all of 77, written by hand
+    passes = ((4, 4), (3, 4), (7, 3), (7, 7), (14, 7), (14, 14), (28, 14))
+    rows = b"".join((b"\0" + b"\x4d" * width) * height for width, height in passes)
+    data = bytearray(png(28, 28, rows=rows))
+    data[28] = 1
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert (decode(bytes(data), GREY) == 77).all()
+
+
+def test_sixteen_bits_keep_their_upper_byte() -> None:
+    # Given every grey from black to white, in 16 bits
+    deep = np.linspace(0, 65535, 784).astype(np.uint16).reshape(28, 28)
+    expected = (deep >> 8).tolist()
+    # Then none is clipped, in PNG nor in PGM
+    assert decode(encode(Image.fromarray(deep)), GREY).tolist() == expected
+    assert decode(b"P5 28 28 65535\n" + deep.astype(">u2").tobytes(), GREY).tolist() == expected
+    assert prepare(Image.fromarray(deep.astype(np.int32)), GREY).tolist() == expected
+
+
+def test_floats_are_taken_from_0_to_1() -> None:
+    values = np.zeros((28, 28), np.float32)
+    values[0, :5] = (-1, 0.5, 1, 7, np.nan)
+    assert prepare(Image.fromarray(values), GREY)[0, :5].tolist() == [0, 128, 255, 255, 0]
+
+
+def test_one_bit_is_black_or_white() -> None:
+    bits = digit() > 0
+    assert decode(encode(Image.fromarray(bits)), GREY).tolist() == (bits * 255).tolist()
+
+
+def test_a_palette_is_resolved() -> None:
+    # Given red for half the picture, by its place in a palette
+    image = Image.new("P", (28, 28), 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    assert decode(encode(image), COLOUR)[0, 0].tolist() == [255, 0, 0]
+    assert decode(encode(image), GREY)[0, 0] == 76  # 0.299 * 255
+
+
+def test_cmyk_becomes_what_is_seen() -> None:
+    ink = Image.new("CMYK", (28, 28), (0, 255, 255, 0))
+    red = decode(encode(ink, "JPEG"), COLOUR)[5, 5].astype(int)
+    assert abs(red - (255, 0, 0)).max() < 8
+    assert abs(int(decode(encode(ink, "JPEG"), GREY)[5, 5]) - 76) < 8
+
+
+def transparent(mode: str) -> bytes:
+    """A picture all transparent, black underneath, in one of the ways a file can say so."""
+    if mode == "palette, one entry":
+        image = Image.new("P", (28, 28), 0)
+        image.putpalette([0, 0, 0, 9, 9, 9])
+        return encode(image, transparency=0)
+    if mode == "palette, alpha each":
+        image = Image.new("P", (28, 28), 0)
+        image.putpalette([0, 0, 0, 9, 9, 9])
+        return encode(image, transparency=b"\0\xff")
+    if mode == "GIF":
+        return encode(Image.new("P", (28, 28), 0), "GIF", transparency=0)
+    if mode == "WebP":
+        return encode(Image.new("RGBA", (28, 28), (0, 0, 0, 0)), "WEBP", lossless=True, exact=True)
+    if mode == "grey":
+        return png(28, 28, rows=bytes(29 * 28), extra=chunk(b"tRNS", b"\0\0"))
+    if mode == "grey, 1 bit":
+        return png(28, 28, depth=1, rows=(b"\0" + b"\0" * 4) * 28, extra=chunk(b"tRNS", b"\0\0"))
+    if mode == "grey, 2 bits":
+        return png(28, 28, depth=2, rows=(b"\0" + b"\x55" * 7) * 28, extra=chunk(b"tRNS", b"\0\1"))
+    if mode == "grey, 4 bits":
+        return png(28, 28, depth=4, rows=(b"\0" + b"\x33" * 14) * 28, extra=chunk(b"tRNS", b"\0\3"))
+    if mode == "grey, 16 bits":
+        return png(28, 28, depth=16, rows=(b"\0" + b"\x12\x34" * 28) * 28, extra=chunk(b"tRNS", b"\x12\x34"))
+    if mode == "colour":
+        return png(28, 28, colour=2, rows=bytes(85 * 28), extra=chunk(b"tRNS", bytes(6)))
+    if mode == "colour, 16 bits":
+        rows = (b"\0" + b"\x12\x34" * 84) * 28
+        return png(28, 28, depth=16, colour=2, rows=rows, extra=chunk(b"tRNS", b"\x12\x34" * 3))
+    return encode(Image.new(mode, (28, 28), 0))
+
+
+@pytest.mark.parametrize("spec", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "LA",
+        "RGBA",
+        "palette, one entry",
+        "palette, alpha each",
+        "GIF",
+        "WebP",
+        "grey",
+        "grey, 1 bit",
+        "grey, 2 bits",
+        "grey, 4 bits",
+        "grey, 16 bits",
+        "colour",
+        "colour, 16 bits",
+    ],
+)
+def test_transparency_is_laid_over_white(mode: str, spec: InputSpec) -> None:
+    assert (decode(transparent(mode), spec) == 255).all()
+
+
+def test_half_transparent_black_over_white_is_mid_grey() -> None:
+    assert (decode(encode(Image.new("RGBA", (28, 28), (0, 0, 0, 128))), GREY) == 127).all()
+
+
+def test_opaque_pixels_of_a_picture_with_transparency_stay() -> None:
+    # Given 16-bit grey where one value is transparent and others are not
+    deep = np.full((28, 28), 0x1234, np.uint16)
+    deep[3, 3] = 0x1200
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    pixels = decode(png(28, 28, depth=16, rows=rows, extra=chunk(b"tRNS", b"\x12\x34")), GREY)
+    assert pixels[3, 3] == 0x12
+    assert (pixels == 255).sum() == 783
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_says(format: str, orientation: int) -> None:  # noqa: A002
+    # Given an upright picture with one light quarter, held as a camera would have held it
+    upright = Image.fromarray(np.kron([[255, 0], [80, 0]], np.ones((14, 14))).astype(np.uint8))
+    held = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if held is None else upright.transpose(held)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, format, exif=exif, quality=95)
+    # Then it is upright again
+    assert abs(decode(data, GREY).astype(int) - np.asarray(upright)).mean() < 4
+
+
+def test_unreadable_exif_does_not_spoil_sound_pixels() -> None:
+    image = Image.fromarray(digit())
+    for exif in (b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff"):
+        assert decode(encode(image, exif=exif), GREY).tolist() == digit().tolist()
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_counts(format: str) -> None:  # noqa: A002
+    frames = [Image.new("L", (28, 28), value) for value in (40, 200, 250)]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+    assert (decode(data, GREY) == 40).all()
+
+
+def test_another_size_is_resized_as_the_spec_says() -> None:
+    # Given a picture twice as large, chequered
+    chequered = np.kron(digit(), np.ones((2, 2))).astype(np.uint8)
+    data = encode(Image.fromarray(chequered))
+    nearest = InputSpec(width=28, height=28, resampling="nearest")
+    assert decode(data, nearest).tolist() == digit().tolist()
+    for resampling in ("box", "bilinear", "bicubic", "lanczos"):
+        spec = InputSpec(width=28, height=28, resampling=resampling)
+        expected = Image.fromarray(chequered).resize((28, 28), Image.Resampling[resampling.upper()])
+        assert decode(data, spec).tolist() == np.asarray(expected).tolist()
+
+
+def test_width_and_height_are_not_confused() -> None:
+    assert decode(PNG, InputSpec(width=10, height=20)).shape == (20, 10)
+    assert decode(PNG, InputSpec(width=10, height=20, mode="RGB")).shape == (20, 10, 3)
+
+
+def test_ink_on_paper_is_inverted_and_mnist_is_not() -> None:
+    # Given the same digit as dark ink on white paper
+    paper = encode(Image.fromarray(255 - digit()))
+    # Then both become light strokes on black
+    assert decode(paper, MNIST_INPUT).tolist() == digit().tolist()
+    assert decode(PNG, MNIST_INPUT).tolist() == digit().tolist()
+    # and a spec that never or always inverts does just that.
+    assert decode(paper, GREY).tolist() == (255 - digit()).tolist()
+    assert decode(PNG, InputSpec(width=28, height=28, invert="always")).tolist() == (255 - digit()).tolist()
+
+
+def test_only_the_border_decides_on_inversion_and_mid_grey_stays() -> None:
+    inside = np.full((28, 28), 255, np.uint8)
+    inside[0] = inside[-1] = inside[:, 0] = inside[:, -1] = 127
+    assert decode(encode(Image.fromarray(inside)), MNIST_INPUT).tolist() == inside.tolist()
+    outside = np.zeros((28, 28), np.uint8)
+    outside[0] = outside[-1] = outside[:, 0] = outside[:, -1] = 128
+    assert decode(encode(Image.fromarray(outside)), MNIST_INPUT).tolist() == (255 - outside).tolist()
+
+
+def test_transparent_ink_becomes_light_strokes_on_black() -> None:
+    # Given a scribble without paper: black ink whose alpha is the stroke
+    scribble = Image.merge("LA", (Image.new("L", (28, 28), 0), Image.fromarray(digit())))
+    assert decode(encode(scribble), MNIST_INPUT).tolist() == digit().tolist()
+
+
+def test_arrays_are_prepared_as_decoded_pictures_are() -> None:
+    # Given raw pixels of another size, light and dark
+    pixels = np.stack([np.kron(digit(), np.ones((2, 2))), 255 - np.kron(digit(), np.ones((2, 2)))]).astype(np.uint8)
+    for spec in (MNIST_INPUT, COLOUR):
+        prepared = prepare_arrays(pixels, spec)
+        assert prepared.shape == (2, *spec.shape)
+        for place in range(2):
+            assert (prepared[place] == decode(encode(Image.fromarray(pixels[place])), spec)).all()
+    assert prepare_arrays(np.empty((0, 28, 28), np.uint8), GREY).shape == (0, 28, 28)
+
+
+class Interrupted(Exception):
+    """What a time limit's signal handler raises."""
+
+
+@pytest.mark.parametrize("interruption", [Interrupted, TimeoutError, MemoryError, KeyboardInterrupt])
+def test_an_interruption_is_not_taken_for_a_broken_picture(
+    interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a time limit that strikes within the decoder: the seam is the picture's own load
+    load = PngImagePlugin.PngImageFile.load
+
+    def struck(image: PngImagePlugin.PngImageFile) -> object:
+        load(image)
+        raise interruption
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", struck)
+    # Then it comes out as it is.
+    with pytest.raises(interruption):
+        decode(PNG, GREY)

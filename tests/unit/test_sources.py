@@ -1,0 +1,479 @@
+"""Files, folders and stdin as sources: what is taken, what it is called, and what stops only itself."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from itertools import islice, repeat
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ErrorCode, SourceError
+from producer.sources import SourceImage, Sources, files
+from producer.sources.image import storable
+
+KINDS = (
+    "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm "
+    "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif avif tga PNG Jpg"
+)
+
+
+def png(shade: int = 0) -> bytes:
+    """A whole PNG of one grey pixel."""
+
+    def part(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes([0, shade]))
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", pixels) + part(b"IEND", b"")
+
+
+def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
+    """A name with its bytes, or with its error's code."""
+    assert (image.data is None) != (image.error is None)
+    return image.name, image.error.code if image.error else image.data
+
+
+def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
+    return [outcome(image) for image in sources]
+
+
+def put(path: str, data: bytes = b"x") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources are named as a person in tmp_path would name them."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Fail, instead of hanging, where something that blocks is opened."""
+
+    def give_up(signum: int, frame: object) -> None:  # noqa: ARG001 - a signal handler's signature
+        raise AssertionError("opened something that blocks")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# Files
+
+
+def test_a_named_file_is_taken_whatever_its_extension() -> None:
+    # Given files with an image's extension, another one, and none
+    put("one.png", png(1))
+    put("two.txt", png(2))
+    put("three", b"")
+    # When they are named
+    sources = Sources(["one.png", "two.txt", "three"])
+    # Then each one's bytes come, in the order given, and nothing was passed over
+    assert outcomes(sources) == [("one.png", png(1)), ("two.txt", png(2)), ("three", b"")]
+    assert sources.skipped == 0
+
+
+def test_a_source_named_twice_comes_twice() -> None:
+    put("one.png")
+    assert outcomes(Sources(["one.png", "one.png"])) == [("one.png", b"x")] * 2
+
+
+@pytest.mark.parametrize("name", ["absent.png", "", "one.png/below.png", "nul\0.png", "x" * 300])
+def test_a_missing_file_is_refused_before_anything_is_read(name: str) -> None:
+    put("one.png")
+    with pytest.raises(SourceError, match=r"cannot find .*: check the spelling"):
+        Sources(["one.png", name])
+
+
+def test_a_symlink_that_points_nowhere_is_missing() -> None:
+    Path("link.png").symlink_to("absent.png")
+    with pytest.raises(SourceError, match=r"cannot find link\.png"):
+        Sources(["link.png"])
+
+
+def test_a_named_symlink_to_a_file_is_followed() -> None:
+    put("elsewhere/one.png")
+    Path("link.png").symlink_to("elsewhere/one.png")
+    assert outcomes(Sources(["link.png"])) == [("link.png", b"x")]
+
+
+def test_a_file_at_the_limit_is_read_and_one_byte_more_is_too_large() -> None:
+    put("at.png", b"x" * 10)
+    put("over.png", b"x" * 11)
+    sources = Sources(["over.png", "at.png"], max_bytes=10)
+    assert outcomes(sources) == [("over.png", ErrorCode.TOO_LARGE), ("at.png", b"x" * 10)]
+
+
+def test_a_huge_file_is_never_read() -> None:
+    # Given a file of 100 MB
+    put("huge.png")
+    os.truncate("huge.png", 100_000_000)
+    # When it is its turn
+    tracemalloc.start()
+    found = outcomes(Sources(["huge.png"], max_bytes=1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Then it's refused without its bytes ever having been in memory
+    assert found == [("huge.png", ErrorCode.TOO_LARGE)]
+    assert peak < 1_000_000
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="no /proc there")
+def test_a_file_longer_than_it_says_is_read_to_its_end_or_to_the_limit() -> None:
+    # Given a file that says it has 0 bytes, and has more
+    path = "/proc/version"
+    content = Path(path).read_bytes()
+    assert Path(path).stat().st_size == 0
+    # Then all of it comes, as long as that is no more than the limit
+    assert outcomes(Sources([path], max_bytes=len(content))) == [(path, content)]
+    assert outcomes(Sources([path], max_bytes=len(content) - 1)) == [(path, ErrorCode.TOO_LARGE)]
+
+
+def test_a_file_that_vanishes_stops_only_itself() -> None:
+    put("one.png")
+    put("two.png")
+    sources = Sources(["one.png", "two.png"])
+    Path("one.png").unlink()
+    assert outcomes(sources) == [("one.png", ErrorCode.SOURCE_MISSING), ("two.png", b"x")]
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_named_fifo_device_or_socket_is_forbidden_and_never_opened() -> None:
+    os.mkfifo("fifo.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+        names = ["fifo.png", "/dev/zero", "socket.png"]
+        assert outcomes(Sources(names)) == [(name, ErrorCode.SOURCE_FORBIDDEN) for name in names]
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_fifo_that_takes_a_files_place_does_not_block() -> None:
+    put("one.png")
+    sources = Sources(["one.png"])
+    Path("one.png").unlink()
+    os.mkfifo("one.png")
+    assert outcomes(sources) == [("one.png", ErrorCode.SOURCE_FORBIDDEN)]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("photos", "photos/3/1.png"),
+        ("./photos/", "photos/3/1.png"),
+        ("photos//", "photos/3/1.png"),
+        (".", "photos/3/1.png"),
+        ("photos/../photos/3", "photos/3/1.png"),
+        ("./photos/3/1.png", "photos/3/1.png"),
+        ("././photos/*", "photos/3/1.png"),
+    ],
+)
+def test_an_image_is_called_by_the_path_as_given_without_detours(given: str, name: str) -> None:
+    put("photos/3/1.png")
+    assert [image.name for image in Sources([given])] == [name]
+
+
+def test_an_absolute_path_stays_absolute(tmp_path: Path) -> None:
+    put("photos/1.png")
+    assert [image.name for image in Sources([str(tmp_path)])] == [f"{tmp_path}/photos/1.png"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such name")
+def test_a_name_that_is_no_utf8_is_made_storable_and_still_read() -> None:
+    os.mkdir(b"photos")  # noqa: PTH102 - pathlib takes no bytes
+    Path(os.fsdecode(b"photos/\xff\xc3\xa9.png")).write_bytes(b"x")
+    named = os.fsdecode(b"photos/\xff\xc3\xa9.png")
+    assert outcomes(Sources(["photos", named])) == [("photos/\\xffé.png", b"x")] * 2
+
+
+@pytest.mark.parametrize("name", ["plain.png", "é.png", "\udcff.png", chr(0xD800) + ".png", "a\0b.png"])
+def test_every_name_can_be_stored(name: str) -> None:
+    stored = storable(name)
+    assert stored.encode("utf-8")
+    assert "\0" not in stored
+    assert stored == name or "\\" in stored or "\ufffd" in stored
+
+
+# Folders
+
+
+def test_a_folder_is_read_to_the_bottom_in_name_order() -> None:
+    for name in ["b.png", "a/2.png", "a/10.png", "c/d/e.png", "a.png"]:
+        put(f"photos/{name}", name.encode())
+    expected = ["a/10.png", "a/2.png", "a.png", "b.png", "c/d/e.png"]
+    assert outcomes(Sources(["photos"])) == [(f"photos/{name}", name.encode()) for name in expected]
+
+
+def test_of_a_folder_only_files_called_images_are_taken() -> None:
+    # Given images of every kind that is read or will be refused later, a file without extension, and others
+    taken = KINDS.split()
+    for kind in taken:
+        put(f"photos/{kind}/image.{kind}")
+    put("photos/image")
+    for other in ["notes.txt", "image.png.bak", "archive.zip", "dot."]:
+        put(f"photos/{other}")
+    # When the folder is read
+    sources = Sources(["photos"])
+    found = [image.name for image in sources]
+    # Then the images and what has no extension come, the others are counted
+    assert sorted(found) == sorted([f"photos/{kind}/image.{kind}" for kind in taken] + ["photos/image"])
+    assert sources.skipped == 4
+
+
+def test_hidden_entries_are_passed_over_in_silence() -> None:
+    for name in [".a.png", ".git/b.png", "__MACOSX/c.png", "__MACOSX/d.txt", "e.png"]:
+        put(f"photos/{name}")
+    sources = Sources(["photos"])
+    assert [image.name for image in sources] == ["photos/e.png"]
+    assert sources.skipped == 0
+
+
+def test_a_hidden_folder_that_is_named_is_read() -> None:
+    put(".photos/a.png")
+    assert [image.name for image in Sources([".photos"])] == [".photos/a.png"]
+
+
+def test_skipped_counts_anew_in_each_iteration_which_reads_anew() -> None:
+    put("photos/a.png", b"before")
+    put("photos/notes.txt")
+    sources = Sources(["photos"])
+    assert outcomes(sources) == [("photos/a.png", b"before")]
+    put("photos/a.png", b"after")
+    assert sources.skipped == 1
+    assert outcomes(sources) == [("photos/a.png", b"after")]
+    assert sources.skipped == 1
+
+
+def test_a_folders_entries_are_sorted_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a folder of three windows
+    monkeypatch.setattr(files, "WINDOW", 4)
+    for number in range(10):
+        put(f"photos/{number}.png")
+    # When it is read, twice
+    sources = Sources(["photos"])
+    found = [image.name for image in sources]
+    # Then each window is in order, nothing is lost, and the second time is as the first
+    listed = [entry.path for entry in os.scandir("photos")]
+    assert found == sorted(listed[:4]) + sorted(listed[4:8]) + sorted(listed[8:])
+    assert [image.name for image in sources] == found
+
+
+def test_a_large_folder_takes_the_memory_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2000):
+        put(f"photos/{number:05}.png")
+
+    def peak(window: int) -> int:
+        monkeypatch.setattr(files, "WINDOW", window)
+        tracemalloc.start()
+        assert sum(1 for _ in Sources(["photos"])) == 2000
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(2000)  # what the first run imports and caches is no matter here
+    assert peak(100) < peak(2000) / 4
+
+
+def test_a_file_of_a_folder_that_vanishes_stops_only_itself() -> None:
+    for name in ["a.png", "b.png", "c.png"]:
+        put(f"photos/{name}")
+    reading = iter(Sources(["photos"]))
+    assert outcome(next(reading)) == ("photos/a.png", b"x")
+    Path("photos/b.png").unlink()
+    assert [outcome(image) for image in reading] == [
+        ("photos/b.png", ErrorCode.SOURCE_MISSING),
+        ("photos/c.png", b"x"),
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_one_missing_image() -> None:
+    # Given a folder that vanishes after it was named, and one that vanishes after it was listed
+    put("gone/a.png")
+    for name in ["a.png", "b/1.png", "c.png"]:
+        put(f"photos/{name}")
+    sources = Sources(["./gone/", "photos"])
+    shutil.rmtree("gone")
+    reading = iter(sources)
+    assert outcome(next(reading)) == ("gone", ErrorCode.SOURCE_MISSING)
+    assert outcome(next(reading)) == ("photos/a.png", b"x")
+    shutil.rmtree("photos/b")
+    # Then it's one error under its own name, and its neighbours go on
+    assert [outcome(image) for image in reading] == [
+        ("photos/b", ErrorCode.SOURCE_MISSING),
+        ("photos/c.png", b"x"),
+    ]
+
+
+def test_a_symlink_within_the_folder_is_read_and_one_that_leaves_it_is_forbidden(tmp_path: Path) -> None:
+    put("outside/secret.png")
+    put("photos/a.png", b"inside")
+    put("photos/deep/b.png", b"deep")
+    put("photos-too/c.png")
+    links = {
+        "f-inside.png": "a.png",
+        "f-deep.png": "deep/b.png",
+        "g-absolute.png": str(tmp_path / "photos/a.png"),
+        "h-out.png": "../outside/secret.png",
+        "i-out.txt": "/etc/passwd",
+        "j-out-folder": "../outside",
+        "k-sibling.png": "../photos-too/c.png",
+        "l-nowhere.png": "absent.png",
+        "m-loop.png": "m-loop.png",
+        "n-self": ".",
+        "o-folder": "deep",
+        "p-notes.txt": "a.png",
+        "q-out-and-nowhere.png": "../absent.png",
+    }
+    for name, target in links.items():
+        Path("photos", name).symlink_to(target)
+    # When the folder is named through a symlink itself
+    Path("named").symlink_to("photos")
+    sources = Sources(["named"])
+    # Then what stays inside is read, what leads out is an error, symlinked folders are not followed
+    assert outcomes(sources) == [
+        ("named/a.png", b"inside"),
+        ("named/deep/b.png", b"deep"),
+        ("named/f-deep.png", b"deep"),
+        ("named/f-inside.png", b"inside"),
+        ("named/g-absolute.png", b"inside"),
+        ("named/h-out.png", ErrorCode.SOURCE_FORBIDDEN),
+        ("named/i-out.txt", ErrorCode.SOURCE_FORBIDDEN),
+        ("named/j-out-folder", ErrorCode.SOURCE_FORBIDDEN),
+        ("named/k-sibling.png", ErrorCode.SOURCE_FORBIDDEN),
+        ("named/l-nowhere.png", ErrorCode.SOURCE_MISSING),
+        ("named/m-loop.png", ErrorCode.SOURCE_MISSING),
+        ("named/q-out-and-nowhere.png", ErrorCode.SOURCE_FORBIDDEN),
+    ]
+    assert sources.skipped == 1
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_file_of_a_folder_swapped_for_a_symlink_is_not_followed() -> None:
+    put("secret.png", b"secret")
+    put("photos/a.png")
+    put("photos/b.png")
+    reading = iter(Sources(["photos"]))
+    next(reading)
+    Path("photos/b.png").unlink()
+    Path("photos/b.png").symlink_to("../secret.png")
+    assert outcome(next(reading)) == ("photos/b.png", ErrorCode.SOURCE_MISSING)
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_fifo_or_socket_in_a_folder_is_forbidden_and_its_neighbours_go_on() -> None:
+    put("photos/a.png")
+    put("photos/z.png")
+    os.mkfifo("photos/fifo")
+    Path("photos/link.png").symlink_to("fifo")
+    Path("photos/link-to.png").symlink_to("some.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("photos/some.sock")
+        assert outcomes(Sources(["photos"])) == [
+            ("photos/a.png", b"x"),
+            ("photos/fifo", ErrorCode.SOURCE_FORBIDDEN),
+            ("photos/link-to.png", ErrorCode.SOURCE_FORBIDDEN),
+            ("photos/link.png", ErrorCode.SOURCE_FORBIDDEN),
+            ("photos/some.sock", ErrorCode.SOURCE_FORBIDDEN),
+            ("photos/z.png", b"x"),
+        ]
+
+
+def test_what_vanishes_from_a_folder_is_missing_whatever_it_was() -> None:
+    put("photos/a.png")
+    os.mkfifo("photos/b.png")
+    reading = iter(Sources(["photos"]))
+    next(reading)
+    Path("photos/b.png").unlink()
+    assert outcome(next(reading)) == ("photos/b.png", ErrorCode.SOURCE_MISSING)
+
+
+def test_a_file_over_the_limit_in_a_folder_stops_only_itself() -> None:
+    put("photos/a.png", b"x" * 11)
+    put("photos/b.png", b"x" * 10)
+    sources = Sources(["photos"], max_bytes=10)
+    assert outcomes(sources) == [("photos/a.png", ErrorCode.TOO_LARGE), ("photos/b.png", b"x" * 10)]
+
+
+def test_a_tree_deeper_than_pythons_stack_is_read() -> None:
+    # Given a tree deeper than the stack may grow
+    name = "photos/" + "a/" * 200 + "1.png"
+    put(name)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    # When it's read as a folder, and through a pattern
+    try:
+        found = outcomes(Sources(["photos", "photos/**/*.png"]))
+    finally:
+        sys.setrecursionlimit(before)
+    # Then what is at its bottom comes
+    assert found == [(name, b"x")] * 2
+
+
+def test_a_folder_called_like_an_archive_is_a_folder() -> None:
+    put("photos.zip/a.png")
+    assert [image.name for image in Sources(["photos.zip"])] == ["photos.zip/a.png"]
+
+
+# stdin
+
+
+def test_stdin_names_files_and_folders_one_a_line() -> None:
+    put(" spaces .png ", b"spaces")
+    put("notes.txt", b"notes")
+    put("photos/a.png", b"a")
+    put("last.png", b"last")
+    lines = [" spaces .png \n", "\n", "  \n", "./notes.txt\n", "photos\n", "last.png"]
+    assert outcomes(Sources(["-"], stdin=lines)) == [
+        (" spaces .png ", b"spaces"),
+        ("notes.txt", b"notes"),
+        ("photos/a.png", b"a"),
+        ("last.png", b"last"),
+    ]
+
+
+@pytest.mark.usefixtures("in_time")
+def test_what_is_wrong_with_a_line_of_stdin_stops_only_itself() -> None:
+    put("a.png")
+    os.mkfifo("fifo.png")
+    lines = ["absent.png\n", "nul\0.png\n", "\ud800.png\n", "fifo.png\n", "-\n", "*.png\n", "a.png\n"]
+    codes = [outcome(image)[1] for image in Sources(["-"], stdin=lines)]
+    missing, forbidden = ErrorCode.SOURCE_MISSING, ErrorCode.SOURCE_FORBIDDEN
+    assert codes == [missing, missing, missing, forbidden, missing, missing, b"x"]
+
+
+def test_stdin_without_end_is_read_as_far_as_it_is_wanted() -> None:
+    put("a.png")
+    images = iter(Sources(["-"], stdin=repeat("a.png\n")))
+    assert [outcome(image) for image in islice(images, 3)] == [("a.png", b"x")] * 3
+
+
+def test_stdin_must_be_there_and_be_named_once() -> None:
+    with pytest.raises(SourceError, match="no stdin here: name the paths"):
+        Sources(["-"])
+    with pytest.raises(SourceError, match="given twice"):
+        Sources(["-", "-"], stdin=[])
+
+
+def test_stdin_cannot_be_read_again() -> None:
+    put("a.png")
+    sources = Sources(["-"], stdin=iter(["a.png\n"]))
+    assert len(list(sources)) == 1
+    with pytest.raises(SourceError, match="was read already"):
+        list(sources)

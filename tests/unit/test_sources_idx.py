@@ -1,0 +1,135 @@
+"""IDX files, MNIST's own, as sources: every image a PGM, and clear words where there are none."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ErrorCode, SourceError
+from producer.sources import SourceImage, Sources
+
+
+def idx(count: int, rows: int = 2, columns: int = 3) -> bytes:
+    """As many images, each filled with its number."""
+    pixels = b"".join(bytes([number % 256]) * (rows * columns) for number in range(count))
+    return struct.pack(">IIII", 0x0803, count, rows, columns) + pixels
+
+
+LABELS = struct.pack(">II", 0x0801, 3) + bytes(3)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["t10k-images-idx3-ubyte", "t10k-images-idx3-ubyte.gz", "t10k.idx3-ubyte", "x.bin", "x.gz"]
+)
+def test_every_image_becomes_a_pgm(name: str) -> None:
+    # Given an IDX file, gzipped where its name says so, known by its name or only by what it holds
+    content = idx(3)
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    # When it's read, twice
+    sources = Sources([f"./{name}"])
+    expected = [
+        SourceImage(f"{name}/{number:05}", b"P5\n3 2\n255\n" + bytes([number]) * 6, None)
+        for number in range(3)
+    ]
+    # Then each image is a PGM of its own, three columns wide and two rows high
+    assert list(sources) == expected
+    assert list(sources) == expected
+
+
+def test_numbers_are_as_wide_as_the_last_one_needs() -> None:
+    Path("images-idx3-ubyte").write_bytes(idx(100_001, 1, 1))
+    names = [image.name for image in Sources(["images-idx3-ubyte"])]
+    assert names[0] == "images-idx3-ubyte/000000"
+    assert names[-1] == "images-idx3-ubyte/100000"
+    assert names == sorted(names)
+
+
+def test_images_are_streamed() -> None:
+    # Given a file that declares four billion images, and has two
+    Path("images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 2**32 - 1, 1, 1) + b"ab")
+    found = islice(Sources(["images-idx3-ubyte"]), 2)
+    assert [image.data for image in found] == [b"P5\n1 1\n255\na", b"P5\n1 1\n255\nb"]
+
+
+def test_no_images_are_none() -> None:
+    Path("images-idx3-ubyte").write_bytes(idx(0))
+    assert list(Sources(["images-idx3-ubyte"])) == []
+
+
+def test_a_truncated_file_says_how_many_images_it_has() -> None:
+    Path("images-idx3-ubyte").write_bytes(idx(10)[:-7])
+    reading = iter(Sources(["images-idx3-ubyte"]))
+    assert len(list(islice(reading, 8))) == 8
+    with pytest.raises(SourceError, match=r"images-idx3-ubyte .*it declares 10 images, 8 could be read"):
+        next(reading)
+
+
+def test_a_truncated_or_damaged_gzip_is_told_of() -> None:
+    packed = gzip.compress(idx(3))
+    wrong_checksum = packed[:-8] + bytes(4) + packed[-4:]
+    for content in (packed[:-12], wrong_checksum):
+        Path("images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(SourceError, match="damaged or cut short: it declares 3 images"):
+            list(Sources(["images-idx3-ubyte.gz"]))
+
+
+def test_a_file_that_vanishes_is_told_of() -> None:
+    Path("images-idx3-ubyte").write_bytes(idx(3))
+    sources = Sources(["images-idx3-ubyte"])
+    Path("images-idx3-ubyte").unlink()
+    with pytest.raises(SourceError, match="0 could be read"):
+        list(sources)
+
+
+@pytest.mark.parametrize("name", ["t10k-labels-idx1-ubyte", "t10k-labels-idx1-ubyte.gz", "x.bin", "x.gz"])
+def test_labels_are_refused_as_labels(name: str) -> None:
+    Path(name).write_bytes(gzip.compress(LABELS) if name.endswith(".gz") else LABELS)
+    with pytest.raises(SourceError, match="holds labels: name the file with the images"):
+        Sources([name])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\x00\x08\x03", b"not an IDX file at all", b"\x1f\x8bnot gzip", idx(3)[:15]]
+)
+def test_a_file_that_is_no_idx_is_refused(content: bytes) -> None:
+    Path("images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(SourceError, match=r"no IDX file of images|cannot be read"):
+        Sources(["images-idx3-ubyte"])
+
+
+def test_another_gzip_file_is_a_file() -> None:
+    for content in (gzip.compress(b"something else"), b"\x1f\x8bnot gzip"):
+        Path("other.gz").write_bytes(content)
+        assert list(Sources(["other.gz"])) == [SourceImage("other.gz", content, None)]
+
+
+def test_a_header_that_would_fill_the_memory_or_the_job_is_refused() -> None:
+    Path("huge-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 1, 2**31, 2**31))
+    with pytest.raises(SourceError, match="the limit is"):
+        Sources(["huge-idx3-ubyte"])
+    Path("nothing-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 2**32 - 1, 0, 28))
+    with pytest.raises(SourceError, match="28 x 0 pixels"):
+        Sources(["nothing-idx3-ubyte"])
+
+
+def test_what_is_wrong_on_stdin_stops_only_itself() -> None:
+    Path("labels-idx1-ubyte").write_bytes(LABELS)
+    Path("short-idx3-ubyte").write_bytes(idx(2)[:-1])
+    Path("whole-idx3-ubyte").write_bytes(idx(1))
+    lines = ["labels-idx1-ubyte\n", "short-idx3-ubyte\n", "whole-idx3-ubyte\n"]
+    found = [(image.name, image.error and image.error.code) for image in Sources(["-"], stdin=lines)]
+    assert found == [
+        ("labels-idx1-ubyte", ErrorCode.FORMAT_NOT_ALLOWED),
+        ("short-idx3-ubyte/00000", None),
+        ("short-idx3-ubyte", ErrorCode.CORRUPT),
+        ("whole-idx3-ubyte/00000", None),
+    ]

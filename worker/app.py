@@ -1,0 +1,56 @@
+"""The Celery application of the workers and of beat: `celery -A worker.app worker`.
+
+The parent process imports this and never TensorFlow; each child loads its model by itself, after the fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from celery.signals import celeryd_after_setup, worker_process_init
+
+from jobs.errors import LabelmillError, SettingsError
+from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
+from jobs.settings import Settings
+from worker.reconcile import reconcile_step
+from worker.schedule import beat_schedule
+from worker.tasks import bench_of_this_process, register_tasks
+
+logger = logging.getLogger(__name__)
+
+try:
+    settings = Settings.load()
+    app = make_app(settings)
+    app.conf.beat_schedule = beat_schedule(settings)
+except SettingsError as error:
+    sys.exit(f"labelmill: {error}")
+app.conf.worker_concurrency = settings.processes
+register_tasks(app, settings)
+app.steps["worker"].add(reconcile_step(settings))
+
+
+@celeryd_after_setup.connect
+def _leave_training_to_the_trainer(instance: Any, **_: Any) -> None:
+    """A worker that was not told its queues classifies. Training takes minutes: it is asked for by name."""
+    queues = instance.app.amqp.queues
+    if CLASSIFY_QUEUE in queues.consume_from and RETRAIN_QUEUE in queues.consume_from:
+        queues.deselect(RETRAIN_QUEUE)
+
+
+@celeryd_after_setup.connect
+def _know_the_number_of_processes(instance: Any, **_: Any) -> None:
+    """Each child takes its share of the cores, so it has to know how many there are: -c may have said."""
+    instance.app.conf.worker_concurrency = instance.concurrency
+
+
+@worker_process_init.connect
+def _warm_up(**_: Any) -> None:
+    """Loads the champion before the first message: Celery's time limit is for images, not for TensorFlow."""
+    if CLASSIFY_QUEUE not in app.amqp.queues.consume_from:
+        return
+    try:
+        bench_of_this_process(settings, app.conf.worker_concurrency).warm_up()
+    except LabelmillError as error:
+        logger.warning("not warm yet: %s", error)

@@ -1,0 +1,77 @@
+"""What a classifying process has at hand: the ledger, the store and the models it used lately.
+
+One per process, made after the fork: a database connection or a TensorFlow runtime that is inherited from
+the parent hangs or corrupts.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Self
+
+from jobs.ledger import Ledger
+from jobs.ledger.models import find_champion, get_model
+from jobs.registry import fetch_model
+from jobs.settings import Settings
+from jobs.store import Store
+
+if TYPE_CHECKING:
+    from worker.predicting.classifier import Classifier
+
+#: Models kept loaded: the champion, the one before it, and one to compare them with.
+MODELS_KEPT: Final = 3
+
+
+def owner_name(pid: int) -> str:
+    """How a process signs its claims."""
+    return f"{socket.gethostname()}/{pid}"
+
+
+class Bench:
+    """A process's tools."""
+
+    def __init__(self, settings: Settings, *, processes: int) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.ledger)
+        self.store = Store(settings.store)
+        self.owner = owner_name(os.getpid())
+        self._processes = processes
+        self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
+
+    def classifier(self, model_id: str) -> Classifier:
+        """The model, loaded and warm. Raises ModelRefused, NotFound, Unavailable."""
+        if model_id in self._classifiers:
+            self._classifiers.move_to_end(model_id)
+            return self._classifiers[model_id]
+        # TensorFlow is imported here and nowhere earlier: it must never be in the parent of a fork.
+        from worker.predicting.classifier import Classifier, configure_threads
+
+        configure_threads(self._processes)
+        with self.ledger.reading() as connection:
+            model = get_model(connection, model_id)
+        path = fetch_model(self.store, model, self.settings.cache_dir)
+        classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier.warm_up()
+        self._classifiers[model_id] = classifier
+        if len(self._classifiers) > MODELS_KEPT:
+            self._classifiers.popitem(last=False)
+        return classifier
+
+    def warm_up(self) -> None:
+        """Loads the champion, if there is one, so that the first chunk need not wait for it."""
+        with self.ledger.reading() as connection:
+            champion = find_champion(connection)
+        if champion is not None:
+            self.classifier(champion.id)
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

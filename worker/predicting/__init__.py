@@ -1,0 +1,1 @@
+"""From a chunk's bytes to its outcomes: decode, predict on full batches."""

@@ -1,0 +1,130 @@
+"""A trained model, ready to answer: pixels in, one class and its confidence per image out.
+
+`worker.predicting.decode` made the pixels; `worker.predicting.pipeline` turns the answers into outcomes.
+Not safe to share between threads: one classifier per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.errors import ModelRefused
+from jobs.model import InputSpec
+from worker.predicting.runtime import configure_threads, keras, set_threads, tf
+
+__all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
+
+# Images per call of the model. One size only: every other shape would be traced and kept for good.
+BATCH = 512
+
+# How far from 1 the sum of a row may be and still be probabilities: a softmax in bfloat16 strays by 0.004.
+_SUM_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The answers for n images, in their order."""
+
+    #: int64, shape (n,): the place of the label in the model's classes; -1 where the model answered
+    #: something that is not a probability distribution (NaN, infinity, a negative, a wrong sum).
+    class_index: npt.NDArray[np.int64]
+    #: float32, shape (n,): the probability of that class, 0 to 1; 0 where the index is -1.
+    confidence: npt.NDArray[np.float32]
+
+
+class Classifier:
+    """One model, loaded."""
+
+    def __init__(self, model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
+        """Wrap a Keras model. Raises ModelRefused if its shapes are not those of `spec` and `classes`."""
+        _check_shapes(model, classes, spec)
+        self.classes = tuple(classes)
+        self.spec = spec
+        self._last = np.zeros((BATCH, *spec.shape), np.uint8)
+
+        def answer(pixels: Any) -> tuple[Any, Any]:
+            scores = tf.cast(model(pixels, training=False), tf.float32)
+            # Every comparison with NaN is false, so NaN needs no case of its own.
+            sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
+                tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
+            )
+            best = tf.argmax(scores, axis=1, output_type=tf.int64)
+            confidence = tf.minimum(tf.reduce_max(scores, axis=1), 1.0)
+            return tf.where(sound, best, -1), tf.where(sound, confidence, 0.0)
+
+        # keras.Model.predict() traces anew for every shape and leaks as it does; this traces once.
+        signature = [tf.TensorSpec((BATCH, *spec.shape), tf.uint8)]
+        self._answer = tf.function(answer, input_signature=signature, autograph=False)
+
+    @classmethod
+    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, threads: int | None = None) -> Self:
+        """Load a `.keras` file whose SHA-256 the caller has checked, on `threads` intra-op threads.
+
+        Raises ModelRefused if the file is of another format, does not load safely, or does not fit `spec`
+        and `classes`.
+        """
+        if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
+            raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
+        if threads is not None:
+            set_threads(threads)
+        try:
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            raise  # the machine's fault: the model may load yet
+        except Exception as error:
+            # Keras raises nearly anything on a file it can't use; its first line says enough.
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
+        return cls(model, classes, spec)
+
+    def warm_up(self) -> None:
+        """Trace and run the model once, so that the first image does not pay for it.
+
+        Raises ModelRefused if the model cannot be run.
+        """
+        try:
+            self.predict(self._last)
+        except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+            raise ModelRefused(f"the model does not run: {error}") from error
+
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
+        """Classify uint8 pixels of shape (n, *spec.shape): n answers in the order of the n images.
+
+        Raises ValueError for other shapes and types.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.shape:
+            raise ValueError(f"expected uint8 {('n', *self.spec.shape)}, got {pixels.dtype} {pixels.shape}")
+        count = len(pixels)
+        class_index = np.empty(count, np.int64)
+        confidence = np.empty(count, np.float32)
+        for start in range(0, count, BATCH):
+            batch = pixels[start : start + BATCH]
+            size = len(batch)
+            if size < BATCH:
+                # What is left in the buffer's tail from an earlier call is classified too, and dropped.
+                self._last[:size] = batch
+                batch = self._last
+            # .numpy() waits for the answer: TensorFlow may read the buffer in place, without a copy.
+            best, likely = (tensor.numpy() for tensor in self._answer(batch))
+            if best.shape != (BATCH,):
+                raise ModelRefused(f"the model answered {len(best)} rows for {BATCH} images")
+            class_index[start : start + size] = best[:size]
+            confidence[start : start + size] = likely[:size]
+        return Predictions(class_index, confidence)
+
+
+def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
+    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes)."""
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:
+        raise ModelRefused("the model must have one input and one output")
+    if tuple(inputs[0].shape) != (None, *spec.shape):
+        raise ModelRefused(f"the model takes {tuple(inputs[0].shape)}, not {(None, *spec.shape)}")
+    if tuple(outputs[0].shape) != (None, len(classes)):
+        raise ModelRefused(f"the model answers {tuple(outputs[0].shape)}, not one of {len(classes)} classes")

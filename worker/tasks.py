@@ -1,0 +1,94 @@
+"""The Celery tasks: decode the message, call a plain function, and no more.
+
+The chunk's own way goes on in `worker.predicting.pipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from billiard.exceptions import WorkerLostError
+from celery import Celery, Task
+from celery.worker.request import Request
+
+from jobs.errors import LabelmillError, Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.claims import expire_claim
+from jobs.messages import ChunkMessage, MessageError
+from jobs.queue import CLASSIFY_TASK, RETRAIN_TASK
+from jobs.settings import Settings
+from worker.bench import Bench, owner_name
+from worker.predicting.pipeline import classify_chunk
+
+logger = logging.getLogger(__name__)
+
+#: A training that takes longer than this hangs.
+RETRAIN_TIME_LIMIT_SECONDS: Final = 6 * 3600
+
+_bench: Bench | None = None
+
+
+def bench_of_this_process(settings: Settings, processes: int) -> Bench:
+    """The process's tools, made at its first need."""
+    global _bench  # noqa: PLW0603 -- a Celery task has nowhere else to keep what belongs to its process
+    if _bench is None:
+        _bench = Bench(settings, processes=processes)
+    return _bench
+
+
+class _ChunkRequest(Request):
+    """A chunk's message as the parent process sees it."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """When the child is dead, its claim is dead: ends the lease, so that the message, which goes back to
+        the queue now, finds a chunk that can be claimed.
+        """
+        if isinstance(exc_info.exception, WorkerLostError) and self.worker_pid:
+            # No pool: a connection that is open at the next fork would be shared with the child.
+            ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
+            try:
+                chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
+                with ledger.transaction() as connection:
+                    expire_claim(connection, chunk_id, owner=owner_name(self.worker_pid))
+            except (MessageError, Unavailable) as error:
+                logger.warning("the lease of a dead process has to run out by itself: %s", error)
+            finally:
+                ledger.close()
+        return super().on_failure(exc_info, *args, **kwargs)
+
+
+class _ChunkTask(Task):
+    """A task whose message names a chunk."""
+
+    Request = _ChunkRequest
+
+
+def register_tasks(app: Celery, settings: Settings) -> None:
+    """Makes the tasks of this application."""
+    app.labelmill_settings = settings
+
+    @app.task(name=CLASSIFY_TASK, base=_ChunkTask)
+    def classify(*args: Any, **kwargs: Any) -> None:
+        """Classifies the chunk that the message names."""
+        try:
+            message = ChunkMessage.decode(args, kwargs)
+            classify_chunk(message.chunk_id, bench_of_this_process(settings, app.conf.worker_concurrency))
+        except LabelmillError as error:
+            # Told in one line: whatever it is, the ledger knows what is still to be done.
+            logger.warning("%s", error)
+
+    @app.task(
+        name=RETRAIN_TASK,
+        acks_late=False,  # it outlives any visibility timeout; the run's row says what became of it
+        soft_time_limit=RETRAIN_TIME_LIMIT_SECONDS,
+        time_limit=RETRAIN_TIME_LIMIT_SECONDS + 60,
+    )
+    def retrain() -> None:
+        """Trains, evaluates, and promotes what is better."""
+        from worker.learning.retrain import retrain as run
+
+        try:
+            run(settings)
+        except LabelmillError as error:
+            logger.warning("%s", error)
