@@ -17,7 +17,7 @@ Invert = Literal["never", "always", "dark_on_light"]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a picture becomes the model's input: uint8, shape (height, width) for L, (height, width, 3) for RGB.
+    """How a picture becomes the model's input: uint8 of shape (height, width), or (height, width, 3) for RGB.
 
     The steps, in this order: turn the picture as its EXIF orientation says; lay transparency over white;
     convert to `mode`; resize to `width` x `height` pixels with `resampling`; invert if `invert` says so.

@@ -112,6 +112,9 @@ class Bell:
         """How many messages wait on the classify queue. Raises OperationalError where there is no broker."""
         with self._app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=BROKER_TIMEOUT_SECONDS)
-            with connection.channel() as channel:
-                declared: Any = channel.queue_declare(CLASSIFY_QUEUE, passive=True)
-                return int(declared.message_count)
+            try:
+                with connection.channel() as channel:
+                    declared: Any = channel.queue_declare(CLASSIFY_QUEUE, passive=True)
+                    return int(declared.message_count)
+            except connection.channel_errors:
+                return 0  # Redis forgets an empty queue, and kombu then says that there is none

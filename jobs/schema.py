@@ -80,7 +80,7 @@ class UtcTime(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="milliseconds")
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Out of the database, in UTC."""
         if value is None:
             return None

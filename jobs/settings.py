@@ -97,11 +97,12 @@ class Settings(BaseSettings):
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
         le=1024,
-        description="How many processes of a worker classify, each with its own model. Left out: one per core.",
+        description="How many processes of a worker classify, each with its own model. "
+        "Left out: one per core.",
     )
     retrain_cron: str = Field(
         default="0 3 * * 0",
-        description="When the model is retrained, as five cron fields in UTC. The word `never` switches it off.",
+        description="When the model is retrained: five cron fields, in UTC. `never` switches it off.",
     )
 
     @classmethod

@@ -35,11 +35,11 @@ COMMANDS: Final = {
 class _LazyGroup(TyperGroup):
     """A group that knows its commands by name and imports one when it is run."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 -- typer's signature
         """The commands in the order of the list above."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 -- typer's signature
         """A stand-in that has what the list shows: the name and one line."""
         entry = COMMANDS.get(cmd_name)
         return None if entry is None else TyperCommand(cmd_name, help=entry.help)
@@ -66,7 +66,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 all classified, 1 failed, 2 usage, 3 finished with per-image errors, 130 interrupted.",
+    epilog="Exit codes: 0 all classified, 1 failed, 2 usage, 3 finished with per-image errors, "
+    "130 interrupted.",
 )
 
 

@@ -43,6 +43,11 @@ def print_json(value: Any) -> None:
     print_data(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
 
 
+def examples(*lines: str) -> str:
+    """The closing lines of a command's help. Rich keeps a line break only where there is an empty line."""
+    return "Examples:\n\n" + "\n\n".join(lines)
+
+
 def say(text: str) -> None:
     """A line for people."""
     err.print(text, markup=False)
@@ -50,7 +55,7 @@ def say(text: str) -> None:
 
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
     """Says what is wrong and exits."""
-    err.print(f"[bold red]labelmill:[/] ", end="")
+    err.print("[bold red]labelmill:[/] ", end="")
     err.print(text, markup=False)
     raise SystemExit(code)
 
@@ -76,7 +81,7 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             # The reader (head, less) has seen enough. Nothing more may be written, not even by the shutdown
             # of the interpreter.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             raise SystemExit(ExitCode.OK) from None
 
     return run

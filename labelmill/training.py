@@ -27,7 +27,7 @@ def load_mnist(settings: Settings, *, allow_sample: bool = False) -> Mnist:
 def train_with_progress(
     settings: Settings, data: Mnist | None = None, *, seed: int = 1, replace: bool = False
 ) -> Retrained:
-    """One training run. Raises DataUnavailable, Unavailable, or UserError where TensorFlow is not installed."""
+    """One training run. Raises DataUnavailable, Unavailable, or UserError without TensorFlow."""
     data = data or load_mnist(settings)
     # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
     from worker.learning.retrain import retrain
@@ -45,8 +45,9 @@ def train_with_progress(
 
         def on_epoch(result: EpochResult) -> None:
             say(
-                f"epoch {result.epoch} of {recipe.epochs}: loss {result.loss:.4f}, accuracy {result.accuracy:.4f}, "
-                f"test loss {result.val_loss:.4f}, test accuracy {result.val_accuracy:.4f}, {result.seconds:.1f} s"
+                f"epoch {result.epoch} of {recipe.epochs}: loss {result.loss:.4f}, "
+                f"accuracy {result.accuracy:.4f}, test loss {result.val_loss:.4f}, "
+                f"test accuracy {result.val_accuracy:.4f}, {result.seconds:.1f} s"
             )
 
         return retrain(settings, data, recipe=recipe, replace=replace, on_batch=on_batch, on_epoch=on_epoch)

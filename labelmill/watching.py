@@ -15,15 +15,19 @@ from labelmill.progress import ProgressLine
 _NO_WORKER_SECONDS: Final = 10.0
 
 
-def watch(client: Client, job_id: str) -> JobStatus:
-    """Follows the job to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130."""
+def watch(client: Client, job_id: str, *, own_stack: bool = False) -> JobStatus:
+    """Follows the job to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
+
+    `own_stack`: the workers were started for this job and end with it, so the advice is another.
+    """
     try:
         with ProgressLine("classifying") as progress:
             for status in client.follow(job_id):
-                progress.update(status.done, total=status.total, note=_note(status))
+                progress.update(status.done, total=status.total, note=_note(status, own_stack=own_stack))
     except KeyboardInterrupt:
+        when = "goes on when `labelmill up` runs" if own_stack else "goes on"
         say(
-            f"Interrupted; job {job_id} goes on.\n"
+            f"Interrupted; job {job_id} {when}.\n"
             f"  follow it:  labelmill status {job_id} --watch\n"
             f"  stop it:    labelmill cancel {job_id}"
         )
@@ -56,13 +60,15 @@ def status_to_json(status: JobStatus) -> dict[str, Any]:
     return asdict(status) | derived
 
 
-def _note(status: JobStatus) -> str:
+def _note(status: JobStatus, *, own_stack: bool) -> str:
     parts = []
     if status.failed:
         parts.append(f"{status.failed:,} with an error")
     if status.rate:
         parts.append(f"{status.rate:,.0f} a second")
     waited = status.oldest_waiting_seconds
-    if status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
+    if status.started_at is None and own_stack:
+        parts.append("the workers are loading the model")
+    elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
         parts.append("waiting for a worker: is `labelmill up` running?")
     return ", ".join(parts)

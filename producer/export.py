@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
+from operator import attrgetter
 from typing import IO, Any, Final
 
 from jobs.errors import UserError
 from jobs.ledger.progress import PAGE_ROWS, Prediction
 
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
+_row: Final = attrgetter(*COLUMNS)
 
 
 class Format(StrEnum):
@@ -26,7 +28,7 @@ class Format(StrEnum):
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
     """One prediction as a JSON object."""
-    return prediction._asdict()
+    return dict(zip(COLUMNS, _row(prediction), strict=True))
 
 
 def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
@@ -35,7 +37,7 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
     writer.writerow(COLUMNS)
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        writer.writerow(prediction)
+        writer.writerow(_row(prediction))
     return count
 
 
@@ -87,7 +89,7 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
     count = 0
     with pq.ParquetWriter(out, schema) as writer:
         for page in _pages(predictions):
-            columns = [list(column) for column in zip(*page, strict=True)]
+            columns = [list(column) for column in zip(*map(_row, page), strict=True)]
             writer.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=schema))
             count += len(page)
     return count

@@ -112,7 +112,7 @@ def submit(
                 on_progress=on_progress,
             )
         except _KeyTaken as taken:
-            # Somebody was faster by a moment: nothing of ours is stored, and their job is now the one to match.
+            # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
             drafts = chain([taken.draft], drafts)
 
 

@@ -44,7 +44,7 @@ class Reconciler:
         self._holder = holder
 
     def tick(self) -> int:
-        """One look; gives back the number of messages sent. Raises Unavailable or kombu's OperationalError."""
+        """One look; gives back how many messages were sent. Raises Unavailable, kombu's OperationalError."""
         with self._ledger.transaction() as connection:
             if not take_lock(connection, _LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0

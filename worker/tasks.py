@@ -31,13 +31,13 @@ _bench: Bench | None = None
 
 def bench_of_this_process(settings: Settings, processes: int) -> Bench:
     """The process's tools, made at its first need."""
-    global _bench  # noqa: PLW0603 -- a Celery task has nowhere else to keep what belongs to its process
+    global _bench
     if _bench is None:
         _bench = Bench(settings, processes=processes)
     return _bench
 
 
-class _ChunkRequest(Request):
+class _ChunkRequest(Request):  # type: ignore[misc]  # Celery has no types
     """A chunk's message as the parent process sees it."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,7 +58,7 @@ class _ChunkRequest(Request):
         return super().on_failure(exc_info, *args, **kwargs)
 
 
-class _ChunkTask(Task):
+class _ChunkTask(Task):  # type: ignore[misc]  # Celery has no types
     """A task whose message names a chunk."""
 
     Request = _ChunkRequest

@@ -113,7 +113,7 @@ class KeyHolder:
     job_id: str
     #: Its producer is alive and still at it.
     receiving: bool
-    #: It was submitted as a whole. Neither: its producer stopped halfway, and the key is free to be used again.
+    #: It was submitted as a whole. Neither: its producer stopped halfway, and the key is free again.
     sealed: bool
     fingerprint: str | None
 

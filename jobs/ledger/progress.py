@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -118,7 +118,8 @@ def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = 
     return [_to_status(row) for row in connection.execute(query)]
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Prediction:
     """The one recorded outcome of an image."""
 
     index: int
@@ -166,16 +167,8 @@ def page_of_predictions(
     if wanted.name is not None:
         query = query.where(_name_matches(connection, wanted.name))
     return [
-        Prediction(
-            index=row.index,
-            name=row.name,
-            label=row.label,
-            confidence=row.confidence,
-            error=ErrorCode(row.error) if row.error else None,
-            detail=row.detail,
-            model=row.model_id,
-        )
-        for row in connection.execute(query)
+        Prediction(index, image, label, confidence, ErrorCode(error) if error else None, detail, model)
+        for index, image, label, confidence, error, detail, model in connection.execute(query)
     ]
 
 

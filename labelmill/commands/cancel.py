@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import print_json, say, tells_errors
+from labelmill.console import examples, print_json, say, tells_errors
 from labelmill.watching import closing_line, status_to_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example:  labelmill cancel 06h0w4r0rf0dkckt")
+@app.command(epilog=examples("labelmill cancel 06h0w4r0rf0dkckt"))
 @tells_errors
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],

@@ -10,15 +10,15 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import exit_code_of, say, tells_errors
+from labelmill.console import examples, exit_code_of, say, tells_errors
 from labelmill.stack import Stack, broker_answers
 from labelmill.watching import watch
 from producer.export import write_jsonl, write_table
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Examples:  labelmill classify digit.png  |  labelmill classify scans/ --json")
+@app.command(epilog=examples("labelmill classify digit.png", "labelmill classify scans/ --json"))
 @tells_errors
 def classify(
     sources: Annotated[
@@ -34,8 +34,8 @@ def classify(
     with Client(settings) as client:
         images = client.sources(sources, stdin=sys.stdin)
         job_id = client.submission(images).job_id
-        with _whatever_is_missing(settings):
-            status = watch(client, job_id)
+        with _whatever_is_missing(settings) as stack:
+            status = watch(client, job_id, own_stack=stack is not None)
         found = client.predictions(job_id)
         (write_jsonl if as_json else write_table)(found, sys.stdout)
     raise SystemExit(exit_code_of(status))

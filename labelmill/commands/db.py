@@ -6,10 +6,10 @@ import typer
 
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from labelmill.console import say, tells_errors
+from labelmill.console import examples, say, tells_errors
 from labelmill.migrating import upgrade as run_migrations
 
-app = typer.Typer(no_args_is_help=True, help="Bring the ledger's schema up to date.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bring the ledger's schema up to date.")
 
 
 @app.callback()
@@ -17,7 +17,7 @@ def _group() -> None:
     """Bring the ledger's schema up to date."""
 
 
-@app.command(epilog="Example:  LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade")
+@app.command(epilog=examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade"))
 @tells_errors
 def upgrade() -> None:
     """Run the migrations that are missing. Safe to run again, and before every start."""

@@ -8,13 +8,13 @@ import typer
 
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import print_data, print_json, tells_errors
+from labelmill.console import examples, print_data, print_json, tells_errors
 from labelmill.watching import status_to_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Examples:  labelmill jobs  |  labelmill jobs --state running --json")
+@app.command(epilog=examples("labelmill jobs", "labelmill jobs --state running --json"))
 @tells_errors
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
@@ -31,5 +31,6 @@ def jobs(
     for status in found:
         created = status.created_at.isoformat(sep=" ", timespec="seconds")
         print_data(
-            f"{status.id:<18}{status.state:<11}{status.total:>12,}{status.done:>12,}{status.failed:>9,}  {created}"
+            f"{status.id:<18}{status.state:<11}{status.total:>12,}{status.done:>12,}{status.failed:>9,}  "
+            f"{created}"
         )

@@ -10,12 +10,12 @@ import typer
 from jobs.ledger.models import get_model
 from jobs.model import Model
 from labelmill.client import Client
-from labelmill.console import print_data, print_json, tells_errors
+from labelmill.console import examples, print_data, print_json, tells_errors
 
-app = typer.Typer(no_args_is_help=True, help="List the models, or show one.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the models, or show one.")
 
 
-@app.command("list", epilog="Example:  labelmill models list --json")
+@app.command("list", epilog=examples("labelmill models list --json"))
 @tells_errors
 def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
@@ -36,7 +36,7 @@ def list_all(
         )
 
 
-@app.command(epilog="Example:  labelmill models show 06h0w4r0rf0dkckt")
+@app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
 @tells_errors
 def show(model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]) -> None:
     """Show all that is recorded of a model, as JSON: classes, input, metrics, SHA-256."""

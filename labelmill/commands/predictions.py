@@ -13,15 +13,18 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.progress import Prediction
 from labelmill.client import Client
-from labelmill.console import say, tells_errors
+from labelmill.console import examples, say, tells_errors
 from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(
-    epilog="Examples:  labelmill predictions JOB --below 0.6  |  labelmill predictions JOB --errors --format csv  |  "
-    "labelmill predictions JOB --format parquet --output job.parquet"
+    epilog=examples(
+        "labelmill predictions JOB --below 0.6",
+        "labelmill predictions JOB --errors --format csv",
+        "labelmill predictions JOB --format parquet --output job.parquet",
+    )
 )
 @tells_errors
 def predictions(

@@ -8,13 +8,13 @@ import typer
 
 from jobs.ledger.progress import JobStatus
 from labelmill.client import Client
-from labelmill.console import exit_code_of, print_data, print_json, tells_errors
+from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors
 from labelmill.watching import status_to_json, watch
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Examples:  labelmill status 06h0w4r0rf0dkckt --watch  |  labelmill status JOB --json")
+@app.command(epilog=examples("labelmill status 06h0w4r0rf0dkckt --watch", "labelmill status JOB --json"))
 @tells_errors
 def status(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],

@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import exit_code_of, print_data, print_json, say, tells_errors
+from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
 from labelmill.watching import status_to_json, watch
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(
-    epilog="Examples:  labelmill submit photos/ --watch  |  labelmill submit 'scans/**/*.png' archive.zip  |  "
-    "find . -name '*.jpg' | labelmill submit -"
+    epilog=examples(
+        "labelmill submit photos/ --watch",
+        "labelmill submit 'scans/**/*.png' archive.zip",
+        "find . -name '*.jpg' | labelmill submit -",
+    )
 )
 @tells_errors
 def submit(

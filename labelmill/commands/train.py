@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import print_data, print_json, say, tells_errors
+from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.migrating import open_ledger
 from labelmill.training import train_with_progress
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example:  LABELMILL_MNIST_DIR=mnist/ labelmill train")
+@app.command(epilog=examples("LABELMILL_MNIST_DIR=mnist/ labelmill train"))
 @tells_errors
 def train(
     seed: Annotated[int, typer.Option(min=0, help="Where chance begins.")] = 1,

@@ -11,13 +11,13 @@ import typer
 from jobs.errors import UserError
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import say, tells_errors
+from labelmill.console import examples, say, tells_errors
 from labelmill.stack import Stack
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Examples:  labelmill up  |  LABELMILL_HOME=/data/mill labelmill up --processes 8")
+@app.command(epilog=examples("labelmill up", "LABELMILL_HOME=/data/mill labelmill up --processes 8"))
 @tells_errors
 def up(
     processes: Annotated[

@@ -12,13 +12,13 @@ from jobs.errors import UserError
 from jobs.ledger import Ledger
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
-from labelmill.console import tells_errors
+from labelmill.console import examples, tells_errors
 from labelmill.stack import worker_command
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Examples:  labelmill worker --processes 4  |  labelmill worker --trainer")
+@app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
 @tells_errors
 def worker(
     processes: Annotated[

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -53,9 +55,15 @@ def code_of(data: bytes, spec: InputSpec = GREY) -> ErrorCode:
     return caught.value.code
 
 
+def outcome_of(data: bytes) -> np.ndarray | ErrorCode:
+    try:
+        return decode(data, GREY)
+    except ImageError as error:
+        return error.code
+
+
 PNG = encode(Image.fromarray(digit()))
 TIFF = encode(Image.fromarray(digit()), "TIFF")
-MPEG_LIKE = bytes(range(1, 200)) * 3
 
 
 # --- not a picture
@@ -110,14 +118,26 @@ def test_a_format_off_the_list_is_told_by_its_bytes_and_refused(data: bytes) -> 
     assert code_of(data) == ErrorCode.FORMAT_NOT_ALLOWED
 
 
-def test_decoders_off_the_list_are_never_even_imported() -> None:
-    # Given a TIFF and a PostScript file, when they are refused
-    code_of(TIFF)
-    code_of(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    # Then Pillow was not asked to guess among all it has (the test's own TIFF and so on aside).
-    assert "FITS" not in Image.OPEN or "PIL.FitsImagePlugin" in __import__("sys").modules
-    image = Image.open(io.BytesIO(PNG), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"))
-    assert image.format == "PNG"
+def test_no_decoder_off_the_list_is_even_imported() -> None:
+    # Given a fresh process, when it is sent a picture of each kind, a TIFF and what is no picture at all
+    inputs = [b"", b"II*\0", b"%!PS", b"GIF89a", b"P5 1 1 255 7", b"RIFF....WEBP", b"BM", PNG]
+    program = f"""
+import sys
+from jobs.errors import ImageError
+from jobs.model import MNIST_INPUT
+from worker.predicting.decode import decode
+for data in {inputs!r}:
+    try:
+        decode(data, MNIST_INPUT)
+    except ImageError:
+        pass
+print(*(name for name in sys.modules if name.startswith("PIL.") and name.endswith("Plugin")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Then Pillow has loaded the six plugins of the list, quietly.
+    names = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
+    assert names == {"Png", "Jpeg", "Gif", "Bmp", "WebP", "Ppm"}
+    assert done.stderr == ""
 
 
 # --- a broken picture
@@ -160,15 +180,14 @@ def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[s
     expected = decode(whole, GREY)
     for length in range(len(whole)):
         # When it is cut anywhere
-        try:
-            pixels = decode(whole[:length], GREY)
-        except ImageError as error:
+        outcome = outcome_of(whole[:length])
+        if isinstance(outcome, ErrorCode):
             # Then it is corrupt, or, cut within the first bytes that tell its format, nothing at all
             allowed = {ErrorCode.CORRUPT} if length > 32 else {ErrorCode.CORRUPT, ErrorCode.UNIDENTIFIED}
-            assert error.code in allowed, length
+            assert outcome in allowed, length
         else:
             # or all its pixels are there: only the mark of its end is missing.
-            assert (pixels == expected).all(), length
+            assert (outcome == expected).all(), length
             assert len(whole) - length <= 4, length
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -210,10 +229,10 @@ def test_any_damage_ends_in_pixels_or_in_an_image_error(format: str) -> None:  #
         for at in random.integers(0, len(damaged), random.integers(1, 6)):
             damaged[at] = random.integers(256)
         # Then nothing but an ImageError comes out: an unexpected exception would end the chunk.
-        try:
-            assert decode(bytes(damaged), GREY).shape == (28, 28)
-        except ImageError as error:
-            assert error.code != ErrorCode.FORMAT_NOT_ALLOWED
+        outcome = outcome_of(bytes(damaged))
+        assert (
+            outcome != ErrorCode.FORMAT_NOT_ALLOWED if isinstance(outcome, ErrorCode) else outcome.size == 784
+        )
 
 
 def zlib_bomb() -> bytes:
@@ -239,6 +258,10 @@ def test_a_decompression_bomb_beside_the_pixels_is_corrupt_and_bounded(kind: byt
 # --- too large
 
 
+def gif_frame(width: int, height: int) -> bytes:
+    return b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -248,8 +271,10 @@ def test_a_decompression_bomb_beside_the_pixels_is_corrupt_and_bounded(kind: byt
         png(2**31 - 1, 2**31 - 1),
         png(8192, 8193),
         b"P5 1000000000 1000000000 255\n",
-        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIIIII", 40, 10**9, 9, 1, 24, *[0] * 6),
-        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(8),
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIIIII", 40, 10**9, 9, 1, 24, *[0] * 6),
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + gif_frame(1, 1),
         b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\xff\0\xff\xff\0" + bytes(8),
     ],
     ids=lambda data: repr(data[:24]),
@@ -267,17 +292,16 @@ def test_too_many_pixels_are_refused_from_the_header_alone(data: bytes) -> None:
 
 def test_an_animated_bomb_whose_frame_outgrows_its_screen_is_too_large() -> None:
     # Given a GIF with a screen of 1x1 and a first frame of 65535x65535
-    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0x80) + bytes(6) + b"\x02\x02\x44\x01\0;"
-    assert code_of(b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame) == ErrorCode.TOO_LARGE
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+    assert code_of(screen + gif_frame(65535, 65535)) == ErrorCode.TOO_LARGE
 
 
-def test_a_picture_exactly_at_the_limit_is_decoded(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_picture_exactly_at_the_limit_is_decoded() -> None:
     # Given as many pixels as are allowed: one bit each, to keep the test small
     assert MAX_IMAGE_PIXELS == 8192 * 8192
     data = png(8192, 8192, depth=1, rows=(b"\0" + b"\xff" * 1024) * 8192)
     # Then it gets its pixels
     assert (decode(data, GREY) == 255).all()
-    assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
 
 
 # --- conversions
@@ -354,59 +378,39 @@ def test_cmyk_becomes_what_is_seen() -> None:
     assert abs(int(decode(encode(ink, "JPEG"), GREY)[5, 5]) - 76) < 8
 
 
-def transparent(mode: str) -> bytes:
-    """A picture all transparent, black underneath, in one of the ways a file can say so."""
-    if mode == "palette, one entry":
-        image = Image.new("P", (28, 28), 0)
-        image.putpalette([0, 0, 0, 9, 9, 9])
-        return encode(image, transparency=0)
-    if mode == "palette, alpha each":
-        image = Image.new("P", (28, 28), 0)
-        image.putpalette([0, 0, 0, 9, 9, 9])
-        return encode(image, transparency=b"\0\xff")
-    if mode == "GIF":
-        return encode(Image.new("P", (28, 28), 0), "GIF", transparency=0)
-    if mode == "WebP":
-        return encode(Image.new("RGBA", (28, 28), (0, 0, 0, 0)), "WEBP", lossless=True, exact=True)
-    if mode == "grey":
-        return png(28, 28, rows=bytes(29 * 28), extra=chunk(b"tRNS", b"\0\0"))
-    if mode == "grey, 1 bit":
-        return png(28, 28, depth=1, rows=(b"\0" + b"\0" * 4) * 28, extra=chunk(b"tRNS", b"\0\0"))
-    if mode == "grey, 2 bits":
-        return png(28, 28, depth=2, rows=(b"\0" + b"\x55" * 7) * 28, extra=chunk(b"tRNS", b"\0\1"))
-    if mode == "grey, 4 bits":
-        return png(28, 28, depth=4, rows=(b"\0" + b"\x33" * 14) * 28, extra=chunk(b"tRNS", b"\0\3"))
-    if mode == "grey, 16 bits":
-        return png(28, 28, depth=16, rows=(b"\0" + b"\x12\x34" * 28) * 28, extra=chunk(b"tRNS", b"\x12\x34"))
-    if mode == "colour":
-        return png(28, 28, colour=2, rows=bytes(85 * 28), extra=chunk(b"tRNS", bytes(6)))
-    if mode == "colour, 16 bits":
-        rows = (b"\0" + b"\x12\x34" * 84) * 28
-        return png(28, 28, depth=16, colour=2, rows=rows, extra=chunk(b"tRNS", b"\x12\x34" * 3))
-    return encode(Image.new(mode, (28, 28), 0))
+def palette(**options: object) -> bytes:
+    image = Image.new("P", (28, 28), 0)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    return encode(image, **options)
+
+
+def plain(row: bytes, transparent: bytes, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG of 28 rows all alike, with one transparent colour."""
+    return png(28, 28, depth, colour, rows=(b"\0" + row) * 28, extra=chunk(b"tRNS", transparent))
+
+
+# Pictures all transparent and dark underneath, in each of the ways a file can say so.
+TRANSPARENT = {
+    "grey with alpha": encode(Image.new("LA", (28, 28), 0)),
+    "colour with alpha": encode(Image.new("RGBA", (28, 28), 0)),
+    "WebP": encode(Image.new("RGBA", (28, 28), 0), "WEBP", lossless=True, exact=True),
+    "GIF": encode(Image.new("P", (28, 28), 0), "GIF", transparency=0),
+    "palette, one entry": palette(transparency=0),
+    "palette, alpha each": palette(transparency=b"\0\x80"),
+    "grey": plain(bytes(28), b"\0\0"),
+    "grey, 1 bit": plain(bytes(4), b"\0\0", depth=1),
+    "grey, 2 bits": plain(b"\x55" * 7, b"\0\1", depth=2),
+    "grey, 4 bits": plain(b"\x33" * 14, b"\0\3", depth=4),
+    "grey, 16 bits": plain(b"\x12\x34" * 28, b"\x12\x34", depth=16),
+    "colour": plain(bytes(84), bytes(6), colour=2),
+    "colour, 16 bits": plain(b"\x12\x34" * 84, b"\x12\x34" * 3, depth=16, colour=2),
+}
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR], ids=["grey", "colour"])
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "LA",
-        "RGBA",
-        "palette, one entry",
-        "palette, alpha each",
-        "GIF",
-        "WebP",
-        "grey",
-        "grey, 1 bit",
-        "grey, 2 bits",
-        "grey, 4 bits",
-        "grey, 16 bits",
-        "colour",
-        "colour, 16 bits",
-    ],
-)
-def test_transparency_is_laid_over_white(mode: str, spec: InputSpec) -> None:
-    assert (decode(transparent(mode), spec) == 255).all()
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_transparency_is_laid_over_white(kind: str, spec: InputSpec) -> None:
+    assert (decode(TRANSPARENT[kind], spec) == 255).all()
 
 
 def test_half_transparent_black_over_white_is_mid_grey() -> None:
@@ -448,7 +452,12 @@ def test_a_photo_is_turned_as_its_exif_says(format: str, orientation: int) -> No
 
 def test_unreadable_exif_does_not_spoil_sound_pixels() -> None:
     image = Image.fromarray(digit())
-    for exif in (b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff"):
+    for exif in (
+        b"Exif\0\0",
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff",
+    ):
         assert decode(encode(image, exif=exif), GREY).tolist() == digit().tolist()
 
 
@@ -504,7 +513,9 @@ def test_transparent_ink_becomes_light_strokes_on_black() -> None:
 
 def test_arrays_are_prepared_as_decoded_pictures_are() -> None:
     # Given raw pixels of another size, light and dark
-    pixels = np.stack([np.kron(digit(), np.ones((2, 2))), 255 - np.kron(digit(), np.ones((2, 2)))]).astype(np.uint8)
+    pixels = np.stack([np.kron(digit(), np.ones((2, 2))), 255 - np.kron(digit(), np.ones((2, 2)))]).astype(
+        np.uint8
+    )
     for spec in (MNIST_INPUT, COLOUR):
         prepared = prepare_arrays(pixels, spec)
         assert prepared.shape == (2, *spec.shape)

@@ -15,11 +15,11 @@ import signal
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.request import urlopen
 
 # Several times the real file's size: an endless answer must not fill the disk.
-_MAX_BYTES = 64 * 2**20
+_MAX_BYTES: Final = 64 * 2**20
 
 
 class _Fetched(Exception):

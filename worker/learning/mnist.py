@@ -8,16 +8,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
-import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from jobs.errors import DataUnavailable
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
 #: The four files, in the order of the arrays, and the published SHA-256 of each one uncompressed.
-PUBLISHED = {
+PUBLISHED: Final = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -35,23 +35,23 @@ PUBLISHED = {
 }
 
 #: Where a download is kept, in the cache folder.
-CACHED = "mnist.npz"
+CACHED: Final = "mnist.npz"
 
 # A program of its own, so that it can be ended wherever it hangs.
-_DOWNLOADER = Path(__file__).with_name("download.py")
+_DOWNLOADER: Final = Path(__file__).with_name("download.py")
 
 # A download that has brought nothing for so long gives way. Closed networks often just drop the packets.
-_SILENCE_SECONDS = 8
+_SILENCE_SECONDS: Final = 8
 # And one that trickles gives way in the end: 11 MB in two minutes is 100 kB/s.
-_DOWNLOAD_SECONDS = 120
+_DOWNLOAD_SECONDS: Final = 120
 
 # The third byte of an IDX file's magic number: unsigned bytes, the only type MNIST uses.
-_IDX_UBYTE = 8
+_IDX_UBYTE: Final = 8
 
 # The sample's split: always the same one, or accuracies could not be compared.
-_SAMPLE_SEED = 20
-_SAMPLE_SIZE = 5000
-_SAMPLE_TEST_SHARE = 5  # one in five
+_SAMPLE_SEED: Final = 20
+_SAMPLE_SIZE: Final = 5000
+_SAMPLE_TEST_SHARE: Final = 5  # one in five
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,30 +191,29 @@ def _read_npz(path: Path) -> Mnist:
 def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
     """Download MNIST into `cache`, verified before it gets that name. Raises DataUnavailable."""
     say("downloading MNIST (11 MB)")
-    # A name of its own: two downloads at a time must not write into one file.
-    target = cache.with_name(f".download-{secrets.token_hex(4)}.npz")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(  # noqa: S603 (our own program)
-            # -P keeps the names beside it (mnist, training, ...) from being importable.
-            [sys.executable, "-P", str(_DOWNLOADER), str(target), str(_SILENCE_SECONDS)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_DOWNLOAD_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise DataUnavailable(f"MNIST cannot be downloaded: {_reason(done)}")
-        data = _read_npz(target)
-        target.replace(cache)
+        # A folder of its own: two downloads at a time must not write into one file.
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=cache.parent) as folder:
+            target = Path(folder, CACHED)
+            done = subprocess.run(  # noqa: S603 (our own program)
+                # -P keeps the names beside it (mnist, training, ...) from being importable.
+                [sys.executable, "-P", str(_DOWNLOADER), str(target), str(_SILENCE_SECONDS)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_DOWNLOAD_SECONDS,
+                check=False,
+            )
+            if done.returncode:
+                raise DataUnavailable(f"MNIST cannot be downloaded: {_reason(done)}")
+            data = _read_npz(target)
+            target.replace(cache)
     except subprocess.TimeoutExpired as error:
         raise DataUnavailable(f"MNIST cannot be downloaded within {_DOWNLOAD_SECONDS} s") from error
     except OSError as error:
         raise DataUnavailable(f"the download of MNIST cannot be kept: {error}") from error
-    finally:
-        target.unlink(missing_ok=True)
     return data
 
 

@@ -43,7 +43,7 @@ def retrain(
     settings: Settings,
     data: mnist.Mnist | None = None,
     *,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe | None = None,
     replace: bool = True,
     on_batch: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
@@ -53,6 +53,7 @@ def retrain(
     With `replace` a better model becomes the champion; without, only where there is none. Raises
     DataUnavailable, Unavailable, LedgerNotReady; whatever goes wrong is also written into the run's row.
     """
+    recipe = recipe or Recipe()
     data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     ledger, store = Ledger(settings.ledger), Store(settings.store)
     run_id = new_id()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ from worker.predicting.runtime import configure_threads, keras, set_threads, tf
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 
-# Images per call of the model. One size only: every other shape would be traced and kept for good.
-BATCH = 512
+# Images per call of the model. One size only: every other shape would be traced and kept for good. Measured
+# on one core with the 784-512-512-10 network: 256 takes 17 us an image, 512 takes 16, 1024 and 2048 take 15;
+# a lone image pays for a full batch, and the last batch of a chunk is padded to one.
+BATCH: Final = 512
 
 # How far from 1 the sum of a row may be and still be probabilities: a softmax in bfloat16 strays by 0.004.
-_SUM_TOLERANCE = 0.01
+_SUM_TOLERANCE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _CONFIDENCE_DIGITS: Final = 7
 
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
-    """Classifies the chunk if it is ours to take; gives back the number of images recorded, 0 where it was not.
+    """Classifies the chunk if it is ours to take; gives back how many images were recorded, 0 if it was not.
 
     Raises nothing that is the fault of an image, the job or a service: those end as outcomes, as a failed
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
@@ -64,7 +64,7 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
             release_chunk(connection, claim, error=str(error), burn_attempt=False)
         return 0
     except JobError as error:
-        logger.error("job %s cannot go on: %s", claim.job_id, error)  # noqa: TRY400 -- no mistake of ours
+        logger.error("job %s cannot go on: %s", claim.job_id, error)
         with bench.ledger.transaction() as connection:
             release_chunk(connection, claim, error=str(error), burn_attempt=True)
             end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
@@ -99,7 +99,7 @@ def classify_payload(
         for place, label, confidence in zip(places, labels, confidences, strict=True):
             name = payload.names[place]
             if label < 0:
-                outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "the model gave no probability")
+                outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "no probability came out")
             else:
                 outcomes[place] = Outcome(name, classifier.classes[label], confidence)
         places.clear()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Keras reads keras.json from this folder and writes one where there is none. On the null device it can do
 # neither: a file in someone's home can't change our number formats, and nothing is left behind there.
@@ -44,7 +45,25 @@ def _without_noise() -> Iterator[None]:
             os.write(2, b"".join(line for line in held if not _NOISE.match(line)))
 
 
-with _without_noise():
+# What Keras imports where it finds it (mlxtend brings it along) for plots and wrappers nobody here uses: it
+# doubles the time to start, and matplotlib writes into the home folder.
+_UNWANTED = ("matplotlib", "pandas", "sklearn")
+
+
+@contextmanager
+def _without_extras() -> Iterator[None]:
+    """Let Keras find its optional companions not installed."""
+    modules: dict[str, Any] = sys.modules
+    absent = [name for name in _UNWANTED if name not in modules]
+    modules.update(dict.fromkeys(absent))  # None makes an import raise ModuleNotFoundError
+    try:
+        yield
+    finally:
+        for name in absent:
+            del modules[name]
+
+
+with _without_noise(), _without_extras():
     import keras
     import tensorflow as tf
 

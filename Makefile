@@ -1,0 +1,47 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Needs Python 3.11 to 3.13 and make, no more.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test lint format bench soak test-compose lock clean
+
+install: $(STAMP)
+
+# The stamp is newer than what it was made from; a half-made environment has none and is made again.
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	@$(BIN)/labelmill demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# Pins: hashes and versions, no addresses. For all of Python 3.11 to 3.13 on Linux and macOS.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+          --no-header pyproject.toml
+lock: install
+	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) --extra postgres -o requirements/producer.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

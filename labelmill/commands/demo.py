@@ -1,0 +1,29 @@
+"""`labelmill demo`: the main job from nothing to a picture of its results."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import typer
+
+from jobs.errors import UserError
+from jobs.settings import Settings
+from labelmill.console import examples, tells_errors
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill demo", "LABELMILL_MNIST_DIR=mnist/ LABELMILL_HOME=/tmp/mill labelmill demo"))
+@tells_errors
+def demo() -> None:
+    """See it work: train on MNIST, classify 10,000 digits, look at the results.
+
+    Starts a broker and workers of its own, trains a model if there is none, submits the test images as PNG
+    files and shows what came out. Where MNIST cannot be had, a sample of it is used, and said so. All that
+    is written lies in the state folder (LABELMILL_HOME); every process ends with the demo.
+    """
+    if find_spec("tensorflow") is None:
+        raise UserError("The demo needs TensorFlow: pip install 'labelmill[worker,local]'.")
+    from labelmill.demo import run_demo
+
+    run_demo(Settings.load())

