@@ -5,6 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# MNIST that lies beside the checkout is used where nothing else is set.
+ifneq ($(wildcard ../shared/mnist),)
+export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
+endif
+
 .PHONY: install demo test lint format bench soak test-compose lock clean
 
 install: $(STAMP)

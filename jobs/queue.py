@@ -56,6 +56,8 @@ def make_app(settings: Settings) -> Celery:
         task_soft_time_limit=settings.soft_time_limit,
         task_time_limit=settings.time_limit,
         worker_proc_alive_timeout=CHILD_START_SECONDS,
+        # Celery waits so long for the last word of a child that died, before its message goes back.
+        worker_lost_wait=1.0,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout,
             "global_keyprefix": KEY_PREFIX,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike, fspath
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from jobs.errors import Conflict
 from jobs.ledger import Ledger
@@ -19,14 +19,16 @@ from jobs.ledger.progress import (
     stream_predictions,
 )
 from jobs.model import Model
-from jobs.queue import Bell, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.migrating import open_ledger
 from producer.follow import follow
 from producer.sources import Sources
-from producer.submit import Submitted, submit
+
+if TYPE_CHECKING:
+    from jobs.queue import Bell
+    from producer.submit import Submitted
 
 
 class Client:
@@ -72,6 +74,10 @@ class Client:
         Raises SourceError where there is no image, NotFound where there is no model yet, Conflict where the
         key was used for other content.
         """
+        # Imported where it is needed: Celery takes a sixth of a second, and most commands only read.
+        from jobs.queue import Bell, make_app
+        from producer.submit import submit
+
         self._bell = Bell(make_app(self.settings))
         return submit(
             images,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.engine import Connection
 
 import migrations
 from jobs.errors import LedgerNotReady
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -32,12 +34,17 @@ def open_ledger(settings: Settings) -> Ledger:
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
     """Runs the migrations that are missing, in one transaction. Raises Unavailable."""
+    # Imported where it is needed: every command opens the ledger, hardly one has to migrate it.
+    from alembic import command
+
     with ledger.transaction() as connection:
         command.upgrade(alembic_config(connection), revision)
 
 
 def alembic_config(connection: Connection) -> Config:
     """Alembic's configuration for this connection; no alembic.ini is needed."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["connection"] = connection

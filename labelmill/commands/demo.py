@@ -13,7 +13,9 @@ from labelmill.console import examples, tells_errors
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog=examples("labelmill demo", "LABELMILL_MNIST_DIR=mnist/ LABELMILL_HOME=/tmp/mill labelmill demo"))
+@app.command(
+    epilog=examples("labelmill demo", "LABELMILL_MNIST_DIR=mnist/ LABELMILL_HOME=/tmp/mill labelmill demo")
+)
 @tells_errors
 def demo() -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -316,7 +317,7 @@ def test_a_job_starts_with_its_first_claim(ledger, make_job, worker):
     assert started_at() == first
 
 
-def test_no_clock_but_the_databases_own_writes_a_time(ledger, make_job, worker):
+def test_no_clock_but_the_databases_own_writes_a_time(make_job, worker):
     """Leases compare what many hosts wrote: a host whose clock is wrong must not matter."""
     # Given an eye on all that is handed to the database
     handed_over: list[Any] = []
@@ -339,7 +340,7 @@ def test_no_clock_but_the_databases_own_writes_a_time(ledger, make_job, worker):
 
     # Then no time was among it
     assert job.id in handed_over
-    assert not [value for value in handed_over if hasattr(value, "tzinfo") or "-" in str(value)[1:5]]
+    assert not [value for value in handed_over if re.match(r"\d{4}-\d\d-\d\d", str(value))]
 
 
 def test_times_come_back_in_utc(ledger, make_job, worker):

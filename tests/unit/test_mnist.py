@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import shutil
 import socket
 import struct
@@ -24,16 +23,9 @@ from worker.learning import mnist
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
-def mnist_dir() -> Path:
-    folder = os.environ.get("LABELMILL_MNIST_DIR")
-    if not folder:
-        pytest.fail("set LABELMILL_MNIST_DIR to a folder with MNIST's four IDX files")
-    return Path(folder)
-
-
 @pytest.fixture(scope="module")
-def real() -> mnist.Mnist:
-    return mnist.load(mnist_dir(), Path("unused"))
+def real(mnist_dir: Path) -> mnist.Mnist:
+    return mnist.load(mnist_dir, Path("unused"))
 
 
 @pytest.fixture
@@ -65,10 +57,10 @@ def write_folder(folder: Path, **changes: bytes) -> Path:
 
 
 def test_the_published_files_are_read_and_recognised(
-    real: mnist.Mnist, said: list[str], tmp_path: Path
+    real: mnist.Mnist, mnist_dir: Path, said: list[str], tmp_path: Path
 ) -> None:
     # Given the real MNIST in a folder, when it is loaded
-    data = mnist.load(mnist_dir(), tmp_path, say=said.append)
+    data = mnist.load(mnist_dir, tmp_path, say=said.append)
     # Then all of it is there, nothing needs to be said, and nothing was cached.
     assert data.train_images.shape == (60_000, 28, 28)
     assert data.test_images.shape == (10_000, 28, 28)
@@ -81,10 +73,10 @@ def test_the_published_files_are_read_and_recognised(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_fingerprint_is_that_of_the_four_files(real: mnist.Mnist) -> None:
+def test_the_fingerprint_is_that_of_the_four_files(real: mnist.Mnist, mnist_dir: Path) -> None:
     digest = hashlib.sha256()
     for name in mnist.PUBLISHED:
-        digest.update(gzip.decompress((mnist_dir() / f"{name}.gz").read_bytes()))
+        digest.update(gzip.decompress((mnist_dir / f"{name}.gz").read_bytes()))
     assert real.fingerprint == digest.hexdigest()
 
 

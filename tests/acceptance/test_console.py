@@ -1,0 +1,190 @@
+"""The console command: what goes where, exit codes, and messages for a person's mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import ENV_PREFIX
+from labelmill.cli import COMMANDS
+from tests.console import LABELMILL, Home, rows, until
+
+
+@pytest.fixture
+def idle(new_home: Home) -> Home:
+    """A home with a model in which nothing runs: what is submitted there waits."""
+    return new_home
+
+
+def test_help_lists_every_command_and_each_has_its_own_with_an_example(trained: Home) -> None:
+    listing = trained.ok("--help")
+    for name in COMMANDS:
+        assert f" {name} " in listing
+        help_text = trained.ok(name, "--help")
+        assert "Examples:" in help_text or "Commands" in help_text, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "nonsense"], "There is no job 'nonsense'"),
+        (["predictions", "nonsense"], "There is no job 'nonsense'"),
+        (["cancel", "nonsense"], "There is no job 'nonsense'"),
+        (["models", "show", "nonsense"], "There is no model 'nonsense'"),
+        (["submit", "no/such/folder"], "no/such/folder"),
+        (["submit"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list[str], message: str) -> None:
+    done = trained.run(*arguments)
+
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CHUNK_IMAGES", "many"),
+        ("LEASE_SECONDS", "-1"),
+        ("LEDGER_URL", "mysql://somewhere/else"),
+        ("BROKER_URL", "amqp://somewhere"),
+    ],
+)
+def test_a_malformed_setting_is_named_at_start(trained: Home, name: str, value: str) -> None:
+    home = Home(trained.path, {ENV_PREFIX + name: value})
+
+    for command in ["jobs", "up", "worker"]:
+        done = home.run(command)
+        assert done.returncode == 2
+        assert ENV_PREFIX + name in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_deployed_ledger_is_not_migrated_behind_anybodys_back(tmp_path: Path) -> None:
+    # given a ledger that was named and never migrated
+    home = Home(tmp_path / "home", {ENV_PREFIX + "LEDGER_URL": f"sqlite:///{tmp_path / 'other.sqlite3'}"})
+
+    # when it is used, then the message says what to do
+    done = home.run("jobs")
+    assert done.returncode == 2
+    assert "labelmill db upgrade" in done.stderr
+
+    # and doing it helps
+    home.ok("db", "upgrade")
+    assert home.json("jobs") == []
+
+
+def test_without_a_model_nothing_can_be_submitted(tmp_path: Path, few_digits: Path) -> None:
+    done = Home(tmp_path / "home").run("submit", few_digits)
+
+    assert done.returncode == 2
+    assert "labelmill train" in done.stderr
+    assert done.stdout == ""
+
+
+def test_without_a_broker_a_job_waits_in_the_ledger(idle: Home, few_digits: Path) -> None:
+    # given nothing runs, when a job is submitted
+    done = idle.run("submit", few_digits)
+
+    # then it is accepted, and the person is told
+    assert done.returncode == 0
+    assert "labelmill up" in done.stderr
+    status = idle.json("status", done.stdout.strip())
+    assert (status["state"], status["total"], status["succeeded"]) == ("running", 50, 0)
+    assert status["oldest_waiting_seconds"] > 0
+
+
+def test_ctrl_c_while_watching_leaves_the_job_alone(idle: Home, few_digits: Path, tmp_path: Path) -> None:
+    # given somebody watches a job that cannot move
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        watching = subprocess.Popen(
+            [LABELMILL, "submit", str(few_digits), "--watch"],
+            env=idle.environment,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    until(lambda: out.read_text().strip() != "", "the job's id is printed")
+
+    # when Ctrl-C is pressed
+    watching.send_signal(signal.SIGINT)
+
+    # then the exit code says so, the hint is there, and the job goes on
+    assert watching.wait(60) == 130
+    job = out.read_text().strip()
+    assert f"labelmill status {job} --watch" in err.read_text()
+    assert f"labelmill cancel {job}" in err.read_text()
+    assert idle.json("status", job)["state"] == "running"
+
+
+def test_cancel_keeps_what_there_is(idle: Home, few_digits: Path) -> None:
+    # given a job that waits, when it is cancelled
+    job = idle.ok("submit", few_digits).strip()
+    idle.ok("cancel", job)
+
+    # then it stays, as cancelled, watching it fails, and it cannot be cancelled again
+    assert idle.json("status", job)["state"] == "cancelled"
+    assert idle.run("status", job, "--watch").returncode == 1
+    again = idle.run("cancel", job)
+    assert again.returncode == 2
+    assert "had finished before" in again.stderr
+
+
+def test_json_is_for_programs(stack: Home, few_digits: Path) -> None:
+    done = stack.run("submit", few_digits, "--watch", "--json")
+
+    submitted = json.loads(done.stdout)
+    assert {"id", "state", "total", "succeeded", "failed", "model", "created_at", "finished_at"} <= set(
+        submitted
+    )
+    assert submitted["state"] == "done"
+    assert submitted["id"] in {job["id"] for job in stack.json("jobs")}
+    [model, *_] = stack.json("models", "list")
+    assert {"id", "aliases", "architecture", "accuracy", "sha256", "created_at"} <= set(model)
+    assert model["aliases"] == ["champion"]
+    assert model["architecture"] == "mlp"
+
+
+def test_a_csv_has_the_promised_columns(stack: Home, few_digits: Path) -> None:
+    job = stack.ok("submit", few_digits, "--watch").strip()
+    header = stack.ok("predictions", job, "--format", "csv").splitlines()[0].split(",")
+
+    assert {"index", "name", "label", "confidence", "error", "model"} <= set(header)
+    assert len(rows(stack.ok("predictions", job, "--format", "csv", "--limit", "3"))) == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) -> None:
+    job = stack.ok("submit", digits / "1", "--watch").strip()
+
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"{LABELMILL}" predictions {job} --format csv | head -n 1'],
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.startswith("index,")
+    assert done.stderr == ""
+
+
+def test_no_command_that_only_looks_brings_in_tensorflow(trained: Home) -> None:
+    code = (
+        "import sys; sys.argv = ['labelmill', 'jobs']\n"
+        "from labelmill.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'tensorflow', 'keras', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    env = os.environ | trained.environment
+    done = subprocess.run([Path(LABELMILL).parent / "python", "-c", code], env=env, check=False)
+    assert done.returncode == 0

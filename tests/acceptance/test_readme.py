@@ -1,0 +1,81 @@
+"""The README's blocks are run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import ENV_PREFIX
+from tests.console import LABELMILL, Home
+
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text()
+
+#: What other tests run: `make` itself, and the stack, which is up here.
+ELSEWHERE = {"labelmill up"}
+
+
+@pytest.fixture
+def folder(few_digits: Path, tmp_path: Path) -> Path:
+    """Where a reader of the README sits: with photos, digits and a digit."""
+    shutil.copytree(few_digits, tmp_path / "photos")
+    shutil.copytree(few_digits, tmp_path / "digits")
+    shutil.copy(next((few_digits / "4").iterdir()), tmp_path / "digit.png")
+    return tmp_path
+
+
+def _lines() -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    return [line[2:].partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_the_console_blocks_run(stack: Home, folder: Path) -> None:
+    job = stack.ok("submit", folder / "photos", "--watch").strip()
+    ran = 0
+    for line in _lines():
+        if not line.startswith("labelmill ") or line in ELSEWHERE:
+            continue
+        command = line.replace("labelmill", LABELMILL, 1).replace("JOB", job)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        ran += 1
+    assert ran >= 4
+
+
+def test_the_python_block_runs(stack: Home, folder: Path) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=folder,
+        env=stack.environment | {ENV_PREFIX + "HOME": str(stack.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "50 of 50" in done.stdout
+
+
+def test_make_has_the_two_commands_and_pip_the_extras() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    makes = [line for line in _lines() if line.startswith("make ")]
+    installs = [line for line in _lines() if line.startswith("pip install ")]
+    assert makes == ["make demo", "make test"]
+    assert {line.split()[1] for line in makes} <= targets
+    for line in installs:
+        [named] = re.findall(r"labelmill\[([\w,]+)\]", line)
+        assert set(named.split(",")) <= set(extras), line

@@ -1,0 +1,218 @@
+"""The console command as a person uses it: real processes, a model trained once, a stack that is up.
+
+A pytest plugin (tests/conftest.py names it), so that acceptance and fault tests share one trained model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.settings import ENV_PREFIX, Settings
+from labelmill.stack import broker_answers
+from worker.learning import mnist
+
+#: No command of these tests takes longer, but on a machine that is very busy.
+COMMAND_SECONDS: Final = 180.0
+
+LABELMILL: Final = str(Path(sys.executable).parent / "labelmill")
+
+
+@dataclass
+class Home:
+    """A state folder, and the environment in which commands use it."""
+
+    path: Path
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a person would have set."""
+        return os.environ | {ENV_PREFIX + "HOME": str(self.path), "COLUMNS": "200"} | self.extra
+
+    def run(
+        self, *arguments: str | Path, stdin: str | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `labelmill ...` to its end."""
+        return subprocess.run(
+            [LABELMILL, *map(str, arguments)],
+            env=self.environment,
+            input=stdin,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+
+    def ok(self, *arguments: str | Path, stdin: str | None = None) -> str:
+        """Runs `labelmill ...`, which must succeed; gives back its stdout."""
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str | Path) -> Any:
+        """Runs `labelmill ... --json`, which must succeed."""
+        return json.loads(self.ok(*arguments, "--json"))
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Starts `labelmill ...`; ends it, and whatever it started, at the end."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [LABELMILL, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(COMMAND_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+
+
+def until(condition: Callable[[], bool], what: str, *, seconds: float = COMMAND_SECONDS) -> None:
+    """Waits for something that other processes bring about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {seconds:g} seconds still not: {what}")
+        time.sleep(0.05)
+
+
+def processes_below(pid: int) -> list[int]:
+    """The process and all its descendants, from /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        found.append(queue.pop())
+        queue += children.get(found[-1], [])
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def has_tensorflow(pid: int) -> bool:
+    """Whether TensorFlow's library is mapped into the process."""
+    return "libtensorflow" in (Path("/proc") / str(pid) / "maps").read_text()
+
+
+@pytest.fixture(scope="session")
+def session_folder() -> Iterator[Path]:
+    """For what many tests share; its path is short enough for a Unix socket."""
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def trained(session_folder: Path, mnist_dir: Path) -> Home:  # noqa: ARG001 -- must be there
+    """A home in which `labelmill train` has run once, on all of MNIST."""
+    home = Home(session_folder / "trained")
+    home.ok("train")
+    return home
+
+
+@pytest.fixture(scope="session")
+def accuracy(trained: Home) -> float:
+    """The test accuracy that the registry has for the champion."""
+    [model] = trained.json("models", "list")
+    return float(model["accuracy"])
+
+
+@pytest.fixture
+def new_home(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:  # noqa: ARG001
+    """A home of the test's own that already has the trained model."""
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    shutil.copytree(trained.path, folder / "home", ignore=shutil.ignore_patterns("broker", "logs"))
+    yield Home(folder / "home")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack(trained: Home, session_folder: Path) -> Iterator[Home]:
+    """`labelmill up` on embedded defaults: SQLite and Valkey on a socket. Small chunks: more to go wrong."""
+    home = Home(trained.path, {ENV_PREFIX + "CHUNK_IMAGES": "500"})
+    log = session_folder / "up.log"
+    with home.started("up", log=log):
+        wait_for_broker(home)
+        yield home
+
+
+def wait_for_broker(home: Home) -> None:
+    """Until the embedded broker of this home answers."""
+    until(lambda: broker_answers(Settings.load(home=home.path)), "the broker answers")
+
+
+@pytest.fixture(scope="session")
+def digits(session_folder: Path, mnist_dir: Path) -> Path:
+    """MNIST's 10,000 test digits as PNG files, in ten folders named by label."""
+    data = mnist.load(mnist_dir, session_folder / "cache", allow_download=False)
+    folder = session_folder / "digits"
+    write_digits(folder, data.test_images, data.test_labels)
+    return folder
+
+
+def write_digits(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """PNG files in folders named by label."""
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(pixels).save(folder / str(label) / f"{number:05}.png", compress_level=1)
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Path, session_folder: Path) -> Path:
+    """Five of each digit."""
+    folder = session_folder / "few"
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for path in sorted((digits / str(label)).iterdir())[:5]:
+            shutil.copy(path, folder / str(label) / path.name)
+    return folder
+
+
+def rows(csv_text: str) -> list[dict[str, str]]:
+    """The rows of a CSV export."""
+    import csv
+
+    return list(csv.DictReader(csv_text.splitlines()))
+
+
+def agreement(predictions: Sequence[dict[str, str]]) -> float:
+    """How many of the labels are those that the folders say."""
+    return sum(row["label"] == Path(row["name"]).parent.name for row in predictions) / len(predictions)

@@ -1,0 +1,158 @@
+"""The migrations make the tables that the code declares, from nothing and back, all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
+
+from jobs.errors import LedgerNotReady
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.database import REVISION
+from jobs.ledger.models import find_champion
+from jobs.ledger.progress import job_status
+from jobs.schema import metadata
+from jobs.settings import Settings
+from labelmill.migrating import alembic_config, open_ledger, upgrade
+
+
+def tables_of(ledger: Ledger) -> set[str]:
+    with ledger.reading() as connection:
+        return set(sa.inspect(connection).get_table_names())
+
+
+ALL_TABLES = {table.name for table in metadata.sorted_tables} | {"alembic_version"}
+
+
+def test_a_ledger_is_made_from_nothing(empty_ledger):
+    # Given a database without a table
+    assert tables_of(empty_ledger) == set()
+    with pytest.raises(LedgerNotReady, match="labelmill db upgrade"):
+        empty_ledger.check()
+
+    # When it is migrated, Then it is ready
+    upgrade(empty_ledger)
+    empty_ledger.check()
+    assert tables_of(empty_ledger) == ALL_TABLES
+
+
+def test_migrating_twice_changes_nothing(ledger, make_job):
+    # Given a migrated ledger with a job in it
+    job = make_job([3])
+
+    # When it is migrated again, Then it is as it was
+    upgrade(ledger)
+    ledger.check()
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).total == 3
+
+
+def test_the_migrations_make_what_the_code_declares(ledger):
+    # When Alembic compares a migrated ledger with the declared tables, Then it finds nothing to do
+    with ledger.transaction() as connection:
+        command.check(alembic_config(connection))
+
+
+def test_the_code_knows_the_last_migration(ledger):
+    with ledger.reading() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+    assert scripts.get_heads() == [REVISION]
+
+
+def test_a_ledger_can_be_taken_down_and_made_again(ledger, make_job):
+    # Given a ledger with something in it
+    make_job([1])
+
+    # When it is taken down to nothing
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), "base")
+
+    # Then no table of ours is left, and it says so
+    assert tables_of(ledger) == {"alembic_version"}
+    with pytest.raises(LedgerNotReady):
+        ledger.check()
+
+    # And it can be made again, empty
+    upgrade(ledger)
+    ledger.check()
+    with ledger.reading() as connection:
+        assert find_champion(connection) is None
+
+
+class Interruption(Exception):
+    """Something that happens in the middle."""
+
+
+def test_a_migration_that_is_interrupted_leaves_nothing(empty_ledger):
+    # When a migration has run, and something happens before its commit
+    def upgrade_and_stumble():
+        with empty_ledger.transaction() as connection:
+            command.upgrade(alembic_config(connection), "head")
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        upgrade_and_stumble()
+
+    # Then there is nothing of it, and it can run again
+    assert tables_of(empty_ledger) == set()
+    upgrade(empty_ledger)
+    empty_ledger.check()
+
+
+def test_a_ledger_of_another_version_is_refused(ledger):
+    # Given a ledger that a newer Labelmill has migrated
+    with ledger.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    # When it is opened, Then both versions are named, and what to do
+    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*labelmill db upgrade"):
+        ledger.check()
+
+
+def test_a_statement_on_an_unmigrated_ledger_says_what_to_do(empty_ledger):
+    with pytest.raises(LedgerNotReady, match="labelmill db upgrade"), empty_ledger.reading() as connection:
+        job_status(connection, new_id())
+
+
+def test_a_ledger_nobody_migrated_is_not_migrated_behind_ones_back(empty_ledger, tmp_path):
+    # Given a deployed ledger, named by a setting, without a table
+    url = empty_ledger.engine.url.render_as_string(hide_password=False)
+    settings = Settings(home=tmp_path / "home", ledger_url=url)
+
+    # When it is opened, Then that is its owner's to decide
+    with pytest.raises(LedgerNotReady):
+        open_ledger(settings)
+    assert tables_of(empty_ledger) == set()
+
+
+def test_the_embedded_ledger_is_made_where_it_is_needed(tmp_path):
+    # Given a state folder that is not there yet
+    settings = Settings(home=tmp_path / "home")
+
+    # When its ledger is opened, once and again, Then it is ready
+    for _ in range(2):
+        with contextlib.closing(open_ledger(settings)) as ledger:
+            ledger.check()
+
+    # And it is nobody else's to read
+    path = tmp_path / "home" / "ledger.sqlite3"
+    assert make_url(settings.ledger).database == str(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_sqlite_keeps_an_accepted_job_through_a_power_cut(tmp_path):
+    with (
+        contextlib.closing(open_ledger(Settings(home=tmp_path))) as ledger,
+        ledger.reading() as connection,
+    ):
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}

@@ -1,0 +1,578 @@
+"""Results come in: all of a chunk's or none, once, from whoever owns it; and a job knows when it is done."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from psycopg.errors import UniqueViolation
+
+from jobs.errors import Conflict, ErrorCode, LeaseLost, Unavailable
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
+from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
+from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
+
+EVERYTHING = Filter()
+
+
+def status_of(ledger: Ledger, job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def counters_of(ledger: Ledger, job) -> tuple[JobState, int, int, int]:
+    status = status_of(ledger, job)
+    return status.state, status.total, status.succeeded, status.failed
+
+
+def predictions_of(ledger: Ledger, job) -> list[Prediction]:
+    with ledger.reading() as connection:
+        return page_of_predictions(connection, job.id, EVERYTHING, after=-1, limit=10_000)
+
+
+def chunk_states_of(ledger: Ledger, job) -> list[ChunkState]:
+    with ledger.reading() as connection:
+        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
+        return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def seal(ledger: Ledger, job) -> None:
+    with ledger.transaction() as connection:
+        seal_job(connection, job.id, fingerprint=None)
+
+
+def stop(ledger: Ledger, job, state: JobState = JobState.CANCELLED, error: str | None = None) -> bool:
+    with ledger.transaction() as connection:
+        return end_job(connection, job.id, state, error=error)
+
+
+def discard(ledger: Ledger, job) -> None:
+    with ledger.transaction() as connection:
+        discard_job(connection, job.id)
+
+
+def rows_left(ledger: Ledger) -> dict[str, int]:
+    with ledger.reading() as connection:
+        return {
+            table.name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            for table in (jobs, chunks, predictions)
+        }
+
+
+def sevens(*names: str) -> list[Outcome]:
+    return [Outcome(name, "7", 0.75) for name in names]
+
+
+# ---- what is recorded ---------------------------------------------------------------------------------
+
+
+def test_each_image_has_its_outcome_at_its_place(ledger, make_job, champion, worker):
+    # Given a job of two chunks
+    job = make_job([1, 2])
+
+    # When the second is finished, one of its images unreadable
+    outcomes = [
+        Outcome("b.png", "7", 0.9375),
+        Outcome("c.png", None, None, ErrorCode.CORRUPT, "truncated after 12 bytes"),
+    ]
+    worker.work(job.chunks[1], outcomes)
+
+    # Then the rows stand at the images' indices in the job, and name its model
+    assert predictions_of(ledger, job) == [
+        Prediction(1, "b.png", "7", 0.9375, None, None, champion.id),
+        Prediction(2, "c.png", None, None, ErrorCode.CORRUPT, "truncated after 12 bytes", champion.id),
+    ]
+    # And the counters have moved with them
+    assert counters_of(ledger, job) == (JobState.RUNNING, 3, 1, 1)
+    assert chunk_states_of(ledger, job) == [ChunkState.PENDING, ChunkState.DONE]
+
+
+#: What might trip COPY's text format, a quoting of SQL, or a terminal.
+AWKWARD_NAMES = [
+    "a b.png",
+    "two\nlines.png",
+    "carriage\rreturn.png",
+    "tab\tstop.png",
+    "back\\slash.png",
+    r"\N",
+    r"\.",
+    "\\",
+    r"\n\t\\x41",
+    'it\'s "quoted".png',
+    "semi;colon,comma.png",
+    "%s %d %% {} ?.png",
+    ":name",
+    "手書き数字/七.png",
+    "🖋️ café.png",
+    "\x01\x1b[31m\x7f.png",
+    "",
+    " ",
+    "x" * 1_000_000,
+]
+
+
+def test_a_name_comes_back_as_it_was(ledger, make_job, worker):
+    # Given images with awkward names, and labels and details that are no better
+    labelled = [Outcome(name, name, 0.5) for name in AWKWARD_NAMES]
+    failed = [Outcome(name, None, None, ErrorCode.CORRUPT, name) for name in AWKWARD_NAMES]
+    job = make_job([len(AWKWARD_NAMES)] * 2)
+
+    # When they are recorded
+    worker.work(job.chunks[0], labelled)
+    worker.work(job.chunks[1], failed)
+
+    # Then every character is what it was
+    found = predictions_of(ledger, job)
+    assert [outcome.name for outcome in found] == AWKWARD_NAMES * 2
+    assert [outcome.label for outcome in found] == AWKWARD_NAMES + [None] * len(AWKWARD_NAMES)
+    assert [outcome.detail for outcome in found] == [None] * len(AWKWARD_NAMES) + AWKWARD_NAMES
+
+
+def test_a_confidence_comes_back_as_the_float32_it_was(ledger, make_job, worker):
+    # Given confidences as a model gives them, rounded as the pipeline does
+    exact = [struct.unpack("f", struct.pack("f", 1 / number))[0] for number in range(1, 200)]
+    job = make_job([len(exact)])
+
+    # When they are recorded
+    outcomes = [Outcome(f"{value}", "1", round(value, 7)) for value in exact]
+    worker.work(job.chunks[0], outcomes)
+
+    # Then they come back, within what a float32 holds
+    found = [prediction.confidence for prediction in predictions_of(ledger, job)]
+    assert found == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_chunk_is_recorded_whole_or_not_at_all(ledger, make_job, worker, count):
+    # Given a claim on three images
+    job = make_job([3])
+    claim = worker.must_claim(job.chunks[0])
+
+    # When there are too few outcomes, or too many
+    with pytest.raises(ValueError, match="outcomes for a chunk of 3"):
+        worker.finish(claim, sevens(*["x"] * count))
+
+    # Then nothing has changed, and the right number is taken
+    assert counters_of(ledger, job) == (JobState.RUNNING, 3, 0, 0)
+    worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.DONE, 3, 3, 0)
+
+
+def test_a_mistake_in_the_middle_leaves_nothing(ledger, make_job, worker):
+    # Given a claim on two images
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+
+    # When the second outcome cannot be stored: an image has a name
+    outcomes = [Outcome("a.png", "7", 0.5), Outcome(None, "7", 0.5)]  # type: ignore[arg-type]
+    with pytest.raises(Exception, match=r"(?i)not.null"):
+        worker.finish(claim, outcomes)
+
+    # Then the first is not stored either, and the chunk is still claimed
+    assert predictions_of(ledger, job) == []
+    assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
+    assert chunk_states_of(ledger, job) == [ChunkState.CLAIMED]
+
+
+def test_the_primary_key_is_the_last_guard(ledger, make_job, worker):
+    # Given a finished chunk that somebody, by mistake, made claimable again
+    job = make_job([2])
+    worker.work(job.chunks[0])
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(state=ChunkState.PENDING))
+
+    # When it is worked on again, Then the database itself refuses a second outcome
+    with pytest.raises((UniqueViolation, Exception), match=r"(?i)unique"):
+        worker.work(job.chunks[0], sevens("other", "names"))
+
+    # And what was recorded first stands, counted once
+    assert [prediction.name for prediction in predictions_of(ledger, job)] == ["0.png", "1.png"]
+    assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
+
+
+# ---- the fence ----------------------------------------------------------------------------------------
+
+
+def test_who_lost_the_chunk_records_nothing_while_another_is_at_it(ledger, make_job, new_worker):
+    # Given a worker that was away so long that another one took its chunk
+    job = make_job([2])
+    slow, other = new_worker("anna"), new_worker("ben")
+    lost = slow.must_claim(job.chunks[0], lease_seconds=-1)
+    theirs = other.must_claim(job.chunks[0])
+
+    # When it comes back with its results
+    with pytest.raises(LeaseLost):
+        slow.finish(lost, sevens("late", "late"))
+
+    # Then there is no row of it and nothing was counted
+    assert predictions_of(ledger, job) == []
+    assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
+
+    # And the other one's results are taken
+    other.finish(theirs)
+    assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
+
+
+def test_who_lost_the_chunk_records_nothing_after_another_has(ledger, make_job, new_worker):
+    # Given a chunk that was taken over and finished
+    job = make_job([2])
+    slow, other = new_worker("anna"), new_worker("ben")
+    lost = slow.must_claim(job.chunks[0], lease_seconds=-1)
+    other.work(job.chunks[0])
+
+    # When its first worker comes back
+    with pytest.raises(LeaseLost):
+        slow.finish(lost, sevens("late", "late"))
+
+    # Then what the other one recorded stands, counted once
+    assert [prediction.name for prediction in predictions_of(ledger, job)] == ["0.png", "1.png"]
+    assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
+
+
+def test_results_after_the_lease_are_taken_where_nobody_else_came(ledger, make_job, worker):
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
+    worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
+
+
+def test_results_after_giving_back_are_refused(ledger, make_job, worker):
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+    worker.release(claim, burn_attempt=False)
+    with pytest.raises(LeaseLost):
+        worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
+
+
+def test_the_same_results_twice_are_recorded_once(ledger, make_job, worker):
+    # Given a worker that does not know whether its commit went through
+    job = make_job([2, 1])
+    claim = worker.must_claim(job.chunks[0])
+    worker.finish(claim)
+
+    # When it tries again, Then it is refused, and nothing is counted twice
+    with pytest.raises(LeaseLost):
+        worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.RUNNING, 3, 2, 0)
+
+
+def test_two_finish_the_same_chunk_at_the_same_moment(ledger, make_job, new_worker):
+    # Given 10 chunks, each of which two workers believe to be theirs
+    job = make_job([3] * 10)
+    slow, other = new_worker("anna"), new_worker("ben")
+    lost = [slow.must_claim(chunk, lease_seconds=-1) for chunk in job.chunks]
+    held = [other.must_claim(chunk) for chunk in job.chunks]
+    start = threading.Barrier(2, timeout=30)
+
+    def finish_all(worker, claims):
+        refused = 0
+        start.wait()
+        for claim in claims:
+            try:
+                worker.finish(claim)
+            except LeaseLost:
+                refused += 1
+        return refused
+
+    # When both finish at once
+    with ThreadPoolExecutor(2) as pool:
+        refused = list(pool.map(finish_all, [slow, other], [lost, held]))
+
+    # Then the owner's results are in, once, and all of the other's were refused
+    assert refused == [10, 0]
+    assert counters_of(ledger, job) == (JobState.DONE, 30, 30, 0)
+
+
+# ---- when a job is done -------------------------------------------------------------------------------
+
+
+def test_a_job_is_done_with_its_last_chunk(ledger, make_job, worker):
+    # Given a sealed job of two chunks
+    job = make_job([2, 1])
+
+    # When the first, in whatever order, is finished, Then the job goes on
+    worker.work(job.chunks[1])
+    assert status_of(ledger, job).state == JobState.RUNNING
+    assert status_of(ledger, job).finished_at is None
+
+    # When the last is finished, Then so is the job
+    worker.work(job.chunks[0])
+    status = status_of(ledger, job)
+    assert status.state == JobState.DONE
+    assert status.finished_at is not None
+    assert status.finished_at >= status.started_at >= status.submitted_at
+
+
+def test_a_job_whose_workers_are_faster_than_its_producer_is_done_when_it_is_sealed(ledger, make_job, worker):
+    # Given a job that is still being received, and workers that have done all there is
+    job = make_job([2, 1], sealed=False)
+    for chunk in job.chunks:
+        worker.work(chunk)
+    assert counters_of(ledger, job) == (JobState.RECEIVING, 3, 3, 0)
+
+    # When its producer seals it, Then it is done
+    seal(ledger, job)
+    status = status_of(ledger, job)
+    assert status.state == JobState.DONE
+    assert status.finished_at is not None
+
+
+def test_a_job_sealed_halfway_is_done_with_its_last_chunk(ledger, make_job, worker):
+    job = make_job([2, 1], sealed=False)
+    worker.work(job.chunks[0])
+    seal(ledger, job)
+    assert status_of(ledger, job).state == JobState.RUNNING
+    worker.work(job.chunks[1])
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_whoever_comes_last_the_job_is_done(ledger, make_job, new_worker, trial):  # noqa: ARG001 -- a repeat
+    # Given a job of 12 chunks that is about to be sealed, and four workers with three claims each
+    job = make_job([2] * 12, sealed=False)
+    workers = [new_worker(f"worker {number}") for number in range(4)]
+    claims = [worker.must_claim(chunk) for chunk, worker in zip(job.chunks, workers * 3, strict=True)]
+    start = threading.Barrier(5, timeout=30)
+
+    def finish_mine(number):
+        start.wait()
+        for claim in claims[number::4]:
+            workers[number].finish(claim)
+
+    def seal_it(_number):
+        start.wait()
+        seal(ledger, job)
+
+    # When all of it happens at once
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda step: step[0](step[1]), [(finish_mine, n) for n in range(4)] + [(seal_it, 4)]))
+
+    # Then the job is done and every image was counted once
+    assert counters_of(ledger, job) == (JobState.DONE, 24, 24, 0)
+    assert len(predictions_of(ledger, job)) == 24
+
+
+def test_a_job_is_sealed_once(ledger, make_job):
+    job = make_job([1])
+    with pytest.raises(Conflict):
+        seal(ledger, job)
+
+
+# ---- a job that is stopped ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(JobState.CANCELLED, None), (JobState.FAILED, "its model is gone")]
+)
+def test_a_stopped_job_keeps_what_it_has(ledger, make_job, worker, state, error):
+    # Given a job with one chunk done, one being worked on, and one waiting
+    job = make_job([2, 1, 4])
+    worker.work(job.chunks[0])
+    claim = worker.must_claim(job.chunks[1])
+
+    # When it is stopped
+    assert stop(ledger, job, state, error)
+
+    # Then what is done stays, and what waits is dropped for good
+    status = status_of(ledger, job)
+    assert (status.state, status.error, status.succeeded) == (state, error, 2)
+    assert status.finished_at is not None
+    assert status.oldest_waiting_at is None
+    assert len(predictions_of(ledger, job)) == 2
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.CLAIMED, ChunkState.DROPPED]
+    assert worker.claim(job.chunks[2]) is None
+
+    # And when the chunk that was being worked on is finished, its outcomes are kept; the job stays stopped
+    worker.finish(claim)
+    assert counters_of(ledger, job) == (state, 7, 3, 0)
+    assert len(predictions_of(ledger, job)) == 3
+
+
+def test_a_stopped_job_stays_stopped_even_when_all_its_chunks_are_done(ledger, make_job, worker):
+    # Given a job whose only chunk was being worked on when it was cancelled
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+    stop(ledger, job)
+    cancelled_at = status_of(ledger, job).finished_at
+
+    # When the chunk is finished, Then the job is still cancelled, since the same moment
+    worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.CANCELLED, 2, 2, 0)
+    assert status_of(ledger, job).finished_at == cancelled_at
+
+
+def test_what_has_finished_cannot_be_stopped(ledger, make_job, worker):
+    # Given a job that is done
+    job = make_job([2])
+    worker.work(job.chunks[0])
+    done = status_of(ledger, job)
+
+    # When somebody stops it, Then they are told, and nothing changes
+    assert not stop(ledger, job, JobState.FAILED, "no")
+    now = status_of(ledger, job)
+    assert (now.state, now.error, now.finished_at) == (JobState.DONE, None, done.finished_at)
+
+
+def test_a_job_is_stopped_once(ledger, make_job):
+    job = make_job([2])
+    assert stop(ledger, job, JobState.CANCELLED)
+    assert not stop(ledger, job, JobState.FAILED, "no")
+    assert status_of(ledger, job).state == JobState.CANCELLED
+
+
+def test_a_job_can_be_stopped_while_it_is_received(ledger, make_job):
+    # Given a job whose producer is still at it
+    job = make_job([2], sealed=False)
+
+    # When somebody cancels it
+    assert stop(ledger, job)
+
+    # Then its producer is told with the next chunk, or at the end, and adds nothing
+    with pytest.raises(Conflict, match="stopped"), ledger.transaction() as connection:
+        add_chunk(connection, job.id, NewChunk(new_id(), 2, 1, "payloads/x", "0" * 64))
+    with pytest.raises(Conflict, match="stopped"):
+        seal(ledger, job)
+    assert counters_of(ledger, job) == (JobState.CANCELLED, 2, 0, 0)
+    assert chunk_states_of(ledger, job) == [ChunkState.DROPPED]
+
+
+# ---- a job that is taken back -------------------------------------------------------------------------
+
+
+def test_a_job_taken_back_leaves_nothing(ledger, make_job, worker):
+    # Given a job that was never sealed, with a chunk done, one being worked on and one waiting
+    job = make_job([2, 1, 1], sealed=False, key="mine")
+    worker.work(job.chunks[0])
+    claim = worker.must_claim(job.chunks[1])
+    other = make_job([1])
+
+    # When it is taken back
+    discard(ledger, job)
+
+    # Then nothing of it is left, and the other job is whole
+    assert rows_left(ledger) == {"jobs": 1, "chunks": 1, "predictions": 0}
+    assert status_of(ledger, other).total == 1
+
+    # And the worker at it loses its claim, its results with it
+    with pytest.raises(LeaseLost):
+        worker.renew(claim)
+    with pytest.raises(LeaseLost):
+        worker.finish(claim)
+    assert rows_left(ledger) == {"jobs": 1, "chunks": 1, "predictions": 0}
+
+    # And its key is free
+    make_job([1], key="mine")
+
+
+def test_a_sealed_job_is_not_taken_back(ledger, make_job, worker):
+    # Given a submitted job
+    job = make_job([2, 1])
+    worker.work(job.chunks[0])
+
+    # When somebody tries to take it back, Then all of it stays
+    discard(ledger, job)
+    assert rows_left(ledger) == {"jobs": 1, "chunks": 2, "predictions": 2}
+
+
+# ---- a database that goes away ------------------------------------------------------------------------
+
+
+class Interrupted(list[Outcome]):
+    """Outcomes in whose midst something happens to the database."""
+
+    def __init__(self, outcomes, happens):
+        super().__init__(outcomes)
+        self._happens = happens
+
+    def __iter__(self):
+        for place, outcome in enumerate(super().__iter__()):
+            if place == 1:
+                self._happens()
+            yield outcome
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
+    ledger, make_job, worker, postgresql_server
+):
+    # Given a claim, and a database that ends the connection while the rows come in
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+
+    def record():
+        with worker.ledger.transaction() as connection:
+            pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+            end_it = f"SELECT pg_terminate_backend({pid}, 5000)"
+            outcomes = Interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
+            record_outcomes(connection, claim, outcomes)
+
+    # When the outcomes are recorded, Then it is nobody's fault
+    with pytest.raises(Unavailable):
+        record()
+
+    # And nothing is there, and trying again records it once
+    assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
+    worker.finish(claim)
+    assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
+
+
+COPY_ERRORS_ESCAPE = "the driver's own errors from COPY and executemany do not become Unavailable"
+
+
+@pytest.mark.xfail(reason=COPY_ERRORS_ESCAPE, strict=True)
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_job, worker):
+    # Given a claim, and a database whose patience is short
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+
+    def record():
+        with worker.ledger.transaction() as connection:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
+            record_outcomes(connection, claim, Interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))
+
+    # When the rows come in slowly, Then it is nobody's fault
+    with pytest.raises(Unavailable):
+        record()
+
+
+@pytest.mark.xfail(reason=COPY_ERRORS_ESCAPE, strict=True)
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker):
+    # Given a claim on many images, and a database that may not grow
+    job = make_job([5_000])
+    claim = worker.must_claim(job.chunks[0])
+
+    def record():
+        with worker.ledger.transaction() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+            record_outcomes(connection, claim, sevens(*["a rather long name.png"] * 5_000))
+
+    # When the outcomes are recorded, Then it is nobody's fault
+    with pytest.raises(Unavailable, match="full"):
+        record()
+
+    # And nothing is there
+    assert counters_of(ledger, job) == (JobState.RUNNING, 5_000, 0, 0)
+
+
+def test_a_name_that_no_database_takes_is_refused_whole(ledger, make_job, worker):
+    """`producer.sources` lets no NUL through; what comes in some other way must not half succeed."""
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0])
+    try:
+        worker.finish(claim, sevens("a.png", "nul\0.png"))
+    except Exception:  # PostgreSQL has no such text
+        assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
+    else:
+        assert [found.name for found in predictions_of(ledger, job)] == ["a.png", "nul\0.png"]

@@ -1,0 +1,345 @@
+"""People look: where jobs stand, and predictions page by page, the same on both databases."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import ErrorCode, NotFound
+from jobs.ids import new_id
+from jobs.ledger import Ledger, progress
+from jobs.ledger.claims import end_job
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.progress import (
+    Filter,
+    JobStatus,
+    Prediction,
+    job_status,
+    latest_jobs,
+    page_of_predictions,
+    stream_predictions,
+)
+from jobs.schema import JobState, db_now, jobs
+
+EVERYTHING = Filter()
+
+
+def status_of(ledger: Ledger, job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def latest(ledger: Ledger, limit: int = 100, state: JobState | None = None) -> list[str]:
+    with ledger.reading() as connection:
+        return [status.id for status in latest_jobs(connection, limit=limit, state=state)]
+
+
+def page(ledger: Ledger, job, wanted: Filter = EVERYTHING, after: int = -1, limit: int = 100):
+    with ledger.reading() as connection:
+        return page_of_predictions(connection, job.id, wanted, after=after, limit=limit)
+
+
+def indices(found: Sequence[Prediction]) -> list[int]:
+    return [prediction.index for prediction in found]
+
+
+# ---- jobs ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_nobody_submitted(ledger):
+    with pytest.raises(NotFound, match="no job '0123456789abcdef'"), ledger.reading() as connection:
+        job_status(connection, "0123456789abcdef")
+
+
+def test_a_fresh_job_has_no_rate_yet_and_waits(ledger, make_job, champion):
+    # Given a job nobody has begun
+    job = make_job([3, 2], key="mine")
+    time.sleep(0.02)
+    status = status_of(ledger, job)
+
+    # Then all is told that is known
+    assert (status.id, status.state, status.model, status.key) == (
+        job.id,
+        JobState.RUNNING,
+        champion.id,
+        "mine",
+    )
+    assert (status.total, status.done, status.succeeded, status.failed) == (5, 0, 0, 0)
+    assert (status.started_at, status.finished_at, status.rate, status.eta_seconds) == (None,) * 4
+    assert not status.finished
+
+    # And how long its first chunk has been waiting, by the database's clock
+    assert 0.01 <= status.oldest_waiting_seconds < 30
+
+
+def test_a_job_at_work_has_a_rate_and_an_end(ledger, make_job, worker):
+    # Given a job of which 20 of 50 images are done, in some time
+    job = make_job([20, 30])
+    worker.work(job.chunks[0])
+    time.sleep(0.05)
+    status = status_of(ledger, job)
+
+    # Then the rest will take as long an image
+    seconds = (status.read_at - status.started_at).total_seconds()
+    assert seconds > 0.04
+    assert status.rate == pytest.approx(20 / seconds)
+    assert status.eta_seconds == pytest.approx(30 * seconds / 20)
+
+
+def test_a_job_that_is_done_waits_for_nothing(ledger, make_job, worker):
+    # Given a finished job
+    job = make_job([2])
+    worker.work(job.chunks[0])
+    before = status_of(ledger, job)
+    time.sleep(0.02)
+    after = status_of(ledger, job)
+
+    # Then it is finished, its rate moves no more, and nothing waits
+    assert after.finished
+    assert after.rate == before.rate
+    assert (after.eta_seconds, after.oldest_waiting_at, after.oldest_waiting_seconds) == (None, None, None)
+
+
+def test_the_oldest_waiting_chunk_is_the_first_that_nobody_has(ledger, make_job, worker):
+    # Given two chunks, the first being worked on
+    job = make_job([1, 1], sealed=False)
+    first = status_of(ledger, job).oldest_waiting_at
+    claim = worker.must_claim(job.chunks[0])
+
+    # Then the second is what waits
+    second = status_of(ledger, job).oldest_waiting_at
+    assert second >= first
+
+    # And when the first is given back, it waits since it was made
+    worker.release(claim, burn_attempt=True)
+    assert status_of(ledger, job).oldest_waiting_at == first
+
+
+def test_jobs_are_listed_newest_first(ledger, make_job, worker):
+    # Given five jobs made one after the other: one done, one cancelled, the others waiting
+    made = [make_job([1]) for _ in range(5)]
+    with ledger.transaction() as connection:
+        for age, job in enumerate(reversed(made)):
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(created_at=db_now(-60 * age)))
+        end_job(connection, made[3].id, JobState.CANCELLED)
+    worker.work(made[1].chunks[0])
+    ids = [job.id for job in made]
+
+    # Then the latest come first, as many as asked for, in the state asked for
+    assert latest(ledger) == ids[::-1]
+    assert latest(ledger, limit=2) == [ids[4], ids[3]]
+    assert latest(ledger, state=JobState.RUNNING) == [ids[4], ids[2], ids[0]]
+    assert latest(ledger, state=JobState.DONE) == [ids[1]]
+    assert latest(ledger, state=JobState.FAILED) == []
+
+
+def test_a_listed_job_is_the_job_itself(ledger, make_job):
+    job = make_job([2, 3])
+    with ledger.reading() as connection:
+        [listed] = latest_jobs(connection, limit=1)
+        alone = job_status(connection, job.id)
+    assert replace(listed, read_at=alone.read_at) == alone
+
+
+def test_every_time_is_utc(ledger, make_job, worker):
+    job = make_job([1])
+    worker.work(job.chunks[0])
+    status = status_of(ledger, job)
+    times = (status.created_at, status.submitted_at, status.started_at, status.finished_at, status.read_at)
+    assert {moment.utcoffset() for moment in times} == {timedelta(0)}
+    assert list(times) == sorted(times)
+
+
+# ---- predictions --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(make_job, worker):
+    """A job of ten images: 0 to 3 are ones, 4 to 7 sevens, less and less sure; 8 and 9 have errors."""
+    job = make_job([6, 4])
+    outcomes = [Outcome(f"{n}.png", "1" if n < 4 else "7", 1 - n / 10) for n in range(8)]
+    outcomes += [
+        Outcome("8.png", None, None, ErrorCode.CORRUPT, "cut off"),
+        Outcome("9.png", None, None, ErrorCode.UNIDENTIFIED),
+    ]
+    worker.work(job.chunks[1], outcomes[6:])
+    worker.work(job.chunks[0], outcomes[:6])
+    return job
+
+
+def test_pages_follow_each_other_by_the_last_index_seen(ledger, mixed):
+    assert indices(page(ledger, mixed)) == list(range(10))
+    assert indices(page(ledger, mixed, limit=4)) == [0, 1, 2, 3]
+    assert indices(page(ledger, mixed, after=3, limit=4)) == [4, 5, 6, 7]
+    assert indices(page(ledger, mixed, after=7, limit=4)) == [8, 9]
+    assert page(ledger, mixed, after=9) == []
+
+
+def test_a_job_sees_its_own_predictions_only(ledger, mixed, make_job, worker):
+    other = make_job([2])
+    worker.work(other.chunks[0])
+    assert len(page(ledger, mixed)) == 10
+    assert indices(page(ledger, other)) == [0, 1]
+
+
+def test_a_job_without_outcomes_has_an_empty_page(ledger, make_job):
+    assert page(ledger, make_job([3])) == []
+
+
+def test_filters_hold_together(ledger, mixed):
+    expected = {
+        Filter(label="7"): [4, 5, 6, 7],
+        Filter(label="2"): [],
+        Filter(label="%"): [],
+        Filter(below=0.55): [5, 6, 7],
+        Filter(below=0.0): [],
+        Filter(errors=True): [8, 9],
+        Filter(name="[0-4].png"): [0, 1, 2, 3, 4],
+        Filter(label="7", below=0.45): [6, 7],
+        Filter(label="7", errors=True): [],
+        Filter(below=0.55, name="[!6]*"): [5, 7],
+        Filter(errors=True, name="*9*"): [9],
+    }
+    assert {wanted: indices(page(ledger, mixed, wanted)) for wanted in expected} == expected
+
+
+def below(ledger: Ledger, make_job, worker, confidence: float) -> list[int]:
+    """Which of three images are below this confidence: one exactly at it, one just under, one over."""
+    job = make_job([3])
+    confidences = (confidence, confidence - 1e-6, confidence + 1e-6)
+    worker.work(job.chunks[0], [Outcome(f"{value}", "1", value) for value in confidences])
+    return indices(page(ledger, job, Filter(below=confidence)))
+
+
+def test_a_confidence_just_as_asked_is_not_below(ledger, make_job, worker):
+    # The nearest float32 to 0.6 is a little above it
+    assert below(ledger, make_job, worker, 0.6) == [1]
+    assert below(ledger, make_job, worker, 0.5) == [1]
+
+
+@pytest.mark.parametrize(
+    "ledger_url",
+    [
+        "sqlite",
+        pytest.param(
+            "postgresql",
+            marks=pytest.mark.xfail(
+                reason="PostgreSQL compares its float32 with a float64 that is nearer to 0.7", strict=True
+            ),
+        ),
+    ],
+    indirect=True,
+)
+def test_a_confidence_just_as_asked_is_not_below_either(ledger, make_job, worker):
+    # The nearest float32 to 0.7 is a little below it
+    assert below(ledger, make_job, worker, 0.7) == [1]
+
+
+def test_filtered_pages_follow_each_other_too(ledger, mixed):
+    sevens = Filter(label="7")
+    assert indices(page(ledger, mixed, sevens, limit=2)) == [4, 5]
+    assert indices(page(ledger, mixed, sevens, after=5, limit=2)) == [6, 7]
+
+
+# ---- streams ------------------------------------------------------------------------------------------
+
+
+#: Pages that end before, with, and after the last of ten rows.
+PAGE_SIZES = [1, 3, 5, 10, 11]
+
+
+def test_a_stream_has_every_row_once_whatever_its_pages(ledger, mixed, monkeypatch):
+    for rows in PAGE_SIZES:
+        monkeypatch.setattr(progress, "PAGE_ROWS", rows)
+        assert indices(list(stream_predictions(ledger, mixed.id, EVERYTHING))) == list(range(10))
+        assert indices(list(stream_predictions(ledger, mixed.id, Filter(label="7")))) == [4, 5, 6, 7]
+        assert indices(list(stream_predictions(ledger, mixed.id, EVERYTHING, after=6))) == [7, 8, 9]
+        assert list(stream_predictions(ledger, mixed.id, Filter(label="2"))) == []
+
+
+def test_a_stream_ends_at_its_limit(ledger, mixed, monkeypatch):
+    for rows in PAGE_SIZES:
+        monkeypatch.setattr(progress, "PAGE_ROWS", rows)
+        for limit in (0, 1, 3, 4, 9, 10, 11):
+            found = list(stream_predictions(ledger, mixed.id, EVERYTHING, limit=limit))
+            assert indices(found) == list(range(10))[:limit]
+
+
+def test_a_stream_holds_no_transaction_while_its_reader_thinks(ledger, mixed, monkeypatch, make_job):
+    # Given a stream of which one page has been read
+    monkeypatch.setattr(progress, "PAGE_ROWS", 3)
+    stream = stream_predictions(ledger, mixed.id, EVERYTHING)
+    next(stream)
+
+    # When its reader stops to think, Then no connection is out
+    assert ledger.engine.pool.checkedout() == 0
+
+    # And the others go on writing, and the stream then goes on
+    make_job([1])
+    assert indices(list(stream)) == list(range(1, 10))
+
+
+# ---- globs --------------------------------------------------------------------------------------------
+
+NAMES = [
+    *("a.png", "b.png", "A.png", "dir/a.png", "dir/sub/a.png", "a.pngx", "xpng", "", "\n", "a\nb.png"),
+    *("a+b.png", "a(b).png", "{2}", "a$b", "^a", "a|b", "#", "a b", "[]", "a[b.png", "a]b", "a\\b", "\\d"),
+    *("a%b", "a_b", "%", "_", "a!b", "a^b", "a-b", "5", "d", "é.png", "七.png", "*", "?"),
+]
+
+PLAIN_GLOBS = [
+    *("*", "*.png", "?.png", "a*", "a.png", "A*", "dir/*", "*/*.png", "**", "a**b*", "", "nothing"),
+    *("*\n*", "a?b.png", "a?b", "???", "é*", "[é-七].png"),
+    # characters that mean something to a regular expression, or to LIKE
+    *("a+b*", "a(b)*", "{2}", "a{1}", "a$b", "^a", "a|b", "#", "a b", "\\d", "a\\b", "*.", "xpn.", "a.b"),
+    *("a%b", "%", "_", "a_b", "%.png", "_.png"),
+    # sets
+    *("[ab].png", "[!a].png", "[^a].png", "[a-c]*", "*[.]png", "[*]", "[?]", "a[!x]b", "[0-9]"),
+    *("[]]", "a[]]b", "[\\d]", "a[\\]b", "a[-x]b", "a[x-]b", "[a!]*", "a[!^]b", "a[x^]b", "a]b", "*]*"),
+]
+
+#: Unclosed, empty, negated-] and reversed sets, and sets that look like POSIX classes.
+BROKEN_GLOBS = ["a[b*", "[]", "[!]", "[!]]", "a[^]b", "[z-a]", "[[:alpha:]]*", "[[!]*", "[[.a.]].png"]
+
+
+@pytest.fixture
+def named(make_job, worker):
+    job = make_job([len(NAMES)])
+    worker.work(job.chunks[0], [Outcome(name, "1", 0.5) for name in NAMES])
+    return job
+
+
+def expected_of(glob: str) -> list[str]:
+    """What a shell would say, and Python's fnmatch says; `[^` is written `[!` there."""
+    pattern = glob.replace("[^", "[!")
+    return [name for name in NAMES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def names_found(ledger: Ledger, job, glob: str) -> list[str]:
+    return [prediction.name for prediction in page(ledger, job, Filter(name=glob))]
+
+
+def test_a_glob_finds_what_a_shell_would(ledger, named):
+    found = {glob: names_found(ledger, named, glob) for glob in PLAIN_GLOBS}
+    assert found == {glob: expected_of(glob) for glob in PLAIN_GLOBS}
+
+
+@pytest.mark.xfail(reason="the two databases differ on such globs, and PostgreSQL refuses some", strict=True)
+def test_an_odd_glob_finds_what_a_shell_would(ledger, named):
+    found = {}
+    for glob in BROKEN_GLOBS:
+        try:
+            found[glob] = names_found(ledger, named, glob)
+        except sa.exc.DBAPIError as error:
+            found[glob] = [str(error.orig)]
+    assert found == {glob: expected_of(glob) for glob in BROKEN_GLOBS}
+
+
+def test_reading_a_job_id_that_is_none_finds_nothing(ledger):
+    assert list(stream_predictions(ledger, new_id(), EVERYTHING)) == []

@@ -1,0 +1,189 @@
+"""The message is a doorbell: whatever becomes of it, the reconciler rings again for what is due."""
+
+from __future__ import annotations
+
+import pytest
+from kombu.exceptions import OperationalError
+
+from jobs.ledger import Ledger
+from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.progress import job_status
+from jobs.queue import Bell, make_app
+from jobs.schema import JobState, chunks, db_now, jobs, locks
+from jobs.settings import Settings
+from worker import reconcile
+from worker.reconcile import Reconciler
+
+WAITING_SEES_NOTHING = "Bell.waiting() is always 0: kombu asks EXISTS without the key prefix"
+
+
+@pytest.fixture
+def reconciler(ledger, bell) -> Reconciler:
+    return Reconciler(ledger, bell, holder="anna")
+
+
+def some_time_goes_by(ledger: Ledger) -> None:
+    """As if every message had been sent a while ago."""
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(rung_at=db_now(-60)))
+
+
+def ring_for(bell: Bell, job) -> None:
+    assert bell.ring(chunk.id for chunk in job.chunks) == len(job.chunks)
+
+
+def test_a_broker_that_lost_everything_loses_nothing(ledger, make_job, bell, broker, reconciler):
+    # Given a job whose messages wait, and a broker that forgets them
+    job = make_job([1, 1, 1])
+    ring_for(bell, job)
+    broker.client.flushall()
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then all of them are rung for again, once
+    assert reconciler.tick() == 3
+    assert broker.waiting() == 3
+    for chunk in job.chunks:
+        assert sum(chunk.id.encode() in message for message in broker.messages()) == 1
+
+    # And not at every look
+    assert reconciler.tick() == 0
+    assert broker.waiting() == 3
+
+
+def test_a_chunk_whose_worker_died_is_rung_for(ledger, make_job, worker, broker, reconciler):
+    # Given a chunk that is being worked on, and one whose worker is not heard of any more
+    job = make_job([1, 1])
+    worker.must_claim(job.chunks[0], lease_seconds=60)
+    worker.must_claim(job.chunks[1], lease_seconds=-1)
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then it rings for the second only
+    assert reconciler.tick() == 1
+    [message] = broker.messages()
+    assert job.chunks[1].id.encode() in message
+
+
+@pytest.mark.xfail(reason=WAITING_SEES_NOTHING, strict=True)
+def test_nothing_is_rung_for_while_enough_messages_wait(ledger, make_job, bell, broker, reconciler):
+    # Given a job whose messages have been waiting for long: the workers are busy
+    job = make_job([1, 1, 1])
+    ring_for(bell, job)
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then the queue does not grow
+    assert reconciler.tick() == 0
+    assert broker.waiting() == 3
+
+
+@pytest.mark.xfail(reason=WAITING_SEES_NOTHING, strict=True)
+def test_only_as_many_are_rung_for_as_are_missing(ledger, make_job, bell, broker, reconciler):
+    # Given five chunks that wait, and two messages
+    job = make_job([1] * 5)
+    bell.ring([chunk.id for chunk in job.chunks[:2]])
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then there are as many messages as chunks
+    assert reconciler.tick() == 3
+    assert broker.waiting() == 5
+
+
+def test_a_message_that_was_just_sent_is_given_time(make_job, broker, reconciler):
+    # Given a job whose messages are on their way
+    make_job([1, 1])
+
+    # When the reconciler looks at this moment, Then it does not send them a second time
+    assert reconciler.tick() == 0
+    assert broker.waiting() == 0
+
+
+@pytest.mark.xfail(reason=WAITING_SEES_NOTHING, strict=True)
+def test_no_more_messages_wait_than_may(ledger, make_job, broker, reconciler, monkeypatch):
+    # Given more chunks than there may be messages
+    monkeypatch.setattr(reconcile, "MAX_OUTSTANDING", 4)
+    make_job([1] * 10)
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, again and again, Then the rest waits in the ledger
+    for _ in range(3):
+        reconciler.tick()
+        some_time_goes_by(ledger)
+    assert broker.waiting() == 4
+
+    # And when there is room, there is a message for it
+    broker.client.flushall()
+    assert reconciler.tick() == 4
+
+
+def test_one_looks_at_a_time(ledger, make_job, bell, broker):
+    # Given two workers' reconcilers, and the first at work
+    anna, ben = Reconciler(ledger, bell, holder="anna"), Reconciler(ledger, bell, holder="ben")
+    assert anna.tick() == 0
+
+    # When there is something to do, Then the second leaves it to the first
+    make_job([1])
+    some_time_goes_by(ledger)
+    assert ben.tick() == 0
+    assert broker.waiting() == 0
+    assert anna.tick() == 1
+
+    # And takes over when the first is not heard of any more
+    broker.client.flushall()
+    some_time_goes_by(ledger)
+    with ledger.transaction() as connection:
+        connection.execute(locks.update().values(until=db_now(-1)))
+    assert ben.tick() == 1
+    assert anna.tick() == 0
+
+
+def test_nothing_to_do_needs_no_broker(ledger, make_job, worker, settings, short_folder):
+    # Given a ledger in which everything is done, and no broker
+    job = make_job([1])
+    worker.work(job.chunks[0])
+    away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
+
+    # When the reconciler looks, Then all is well
+    assert Reconciler(ledger, Bell(away), holder="anna").tick() == 0
+    away.close()
+
+
+@pytest.mark.xfail(reason=WAITING_SEES_NOTHING, strict=True)
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_bell_counts_what_waits(bell, broker):
+    assert bell.waiting() == 0
+    bell.ring(["0" * 16, "1" * 16])
+    assert broker.waiting() == 2
+    assert bell.waiting() == 2
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_broker_that_is_away_is_rung_at_when_it_is_back(
+    ledger, make_job, settings, short_folder, broker, bell
+):
+    # Given something to do and no broker
+    make_job([1, 1])
+    some_time_goes_by(ledger)
+    away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
+
+    # When the reconciler looks, Then it says so and marks nothing as rung for
+    with pytest.raises(OperationalError):
+        Reconciler(ledger, Bell(away), holder="anna").tick()
+    away.close()
+
+    # And when the broker is there, it rings at once, even with a bell that was silent before
+    bell.silent = True
+    assert Reconciler(ledger, bell, holder="anna").tick() == 2
+    assert broker.waiting() == 2
+
+
+def test_a_job_whose_producer_was_killed_is_ended(ledger, make_job, broker, reconciler):
+    # Given a job whose producer stopped halfway, long ago
+    job = make_job([1], sealed=False)
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().values(touched_at=db_now(-ABANDONED_SECONDS - 1)))
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then the job has failed, and nobody is called for its chunk
+    assert reconciler.tick() == 0
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).state == JobState.FAILED
+    assert broker.waiting() == 0

@@ -1,0 +1,202 @@
+"""The reconciler's view: what is due, what was abandoned, and that only one looks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import sqlalchemy as sa
+
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
+from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.progress import job_status
+from jobs.ledger.upkeep import ABANDONED, chunks_to_ring, count_due, fail_abandoned_jobs, take_lock
+from jobs.schema import JobState, chunks, db_now, jobs
+
+
+def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
+    with ledger.transaction() as connection:
+        return take_lock(connection, name, holder, seconds=seconds)
+
+
+def due(ledger: Ledger, limit: int = 100) -> int:
+    with ledger.reading() as connection:
+        return count_due(connection, limit=limit)
+
+
+def ring(ledger: Ledger, limit: int = 100, quiet_seconds: float = 5.0) -> list[str]:
+    with ledger.transaction() as connection:
+        return chunks_to_ring(connection, limit=limit, quiet_seconds=quiet_seconds)
+
+
+def ids(job, *numbers: int) -> list[str]:
+    return [job.chunks[number].id for number in numbers]
+
+
+def rung_long_ago(ledger: Ledger, *chunk_ids: str) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().where(chunks.c.id.in_(chunk_ids)).values(rung_at=db_now(-60)))
+
+
+# ---- the lock -----------------------------------------------------------------------------------------
+
+
+def test_a_lock_has_one_holder_who_may_keep_it(ledger):
+    assert take(ledger, "reconcile", "anna")
+    assert not take(ledger, "reconcile", "ben")
+    assert take(ledger, "reconcile", "anna")
+    assert take(ledger, "something else", "ben")
+
+
+def test_a_holder_that_died_loses_its_lock_in_time(ledger):
+    # Given a lock held for a short while
+    assert take(ledger, "reconcile", "anna", seconds=0.4)
+    assert not take(ledger, "reconcile", "ben")
+
+    # When its holder is not heard of for longer
+    time.sleep(0.45)
+
+    # Then it is another's, and no more the first one's
+    assert take(ledger, "reconcile", "ben")
+    assert not take(ledger, "reconcile", "anna")
+
+
+def test_keeping_a_lock_makes_it_last(ledger):
+    assert take(ledger, "reconcile", "anna", seconds=-1)
+    assert take(ledger, "reconcile", "anna", seconds=60)
+    assert not take(ledger, "reconcile", "ben")
+
+
+def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
+    # Given eight workers that come at the same moment
+    start = threading.Barrier(8, timeout=30)
+
+    def come(name):
+        ledger = Ledger(ledger_url)
+        try:
+            start.wait()
+            return [take(ledger, f"lock {number}", name) for number in range(5)]
+        finally:
+            ledger.close()
+
+    # When they take five locks, Then each lock has one holder
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(come, [f"worker {number}" for number in range(8)]))
+    assert [sum(column) for column in zip(*taken, strict=True)] == [1] * 5
+
+
+# ---- what is due --------------------------------------------------------------------------------------
+
+
+def test_what_waits_or_lost_its_worker_is_due(ledger, make_job, worker):
+    # Given chunks in every state, and a job that is still being received
+    job = make_job([1] * 4)
+    worker.work(job.chunks[0])
+    worker.must_claim(job.chunks[1], lease_seconds=60)
+    worker.must_claim(job.chunks[2], lease_seconds=-1)
+    receiving = make_job([1], sealed=False)
+    cancelled = make_job([1, 1])
+    with ledger.transaction() as connection:
+        end_job(connection, cancelled.id, JobState.CANCELLED)
+
+    # Then due are: the one whose lease ran out, the one that waits, and the one of the job being received
+    assert due(ledger) == 3
+    found = ring(ledger, quiet_seconds=-1)
+    assert sorted(found) == sorted(ids(job, 2, 3) + ids(receiving, 0))
+
+
+def test_nothing_is_due_in_an_empty_ledger(ledger):
+    assert due(ledger) == 0
+    assert ring(ledger, quiet_seconds=-1) == []
+
+
+def test_counting_stops_at_the_limit(ledger, make_job):
+    make_job([1] * 5)
+    assert [due(ledger, limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
+
+
+def test_what_was_just_rung_for_is_left_alone(ledger, make_job):
+    # Given two chunks, one of them rung for a while ago
+    job = make_job([1, 1])
+    rung_long_ago(ledger, *ids(job, 1))
+
+    # When the reconciler looks, Then it rings for that one, and not for it again at once
+    assert ring(ledger, quiet_seconds=5) == ids(job, 1)
+    assert ring(ledger, quiet_seconds=5) == []
+
+    # And both are still due
+    assert due(ledger) == 2
+
+
+def test_what_was_never_rung_for_is_rung_for(ledger, make_job):
+    job = make_job([1])
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(rung_at=None))
+    assert ring(ledger, quiet_seconds=5) == ids(job, 0)
+
+
+def test_the_oldest_are_rung_for_first(ledger, make_job):
+    # Given four chunks, the later ones older
+    job = make_job([1] * 4)
+    with ledger.transaction() as connection:
+        for age, chunk_id in enumerate(ids(job, 0, 1, 2, 3)):
+            connection.execute(
+                chunks.update().where(chunks.c.id == chunk_id).values(created_at=db_now(-age), rung_at=None)
+            )
+
+    # When there is room for some, Then the oldest come first; nobody is passed over
+    assert sorted(ring(ledger, limit=2)) == sorted(ids(job, 3, 2))
+    assert ring(ledger, limit=1) == ids(job, 1)
+    assert ring(ledger) == ids(job, 0)
+    assert ring(ledger) == []
+
+
+# ---- what was abandoned -------------------------------------------------------------------------------
+
+
+def fail_abandoned(ledger: Ledger) -> list[str]:
+    with ledger.transaction() as connection:
+        return fail_abandoned_jobs(connection)
+
+
+def fall_silent(ledger: Ledger, job, seconds: float) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-seconds)))
+
+
+def test_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
+    # Given a job whose producer has not been heard of for long, one image of it classified
+    job = make_job([1, 1], sealed=False)
+    worker.work(job.chunks[0])
+    fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+
+    # When the reconciler looks
+    assert fail_abandoned(ledger) == [job.id]
+
+    # Then the job has failed and says why, what it has stays, and nobody works on it any more
+    with ledger.reading() as connection:
+        status = job_status(connection, job.id)
+        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+    assert (status.state, status.error, status.succeeded) == (JobState.FAILED, ABANDONED, 1)
+    assert due(ledger) == 0
+    assert fail_abandoned(ledger) == []
+
+
+def test_a_producer_that_is_slow_is_left_alone(ledger, make_job):
+    fall_silent(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
+    assert fail_abandoned(ledger) == []
+
+
+def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
+    # Given jobs that were submitted long ago: one waits, one is done, one was cancelled
+    waiting, done, cancelled = make_job([1]), make_job([1]), make_job([1])
+    worker.work(done.chunks[0])
+    with ledger.transaction() as connection:
+        end_job(connection, cancelled.id, JobState.CANCELLED)
+    for job in (waiting, done, cancelled):
+        fall_silent(ledger, job, 10 * ABANDONED_SECONDS)
+
+    # When the reconciler looks, Then none of them was abandoned
+    assert fail_abandoned(ledger) == []

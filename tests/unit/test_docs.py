@@ -1,0 +1,110 @@
+"""The documents and the code agree: every setting, command, option, error code and file that is named."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import ErrorCode
+from jobs.schema import ChunkState, JobState, metadata
+from jobs.settings import ENV_PREFIX, Settings
+from labelmill.cli import COMMANDS, load_command
+
+PROJECT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+
+
+def read(name: str) -> str:
+    return (PROJECT / name).read_text()
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_is_documented(field: str) -> None:
+    assert ENV_PREFIX + field.upper() in read("docs/settings.md")
+    assert Settings.model_fields[field].description
+
+
+def test_every_setting_that_a_document_names_exists() -> None:
+    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields}
+    for document in DOCUMENTS:
+        for name in re.findall(rf"{ENV_PREFIX}[A-Z_]*[A-Z]", document.read_text()):
+            assert name in known, f"{document.name}: {name}"
+
+
+def _commands() -> Iterator[tuple[str, Any]]:
+    for name in COMMANDS:
+        command = load_command(name)
+        subcommands = getattr(command, "commands", None)
+        if subcommands:
+            for below, subcommand in subcommands.items():
+                yield f"{name} {below}", subcommand
+        else:
+            yield name, command
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), list(_commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_and_option_is_documented(name: str, command: Any) -> None:
+    text = read("docs/commands.md")
+    assert f"labelmill {name}" in text
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option.startswith("--") and option != "--help":
+                assert option in text, f"{name} {option}"
+
+
+def test_every_table_and_state_has_its_word() -> None:
+    words = read("docs/glossary.md") + read("docs/states.md")
+    for name in [*metadata.tables, *JobState, *ChunkState]:
+        assert f"`{name}`" in words, name
+
+
+def test_every_error_code_is_documented() -> None:
+    for code in ErrorCode:
+        assert f"`{code}`" in read("docs/errors.md"), code
+
+
+def test_every_dependency_has_earned_its_place() -> None:
+    decisions = read("docs/decisions.md").lower()
+    project = tomllib.loads(read("pyproject.toml"))
+    groups = [
+        project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"].values(),
+        *project["dependency-groups"].values(),
+    ]
+    for requirement in {line for group in groups for line in group}:
+        name = re.split(r"[\[>=<;]", requirement)[0]
+        assert f"`{name}`" in decisions, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_tour_names_each_next_file() -> None:
+    tour = re.findall(r"^\d\. \[([\w/.]+)\]", read("README.md").partition("five files")[2], re.MULTILINE)
+    assert len(tour) == 5
+    for here, following in pairwise(tour):
+        module = following.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        docstring = read(here).split('"""')[1]
+        assert module in docstring, f"{here} does not name {module}"
+
+
+def test_the_guarantees_are_those_of_the_readme_and_their_tests_exist() -> None:
+    text = read("docs/guarantees.md")
+    guarantees = re.findall(
+        r"^(\d)\. ", read("README.md").partition("guaranteed")[2].partition("##")[0], re.MULTILINE
+    )
+    for number in guarantees:
+        assert f"## {number}. " in text
+    for path, name in re.findall(r"`(tests/[\w/.]+)::(\w+)`", text):
+        assert f"def {name}(" in read(path), f"{path}::{name}"

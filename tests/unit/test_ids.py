@@ -1,0 +1,59 @@
+"""Identifiers: short, opaque, in order of their making, and told from anything else."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from jobs.ids import ID_LENGTH, is_id, new_id
+
+
+def test_an_id_is_short_and_safe_in_a_path_and_a_url():
+    for _ in range(1000):
+        assert re.fullmatch(r"[0-9a-z]{16}", new_id())
+
+
+def test_ids_do_not_repeat():
+    made = [new_id() for _ in range(20_000)]
+    assert len(set(made)) == len(made)
+
+
+def test_a_later_id_sorts_after_an_earlier_one():
+    made = []
+    for _ in range(5):
+        made.append(new_id())
+        time.sleep(0.002)
+    assert made == sorted(made)
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 1, 10**9, 1_700_000_000 * 10**9, (2**48 - 1) * 10**6])
+def test_an_id_has_one_length_at_any_time(monkeypatch, nanoseconds):
+    monkeypatch.setattr(time, "time_ns", lambda: nanoseconds)
+    assert len(new_id()) == ID_LENGTH
+    assert is_id(new_id())
+
+
+def test_what_was_made_is_an_id():
+    assert all(is_id(new_id()) for _ in range(1000))
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        *("", "0" * 15, "0" * 17, "0" * 15 + "\n", "0" * 16 + "\n", " " + "0" * 15),
+        *(
+            "0" * 15 + "i",
+            "0" * 15 + "l",
+            "0" * 15 + "o",
+            "0" * 15 + "u",
+            "0" * 15 + "A",
+        ),  # not in the alphabet
+        *("../../etc/passwd", "0' OR '1'='1 --", "０" * 16, "0" * 15 + "\0"),
+        *(None, 0, 1.5, b"0" * 16, ["0" * 16], {"id": "0" * 16}),
+    ],
+    ids=ascii,
+)
+def test_anything_else_is_none(thing):
+    assert not is_id(thing)
