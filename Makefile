@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test lint format bench soak test-compose lock clean
+.PHONY: install demo test lint format bench lock clean
 
 install: $(STAMP)
 

@@ -70,6 +70,7 @@ def main(
         if name not in _SETTINGS_HEEDED:
             del os.environ[name]
     signal.signal(signal.SIGTERM, _interrupt)
+    load_average = os.getloadavg()[0]
     console = Console(highlight=False)
     kept = _kept_folder(work_dir)
     model = train_once(kept)
@@ -84,7 +85,7 @@ def main(
         if json is None and (images < ALL_IMAGES or rounds < ROUNDS):
             say(f"not written down: that takes all images and {ROUNDS} rounds, or --json")
         else:
-            say(f"written to {write_result(result, json or RESULTS)}")
+            say(f"written to {write_result(result, json or RESULTS, load_average)}")
 
 
 def _measure(
@@ -99,7 +100,6 @@ def _measure(
         with Pipeline(settings, model) as pipeline, BareLoop(plans) as bare_loop:
             say(f"{work}: warming up")
             pipeline.warm_up(folder)
-            load_average = os.getloadavg()[0]
             measured: list[Round] = []
             # The first pair is not counted: it finds caches cold that later ones find warm.
             for number in range(rounds + 1):
@@ -116,7 +116,7 @@ def _measure(
                 )
                 if number:
                     measured.append(one)
-    return Result(work, images, settings, both.facts, load_average, measured)
+    return Result(work, images, settings, both.facts, measured)
 
 
 def _profile(work: Work, model: TrainedModel, folder: Path, processes: int) -> dict[str, float]:

@@ -6,11 +6,12 @@ import contextlib
 
 import sqlalchemy as sa
 
+from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.schema import predictions
 
 
-class WrongRows(Exception):
+class WrongRows(LabelmillError):
     """The rows of a round are not what they should be."""
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
 from jobs.model import Model
@@ -27,7 +28,7 @@ class TrainedModel:
 
 
 def train_once(work_dir: Path) -> TrainedModel:
-    """The champion of a state folder of its own. Raises CalledProcessError where the training fails."""
+    """The champion of a state folder of its own. Raises LabelmillError where the training fails."""
     settings = Settings.load(home=work_dir / "model", ledger_url=None, broker_url=None, store_url=None)
     ledger = open_ledger(settings)
     try:
@@ -37,9 +38,9 @@ def train_once(work_dir: Path) -> TrainedModel:
             say("training the model")
             # In a process of its own: this one forks, and must not have TensorFlow's threads.
             command = [sys.executable, "-m", "labelmill", "train"]
-            subprocess.run(
-                command, check=True, env=os.environ | settings.environment(), stdout=subprocess.DEVNULL
-            )
+            environment = os.environ | settings.environment()
+            if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
+                raise LabelmillError("The model could not be trained; the reason stands above.")
             with ledger.reading() as connection:
                 champion = find_champion(connection)
     finally:

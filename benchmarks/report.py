@@ -48,8 +48,6 @@ class Result:
     images: int
     settings: Settings
     database: dict[str, str]
-    #: Of the machine as the rounds began: one well above zero says that others were at work on it.
-    load_average: float
     rounds: list[Round]
 
     @property
@@ -75,7 +73,6 @@ class Result:
             "chunk_images": self.settings.chunk_images,
             "rounds_seconds": [asdict(one) for one in self.rounds],
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "load_average_before": round(self.load_average, 2),
             "database": self.database,
             "machine": {
                 "cpu": _cpu(),
@@ -107,12 +104,16 @@ def print_result(result: Result, console: Console) -> None:
     console.print(table)
 
 
-def write_result(result: Result, folder: Path) -> Path:
-    """Writes `<work>.json`, whole or not at all."""
+def write_result(result: Result, folder: Path, load_average: float) -> Path:
+    """Writes `<work>.json`, whole or not at all. The load average is the machine's before the run began: one
+    well above zero says that others were at work on it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.work}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    temporary.write_text(
+        json.dumps(result.to_json() | {"load_average_before": round(load_average, 2)}, indent=2) + "\n"
+    )
     temporary.replace(path)
     return path
 

@@ -87,6 +87,10 @@ class Conflict(UserError):
     """The submission key was already used for other content."""
 
 
+class Stopped(Conflict):
+    """The job was stopped while it was being submitted; what was classified until then is kept."""
+
+
 class LedgerNotReady(UserError):
     """The ledger has not been migrated: run `labelmill db upgrade`."""
 

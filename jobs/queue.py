@@ -25,6 +25,9 @@ RETRAIN_QUEUE: Final = "labelmill.retrain"
 #: All our keys in Redis start with this, so that nobody else's application meets them.
 KEY_PREFIX: Final = "labelmill:"
 
+#: No more messages than this wait in Redis; more chunks wait in the ledger. Far more than workers can hold.
+MAX_OUTSTANDING: Final = 1_000
+
 #: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
 #: BRPOP takes by itself.
 BROKER_TIMEOUT_SECONDS: Final = 5.0
@@ -91,20 +94,33 @@ class Bell:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._connection = app.connection_for_write()
+        # Left alone, kombu tries again and again to connect, and whoever submits would wait for it.
+        self._connection.transport_options |= {"max_retries": 1, "interval_start": 0}
         self.silent = False
 
     def ring(self, chunk_ids: Iterable[str]) -> int:
-        """Sends a message for each chunk; gives back how many were sent. Never raises: the reconciler rings
-        again for what was not.
+        """Sends a message for each chunk, as long as there is room for them; gives back how many were sent.
+        Never raises: the reconciler rings later for what was not.
         """
         sent = 0
         for chunk_id in chunk_ids:
             if self.silent:
                 break
             try:
-                self._app.send_task(CLASSIFY_TASK, args=ChunkMessage(chunk_id).encode(), retry=False)
+                if sent == 0:
+                    room = MAX_OUTSTANDING - self.waiting()
+                if sent >= room:
+                    break
+                self._app.send_task(
+                    CLASSIFY_TASK,
+                    args=ChunkMessage(chunk_id).encode(),
+                    connection=self._connection,
+                    retry=False,
+                )
             except (OperationalError, OSError) as error:
                 logger.debug("cannot ring: %s", error)
+                self._connection.close()  # half of it may be open; the next ring begins anew
                 self.silent = True
             else:
                 sent += 1
@@ -112,11 +128,15 @@ class Bell:
 
     def waiting(self) -> int:
         """How many messages wait on the classify queue. Raises OperationalError where there is no broker."""
-        with self._app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=BROKER_TIMEOUT_SECONDS)
-            try:
-                with connection.channel() as channel:
-                    declared: Any = channel.queue_declare(CLASSIFY_QUEUE, passive=True)
-                    return int(declared.message_count)
-            except connection.channel_errors:
-                return 0  # Redis forgets an empty queue, and kombu then says that there is none
+        try:
+            # Not passively: to see whether the queue is there at all, kombu 5.7 asks for its key without
+            # our prefix, and never finds it. In Redis a declaration makes nothing.
+            declared: Any = self._connection.default_channel.queue_declare(CLASSIFY_QUEUE)
+        except self._connection.recoverable_connection_errors as error:
+            self._connection.close()
+            raise OperationalError(str(error)) from error
+        return int(declared.message_count)
+
+    def close(self) -> None:
+        """Gives the connection back."""
+        self._connection.close()

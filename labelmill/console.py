@@ -83,6 +83,9 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
             # of the interpreter.
             sys.stdout = None
             raise SystemExit(ExitCode.OK) from None
+        except OSError as error:
+            # A folder that may not be written, a disk that is full: the system's words say it.
+            fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
     return run
 

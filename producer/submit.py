@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, NamedTuple
 
-from jobs.errors import Conflict, ImageError, NotFound, SourceError
+from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
@@ -83,7 +83,7 @@ def submit(
     Memory holds one chunk at a time. `on_progress` is called with the number of images stored so far.
     Raises SourceError where there is not one image, NotFound where there is no model yet, Conflict where
     `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
-    exception, Ctrl-C included, nothing of the job is left.
+    exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
     """
     with ledger.reading() as connection:
         champion = find_champion(connection)
@@ -157,6 +157,8 @@ def _store_job(
             on_progress(total)
         with ledger.transaction() as connection:
             seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
+    except Stopped:
+        raise  # somebody cancelled it, and keeps what there is
     except BaseException:
         _take_back(ledger, store, job_id)
         raise

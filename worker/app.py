@@ -25,7 +25,8 @@ try:
     app = make_app(settings)
     app.conf.beat_schedule = beat_schedule(settings)
 except SettingsError as error:
-    sys.exit(f"labelmill: {error}")
+    sys.stderr.write(f"labelmill: {error}\n")
+    sys.exit(error.exit_code)
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
 app.steps["worker"].add(reconcile_step(settings))

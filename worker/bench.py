@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from jobs.ledger import Ledger
@@ -48,7 +49,8 @@ class Bench:
         # TensorFlow is imported here and nowhere earlier: it must never be in the parent of a fork.
         from worker.predicting.classifier import Classifier, configure_threads
 
-        configure_threads(self._processes)
+        with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
+            configure_threads(self._processes)
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)
         path = fetch_model(self.store, model, self.settings.cache_dir)

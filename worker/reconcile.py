@@ -17,17 +17,20 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.upkeep import chunks_to_ring, count_due, fail_abandoned_jobs, take_lock
-from jobs.queue import Bell
+from jobs.ledger.upkeep import (
+    chunks_to_ring,
+    count_due,
+    drop_leftover_chunks,
+    fail_abandoned_jobs,
+    take_lock,
+)
+from jobs.queue import MAX_OUTSTANDING, Bell
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 #: How often each worker looks.
 RECONCILE_SECONDS: Final = 2.0
-
-#: No more messages than this wait in Redis; more chunks wait in the ledger. Far more than workers can hold.
-MAX_OUTSTANDING: Final = 1_000
 
 #: A chunk is not rung for again within this time: its message may just be on its way.
 QUIET_SECONDS: Final = 5.0
@@ -50,6 +53,7 @@ class Reconciler:
                 return 0
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id)
+            drop_leftover_chunks(connection)
             due = count_due(connection, limit=MAX_OUTSTANDING)
         if not due:
             return 0

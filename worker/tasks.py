@@ -6,16 +6,17 @@ The chunk's own way goes on in `worker.predicting.pipeline`.
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import Any, Final
 
 from billiard.exceptions import WorkerLostError
 from celery import Celery, Task
 from celery.worker.request import Request
 
-from jobs.errors import LabelmillError, Unavailable
+from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.claims import expire_claim
-from jobs.messages import ChunkMessage, MessageError
+from jobs.messages import ChunkMessage
 from jobs.queue import CLASSIFY_TASK, RETRAIN_TASK
 from jobs.settings import Settings
 from worker.bench import Bench, owner_name
@@ -51,7 +52,7 @@ class _ChunkRequest(Request):  # type: ignore[misc]  # Celery has no types
                 chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
                 with ledger.transaction() as connection:
                     expire_claim(connection, chunk_id, owner=owner_name(self.worker_pid))
-            except (MessageError, Unavailable) as error:
+            except LabelmillError as error:
                 logger.warning("the lease of a dead process has to run out by itself: %s", error)
             finally:
                 ledger.close()
@@ -87,8 +88,10 @@ def register_tasks(app: Celery, settings: Settings) -> None:
     def retrain() -> None:
         """Trains, evaluates, and promotes what is better."""
         from worker.learning.retrain import retrain as run
+        from worker.learning.training import Recipe
 
         try:
-            run(settings)
+            # Another seed each time: the same one on the same data gives the same model again.
+            run(settings, recipe=Recipe(seed=secrets.randbelow(2**31)))
         except LabelmillError as error:
             logger.warning("%s", error)

@@ -57,6 +57,7 @@ def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, 
                 chunks.c.state == ChunkState.PENDING,
                 sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now()),
             ),
+            ~_job_was_stopped(),
         )
         .values(
             state=ChunkState.CLAIMED,
@@ -108,7 +109,8 @@ def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -
 
 
 def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_attempt: bool) -> None:
-    """Gives the chunk back unfinished, pending. Nothing happens where somebody else has it by now.
+    """Gives the chunk back unfinished: pending, or dropped where its job was stopped meanwhile. Nothing
+    happens where somebody else has it by now.
 
     A service that is down is not the chunk's fault: without `burn_attempt` the attempt does not count.
     """
@@ -116,7 +118,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_atte
         chunks.update()
         .where(*_mine(claim))
         .values(
-            state=ChunkState.PENDING,
+            state=sa.case((_job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
             lease_until=None,
             error=error,
             attempts=chunks.c.attempts if burn_attempt else chunks.c.attempts - 1,
@@ -162,6 +164,11 @@ def end_job(connection: Connection, job_id: str, state: JobState, *, error: str 
         .values(state=state, error=error, finished_at=db_now())
     )
     return ended.rowcount == 1
+
+
+def _job_was_stopped() -> sa.ColumnElement[bool]:
+    stopped = jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED])
+    return sa.exists().where(jobs.c.id == chunks.c.job_id, stopped).correlate(chunks)
 
 
 def _mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from jobs.errors import Conflict
+from jobs.errors import Conflict, Stopped
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
 #: A job still being received whose producer gave no sign of life for this long was abandoned: its producer
@@ -48,7 +48,7 @@ def open_job(connection: Connection, job_id: str, *, model_id: str, key: str | N
 
 
 def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
-    """One more chunk, pending. Raises Conflict where the job is no longer being received."""
+    """One more chunk, pending. Raises Stopped where the job is no longer being received."""
     taken = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
@@ -59,7 +59,7 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
         )
     )
     if taken.rowcount != 1:
-        raise Conflict(f"Job {job_id} was stopped while it was being submitted.")
+        raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
     connection.execute(
         chunks.insert().values(
             id=chunk.id,
@@ -76,7 +76,7 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
 
 
 def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) -> None:
-    """All chunks are in. Raises Conflict where the job is no longer being received."""
+    """All chunks are in. Raises Stopped where the job is no longer being received."""
     sealed = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
@@ -90,7 +90,7 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
         )
     )
     if sealed.rowcount != 1:
-        raise Conflict(f"Job {job_id} was stopped while it was being submitted.")
+        raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
 
 
 def discard_job(connection: Connection, job_id: str) -> None:

@@ -56,6 +56,20 @@ def _due() -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
+def drop_leftover_chunks(connection: Connection) -> None:
+    """Drops the chunks that were being worked on when their job was stopped and whose worker then died."""
+    stopped = sa.select(jobs.c.id).where(jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED]))
+    connection.execute(
+        chunks.update()
+        .where(
+            chunks.c.state == ChunkState.CLAIMED,
+            chunks.c.lease_until < db_now(),
+            chunks.c.job_id.in_(stopped),
+        )
+        .values(state=ChunkState.DROPPED, finished_at=db_now())
+    )
+
+
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
     abandoned = list(

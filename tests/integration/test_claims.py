@@ -117,19 +117,19 @@ for chunk_id in chunk_ids:
 
 
 def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, make_job):
-    # Given 30 chunks and 3 processes, ready to go for all of them
+    # Given 30 chunks and two processes, ready to go for all of them
     job = make_job([1] * 30)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CLAIMER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     try:
         for process in processes:
             process.stdin.write(json.dumps([ledger_url, *(chunk.id for chunk in job.chunks)]) + "\n")
             process.stdin.flush()
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
 
         # When they start together
         for process in processes:
@@ -142,7 +142,7 @@ def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, make_job)
             process.communicate()
 
     # Then each chunk was claimed once
-    assert [process.returncode for process in processes] == [0] * 3
+    assert [process.returncode for process in processes] == [0] * 2
     assert Counter(claimed) == {chunk.id: 1 for chunk in job.chunks}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, Unavailable
+from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
@@ -376,17 +376,19 @@ def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_lef
     assert nothing_is_left()
 
 
-def test_a_job_cancelled_while_it_is_submitted(run, ledger, settings):
+def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     # Given somebody who cancels the job after its first chunk
     def cancel():
         with ledger.transaction() as connection:
             [job] = latest_jobs(connection, limit=1)
             end_job(connection, job.id, JobState.CANCELLED)
 
-    # When its producer goes on, Then it is told, and there is no payload left that nobody would read
-    with pytest.raises(Conflict, match="stopped"):
+    # When its producer goes on, Then it is told, and the job is there, cancelled, with what it had
+    with pytest.raises(Stopped, match="stopped"):
         run(breaks_after(3, cancel))
-    assert files_of(settings) == []
+    with ledger.reading() as connection:
+        [job] = latest_jobs(connection, limit=1)
+    assert (job.state, job.total) == (JobState.CANCELLED, 2)
 
 
 # ---- a broker that is away ----------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def test_without_a_broker_the_job_is_stored_all_the_same(run, ledger, settings, 
     with ledger.reading() as connection:
         status = job_status(connection, submitted.job_id)
     assert (status.state, status.total) == (JobState.RUNNING, 9)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 5
     assert bell.silent
     assert broker.waiting() == 0
 

@@ -51,7 +51,7 @@ def retrain(
     """Trains on all training images and judges the result on all test images.
 
     With `replace` a better model becomes the champion; without, only where there is none. Raises
-    DataUnavailable, Unavailable, LedgerNotReady; whatever goes wrong is also written into the run's row.
+    DataUnavailable, Unavailable, LedgerNotReady; what goes wrong in training is also written into its row.
     """
     recipe = recipe or Recipe()
     data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
