@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import ModelRefused
+from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
 from jobs.model import InputSpec, Model
-from jobs.store import Store, write_whole
+from jobs.store import Store
 
 
 def register_model(
@@ -63,7 +64,7 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
         raise ModelRefused(
             f"The file of model {model.id} is not the one that was registered: its SHA-256 differs."
         )
-    cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(cached.parent)
     write_whole(cached, data)
     return cached
 

@@ -7,10 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from jobs.errors import SettingsError
@@ -48,7 +49,18 @@ def _ledger_url(text: str) -> str:
 def _broker_url(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "redis+socket://")):
         raise ValueError("must start with redis://, rediss:// or redis+socket://")
+    try:
+        _ = urlsplit(text).port
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from None
     return text
+
+
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path} names a user who has no home here") from None
 
 
 class Settings(BaseSettings):
@@ -58,7 +70,7 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
-    home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+    home: Annotated[Path, AfterValidator(_home)] = Field(
         default=Path("~/.labelmill"),
         validate_default=True,
         description="The state folder: everything the embedded stack writes.",
@@ -121,19 +133,19 @@ class Settings(BaseSettings):
     # ---- what follows from them -------------------------------------------------------------------
 
     @property
-    def ledger(self) -> str:
+    def ledger(self) -> str | URL:
         """The ledger's SQLAlchemy URL, password included: never print it."""
-        return self.ledger_url or f"sqlite:///{self.home / 'ledger.sqlite3'}"
+        return self.ledger_url or URL.create("sqlite", database=str(self.home / "ledger.sqlite3"))
 
     @property
     def broker(self) -> str:
         """The broker's URL, password included: never print it."""
-        return self.broker_url or f"redis+socket://{self.broker_socket}"
+        return self.broker_url or f"redis+socket://{quote(str(self.broker_socket))}"
 
     @property
     def store(self) -> str:
-        """The object store's fsspec URL."""
-        return self.store_url or (self.home / "store").as_uri()
+        """The object store's fsspec URL, or a path."""
+        return self.store_url or str(self.home / "store")
 
     @property
     def broker_socket(self) -> Path:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import fsspec
 
 from jobs.errors import SettingsError, Unavailable
-
-_PRIVATE_FOLDER: Final = 0o700
-_PRIVATE_FILE: Final = 0o600
+from jobs.files import make_private_folder, write_whole
 
 
 class Store:
@@ -27,7 +22,6 @@ class Store:
             raise SettingsError(f"LABELMILL_STORE_URL: {error}") from None
         # A folder is written by ourselves: fsspec neither renames into place nor waits for the disk.
         self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
-        self._folders_made: set[Path] = set()
 
     def put(self, key: str, data: bytes) -> None:
         """Keeps `data`; when this returns it survives a power cut. Raises Unavailable."""
@@ -60,33 +54,13 @@ class Store:
         except OSError as error:
             raise Unavailable(f"The store cannot be cleaned: {error.strerror or error}") from error
 
-    def _put_file(self, path: Path, data: bytes) -> None:
-        if path.parent not in self._folders_made:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
-            self._folders_made.add(path.parent)
-        write_whole(path, data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a private file that is there whole or not at all, and on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.rename(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    # The rename itself lies in the folder.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    @staticmethod
+    def _put_file(path: Path, data: bytes) -> None:
+        try:
+            write_whole(path, data)
+        except FileNotFoundError:  # the first file of its folder
+            make_private_folder(path.parent)
+            write_whole(path, data)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

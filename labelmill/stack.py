@@ -20,6 +20,7 @@ from typing import IO, Any, Final, NoReturn, Self
 import redis
 
 from jobs.errors import LabelmillError, Unavailable, UserError
+from jobs.files import make_private_folder
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.console import say
@@ -172,7 +173,7 @@ class Stack:
     def _start(self, service: _Service) -> None:
         output: IO[bytes] | None = None
         if self._logs is not None:
-            self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self._logs)
             output = (self._logs / f"{service.name}.log").open("ab")
         try:
             service.process = subprocess.Popen(  # noqa: S603 -- our own command line
@@ -213,7 +214,7 @@ def _broker_command(settings: Settings) -> list[str]:
             "or set LABELMILL_BROKER_URL to a Redis."
         ) from None
     socket = settings.broker_socket
-    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(socket.parent)
     if socket.parent.stat().st_uid != os.getuid():
         raise LabelmillError(f"{socket.parent} belongs to somebody else.")
     return [

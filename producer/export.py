@@ -34,10 +34,12 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """A header row, then a row a prediction; empty where there is no value. Gives back the number of rows."""
     writer = csv.writer(out, lineterminator="\n")
+    # Before Python 3.13 a lone carriage return is not quoted, and readers take it for the end of a row.
+    careful = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        writer.writerow(_row(prediction))
+        (careful if "\r" in prediction.name else writer).writerow(_row(prediction))
     return count
 
 
@@ -51,21 +53,29 @@ def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
 
 def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """Aligned columns for people. The first page of rows sets the widths; what is longer sticks out."""
+    pages = _pages(predictions)
+    page = next(pages, [])
+    width = max([4, *(len(_printable(prediction.name)) for prediction in page)])
+    out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
     count = 0
-    width = 0
-    for page in _pages(predictions):
-        if not count:
-            width = max(4, *(len(prediction.name) for prediction in page))
-            out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
+    while page:
         for prediction in page:
-            name = prediction.name.replace("\n", "\\n")
             if prediction.error is not None:
-                outcome = f"{'-':<12}  {prediction.error}: {prediction.detail or ''}".rstrip(": ")
+                reason = f"{prediction.error}: {prediction.detail}" if prediction.detail else prediction.error
+                outcome = f"{'-':<12}  {_printable(reason)}"
             else:
                 outcome = f"{prediction.label:<12}  {prediction.confidence:.4f}"
-            out.write(f"{prediction.index:>8}  {name:<{width}}  {outcome}\n")
+            out.write(f"{prediction.index:>8}  {_printable(prediction.name):<{width}}  {outcome}\n")
         count += len(page)
+        page = next(pages, [])
     return count
+
+
+def _printable(text: str) -> str:
+    """Control characters written out: a name must not move the cursor of whoever looks at it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:

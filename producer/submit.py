@@ -60,8 +60,9 @@ class _Fingerprint:
         self._sum = 0
 
     def add(self, name: str, content: bytes | ImageError) -> None:
-        data = content if isinstance(content, bytes) else str(content.code).encode()
-        digest = hashlib.sha256(len(name).to_bytes(8, "big") + name.encode() + data).digest()
+        kind, data = (b"i", content) if isinstance(content, bytes) else (b"e", str(content.code).encode())
+        encoded = name.encode()
+        digest = hashlib.sha256(kind + len(encoded).to_bytes(8, "big") + encoded + data).digest()
         self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
 
     def hex(self) -> str:

@@ -148,22 +148,34 @@ def finish_chunk(connection: Connection, claim: Claim) -> None:
         raise LeaseLost
 
 
-def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
+def end_job(
+    connection: Connection,
+    job_id: str,
+    state: JobState,
+    *only_if: sa.ColumnElement[bool],
+    error: str | None = None,
+) -> bool:
     """Stops a job that has not finished: `failed` or `cancelled`. Its waiting chunks are dropped, outcomes
     stay, and a chunk that is being worked on may still bring its own in. False where it had finished.
     """
-    # Chunks first, then the job: the order every transaction that locks both keeps.
-    connection.execute(
-        chunks.update()
-        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
-        .values(state=ChunkState.DROPPED, finished_at=db_now())
-    )
     ended = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]), *only_if)
         .values(state=state, error=error, finished_at=db_now())
     )
-    return ended.rowcount == 1
+    if ended.rowcount != 1:
+        return False
+    # Whoever holds the job's row must not wait for a chunk's: a worker that finishes locks them the other
+    # way round. A chunk that is locked at this moment is somebody's; what it leaves, the reconciler drops.
+    waiting = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+        .with_for_update(skip_locked=True)
+    )
+    connection.execute(
+        chunks.update().where(chunks.c.id.in_(waiting)).values(state=ChunkState.DROPPED, finished_at=db_now())
+    )
+    return True
 
 
 def _job_was_stopped() -> sa.ColumnElement[bool]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
 from jobs.errors import LedgerNotReady, Unavailable
+from jobs.files import make_private_file, make_private_folder
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
 SQLITE_BUSY_SECONDS: Final = 30
@@ -27,7 +27,7 @@ REVISION: Final = "0001"
 class Ledger:
     """One process's door to the ledger. Not to be shared across a fork: each child opens its own."""
 
-    def __init__(self, url: str, *, pooled: bool = True) -> None:
+    def __init__(self, url: str | URL, *, pooled: bool = True) -> None:
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -81,9 +81,8 @@ class Ledger:
 
     def _create_private_folder(self) -> None:
         path = Path(self._url.database or "")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        make_private_folder(path.parent)
+        make_private_file(path)
 
 
 def _sqlite_arguments() -> dict[str, Any]:

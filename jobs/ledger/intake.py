@@ -95,15 +95,17 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
 
 def discard_job(connection: Connection, job_id: str) -> None:
     """Takes back a job that was never sealed, as if it had not been; its payloads are the caller's to remove.
-    A worker that is at one of its chunks loses the claim and throws its results away.
+    A worker that is at one of its chunks loses the claim and throws its results away. Nothing happens where
+    the job is sealed, if only at this moment.
     """
-    connection.execute(chunks.delete().where(chunks.c.job_id == job_id, _never_sealed(job_id)))
-    connection.execute(predictions.delete().where(predictions.c.job_id == job_id, _never_sealed(job_id)))
-    connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
-
-
-def _never_sealed(job_id: str) -> sa.ColumnElement[bool]:
-    return sa.exists().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None))
+    # Chunks first and the job last, as a worker locks them; whether it was sealed is known for sure only
+    # when its own row is locked.
+    with connection.begin_nested() as savepoint:
+        connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
+        connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
+        gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
+        if gone.rowcount != 1:
+            savepoint.rollback()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,9 @@ def add_model(
     metrics: dict[str, Any],
 ) -> str:
     """A model's row. The same file registered twice is one model: gives back the id it has."""
-    known = connection.scalar(sa.select(models.c.id).where(models.c.sha256 == sha256))
-    if known is not None:
-        return str(known)
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(models)
     connection.execute(
-        models.insert().values(
+        insert.values(
             id=model_id,
             architecture=architecture,
             sha256=sha256,
@@ -43,9 +41,10 @@ def add_model(
             accuracy=accuracy,
             metrics=metrics,
             created_at=db_now(),
-        )
+        ).on_conflict_do_nothing(index_elements=[models.c.sha256])
     )
-    return model_id
+    found: str = connection.execute(sa.select(models.c.id).where(models.c.sha256 == sha256)).scalar_one()
+    return found
 
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, finish_chunk
 from jobs.schema import JobState, db_now, jobs
 
@@ -59,11 +60,21 @@ def _insert(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -
     """In key order: two transactions that insert the same keys in different orders deadlock."""
     job_id, first = claim.job_id, claim.first_index
     rows = ((job_id, first + offset, *outcome) for offset, outcome in enumerate(outcomes))
+    if connection.dialect.name == "postgresql":
+        _copy(connection, rows)
+    else:
+        connection.exec_driver_sql(_INSERT, list(rows))
+
+
+def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
+    import psycopg  # only where the ledger is on PostgreSQL
+
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
-    if connection.dialect.name == "postgresql":
+    try:
         with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
             for row in rows:
                 copy.write_row(row)
-    else:
-        driver.executemany(_INSERT, rows)
+    except psycopg.OperationalError as error:
+        # SQLAlchemy knows nothing of COPY and lets the driver's own errors through.
+        raise Unavailable(f"The ledger cannot be reached: {error}") from error

@@ -161,11 +161,12 @@ def page_of_predictions(
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
-        query = query.where(table.confidence < wanted.below)
+        # As a float32, which it is compared with: the float64 nearest to 0.7 is another number.
+        query = query.where(table.confidence < sa.cast(wanted.below, sa.REAL))
     if wanted.errors:
         query = query.where(table.error.is_not(None))
     if wanted.name is not None:
-        query = query.where(_name_matches(connection, wanted.name))
+        query = query.where(table.name.regexp_match(glob_to_regex(wanted.name)))
     return [
         Prediction(index, image, label, confidence, ErrorCode(error) if error else None, detail, model)
         for index, image, label, confidence, error, detail, model in connection.execute(query)
@@ -190,31 +191,43 @@ def stream_predictions(
         left = None if left is None else left - size
 
 
-def _name_matches(connection: Connection, glob: str) -> sa.ColumnElement[bool]:
-    if connection.dialect.name == "sqlite":
-        return predictions.c.name.op("GLOB")(glob.replace("[!", "[^"))
-    return predictions.c.name.op("~")(glob_to_regex(glob))
-
-
 def glob_to_regex(glob: str) -> str:
-    r"""A shell glob as an anchored POSIX regular expression: `*` any text, `/` included, `?` one character,
-    `[...]` one of, `[!...]` none of.
+    r"""A shell glob as a regular expression that means the same to PostgreSQL and to Python (which is who
+    answers for SQLite): `*` any text, `/` included, `?` one character, `[...]` one of, `[!...]` none of.
+    What is no set, because nothing closes it, stands for itself.
     """
     parts = []
     position = 0
     while position < len(glob):
         character = glob[position]
-        end = glob.find("]", position + 2) if character == "[" else -1
+        position += 1
         if character == "*":
             parts.append(".*")
         elif character == "?":
             parts.append(".")
-        elif end > 0:
-            inside = glob[position + 1 : end].replace("\\", r"\\")
-            inside = "^" + inside[1:] if inside[0] in "!^" else inside
-            parts.append(f"[{inside}]")
-            position = end
+        elif character == "[" and (end := _end_of_set(glob, position)) > 0:
+            parts.append(_set_to_regex(glob[position:end]))
+            position = end + 1
         else:
             parts.append(re.escape(character))
-        position += 1
-    return f"^{''.join(parts)}$"
+    # (?s): a dot is any character, a newline too. \A and \Z: the whole name, unlike $ even its last newline.
+    return rf"(?s)\A{''.join(parts)}\Z"
+
+
+def _end_of_set(glob: str, start: int) -> int:
+    """Where the set that begins at `start` closes; -1 if it does not. A ] that comes first is one of it."""
+    first = start + (glob[start : start + 1] in ("!", "^"))
+    return glob.find("]", first + 1)
+
+
+def _set_to_regex(inside: str) -> str:
+    negated = inside[0] in "!^"
+    members = re.findall(r"(.)-(.)|(.)", inside[1:] if negated else inside, re.DOTALL)
+    items = [
+        re.escape(single) if single else f"{re.escape(low)}-{re.escape(high)}"
+        for low, high, single in members
+        if single or low <= high
+    ]
+    if not items:  # ranges that run backwards hold nothing
+        return "." if negated else r"(?!.)."
+    return f"[{'^' if negated else ''}{''.join(items)}]"

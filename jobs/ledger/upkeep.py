@@ -57,26 +57,22 @@ def _due() -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def drop_leftover_chunks(connection: Connection) -> None:
-    """Drops the chunks that were being worked on when their job was stopped and whose worker then died."""
+    """Drops what a stopped job left: chunks that somebody was at when it was stopped, and gave up since."""
     stopped = sa.select(jobs.c.id).where(jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED]))
     connection.execute(
         chunks.update()
-        .where(
-            chunks.c.state == ChunkState.CLAIMED,
-            chunks.c.lease_until < db_now(),
-            chunks.c.job_id.in_(stopped),
-        )
+        .where(*_due(), chunks.c.job_id.in_(stopped))
         .values(state=ChunkState.DROPPED, finished_at=db_now())
     )
 
 
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
-    abandoned = list(
-        connection.scalars(
-            sa.select(jobs.c.id).where(
-                jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
-            )
-        )
-    )
-    return [job_id for job_id in abandoned if end_job(connection, job_id, JobState.FAILED, error=ABANDONED)]
+    # Asked again when a job's row is locked: its producer may have given a sign of life at this moment.
+    abandoned = (jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS))
+    job_ids = list(connection.scalars(sa.select(jobs.c.id).where(*abandoned)))
+    return [
+        job_id
+        for job_id in job_ids
+        if end_job(connection, job_id, JobState.FAILED, *abandoned, error=ABANDONED)
+    ]

@@ -209,10 +209,6 @@ def test_times_are_utc_whatever_zone_the_database_lives_in(ledger, make_job, pos
     assert abs(status.created_at - datetime.now(UTC)) < timedelta(seconds=30)
 
 
-ENDING_MISSES_A_CHUNK = "end_job drops the chunks it sees, then waits for the job's row: one may come between"
-
-
-@pytest.mark.xfail(reason=ENDING_MISSES_A_CHUNK, strict=True)
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_chunk_that_comes_while_its_job_is_stopped_is_dropped_too(ledger, make_job, wait_until_blocked):
     # Given a producer in the middle of adding a chunk, its transaction still open

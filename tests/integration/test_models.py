@@ -153,10 +153,48 @@ def test_models_are_listed_newest_first_with_all_their_names(ledger, make_model)
     assert [model.aliases for model in listed] == [(), (), (CHAMPION, "previous")]
 
 
-REGISTERING_RACES = "add_model looks and then inserts: of two at once, one gets an IntegrityError"
+def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
+    """Registering reads before it writes: on SQLite, whoever begins as a reader cannot become a writer once
+    somebody else was faster.
+    """
+    # Given four workers that register ten models each
+    start = threading.Barrier(4, timeout=30)
+
+    def register_ten(worker):
+        own = Ledger(ledger_url)
+        start.wait()
+        for number in range(10):
+            register_model(
+                own,
+                shelf,
+                f"{worker} {number}".encode(),
+                architecture="dense",
+                classes=("0",),
+                input_spec=InputSpec(28, 28),
+                accuracy=None,
+                metrics={},
+            )
+        own.close()
+
+    # When they do it at the same time, Then all models are there
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(register_ten, range(4)))
+    with ledger.reading() as connection:
+        assert len(list_models(connection)) == 40
 
 
-@pytest.mark.xfail(reason=REGISTERING_RACES, strict=True)
+def test_reading_keeps_nobody_from_writing(ledger, ledger_url, make_model):
+    # Given somebody who has begun to read, and is not done
+    reader = Ledger(ledger_url)
+    with reader.reading() as connection:
+        assert list_models(connection) == []
+
+        # When somebody writes meanwhile, Then it goes through at once
+        make_model()
+    reader.close()
+    assert champion_of(ledger) is not None
+
+
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_the_same_file_registered_twice_at_once_is_one_model(ledger, wait_until_blocked):
     # Given somebody in the middle of registering a file, the transaction still open

@@ -525,10 +525,6 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
     assert counters_of(ledger, job) == (JobState.DONE, 2, 2, 0)
 
 
-COPY_ERRORS_ESCAPE = "the driver's own errors from COPY and executemany do not become Unavailable"
-
-
-@pytest.mark.xfail(reason=COPY_ERRORS_ESCAPE, strict=True)
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_job, worker):
     # Given a claim, and a database whose patience is short
@@ -545,7 +541,6 @@ def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_
         record()
 
 
-@pytest.mark.xfail(reason=COPY_ERRORS_ESCAPE, strict=True)
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker):
     # Given a claim on many images, and a database that may not grow

@@ -227,12 +227,7 @@ def test_a_confidence_just_as_asked_is_not_below(ledger, make_job, worker):
     "ledger_url",
     [
         "sqlite",
-        pytest.param(
-            "postgresql",
-            marks=pytest.mark.xfail(
-                reason="PostgreSQL compares its float32 with a float64 that is nearer to 0.7", strict=True
-            ),
-        ),
+        "postgresql",
     ],
     indirect=True,
 )
@@ -330,7 +325,6 @@ def test_a_glob_finds_what_a_shell_would(ledger, named):
     assert found == {glob: expected_of(glob) for glob in PLAIN_GLOBS}
 
 
-@pytest.mark.xfail(reason="the two databases differ on such globs, and PostgreSQL refuses some", strict=True)
 def test_an_odd_glob_finds_what_a_shell_would(ledger, named):
     found = {}
     for glob in BROKEN_GLOBS:

@@ -474,7 +474,6 @@ def test_other_content_under_the_same_key_is_refused(run, job_count, settings, o
     assert files_of(settings) == files
 
 
-@pytest.mark.xfail(reason="an error and an image that consists of its code have one fingerprint", strict=True)
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_an_error_is_not_an_image_that_spells_it(run):
     run([SourceImage("a.png", None, ImageError(ErrorCode.SOURCE_MISSING))], key="mine")

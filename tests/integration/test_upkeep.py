@@ -6,11 +6,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import ABANDONED, chunks_to_ring, count_due, fail_abandoned_jobs, take_lock
 from jobs.schema import JobState, chunks, db_now, jobs
@@ -200,3 +201,49 @@ def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
 
     # When the reconciler looks, Then none of them was abandoned
     assert fail_abandoned(ledger) == []
+
+
+SEALED_MEANWHILE = "looks, then waits for the job's row, and does not look again"
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, wait_until_blocked):
+    # Given a producer that was silent for too long, and at this moment seals its job
+    job = make_job([1], sealed=False)
+    fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.transaction() as connection:
+            seal_job(connection, job.id, fingerprint=None)
+
+            # When the reconciler looks before the producer's commit
+            failed = pool.submit(fail_abandoned, ledger)
+            wait_until_blocked()
+
+        # Then the job was submitted, and goes on
+        assert failed.result(30) == []
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).state == JobState.RUNNING
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wait_until_blocked):
+    # Given a producer that at this moment seals its job
+    job = make_job([1, 1], sealed=False)
+
+    def discard():
+        with ledger.transaction() as connection:
+            discard_job(connection, job.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.transaction() as connection:
+            seal_job(connection, job.id, fingerprint=None)
+
+            # When somebody who took it for dead takes its job back
+            discarded = pool.submit(discard)
+            wait_until_blocked()
+        discarded.result(30)
+
+    # Then the job is whole: there are its row and its chunks, or neither
+    with ledger.reading() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 1
+        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2

@@ -77,10 +77,6 @@ def test_a_folder_that_never_was_is_removed_in_silence(store):
     store.remove_folder("payloads/nothing")
 
 
-FOLDERS_REMEMBERED = "the folders made are remembered, the folders removed are not forgotten"
-
-
-@pytest.mark.xfail(reason=FOLDERS_REMEMBERED, strict=True)
 @pytest.mark.parametrize("store", ["folder", "file URL"], indirect=True)
 def test_a_store_can_be_written_again_where_a_folder_was_removed(store):
     store.put("payloads/one/a", b"x")
@@ -102,7 +98,6 @@ def test_everything_is_its_owners_alone(folder):
     assert stat.S_IMODE((folder / "payloads/job").stat().st_mode) == 0o700
 
 
-@pytest.mark.xfail(reason="mkdir(parents=True) gives its mode to the last folder only", strict=True)
 def test_every_folder_is_its_owners_alone(folder):
     before = os.umask(0)
     try:

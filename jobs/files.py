@@ -1,0 +1,52 @@
+"""Files of ours on a local disk: private, and there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+_PRIVATE_FOLDER: Final = 0o700
+_PRIVATE_FILE: Final = 0o600
+
+
+def make_private_folder(path: Path) -> None:
+    """Makes the folder where there is none, and those above it; every one it makes is its owner's alone.
+    Raises OSError.
+    """
+    # Not mkdir(parents=True): that gives its mode to the last folder only.
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            folder.mkdir(mode=_PRIVATE_FOLDER)
+
+
+def make_private_file(path: Path) -> None:
+    """Makes an empty file where there is none. Raises OSError."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, _PRIVATE_FILE))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a private file; when this returns it survives a power cut, until then there is none of it.
+    Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    # The rename itself lies in the folder.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
