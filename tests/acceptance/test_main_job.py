@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.registry import fetch_model, register_model
 from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
 from labelmill import Client
 from labelmill.stack import _broker_command
 from tests.console import Home, agreement, rows, until
@@ -78,7 +81,7 @@ def test_the_same_through_postgresql_and_redis_by_settings_alone(
         ENV_PREFIX + "STORE_URL": str(tmp_path / "store"),
     }
     new_home.ok("db", "upgrade")
-    new_home.ok("train")
+    _hand_over_the_model(new_home)
 
     # when a worker is started and the digits are submitted
     with new_home.started("worker", "--processes", "2", log=tmp_path / "worker.log"):
@@ -93,6 +96,29 @@ def test_the_same_through_postgresql_and_redis_by_settings_alone(
 
     # and the password is in no log
     assert "sesame" not in (tmp_path / "worker.log").read_text()
+
+
+def _hand_over_the_model(home: Home) -> None:
+    """Registers the champion of the home's embedded ledger in the ledger that its settings name."""
+    with contextlib.closing(Client(Settings.load(home=home.path))) as embedded:
+        [model] = embedded.models()
+        data = fetch_model(Store(embedded.settings.store), model, home.path / "cache").read_bytes()
+    there = Settings.load(
+        **{name.removeprefix(ENV_PREFIX).lower(): value for name, value in home.extra.items()}
+    )
+    with contextlib.closing(Client(there)) as client:
+        copy = register_model(
+            client.ledger,
+            Store(there.store),
+            data,
+            architecture=model.architecture,
+            classes=model.classes,
+            input_spec=model.input_spec,
+            accuracy=model.accuracy,
+            metrics=model.metrics,
+        )
+        with client.ledger.transaction() as connection:
+            point_alias(connection, CHAMPION, copy.id)
 
 
 def test_a_bad_image_costs_its_neighbours_nothing(stack: Home, few_digits: Path, tmp_path: Path) -> None:

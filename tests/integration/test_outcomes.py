@@ -410,6 +410,30 @@ def test_a_stopped_job_stays_stopped_even_when_all_its_chunks_are_done(ledger, m
     assert status_of(ledger, job).finished_at == cancelled_at
 
 
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+def test_a_chunk_given_back_after_its_job_was_stopped_is_dropped(ledger, make_job, worker, state):
+    # Given a chunk that is being worked on, and a job that is stopped meanwhile
+    job = make_job([1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    stop(ledger, job, state)
+
+    # When the chunk is given back, Then nobody takes it again
+    worker.release(claim, burn_attempt=False)
+    assert chunk_states_of(ledger, job) == [ChunkState.DROPPED, ChunkState.DROPPED]
+    assert worker.claim(job.chunks[0]) is None
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+def test_a_chunk_whose_worker_died_is_not_claimed_after_its_job_was_stopped(ledger, make_job, worker, state):
+    # Given a chunk whose worker died, and a job that is stopped then
+    job = make_job([1])
+    worker.must_claim(job.chunks[0], lease_seconds=-1)
+    stop(ledger, job, state)
+
+    # When its message comes, Then there is nothing to do
+    assert worker.claim(job.chunks[0]) is None
+
+
 def test_what_has_finished_cannot_be_stopped(ledger, make_job, worker):
     # Given a job that is done
     job = make_job([2])

@@ -7,8 +7,10 @@ from kombu.exceptions import OperationalError
 
 from jobs import queue
 from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.ledger.progress import job_status
+from jobs.ledger.upkeep import count_due
 from jobs.queue import Bell, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 from jobs.settings import Settings
@@ -183,3 +185,18 @@ def test_a_job_whose_producer_was_killed_is_ended(ledger, make_job, broker, reco
     with ledger.reading() as connection:
         assert job_status(connection, job.id).state == JobState.FAILED
     assert broker.waiting() == 0
+
+
+def test_nobody_is_called_for_what_a_stopped_job_left(ledger, make_job, worker, broker, reconciler):
+    # Given a cancelled job with a chunk whose worker died
+    job = make_job([1])
+    worker.must_claim(job.chunks[0], lease_seconds=-1)
+    with ledger.transaction() as connection:
+        end_job(connection, job.id, JobState.CANCELLED)
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then nothing of it is due any more
+    assert reconciler.tick() == 0
+    assert broker.waiting() == 0
+    with ledger.reading() as connection:
+        assert count_due(connection, limit=1) == 0

@@ -482,6 +482,17 @@ def test_an_error_is_not_an_image_that_spells_it(run):
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_images_that_are_there_twice_do_not_cancel_each_other(run):
+    # Given a job with an image twice
+    run([*images(1), image("x.png", b"x"), image("x.png", b"x")], key="mine")
+
+    # When there is another one twice in its place, or none, Then that is other content
+    for twice in ([image("y.png", b"y")] * 2, []):
+        with pytest.raises(Conflict):
+            run([*images(1), *twice], key="mine")
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_other_keys_and_no_key_are_other_jobs(run, job_count):
     submitted = [run(images(3), key=key).job_id for key in ("mine", "yours", None, None)]
     assert len(set(submitted)) == job_count() == 4

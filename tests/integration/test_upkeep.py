@@ -13,7 +13,14 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.progress import job_status
-from jobs.ledger.upkeep import ABANDONED, chunks_to_ring, count_due, fail_abandoned_jobs, take_lock
+from jobs.ledger.upkeep import (
+    ABANDONED,
+    chunks_to_ring,
+    count_due,
+    drop_leftover_chunks,
+    fail_abandoned_jobs,
+    take_lock,
+)
 from jobs.schema import JobState, chunks, db_now, jobs
 
 
@@ -152,6 +159,29 @@ def test_the_oldest_are_rung_for_first(ledger, make_job):
     assert ring(ledger, limit=1) == ids(job, 1)
     assert ring(ledger) == ids(job, 0)
     assert ring(ledger) == []
+
+
+def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
+    # Given a cancelled job with a chunk whose worker died and one that is being worked on, and another job
+    job, other = make_job([1, 1, 1]), make_job([1, 1])
+    worker.work(job.chunks[0])
+    worker.must_claim(job.chunks[1], lease_seconds=-1)
+    at_work = worker.must_claim(job.chunks[2])
+    worker.must_claim(other.chunks[0], lease_seconds=-1)
+    with ledger.transaction() as connection:
+        end_job(connection, job.id, JobState.CANCELLED)
+
+    # When the reconciler tidies up
+    with ledger.transaction() as connection:
+        drop_leftover_chunks(connection)
+
+    # Then only what nobody is at any more is dropped, and nobody is called for it
+    with ledger.reading() as connection:
+        states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).tuples().all())
+    assert [states[chunk_id] for chunk_id in ids(job, 0, 1, 2)] == ["done", "dropped", "claimed"]
+    assert [states[chunk_id] for chunk_id in ids(other, 0, 1)] == ["claimed", "pending"]
+    assert sorted(ring(ledger, quiet_seconds=-1)) == sorted(ids(other, 0, 1))
+    worker.finish(at_work)
 
 
 # ---- what was abandoned -------------------------------------------------------------------------------
