@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from enum import IntEnum
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 from rich.console import Console
@@ -46,6 +48,14 @@ def print_json(value: Any) -> None:
 def examples(*lines: str) -> str:
     """The closing lines of a command's help. Rich keeps a line break only where there is an empty line."""
     return "Examples:\n\n" + "\n\n".join(lines)
+
+
+def command_name() -> str:
+    """What to type to run this command again: its path, where its name alone would not find it."""
+    if shutil.which("labelmill"):
+        return "labelmill"
+    path = Path(sys.executable).with_name("labelmill")
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ from jobs.ledger.progress import JobStatus, Prediction
 from jobs.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import exit_code_of, say
+from labelmill.console import command_name, exit_code_of, say
 from labelmill.drawing import Picture, draw
 from labelmill.progress import ProgressLine
 from labelmill.stack import Stack, broker_answers
@@ -110,13 +110,14 @@ def _show(client: Client, status: JobStatus, console: Console, *, sample: bool) 
 
     console.print("Some that are right, and the mistakes it was surest of:")
     draw([_picture(prediction) for prediction in (good[::3][:DRAWN] + wrong[:DRAWN])], console)
+    me = command_name()
     console.print(
         f"\n{all_right:,} of {everything:,} right: accuracy {all_right / everything:.4f}\n\n"
         "What to type next:\n"
-        f"  labelmill predictions {status.id} --below 0.6\n"
-        "  labelmill up                        # keep broker and workers running\n"
-        "  labelmill submit FOLDER --watch     # images of your own\n"
-        "  labelmill classify IMAGE"
+        f"  {me} predictions {status.id} --below 0.6    # what it was unsure of\n"
+        f"  {me} up                                        # keep broker and workers running\n"
+        f"  {me} submit FOLDER --watch                     # images of your own\n"
+        f"  {me} classify IMAGE"
     )
 
 

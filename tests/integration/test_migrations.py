@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.database import REVISION
 from jobs.ledger.models import find_champion
 from jobs.ledger.progress import job_status
-from jobs.schema import metadata
+from jobs.schema import jobs, metadata
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade
 
@@ -144,6 +146,28 @@ def test_the_embedded_ledger_is_made_where_it_is_needed(tmp_path):
     assert make_url(settings.ledger).database == str(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url, make_job):
+    """A transaction that began as a reader could not write once somebody else was faster."""
+    # Given four workers that each read a number and add one to it, ten times
+    job = make_job([1])
+    start = threading.Barrier(4, timeout=30)
+
+    def add_ten(_number):
+        with contextlib.closing(Ledger(ledger_url)) as own:
+            start.wait()
+            for _ in range(10):
+                with own.transaction() as connection:
+                    total = connection.scalar(sa.select(jobs.c.total))
+                    connection.execute(jobs.update().values(total=total + 1))
+
+    # When they do it at the same time, Then each waits for the others and none is lost
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add_ten, range(4)))
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).total == 41
 
 
 def test_sqlite_keeps_an_accepted_job_through_a_power_cut(tmp_path):

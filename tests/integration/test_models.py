@@ -154,9 +154,6 @@ def test_models_are_listed_newest_first_with_all_their_names(ledger, make_model)
 
 
 def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
-    """Registering reads before it writes: on SQLite, whoever begins as a reader cannot become a writer once
-    somebody else was faster.
-    """
     # Given four workers that register ten models each
     start = threading.Barrier(4, timeout=30)
 

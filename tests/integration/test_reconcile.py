@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 
 from jobs import queue
@@ -111,6 +112,22 @@ def test_no_more_messages_wait_than_may(ledger, make_job, broker, reconciler, mo
     # And when there is room, there is a message for it
     broker.client.flushall()
     assert reconciler.tick() == 4
+
+
+def test_what_there_is_no_room_for_does_not_count_as_rung_for(ledger, make_job, reconciler, monkeypatch):
+    # Given more chunks than there may be messages
+    monkeypatch.setattr(reconcile, "MAX_OUTSTANDING", 4)
+    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 4)
+    make_job([1] * 10)
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks
+    reconciler.tick()
+
+    # Then only as many chunks as got a message have to wait before they are rung for again
+    with ledger.reading() as connection:
+        just_rung_for = chunks.c.rung_at > db_now(-30)
+        assert connection.scalar(sa.select(sa.func.count()).where(just_rung_for)) == 4
 
 
 def test_one_looks_at_a_time(ledger, make_job, bell, broker):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from jobs import queue
 from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -412,6 +413,17 @@ def test_without_a_broker_the_job_is_stored_all_the_same(run, ledger, settings, 
     assert time.monotonic() - started < 5
     assert bell.silent
     assert broker.waiting() == 0
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
+    # Given room for three messages
+    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 3)
+
+    # When a job of five chunks is submitted, Then the rest of them waits in the ledger
+    job_id = run(images(10)).job_id
+    assert sizes_of(ledger, job_id) == [2] * 5
+    assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, job_id)[:3]]
 
 
 def test_a_bell_that_is_heard_is_not_silent(run, bell):

@@ -177,7 +177,7 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
 
     # Then only what nobody is at any more is dropped, and nobody is called for it
     with ledger.reading() as connection:
-        states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).tuples().all())
+        states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
     assert [states[chunk_id] for chunk_id in ids(job, 0, 1, 2)] == ["done", "dropped", "claimed"]
     assert [states[chunk_id] for chunk_id in ids(other, 0, 1)] == ["claimed", "pending"]
     assert sorted(ring(ledger, quiet_seconds=-1)) == sorted(ids(other, 0, 1))
@@ -253,6 +253,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, wait_un
         assert failed.result(30) == []
     with ledger.reading() as connection:
         assert job_status(connection, job.id).state == JobState.RUNNING
+    assert due(ledger) == 1
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
