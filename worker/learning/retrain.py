@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.errors import LabelmillError
+from jobs.files import make_private_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, find_champion, get_model, point_alias
@@ -74,7 +75,8 @@ def retrain(
 
     try:
         trained = train(data, recipe, MNIST_INPUT, on_batch=on_batch, on_epoch=epoch_done)
-        with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
+        make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
+        with tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir) as folder:
             path = Path(folder) / "model.keras"
             save(trained, path)
             # Judged as it will be served: read back from its file, by the code that predicts.
