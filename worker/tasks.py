@@ -9,18 +9,15 @@ import logging
 import secrets
 from typing import Any, Final
 
-from billiard.exceptions import WorkerLostError
 from celery import Celery, Task
-from celery.worker.request import Request
 
 from jobs.errors import LabelmillError
-from jobs.ledger import Ledger
-from jobs.ledger.claims import expire_claim
 from jobs.messages import ChunkMessage
 from jobs.queue import CLASSIFY_TASK, RETRAIN_TASK
 from jobs.settings import Settings
-from worker.bench import Bench, owner_name
+from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
+from worker.requests import ChunkRequest, LastingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -38,31 +35,16 @@ def bench_of_this_process(settings: Settings, processes: int) -> Bench:
     return _bench
 
 
-class _ChunkRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """A chunk's message as the parent process sees it."""
-
-    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """When the child is dead, its claim is dead: ends the lease, so that the message, which goes back to
-        the queue now, finds a chunk that can be claimed.
-        """
-        if isinstance(exc_info.exception, WorkerLostError) and self.worker_pid:
-            # No pool: a connection that is open at the next fork would be shared with the child.
-            ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
-            try:
-                chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
-                with ledger.transaction() as connection:
-                    expire_claim(connection, chunk_id, owner=owner_name(self.worker_pid))
-            except LabelmillError as error:
-                logger.warning("the lease of a dead process has to run out by itself: %s", error)
-            finally:
-                ledger.close()
-        return super().on_failure(exc_info, *args, **kwargs)
-
-
 class _ChunkTask(Task):  # type: ignore[misc]  # Celery has no types
     """A task whose message names a chunk."""
 
-    Request = _ChunkRequest
+    Request = ChunkRequest
+
+
+class _LastingTask(Task):  # type: ignore[misc]  # Celery has no types
+    """Any other task."""
+
+    Request = LastingRequest
 
 
 def register_tasks(app: Celery, settings: Settings) -> None:
@@ -81,6 +63,7 @@ def register_tasks(app: Celery, settings: Settings) -> None:
 
     @app.task(
         name=RETRAIN_TASK,
+        base=_LastingTask,
         acks_late=False,  # it outlives any visibility timeout; the run's row says what became of it
         soft_time_limit=RETRAIN_TIME_LIMIT_SECONDS,
         time_limit=RETRAIN_TIME_LIMIT_SECONDS + 60,

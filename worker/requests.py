@@ -1,0 +1,68 @@
+"""Messages as the worker's main process sees them: what becomes of a lost child or acknowledgement."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+from billiard.exceptions import WorkerLostError
+from celery.worker.request import Request
+from kombu.transport import virtual
+
+from jobs.errors import LabelmillError
+from jobs.ledger import Ledger
+from jobs.ledger.claims import expire_claim
+from jobs.messages import ChunkMessage
+from worker.bench import owner_name
+
+logger = logging.getLogger(__name__)
+
+
+class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
+    """A request that gives its place back even where the broker was away when it was to be acknowledged.
+
+    A worker takes as many messages as it has processes, until it has acknowledged them. Where Redis is
+    restarted, kombu 5.7 often reconnects without telling Celery; the acknowledgements that failed in between
+    then count as outstanding for ever, and the worker is alive, connected, and takes no message any more.
+    """
+
+    def acknowledge(self) -> None:
+        """Acknowledges; whatever becomes of that, the place is free."""
+        super().acknowledge()
+        self._free_place()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Gives the message back; whatever becomes of that, the place is free."""
+        super().reject(requeue)
+        self._free_place()
+
+    def _free_place(self) -> None:
+        channel, tag = self.message.channel, self.message.delivery_tag
+        if channel is None:
+            return
+        with suppress(KeyError):  # it belonged to a channel that is gone
+            channel.qos.get(tag)
+            # The base class's: it notes the tag as dealt with, here, and asks Redis nothing.
+            virtual.QoS.ack(channel.qos, tag)
+
+
+class ChunkRequest(LastingRequest):
+    """A chunk's message."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """When the child is dead, its claim is dead: ends the lease, so that the message, which goes back to
+        the queue now, finds a chunk that can be claimed.
+        """
+        if isinstance(exc_info.exception, WorkerLostError) and self.worker_pid:
+            # No pool: a connection that is open at the next fork would be shared with the child.
+            ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
+            try:
+                chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
+                with ledger.transaction() as connection:
+                    expire_claim(connection, chunk_id, owner=owner_name(self.worker_pid))
+            except LabelmillError as error:
+                logger.warning("the lease of a dead process has to run out by itself: %s", error)
+            finally:
+                ledger.close()
+        return super().on_failure(exc_info, *args, **kwargs)
