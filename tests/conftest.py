@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import hypothesis
 import psycopg
@@ -43,6 +44,9 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.migrating import upgrade
 from labelmill.stack import _broker_command, broker_answers
+
+if TYPE_CHECKING:
+    from worker.learning.mnist import Mnist
 
 pytest_plugins = ["tests.console"]
 
@@ -71,6 +75,18 @@ def _a_clean_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _an_end_in_order() -> Iterator[None]:
+    """Who terminates pytest, a CI that has lost its patience, leaves no server behind."""
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        pytest.exit("terminated", returncode=128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture(scope="session")
 def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder with MNIST's four files: the one that is set, else one made from a download, and on a
@@ -88,6 +104,21 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MNIST_SETTING, str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def little_mnist(mnist_dir: Path) -> Mnist:
+    """800 real digits to train with, 300 to test with: a training of a second."""
+    from worker.learning import mnist
+
+    whole = mnist.read_folder(mnist_dir, lambda _line: None)
+    return mnist.Mnist(
+        whole.train_images[:800],
+        whole.train_labels[:800],
+        whole.test_images[:300],
+        whole.test_labels[:300],
+        source="mnist",
+    )
 
 
 @contextlib.contextmanager

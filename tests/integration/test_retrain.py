@@ -26,23 +26,11 @@ from worker.predicting.classifier import Classifier
 QUICK = Recipe(epochs=2, batch_size=32, seed=3)
 
 
-@pytest.fixture(scope="module")
-def little_data(mnist_dir: Path) -> mnist.Mnist:
-    whole = mnist.load(mnist_dir, Path("unused"))
-    return mnist.Mnist(
-        whole.train_images[:800],
-        whole.train_labels[:800],
-        whole.test_images[:300],
-        whole.test_labels[:300],
-        source="mnist",
-    )
-
-
 def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
-    settings: Settings, ledger: Ledger, store: Store, little_data: mnist.Mnist, tmp_path: Path
+    settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist, tmp_path: Path
 ) -> None:
     # given no model, when one is trained
-    done = retrain(settings, little_data, recipe=QUICK, replace=False)
+    done = retrain(settings, little_mnist, recipe=QUICK, replace=False)
 
     # then it is the champion, with what was measured
     with ledger.reading() as connection:
@@ -55,7 +43,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert (run.state, run.model_id, run.data_fingerprint) == (
         RunState.DONE,
         champion.id,
-        little_data.fingerprint,
+        little_mnist.fingerprint,
     )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert all(0 < epoch.accuracy <= 1 and epoch.loss > 0 and epoch.seconds > 0 for epoch in epochs)
@@ -66,14 +54,14 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
 
 
 def test_a_champion_stays_where_it_is_not_to_be_replaced_or_not_beaten(
-    settings: Settings, ledger: Ledger, little_data: mnist.Mnist
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
     # given a champion
-    first = retrain(settings, little_data, recipe=QUICK)
+    first = retrain(settings, little_mnist, recipe=QUICK)
 
     # when another model is trained without `replace`, and the same one once more with it
-    other = retrain(settings, little_data, recipe=Recipe(epochs=1, batch_size=32, seed=4), replace=False)
-    again = retrain(settings, little_data, recipe=QUICK, replace=True)
+    other = retrain(settings, little_mnist, recipe=Recipe(epochs=1, batch_size=32, seed=4), replace=False)
+    again = retrain(settings, little_mnist, recipe=QUICK, replace=True)
 
     # then the champion is still the first, and the verdicts say why
     with ledger.reading() as connection:
@@ -85,10 +73,10 @@ def test_a_champion_stays_where_it_is_not_to_be_replaced_or_not_beaten(
 
 
 def test_a_training_that_fails_changes_nothing_and_says_why(
-    settings: Settings, ledger: Ledger, little_data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a champion, and a store that breaks at the moment the new model is to be kept
-    first = retrain(settings, little_data, recipe=QUICK)
+    first = retrain(settings, little_mnist, recipe=QUICK)
 
     def broken(*_: object) -> None:
         raise Unavailable("The store cannot be written: no space left on device")
@@ -97,7 +85,7 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
 
     # when a model is trained
     with pytest.raises(Unavailable):
-        retrain(settings, little_data, recipe=Recipe(epochs=1, batch_size=32, seed=5))
+        retrain(settings, little_mnist, recipe=Recipe(epochs=1, batch_size=32, seed=5))
 
     # then the champion is as it was, and the run has the reason
     with ledger.reading() as connection:

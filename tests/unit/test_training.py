@@ -19,17 +19,9 @@ from worker.predicting.runtime import keras
 RECIPE = Recipe(epochs=2, batch_size=32, seed=3)
 
 
-@pytest.fixture(scope="module")
-def data(mnist_dir: Path) -> mnist.Mnist:
-    """800 real digits to train with, 300 to test with."""
-    whole = mnist.load(mnist_dir, Path("unused"))
-    return mnist.Mnist(
-        whole.train_images[:800],
-        whole.train_labels[:800],
-        whole.test_images[:300],
-        whole.test_labels[:300],
-        source="mnist",
-    )
+@pytest.fixture(scope="session")
+def data(little_mnist: mnist.Mnist) -> mnist.Mnist:
+    return little_mnist
 
 
 @pytest.fixture(scope="module")
