@@ -119,6 +119,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_atte
         .where(*_mine(claim))
         .values(
             state=sa.case((_job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
+            finished_at=sa.case((_job_was_stopped(), db_now()), else_=None),
             lease_until=None,
             error=error,
             attempts=chunks.c.attempts if burn_attempt else chunks.c.attempts - 1,

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, finish_chunk
 from jobs.schema import JobState, db_now, jobs
+from jobs.text import storable
 
 
 class Outcome(NamedTuple):
@@ -59,7 +60,11 @@ def record_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Out
 def _insert(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     """In key order: two transactions that insert the same keys in different orders deadlock."""
     job_id, first = claim.job_id, claim.first_index
-    rows = ((job_id, first + offset, *outcome) for offset, outcome in enumerate(outcomes))
+    # A name that PostgreSQL cannot take would keep its chunk from ever being recorded.
+    rows = (
+        (job_id, first + offset, storable(name), label, confidence, error, detail and storable(detail))
+        for offset, (name, label, confidence, error, detail) in enumerate(outcomes)
+    )
     if connection.dialect.name == "postgresql":
         _copy(connection, rows)
     else:

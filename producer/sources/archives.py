@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from jobs.errors import ErrorCode, SourceError
+from jobs.text import storable
 from producer.sources.files import shown
-from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name, storable
+from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name
 
 MAGIC = b"PK\x03\x04"
 

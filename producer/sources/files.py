@@ -14,7 +14,8 @@ from itertools import islice
 from operator import attrgetter
 
 from jobs.errors import ErrorCode
-from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name, storable
+from jobs.text import storable
+from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
 WINDOW = 65_536

@@ -51,17 +51,3 @@ def is_image_name(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is passed over in silence: a leading dot, or what macOS adds to a ZIP."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def storable(name: str) -> str:
-    r"""The name in a form that every database takes: valid UTF-8 without U+0000.
-
-    Bytes that are no UTF-8 appear as \xNN.
-    """
-    if not name.isascii():
-        try:
-            encoded = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # a surrogate that stands for no byte: it came from no file system
-            encoded = name.encode("utf-8", "backslashreplace")
-        name = encoded.decode("utf-8", "backslashreplace")
-    return name.replace("\0", "\ufffd")

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
+from jobs.text import storable
 from producer.sources import SourceImage, Sources, files
-from producer.sources.image import storable
 
 KINDS = (
     "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm "
