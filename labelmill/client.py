@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Self
 
@@ -79,15 +80,16 @@ class Client:
         from producer.submit import submit
 
         self._bell = Bell(make_app(self.settings))
-        return submit(
-            images,
-            ledger=self.ledger,
-            store=Store(self.settings.store),
-            bell=self._bell,
-            chunk_images=self.settings.chunk_images,
-            key=key,
-            on_progress=on_progress,
-        )
+        with closing(self._bell):
+            return submit(
+                images,
+                ledger=self.ledger,
+                store=Store(self.settings.store),
+                bell=self._bell,
+                chunk_images=self.settings.chunk_images,
+                key=key,
+                on_progress=on_progress,
+            )
 
     @property
     def broker_was_away(self) -> bool:

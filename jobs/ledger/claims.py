@@ -53,11 +53,8 @@ def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, 
         chunks.update()
         .where(
             chunks.c.id == chunk_id,
-            sa.or_(
-                chunks.c.state == ChunkState.PENDING,
-                sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now()),
-            ),
-            ~_job_was_stopped(),
+            chunk_is_due(),
+            ~job_was_stopped(),
         )
         .values(
             state=ChunkState.CLAIMED,
@@ -118,8 +115,8 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_atte
         chunks.update()
         .where(*_mine(claim))
         .values(
-            state=sa.case((_job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
-            finished_at=sa.case((_job_was_stopped(), db_now()), else_=None),
+            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
+            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
             lease_until=None,
             error=error,
             attempts=chunks.c.attempts if burn_attempt else chunks.c.attempts - 1,
@@ -179,7 +176,17 @@ def end_job(
     return True
 
 
-def _job_was_stopped() -> sa.ColumnElement[bool]:
+def chunk_is_due() -> sa.ColumnElement[bool]:
+    """Waits for a worker, or has lost the one it had."""
+    return sa.and_(
+        # The first half is the condition of the partial index on open chunks.
+        chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
+        sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
+    )
+
+
+def job_was_stopped() -> sa.ColumnElement[bool]:
+    """Of a chunk: its job failed or was cancelled."""
     stopped = jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED])
     return sa.exists().where(jobs.c.id == chunks.c.job_id, stopped).correlate(chunks)
 

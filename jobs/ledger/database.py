@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
@@ -83,6 +84,11 @@ class Ledger:
         path = Path(self._url.database or "")
         make_private_folder(path.parent)
         make_private_file(path)
+
+
+def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT with ON CONFLICT, which both databases have and SQLAlchemy has once for each."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _sqlite_arguments() -> dict[str, Any]:

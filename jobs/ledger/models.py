@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import NotFound
+from jobs.ledger.database import insert_into
 from jobs.model import InputSpec, Model
 from jobs.schema import aliases, db_now, models
 
@@ -29,9 +29,9 @@ def add_model(
     metrics: dict[str, Any],
 ) -> str:
     """A model's row. The same file registered twice is one model: gives back the id it has."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(models)
     connection.execute(
-        insert.values(
+        insert_into(connection, models)
+        .values(
             id=model_id,
             architecture=architecture,
             sha256=sha256,
@@ -41,7 +41,8 @@ def add_model(
             accuracy=accuracy,
             metrics=metrics,
             created_at=db_now(),
-        ).on_conflict_do_nothing(index_elements=[models.c.sha256])
+        )
+        .on_conflict_do_nothing(index_elements=[models.c.sha256])
     )
     found: str = connection.execute(sa.select(models.c.id).where(models.c.sha256 == sha256)).scalar_one()
     return found
@@ -49,9 +50,10 @@ def add_model(
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:
     """Moves the alias to the model."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(aliases)
     connection.execute(
-        insert.values(name=name, model_id=model_id, moved_at=db_now()).on_conflict_do_update(
+        insert_into(connection, aliases)
+        .values(name=name, model_id=model_id, moved_at=db_now())
+        .on_conflict_do_update(
             index_elements=[aliases.c.name], set_={"model_id": model_id, "moved_at": db_now()}
         )
     )

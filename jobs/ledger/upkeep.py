@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import end_job
+from jobs.ledger.claims import chunk_is_due, end_job, job_was_stopped
+from jobs.ledger.database import insert_into
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
 
@@ -18,9 +18,9 @@ ABANDONED: Final = "Its producer stopped before the submission was complete: sub
 
 def take_lock(connection: Connection, name: str, holder: str, *, seconds: float) -> bool:
     """Takes, or keeps, what only one may hold. A holder that died loses it after `seconds`."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(locks)
     taken = connection.scalar(
-        insert.values(name=name, holder=holder, until=db_now(seconds))
+        insert_into(connection, locks)
+        .values(name=name, holder=holder, until=db_now(seconds))
         .on_conflict_do_update(
             index_elements=[locks.c.name],
             set_={"holder": holder, "until": db_now(seconds)},
@@ -33,7 +33,7 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
 
 def count_due(connection: Connection, *, limit: int) -> int:
     """How many chunks wait for a worker or have lost theirs; counts no further than `limit`."""
-    due = sa.select(chunks.c.id).where(*_due()).limit(limit).subquery()
+    due = sa.select(chunks.c.id).where(chunk_is_due()).limit(limit).subquery()
     return connection.scalar(sa.select(sa.func.count()).select_from(due)) or 0
 
 
@@ -42,26 +42,18 @@ def chunks_to_ring(connection: Connection, *, limit: int, quiet_seconds: float) 
     Marks them as rung now, so the caller must send the messages.
     """
     silent = sa.or_(chunks.c.rung_at.is_(None), chunks.c.rung_at < db_now(-quiet_seconds))
-    wanted = sa.select(chunks.c.id).where(*_due(), silent).order_by(chunks.c.created_at).limit(limit)
+    wanted = sa.select(chunks.c.id).where(chunk_is_due(), silent).order_by(chunks.c.created_at).limit(limit)
     ids = list(connection.scalars(wanted))
     if ids:
         connection.execute(chunks.update().where(chunks.c.id.in_(ids)).values(rung_at=db_now()))
     return ids
 
 
-def _due() -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
-        sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
-    )
-
-
 def drop_leftover_chunks(connection: Connection) -> None:
     """Drops what a stopped job left: chunks that somebody was at when it was stopped, and gave up since."""
-    stopped = sa.select(jobs.c.id).where(jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED]))
     connection.execute(
         chunks.update()
-        .where(*_due(), chunks.c.job_id.in_(stopped))
+        .where(chunk_is_due(), job_was_stopped())
         .values(state=ChunkState.DROPPED, finished_at=db_now())
     )
 
