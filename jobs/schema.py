@@ -52,7 +52,9 @@ class ChunkState(StrEnum):
 
     PENDING = "pending"  # waits for a worker
     CLAIMED = "claimed"  # a worker holds its lease
+    HELD = "held"  # its job is paused
     DONE = "done"  # all its images have their outcomes
+    SPLIT = "split"  # it kept crashing: its two halves are chunks in its place
     DROPPED = "dropped"  # its job ended without it
 
 
@@ -194,6 +196,13 @@ jobs = Table(
     Column("chunks", Integer, nullable=False, server_default="0"),
     Column("chunks_done", Integer, nullable=False, server_default="0"),
     Column("error", Text),  # why it failed
+    # When to stop early: more failed than this, or a larger share of at least so many.
+    Column("error_limit", BigInteger),
+    Column("error_rate_limit", Double),
+    Column("error_rate_sample", BigInteger),
+    Column("retry_of", _Id),  # the job whose images without a label these are; it may be purged by now
+    Column("paused_at", UtcTime),  # work on it is held up since then
+    Column("purged_at", UtcTime),  # its payloads are gone since then
     Column("created_at", UtcTime, nullable=False),
     Column("touched_at", UtcTime, nullable=False),  # the producer's last sign of life while receiving
     Column("submitted_at", UtcTime),
@@ -211,15 +220,22 @@ chunks = Table(
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
     Column("payload_sha256", String(64), nullable=False),
+    Column("payload_offset", Integer, nullable=False, server_default="0"),  # of its first image in the file
     Column("state", String(16), nullable=False),
-    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),  # claims, counted before the work
+    # How attempts ended that did not finish. A service that was away and a worker that was stopped are not
+    # the chunk's fault; a death, a time-out and an error of the program may be.
+    Column("releases", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("crash_code", String(32)),  # what an image becomes that crashes all alone, by the latest crash
     Column("token", _Id),  # the fence: of the latest claim, kept after the end
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
     Column("rung_at", UtcTime),  # when the latest message was sent
+    Column("ring_after", UtcTime),  # not again before this
     Column("created_at", UtcTime, nullable=False),
     Column("finished_at", UtcTime),
-    Column("error", Text),  # why the latest attempt was given back
+    Column("error", Text),  # how the latest attempt ended that did not finish
     Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
     # The reconciler's: small, because chunks leave it when they are done.
     Index(

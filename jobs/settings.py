@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from jobs.errors import SettingsError
+from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
 
 ENV_PREFIX: Final = "LABELMILL_"
 
@@ -61,6 +62,28 @@ def _home(path: Path) -> Path:
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{path} names a user who has no home here") from None
+
+
+def _split(value: object) -> object:
+    """A list as people write it in an environment variable: with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _image_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple("JPEG" if name.upper() == "JPG" else name.upper() for name in names)
+    for name in chosen:
+        if name not in IMAGE_FORMATS:
+            raise ValueError(f"names {name}; what can be allowed is {', '.join(IMAGE_FORMATS)}")
+    if not chosen:
+        raise ValueError("names no format, so that no image would be classified")
+    return chosen
+
+
+def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
+    for root in roots:
+        if "://" not in root and not os.path.isabs(root):  # noqa: PTH117 -- a URL is no path
+            raise ValueError(f"names {root}; a root is an absolute path, or a URL such as s3://bucket/images")
+    return roots
 
 
 class Settings(BaseSettings):
@@ -111,6 +134,42 @@ class Settings(BaseSettings):
         le=1024,
         description="How many processes of a worker classify, each with its own model. "
         "Left out: one per core.",
+    )
+    max_image_bytes: int = Field(
+        default=ImageLimits().max_bytes, ge=1, description="Bytes an image's file may have."
+    )
+    max_image_pixels: int = Field(
+        default=ImageLimits().max_pixels, ge=1, description="Pixels an image may have: width times height."
+    )
+    max_image_frames: int = Field(
+        default=ImageLimits().max_frames, ge=1, description="Frames an animated image may have."
+    )
+    image_formats: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_image_formats)
+    ] = Field(
+        default=IMAGE_FORMATS, description="The formats that are decoded, by their bytes; a comma between."
+    )
+    image_seconds: float = Field(
+        default=10.0, gt=0.0, le=86_400.0, description="Seconds an image may take to be decoded."
+    )
+    max_job_images: int = Field(default=JobLimits().max_images, ge=1, description="Images a job may have.")
+    max_job_bytes: int = Field(
+        default=JobLimits().max_bytes, ge=1, description="Bytes all images of a job may have together."
+    )
+    max_archive_members: int = Field(
+        default=ArchiveLimits().max_members, ge=1, description="Members a ZIP or TAR archive may have."
+    )
+    max_archive_expansion: int = Field(
+        default=ArchiveLimits().max_expansion,
+        ge=1,
+        description="How many times its own size may come out of an archive.",
+    )
+    reference_roots: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
+    ] = Field(
+        default=(),
+        description="Below which paths and URLs images may be submitted by reference; a comma between. "
+        "Left out: nowhere.",
     )
     retrain_cron: str = Field(
         default="0 3 * * 0",
@@ -188,10 +247,30 @@ class Settings(BaseSettings):
         """Seconds after which Redis hands out an unacknowledged message again."""
         return self.lease_seconds * VISIBILITY_LEASES
 
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What one image may be."""
+        return ImageLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_frames=self.max_image_frames,
+            formats=self.image_formats,
+        )
+
+    @property
+    def archive_limits(self) -> ArchiveLimits:
+        """What one archive may be."""
+        return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
+
+    @property
+    def job_limits(self) -> JobLimits:
+        """What one job may be."""
+        return JobLimits(max_images=self.max_job_images, max_bytes=self.max_job_bytes)
+
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for the processes the local stack starts."""
         return {
-            ENV_PREFIX + name.upper(): str(value)
+            ENV_PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }

@@ -22,7 +22,7 @@ SQLITE_BUSY_SECONDS: Final = 30
 CONNECT_SECONDS: Final = 5
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 
 
 class Ledger:

@@ -1,0 +1,46 @@
+"""How large an input may be: an image, an archive, a job. Each is a setting; these are what it is left alone.
+
+A limit on what comes in bounds the memory, the time and the disk that one submission can take from others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+#: The formats that are decoded, by Pillow's names. Pillow knows forty more, and those are the decoders that
+#: corrupt memory, call Ghostscript or follow references: a setting may shorten this list, not lengthen it.
+IMAGE_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What one image may be; beyond it is `too_large`, or `format_not_allowed`."""
+
+    #: Of the file: far above any photograph, far below what would crowd a process.
+    max_bytes: int = 32 * 1024 * 1024
+    #: Width times height. One pixel takes up to 4 bytes decoded and 4 more while it is converted, so the
+    #: largest picture needs half a gigabyte.
+    max_pixels: int = 64 * 1024 * 1024
+    #: Of an animation, of which the first is classified.
+    max_frames: int = 1_000
+    formats: tuple[str, ...] = IMAGE_FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """What one ZIP or TAR archive may be; beyond it the archive is refused."""
+
+    #: Its directory is held in memory, some 500 bytes a member.
+    max_members: int = 250_000
+    #: All that comes out of it, as a multiple of its own size. Images hardly compress.
+    max_expansion: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What one job may be; beyond it the submission is refused and nothing is stored."""
+
+    max_images: int = 100_000_000
+    #: Of all its images together.
+    max_bytes: int = 1024**4
