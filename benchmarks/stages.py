@@ -23,6 +23,7 @@ from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import find_champion
 from jobs.ledger.outcomes import record_outcomes
 from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
+from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.sources import SourceImage, Sources
@@ -107,14 +108,20 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
             claim = claim_chunk(connection, chunk_id, lease_seconds=settings.lease_seconds, owner="benchmark")
         assert claim is not None
         with clock("read the payload"):
-            payload = read_payload(store, key, digest, images=len(batch))
+            payload = read_payload(store, key, digest, offset=0, images=len(batch))
         with clock("decode"):
             pixels = np.stack([decode(image.data, classifier.spec) for image in batch if image.data])
         with clock("predict"):
             classifier.predict(pixels)
         # Decodes and predicts once more; what it takes beyond these two is what holds them together.
         with clock("make outcomes"):
-            outcomes = classify_payload(payload, classifier)
+            outcomes = classify_payload(
+                payload,
+                classifier,
+                roots=Roots(settings.reference_roots),
+                limits=settings.image_limits,
+                image_seconds=settings.image_seconds,
+            )
         with clock("record the outcomes"), ledger.transaction() as connection:
             record_outcomes(connection, claim, outcomes)
         total += len(batch)

@@ -65,6 +65,10 @@ class LeaseLost(LabelmillError):
     """Somebody else owns this chunk now; what was computed here is thrown away."""
 
 
+class JobStopped(LabelmillError):
+    """The chunk's job was cancelled or has failed; what was computed here is thrown away."""
+
+
 class UserError(LabelmillError):
     """The request cannot be carried out as it stands."""
 

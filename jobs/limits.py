@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from jobs.errors import UserError
+
 #: The formats that are decoded, by Pillow's names. Pillow knows forty more, and those are the decoders that
 #: corrupt memory, call Ghostscript or follow references: a setting may shorten this list, not lengthen it.
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
@@ -44,3 +46,27 @@ class JobLimits:
     max_images: int = 100_000_000
     #: Of all its images together.
     max_bytes: int = 1024**4
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimits:
+    """When a job is stopped early, because going on would only make more of the same errors.
+
+    Raises UserError for a limit that is none.
+    """
+
+    #: More images than this got an error. None: any number.
+    count: int | None = None
+    #: More than this share of the images that have an outcome got an error, 0 to 1. None: any share.
+    rate: float | None = None
+    #: The share means nothing before so many images have an outcome.
+    sample: int = 1_000
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise UserError(f"A job cannot have {self.count} errors at the most: 0 or more.")
+        # Said this way round, so that what is no number (NaN) is refused as well.
+        if self.rate is not None and not 0 <= self.rate <= 1:
+            raise UserError(f"A share of errors is between 0 and 1 (0.05 is 5 %), not {self.rate:g}.")
+        if self.sample < 1:
+            raise UserError(f"A share of {self.sample} images means nothing: 1 or more.")

@@ -1,7 +1,8 @@
 """The payload: one file in the store that holds a chunk's names and image bytes.
 
-A msgpack array `[version, names, contents]`. `contents` holds, for each name, the image's bytes, or
-`[code, detail]` for an image that could not even be read when it was submitted.
+A msgpack array `[version, names, contents]`. `contents` holds, for each name, the image's bytes; or a map of
+`url`, `sha256` and `size` for an image that was submitted by reference; or `[code, detail]` for an image that
+could not even be read when it was submitted.
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from jobs.errors import ErrorCode, ImageError, PayloadDamaged
+from jobs.references import Reference
 from jobs.store import Store
 
+#: Payloads without references stay in the first version: every worker there is can read them.
 _VERSION: Final = 1
+_VERSION_WITH_REFERENCES: Final = 2
+
+#: A path may be no UTF-8, and must lead to its file all the same.
+_UNICODE_ERRORS: Final = "surrogateescape"
+
+Content = bytes | Reference | ImageError
 
 
 class Payload(NamedTuple):
-    """A chunk's images, in order: names, and beside each its bytes or why there are none."""
+    """Images, in order: names, and beside each its bytes, where they are, or why there are none."""
 
     names: list[str]
-    contents: list[bytes | ImageError]
+    contents: list[Content]
 
 
 def payload_key(job_id: str, chunk_id: str) -> str:
@@ -35,12 +44,12 @@ def payload_folder(job_id: str) -> str:
     return f"payloads/{job_id}"
 
 
-def pack_payload(names: Sequence[str], contents: Sequence[bytes | ImageError]) -> bytes:
+def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> bytes:
     """The file's bytes."""
-    stored = [
-        content if isinstance(content, bytes) else [str(content.code), content.detail] for content in contents
-    ]
-    packed: bytes = msgpack.packb([_VERSION, list(names), stored])
+    by_reference = any(isinstance(content, Reference) for content in contents)
+    version = _VERSION_WITH_REFERENCES if by_reference else _VERSION
+    stored = [_stored(content) for content in contents]
+    packed: bytes = msgpack.packb([version, list(names), stored], unicode_errors=_UNICODE_ERRORS)
     return packed
 
 
@@ -49,9 +58,9 @@ def payload_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_payload(store: Store, key: str, sha256: str, *, images: int) -> Payload:
-    """A chunk's images. Raises PayloadDamaged where the file is gone or is not what was stored, Unavailable
-    where the store cannot be reached.
+def read_payload(store: Store, key: str, sha256: str, *, offset: int = 0, images: int) -> Payload:
+    """So many images of a payload, from the one at `offset`. Raises PayloadDamaged where the file is gone, is
+    not what was stored, or holds fewer; Unavailable where the store cannot be reached.
     """
     try:
         data = store.get(key)
@@ -59,13 +68,28 @@ def read_payload(store: Store, key: str, sha256: str, *, images: int) -> Payload
         raise PayloadDamaged(f"The payload {key} is gone from the store.") from None
     if payload_digest(data) != sha256:
         raise PayloadDamaged(f"The payload {key} is not what was stored: its SHA-256 differs.")
-    version, names, contents = msgpack.unpackb(data)
-    if version != _VERSION or len(names) != images or len(contents) != images:
+    version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
+    if version not in (_VERSION, _VERSION_WITH_REFERENCES):
+        raise PayloadDamaged(f"The payload {key} is of version {version}, which this program does not know.")
+    end = offset + images
+    if len(names) != len(contents) or len(names) < end:
         raise PayloadDamaged(
-            f"The payload {key} holds {len(names)} images of version {version}, not {images}."
+            f"The payload {key} holds {len(names)} names and {len(contents)} images, not {end}."
         )
-    return Payload(names, [_content(content) for content in contents])
+    return Payload(names[offset:end], [_content(content) for content in contents[offset:end]])
 
 
-def _content(stored: Any) -> bytes | ImageError:
-    return stored if isinstance(stored, bytes) else ImageError(ErrorCode(stored[0]), stored[1])
+def _stored(content: Content) -> Any:
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, Reference):
+        return content._asdict()
+    return [str(content.code), content.detail]
+
+
+def _content(stored: Any) -> Content:
+    if isinstance(stored, bytes):
+        return stored
+    if isinstance(stored, dict):
+        return Reference(**stored)
+    return ImageError(ErrorCode(stored[0]), stored[1])

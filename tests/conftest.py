@@ -30,10 +30,12 @@ import redis
 import sqlalchemy as sa
 from celery import Celery
 
+from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_chunk, release_chunk, renew_lease
+from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, renew_lease
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.isolation import split_chunk
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.outcomes import Outcome, record_outcomes
 from jobs.model import MNIST_INPUT, Model
@@ -472,9 +474,17 @@ class Worker:
         with self.ledger.transaction() as connection:
             renew_lease(connection, claim, lease_seconds=lease_seconds)
 
-    def release(self, claim: Claim, *, burn_attempt: bool) -> None:
+    def release(self, claim: Claim) -> None:
         with self.ledger.transaction() as connection:
-            release_chunk(connection, claim, error="given back", burn_attempt=burn_attempt)
+            release_chunk(connection, claim, error="given back")
+
+    def crash(self, claim: Claim, code: ErrorCode = ErrorCode.QUARANTINED) -> None:
+        with self.ledger.transaction() as connection:
+            crash_chunk(connection, claim, code=code, error="it crashed")
+
+    def split(self, claim: Claim) -> None:
+        with self.ledger.transaction() as connection:
+            split_chunk(connection, claim)
 
     def finish(self, claim: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
         """Records the outcomes; left out, every image is a seven, named by its index."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, get_model
+from jobs.references import Roots
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store
@@ -37,6 +38,7 @@ class Bench:
         self.settings = settings
         self.ledger = Ledger(settings.ledger)
         self.store = Store(settings.store)
+        self.roots = Roots(settings.reference_roots)
         self.owner = owner_name(os.getpid())
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()

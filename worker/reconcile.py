@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
+from jobs.ledger.pausing import hold_leftover_chunks
 from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 #: How often each worker looks.
 RECONCILE_SECONDS: Final = 2.0
-
-#: A chunk is not rung for again within this time: its message may just be on its way.
-QUIET_SECONDS: Final = 5.0
 
 _LOCK: Final = "reconcile"
 
@@ -54,6 +52,7 @@ class Reconciler:
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id)
             drop_leftover_chunks(connection)
+            hold_leftover_chunks(connection)
             due = count_due(connection, limit=MAX_OUTSTANDING)
         if not due:
             return 0
@@ -61,7 +60,7 @@ class Reconciler:
         if missing <= 0:
             return 0
         with self._ledger.transaction() as connection:
-            chunk_ids = chunks_to_ring(connection, limit=missing, quiet_seconds=QUIET_SECONDS)
+            chunk_ids = chunks_to_ring(connection, limit=missing)
         self._bell.silent = False
         return self._bell.ring(chunk_ids)
 

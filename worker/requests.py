@@ -10,9 +10,9 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from kombu.transport import virtual
 
-from jobs.errors import LabelmillError
+from jobs.errors import ErrorCode, LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.claims import expire_claim
+from jobs.ledger.claims import bury_claim
 from jobs.messages import ChunkMessage
 from worker.bench import owner_name
 
@@ -48,21 +48,37 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
 
 
 class ChunkRequest(LastingRequest):
-    """A chunk's message."""
+    """A chunk's message. When the child is dead, its claim is dead: the chunk is given back in its name, so
+    that nobody waits for the lease to run out.
+    """
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """When the child is dead, its claim is dead: ends the lease, so that the message, which goes back to
-        the queue now, finds a chunk that can be claimed.
-        """
-        if isinstance(exc_info.exception, WorkerLostError) and self.worker_pid:
-            # No pool: a connection that is open at the next fork would be shared with the child.
-            ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
-            try:
-                chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
-                with ledger.transaction() as connection:
-                    expire_claim(connection, chunk_id, owner=owner_name(self.worker_pid))
-            except LabelmillError as error:
-                logger.warning("the lease of a dead process has to run out by itself: %s", error)
-            finally:
-                ledger.close()
+        """The task raised, or its process died of whatever it was: a signal, the kernel out of memory."""
+        if isinstance(exc_info.exception, WorkerLostError):
+            self._bury(ErrorCode.QUARANTINED, _how_it_died(exc_info.exception))
         return super().on_failure(exc_info, *args, **kwargs)
+
+    def on_timeout(self, soft: bool, timeout: float) -> Any:
+        """The hard limit: the process hangs where no exception can reach it, and is killed now."""
+        if not soft:
+            self._bury(ErrorCode.TIMEOUT, f"its process was killed after {timeout:g} s")
+        return super().on_timeout(soft, timeout)
+
+    def _bury(self, code: ErrorCode, error: str) -> None:
+        if not self.worker_pid:
+            return
+        # No pool: a connection that is open at the next fork would be shared with the child.
+        ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
+        try:
+            chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
+            with ledger.transaction() as connection:
+                bury_claim(connection, chunk_id, owner=owner_name(self.worker_pid), code=code, error=error)
+        except LabelmillError as problem:
+            logger.warning("the lease of a dead process has to run out by itself: %s", problem)
+        finally:
+            ledger.close()
+
+
+def _how_it_died(error: WorkerLostError) -> str:
+    """Billiard's words without the job's number, which means nothing to anybody."""
+    return f"its process died: {str(error).removeprefix('Worker exited prematurely: ').partition(' Job:')[0]}"

@@ -2,24 +2,26 @@
 
 Whoever claims a chunk writes a fresh token into it. Every later statement about the chunk carries the token
 and touches nothing where it is no longer the one in the row, so a worker that was declared dead and comes
-back cannot do harm. `jobs.ledger.outcomes` ends a claim with results.
+back cannot do harm. `jobs.ledger.outcomes` ends a claim with results, `jobs.ledger.isolation` one of a chunk
+that keeps crashing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import LeaseLost
+from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
-#: A chunk that was claimed this often and never finished has killed its workers: its images are quarantined
-#: without being looked at again.
-MAX_ATTEMPTS: Final = 5
+#: A chunk that was given back is rung for again after this many seconds, twice as many the next time, and so
+#: on: what is out of reach must not be asked for ten times a second by everybody.
+RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +36,38 @@ class Claim:
     images: int
     payload: str
     payload_sha256: str
+    payload_offset: int
     attempts: int
+    #: Attempts before this one that ended in a death, a time-out or an error of the program.
+    crashes: int
+    #: What an image becomes that crashed alone; None where nothing has crashed yet.
+    crash_code: ErrorCode | None
+    #: How the latest attempt ended that did not finish.
+    error: str | None
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the chunk has used up its attempts."""
-        return self.attempts > MAX_ATTEMPTS
 
-
-def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, owner: str) -> Claim | None:
+def claim_chunk(
+    connection: Connection, chunk_id: str, *, lease_seconds: float, owner: str, token: str | None = None
+) -> Claim | None:
     """Takes the chunk if it is pending or its lease ran out; None where there is nothing to do.
 
     The attempt is counted, and committed by the caller, before a byte of the payload is looked at: a chunk
-    that kills its worker has then been counted.
+    that kills its worker has then been counted. A lease that ran out without a word counts as a crash.
+    `token`: a fresh id of the caller's, who can then ask by `withdraw_claim` whether a commit went through.
     """
-    token = new_id()
+    token = token or new_id()
+    vanished = chunks.c.state == ChunkState.CLAIMED
     taken = connection.execute(
         chunks.update()
-        .where(
-            chunks.c.id == chunk_id,
-            chunk_is_due(),
-            ~job_was_stopped(),
-        )
+        .where(chunks.c.id == chunk_id, chunk_is_due(), ~job_was_stopped(), ~job_is_paused())
         .values(
             state=ChunkState.CLAIMED,
             token=token,
             owner=owner,
             attempts=chunks.c.attempts + 1,
+            crashes=chunks.c.crashes + sa.case((vanished, 1), else_=0),
+            crash_code=sa.case((vanished, ErrorCode.QUARANTINED), else_=chunks.c.crash_code),
+            error=sa.case((vanished, "its worker vanished without a word"), else_=chunks.c.error),
             lease_until=db_now(lease_seconds),
         )
         .returning(
@@ -69,7 +76,11 @@ def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, 
             chunks.c.images,
             chunks.c.payload,
             chunks.c.payload_sha256,
+            chunks.c.payload_offset,
             chunks.c.attempts,
+            chunks.c.crashes,
+            chunks.c.crash_code,
+            chunks.c.error,
         )
     ).one_or_none()
     if taken is None:
@@ -92,58 +103,115 @@ def claim_chunk(connection: Connection, chunk_id: str, *, lease_seconds: float, 
         images=taken.images,
         payload=taken.payload,
         payload_sha256=taken.payload_sha256,
+        payload_offset=taken.payload_offset,
         attempts=taken.attempts,
+        crashes=taken.crashes,
+        crash_code=ErrorCode(taken.crash_code) if taken.crash_code else None,
+        error=taken.error,
     )
 
 
 def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -> None:
-    """A fresh lease for a chunk that takes long. Raises LeaseLost where somebody else has it."""
-    renewed = connection.execute(
-        chunks.update().where(*_mine(claim)).values(lease_until=db_now(lease_seconds))
+    """A fresh lease for a chunk that takes long. Raises LeaseLost where somebody else has it, JobStopped
+    where its job needs it no more.
+    """
+    job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
+    state = connection.scalar(
+        chunks.update()
+        .where(*_mine(claim.token), chunks.c.id == claim.chunk_id)
+        .values(lease_until=db_now(lease_seconds))
+        .returning(job_state)
     )
-    if renewed.rowcount != 1:
+    if state is None:
         raise LeaseLost
+    if state in (JobState.FAILED, JobState.CANCELLED):
+        raise JobStopped
 
 
-def release_chunk(connection: Connection, claim: Claim, *, error: str, burn_attempt: bool) -> None:
-    """Gives the chunk back unfinished: pending, or dropped where its job was stopped meanwhile. Nothing
+def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
+    """Gives the chunk back unfinished, and not by its fault: a service is out of reach, or this worker was
+    told to stop. Nothing happens where somebody else has it by now.
+    """
+    _give_back(
+        connection,
+        chunks.c.id == claim.chunk_id,
+        *_mine(claim.token),
+        error=error,
+        releases=chunks.c.releases + 1,
+        ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
+    )
+
+
+def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error: str) -> None:
+    """Gives the chunk back after an error or a time-out that one of its images may have caused. Nothing
     happens where somebody else has it by now.
-
-    A service that is down is not the chunk's fault: without `burn_attempt` the attempt does not count.
     """
-    connection.execute(
-        chunks.update()
-        .where(*_mine(claim))
-        .values(
-            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
-            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
-            lease_until=None,
-            error=error,
-            attempts=chunks.c.attempts if burn_attempt else chunks.c.attempts - 1,
-        )
+    _give_back(
+        connection,
+        chunks.c.id == claim.chunk_id,
+        *_mine(claim.token),
+        error=error,
+        crashes=chunks.c.crashes + 1,
+        crash_code=code,
+        ring_after=None,
     )
 
 
-def expire_claim(connection: Connection, chunk_id: str, *, owner: str) -> None:
-    """Ends the lease of a claim whose process is known to be dead, so that nobody waits for it to run out.
-    The attempt stays counted.
+def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: ErrorCode, error: str) -> None:
+    """Gives the chunk back in the name of a process that is known to be dead, so that nobody waits for its
+    lease to run out. Nothing happens where the claim is not that process's.
     """
-    connection.execute(
-        chunks.update()
-        .where(chunks.c.id == chunk_id, chunks.c.state == ChunkState.CLAIMED, chunks.c.owner == owner)
-        .values(lease_until=db_now(-1.0))
+    _give_back(
+        connection,
+        chunks.c.id == chunk_id,
+        chunks.c.state == ChunkState.CLAIMED,
+        chunks.c.owner == owner,
+        error=error,
+        crashes=chunks.c.crashes + 1,
+        crash_code=code,
+        ring_after=None,
     )
 
 
-def finish_chunk(connection: Connection, claim: Claim) -> None:
-    """Marks the chunk done: the fence. Raises LeaseLost, and the caller's transaction must roll back."""
+def withdraw_claim(connection: Connection, chunk_id: str, token: str) -> None:
+    """Gives back what was claimed under this token, if anything was: of the claim's COMMIT nobody knows
+    whether it went through.
+    """
+    _give_back(
+        connection,
+        chunks.c.id == chunk_id,
+        *_mine(token),
+        error="the ledger was away when it was claimed",
+        releases=chunks.c.releases + 1,
+        ring_after=None,
+    )
+
+
+def finish_chunk(connection: Connection, claim: Claim, state: ChunkState = ChunkState.DONE) -> None:
+    """Marks the chunk done, or split: the fence. Raises LeaseLost, and the caller's transaction must roll
+    back.
+    """
     finished = connection.execute(
         chunks.update()
-        .where(*_mine(claim))
-        .values(state=ChunkState.DONE, lease_until=None, error=None, finished_at=db_now())
+        .where(chunks.c.id == claim.chunk_id, *_mine(claim.token))
+        .values(state=state, lease_until=None, finished_at=db_now())
     )
     if finished.rowcount != 1:
         raise LeaseLost
+
+
+def was_finished(connection: Connection, claim: Claim) -> bool:
+    """Whether the chunk was finished by this very claim: the answer after a COMMIT that broke off."""
+    return (
+        connection.scalar(
+            sa.select(chunks.c.id).where(
+                chunks.c.id == claim.chunk_id,
+                chunks.c.token == claim.token,
+                chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]),
+            )
+        )
+        is not None
+    )
 
 
 def end_job(
@@ -163,17 +231,22 @@ def end_job(
     )
     if ended.rowcount != 1:
         return False
+    drop_waiting_chunks(connection, job_id)
+    return True
+
+
+def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
+    """Drops what still waits of a job that ended; the caller holds the job's row."""
     # Whoever holds the job's row must not wait for a chunk's: a worker that finishes locks them the other
     # way round. A chunk that is locked at this moment is somebody's; what it leaves, the reconciler drops.
     waiting = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+        .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
         .with_for_update(skip_locked=True)
     )
     connection.execute(
         chunks.update().where(chunks.c.id.in_(waiting)).values(state=ChunkState.DROPPED, finished_at=db_now())
     )
-    return True
 
 
 def chunk_is_due() -> sa.ColumnElement[bool]:
@@ -191,9 +264,25 @@ def job_was_stopped() -> sa.ColumnElement[bool]:
     return sa.exists().where(jobs.c.id == chunks.c.job_id, stopped).correlate(chunks)
 
 
-def _mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        chunks.c.id == claim.chunk_id,
-        chunks.c.token == claim.token,
-        chunks.c.state == ChunkState.CLAIMED,
+def job_is_paused() -> sa.ColumnElement[bool]:
+    """Of a chunk: work on its job is held up."""
+    return sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.paused_at.is_not(None)).correlate(chunks)
+
+
+def _mine(token: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+
+
+def _give_back(connection: Connection, *which: sa.ColumnElement[bool], **values: Any) -> None:
+    connection.execute(
+        chunks.update()
+        .where(*which)
+        .values(
+            # Not held where the job is paused: it may be resumed at this moment, which would pass this chunk
+            # over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.pausing`).
+            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
+            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
+            lease_until=None,
+            **values,
+        )
     )

@@ -10,11 +10,15 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, Stopped
+from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
 #: A job still being received whose producer gave no sign of life for this long was abandoned: its producer
 #: was killed. Between two signs lies at most the reading of one chunk's images.
 ABANDONED_SECONDS: Final = 120.0
+
+#: A chunk is not rung for again within this time: its message may just be on its way.
+QUIET_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,17 @@ class NewChunk:
     payload_sha256: str
 
 
-def open_job(connection: Connection, job_id: str, *, model_id: str, key: str | None) -> None:
+def open_job(
+    connection: Connection,
+    job_id: str,
+    *,
+    model_id: str,
+    key: str | None,
+    error_limits: ErrorLimits | None = None,
+    retry_of: str | None = None,
+) -> None:
     """A job in state `receiving`. Raises Conflict where another job holds the key."""
+    limits = error_limits or ErrorLimits()
     try:
         connection.execute(
             jobs.insert().values(
@@ -37,6 +50,10 @@ def open_job(connection: Connection, job_id: str, *, model_id: str, key: str | N
                 key=key,
                 state=JobState.RECEIVING,
                 model_id=model_id,
+                error_limit=limits.count,
+                error_rate_limit=limits.rate,
+                error_rate_sample=limits.sample,
+                retry_of=retry_of,
                 created_at=db_now(),
                 touched_at=db_now(),
             )
@@ -48,8 +65,10 @@ def open_job(connection: Connection, job_id: str, *, model_id: str, key: str | N
 
 
 def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
-    """One more chunk, pending. Raises Stopped where the job is no longer being received."""
-    taken = connection.execute(
+    """One more chunk, pending, or held where the job is paused. Raises Stopped where the job is no longer
+    being received.
+    """
+    job = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
         .values(
@@ -57,8 +76,9 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
             chunks=jobs.c.chunks + 1,
             touched_at=db_now(),
         )
-    )
-    if taken.rowcount != 1:
+        .returning(jobs.c.paused_at)
+    ).one_or_none()
+    if job is None:
         raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
     connection.execute(
         chunks.insert().values(
@@ -68,9 +88,10 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
             images=chunk.images,
             payload=chunk.payload,
             payload_sha256=chunk.payload_sha256,
-            state=ChunkState.PENDING,
+            state=ChunkState.PENDING if job.paused_at is None else ChunkState.HELD,
             created_at=db_now(),
             rung_at=db_now(),
+            ring_after=db_now(QUIET_SECONDS),
         )
     )
 
@@ -93,10 +114,10 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
         raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
 
 
-def discard_job(connection: Connection, job_id: str) -> None:
+def discard_job(connection: Connection, job_id: str) -> bool:
     """Takes back a job that was never sealed, as if it had not been; its payloads are the caller's to remove.
-    A worker that is at one of its chunks loses the claim and throws its results away. Nothing happens where
-    the job is sealed, if only at this moment.
+    A worker that is at one of its chunks loses the claim and throws its results away. False, and nothing
+    happens, where the job is sealed, if only at this moment.
     """
     # Chunks first and the job last, as a worker locks them; whether it was sealed is known for sure only
     # when its own row is locked.
@@ -104,8 +125,20 @@ def discard_job(connection: Connection, job_id: str) -> None:
         connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
         connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
         gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
-        if gone.rowcount != 1:
+        if gone.rowcount == 1:
+            return True
+        sealed = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
+        if sealed:
             savepoint.rollback()
+        return not sealed
+
+
+def was_sealed(connection: Connection, job_id: str) -> bool:
+    """Whether the job is submitted as a whole: the answer after a COMMIT that broke off."""
+    return (
+        connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None)))
+        is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)

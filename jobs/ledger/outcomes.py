@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
-from jobs.ledger.claims import Claim, finish_chunk
+from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunk
 from jobs.schema import JobState, db_now, jobs
 from jobs.text import storable
 
@@ -42,17 +42,54 @@ def record_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Out
     _insert(connection, claim, outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
     # The hot row last: every worker of the job wants it, and it stays locked until the commit.
-    done = jobs.c.chunks_done + 1
-    complete = sa.and_(jobs.c.state == JobState.RUNNING, done == jobs.c.chunks)
-    connection.execute(
+    job = connection.execute(
+        _counted(claim.job_id, succeeded=len(outcomes) - failed, failed=failed).returning(
+            jobs.c.state,
+            jobs.c.error,
+            jobs.c.succeeded,
+            jobs.c.failed,
+            jobs.c.error_limit,
+            jobs.c.error_rate_limit,
+        )
+    ).one()
+    if job.state == JobState.FAILED and job.error is None:
+        connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(error=_too_many(job)))
+        drop_waiting_chunks(connection, claim.job_id)
+
+
+def _too_many(job: sa.Row[Any]) -> str:
+    if job.error_limit is not None and job.failed > job.error_limit:
+        limit = f"{job.error_limit:,}"
+    else:
+        limit = f"{100 * job.error_rate_limit:.6g} %"
+    done = job.succeeded + job.failed
+    return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
+
+
+def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
+    """One more chunk is done: the counters move, and with the last chunk or one error too many the state."""
+    new_failed = jobs.c.failed + failed
+    new_done = jobs.c.succeeded + succeeded + new_failed
+    under_way = jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING])
+    # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
+    # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
+    share = sa.cast(new_failed, sa.Double()) / new_done
+    too_many = sa.or_(
+        new_failed > jobs.c.error_limit,
+        sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
+    )
+    chunks_done = jobs.c.chunks_done + 1
+    complete = sa.and_(jobs.c.state == JobState.RUNNING, chunks_done == jobs.c.chunks)
+    stopped = sa.and_(under_way, too_many)
+    return (
         jobs.update()
-        .where(jobs.c.id == claim.job_id)
+        .where(jobs.c.id == job_id)
         .values(
-            succeeded=jobs.c.succeeded + (len(outcomes) - failed),
-            failed=jobs.c.failed + failed,
-            chunks_done=done,
-            state=sa.case((complete, JobState.DONE), else_=jobs.c.state),
-            finished_at=sa.case((complete, db_now()), else_=jobs.c.finished_at),
+            succeeded=jobs.c.succeeded + succeeded,
+            failed=new_failed,
+            chunks_done=chunks_done,
+            state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
+            finished_at=sa.case((sa.or_(stopped, complete), db_now()), else_=jobs.c.finished_at),
         )
     )
 

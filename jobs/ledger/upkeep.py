@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, end_job, job_was_stopped
 from jobs.ledger.database import insert_into
-from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
 
 #: Why a job whose producer vanished is marked as failed.
@@ -37,15 +37,19 @@ def count_due(connection: Connection, *, limit: int) -> int:
     return connection.scalar(sa.select(sa.func.count()).select_from(due)) or 0
 
 
-def chunks_to_ring(connection: Connection, *, limit: int, quiet_seconds: float) -> list[str]:
-    """Up to `limit` due chunks for which no message was sent in the last `quiet_seconds`; the oldest first.
-    Marks them as rung now, so the caller must send the messages.
+def chunks_to_ring(connection: Connection, *, limit: int) -> list[str]:
+    """Up to `limit` due chunks whose time to be rung for has come; the oldest first. Marks them as rung now,
+    so the caller must send the messages.
     """
-    silent = sa.or_(chunks.c.rung_at.is_(None), chunks.c.rung_at < db_now(-quiet_seconds))
-    wanted = sa.select(chunks.c.id).where(chunk_is_due(), silent).order_by(chunks.c.created_at).limit(limit)
+    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
+    wanted = sa.select(chunks.c.id).where(chunk_is_due(), its_time).order_by(chunks.c.created_at).limit(limit)
     ids = list(connection.scalars(wanted))
     if ids:
-        connection.execute(chunks.update().where(chunks.c.id.in_(ids)).values(rung_at=db_now()))
+        connection.execute(
+            chunks.update()
+            .where(chunks.c.id.in_(ids))
+            .values(rung_at=db_now(), ring_after=db_now(QUIET_SECONDS))
+        )
     return ids
 
 

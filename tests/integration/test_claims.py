@@ -17,12 +17,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from jobs.errors import LeaseLost
+from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import MAX_ATTEMPTS, expire_claim
+from jobs.ledger.claims import bury_claim, claim_chunk, end_job, was_finished, withdraw_claim
 from jobs.ledger.intake import NewChunk
-from jobs.schema import ChunkState, chunks, db_now, jobs
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
 UNKNOWN = NewChunk(new_id(), 0, 1, "payloads/x", "0" * 64)
 
@@ -206,24 +206,34 @@ def test_a_finished_chunk_cannot_be_renewed(make_job, worker):
         worker.renew(claim)
 
 
-@pytest.mark.parametrize(("burn_attempt", "attempts_of_the_next"), [(True, 2), (False, 1)])
-def test_a_chunk_given_back_can_be_claimed_at_once(
-    ledger, make_job, new_worker, burn_attempt, attempts_of_the_next
-):
+def test_a_chunk_given_back_can_be_claimed_at_once(ledger, make_job, new_worker):
     # Given a claim
     [chunk] = make_job().chunks
     worker = new_worker()
     claim = worker.must_claim(chunk, lease_seconds=3600)
 
     # When it is given back
-    worker.release(claim, burn_attempt=burn_attempt)
+    worker.release(claim)
 
-    # Then it waits again, the reason beside it
+    # Then it waits again, the reason beside it, and that it was no crash
     row = row_of(ledger, chunk)
     assert (row.state, row.lease_until, row.error) == (ChunkState.PENDING, None, "given back")
+    assert (row.attempts, row.releases, row.crashes) == (1, 1, 0)
 
-    # And the next claim counts the attempt, or does not
-    assert new_worker().must_claim(chunk).attempts == attempts_of_the_next
+    # And the next claim is another attempt
+    assert new_worker().must_claim(chunk).attempts == 2
+
+
+def test_who_gives_back_again_and_again_is_rung_for_less_and_less_often(ledger, make_job, worker):
+    # Given a chunk that is given back each time, When it is, Then the next ring is twice as far away
+    [chunk] = make_job().chunks
+    waits = []
+    for _ in range(9):
+        worker.release(worker.must_claim(chunk))
+        with ledger.reading() as connection:
+            row = connection.execute(sa.select(chunks.c.ring_after, db_now().label("now"))).one()
+        waits.append((row.ring_after - row.now).total_seconds())
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.9)
 
 
 def test_who_lost_the_chunk_cannot_give_it_back(ledger, make_job, new_worker):
@@ -234,7 +244,7 @@ def test_who_lost_the_chunk_cannot_give_it_back(ledger, make_job, new_worker):
     theirs = other.must_claim(chunk)
 
     # When the first one gives it back
-    slow.release(lost, burn_attempt=False)
+    slow.release(lost)
 
     # Then nothing happens to it
     row = row_of(ledger, chunk)
@@ -246,28 +256,26 @@ def test_what_is_done_cannot_be_given_back(ledger, make_job, worker):
     [chunk] = make_job().chunks
     claim = worker.must_claim(chunk)
     worker.finish(claim)
-    worker.release(claim, burn_attempt=True)
+    worker.release(claim)
     assert row_of(ledger, chunk).state == ChunkState.DONE
 
 
-def test_a_chunk_that_keeps_killing_its_workers_is_found_out(make_job, worker):
-    # Given a chunk that has cost every worker its life
+def test_crashes_are_counted_apart_from_what_was_given_back(ledger, make_job, worker):
+    # Given a chunk that was given back more often than a chunk may crash
     [chunk] = make_job().chunks
-    claims = [worker.must_claim(chunk, lease_seconds=-1) for _ in range(MAX_ATTEMPTS)]
-    assert not any(claim.exhausted for claim in claims)
+    for _ in range(5):
+        worker.release(worker.must_claim(chunk))
 
-    # When it is claimed once more, Then its attempts are used up
-    assert worker.must_claim(chunk).exhausted
+    # When it crashes: by an error, and by a worker that vanishes with its lease
+    worker.crash(worker.must_claim(chunk), ErrorCode.TIMEOUT)
+    assert row_of(ledger, chunk).crash_code == ErrorCode.TIMEOUT
+    worker.must_claim(chunk, lease_seconds=-1)
+    claim = worker.must_claim(chunk)
 
-
-def test_a_service_that_is_down_uses_up_no_attempts(make_job, worker):
-    # Given a chunk that was given back, through no fault of its own, more often than it has attempts
-    [chunk] = make_job().chunks
-    for _ in range(MAX_ATTEMPTS + 2):
-        worker.release(worker.must_claim(chunk), burn_attempt=False)
-
-    # When it is claimed, Then this is its first attempt
-    assert worker.must_claim(chunk).attempts == 1
+    # Then all of it is counted, each under its own name, and the latest crash says what it was
+    row = row_of(ledger, chunk)
+    assert (row.attempts, row.releases, row.crashes) == (8, 5, 2)
+    assert (claim.attempts, claim.crashes, claim.crash_code) == (8, 2, ErrorCode.QUARANTINED)
 
 
 def test_the_claim_of_a_dead_process_is_free_at_once(ledger, make_job, new_worker):
@@ -277,13 +285,15 @@ def test_the_claim_of_a_dead_process_is_free_at_once(ledger, make_job, new_worke
     dead.must_claim(job.chunks[0], lease_seconds=3600)
     alive.must_claim(job.chunks[1], lease_seconds=3600)
 
-    # When the parent ends the claims of the dead one
+    # When the parent buries the claims of the dead one
     with ledger.transaction() as connection:
         for chunk in job.chunks:
-            expire_claim(connection, chunk.id, owner="host/1")
+            bury_claim(connection, chunk.id, owner="host/1", code=ErrorCode.TIMEOUT, error="it hung")
 
-    # Then its chunk can be claimed, and its attempt stays counted; the living one's cannot
-    assert new_worker("host/3").must_claim(job.chunks[0]).attempts == 2
+    # Then its chunk can be claimed, and it was a crash; the living one's cannot
+    claim = new_worker("host/3").must_claim(job.chunks[0])
+    assert (claim.attempts, claim.crashes) == (2, 1)
+    assert (claim.crash_code, claim.error) == (ErrorCode.TIMEOUT, "it hung")
     assert new_worker("host/3").claim(job.chunks[1]) is None
 
 
@@ -291,9 +301,58 @@ def test_the_end_of_a_process_changes_nothing_about_what_it_has_done(ledger, mak
     [chunk] = make_job().chunks
     worker.work(chunk)
     with ledger.transaction() as connection:
-        expire_claim(connection, chunk.id, owner=worker.name)
+        bury_claim(connection, chunk.id, owner=worker.name, code=ErrorCode.QUARANTINED, error="it died")
     row = row_of(ledger, chunk)
-    assert (row.state, row.lease_until) == (ChunkState.DONE, None)
+    assert (row.state, row.lease_until, row.crashes) == (ChunkState.DONE, None, 0)
+
+
+def test_a_claim_whose_commit_broke_off_is_withdrawn(ledger, make_job):
+    # Given a claim of which its worker never heard whether it went through
+    job = make_job([1, 1])
+    token = new_id()
+    with ledger.transaction() as connection:
+        claim_chunk(connection, job.chunks[0].id, lease_seconds=3600, owner="a", token=token)
+
+    # When it is withdrawn, and so is one that did not go through
+    with ledger.transaction() as connection:
+        withdraw_claim(connection, job.chunks[0].id, token)
+        withdraw_claim(connection, job.chunks[1].id, new_id())
+
+    # Then the chunk waits, and nothing was a crash
+    for chunk, releases in zip(job.chunks, (1, 0), strict=True):
+        row = row_of(ledger, chunk)
+        assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, releases, 0)
+
+
+def test_a_commit_that_broke_off_is_read_back_by_its_token(ledger, make_job, new_worker):
+    # Given a chunk that one worker lost and another finished
+    [chunk] = make_job().chunks
+    slow, other = new_worker(), new_worker()
+    lost = slow.must_claim(chunk, lease_seconds=-1)
+    theirs = other.must_claim(chunk)
+    with ledger.reading() as connection:
+        assert not was_finished(connection, theirs)
+    other.finish(theirs)
+
+    # When both ask, Then it was the other's doing
+    with ledger.reading() as connection:
+        assert was_finished(connection, theirs)
+        assert not was_finished(connection, lost)
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+def test_who_renews_for_a_stopped_job_is_told(ledger, make_job, worker, state):
+    # Given a long chunk whose job is stopped
+    job = make_job()
+    claim = worker.must_claim(job.chunks[0])
+    with ledger.transaction() as connection:
+        end_job(connection, job.id, state)
+
+    # When its worker looks up, Then it is told, and what it gives back is dropped
+    with pytest.raises(JobStopped):
+        worker.renew(claim)
+    worker.release(claim)
+    assert row_of(ledger, job.chunks[0]).state == ChunkState.DROPPED
 
 
 def test_a_job_starts_with_its_first_claim(ledger, make_job, worker):

@@ -247,7 +247,7 @@ def test_results_after_the_lease_are_taken_where_nobody_else_came(ledger, make_j
 def test_results_after_giving_back_are_refused(ledger, make_job, worker):
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0])
-    worker.release(claim, burn_attempt=False)
+    worker.release(claim)
     with pytest.raises(LeaseLost):
         worker.finish(claim)
     assert counters_of(ledger, job) == (JobState.RUNNING, 2, 0, 0)
@@ -418,7 +418,7 @@ def test_a_chunk_given_back_after_its_job_was_stopped_is_dropped(ledger, make_jo
     stop(ledger, job, state)
 
     # When the chunk is given back, Then nobody takes it again
-    worker.release(claim, burn_attempt=False)
+    worker.release(claim)
     assert chunk_states_of(ledger, job) == [ChunkState.DROPPED, ChunkState.DROPPED]
     assert worker.claim(job.chunks[0]) is None
 

@@ -11,19 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 
-from jobs.errors import ErrorCode, ImageError
+from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import MAX_ATTEMPTS, claim_chunk
+from jobs.ledger.claims import claim_chunk, end_job
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
 from jobs.model import MNIST_INPUT, Model
 from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.registry import register_model
-from jobs.schema import ChunkState, chunks
+from jobs.schema import ChunkState, JobState, chunks, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.bench import Bench
@@ -80,6 +82,12 @@ class Mill:
 
     def predictions(self, job_id: str) -> list[Prediction]:
         return list(stream_predictions(self.ledger, job_id, Filter()))
+
+    def pending(self) -> list[str]:
+        with self.ledger.reading() as connection:
+            return list(
+                connection.scalars(sa.select(chunks.c.id).where(chunks.c.state == ChunkState.PENDING))
+            )
 
     def chunk_row(self, chunk: NewChunk) -> sa.Row[tuple[object, ...]]:
         with self.ledger.reading() as connection:
@@ -191,19 +199,195 @@ def test_a_model_that_answers_no_probability_gives_no_label(
     ] * 2
 
 
-def test_a_chunk_that_kept_killing_its_workers_is_quarantined_without_a_look(mill: Mill) -> None:
-    # given a chunk that was claimed as often as may be, by processes that died
-    job_id, chunk = mill.chunk([png(), png()])
-    for _ in range(MAX_ATTEMPTS):
+def test_a_lone_image_that_kept_killing_its_workers_is_quarantined_without_a_look(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an image alone in its chunk that was claimed as often as may be, by processes that vanished
+    job_id, chunk = mill.chunk([png()])
+    for _ in range(CRASHES_TO_GIVE_UP):
         with mill.ledger.transaction() as connection:
             assert claim_chunk(connection, chunk.id, lease_seconds=-1, owner="the dead")
 
-    # when it comes once more
+    # when it comes once more, then nobody decodes it again, and the job ends
+    monkeypatch.setattr("worker.predicting.decode.decode", lambda *_: pytest.fail("it was looked at"))
     classify_chunk(chunk.id, mill.bench)
-
-    # then nobody decodes it again, and the job ends
-    assert [row.error for row in mill.predictions(job_id)] == [ErrorCode.QUARANTINED] * 2
+    assert [(row.error, row.detail) for row in mill.predictions(job_id)] == [
+        (ErrorCode.QUARANTINED, "its worker vanished without a word")
+    ]
     assert mill.status(job_id).state == "done"
+
+
+def test_a_chunk_whose_decoder_runs_out_of_memory_is_split_until_the_image_is_alone(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given twenty images of which one takes more memory than there is
+    poison = png(77)
+    contents = [png()] * 20
+    contents[13] = poison
+    job_id, _ = mill.chunk(contents)
+    from worker.predicting import decode as module
+
+    real = module.decode
+
+    def greedy(data: bytes, *arguments: object) -> object:
+        if data == poison:
+            raise MemoryError
+        return real(data, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", greedy)
+
+    # when what is pending is tried until nothing is
+    for _ in range(40):
+        for chunk_id in mill.pending():
+            classify_chunk(chunk_id, mill.bench)
+
+    # then that one is quarantined and all others have their labels
+    found = mill.predictions(job_id)
+    assert [row.index for row in found] == list(range(20))
+    assert [(row.index, row.error, row.detail) for row in found if row.error] == [
+        (13, ErrorCode.QUARANTINED, "it ran out of memory")
+    ]
+    assert mill.status(job_id).state == "done"
+
+
+def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_labels(
+    ledger: Ledger, store: Store, settings: Settings, model_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an image that Python code would go on decoding for ever
+    slow = png(77)
+    from worker.predicting import decode as module
+
+    real = module.decode
+
+    def endless(data: bytes, *arguments: object) -> object:
+        while data == slow:
+            pass
+        return real(data, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", endless)
+    with Bench(settings.model_copy(update={"image_seconds": 0.2}), processes=1) as bench:
+        mill = _mill(ledger, store, bench, model_file)
+        job_id, chunk = mill.chunk([png(), slow, png(9)])
+
+        # when its chunk is classified, then it alone is given up, in one attempt
+        assert classify_chunk(chunk.id, bench) == 3
+    assert [(row.error, row.detail) for row in mill.predictions(job_id)] == [
+        (None, None),
+        (ErrorCode.TIMEOUT, "took longer than 0.2 s to decode"),
+        (None, None),
+    ]
+    assert mill.chunk_row(chunk).attempts == 1
+
+
+def test_a_chunk_that_takes_too_long_as_a_whole_is_given_back_as_a_crash(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given Celery's time limit, which strikes in the middle
+    def strikes(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    _, chunk = mill.chunk([png(), png()])
+    monkeypatch.setattr("worker.predicting.decode.decode", strikes)
+
+    # when it does, then the chunk is pending, with a crash and what kind it was
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.TIMEOUT)
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
+def test_a_worker_that_is_told_to_stop_gives_its_chunk_back_without_a_crash(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    def told(*_: object) -> None:
+        raise ending
+
+    _, chunk = mill.chunk([png()])
+    monkeypatch.setattr("worker.predicting.decode.decode", told)
+    with pytest.raises(ending):
+        classify_chunk(chunk.id, mill.bench)
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_commit_that_breaks_off_is_read_back_and_nothing_is_recorded_twice(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    # given a connection that breaks in the COMMIT of the outcomes, before or after it went through
+    job_id, chunk = mill.chunk([png(), png()])
+    broken: list[int] = []
+    real = Ledger.transaction
+
+    @contextlib.contextmanager
+    def breaking(ledger: Ledger) -> Iterator[sa.Connection]:
+        with real(ledger) as connection:
+            yield connection
+            outcomes = connection.scalar(sa.select(sa.func.count()).select_from(predictions))
+            if outcomes and not broken and not committed:
+                broken.append(outcomes)
+                raise Unavailable("the connection broke")
+        if outcomes and not broken:
+            broken.append(outcomes)
+            raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(Ledger, "transaction", breaking)
+
+    # when the chunk is classified, then what was computed is recorded, once, in one attempt
+    assert classify_chunk(chunk.id, mill.bench) == 2
+    assert broken == [2]
+    assert len(mill.predictions(job_id)) == mill.status(job_id).succeeded == 2
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.attempts, row.crashes) == (ChunkState.DONE, 1, 0)
+
+
+def test_a_claim_whose_commit_breaks_off_is_withdrawn(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a connection that breaks in the COMMIT of the claim, after it went through
+    _, chunk = mill.chunk([png()])
+    broken: list[bool] = []
+    real = Ledger.transaction
+
+    @contextlib.contextmanager
+    def breaking(ledger: Ledger) -> Iterator[sa.Connection]:
+        with real(ledger) as connection:
+            yield connection
+        if not broken:
+            broken.append(True)
+            raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(Ledger, "transaction", breaking)
+
+    # when a worker tries to claim it, then the chunk is free again at once, and it was no crash
+    with pytest.raises(Unavailable):
+        classify_chunk(chunk.id, mill.bench)
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
+    assert classify_chunk(chunk.id, mill.bench) == 1
+
+
+def test_a_job_that_is_cancelled_in_mid_chunk_has_nothing_of_that_chunk(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a long chunk whose job is cancelled while it is decoded
+    job_id, chunk = mill.chunk([png()] * 600)
+    from worker.predicting import decode as module
+
+    real = module.decode
+
+    def slow(*arguments: object) -> object:
+        with mill.ledger.transaction() as connection:
+            end_job(connection, job_id, JobState.CANCELLED)
+        monkeypatch.setattr(module, "decode", real)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", slow)
+    monkeypatch.setattr("worker.predicting.pipeline._LOOK_SECONDS", 0.0)
+
+    # when its worker looks up between two batches, then it stops, and nothing is recorded
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    assert mill.predictions(job_id) == []
+    assert mill.chunk_row(chunk).state == ChunkState.DROPPED
+    assert mill.status(job_id).state == "cancelled"
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -242,7 +426,7 @@ def test_a_store_that_is_away_burns_no_attempt(mill: Mill) -> None:
     # when the chunk comes, then it is given back as it was, with the reason
     assert classify_chunk(chunk.id, mill.bench) == 0
     row = mill.chunk_row(chunk)
-    assert (row.state, row.attempts) == (ChunkState.PENDING, 0)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert "store" in row.error
 
     # and when the store is back, it is done
@@ -267,7 +451,7 @@ def test_a_mistake_of_ours_gives_the_chunk_back_with_its_attempt_counted(
         with pytest.raises(ZeroDivisionError):
             classify_chunk(chunk.id, mill.bench)
     row = mill.chunk_row(chunk)
-    assert (row.state, row.attempts) == (ChunkState.PENDING, 1)
+    assert (row.state, row.crashes) == (ChunkState.PENDING, 1)
     assert "ZeroDivisionError" in row.error
 
     # and once it is mended the chunk is done

@@ -117,7 +117,7 @@ def test_the_oldest_waiting_chunk_is_the_first_that_nobody_has(ledger, make_job,
     assert second >= first
 
     # And when the first is given back, it waits since it was made
-    worker.release(claim, burn_attempt=True)
+    worker.release(claim)
     assert status_of(ledger, job).oldest_waiting_at == first
 
 

@@ -27,7 +27,7 @@ def reconciler(ledger, bell) -> Reconciler:
 def some_time_goes_by(ledger: Ledger) -> None:
     """As if every message had been sent a while ago."""
     with ledger.transaction() as connection:
-        connection.execute(chunks.update().values(rung_at=db_now(-60)))
+        connection.execute(chunks.update().values(ring_after=db_now(-60)))
 
 
 def ring_for(bell: Bell, job) -> None:
@@ -126,7 +126,7 @@ def test_what_there_is_no_room_for_does_not_count_as_rung_for(ledger, make_job, 
 
     # Then only as many chunks as got a message have to wait before they are rung for again
     with ledger.reading() as connection:
-        just_rung_for = chunks.c.rung_at > db_now(-30)
+        just_rung_for = chunks.c.ring_after > db_now()
         assert connection.scalar(sa.select(sa.func.count()).where(just_rung_for)) == 4
 
 

@@ -34,18 +34,25 @@ def due(ledger: Ledger, limit: int = 100) -> int:
         return count_due(connection, limit=limit)
 
 
-def ring(ledger: Ledger, limit: int = 100, quiet_seconds: float = 5.0) -> list[str]:
+def ring(ledger: Ledger, limit: int = 100) -> list[str]:
     with ledger.transaction() as connection:
-        return chunks_to_ring(connection, limit=limit, quiet_seconds=quiet_seconds)
+        return chunks_to_ring(connection, limit=limit)
 
 
 def ids(job, *numbers: int) -> list[str]:
     return [job.chunks[number].id for number in numbers]
 
 
+def ring_all(ledger: Ledger) -> list[str]:
+    """Whatever is due, however lately it was rung for."""
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(ring_after=None))
+    return ring(ledger)
+
+
 def rung_long_ago(ledger: Ledger, *chunk_ids: str) -> None:
     with ledger.transaction() as connection:
-        connection.execute(chunks.update().where(chunks.c.id.in_(chunk_ids)).values(rung_at=db_now(-60)))
+        connection.execute(chunks.update().where(chunks.c.id.in_(chunk_ids)).values(ring_after=db_now(-60)))
 
 
 # ---- the lock -----------------------------------------------------------------------------------------
@@ -111,13 +118,13 @@ def test_what_waits_or_lost_its_worker_is_due(ledger, make_job, worker):
 
     # Then due are: the one whose lease ran out, the one that waits, and the one of the job being received
     assert due(ledger) == 3
-    found = ring(ledger, quiet_seconds=-1)
+    found = ring_all(ledger)
     assert sorted(found) == sorted(ids(job, 2, 3) + ids(receiving, 0))
 
 
 def test_nothing_is_due_in_an_empty_ledger(ledger):
     assert due(ledger) == 0
-    assert ring(ledger, quiet_seconds=-1) == []
+    assert ring_all(ledger) == []
 
 
 def test_counting_stops_at_the_limit(ledger, make_job):
@@ -131,8 +138,8 @@ def test_what_was_just_rung_for_is_left_alone(ledger, make_job):
     rung_long_ago(ledger, *ids(job, 1))
 
     # When the reconciler looks, Then it rings for that one, and not for it again at once
-    assert ring(ledger, quiet_seconds=5) == ids(job, 1)
-    assert ring(ledger, quiet_seconds=5) == []
+    assert ring(ledger) == ids(job, 1)
+    assert ring(ledger) == []
 
     # And both are still due
     assert due(ledger) == 2
@@ -141,8 +148,8 @@ def test_what_was_just_rung_for_is_left_alone(ledger, make_job):
 def test_what_was_never_rung_for_is_rung_for(ledger, make_job):
     job = make_job([1])
     with ledger.transaction() as connection:
-        connection.execute(chunks.update().values(rung_at=None))
-    assert ring(ledger, quiet_seconds=5) == ids(job, 0)
+        connection.execute(chunks.update().values(ring_after=None))
+    assert ring(ledger) == ids(job, 0)
 
 
 def test_the_oldest_are_rung_for_first(ledger, make_job):
@@ -151,7 +158,9 @@ def test_the_oldest_are_rung_for_first(ledger, make_job):
     with ledger.transaction() as connection:
         for age, chunk_id in enumerate(ids(job, 0, 1, 2, 3)):
             connection.execute(
-                chunks.update().where(chunks.c.id == chunk_id).values(created_at=db_now(-age), rung_at=None)
+                chunks.update()
+                .where(chunks.c.id == chunk_id)
+                .values(created_at=db_now(-age), ring_after=None)
             )
 
     # When there is room for some, Then the oldest come first; nobody is passed over
@@ -180,7 +189,7 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
         states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
     assert [states[chunk_id] for chunk_id in ids(job, 0, 1, 2)] == ["done", "dropped", "claimed"]
     assert [states[chunk_id] for chunk_id in ids(other, 0, 1)] == ["claimed", "pending"]
-    assert sorted(ring(ledger, quiet_seconds=-1)) == sorted(ids(other, 0, 1))
+    assert sorted(ring_all(ledger)) == sorted(ids(other, 0, 1))
     worker.finish(at_work)
 
 

@@ -12,20 +12,45 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, Unavailable
-from jobs.ledger.claims import Claim, claim_chunk, end_job, release_chunk, renew_lease
+from billiard.exceptions import SoftTimeLimitExceeded
+from sqlalchemy.engine import Connection
+
+from jobs.errors import ErrorCode, ImageError, JobError, JobStopped, LeaseLost, Unavailable
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import (
+    Claim,
+    claim_chunk,
+    crash_chunk,
+    end_job,
+    release_chunk,
+    renew_lease,
+    was_finished,
+    withdraw_claim,
+)
+from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.limits import ImageLimits
 from jobs.payloads import Payload, read_payload
+from jobs.references import Reference, Roots
 from jobs.schema import JobState
 from worker.bench import Bench
+from worker.predicting.deadline import Deadline
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
-#: A lease is renewed when this share of it has gone by: early enough for a second try.
+#: How often a chunk that takes long looks at its lease and its job, at the most.
+_LOOK_SECONDS: Final = 1.0
+
+#: And where leases are short, after this share of it: early enough for a second try.
 _RENEW_SHARE: Final = 1 / 3
+
+#: How long to wait before outcomes that are ready are written again: a database that is restarted takes
+#: seconds, and what was computed would have to be computed again.
+_WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
 _CONFIDENCE_DIGITS: Final = 7
@@ -36,51 +61,136 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
 
     Raises nothing that is the fault of an image, the job or a service: those end as outcomes, as a failed
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
-    back with its attempt counted.
+    back with its crash counted.
     """
-    lease = bench.settings.lease_seconds
-    with bench.ledger.transaction() as connection:
-        claim = claim_chunk(connection, chunk_id, lease_seconds=lease, owner=bench.owner)
+    claim = _claim(chunk_id, bench)
     if claim is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
     try:
-        payload = read_payload(bench.store, claim.payload, claim.payload_sha256, images=claim.images)
-        if claim.exhausted:
-            outcomes = _quarantine(payload)
-        else:
-            outcomes = classify_payload(
-                payload, bench.classifier(claim.model_id), between_batches=_renewal(bench, claim)
+        if must_split(claim):
+            _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
+            logger.warning(
+                "chunk %s of %d images crashed (%s) and was split", chunk_id, claim.images, claim.error
             )
-        with bench.ledger.transaction() as connection:
-            record_outcomes(connection, claim, outcomes)
+            return 0
+        outcomes = _outcomes(claim, bench)
+        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes))
     except LeaseLost:
         logger.warning("chunk %s was taken over by somebody else; nothing of ours was recorded", chunk_id)
+        return 0
+    except JobStopped:
+        logger.info("chunk %s is dropped: its job was stopped", chunk_id)
+        _give_back(bench, claim, error="its job was stopped")
         return 0
     except Unavailable as error:
         # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
         logger.warning("chunk %s is given back: %s", chunk_id, error)
-        with suppress(Unavailable), bench.ledger.transaction() as connection:
-            release_chunk(connection, claim, error=str(error), burn_attempt=False)
+        _give_back(bench, claim, error=str(error))
         return 0
     except JobError as error:
         logger.error("job %s cannot go on: %s", claim.job_id, error)
         with bench.ledger.transaction() as connection:
-            release_chunk(connection, claim, error=str(error), burn_attempt=True)
             end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
+            release_chunk(connection, claim, error=str(error))
+        return 0
+    except (SystemExit, KeyboardInterrupt):
+        _give_back(bench, claim, error="its worker was told to stop")
+        raise
+    except (SoftTimeLimitExceeded, MemoryError) as error:
+        # One of its images is too slow or too large, or all of them together. Not raised: Celery answers a
+        # MemoryError of a child with the end of the whole worker.
+        code = ErrorCode.TIMEOUT if isinstance(error, SoftTimeLimitExceeded) else ErrorCode.QUARANTINED
+        reason = "it took longer than its time limit" if code == ErrorCode.TIMEOUT else "it ran out of memory"
+        logger.warning("chunk %s is given back: %s", chunk_id, reason)
+        _crash(bench, claim, code=code, error=reason)
         return 0
     except BaseException as error:
-        with suppress(Unavailable), bench.ledger.transaction() as connection:
-            release_chunk(connection, claim, error=repr(error), burn_attempt=True)
+        _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
         raise
     return len(outcomes)
 
 
+def _claim(chunk_id: str, bench: Bench) -> Claim | None:
+    """Raises Unavailable."""
+    token = new_id()
+    try:
+        with bench.ledger.transaction() as connection:
+            return claim_chunk(
+                connection,
+                chunk_id,
+                lease_seconds=bench.settings.lease_seconds,
+                owner=bench.owner,
+                token=token,
+            )
+    except Unavailable:
+        # Committed or not: nobody is going to work on it, which must not look like a crash later.
+        with suppress(Unavailable), bench.ledger.transaction() as connection:
+            withdraw_claim(connection, chunk_id, token)
+        raise
+
+
+def _outcomes(claim: Claim, bench: Bench) -> list[Outcome]:
+    payload = read_payload(
+        bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
+    )
+    if must_give_up(claim):
+        return [outcome_of_the_lone(claim, payload.names[0])]
+    return classify_payload(
+        payload,
+        bench.classifier(claim.model_id),
+        roots=bench.roots,
+        limits=bench.settings.image_limits,
+        image_seconds=bench.settings.image_seconds,
+        between_batches=_looking(bench, claim),
+    )
+
+
+def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) -> None:
+    """Ends the claim in one transaction, tried again where the ledger is away for a moment.
+
+    Raises LeaseLost, Unavailable. A COMMIT that breaks off may have gone through: the token in the row tells.
+    """
+    for pause in (*_WRITE_AGAIN_SECONDS, None):
+        try:
+            with ledger.transaction() as connection:
+                write(connection)
+        except Unavailable:
+            if pause is None:
+                raise
+            time.sleep(pause)
+        except LeaseLost:
+            with ledger.reading() as connection:
+                if was_finished(connection, claim):  # by us: an earlier COMMIT had gone through
+                    return
+            raise
+        else:
+            return
+
+
+def _give_back(bench: Bench, claim: Claim, *, error: str) -> None:
+    with suppress(Unavailable), bench.ledger.transaction() as connection:
+        release_chunk(connection, claim, error=error)
+
+
+def _crash(bench: Bench, claim: Claim, *, code: ErrorCode, error: str) -> None:
+    with suppress(Unavailable), bench.ledger.transaction() as connection:
+        crash_chunk(connection, claim, code=code, error=error)
+
+
 def classify_payload(
-    payload: Payload, classifier: Classifier, *, between_batches: Callable[[], None] = lambda: None
+    payload: Payload,
+    classifier: Classifier,
+    *,
+    roots: Roots,
+    limits: ImageLimits,
+    image_seconds: float,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last.
+
+    To be called from the main thread. Raises Unavailable where a referenced image's store is away.
     """
     # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
     import numpy as np
@@ -104,38 +214,41 @@ def classify_payload(
                 outcomes[place] = Outcome(name, classifier.classes[label], confidence)
         places.clear()
 
-    for place, content in enumerate(payload.contents):
-        try:
-            if isinstance(content, ImageError):
-                raise content
-            pixels[len(places)] = decode(content, classifier.spec)
-        except ImageError as error:
-            outcomes[place] = Outcome(payload.names[place], None, None, error.code, error.detail or None)
-            continue
-        places.append(place)
-        if len(places) == BATCH:
-            predict()
-            between_batches()
+    with Deadline(image_seconds) as deadline:
+        for place, content in enumerate(payload.contents):
+            try:
+                deadline.begin()
+                if isinstance(content, Reference):
+                    content = roots.read(content, max_bytes=limits.max_bytes)
+                elif isinstance(content, ImageError):
+                    raise content
+                pixels[len(places)] = decode(content, classifier.spec, limits)
+                deadline.end()
+            except ImageError as error:
+                deadline.end()
+                outcomes[place] = Outcome(payload.names[place], None, None, error.code, error.detail or None)
+                continue
+            places.append(place)
+            if len(places) == BATCH:
+                predict()
+                between_batches()
     if places:
         predict()
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _quarantine(payload: Payload) -> list[Outcome]:
-    detail = "its chunk stopped every worker that tried it"
-    return [Outcome(name, None, None, ErrorCode.QUARANTINED, detail) for name in payload.names]
-
-
-def _renewal(bench: Bench, claim: Claim) -> Callable[[], None]:
+def _looking(bench: Bench, claim: Claim) -> Callable[[], None]:
+    """Renews the lease now and then. Raises LeaseLost, JobStopped, Unavailable."""
     lease = bench.settings.lease_seconds
-    renewed_at = time.monotonic()
+    pause = min(_LOOK_SECONDS, lease * _RENEW_SHARE)
+    looked_at = time.monotonic()
 
-    def renew() -> None:
-        nonlocal renewed_at
-        if time.monotonic() - renewed_at < lease * _RENEW_SHARE:
+    def look() -> None:
+        nonlocal looked_at
+        if time.monotonic() - looked_at < pause:
             return
         with bench.ledger.transaction() as connection:
             renew_lease(connection, claim, lease_seconds=lease)
-        renewed_at = time.monotonic()
+        looked_at = time.monotonic()
 
-    return renew
+    return look

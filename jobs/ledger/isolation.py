@@ -1,0 +1,70 @@
+"""A chunk that keeps crashing is split in halves, again and again, until the image that does it is alone.
+
+A crash is a death of the worker process, a time-out, or an error that no image's own code explains. Who did
+it cannot be told from outside, so the halves are tried apart: the good one is done at its first attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+from jobs.errors import ErrorCode
+from jobs.ids import new_id
+from jobs.ledger.claims import Claim, finish_chunk
+from jobs.ledger.outcomes import Outcome
+from jobs.schema import ChunkState, chunks, db_now, jobs
+
+#: A chunk that crashed so often is split. Once may have been anything: a machine that lost its power.
+CRASHES_TO_SPLIT: Final = 2
+
+#: A half begins with this many: it is suspected, and split after one crash of its own.
+_CRASHES_OF_A_HALF: Final = CRASHES_TO_SPLIT - 1
+
+#: An image that crashed so often while it was alone in its chunk is not tried again. More than for a split,
+#: because this is the end: a good image that was beside two unrelated deaths must still get its label.
+CRASHES_TO_GIVE_UP: Final = 3
+
+
+def must_split(claim: Claim) -> bool:
+    """Whether the chunk is to be split, not worked on."""
+    return claim.images > 1 and claim.crashes >= CRASHES_TO_SPLIT
+
+
+def must_give_up(claim: Claim) -> bool:
+    """Whether the chunk's only image is to get its error code without being looked at again."""
+    return claim.images == 1 and claim.crashes >= CRASHES_TO_GIVE_UP
+
+
+def split_chunk(connection: Connection, claim: Claim) -> None:
+    """Ends the claim with two chunks in the chunk's place, each with a half of its images. Raises LeaseLost
+    where the claim is somebody else's by now; the transaction must then roll back.
+    """
+    finish_chunk(connection, claim, ChunkState.SPLIT)
+    middle = claim.images // 2
+    for offset, images in ((0, middle), (middle, claim.images - middle)):
+        connection.execute(
+            chunks.insert().values(
+                id=new_id(),
+                job_id=claim.job_id,
+                first_index=claim.first_index + offset,
+                images=images,
+                payload=claim.payload,
+                payload_sha256=claim.payload_sha256,
+                payload_offset=claim.payload_offset + offset,
+                state=ChunkState.PENDING,
+                # Alone, an image begins anew: what crashed before may have been its neighbour.
+                crashes=_CRASHES_OF_A_HALF if images > 1 else 0,
+                crash_code=claim.crash_code,
+                error=claim.error,
+                created_at=db_now(),
+            )
+        )
+    # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
+    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
+
+
+def outcome_of_the_lone(claim: Claim, name: str) -> Outcome:
+    """What becomes of an image that crashed all alone: `quarantined`, or `timeout`."""
+    return Outcome(name, None, None, claim.crash_code or ErrorCode.QUARANTINED, claim.error)

@@ -1,0 +1,75 @@
+"""A job's pause: its waiting chunks are held, so that no message, claim or reconciler meets them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import chunk_is_due, job_is_paused
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+
+
+def pause_job(connection: Connection, job_id: str) -> bool:
+    """Holds up a job that has not finished; chunks that are being worked on still bring in their outcomes.
+    False where it had finished. Pausing twice is pausing once.
+    """
+    paused = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
+    )
+    if paused.rowcount != 1:
+        return False
+    _hold(connection, chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+    return True
+
+
+def resume_job(connection: Connection, job_id: str) -> list[str] | None:
+    """Lets a paused job go on; gives back its waiting chunks in order, to be rung for. None where it is not
+    paused.
+    """
+    resumed = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None))
+        .where(jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .values(paused_at=None)
+    )
+    if resumed.rowcount != 1:
+        return None
+    rows = connection.execute(
+        chunks.update()
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.HELD)
+        .values(state=ChunkState.PENDING, ring_after=None)
+        .returning(chunks.c.first_index, chunks.c.id)
+    )
+    return [chunk_id for _, chunk_id in sorted(rows.tuples())]
+
+
+def hold_leftover_chunks(connection: Connection) -> None:
+    """Holds what a paused job left: chunks that somebody was at when it was paused, and gave up since."""
+    # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held.
+    left = sa.select(chunks.c.job_id).where(chunk_is_due(), job_is_paused()).distinct()
+    job_ids = connection.scalars(
+        sa.select(jobs.c.id)
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None))
+        .with_for_update(skip_locked=True)
+    ).all()
+    if job_ids:
+        _hold(connection, chunks.c.job_id.in_(job_ids), chunk_is_due())
+
+
+def _hold(connection: Connection, *which: sa.ColumnElement[bool]) -> None:
+    # Whoever holds a job's row must not wait for a chunk's: a worker that finishes locks them the other way
+    # round. A chunk that is locked at this moment is somebody's.
+    waiting = sa.select(chunks.c.id).where(*which).with_for_update(skip_locked=True)
+    vanished = chunks.c.state == ChunkState.CLAIMED
+    connection.execute(
+        chunks.update()
+        .where(chunks.c.id.in_(waiting))
+        .values(
+            state=ChunkState.HELD,
+            # As a claim would: a lease that ran out without a word counts as a crash.
+            crashes=chunks.c.crashes + sa.case((vanished, 1), else_=0),
+            lease_until=None,
+        )
+    )

@@ -1,0 +1,200 @@
+"""References: images that stay where they are, and are read there by whichever worker has their chunk.
+
+Only below the roots that a setting allows, LABELMILL_REFERENCE_ROOTS. Without them, whoever may submit could
+have a worker open any file that it can, and any address that it reaches.
+"""
+# Paths are strings here: pathlib costs more than the reading itself.
+# ruff: noqa: PTH112, PTH118
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
+from jobs.reading import read_regular, too_large, why
+from jobs.remote import is_url, is_web, local_path, open_remote, read_object, shown_url
+
+#: What a network file system answers that is away, and a process that is out of something. The file is not
+#: to blame, the next try may go well.
+_AWAY: Final = frozenset(
+    {
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+
+
+class Reference(NamedTuple):
+    """An image in a payload that is somewhere else."""
+
+    url: str  # an absolute path, or an fsspec URL
+    sha256: str  # of its bytes, in hex
+    size: int  # in bytes
+
+
+class _Place(NamedTuple):
+    """Where a path leads."""
+
+    resolved: str  # absolute, without symlinks
+    root: str  # as it is set
+    spelled: str  # the same place, as seen from the root
+
+
+class Roots:
+    """The folders and URLs below which images may be read by reference."""
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        """Touches nothing yet. Raises SettingsError where a root is not one."""
+        self._roots = tuple(roots)
+        self._folders: list[str] = []
+        self._prefixes: list[str] = []
+        for root in self._roots:
+            try:
+                path = local_path(root)
+                if is_url(path):
+                    self._prefixes.append(_normal(path).rstrip("/") + "/")
+                else:
+                    self._folders.append(path)
+            except ValueError as error:
+                raise SettingsError(f"LABELMILL_REFERENCE_ROOTS: {shown_url(root)}: {error}") from None
+
+    def __bool__(self) -> bool:
+        """Whether anything is allowed."""
+        return bool(self._roots)
+
+    def __str__(self) -> str:
+        return ", ".join(self._roots) or "nowhere"
+
+    def locate(self, source: str) -> str:
+        """What a reference to this path or URL says: a path absolute, without symlinks, and from its root as
+        that is set, because another machine may have the root mounted elsewhere.
+
+        Raises ImageError (`source_forbidden`) where it lies below no root.
+        """
+        path = _local(source)
+        return self._normal_below(source) if path is None else self._resolve(path).spelled
+
+    def read(self, reference: Reference, *, max_bytes: int) -> bytes:
+        """The referenced image's bytes, the same that were submitted.
+
+        Raises ImageError: `source_forbidden` outside of the roots and where it is no regular file,
+        `source_missing` where it is not there or not readable, `source_changed` where it is not what was
+        submitted, `too_large` where it is over `max_bytes`. Raises Unavailable where it cannot be told,
+        because the root itself or the network is away.
+        """
+        path = _local(reference.url)
+        read = (
+            partial(_read_object, self._normal_below(reference.url))
+            if path is None
+            else partial(_read_file, self._resolve(path))
+        )
+        if reference.size > max_bytes:
+            raise too_large(max_bytes)
+        try:
+            data = read(reference.size)
+        except ImageError as error:
+            if error.code != ErrorCode.TOO_LARGE:
+                raise
+            raise ImageError(ErrorCode.SOURCE_CHANGED, f"more than its {reference.size} bytes") from None
+        if len(data) != reference.size:
+            raise ImageError(ErrorCode.SOURCE_CHANGED, f"{len(data)} of its {reference.size} bytes")
+        if hashlib.sha256(data).hexdigest() != reference.sha256:
+            raise ImageError(ErrorCode.SOURCE_CHANGED, "other bytes than were submitted")
+        return data
+
+    def _resolve(self, path: str) -> _Place:
+        try:
+            resolved = os.path.realpath(path)
+        except ValueError:  # a name that no file can have
+            raise _forbidden("no path") from None
+        for root in self._folders:
+            prefix = os.path.join(os.path.realpath(root), "")
+            if resolved.startswith(prefix):
+                return _Place(resolved, root, os.path.join(root, resolved[len(prefix) :]))
+        raise _forbidden("below none of the roots")
+
+    def _normal_below(self, url: str) -> str:
+        try:
+            normal = _normal(url)
+        except ValueError as error:
+            raise _forbidden(str(error)) from None
+        if not any(normal.startswith(prefix) and normal != prefix for prefix in self._prefixes):
+            raise _forbidden("below none of the roots")
+        return normal
+
+
+def _local(source: str) -> str | None:
+    """The path that a source names; None where it is a URL of elsewhere."""
+    try:
+        path = local_path(source)
+    except ValueError as error:
+        raise _forbidden(str(error)) from None
+    return None if is_url(path) else path
+
+
+def _normal(url: str) -> str:
+    """One spelling for a URL's scheme and host, the rest as it is. Raises ValueError where a server, or
+    fsspec, could take it for another place than it says.
+    """
+    if "::" in url:
+        raise ValueError("it chains file systems")
+    if any(character < " " or character in "\\\x7f" for character in url):
+        raise ValueError("it has a character that no URL has")
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
+    host, _, path = rest.partition("/")
+    if ":" in host.rpartition("@")[0]:
+        raise ValueError("it holds a password, which belongs into the workers' environment")
+    if is_web(scheme):
+        if "?" in rest or "#" in rest:
+            raise ValueError("it has a query")
+        host = host.lower()
+    decoded = rest
+    while "%" in decoded and (again := unquote(decoded)) != decoded:  # some servers decode more than once
+        decoded = again
+    if not {".", ".."}.isdisjoint(decoded.replace("\\", "/").split("/")):
+        raise ValueError("it has a step to another folder, . or ..")
+    if not rest.strip("/"):
+        raise ValueError("it names no place")
+    return f"{scheme}://{host}/{path}"
+
+
+def _read_file(place: _Place, size: int) -> bytes:
+    """Opens what was found to lie below the root. Were a folder on the way there exchanged for a symlink at
+    this moment, the SHA-256 would still have to be right. Raises ImageError, Unavailable.
+    """
+    try:
+        return read_regular(place.resolved, max_bytes=size, follow=False)
+    except OSError as error:
+        if error.errno in _AWAY or not os.path.isdir(place.root):
+            raise Unavailable(f"{place.root} cannot be read here ({why(error)}): is it mounted?") from error
+        raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from None
+
+
+def _read_object(url: str, size: int) -> bytes:
+    """Raises ImageError, Unavailable."""
+    try:
+        filesystem, path = open_remote(url)
+    except (ValueError, ImportError) as error:
+        raise Unavailable(f"{url} cannot be read here: {error}") from error
+    return read_object(filesystem, path, url=url, max_bytes=size)
+
+
+def _forbidden(detail: str) -> ImageError:
+    return ImageError(ErrorCode.SOURCE_FORBIDDEN, detail)
