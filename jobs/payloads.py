@@ -17,6 +17,9 @@ from jobs.errors import ErrorCode, ImageError, PayloadDamaged
 from jobs.references import Reference
 from jobs.store import Store
 
+#: Below this key of the store lie all payloads.
+PAYLOADS: Final = "payloads"
+
 #: Payloads without references stay in the first version: every worker there is can read them.
 _VERSION: Final = 1
 _VERSION_WITH_REFERENCES: Final = 2
@@ -41,7 +44,7 @@ def payload_key(job_id: str, chunk_id: str) -> str:
 
 def payload_folder(job_id: str) -> str:
     """Where all payloads of a job lie in the store."""
-    return f"payloads/{job_id}"
+    return f"{PAYLOADS}/{job_id}"
 
 
 def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> bytes:

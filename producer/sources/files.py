@@ -8,20 +8,17 @@ Nothing is followed out of a named folder, and nothing is opened that could bloc
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from operator import attrgetter
 
-from jobs.errors import ErrorCode
+from jobs.errors import ErrorCode, ImageError
+from jobs.reading import OPEN, read_regular, why
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
 WINDOW = 65_536
-
-#: O_NONBLOCK: should a FIFO have taken the file's place since it was listed, opening it must not hang.
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 _by_name = attrgetter("name")
 
@@ -34,7 +31,7 @@ def shown(path: str) -> str:
 def head(path: str, size: int) -> bytes:
     """The first bytes of a file; none where it cannot be read."""
     try:
-        descriptor = os.open(path, _OPEN)
+        descriptor = os.open(path, OPEN)
     except OSError:
         return b""
     try:
@@ -114,43 +111,15 @@ def _entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> S
     if not is_image_name(entry.name):
         reading.skipped += 1
         return None
-    return _load(path, name, reading.max_bytes, _OPEN | os.O_NOFOLLOW)
+    return _load(path, name, reading.max_bytes, follow=False)
 
 
-def _load(path: str, name: str, max_bytes: int, flags: int = _OPEN) -> SourceImage:
+def _load(path: str, name: str, max_bytes: int, *, follow: bool = True) -> SourceImage:
     """Read one file, or say why not."""
     try:
-        descriptor = os.open(path, flags)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
-            if status.st_size > max_bytes:
-                return _too_large(name, max_bytes)
-            # One byte more than it should have: a short answer is the end of the file, without a second read.
-            data = os.read(descriptor, status.st_size + 1)
-            if len(data) != status.st_size:
-                data += _rest(descriptor, max_bytes + 1 - len(data))
-        finally:
-            os.close(descriptor)
+        data = read_regular(path, max_bytes=max_bytes, follow=follow)
+    except ImageError as error:
+        return SourceImage(name, None, error)
     except OSError as error:
         return failed(name, ErrorCode.SOURCE_MISSING, why(error))
-    return SourceImage(name, data, None) if len(data) <= max_bytes else _too_large(name, max_bytes)
-
-
-def _rest(descriptor: int, size: int) -> bytes:
-    """What follows in a file that is growing or shrinking as it is read, up to a size and a little more."""
-    parts = []
-    while size > 0 and (part := os.read(descriptor, 1024 * 1024)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _too_large(name: str, max_bytes: int) -> SourceImage:
-    return failed(name, ErrorCode.TOO_LARGE, f"more than {max_bytes} bytes")
-
-
-def why(error: OSError | ValueError) -> str:
-    """The system's own words, without the path; a ValueError's are about a name that no file can have."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    return SourceImage(name, data, None, path)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jobs.errors import ErrorCode, ImageError
-
-#: The most bytes one image may have: far above any photograph, far below what would crowd a process.
-DEFAULT_MAX_IMAGE_BYTES = 32 * 1024 * 1024
+from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
 _READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
@@ -23,13 +21,15 @@ class SourceImage(NamedTuple):
     name: str  # what its owner calls it
     data: bytes | None  # the file's bytes; None where there is an error
     error: ImageError | None
+    url: str | None = None  # the path or URL it was read from; None where it is a part of a file
 
 
 @dataclass(slots=True)
 class Reading:
-    """One pass over the sources: the limit it keeps, and how many files it has passed over."""
+    """One pass over the sources: the limits it keeps, and how many files it has passed over."""
 
-    max_bytes: int
+    max_bytes: int  # of an image
+    archives: ArchiveLimits
     skipped: int = 0
 
 

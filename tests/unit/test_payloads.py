@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import ErrorCode, ImageError, JobError, PayloadDamaged, Unavailable
-from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key, read_payload
+from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key, read_payload
+from jobs.references import Reference
 from jobs.store import Store
 
 NAMES = st.text()
 ERRORS = st.builds(ImageError, st.sampled_from(ErrorCode), st.text())
-IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=200) | ERRORS), max_size=10)
+#: Any name that a file can have: bytes.
+PATHS = st.binary(min_size=1, max_size=20).map(lambda name: os.fsdecode(b"/" + name))
+REFERENCES = st.builds(
+    Reference,
+    PATHS | st.text().map("s3://bucket/{}".format),
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+    st.integers(0, 2**40),
+)
+IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=200) | ERRORS | REFERENCES), max_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +38,14 @@ def put(store: Store, data: bytes) -> tuple[str, str]:
     return key, payload_digest(data)
 
 
-def comparable(content):
-    """An error's code and what it says; bytes as they are."""
-    return content if isinstance(content, bytes) else (content.code, content.detail)
+def comparable(content: Content):
+    """An error's code and what it says; bytes and references as they are."""
+    return (content.code, content.detail) if isinstance(content, ImageError) else content
 
 
 @given(IMAGES)
 def test_a_payload_comes_back_as_it_was_stored(images):
-    # Given images with any names and bytes, and errors in place of some
+    # Given images with any names and bytes, and references or errors in place of some
     names = [name for name, _ in images]
     contents = [content for _, content in images]
     store = Store("memory://payloads")
@@ -48,6 +59,38 @@ def test_a_payload_comes_back_as_it_was_stored(images):
     assert [comparable(content) for content in found.contents] == [
         comparable(content) for content in contents
     ]
+
+
+@given(IMAGES, st.data())
+def test_a_part_of_a_payload_is_read_alone(images, data):
+    # Given a payload, of which a chunk is a part: a half of a half of what it was made for
+    store = Store("memory://parts")
+    key, digest = put(store, pack_payload(*zip(*images, strict=True)) if images else pack_payload([], []))
+    offset = data.draw(st.integers(0, len(images)))
+    count = data.draw(st.integers(0, len(images) - offset))
+
+    # When that is read, Then it is those images and no others
+    found = read_payload(store, key, digest, offset=offset, images=count)
+    part = images[offset : offset + count]
+    assert found.names == [name for name, _ in part]
+    assert [comparable(content) for content in found.contents] == [comparable(content) for _, content in part]
+
+
+def test_a_reference_is_not_read_when_it_is_stored():
+    packed = pack_payload(["a.png"], [Reference("/nowhere/a.png", "0" * 64, 10**9)])
+    assert len(packed) < 200
+
+
+def test_a_payload_without_references_is_what_workers_of_the_version_before_read():
+    for contents in ([b"1"], [ImageError(ErrorCode.CORRUPT, "no")]):
+        version, names, [stored] = msgpack.unpackb(pack_payload(["a.png"], contents))
+        assert (version, names) == (1, ["a.png"])
+        assert stored in (b"1", ["corrupt", "no"])
+
+
+def test_a_payload_with_a_reference_is_one_that_they_refuse():
+    version, *_ = msgpack.unpackb(pack_payload(["a", "b"], [b"1", Reference("/a.png", "0" * 64, 1)]))
+    assert version == 2
 
 
 def test_the_same_images_make_the_same_bytes():
@@ -93,17 +136,17 @@ def test_a_store_that_is_away_is_tried_again(tmp_path):
         read_payload(Store(str(tmp_path)), payload_key("job", "chunk"), "0" * 64, images=1)
 
 
-def test_the_number_of_images_is_checked(store):
+@pytest.mark.parametrize(("offset", "images"), [(0, 3), (1, 2), (2, 1), (3, 0)])
+def test_a_payload_with_fewer_images_than_the_chunk_is_damaged(store, offset, images):
     packed = pack_payload(["a.png", "b.png"], [b"1", b"2"])
     key, digest = put(store, packed)
-    for images in (0, 1, 3):
-        with pytest.raises(PayloadDamaged, match=f"2 images .* not {images}"):
-            read_payload(store, key, digest, images=images)
+    with pytest.raises(PayloadDamaged, match="2 images, not 3"):
+        read_payload(store, key, digest, offset=offset, images=images)
 
 
 @pytest.mark.parametrize(
     "stored",
-    [[2, ["a.png"], [b"1"]], [1, ["a.png"], []], [1, ["a.png", "b.png"], [b"1"]], [None, ["a.png"], [b"1"]]],
+    [[3, ["a.png"], [b"1"]], [1, ["a.png"], []], [1, ["a.png", "b.png"], [b"1"]], [None, ["a.png"], [b"1"]]],
     ids=repr,
 )
 def test_a_payload_of_another_version_or_with_holes_is_damaged(store, stored):

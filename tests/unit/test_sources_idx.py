@@ -109,7 +109,7 @@ def test_a_file_that_is_no_idx_is_refused(content: bytes) -> None:
 def test_another_gzip_file_is_a_file() -> None:
     for content in (gzip.compress(b"something else"), b"\x1f\x8bnot gzip"):
         Path("other.gz").write_bytes(content)
-        assert list(Sources(["other.gz"])) == [SourceImage("other.gz", content, None)]
+        assert list(Sources(["other.gz"])) == [SourceImage("other.gz", content, None, "other.gz")]
 
 
 def test_a_header_that_would_fill_the_memory_or_the_job_is_refused() -> None:
@@ -119,6 +119,17 @@ def test_a_header_that_would_fill_the_memory_or_the_job_is_refused() -> None:
     Path("nothing-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 2**32 - 1, 0, 28))
     with pytest.raises(SourceError, match="28 x 0 pixels"):
         Sources(["nothing-idx3-ubyte"])
+
+
+def test_what_comes_out_is_bounded_by_the_files_size() -> None:
+    # Given a million images that gzip has packed into a thousandth
+    content = struct.pack(">IIII", 0x0803, 1_000_000, 4, 5) + bytes(20_000_000)
+    Path("bomb.gz").write_bytes(gzip.compress(content))
+    # When they're read, then only so many come as may come out of an archive of this size
+    came: list[SourceImage] = []
+    with pytest.raises(SourceError, match="more than 200 times its own size"):
+        came.extend(Sources(["bomb.gz"]))
+    assert len(came) == 200 * Path("bomb.gz").stat().st_size // 20
 
 
 def test_what_is_wrong_on_stdin_stops_only_itself() -> None:

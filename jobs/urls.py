@@ -1,0 +1,174 @@
+"""What the URLs of the ledger and the broker may be, checked when the settings are read; and what is secret.
+
+The libraries below take a mistyped option for none, and an option that protects must not be lost that way:
+kombu, left alone, goes on without a check of the certificate. No message here repeats any of the URL but the
+names of its options: a password with an unescaped `@` or `/` in it turns up where host, port or path belong.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+#: Options of `rediss://`, as kombu and redis-py call them.
+_TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname", "ssl_certfile", "ssl_keyfile")
+
+_ESCAPE: Final = "characters such as @ : / ? # in a password are written in percent form"
+_NO_BROKER: Final = f"is not a URL such as redis://user:password@host:6379/0; {_ESCAPE}"
+_NO_LEDGER: Final = f"is not a database URL such as postgresql://user:password@host/labelmill; {_ESCAPE}"
+
+
+def check_ledger_url(text: str) -> str:
+    """Takes `postgresql://` for the driver we ship with. Raises ValueError for what the ledger cannot live
+    in, and for TLS options that would be silently without effect.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # the latter where the port is no number
+        raise ValueError(_NO_LEDGER) from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("postgresql+psycopg", "sqlite", "sqlite+pysqlite"):
+        raise ValueError(f"names {url.drivername}; the ledger lives in postgresql:// or sqlite:///path")
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ValueError("names no file; several processes share the ledger, so it cannot live in memory")
+    else:
+        if text.count("@") > 1:  # what follows the first one would be taken for the host
+            raise ValueError(_NO_LEDGER)
+        _check_postgresql(url)
+    return url.render_as_string(hide_password=False)
+
+
+def check_broker_url(text: str) -> str:
+    """A URL that kombu understands, with the check of the certificate written out where `rediss://` leaves
+    it to the default. Raises ValueError.
+    """
+    if not text.startswith(("redis://", "rediss://", "redis+socket://")):
+        raise ValueError("must start with redis://, rediss:// or redis+socket://")
+    if ";" in text:  # kombu takes what follows for a second broker, with options of its own
+        raise ValueError("names several brokers; one is enough. In a password, ; is written %3B")
+    try:
+        url = urlsplit(text)
+    except ValueError:  # brackets that hold no address
+        raise ValueError(_NO_BROKER) from None
+    _check_parts(url)
+    if url.scheme == "redis+socket":
+        _options(url, known=("virtual_host",))
+        return text
+    if url.scheme == "redis":
+        if "ssl_" in url.query:
+            raise ValueError("asks for no TLS, so its ssl_ options would mean nothing: write rediss://")
+        _options(url, known=())
+        return text
+    options = _options(url, known=_TLS_OPTIONS)
+    _check_tls(options)
+    if "ssl_cert_reqs" in options:
+        return text
+    return f"{text.rstrip('?&')}{'&' if url.query else '?'}ssl_cert_reqs=required"
+
+
+def _check_parts(url: SplitResult) -> None:
+    """Raises ValueError where there is no host, port or database where they belong."""
+    if "@" in url.path + url.query or url.netloc.count("@") > 1 or url.fragment:
+        raise ValueError(_NO_BROKER)
+    if url.scheme == "redis+socket":
+        return
+    try:
+        _ = url.port
+    except ValueError:
+        raise ValueError(f"has no number for a port; {_ESCAPE}") from None
+    if not url.hostname:
+        raise ValueError("names no host")
+    if url.path not in ("", "/") and not url.path[1:].isdecimal():
+        raise ValueError("must end in the number of a database, such as /0")
+
+
+def _options(url: SplitResult, *, known: tuple[str, ...]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(url.query, keep_blank_values=True):
+        if name not in known:
+            there_is = f"what there is: {', '.join(known)}" if known else "this kind of URL has none"
+            raise ValueError(f"has an option {name}; {there_is}")
+        if name in options:
+            raise ValueError(f"says {name} twice")
+        options[name] = value
+    return options
+
+
+def _check_tls(options: dict[str, str]) -> None:
+    """Raises ValueError where a TLS option is none, contradicts another one, or names an unusable file."""
+    check = options.get("ssl_cert_reqs", "required")
+    if check not in ("required", "none"):
+        raise ValueError("must have ssl_cert_reqs=required, or ssl_cert_reqs=none to trust any server")
+    if options.get("ssl_check_hostname", "true") not in ("true", "false"):
+        raise ValueError("must have ssl_check_hostname=true, or false to trust any host the CA knows")
+    if check == "none" and ("ssl_ca_certs" in options or "ssl_check_hostname" in options):
+        raise ValueError("has ssl_cert_reqs=none, so nothing else about the server's certificate is checked")
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise ValueError("has an ssl_keyfile, and no ssl_certfile that belongs to it")
+    _check_tls_files(options)
+
+
+def _check_tls_files(options: dict[str, str]) -> None:
+    """Raises ValueError where a file that the options name cannot be used: redis-py's message would say no
+    more than "PEM lib", and only once it connects.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name not in options:
+            continue
+        try:
+            Path(options[name]).open("rb").close()
+            if name == "ssl_ca_certs":
+                context.load_verify_locations(options[name])
+            elif name == "ssl_certfile":
+                # An empty pass phrase: without one OpenSSL would ask the terminal.
+                context.load_cert_chain(options[name], options.get("ssl_keyfile"), password="")
+        except ssl.SSLError:
+            raise ValueError(f"has an {name} without a certificate or key that can be used") from None
+        except OSError as error:
+            raise ValueError(f"has an {name} that cannot be read: {error.strerror}") from None
+
+
+def _check_postgresql(url: URL) -> None:
+    """Raises ValueError where an option is none, or names a CA that libpq would not insist on."""
+    for name, value in url.query.items():
+        if not isinstance(value, str):
+            raise ValueError(f"says {name} twice")
+    if "password" in url.query:
+        raise ValueError("has its password among the options; it goes before the host, user:password@host")
+    mode = url.query.get("sslmode", "prefer")
+    if mode not in ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"):
+        raise ValueError("has an sslmode that is not known; the one that checks all is sslmode=verify-full")
+    if "sslrootcert" in url.query and mode not in ("verify-ca", "verify-full"):
+        raise ValueError(
+            f"has an sslrootcert, and with sslmode={mode} libpq may go on without it: add sslmode=verify-full"
+        )
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import make_conninfo
+    except ImportError:
+        raise ValueError("needs psycopg: pip install 'labelmill[postgres]'") from None
+    try:
+        make_conninfo("", **{str(name): str(value) for name, value in url.query.items()})
+    except ProgrammingError as error:
+        raise ValueError(f"has an {error}".strip()) from None
+
+
+def without_secrets(text: str, url: str) -> str:
+    """Somebody else's words, without the secrets of a URL that they may quote: its password, as it is written
+    there and as it is meant, and its query, where stores have keys and signatures.
+    """
+    _, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    password = rest.rpartition("@")[0].partition(":")[2]
+    for secret in (query, unquote(query), password, unquote(password)):
+        if secret:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,124 @@
+"""Images behind URLs: single objects, and all that lies below a prefix.
+
+Any URL that fsspec reads; `file://` is a path and goes to `files`. The names rule as in a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from jobs.errors import ErrorCode, ImageError, SourceError
+from jobs.reading import too_large
+from jobs.remote import open_remote, reaching, read_object, shown_url
+from jobs.text import storable
+from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
+
+#: Archives are read where their directory can be had at once: on a disk.
+_ARCHIVES: Final = ("zip", "tar", "tgz", "gz", "bz2", "xz")
+
+#: What says that it is this one object that cannot be read.
+_NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def check_remote(url: str) -> None:
+    """Raise SourceError where nothing can be read by this URL, Unavailable where that cannot be told now."""
+    _kind(url)
+
+
+def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
+    """The object with this URL, or every image below it, depth first, each folder's in the order of their
+    names. Raises as `check_remote`, and Unavailable where the network fails on the way.
+
+    One folder's listing is in memory at a time, and those of the folders above it.
+    """
+    filesystem, path, is_folder = _kind(url)
+    name = storable(shown_url(url))
+    if is_folder:
+        yield from _below(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
+    else:
+        yield _load(filesystem, path, url, name, reading.max_bytes)
+
+
+def _kind(url: str) -> tuple[Any, str, bool]:
+    """The file system, the path there, and whether that is a folder."""
+    shown = storable(shown_url(url))
+    if "::" in url:
+        raise SourceError(f"{shown} chains file systems, which cannot be read: fetch it to a disk first")
+    if extension(url) in _ARCHIVES:
+        raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")
+    try:
+        filesystem, path = open_remote(url)
+    except (ValueError, ImportError) as error:
+        raise SourceError(
+            f"cannot read {shown} ({error}): check the spelling, or install the package for such URLs"
+        ) from error
+    try:
+        with reaching(url, *_NOT_THERE):
+            filesystem.invalidate_cache()  # each reading sees what is there now
+            is_folder = filesystem.info(path)["type"] == "directory"
+    except PermissionError:
+        raise SourceError(f"may not read {shown}: check the credentials in the environment") from None
+    except _NOT_THERE:
+        raise SourceError(f"cannot find {shown}: check the spelling") from None
+    if url.endswith("/") and not is_folder:
+        raise SourceError(f"{shown} is no folder that can be listed: name the files in it")
+    return filesystem, path, is_folder
+
+
+def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) -> Iterator[SourceImage]:
+    # A stack and not recursion, as for folders on a disk.
+    levels = [(path, url, name, _entries(filesystem, path, url))]
+    while levels:
+        folder, folder_url, folder_name, entries = levels[-1]
+        try:
+            found = next(entries, None)
+        except ImageError as error:
+            levels.pop()
+            yield SourceImage(folder_name, None, error)
+            continue
+        if found is None:
+            levels.pop()
+            filesystem.invalidate_cache(folder)  # its package may keep every listing it ever made
+            continue
+        base, entry = found
+        path, url, name = entry["name"], f"{folder_url}/{base}", f"{folder_name}/{storable(base)}"
+        if is_hidden(base):
+            pass
+        elif entry["type"] == "directory":
+            levels.append((path, url, name, _entries(filesystem, path, url)))
+        elif entry["type"] != "file":
+            yield failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
+        elif not is_image_name(base):
+            reading.skipped += 1
+        elif (entry.get("size") or 0) > reading.max_bytes:
+            yield SourceImage(name, None, too_large(reading.max_bytes))
+        else:
+            yield _load(filesystem, path, url, name, reading.max_bytes)
+
+
+def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What lies in a folder, by its own name, sorted. Raises ImageError where the folder cannot be listed."""
+    try:
+        with reaching(url, *_NOT_THERE):
+            listing = filesystem.ls(folder, detail=True)
+    except _NOT_THERE:
+        raise ImageError(ErrorCode.SOURCE_MISSING, "a folder that cannot be listed") from None
+    prefix = folder.rstrip("/") + "/" if folder.strip("/") else ""
+    entries = []
+    for entry in listing:
+        whole = entry["name"].rstrip("/")
+        base = whole.removeprefix(prefix) if prefix else whole.lstrip("/")
+        # Some list the folder itself, and a web page may list what is elsewhere.
+        if whole.startswith(prefix) and base and "/" not in base:
+            entries.append((base, entry))
+    yield from sorted(entries, key=lambda found: found[0])
+
+
+def _load(filesystem: Any, path: str, url: str, name: str, max_bytes: int) -> SourceImage:
+    """Read one object, or say why not."""
+    try:
+        data = read_object(filesystem, path, url=url, max_bytes=max_bytes)
+    except ImageError as error:
+        return SourceImage(name, None, error, url)
+    return SourceImage(name, data, None, url)

@@ -1,0 +1,210 @@
+"""URLs as sources: the same rules as on a disk, for objects and for all below a prefix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jobs.errors import ErrorCode, SourceError, Unavailable
+from producer.sources import SourceImage, Sources
+
+
+@pytest.fixture
+def bucket() -> Iterator[MemoryFileSystem]:
+    """An object store in this process, empty."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    yield memory
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+
+
+def put(bucket: MemoryFileSystem, *names: str, data: bytes = b"x") -> None:
+    for name in names:
+        bucket.pipe_file(f"/bucket/{name}", data)
+
+
+def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
+    """A name with its bytes, or with its error's code."""
+    assert (image.data is None) != (image.error is None)
+    return image.name, image.error.code if image.error else image.data
+
+
+def names(sources: Sources) -> list[str]:
+    return [image.name for image in sources]
+
+
+def test_one_object_is_taken_whatever_it_is_called(bucket: MemoryFileSystem) -> None:
+    put(bucket, "notes.txt", data=b"notes")
+    [image] = Sources(["memory://bucket/notes.txt"])
+    assert image == SourceImage("memory://bucket/notes.txt", b"notes", None, "memory://bucket/notes.txt")
+
+
+@pytest.mark.parametrize("named", ["memory://bucket/photos", "memory://bucket/photos/"])
+def test_all_below_a_prefix_is_read_folder_by_folder_in_name_order(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    # Given objects below a prefix, and beside it
+    put(bucket, "photos/b.png", "photos/a/2.png", "photos/a/10.png", "photos/c/d/e.png", "photos/a.png")
+    put(bucket, "photos2/f.png", "g.png")
+
+    # And somebody who looks which folders are listed
+    listed = []
+    ls = bucket.ls
+
+    def watched(path, **options):
+        listed.append(path)
+        return ls(path, **options)
+
+    monkeypatch.setattr(bucket, "ls", watched)
+
+    # When the prefix is read
+    images = list(Sources([named]))
+
+    # Then the names are in the order of a folder, each can be read again, and no listing was of more than one
+    expected = ["a/10.png", "a/2.png", "a.png", "b.png", "c/d/e.png"]
+    assert [image.name for image in images] == [f"memory://bucket/photos/{name}" for name in expected]
+    assert [image.url for image in images] == [image.name for image in images]
+    assert listed == [f"/bucket/photos{below}" for below in ("", "/a", "/c", "/c/d")]
+
+
+def test_below_a_prefix_names_rule_as_in_a_folder(bucket: MemoryFileSystem) -> None:
+    put(bucket, "photos/a.png", "photos/noextension", "photos/scan.tif")
+    put(bucket, "photos/notes.txt", "photos/archive.zip", "photos/deep/more.txt")
+    put(bucket, "photos/.hidden.png", "photos/.git/b.png", "photos/__MACOSX/c.png")
+    sources = Sources(["memory://bucket/photos/"])
+    assert names(sources) == [
+        f"memory://bucket/photos/{name}" for name in ("a.png", "noextension", "scan.tif")
+    ]
+    assert sources.skipped == 3
+
+
+def test_an_object_at_the_limit_is_read_and_one_over_it_is_not_opened(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two objects in a folder, and one of them named by itself
+    put(bucket, "photos/at.png", data=b"x" * 10)
+    put(bucket, "photos/over.png", data=b"x" * 11)
+    opened = []
+    open_it = bucket.open
+
+    def watched(path, *arguments, **options):
+        opened.append(path)
+        return open_it(path, *arguments, **options)
+
+    monkeypatch.setattr(bucket, "open", watched)
+
+    # When they are read
+    sources = Sources(["memory://bucket/photos", "memory://bucket/photos/over.png"], max_bytes=10)
+
+    # Then one is an image, and the listing is enough to tell that the other is too large
+    assert [outcome(image)[1] for image in sources] == [
+        b"x" * 10,
+        ErrorCode.TOO_LARGE,
+        ErrorCode.TOO_LARGE,
+    ]
+    assert opened == ["/bucket/photos/at.png", "/bucket/photos/over.png"]
+
+
+def test_what_vanishes_stops_only_itself(bucket: MemoryFileSystem) -> None:
+    put(bucket, "photos/a.png", "photos/b.png", "photos/c/1.png", "photos/d.png")
+    images = iter(Sources(["memory://bucket/photos"]))
+    first = next(images)
+    bucket.rm("/bucket/photos/b.png")
+    bucket.rm("/bucket/photos/c", recursive=True)
+    assert [outcome(image) for image in (first, *images)] == [
+        ("memory://bucket/photos/a.png", b"x"),
+        ("memory://bucket/photos/b.png", ErrorCode.SOURCE_MISSING),
+        ("memory://bucket/photos/c", ErrorCode.SOURCE_MISSING),
+        ("memory://bucket/photos/d.png", b"x"),
+    ]
+
+
+def test_each_iteration_reads_anew(bucket: MemoryFileSystem) -> None:
+    put(bucket, "photos/a.png")
+    sources = Sources(["memory://bucket/photos"])
+    assert names(sources) == ["memory://bucket/photos/a.png"]
+    put(bucket, "photos/b.png")
+    assert names(sources) == ["memory://bucket/photos/a.png", "memory://bucket/photos/b.png"]
+
+
+def test_a_name_that_no_database_takes_is_made_storable(bucket: MemoryFileSystem) -> None:
+    put(bucket, "photos/a\0b.png")
+    [image] = Sources(["memory://bucket/photos"])
+    assert outcome(image) == ("memory://bucket/photos/a\ufffdb.png", b"x")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://bucket/absent.png", "cannot find memory://bucket/absent.png: check the spelling"),
+        ("memory://bucket/absent/", "cannot find"),
+        ("memory://bucket/a.png/", "no folder that can be listed: name the files"),
+        ("unheard-of://bucket/a.png", "cannot read unheard-of://.*not known.*install the package"),
+        ("hdfs://host/a.png", "cannot read hdfs://.*pyarrow"),
+        ("memory://bucket/photos.zip", "is an archive, which is read from a disk only: fetch it"),
+        ("memory://bucket/photos.tar.gz", "is an archive"),
+        ("zip://a.png::memory://bucket/photos.zip", "chains"),
+        ("file://server/photos/", "machine 'server'"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_at_once(
+    bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+    put(bucket, "a.png", "photos.zip", "photos.tar.gz")
+    with pytest.raises(SourceError, match=message):
+        Sources([url])
+
+
+def test_a_server_that_does_not_answer_is_no_fault_of_the_source() -> None:
+    with pytest.raises(Unavailable, match="ConnectionRefusedError") as unavailable:
+        Sources(["ftp://anna:sesame@127.0.0.1:1/photos"])
+    assert "sesame" not in str(unavailable.value)
+
+
+def test_a_file_url_is_the_path_it_means(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"a")
+    (folder / "deep" / "b.png").write_bytes(b"b")
+    (folder / "out.png").symlink_to("/etc/passwd")
+    assert [outcome(image) for image in Sources([folder.as_uri()])] == [
+        (f"{folder}/a.png", b"a"),
+        (f"{folder}/deep/b.png", b"b"),
+        (f"{folder}/out.png", ErrorCode.SOURCE_FORBIDDEN),
+    ]
+    assert (
+        names(Sources([(folder / "a.png").as_uri(), f"file://{tmp_path}/*/a.png"])) == [f"{folder}/a.png"] * 2
+    )
+
+
+def test_stdin_may_name_urls_and_what_is_wrong_with_one_stops_only_itself(
+    bucket: MemoryFileSystem, tmp_path: Path
+) -> None:
+    put(bucket, "a.png", "photos/b.png")
+    (tmp_path / "c.png").write_bytes(b"c")
+    lines = [
+        "memory://bucket/a.png\n",
+        "memory://bucket/absent.png\n",
+        "unheard-of://bucket/a.png\n",
+        "memory://bucket/photos/\n",
+        (tmp_path / "c.png").as_uri() + "\n",
+        (tmp_path / "d.png").as_uri() + "\n",
+        "file://server/e.png\n",
+    ]
+    assert [outcome(image) for image in Sources(["-"], stdin=lines)] == [
+        ("memory://bucket/a.png", b"x"),
+        ("memory://bucket/absent.png", ErrorCode.SOURCE_MISSING),
+        ("unheard-of://bucket/a.png", ErrorCode.SOURCE_MISSING),
+        ("memory://bucket/photos/b.png", b"x"),
+        (f"{tmp_path}/c.png", b"c"),
+        (f"{tmp_path}/d.png", ErrorCode.SOURCE_MISSING),
+        ("file://server/e.png", ErrorCode.SOURCE_MISSING),
+    ]
