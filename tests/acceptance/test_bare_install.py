@@ -96,6 +96,7 @@ def test_the_producer_submits_follows_and_queries(bare_python: Path, stack: Home
     assert labelmill("--help")
     assert '"state": "done"' in labelmill("status", job, "--json")
     assert len(rows(labelmill("predictions", job, "--format", "csv"))) == 50
+    assert '"problems": 0' in labelmill("doctor", "--json")
 
 
 @pytest.mark.parametrize("command", ["train", "worker", "up", "demo"])

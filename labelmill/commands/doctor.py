@@ -1,0 +1,63 @@
+"""`labelmill doctor`: is all well, and if not, what helps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from jobs.settings import Settings
+from jobs.text import storable
+from labelmill.console import ExitCode, examples, print_json, tells_errors
+from labelmill.doctor import Finding, Level, examine
+
+app = typer.Typer(add_completion=False)
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+
+
+@app.command(epilog=examples("labelmill doctor", "labelmill doctor --json"))
+@tells_errors
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Check broker, ledger, store, settings, models and jobs; say what is wrong, and what to type.
+
+    Changes nothing. Exit code 0: all is well, warnings allowed. 1: there is a problem.
+    """
+    findings = [_storable(finding) for finding in examine(Settings.load())]
+    levels = Counter(finding.level for finding in findings)
+    if as_json:
+        print_json(
+            {
+                "well": not levels[Level.PROBLEM],
+                "checks": len(findings),
+                "warnings": levels[Level.WARNING],
+                "problems": levels[Level.PROBLEM],
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        _print_for_people(findings, levels)
+    raise SystemExit(ExitCode.FAILED if levels[Level.PROBLEM] else ExitCode.OK)
+
+
+def _storable(finding: Finding) -> Finding:
+    """A path in it may be no UTF-8."""
+    return replace(finding, what=storable(finding.what), fix=finding.fix and storable(finding.fix))
+
+
+def _print_for_people(findings: list[Finding], levels: Counter[Level]) -> None:
+    out = Console(highlight=False, soft_wrap=True)
+    for finding in findings:
+        line = Text(f"{finding.level:<9}", style=_COLOURS[finding.level])
+        line.append(f"{finding.area:<10}{finding.what}", style="default not bold")
+        out.print(line)
+        if finding.fix is not None:
+            out.print(Text(f"{'':<19}fix: {finding.fix}"))
+    problems, warnings = levels[Level.PROBLEM], levels[Level.WARNING]
+    out.print(Text(f"{len(findings)} checks; problems: {problems}, warnings: {warnings}"))

@@ -1,0 +1,70 @@
+"""What a check says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote, unquote
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from jobs.settings import Settings
+
+
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    WARNING = "warning"  # work goes on, but something is not as it should be
+    PROBLEM = "problem"  # something does not work, or will not
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's answer."""
+
+    area: str
+    level: Level
+    what: str
+    #: The command or setting that helps; None where nothing has to be done.
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """What a group of checks is about, and findings about it."""
+
+    name: str
+
+    def ok(self, what: str) -> Finding:
+        """All is well."""
+        return Finding(self.name, Level.OK, what)
+
+    def warning(self, what: str, *, fix: str) -> Finding:
+        """Work goes on all the same."""
+        return Finding(self.name, Level.WARNING, what, fix)
+
+    def problem(self, what: str, *, fix: str) -> Finding:
+        """Something does not work."""
+        return Finding(self.name, Level.PROBLEM, what, fix)
+
+
+def words_of(error: BaseException, settings: Settings) -> str:
+    """What somebody else's error says: its first line, without anything secret that the settings hold."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for url in (settings.ledger_url, settings.broker_url, settings.store_url):
+        for secret in _secrets(url):
+            text = text.replace(secret, "***")
+    return text.rstrip(".")
+
+
+def _secrets(url: str | None) -> set[str]:
+    """The whole URL, and its password in both its forms; nothing where there is no password in it."""
+    try:
+        password = make_url(url).password if url else None
+    except (ArgumentError, ValueError):  # the latter where the port is no number
+        password = None
+    if url is None or not password:
+        return set()
+    return {url, str(password), quote(str(password), safe=""), unquote(str(password))}
