@@ -24,3 +24,11 @@ def new_id() -> str:
 def is_id(text: object) -> bool:
     """Whether this is an identifier as `new_id` makes them."""
     return isinstance(text, str) and _PATTERN.fullmatch(text) is not None
+
+
+def id_seconds(identifier: str) -> float:
+    """When it was made, in seconds since 1970, by the clock of who made it."""
+    number = 0
+    for character in identifier:
+        number = number << 5 | _ALPHABET.index(character)
+    return (number >> 32) / 1000

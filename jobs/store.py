@@ -2,57 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs.errors import SettingsError, Unavailable
+from jobs.errors import LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, write_whole
+from jobs.urls import without_secrets
 
 
 class Store:
     """Immutable files by key. A file is there whole or not at all: readers never see half of one."""
 
     def __init__(self, url: str) -> None:
-        """Opens nothing yet. Raises SettingsError where fsspec does not know the URL."""
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise SettingsError(f"LABELMILL_STORE_URL: {error}") from None
+        """Raises SettingsError where fsspec does not know the URL; Unavailable where its protocol connects at
+        once, and nobody answers.
+        """
+        self._url = url
+        self._folder: Path | None = None
+        with self._reached("reached"):
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(url)
+            except (ValueError, ImportError) as error:
+                raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # A folder is written by ourselves: fsspec neither renames into place nor waits for the disk.
         self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder it is; None where it is anything else."""
+        return self._folder
+
     def put(self, key: str, data: bytes) -> None:
         """Keeps `data`; when this returns it survives a power cut. Raises Unavailable."""
-        try:
+        with self._reached("written"):
             if self._folder is not None:
                 self._put_file(self._folder / key, data)
             else:
                 self._fs.pipe_file(f"{self._root}/{key}", data)
-        except OSError as error:
-            raise Unavailable(f"The store cannot be written: {error.strerror or error}") from error
 
-    def get(self, key: str) -> bytes:
-        """What `put` kept. Raises FileNotFoundError, or Unavailable."""
-        try:
+    def get(self, key: str, *, limit: int | None = None) -> bytes:
+        """What `put` kept; of what is longer than `limit` bytes, one more than that, for who checks a hash.
+        Raises FileNotFoundError, or Unavailable.
+        """
+        end = None if limit is None else limit + 1
+        with self._reached("read"):
             if self._folder is not None:
-                return (self._folder / key).read_bytes()
-            data: bytes = self._fs.cat_file(f"{self._root}/{key}")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise Unavailable(f"The store cannot be read: {error.strerror or error}") from error
+                with (self._folder / key).open("rb") as file:
+                    return file.read(end)
+            data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
         return data
+
+    def folders(self, key: str) -> list[str]:
+        """The names of the folders right below this key, in no order. Raises Unavailable."""
+        try:
+            with self._reached("read"):
+                self._fs.invalidate_cache()  # others write here too
+                entries = self._fs.ls(f"{self._root}/{key}", detail=True)
+        except FileNotFoundError:
+            return []
+        return [
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"
+        ]
+
+    def folder_bytes(self, key: str) -> int:
+        """How many bytes all files below this key have together. Raises Unavailable."""
+        try:
+            with self._reached("read"):
+                files = self._fs.find(f"{self._root}/{key}", detail=True)
+        except FileNotFoundError:
+            return 0
+        return sum(file["size"] or 0 for file in files.values())
 
     def remove_folder(self, key: str) -> None:
         """Removes all below this key, if there is anything. Raises Unavailable."""
-        try:
+        with suppress(FileNotFoundError), self._reached("cleaned"):
             self._fs.rm(f"{self._root}/{key}", recursive=True)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise Unavailable(f"The store cannot be cleaned: {error.strerror or error}") from error
+
+    @contextmanager
+    def _reached(self, what: str) -> Iterator[None]:
+        """Around what somebody else's code does: lets a missing file through, and makes all else Unavailable.
+        Packages have exceptions of their own, and may quote the whole URL in them.
+        """
+        try:
+            yield
+        except (FileNotFoundError, LabelmillError, SoftTimeLimitExceeded, MemoryError):
+            raise
+        except Exception as error:
+            if self._folder is not None and not isinstance(error, OSError):
+                raise  # no package but ourselves
+            reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+            reason = without_secrets(reason.splitlines()[0], self._url)
+            raise Unavailable(f"The store cannot be {what}: {reason}") from error
 
     @staticmethod
     def _put_file(path: Path, data: bytes) -> None:

@@ -24,10 +24,15 @@ COMMANDS: Final = {
     "status": _Entry("status", "Show how far a job is."),
     "jobs": _Entry("jobs", "List the latest jobs."),
     "predictions": _Entry("predictions", "Print or export a job's predictions."),
+    "pause": _Entry("pause", "Hold a job up until it is resumed."),
+    "resume": _Entry("resume", "Let a paused job go on."),
     "cancel": _Entry("cancel", "Stop a job; what is classified stays."),
+    "retry": _Entry("retry", "Submit again those images of a job that got no label."),
     "train": _Entry("train", "Train a model on MNIST."),
     "models": _Entry("models", "List the models, or show one."),
     "worker": _Entry("worker", "Run one Celery worker, for a deployment of your own."),
+    "purge": _Entry("purge", "Remove what finished jobs no longer need."),
+    "doctor": _Entry("doctor", "Check that all is well, and say what to type where it is not."),
     "db": _Entry("db", "Bring the ledger's schema up to date."),
 }
 

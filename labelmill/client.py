@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +11,7 @@ from jobs.errors import Conflict
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.models import list_models
+from jobs.ledger.pausing import pause_job, resume_job
 from jobs.ledger.progress import (
     Filter,
     JobStatus,
@@ -19,6 +20,7 @@ from jobs.ledger.progress import (
     latest_jobs,
     stream_predictions,
 )
+from jobs.limits import ErrorLimits
 from jobs.model import Model
 from jobs.schema import JobState
 from jobs.settings import Settings
@@ -29,6 +31,7 @@ from producer.sources import Sources
 
 if TYPE_CHECKING:
     from jobs.queue import Bell
+    from producer.retry import Retried
     from producer.submit import Submitted
 
 
@@ -48,53 +51,84 @@ class Client:
         self,
         *sources: str | PathLike[str],
         key: str | None = None,
+        by_reference: bool = False,
+        error_limits: ErrorLimits | None = None,
         stdin: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> str:
-        """Submits files, folders, globs, ZIP archives and IDX files as one job; gives back the job's id.
+        """Submits files, folders, globs, archives, IDX files and URLs as one job; gives back its id.
 
         See `submission` for what may go wrong.
         """
-        return self.submission(self.sources(sources, stdin=stdin), key=key, on_progress=on_progress).job_id
+        images = self.sources(sources, stdin=stdin)
+        return self.submission(
+            images, key=key, by_reference=by_reference, error_limits=error_limits, on_progress=on_progress
+        ).job_id
 
     def sources(
         self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None
     ) -> Sources:
-        """The images that are named, not read yet. Raises SourceError for what is not there."""
-        return Sources([fspath(source) for source in sources], stdin=stdin)
+        """The images that are named, not read yet. Raises SourceError for what is not there, Unavailable
+        where that cannot be told of a URL.
+        """
+        return Sources(
+            [fspath(source) for source in sources],
+            stdin=stdin,
+            max_bytes=self.settings.max_image_bytes,
+            archives=self.settings.archive_limits,
+        )
 
     def submission(
         self,
         images: Sources,
         *,
         key: str | None = None,
+        by_reference: bool = False,
+        error_limits: ErrorLimits | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> Submitted:
         """Submits one job. With the `key` of an earlier submission of the same content, gives that one back.
+        `by_reference`: workers read the images where they are, below the roots that the settings allow.
+        `error_limits`: stop the job early, as failed, where it has more errors than these.
 
-        Raises SourceError where there is no image, NotFound where there is no model yet, Conflict where the
-        key was used for other content.
+        Raises SourceError where there is no image, more than the settings allow, or one that cannot be a
+        reference; NotFound where there is no model yet, Conflict where the key was used for other content.
         """
-        # Imported where it is needed: Celery takes a sixth of a second, and most commands only read.
-        from jobs.queue import Bell, make_app
+        from jobs.references import Roots
         from producer.submit import submit
 
-        self._bell = Bell(make_app(self.settings))
-        with closing(self._bell):
+        with self._ringing() as bell:
             return submit(
                 images,
                 ledger=self.ledger,
                 store=Store(self.settings.store),
-                bell=self._bell,
+                bell=bell,
                 chunk_images=self.settings.chunk_images,
                 key=key,
+                by_reference=Roots(self.settings.reference_roots) if by_reference else None,
+                error_limits=error_limits,
+                limits=self.settings.job_limits,
                 on_progress=on_progress,
             )
+
+    @contextmanager
+    def _ringing(self) -> Iterator[Bell]:
+        # Imported where it is needed: Celery takes a sixth of a second, and most commands only read.
+        from jobs.queue import Bell, make_app
+
+        self._bell = Bell(make_app(self.settings))
+        with closing(self._bell):
+            yield self._bell
 
     @property
     def broker_was_away(self) -> bool:
         """Whether the latest submission could not send its messages; a worker's reconciler will."""
         return self._bell is not None and self._bell.silent
+
+    @property
+    def broker_trouble(self) -> str:
+        """Why it could not, in a few words; empty where it could."""
+        return self._bell.reason if self._bell is not None else ""
 
     def status(self, job_id: str) -> JobStatus:
         """Where the job stands. Raises NotFound."""
@@ -125,6 +159,57 @@ class Client:
         if not stopped:
             raise Conflict(f"Job {job_id} had finished before: it is {status.state}.")
         return status
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Holds the job up; chunks that are being worked on still bring in their outcomes. Pausing twice is
+        pausing once. Raises NotFound, or Conflict where it had finished.
+        """
+        with self.ledger.transaction() as connection:
+            paused = pause_job(connection, job_id)
+            status = job_status(connection, job_id)
+        if not paused:
+            raise Conflict(f"Job {job_id} had finished before: it is {status.state}.")
+        return status
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Lets a paused job go on. Raises NotFound, or Conflict where it is not paused."""
+        with self.ledger.transaction() as connection:
+            chunk_ids = resume_job(connection, job_id)
+            status = job_status(connection, job_id)
+        if chunk_ids is None:
+            raise Conflict(
+                f"Job {job_id} had finished before: it is {status.state}."
+                if status.finished
+                else f"Job {job_id} is not paused: it is {status.state}."
+            )
+        with self._ringing() as bell:
+            bell.ring(chunk_ids)
+        return status
+
+    def retry(
+        self,
+        job_id: str,
+        *,
+        failed_only: bool = False,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> Retried:
+        """Submits those images of a finished job that have no label, as a job under the same model; with
+        `failed_only` only those that got an error, not those that a stopped job never came to.
+
+        Raises NotFound; Conflict where the job has not finished or its payloads were purged.
+        """
+        from producer.retry import retry
+
+        with self._ringing() as bell:
+            return retry(
+                job_id,
+                failed_only=failed_only,
+                ledger=self.ledger,
+                store=Store(self.settings.store),
+                bell=bell,
+                chunk_images=self.settings.chunk_images,
+                on_progress=on_progress,
+            )
 
     def predictions(
         self,

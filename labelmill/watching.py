@@ -50,6 +50,11 @@ def closing_line(status: JobStatus) -> str:
     return counts
 
 
+def state_words(status: JobStatus) -> str:
+    """Where a job stands, for people."""
+    return f"{status.state}, paused" if status.paused else str(status.state)
+
+
 def status_to_json(status: JobStatus) -> dict[str, Any]:
     """A job's status for programs."""
     derived = {
@@ -64,6 +69,9 @@ def _note(status: JobStatus, *, own_stack: bool) -> str:
     parts = []
     if status.failed:
         parts.append(f"{status.failed:,} with an error")
+    if status.paused:
+        parts.append(f"paused: labelmill resume {status.id}")
+        return ", ".join(parts)
     if status.rate:
         parts.append(f"{status.rate:,.0f} a second")
     waited = status.oldest_waiting_seconds

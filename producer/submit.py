@@ -19,14 +19,24 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
 from jobs.ledger.models import find_champion
-from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
+from jobs.limits import ErrorLimits, JobLimits
+from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Bell
+from jobs.references import Reference, Roots
+from jobs.remote import is_url
 from jobs.store import Store
 from producer.sources import SourceImage
 
 #: A chunk is closed before it grows beyond this many bytes of images: it is held in memory whole, by the
 #: producer and by a worker, and must be done within its lease.
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
+
+#: And before it has more images than these from URLs, which are fetched one by one. At a tenth of a second
+#: each a chunk takes less than a lease, for the worker that fetches it by reference, and less than the time
+#: after which a producer counts as gone.
+MAX_CHUNK_URLS: Final = 256
+
+_DEFAULT_LIMITS: Final = JobLimits()
 
 #: How often to look whether somebody else has finished submitting under the same key.
 _KEY_POLL_SECONDS: Final = 0.2
@@ -41,16 +51,35 @@ class Submitted(NamedTuple):
     new: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a job is made with, beside its images."""
+
+    model_id: str
+    key: str | None = None
+    error_limits: ErrorLimits | None = None
+    retry_of: str | None = None
+
+
+class _Item(NamedTuple):
+    """One image on its way into a payload."""
+
+    name: str
+    content: Content
+    url: str | None  # where its bytes were read, or are to be
+
+
 @dataclass
 class _ChunkDraft:
     """The images of one chunk while they are gathered."""
 
     names: list[str] = field(default_factory=list)
-    contents: list[bytes | ImageError] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
 
 
 class _Fingerprint:
-    """What was submitted, whatever its order: the sum, modulo 2^256, of one SHA-256 an image.
+    """What was submitted, whatever its order and by reference or not: the sum, modulo 2^256, of one SHA-256
+    an image.
 
     A folder's order is the file system's affair, so the same content must give the same value in any order;
     a sum, unlike an exclusive or, also notices an image that is there twice.
@@ -59,8 +88,13 @@ class _Fingerprint:
     def __init__(self) -> None:
         self._sum = 0
 
-    def add(self, name: str, content: bytes | ImageError) -> None:
-        kind, data = (b"i", content) if isinstance(content, bytes) else (b"e", str(content.code).encode())
+    def add(self, name: str, content: Content) -> None:
+        if isinstance(content, ImageError):
+            kind, data = b"e", str(content.code).encode()
+        elif isinstance(content, Reference):
+            kind, data = b"i", bytes.fromhex(content.sha256)
+        else:
+            kind, data = b"i", hashlib.sha256(content).digest()
         encoded = name.encode()
         digest = hashlib.sha256(kind + len(encoded).to_bytes(8, "big") + encoded + data).digest()
         self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
@@ -77,21 +111,33 @@ def submit(
     bell: Bell,
     chunk_images: int,
     key: str | None = None,
+    by_reference: Roots | None = None,
+    error_limits: ErrorLimits | None = None,
+    limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
 ) -> Submitted:
     """Submits one job of all `images`; when this returns, the job is committed in the ledger.
 
-    Memory holds one chunk at a time. `on_progress` is called with the number of images stored so far.
-    Raises SourceError where there is not one image, NotFound where there is no model yet, Conflict where
-    `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
-    exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
+    With `by_reference`, payloads say where images lie, below these roots, and what their SHA-256 is, instead
+    of holding their bytes. With `error_limits`, the job is stopped early where it has too many errors. Memory
+    holds one chunk at a time. `on_progress` is called with the number of images stored so far. Raises
+    SourceError where there is not one image, more than `limits` allow, or one that cannot be submitted by
+    reference; NotFound where there is no model yet, Conflict where `key` was used for other content,
+    Unavailable where the ledger or the store cannot be reached. After any exception, Ctrl-C included, nothing
+    of the job is left; but for Stopped, where somebody cancelled it.
     """
     with ledger.reading() as connection:
         champion = find_champion(connection)
     if champion is None:
         raise NotFound("There is no model yet: run `labelmill train`.")
 
-    drafts = _drafts(images, chunk_images)
+    if by_reference is not None and not by_reference:
+        raise SourceError(
+            "Nothing may be submitted by reference: set LABELMILL_REFERENCE_ROOTS to the folders and URLs "
+            "that every worker reaches, for producers and workers alike, or leave out --by-reference."
+        )
+
+    drafts = _drafts(_within(limits, _items(images, by_reference)), chunk_images)
     first = next(drafts, None)
     if first is None:
         raise SourceError("There is no image in what was named, so there is nothing to submit.")
@@ -104,8 +150,7 @@ def submit(
         try:
             return _store_job(
                 job_id,
-                champion.id,
-                key,
+                _Terms(champion.id, key, error_limits),
                 drafts,
                 ledger=ledger,
                 store=store,
@@ -115,6 +160,39 @@ def submit(
         except _KeyTaken as taken:
             # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
             drafts = chain([taken.draft], drafts)
+
+
+def submit_again(
+    images: Iterable[tuple[str, Content]],
+    *,
+    model_id: str,
+    retry_of: str,
+    ledger: Ledger,
+    store: Store,
+    bell: Bell,
+    chunk_images: int,
+    on_progress: Callable[[int], None] = lambda _images: None,
+) -> Submitted | None:
+    """Submits names and contents that come from the payloads of another job, pinned to that job's model. None
+    where there is not one image. Raises, and leaves behind, what `submit` does.
+    """
+    items = (
+        _Item(name, content, content.url if isinstance(content, Reference) else None)
+        for name, content in images
+    )
+    drafts = _drafts(items, chunk_images)
+    first = next(drafts, None)
+    if first is None:
+        return None
+    return _store_job(
+        new_id(),
+        _Terms(model_id, retry_of=retry_of),
+        chain([first], drafts),
+        ledger=ledger,
+        store=store,
+        bell=bell,
+        on_progress=on_progress,
+    )
 
 
 class _KeyTaken(Conflict):
@@ -127,8 +205,7 @@ class _KeyTaken(Conflict):
 
 def _store_job(
     job_id: str,
-    model_id: str,
-    key: str | None,
+    terms: _Terms,
     drafts: Iterator[_ChunkDraft],
     *,
     ledger: Ledger,
@@ -136,7 +213,7 @@ def _store_job(
     bell: Bell,
     on_progress: Callable[[int], None],
 ) -> Submitted:
-    fingerprint = _Fingerprint() if key is not None else None
+    fingerprint = _Fingerprint() if terms.key is not None else None
     total = 0
     opened = False
     try:
@@ -145,7 +222,14 @@ def _store_job(
             with ledger.transaction() as connection:
                 if not opened:
                     try:
-                        open_job(connection, job_id, model_id=model_id, key=key)
+                        open_job(
+                            connection,
+                            job_id,
+                            model_id=terms.model_id,
+                            key=terms.key,
+                            error_limits=terms.error_limits,
+                            retry_of=terms.retry_of,
+                        )
                     except Conflict:
                         raise _KeyTaken(draft) from None
                 add_chunk(connection, job_id, chunk)
@@ -161,8 +245,9 @@ def _store_job(
     except Stopped:
         raise  # somebody cancelled it, and keeps what there is
     except BaseException:
-        _take_back(ledger, store, job_id)
-        raise
+        if _take_back(ledger, store, job_id):
+            raise
+        # The answer to the last COMMIT was lost, but it went through: the job is submitted.
     return Submitted(job_id, total, new=True)
 
 
@@ -174,10 +259,13 @@ def _store_payload(store: Store, job_id: str, first_index: int, draft: _ChunkDra
     return NewChunk(chunk_id, first_index, len(draft.names), key, payload_digest(data))
 
 
-def _take_back(ledger: Ledger, store: Store, job_id: str) -> None:
+def _take_back(ledger: Ledger, store: Store, job_id: str) -> bool:
+    """False, and nothing is taken back, where the job turns out to be sealed."""
     with ledger.transaction() as connection:
-        discard_job(connection, job_id)
+        if not discard_job(connection, job_id):
+            return False
     store.remove_folder(payload_folder(job_id))
+    return True
 
 
 def _job_with_key(ledger: Ledger, store: Store, key: str) -> tuple[str, str | None] | None:
@@ -213,19 +301,70 @@ def _same_job(known: tuple[str, str | None], key: str, drafts: Iterator[_ChunkDr
     return Submitted(job_id, images, new=False)
 
 
-def _drafts(images: Iterable[SourceImage], chunk_images: int) -> Iterator[_ChunkDraft]:
+def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
     draft = _ChunkDraft()
     size = 0
-    for name, data, error in images:
-        if draft.names and (len(draft.names) == chunk_images or size + len(data or b"") > MAX_CHUNK_BYTES):
+    for name, content, url in items:
+        bytes_of_it = _size(content)
+        most = min(chunk_images, MAX_CHUNK_URLS) if url and is_url(url) else chunk_images
+        if draft.names and (len(draft.names) >= most or size + bytes_of_it > MAX_CHUNK_BYTES):
             yield draft
             draft, size = _ChunkDraft(), 0
         draft.names.append(name)
-        if data is None:
-            assert error is not None  # noqa: S101 -- a source gives one or the other
-            draft.contents.append(error)
-        else:
-            draft.contents.append(data)
-            size += len(data)
+        draft.contents.append(content)
+        size += bytes_of_it
     if draft.names:
         yield draft
+
+
+def _size(content: Content) -> int:
+    """In bytes; by reference too, because the bytes are what a worker is busy with."""
+    if isinstance(content, bytes):
+        return len(content)
+    return content.size if isinstance(content, Reference) else 0
+
+
+def _within(limits: JobLimits, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The same, up to a job's limits. Raises SourceError at the image that is one too many."""
+    size = 0
+    for count, item in enumerate(items, start=1):
+        size += _size(item.content)
+        if count > limits.max_images:
+            raise _too_much(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
+        if size > limits.max_bytes:
+            raise _too_much(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
+        yield item
+
+
+def _too_much(most: str, setting: str) -> SourceError:
+    return SourceError(
+        f"What was named has more than {most}, which is the most that a job may have: submit it in parts, as "
+        f"several jobs, or set {setting} higher. Nothing of it is stored."
+    )
+
+
+def _items(images: Iterable[SourceImage], roots: Roots | None) -> Iterator[_Item]:
+    for image in images:
+        yield _Item(image.name, _content(image, roots), image.url)
+
+
+def _content(image: SourceImage, roots: Roots | None) -> Content:
+    """What the payload holds of an image. Raises SourceError where it must be a reference and cannot be."""
+    if image.data is None:
+        assert image.error is not None  # noqa: S101 -- a source gives one or the other
+        return image.error
+    if roots is None:
+        return image.data
+    if image.url is None:
+        raise SourceError(
+            f"{image.name} is a part of a file, and only whole files can be submitted by reference: unpack "
+            "it and name the folder, or leave out --by-reference."
+        )
+    try:
+        url = roots.locate(image.url)
+    except ImageError as error:
+        raise SourceError(
+            f"{image.name} cannot be submitted by reference: {error.detail} (LABELMILL_REFERENCE_ROOTS is "
+            f"{roots}). Add its folder there, for producers and workers alike, or leave out --by-reference."
+        ) from None
+    return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))

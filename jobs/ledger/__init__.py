@@ -1,8 +1,10 @@
 """The ledger: the SQL database that is the only source of truth.
 
 `database` opens it; the other modules are its statements by the moment of a chunk's life: `intake` (a
-producer adds), `claims` (a worker takes and gives back), `outcomes` (results come in), `progress` (people
-look), `upkeep` (the reconciler's view), `models` and `runs` (what was learnt).
+producer adds), `claims` (a worker takes and gives back), `isolation` (it crashed), `outcomes` (results come
+in), `pausing` (people hold it up), `progress` (people look), `upkeep` (the reconciler's view), `diagnosis`
+(the doctor's), `settling`, `retries` and `retention` (its job has finished), `models` and `runs` (what was
+learnt).
 
 Statements take a Connection, so that whoever calls them says what belongs into one transaction.
 """

@@ -23,6 +23,9 @@ from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
 
+#: How an attempt ended whose lease ran out while nobody renewed it.
+VANISHED: Final = "its worker vanished without a word"
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -56,7 +59,6 @@ def claim_chunk(
     `token`: a fresh id of the caller's, who can then ask by `withdraw_claim` whether a commit went through.
     """
     token = token or new_id()
-    vanished = chunks.c.state == ChunkState.CLAIMED
     taken = connection.execute(
         chunks.update()
         .where(chunks.c.id == chunk_id, chunk_is_due(), ~job_was_stopped(), ~job_is_paused())
@@ -65,10 +67,8 @@ def claim_chunk(
             token=token,
             owner=owner,
             attempts=chunks.c.attempts + 1,
-            crashes=chunks.c.crashes + sa.case((vanished, 1), else_=0),
-            crash_code=sa.case((vanished, ErrorCode.QUARANTINED), else_=chunks.c.crash_code),
-            error=sa.case((vanished, "its worker vanished without a word"), else_=chunks.c.error),
             lease_until=db_now(lease_seconds),
+            **crash_if_vanished(),
         )
         .returning(
             chunks.c.job_id,
@@ -256,6 +256,18 @@ def chunk_is_due() -> sa.ColumnElement[bool]:
         chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
         sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
     )
+
+
+def crash_if_vanished() -> dict[str, Any]:
+    """What is written to a chunk that is due, whoever comes by it first: where its lease ran out without a
+    word, a crash.
+    """
+    vanished = chunks.c.state == ChunkState.CLAIMED
+    return {
+        "crashes": chunks.c.crashes + sa.case((vanished, 1), else_=0),
+        "crash_code": sa.case((vanished, ErrorCode.QUARANTINED), else_=chunks.c.crash_code),
+        "error": sa.case((vanished, VANISHED), else_=chunks.c.error),
+    }
 
 
 def job_was_stopped() -> sa.ColumnElement[bool]:

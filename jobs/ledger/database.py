@@ -44,7 +44,8 @@ class Ledger:
             sa.event.listen(self.engine, "begin", _begin_sqlite)
 
     def __repr__(self) -> str:
-        return f"Ledger({self._url.render_as_string(hide_password=True)})"
+        # Without its options: a key's pass phrase may be among them.
+        return f"Ledger({self._url.set(query={}).render_as_string(hide_password=True)})"
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

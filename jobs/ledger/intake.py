@@ -79,7 +79,7 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
         .returning(jobs.c.paused_at)
     ).one_or_none()
     if job is None:
-        raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
+        raise _stopped(connection, job_id)
     connection.execute(
         chunks.insert().values(
             id=chunk.id,
@@ -111,7 +111,13 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
         )
     )
     if sealed.rowcount != 1:
-        raise Stopped(f"Job {job_id} was stopped while it was being submitted; what is classified is kept.")
+        raise _stopped(connection, job_id)
+
+
+def _stopped(connection: Connection, job_id: str) -> Stopped:
+    error = connection.scalar(sa.select(jobs.c.error).where(jobs.c.id == job_id))
+    why = f": {error.rstrip('.')}" if error else ""
+    return Stopped(f"Job {job_id} was stopped while it was being submitted{why}; what is classified is kept.")
 
 
 def discard_job(connection: Connection, job_id: str) -> bool:
@@ -131,14 +137,6 @@ def discard_job(connection: Connection, job_id: str) -> bool:
         if sealed:
             savepoint.rollback()
         return not sealed
-
-
-def was_sealed(connection: Connection, job_id: str) -> bool:
-    """Whether the job is submitted as a whole: the answer after a COMMIT that broke off."""
-    return (
-        connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None)))
-        is not None
-    )
 
 
 @dataclass(frozen=True, slots=True)

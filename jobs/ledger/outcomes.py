@@ -73,7 +73,7 @@ def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
     under_way = jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING])
     # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
     # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
-    share = sa.cast(new_failed, sa.Double()) / new_done
+    share = sa.cast(new_failed, sa.Double()) / sa.cast(new_done, sa.Double())
     too_many = sa.or_(
         new_failed > jobs.c.error_limit,
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, job_is_paused
+from jobs.ledger.claims import chunk_is_due, crash_if_vanished, job_is_paused
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+
+#: Not finished. A job that ends while it is paused keeps its `paused_at`, which then means nothing.
+_GOES_ON = jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING])
 
 
 def pause_job(connection: Connection, job_id: str) -> bool:
@@ -15,7 +18,7 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     """
     paused = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .where(jobs.c.id == job_id, _GOES_ON)
         .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
     )
     if paused.rowcount != 1:
@@ -30,8 +33,7 @@ def resume_job(connection: Connection, job_id: str) -> list[str] | None:
     """
     resumed = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None))
-        .where(jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]))
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), _GOES_ON)
         .values(paused_at=None)
     )
     if resumed.rowcount != 1:
@@ -42,16 +44,17 @@ def resume_job(connection: Connection, job_id: str) -> list[str] | None:
         .values(state=ChunkState.PENDING, ring_after=None)
         .returning(chunks.c.first_index, chunks.c.id)
     )
-    return [chunk_id for _, chunk_id in sorted(rows.tuples())]
+    return [chunk_id for _, chunk_id in sorted((row.first_index, row.id) for row in rows)]
 
 
 def hold_leftover_chunks(connection: Connection) -> None:
     """Holds what a paused job left: chunks that somebody was at when it was paused, and gave up since."""
-    # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held.
+    # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held, and of
+    # one that ends at this moment nothing may be held for ever.
     left = sa.select(chunks.c.job_id).where(chunk_is_due(), job_is_paused()).distinct()
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
-        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None))
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), _GOES_ON)
         .with_for_update(skip_locked=True)
     ).all()
     if job_ids:
@@ -62,14 +65,8 @@ def _hold(connection: Connection, *which: sa.ColumnElement[bool]) -> None:
     # Whoever holds a job's row must not wait for a chunk's: a worker that finishes locks them the other way
     # round. A chunk that is locked at this moment is somebody's.
     waiting = sa.select(chunks.c.id).where(*which).with_for_update(skip_locked=True)
-    vanished = chunks.c.state == ChunkState.CLAIMED
     connection.execute(
         chunks.update()
         .where(chunks.c.id.in_(waiting))
-        .values(
-            state=ChunkState.HELD,
-            # As a claim would: a lease that ran out without a word counts as a crash.
-            crashes=chunks.c.crashes + sa.case((vanished, 1), else_=0),
-            lease_until=None,
-        )
+        .values(state=ChunkState.HELD, lease_until=None, **crash_if_vanished())
     )

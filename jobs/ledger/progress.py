@@ -31,10 +31,13 @@ class JobStatus:
     model: str
     key: str | None
     error: str | None
+    paused: bool
+    retry_of: str | None
     created_at: datetime
     submitted_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    purged_at: datetime | None
     read_at: datetime
     oldest_waiting_at: datetime | None
 
@@ -60,7 +63,7 @@ class JobStatus:
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the rate so far; None where there is no telling."""
         rate = self.rate
-        return None if self.finished or not rate else (self.total - self.done) / rate
+        return None if self.finished or self.paused or not rate else (self.total - self.done) / rate
 
     @property
     def oldest_waiting_seconds(self) -> float | None:
@@ -84,19 +87,24 @@ def _status_query() -> sa.Select[tuple[object, ...]]:
 
 
 def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
+    state = JobState(row.state)
     return JobStatus(
         id=row.id,
-        state=JobState(row.state),
+        state=state,
         total=row.total,
         succeeded=row.succeeded,
         failed=row.failed,
         model=row.model_id,
         key=row.key,
         error=row.error,
+        # A job that ended while it was paused has ended.
+        paused=row.paused_at is not None and state not in FINISHED,
+        retry_of=row.retry_of,
         created_at=row.created_at,
         submitted_at=row.submitted_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        purged_at=row.purged_at,
         read_at=row.read_at,
         oldest_waiting_at=row.oldest_waiting_at,
     )
@@ -108,6 +116,11 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
     return _to_status(row)
+
+
+def chunk_exists(connection: Connection, chunk_id: str) -> bool:
+    """Whether there is a chunk with this id, in whatever state."""
+    return connection.scalar(sa.select(chunks.c.id).where(chunks.c.id == chunk_id)) is not None
 
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, end_job, job_was_stopped
+from jobs.ledger.claims import chunk_is_due, crash_if_vanished, end_job, job_was_stopped
 from jobs.ledger.database import insert_into
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
@@ -55,10 +55,13 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[str]:
 
 def drop_leftover_chunks(connection: Connection) -> None:
     """Drops what a stopped job left: chunks that somebody was at when it was stopped, and gave up since."""
+    # Skipping what is locked: a worker that finishes late has its chunk and waits for its job, whose row the
+    # caller may have.
+    left = sa.select(chunks.c.id).where(chunk_is_due(), job_was_stopped()).with_for_update(skip_locked=True)
     connection.execute(
         chunks.update()
-        .where(chunk_is_due(), job_was_stopped())
-        .values(state=ChunkState.DROPPED, finished_at=db_now())
+        .where(chunks.c.id.in_(left))
+        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
     )
 
 

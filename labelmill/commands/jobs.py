@@ -9,7 +9,7 @@ import typer
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, tells_errors
-from labelmill.watching import status_to_json
+from labelmill.watching import state_words, status_to_json
 
 app = typer.Typer(add_completion=False)
 
@@ -27,10 +27,10 @@ def jobs(
     if as_json:
         print_json([status_to_json(status) for status in found])
         return
-    print_data(f"{'job':<18}{'state':<11}{'images':>12}{'done':>12}{'failed':>9}  created")
+    print_data(f"{'job':<18}{'state':<19}{'images':>12}{'done':>12}{'failed':>9}  created")
     for status in found:
         created = status.created_at.isoformat(sep=" ", timespec="seconds")
         print_data(
-            f"{status.id:<18}{status.state:<11}{status.total:>12,}{status.done:>12,}{status.failed:>9,}  "
-            f"{created}"
+            f"{status.id:<18}{state_words(status):<19}{status.total:>12,}{status.done:>12,}"
+            f"{status.failed:>9,}  {created}"
         )

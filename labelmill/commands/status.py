@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from jobs.ledger.progress import JobStatus
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors
-from labelmill.watching import status_to_json, watch
+from labelmill.watching import state_words, status_to_json, watch
 
 app = typer.Typer(add_completion=False)
 
@@ -35,8 +36,9 @@ def status(
 def _for_people(status: JobStatus) -> str:
     lines = [
         ("job", status.id),
-        ("state", str(status.state) + (f": {status.error}" if status.error else "")),
+        ("state", state_words(status) + (f": {status.error}" if status.error else "")),
         ("model", status.model),
+        *([("retry of", status.retry_of)] if status.retry_of else []),
         ("images", f"{status.done:,} of {status.total:,} done"),
         ("succeeded", f"{status.succeeded:,}"),
         ("failed", f"{status.failed:,}"),
@@ -54,5 +56,11 @@ def _for_people(status: JobStatus) -> str:
         ("started", status.started_at),
         ("finished", status.finished_at),
     ]:
-        lines.append((what, moment.isoformat(sep=" ", timespec="seconds") if moment else "-"))
+        lines.append((what, _moment(moment)))
+    if status.purged_at is not None:
+        lines.append(("payloads", f"removed {_moment(status.purged_at)}"))
     return "\n".join(f"{what:<16}{value}" for what, value in lines)
+
+
+def _moment(moment: datetime | None) -> str:
+    return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.limits import ErrorLimits
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
@@ -20,6 +21,7 @@ app = typer.Typer(add_completion=False)
         "labelmill submit photos/ --watch",
         "labelmill submit 'scans/**/*.png' archive.zip",
         "find . -name '*.jpg' | labelmill submit -",
+        "labelmill submit s3://bucket/photos/ --by-reference",
     )
 )
 @tells_errors
@@ -28,8 +30,8 @@ def submit(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files, folders (with all below them), globs, ZIP archives, MNIST's IDX files, or - for "
-            "paths on stdin, one a line.",
+            help="Files, folders (with all below them), globs, ZIP and TAR archives, MNIST's IDX files, "
+            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one a line.",
         ),
     ],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -37,6 +39,32 @@ def submit(
         str | None,
         typer.Option(help="A name of your own for this submission: said again, it gives the same job."),
     ] = None,
+    by_reference: Annotated[
+        bool,
+        typer.Option(
+            "--by-reference",
+            help="Store where the images are instead of their bytes; every worker must reach them there.",
+        ),
+    ] = False,
+    max_errors: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Stop the job when more images than this got an error."),
+    ] = None,
+    max_error_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Stop the job when more than this share of its images got an error: 0.05 is 5 %.",
+        ),
+    ] = None,
+    min_sample: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="The share means nothing before so many images have an outcome."
+        ),
+    ] = ErrorLimits().sample,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Submit images as one job; prints the job's id.
@@ -46,13 +74,19 @@ def submit(
     with Client() as client:
         images = client.sources(sources, stdin=sys.stdin)
         with ProgressLine("submitting") as progress:
-            submitted = client.submission(images, key=key, on_progress=progress.update)
+            submitted = client.submission(
+                images,
+                key=key,
+                by_reference=by_reference,
+                error_limits=ErrorLimits(max_errors, max_error_rate, min_sample),
+                on_progress=progress.update,
+            )
         if images.skipped:
             say(f"passed over {images.skipped:,} files that are no images by their name")
         if not submitted.new:
             say(f"the key {key!r} was used before, for the same content: this is its job")
         if client.broker_was_away:
-            say("No broker answers: the job waits in the ledger. `labelmill up` starts one with workers.")
+            say(_waits(client))
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)
@@ -60,3 +94,9 @@ def submit(
             print_json(status_to_json(status) | {"new": submitted.new})
         if watch_it:
             raise SystemExit(exit_code_of(status))
+
+
+def _waits(client: Client) -> str:
+    if client.settings.embedded_broker:
+        return "No broker answers: the job waits in the ledger. `labelmill up` starts one with workers."
+    return f"The broker cannot be used ({client.broker_trouble}): the job waits in the ledger."

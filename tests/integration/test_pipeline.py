@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -483,7 +485,7 @@ def test_who_lost_the_lease_in_the_middle_records_nothing(
 
 
 def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a clock that makes every batch take longer than the share of a lease that may go by
+    # given a clock that makes every image take longer than the share of a lease that may go by
     ticks = iter(range(0, 1_000_000, 50))
     monkeypatch.setattr("worker.predicting.pipeline.time.monotonic", lambda: next(ticks))
     renewals: list[object] = []
@@ -497,11 +499,72 @@ def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPat
             "renew_lease",
             lambda *a, **k: (renewals.append(a), real(*a, **k)),  # type: ignore[func-returns-value]
         )
-        _, chunk = mill.chunk([png()] * 1_030)
+        _, chunk = mill.chunk([png(), b"no picture", png()])
 
-        # when it is classified, then the lease is renewed after each full batch
-        assert classify_chunk(chunk.id, mill.bench) == 1_030
-    assert len(renewals) == 2
+        # when it is classified, then the lease is renewed before each, whatever becomes of it
+        assert classify_chunk(chunk.id, mill.bench) == 3
+    assert len(renewals) == 3
+
+
+def large_png(side: int = 5_000) -> bytes:
+    """A picture that takes some tenths of a second to decode, in a small file."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), 200).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def test_a_chunk_of_a_cancelled_job_is_given_up_in_the_middle(mill: Mill, ledger_url: str) -> None:
+    # given a chunk that takes half a minute, and somebody who cancels its job after a second
+    job_id, chunk = mill.chunk([large_png()] * 300)
+    mill.bench.classifier(mill.model.id)  # loading it is not what is measured here
+
+    def cancel() -> float:
+        with contextlib.closing(Ledger(ledger_url)) as own:
+            while mill.chunk_row(chunk).state != ChunkState.CLAIMED:
+                time.sleep(0.01)
+            time.sleep(1.0)
+            with own.transaction() as connection:
+                assert end_job(connection, job_id, JobState.CANCELLED)
+        return time.monotonic()
+
+    # when it is worked on
+    with ThreadPoolExecutor(1) as pool:
+        cancelling = pool.submit(cancel)
+        recorded = classify_chunk(chunk.id, mill.bench)
+        given_up_after = time.monotonic() - cancelling.result(30)
+
+    # then its worker notices within about a second, nothing is recorded, and nobody takes it again
+    assert recorded == 0
+    assert given_up_after < 3.0
+    assert mill.predictions(job_id) == []
+    assert mill.chunk_row(chunk).state == ChunkState.DROPPED
+    assert (mill.status(job_id).state, mill.status(job_id).done) == (JobState.CANCELLED, 0)
+    assert classify_chunk(chunk.id, mill.bench) == 0
+
+
+def test_a_chunk_that_is_ready_when_its_job_is_cancelled_is_recorded_whole(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a job that is cancelled when its chunk's last image is being decoded
+    from worker.predicting import decode as module
+
+    job_id, chunk = mill.chunk([png(), b"no picture", png(255)])
+    real = module.decode
+
+    def decode(data: bytes, *arguments: object) -> object:
+        if data == png(255):
+            with mill.ledger.transaction() as connection:
+                assert end_job(connection, job_id, JobState.CANCELLED)
+        return real(data, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", decode)
+
+    # when it is worked on, then all of its outcomes are there, and the job stays cancelled
+    assert classify_chunk(chunk.id, mill.bench) == 3
+    assert len(mill.predictions(job_id)) == 3
+    status = mill.status(job_id)
+    assert (status.state, status.succeeded, status.failed) == (JobState.CANCELLED, 2, 1)
+    assert mill.chunk_row(chunk).state == ChunkState.DONE
 
 
 def test_a_model_stays_loaded(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

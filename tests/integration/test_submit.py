@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 import sqlalchemy as sa
 
@@ -20,13 +24,16 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, open_job
 from jobs.ledger.progress import job_status, latest_jobs
+from jobs.limits import JobLimits
 from jobs.payloads import Payload, payload_key, read_payload
 from jobs.queue import CLASSIFY_TASK, Bell, make_app
+from jobs.references import Reference, Roots
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill import Client
 from producer import submit as submit_module
-from producer.sources import SourceImage
+from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
 
 
@@ -43,7 +50,16 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
     """`run(images)` submits them, in chunks of two."""
 
     def run(
-        source, *, chunk_images=2, key=None, ledger=ledger, store=store, bell=bell, on_progress=lambda _: None
+        source,
+        *,
+        chunk_images=2,
+        key=None,
+        by_reference=None,
+        limits=JobLimits(),  # noqa: B008 -- frozen
+        ledger=ledger,
+        store=store,
+        bell=bell,
+        on_progress=lambda _: None,
     ) -> Submitted:
         return submit(
             source,
@@ -52,6 +68,8 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
             bell=bell,
             chunk_images=chunk_images,
             key=key,
+            by_reference=by_reference,
+            limits=limits,
             on_progress=on_progress,
         )
 
@@ -206,6 +224,154 @@ def test_workers_that_are_faster_than_the_producer(run, ledger, worker):
         assert job_status(connection, job_id).state == JobState.DONE
 
 
+# ---- by reference -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with three files, that look like images by their names."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.png", "b.png", "deep/c.png"):
+        (folder / name).write_bytes(f"the pixels of {name}, ".encode() * 1000)
+    return folder
+
+
+def test_by_reference_a_payload_says_where_images_are_and_holds_none_of_their_bytes(
+    run, ledger, store, settings, photos
+):
+    # Given a folder below a root, with a symlink within it and one that leaves it
+    (photos / "deep" / "d.png").symlink_to("../a.png")
+    (photos / "deep" / "e.png").symlink_to("/etc/hostname")
+
+    # When it is submitted by reference
+    submitted = run(Sources([str(photos)]), by_reference=Roots([str(photos.parent)]), chunk_images=100)
+
+    # Then the payload has each image's place, SHA-256 and size, and the error of the one that has none
+    [payload] = payloads_of(ledger, store, submitted.job_id)
+    assert payload.names == [
+        f"{photos}/{name}" for name in ("a.png", "b.png", *map("deep/{}.png".format, "cde"))
+    ]
+    assert payload.contents[:4] == [
+        Reference(f"{photos}/{name}", hashlib.sha256(data).hexdigest(), len(data))
+        for name in ("a.png", "b.png", "deep/c.png", "a.png")
+        for data in [(photos / name).read_bytes()]
+    ]
+    assert payload.contents[4].code == ErrorCode.SOURCE_FORBIDDEN
+
+    # And it is small
+    [file] = files_of(settings)
+    assert b"the pixels" not in file.read_bytes()
+    assert file.stat().st_size < 2000
+
+
+def test_what_lies_outside_of_the_roots_is_refused_with_all_of_its_submission(run, nothing_is_left, photos):
+    # Given a job whose first chunks lie below the root, and whose last image does not
+    inside = Sources([str(photos / "deep")] * 3)
+    outside = Sources([str(photos / "a.png")])
+
+    # When it is submitted, Then it is said which file, which setting, and what to do, and nothing is stored
+    def source() -> Iterator[SourceImage]:
+        yield from inside
+        yield from outside
+
+    with pytest.raises(
+        SourceError, match=r"a\.png .*LABELMILL_REFERENCE_ROOTS is .*deep.* leave out"
+    ) as refused:
+        run(source(), by_reference=Roots([str(photos / "deep")]), chunk_images=1)
+    assert str(photos / "a.png") in str(refused.value)
+    assert nothing_is_left()
+
+
+def test_without_roots_nothing_is_read_or_submitted_by_reference(run, nothing_is_left):
+    def source() -> Iterator[SourceImage]:
+        pytest.fail("nobody needs these images")
+        yield
+
+    with pytest.raises(SourceError, match="set LABELMILL_REFERENCE_ROOTS"):
+        run(source(), by_reference=Roots(()))
+    assert nothing_is_left()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_what_is_in_an_archive_cannot_be_submitted_by_reference(run, nothing_is_left, photos):
+    # Given an archive below a root
+    archive = photos / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(photos / "a.png", "a.png")
+
+    # When it is submitted by reference, Then it is said what to do
+    with pytest.raises(SourceError, match=r"all\.zip/a\.png is a part of a file.*unpack it"):
+        run(Sources([str(archive)]), by_reference=Roots([str(photos)]))
+    assert nothing_is_left()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger, photos, monkeypatch):
+    # Given chunks of at most twice as many bytes as the first image has
+    size = (photos / "a.png").stat().st_size
+    monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 2 * size)
+
+    # When the same is submitted in both ways, Then it is divided alike: a worker reads the bytes in both
+    roots = Roots([str(photos)])
+    sizes = [
+        sizes_of(ledger, run(Sources([str(photos)]), chunk_images=100, by_reference=way).job_id)
+        for way in (None, roots)
+    ]
+    assert sizes == [[2, 1], [2, 1]]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("roots", [None, Roots(["memory://bucket"])], ids=["by value", "by reference"])
+def test_what_is_fetched_from_urls_comes_in_smaller_chunks(run, ledger, monkeypatch, roots):
+    # Given at most two images from URLs in a chunk
+    monkeypatch.setattr(submit_module, "MAX_CHUNK_URLS", 2)
+    source = [SourceImage(f"{n}.png", b"x", None, f"memory://bucket/{n}.png") for n in range(5)]
+
+    # When they are submitted, Then that is how chunks are; but smaller ones stay as they are
+    assert sizes_of(ledger, run(source, chunk_images=100, by_reference=roots).job_id) == [2, 2, 1]
+    assert sizes_of(ledger, run(source, chunk_images=1, by_reference=roots).job_id) == [1] * 5
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("champion")
+def test_the_client_submits_what_an_object_store_holds(settings, ledger, store):
+    # Given images in an object store, which is a root
+    bucket = fsspec.filesystem("memory")
+    for name in ("a.png", "deep/b.png"):
+        bucket.pipe_file(f"/shelf/{name}", name.encode())
+    settings = settings.model_copy(update={"reference_roots": ("memory://shelf",)})
+
+    # When the client submits them, by their bytes and by reference
+    with Client(settings) as client:
+        by_value = client.submit("memory://shelf/")
+        by_reference = client.submit("memory://shelf/", by_reference=True)
+
+    # Then the payloads have the bytes, or what leads a worker to them
+    [payload] = payloads_of(ledger, store, by_value)
+    assert payload == (["memory://shelf/a.png", "memory://shelf/deep/b.png"], [b"a.png", b"deep/b.png"])
+    [referring] = payloads_of(ledger, store, by_reference)
+    roots = Roots(settings.reference_roots)
+    assert [roots.read(content, max_bytes=100) for content in referring.contents] == payload.contents
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["by value first", "by reference first"])
+def test_the_same_content_by_reference_or_not_is_the_same_under_a_key(run, job_count, photos, first):
+    # Given a job with a key
+    roots = {False: None, True: Roots([str(photos)])}
+    job_id = run(Sources([str(photos)]), key="mine", by_reference=roots[first]).job_id
+
+    # When the same content comes in the other way, Then it is the same job
+    assert run(Sources([str(photos)]), key="mine", by_reference=roots[not first]).job_id == job_id
+
+    # And other content is not
+    (photos / "b.png").write_bytes(b"other pixels")
+    for way in roots.values():
+        with pytest.raises(Conflict):
+            run(Sources([str(photos)]), key="mine", by_reference=way)
+    assert job_count() == 1
+
+
 # ---- the order ----------------------------------------------------------------------------------------
 
 
@@ -285,6 +451,64 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, bell, nothing_
         submit(source(), ledger=ledger, store=store, bell=bell, chunk_images=2)
     assert nothing_is_left()
     assert broker.waiting() == 0
+
+
+def test_a_job_may_have_as_many_images_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
+    # Given seven images, and a limit of six: two chunks are stored before the seventh comes
+    stored = []
+    with pytest.raises(SourceError, match=r"more than 6 images.*LABELMILL_MAX_JOB_IMAGES higher"):
+        run(images(7), limits=JobLimits(max_images=6), on_progress=stored.append)
+
+    # Then they were, and they are not any more
+    assert stored == [2, 4]
+    assert nothing_is_left()
+
+    # And with one less, or a limit one higher, it is a job
+    assert run(images(6), limits=JobLimits(max_images=6)).images == 6
+    assert run(images(7), limits=JobLimits(max_images=7)).images == 7
+    assert job_count() == 2
+
+
+def test_a_job_may_have_as_many_bytes_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
+    # Given images of 1,000 bytes, an error among them, which has none
+    missing = SourceImage("missing.png", None, ImageError(ErrorCode.SOURCE_MISSING))
+    four = [image("1.png", b"1" * 1000), image("2.png", b"2" * 1000), missing, image("3.png", b"3" * 1000)]
+    with pytest.raises(SourceError, match=r"more than 2,999 bytes.*LABELMILL_MAX_JOB_BYTES higher"):
+        run(four, limits=JobLimits(max_bytes=2999))
+    assert nothing_is_left()
+    assert run(four, limits=JobLimits(max_bytes=3000)).images == 4
+    assert job_count() == 1
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_job_over_its_limits_by_reference_or_under_a_key_is_refused_as_well(run, nothing_is_left, photos):
+    # Given images whose bytes stay where they are, of which a worker reads as many all the same
+    size = sum(path.stat().st_size for path in photos.iterdir())
+    with pytest.raises(SourceError, match="LABELMILL_MAX_JOB_BYTES"):
+        run(Sources([str(photos)]), by_reference=Roots([str(photos)]), limits=JobLimits(max_bytes=size - 1))
+    assert nothing_is_left()
+
+    # And a job whose key has one already, of the same images
+    run(images(3), key="mine")
+    with pytest.raises(SourceError, match="LABELMILL_MAX_JOB_IMAGES"):
+        run(images(3), key="mine", limits=JobLimits(max_images=2))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, nothing_is_left, tmp_path):
+    # Given an archive with good images, and after them what unpacks to a thousand times its size
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(6):
+            archive.writestr(f"{number}.png", b"pixels")
+        archive.writestr("bomb.png", bytes(20_000_000))
+
+    # When it is submitted, then its good images were stored, and are not any more
+    stored = []
+    with pytest.raises(SourceError, match="LABELMILL_MAX_ARCHIVE_EXPANSION"):
+        run(Sources([str(path)]), on_progress=stored.append)
+    assert stored == [2, 4]
+    assert nothing_is_left()
 
 
 # ---- what breaks --------------------------------------------------------------------------------------
@@ -375,6 +599,42 @@ def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_lef
     with pytest.raises(sa.exc.DBAPIError, match="refused"):
         run(images(6))
     assert nothing_is_left()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_last_commit_that_breaks_off_is_read_back(run, ledger, store, monkeypatch, nothing_is_left, sealed):
+    # Given a connection that breaks in the COMMIT that seals the job, after it went through or before
+    real = Ledger.transaction
+    broken: list[bool] = []
+
+    @contextlib.contextmanager
+    def breaking(self: Ledger) -> Iterator[sa.Connection]:
+        with real(self) as connection:
+            yield connection
+            complete = connection.scalar(sa.select(jobs.c.id).where(jobs.c.submitted_at.is_not(None)))
+            if complete and not broken and not sealed:
+                broken.append(True)
+                raise Unavailable
+        if complete and not broken:
+            broken.append(True)
+            raise Unavailable
+
+    monkeypatch.setattr(Ledger, "transaction", breaking)
+
+    # When a job is submitted, Then it is there with all it needs, or an error and nothing at all
+    if sealed:
+        job = run(images(3))
+        with ledger.reading() as connection:
+            assert job_status(connection, job.job_id).total == 3
+            payloads = list(connection.scalars(sa.select(chunks.c.payload)))
+        assert len(payloads) == 2
+        for key in payloads:
+            store.get(key)
+    else:
+        with pytest.raises(Unavailable):
+            run(images(3))
+        assert nothing_is_left()
+    assert broken
 
 
 def test_a_job_cancelled_while_it_is_submitted(run, ledger):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How often a chunk that takes long looks at its lease and its job, at the most.
+#: How often a chunk that takes long looks at its lease and its job, at the most: an image may take seconds.
 _LOOK_SECONDS: Final = 1.0
 
 #: And where leases are short, after this share of it: early enough for a second try.
@@ -142,7 +142,7 @@ def _outcomes(claim: Claim, bench: Bench) -> list[Outcome]:
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
-        between_batches=_looking(bench, claim),
+        between_images=_looking(bench, claim),
     )
 
 
@@ -185,7 +185,7 @@ def classify_payload(
     roots: Roots,
     limits: ImageLimits,
     image_seconds: float,
-    between_batches: Callable[[], None] = lambda: None,
+    between_images: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last.
@@ -216,12 +216,13 @@ def classify_payload(
 
     with Deadline(image_seconds) as deadline:
         for place, content in enumerate(payload.contents):
+            between_images()
             try:
-                deadline.begin()
                 if isinstance(content, Reference):
                     content = roots.read(content, max_bytes=limits.max_bytes)
                 elif isinstance(content, ImageError):
                     raise content
+                deadline.begin()
                 pixels[len(places)] = decode(content, classifier.spec, limits)
                 deadline.end()
             except ImageError as error:
@@ -231,7 +232,6 @@ def classify_payload(
             places.append(place)
             if len(places) == BATCH:
                 predict()
-                between_batches()
     if places:
         predict()
     return [outcome for outcome in outcomes if outcome is not None]

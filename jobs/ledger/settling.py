@@ -1,0 +1,50 @@
+"""A job that has finished, and whatever is still at it: nobody may come back once it counts as settled."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import crash_if_vanished
+from jobs.schema import FINISHED, ChunkState, chunks, db_now, jobs
+
+#: Chunks that may still bring in outcomes.
+_OPEN = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
+
+
+def settle_job(connection: Connection, job_id: str) -> bool:
+    """Drops the chunks of a finished job that nobody is at: a worker that was given up and comes back then
+    finds its chunk gone. False where the job has not finished, or a worker still has a chunk of it.
+
+    After True the job's outcomes do not change any more.
+    """
+    finished = sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.state.in_(FINISHED))
+    # Locked in one order, so that two who settle the same job do not wait for each other. This waits for a
+    # claim that is not committed yet, and then sees it.
+    nobodys = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.job_id == job_id, _OPEN, ~_in_work(), finished)
+        .order_by(chunks.c.id)
+        .with_for_update()
+    )
+    ids = list(connection.scalars(nobodys))
+    if ids:
+        connection.execute(
+            chunks.update()
+            .where(chunks.c.id.in_(ids))
+            .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
+        )
+    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _OPEN)
+    settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
+    return connection.scalar(settled) is not None
+
+
+def could_be_settled(connection: Connection, job_id: str) -> bool:
+    """Whether the job has finished and no worker has a chunk of it. Changes nothing."""
+    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, _in_work())
+    query = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~at_work)
+    return connection.scalar(query) is not None
+
+
+def _in_work() -> sa.ColumnElement[bool]:
+    return sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())

@@ -1,0 +1,31 @@
+"""`labelmill pause`: hold a job up."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import examples, print_json, say, tells_errors
+from labelmill.watching import status_to_json
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill pause 06h0w4r0rf0dkckt"))
+@tells_errors
+def pause(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Hold a job up until it is resumed; other jobs go on.
+
+    Chunks that are being worked on at this moment still bring in their results.
+    """
+    with Client() as client:
+        status = client.pause(job)
+    say(f"job {job} is paused: {status.done:,} of {status.total:,} images done")
+    say(f"  go on:  labelmill resume {job}")
+    if as_json:
+        print_json(status_to_json(status))

@@ -1,0 +1,86 @@
+"""`labelmill purge`: remove what finished jobs no longer need."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+from rich.filesize import decimal
+
+from jobs.store import Store
+from labelmill.client import Client
+from labelmill.console import examples, print_json, say, tells_errors
+from labelmill.progress import ProgressLine
+from labelmill.purging import Purge, Purged
+
+app = typer.Typer(add_completion=False)
+
+#: How long payloads are kept where nobody says: long enough to look at the errors and try them again.
+_PAYLOAD_DAYS: Final = 7.0
+
+
+@app.command(
+    epilog=examples("labelmill purge --payloads 7 --dry-run", "labelmill purge --payloads 7 --jobs 365")
+)
+@tells_errors
+def purge(
+    payloads: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            help="Remove the images of jobs that finished more than so many days ago; predictions stay. "
+            f"{_PAYLOAD_DAYS:g} where neither option is given.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            help="Remove jobs that finished more than so many days ago, with their predictions.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Remove what finished jobs no longer need. Nothing is removed but by this command.
+
+    Safe while workers run, and after it was interrupted: run it again.
+    """
+    if payloads is None and jobs is None:
+        payloads = _PAYLOAD_DAYS
+    with Client() as client, ProgressLine("purging") as progress:
+        run = Purge(
+            client.ledger,
+            Store(client.settings.store),
+            dry_run=dry_run,
+            on_progress=lambda purged: progress.update(purged.payloads + purged.strays, note=_note(purged)),
+        )
+        if jobs is not None:
+            run.whole_jobs(days=jobs)
+        if payloads is not None:
+            run.payloads(days=payloads)
+        run.strays()
+    for line in _summary(run.purged, dry_run=dry_run):
+        say(line)
+    if as_json:
+        print_json(asdict(run.purged) | {"dry_run": dry_run})
+
+
+def _note(purged: Purged) -> str:
+    return f"{decimal(purged.bytes)}, {purged.predictions:,} predictions"
+
+
+def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
+    removed = "to remove" if dry_run else "removed"
+    lines = []
+    if purged.jobs:
+        lines.append(f"{removed}: {purged.jobs:,} jobs with {purged.predictions:,} predictions")
+    if purged.payloads or purged.strays:
+        strays = f" and {purged.strays:,} left by something that was interrupted" if purged.strays else ""
+        lines.append(f"{removed}: the payloads of {purged.payloads:,} jobs{strays}, {decimal(purged.bytes)}")
+    if purged.in_work:
+        lines.append(f"kept: {len(purged.in_work):,} jobs of which a worker still has images")
+    return lines or ["nothing is old enough to be removed"]

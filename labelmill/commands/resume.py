@@ -1,0 +1,30 @@
+"""`labelmill resume`: let a paused job go on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import examples, print_json, say, tells_errors
+from labelmill.watching import status_to_json
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill resume 06h0w4r0rf0dkckt"))
+@tells_errors
+def resume(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Let a paused job go on where it was."""
+    with Client() as client:
+        status = client.resume(job)
+        say(f"job {job} goes on: {status.done:,} of {status.total:,} images done")
+        say(f"  follow it:  labelmill status {job} --watch")
+        if client.broker_was_away:
+            say("No broker answers: it goes on as soon as one does.")
+    if as_json:
+        print_json(status_to_json(status))

@@ -1,0 +1,55 @@
+"""`labelmill retry`: what got no label is tried again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
+from labelmill.progress import ProgressLine
+from labelmill.watching import status_to_json, watch
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill retry 06h0w4r0rf0dkckt --watch", "labelmill retry JOB --failed"))
+@tells_errors
+def retry(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job that has finished.")],
+    failed: Annotated[
+        bool,
+        typer.Option(
+            "--failed", help="Only images that got an error, not those that a stopped job never came to."
+        ),
+    ] = False,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Submit again those images of a job that got no label; prints the new job's id.
+
+    The new job uses the same model, so that its predictions and those of the first belong together.
+    """
+    with Client() as client:
+        with ProgressLine("submitting again") as progress:
+            submitted, unreadable = client.retry(job, failed_only=failed, on_progress=progress.update)
+        if unreadable:
+            say(
+                f"{unreadable:,} images could not be read when they were submitted, and keep their error: "
+                "submit them again"
+            )
+        if submitted is None:
+            say(f"there is nothing to try again in job {job}")
+            if as_json:
+                print_json(None)
+            return
+        if client.broker_was_away:
+            say("No broker answers: the job waits in the ledger until one does.")
+        if not as_json:
+            print_data(submitted.job_id)
+        status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)
+    if as_json:
+        print_json(status_to_json(status))
+    if watch_it:
+        raise SystemExit(exit_code_of(status))

@@ -1,0 +1,147 @@
+"""Removing what is old: the order of the steps, so that a purge can be killed anywhere and run again.
+
+A job's row says that its payloads are gone before the first file is removed; where the files of such a job
+are still there, the next purge removes them. A job that is removed as a whole loses its predictions and
+chunks part by part, and its row last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from jobs.ids import id_seconds, is_id
+from jobs.ledger import Ledger
+from jobs.ledger.progress import job_status
+from jobs.ledger.retention import (
+    delete_chunks,
+    delete_job,
+    delete_predictions,
+    finished_jobs,
+    mark_purged,
+    payload_owners,
+    prediction_ranges,
+)
+from jobs.ledger.settling import could_be_settled
+from jobs.payloads import PAYLOADS, payload_folder
+from jobs.store import Store
+
+#: Payloads that no job names are left alone for so long: their producer may be about to name them.
+_STRAY_SECONDS: Final = 24 * 3600
+
+#: Folders that are looked up in the ledger by one statement.
+_PAGE_FOLDERS: Final = 500
+
+
+@dataclass
+class Purged:
+    """What a purge has removed, or would."""
+
+    #: Jobs whose payloads were removed, those removed as a whole among them.
+    payloads: int = 0
+    #: Jobs removed as a whole.
+    jobs: int = 0
+    #: Their predictions.
+    predictions: int = 0
+    #: Folders of payloads that no job needed: what an interrupted purge or submission has left.
+    strays: int = 0
+    #: Of all payloads together.
+    bytes: int = 0
+    #: Jobs that are old enough, but a worker still has a chunk of them.
+    in_work: list[str] = field(default_factory=list)
+
+
+class Purge:
+    """One pass over the ledger and the store."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, *, dry_run: bool, on_progress: Callable[[Purged], None]
+    ) -> None:
+        """`dry_run`: only counts. `on_progress` is called after each step with what is removed so far."""
+        self.purged = Purged()
+        self._ledger = ledger
+        self._store = store
+        self._dry_run = dry_run
+        self._on_progress = on_progress
+        self._seen: set[str] = set()
+
+    def whole_jobs(self, *, days: float) -> None:
+        """Jobs that finished more than so many days ago: predictions, chunks, payloads, and the row. Raises
+        Unavailable.
+        """
+        with self._ledger.reading() as connection:
+            job_ids = finished_jobs(connection, days=days)
+        for job_id in job_ids:
+            if self._payloads_of(job_id):
+                self._rows_of(job_id)
+                self.purged.jobs += 1
+                self._on_progress(self.purged)
+
+    def payloads(self, *, days: float) -> None:
+        """Payloads of jobs that finished more than so many days ago. Raises Unavailable."""
+        with self._ledger.reading() as connection:
+            job_ids = finished_jobs(connection, days=days, with_payloads=True)
+        for job_id in job_ids:
+            if job_id not in self._seen:
+                self._payloads_of(job_id)
+
+    def strays(self) -> None:
+        """Payloads that no job needs: a purge or a producer was killed. Raises Unavailable."""
+        # The folders first: a job whose folder is seen has its row by now, or is young.
+        folders = [name for name in self._store.folders(PAYLOADS) if is_id(name)]
+        oldest = time.time() - _STRAY_SECONDS
+        for start in range(0, len(folders), _PAGE_FOLDERS):
+            page = folders[start : start + _PAGE_FOLDERS]
+            with self._ledger.reading() as connection:
+                owners = payload_owners(connection, page)
+            for name in page:
+                if owners.get(name, id_seconds(name) < oldest):
+                    self._remove_payloads(name)
+                    self.purged.strays += 1
+                    self._on_progress(self.purged)
+
+    def _payloads_of(self, job_id: str) -> bool:
+        """False where a worker still has a chunk of it."""
+        self._seen.add(job_id)
+        if self._dry_run:
+            with self._ledger.reading() as connection:
+                free = could_be_settled(connection, job_id)
+        else:
+            with self._ledger.transaction() as connection:
+                free = mark_purged(connection, job_id)
+        if not free:
+            self.purged.in_work.append(job_id)
+        elif self._remove_payloads(job_id):
+            self.purged.payloads += 1
+            self._on_progress(self.purged)
+        return free
+
+    def _remove_payloads(self, job_id: str) -> int:
+        """Gives back how many bytes they had."""
+        size = self._store.folder_bytes(payload_folder(job_id))
+        if not self._dry_run:
+            self._store.remove_folder(payload_folder(job_id))
+        self.purged.bytes += size
+        return size
+
+    def _rows_of(self, job_id: str) -> None:
+        with self._ledger.reading() as connection:
+            ranges = prediction_ranges(connection, job_id)
+            if self._dry_run:
+                self.purged.predictions += job_status(connection, job_id).done
+                return
+        for indices in ranges:
+            started = time.monotonic()
+            with self._ledger.transaction() as connection:
+                self.purged.predictions += delete_predictions(connection, job_id, indices)
+            self._on_progress(self.purged)
+            # SQLite has one write lock, and no queue for it: who takes it again at once has it all the time.
+            time.sleep(time.monotonic() - started)
+        gone = 1
+        while gone:
+            with self._ledger.transaction() as connection:
+                gone = delete_chunks(connection, job_id)
+        with self._ledger.transaction() as connection:
+            delete_job(connection, job_id)

@@ -1,0 +1,268 @@
+"""What people do with a job while it runs and afterwards: pause, resume, limits, retry, purge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.schema import ChunkState, chunks, jobs, predictions
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import Client
+from tests.console import LABELMILL, Home, rows, until
+from tests.faults.stack import running_job
+from worker.reconcile import RECONCILE_SECONDS
+
+
+@pytest.fixture
+def mixed(few_digits: Path, tmp_path: Path) -> Path:
+    """Fifty good digits and ten files that are none."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(few_digits, folder)
+    for number in range(10):
+        (folder / f"letter{number}.png").write_text("Dear Sir or Madam")
+    return folder
+
+
+def in_work(client: Client) -> int:
+    """How many chunks a worker has."""
+    with client.ledger.reading() as connection:
+        query = sa.select(sa.func.count()).where(chunks.c.state == ChunkState.CLAIMED)
+        return connection.scalar(query) or 0
+
+
+# ---- pause and resume ---------------------------------------------------------------------------------
+
+
+def test_a_paused_job_stands_still_and_ends_well(
+    new_home: Home, digits: Path, accuracy: float, tmp_path: Path
+) -> None:
+    # given a job of many chunks that is under way, and somebody who watches it
+    with running_job(new_home, digits, tmp_path / "up.log") as running:
+        [status] = running.client.jobs()
+        watching = subprocess.Popen(
+            [LABELMILL, "status", status.id, "--watch"],
+            env=new_home.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        # when it is paused
+        paused = new_home.run("pause", status.id)
+        assert paused.returncode == 0, paused.stderr
+        assert f"labelmill resume {status.id}" in paused.stderr
+        running.check_under_way()
+
+        # then what was in work comes in, and then nothing moves: not when the reconciler looks, either
+        until(lambda: not in_work(running.client), "no chunk is in work")
+        before = new_home.json("status", status.id)
+        time.sleep(2 * RECONCILE_SECONDS)
+        after = new_home.json("status", status.id)
+        assert (before["paused"], after["paused"]) == (True, True)
+        assert (after["succeeded"], after["eta_seconds"]) == (before["succeeded"], None)
+        assert after["state"] in ("receiving", "running")
+        assert f"{after['state']}, paused" in new_home.ok("status", status.id)
+        assert f"{after['state']}, paused" in new_home.ok("jobs")
+
+        # when it is resumed, then it goes on, and every image has its row
+        new_home.ok("resume", status.id)
+        running.check_it_ends_well(accuracy)
+
+        # and who watched was told how to go on
+        _, said = watching.communicate(timeout=120)
+        assert f"paused: labelmill resume {status.id}" in said
+
+    # and now there is nothing to pause or resume
+    for command in ("pause", "resume"):
+        done = new_home.run(command, status.id)
+        assert done.returncode == 2
+        assert "had finished before: it is done" in done.stderr
+
+
+def test_what_is_not_paused_is_not_resumed(new_home: Home, few_digits: Path) -> None:
+    job = new_home.ok("submit", few_digits).strip()
+    done = new_home.run("resume", job)
+    assert done.returncode == 2
+    assert "is not paused" in done.stderr
+    new_home.ok("pause", job)
+    assert json.loads(new_home.ok("resume", job, "--json"))["paused"] is False
+
+
+# ---- limits of errors ---------------------------------------------------------------------------------
+
+
+def test_too_many_errors_stop_a_job(stack: Home, mixed: Path) -> None:
+    # given a job that may have nine errors, and has ten, when it is followed
+    done = stack.run("submit", mixed, "--watch", "--max-errors", "9")
+
+    # then it has failed and says why
+    assert done.returncode == 1
+    job = done.stdout.split()[-1]
+    assert "more than its limit of 9" in done.stderr
+    assert stack.json("status", job)["state"] == "failed"
+
+    # and where the limit is ten, or the share is larger, it has not
+    assert stack.run("submit", mixed, "--watch", "--max-errors", "10").returncode == 3
+    done = stack.run("submit", mixed, "--watch", "--max-error-rate", "0.5", "--min-sample", "1")
+    assert done.returncode == 3
+    done = stack.run("submit", mixed, "--watch", "--max-error-rate", "0.1", "--min-sample", "1")
+    assert done.returncode == 1
+    assert "more than its limit of 10 %" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-errors", "-1"],
+        ["--max-error-rate", "1.5"],
+        ["--max-error-rate", "nan"],
+        ["--max-error-rate", "0.1", "--min-sample", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_limit_is_a_mistake(trained: Home, few_digits: Path, options: list[str]) -> None:
+    done = trained.run("submit", few_digits, *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+# ---- trying again -------------------------------------------------------------------------------------
+
+
+def test_what_failed_is_tried_again(stack: Home, mixed: Path) -> None:
+    # given a job that is done, with errors
+    job = stack.run("submit", mixed, "--watch").stdout.split()[-1]
+
+    # when what failed is tried again, and followed
+    done = stack.run("retry", job, "--failed", "--watch")
+
+    # then the new job's id is the last word on stdout, and it has just those images, by the same model
+    assert done.returncode == 3, done.stderr
+    new = done.stdout.split()[-1]
+    assert done.stdout == f"{new}\n"
+    errors = rows(stack.ok("predictions", new, "--format", "csv"))
+    assert sorted(row["name"] for row in errors) == sorted(map(str, mixed.glob("letter*.png")))
+    status = stack.json("status", new)
+    assert (status["retry_of"], status["total"]) == (job, 10)
+    assert status["model"] == stack.json("status", job)["model"]
+    assert f"retry of        {job}" in stack.ok("status", new)
+
+
+def test_where_nothing_failed_there_is_nothing_to_do(stack: Home, few_digits: Path) -> None:
+    job = stack.ok("submit", few_digits, "--watch").strip()
+    done = stack.run("retry", job)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing to try again" in done.stderr
+    assert json.loads(stack.ok("retry", job, "--json")) is None
+
+
+def test_a_cancelled_jobs_rest_is_tried_again(new_home: Home, few_digits: Path) -> None:
+    # given a job that was cancelled before anybody came to it
+    job = new_home.ok("submit", few_digits).strip()
+    new_home.ok("cancel", job)
+
+    # when it is tried again, then all of it is there, to be worked on
+    new = json.loads(new_home.ok("retry", job, "--json"))
+    assert (new["total"], new["retry_of"], new["state"]) == (50, job, "running")
+
+    # and that one is not tried again before it has finished
+    done = new_home.run("retry", new["id"])
+    assert done.returncode == 2
+    assert "has not finished" in done.stderr
+
+
+# ---- purging ------------------------------------------------------------------------------------------
+
+
+def test_a_purge_takes_nothing_from_a_running_job(
+    new_home: Home, digits: Path, few_digits: Path, accuracy: float, tmp_path: Path
+) -> None:
+    # given a job that is under way, and two that finished while it was paused
+    with running_job(new_home, digits, tmp_path / "up.log") as running:
+        [big] = running.client.jobs()
+        new_home.ok("pause", big.id)
+        small = [new_home.ok("submit", few_digits, "--watch").strip() for _ in range(2)]
+
+        # when their payloads are purged, then what was announced is gone, and their predictions are not
+        looked = new_home.json("purge", "--payloads", "0", "--dry-run")
+        assert (looked["payloads"], looked["jobs"], looked["dry_run"]) == (2, 0, True)
+        assert looked["bytes"] > 0
+        purged = new_home.json("purge", "--payloads", "0")
+        assert (purged["payloads"], purged["bytes"]) == (2, looked["bytes"])
+        refused = new_home.run("retry", small[0])
+        assert refused.returncode == 2
+        assert "purged" in refused.stderr
+        assert len(rows(new_home.ok("predictions", small[0], "--format", "csv"))) == 50
+
+        # when they are purged as a whole, while workers are at the other job
+        new_home.ok("resume", big.id)
+        removed = new_home.run("purge", "--jobs", "0")
+        running.check_under_way()
+        assert "removed: 2 jobs with 100 predictions" in removed.stderr, removed.stderr
+
+        # then that job ends well
+        running.check_it_ends_well(accuracy)
+        assert Store(running.client.settings.store).folders("payloads") == [big.id]
+
+
+#: So many predictions that deleting them takes more than a moment.
+MANY = 500_000
+
+
+def test_a_purge_that_is_killed_is_run_again(new_home: Home, few_digits: Path) -> None:
+    # given a job with very many predictions, and another one that waits
+    old = new_home.ok("submit", few_digits).strip()
+    new_home.ok("cancel", old)
+    waiting = new_home.ok("submit", few_digits).strip()
+    with Client(Settings.load(home=new_home.path)) as client:
+        with client.ledger.transaction() as connection:
+            connection.exec_driver_sql(
+                'INSERT INTO predictions (job_id, "index", name, label, confidence) '
+                "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) "
+                "SELECT ?, n, n || '.png', '7', 0.5 FROM numbers",
+                (MANY - 1, old),
+            )
+
+        def left() -> int:
+            with client.ledger.reading() as connection:
+                query = sa.select(sa.func.count()).where(predictions.c.job_id == old)
+                return connection.scalar(query) or 0
+
+        def begun() -> bool:
+            with client.ledger.reading() as connection:
+                query = sa.select(predictions.c.index).where(predictions.c.job_id == old)
+                return connection.scalar(query.order_by(predictions.c.index).limit(1)) != 0
+
+        # when it is purged, and the purge is killed in the middle
+        purging = subprocess.Popen(
+            [LABELMILL, "purge", "--jobs", "0"], env=new_home.environment, stderr=subprocess.DEVNULL
+        )
+        until(begun, "the first predictions are deleted")
+        purging.send_signal(signal.SIGKILL)
+        purging.wait()
+        assert 0 < left() < MANY, "it was killed too late to be in the middle"
+
+        # then the job is still there, says that its payloads are gone, and nothing of it is tried again
+        status = new_home.json("status", old)
+        assert status["purged_at"] is not None
+        assert "removed" in new_home.ok("status", old)
+        assert new_home.run("retry", old).returncode == 2
+
+        # and running the purge again removes the rest, and nothing of the other job
+        new_home.ok("purge", "--jobs", "0")
+        assert left() == 0
+        with client.ledger.reading() as connection:
+            assert list(connection.scalars(sa.select(jobs.c.id))) == [waiting]
+        assert Store(client.settings.store).folders("payloads") == [waiting]
+        done = new_home.run("purge")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "nothing is old enough" in done.stderr

@@ -1,0 +1,327 @@
+"""A job with a limit of errors ends early: not one error too soon, and not one too late."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import ErrorCode, JobStopped, Stopped, UserError
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.pausing import pause_job
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.upkeep import drop_leftover_chunks
+from jobs.limits import ErrorLimits
+from jobs.payloads import payload_key
+from jobs.schema import ChunkState, JobState, chunks, predictions
+from tests.conftest import Job
+
+LimitedJobMaker = Callable[..., Job]
+
+
+@pytest.fixture
+def limited(ledger: Ledger, champion) -> LimitedJobMaker:
+    """`limited([3, 2], count=1)`: a job with these limits, with chunks of so many images."""
+
+    def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: float) -> Job:
+        job_id = new_id()
+        made: list[NewChunk] = []
+        with ledger.transaction() as connection:
+            open_job(
+                connection,
+                job_id,
+                model_id=champion.id,
+                key=None,
+                error_limits=ErrorLimits(**limits),  # type: ignore[arg-type]
+            )
+            for size in sizes:
+                chunk_id, first = new_id(), sum(chunk.images for chunk in made)
+                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64)
+                add_chunk(connection, job_id, chunk)
+                made.append(chunk)
+            if sealed:
+                seal_job(connection, job_id, fingerprint=None)
+        return Job(job_id, made)
+
+    return limited
+
+
+def outcomes(images: int, *, errors: int) -> list[Outcome]:
+    """So many outcomes, the first of them errors."""
+    return [
+        Outcome(f"{number}.png", None, None, ErrorCode.CORRUPT)
+        if number < errors
+        else Outcome(f"{number}.png", "7", 0.75)
+        for number in range(images)
+    ]
+
+
+def status_of(ledger: Ledger, job: Job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
+    with ledger.reading() as connection:
+        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
+        return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def recorded(ledger: Ledger, job: Job) -> int:
+    with ledger.reading() as connection:
+        query = sa.select(sa.func.count()).where(predictions.c.job_id == job.id)
+        return connection.scalar(query) or 0
+
+
+# ---- a number of errors -------------------------------------------------------------------------------
+
+
+def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, worker):
+    # Given a job that may have three errors
+    job = limited([5, 5, 5, 5], count=3)
+
+    # When it has three, in two chunks, Then it goes on
+    worker.work(job.chunks[0], outcomes(5, errors=2))
+    worker.work(job.chunks[1], outcomes(5, errors=1))
+    assert status_of(ledger, job).state == JobState.RUNNING
+
+    # When it has one more
+    worker.work(job.chunks[2], outcomes(5, errors=1))
+
+    # Then it has failed and says why, what waits is dropped, and all outcomes so far are kept
+    status = status_of(ledger, job)
+    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 11, 4)
+    assert status.error == "4 of 15 images got an error, more than its limit of 3."
+    assert status.finished_at is not None
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 3 + [ChunkState.DROPPED]
+    assert worker.claim(job.chunks[3]) is None
+    assert recorded(ledger, job) == 15
+
+
+def test_a_limit_of_none_at_all_stops_with_the_first_error(ledger, limited, worker):
+    job = limited([2, 2], count=0)
+    worker.work(job.chunks[0], outcomes(2, errors=1))
+    assert status_of(ledger, job).state == JobState.FAILED
+    assert status_of(ledger, job).error == "1 of 2 images got an error, more than its limit of 0."
+
+
+def test_a_job_without_limits_may_have_nothing_but_errors(ledger, make_job, worker):
+    job = make_job([1_500, 1])
+    worker.work(job.chunks[0], outcomes(1_500, errors=1_500))
+    assert status_of(ledger, job).state == JobState.RUNNING
+    worker.work(job.chunks[1], outcomes(1, errors=1))
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+# ---- a share of errors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "images", "at_the_limit"),
+    [
+        (0.1, 1_000, 100),
+        (0.29, 100, 29),  # 0.29 * 100 is 28.999999999999996
+        (0.07, 100, 7),  # 0.07 * 100 is 7.000000000000001
+        (0.57, 100, 57),
+        (0.001, 3_000, 3),
+        (0.05, 60, 3),
+        (0.0, 10, 0),
+        (1 / 3, 9, 3),
+    ],
+)
+def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, rate, images, at_the_limit):
+    # Given two jobs that may have such a share of errors
+    at, over = (limited([images, 1], rate=rate, sample=1) for _ in range(2))
+
+    # When one has just that, and the other one more
+    worker.work(at.chunks[0], outcomes(images, errors=at_the_limit))
+    worker.work(over.chunks[0], outcomes(images, errors=at_the_limit + 1))
+
+    # Then the one goes on and the other is stopped
+    assert status_of(ledger, at).state == JobState.RUNNING
+    assert status_of(ledger, over).state == JobState.FAILED
+
+
+def test_no_share_is_too_large_for_a_limit_of_all(ledger, limited, worker):
+    job = limited([3, 1], rate=1.0, sample=1)
+    worker.work(job.chunks[0], outcomes(3, errors=3))
+    assert status_of(ledger, job).state == JobState.RUNNING
+
+
+def test_a_share_counts_from_its_sample_on(ledger, limited, worker):
+    # Given a job whose share of errors counts from ten images on
+    job = limited([9, 1, 1], rate=0.5, sample=10)
+
+    # When nine have an outcome, all of them errors, Then it goes on
+    worker.work(job.chunks[0], outcomes(9, errors=9))
+    assert status_of(ledger, job).state == JobState.RUNNING
+
+    # When the tenth comes, a good one, Then it has failed
+    worker.work(job.chunks[1], outcomes(1, errors=0))
+    status = status_of(ledger, job)
+    assert status.state == JobState.FAILED
+    assert status.error == "9 of 10 images got an error, more than its limit of 50 %."
+
+
+def test_the_sample_is_a_thousand_where_nobody_says(ledger, limited, worker):
+    job = limited([999, 1, 1], rate=0.05)
+    worker.work(job.chunks[0], outcomes(999, errors=999))
+    assert status_of(ledger, job).state == JobState.RUNNING
+    worker.work(job.chunks[1], outcomes(1, errors=1))
+    assert status_of(ledger, job).state == JobState.FAILED
+
+
+def test_either_limit_stops(ledger, limited, worker):
+    # Given jobs with both limits, of which one is met
+    by_count = limited([100, 1], count=3, rate=0.5, sample=10)
+    by_rate = limited([100, 1], count=90, rate=0.5, sample=10)
+    worker.work(by_count.chunks[0], outcomes(100, errors=4))
+    worker.work(by_rate.chunks[0], outcomes(100, errors=51))
+
+    # Then both are stopped, and say by which
+    assert status_of(ledger, by_count).error == "4 of 100 images got an error, more than its limit of 3."
+    assert status_of(ledger, by_rate).error == "51 of 100 images got an error, more than its limit of 50 %."
+
+
+# ---- when it happens ----------------------------------------------------------------------------------
+
+
+def test_a_limit_that_is_passed_with_the_last_chunk_fails_the_job(ledger, limited, worker):
+    # Given a job whose every image has an outcome, one error too many among the last
+    job = limited([5, 5], count=1)
+    worker.work(job.chunks[0], outcomes(5, errors=1))
+    worker.work(job.chunks[1], outcomes(5, errors=1))
+
+    # Then it has failed: what a script is told must not depend on where the bad images lay
+    status = status_of(ledger, job)
+    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 8, 2)
+    assert status.error == "2 of 10 images got an error, more than its limit of 1."
+
+
+def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
+    # Given a job whose producer is still at it
+    job = limited([2, 2], count=0, sealed=False)
+
+    # When there is an error too many
+    worker.work(job.chunks[0], outcomes(2, errors=1))
+
+    # Then it has failed, and its producer learns why with the next chunk, or at the end
+    assert status_of(ledger, job).state == JobState.FAILED
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
+    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
+        add_chunk(connection, job.id, NewChunk(new_id(), 4, 1, "payloads/x", "0" * 64))
+    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
+        seal_job(connection, job.id, fingerprint=None)
+
+
+def test_a_chunk_in_work_when_the_job_is_stopped_may_still_finish(ledger, limited, new_worker):
+    # Given three workers at a job's three chunks, and a fourth chunk that waits
+    job = limited([2, 2, 2, 2], count=0)
+    anna, ben, carl = (new_worker(name) for name in ("anna", "ben", "carl"))
+    first, second, third = (
+        worker.must_claim(chunk) for worker, chunk in zip((anna, ben, carl), job.chunks, strict=False)
+    )
+
+    # When the first one's outcomes stop the job
+    anna.finish(first, outcomes(2, errors=2))
+    stopped_at = status_of(ledger, job).finished_at
+
+    # Then who looks is told, and gives up
+    with pytest.raises(JobStopped):
+        ben.renew(second)
+    ben.release(second)
+
+    # And who comes to record is let in; reason and moment stay what they were
+    carl.finish(third, outcomes(2, errors=1))
+    status = status_of(ledger, job)
+    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 1, 3)
+    assert status.error == "2 of 2 images got an error, more than its limit of 0."
+    assert status.finished_at == stopped_at
+    assert chunk_states_of(ledger, job) == [
+        ChunkState.DONE,
+        ChunkState.DROPPED,
+        ChunkState.DONE,
+        ChunkState.DROPPED,
+    ]
+
+
+def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_worker):
+    # Given eight workers with a chunk each, every one with errors enough, and two chunks that wait
+    job = limited([2] * 10, count=1)
+    workers = [new_worker(f"worker {number}") for number in range(8)]
+    claims = [worker.must_claim(chunk) for worker, chunk in zip(workers, job.chunks, strict=False)]
+    start = threading.Barrier(8, timeout=30)
+
+    def finish(number: int) -> None:
+        start.wait()
+        workers[number].finish(claims[number], outcomes(2, errors=2))
+
+    # When all record at the same moment
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(finish, range(8)))
+
+    # Then the first of them stopped the job, and all eight are counted
+    status = status_of(ledger, job)
+    assert (status.state, status.failed) == (JobState.FAILED, 16)
+    assert status.error == "2 of 2 images got an error, more than its limit of 1."
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 8 + [ChunkState.DROPPED] * 2
+
+
+def test_a_paused_job_is_stopped_by_what_was_in_work(ledger, limited, worker):
+    # Given a job that was paused while a chunk was in work
+    job = limited([1, 1], count=0)
+    claim = worker.must_claim(job.chunks[0])
+    with ledger.transaction() as connection:
+        pause_job(connection, job.id)
+
+    # When that chunk brings an error too many, Then what is held is dropped
+    worker.finish(claim, outcomes(1, errors=1))
+    assert status_of(ledger, job).state == JobState.FAILED
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited, new_worker):
+    # Given a job, and a worker whose claim on its second chunk is not committed yet
+    job = limited([1, 1], count=0)
+    anna, ben = new_worker("anna"), new_worker("ben")
+    claim = anna.must_claim(job.chunks[0])
+    with ben.ledger.transaction() as connection:
+        connection.execute(chunks.update().where(chunks.c.id == job.chunks[1].id).values(owner="ben"))
+
+        # When the job is stopped, Then it need not wait for that worker
+        anna.finish(claim, outcomes(1, errors=1))
+    assert status_of(ledger, job).state == JobState.FAILED
+
+    # And the reconciler drops what was passed over
+    assert ben.claim(job.chunks[1]) is None
+    with ledger.transaction() as connection:
+        drop_leftover_chunks(connection)
+    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
+
+
+# ---- what is no limit ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"count": -1}, {"rate": -0.01}, {"rate": 1.01}, {"rate": 5}, {"rate": math.nan}, {"sample": 0}],
+    ids=str,
+)
+def test_what_is_no_limit_is_refused(limits):
+    with pytest.raises(UserError):
+        ErrorLimits(**limits)
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"count": 0}, {"rate": 0}, {"rate": 1}, {"rate": 0.05, "sample": 1}], ids=str
+)
+def test_what_is_a_limit_is_taken(limits):
+    ErrorLimits(**limits)

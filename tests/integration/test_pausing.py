@@ -1,0 +1,518 @@
+"""A paused job stands still, whatever happens meanwhile, and goes on where it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import Conflict, ErrorCode, LeaseLost, NotFound
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import VANISHED, end_job
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
+from jobs.queue import Bell
+from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.settings import Settings
+from labelmill.client import Client
+from worker.reconcile import Reconciler
+
+PENDING, CLAIMED, HELD, DONE, DROPPED = (
+    ChunkState.PENDING,
+    ChunkState.CLAIMED,
+    ChunkState.HELD,
+    ChunkState.DONE,
+    ChunkState.DROPPED,
+)
+
+
+def pause(ledger: Ledger, job) -> bool:
+    with ledger.transaction() as connection:
+        return pause_job(connection, job.id)
+
+
+def resume(ledger: Ledger, job) -> list[str] | None:
+    with ledger.transaction() as connection:
+        return resume_job(connection, job.id)
+
+
+def cancel(ledger: Ledger, job) -> bool:
+    with ledger.transaction() as connection:
+        return end_job(connection, job.id, JobState.CANCELLED)
+
+
+def hold_leftovers(ledger: Ledger) -> None:
+    with ledger.transaction() as connection:
+        hold_leftover_chunks(connection)
+
+
+def states_of(ledger: Ledger, job) -> list[ChunkState]:
+    with ledger.reading() as connection:
+        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
+        return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def status_of(ledger: Ledger, job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def due(ledger: Ledger) -> int:
+    with ledger.reading() as connection:
+        return count_due(connection, limit=100)
+
+
+def ids(job, *numbers: int) -> list[str]:
+    return [job.chunks[number].id for number in numbers]
+
+
+# ---- the usual way ------------------------------------------------------------------------------------
+
+
+def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
+    # Given two jobs, one of them with a chunk done and one in work
+    job, other = make_job([1, 1, 1, 1]), make_job([1])
+    worker.work(job.chunks[0])
+    claim = worker.must_claim(job.chunks[1])
+
+    # When that one is paused
+    assert pause(ledger, job)
+
+    # Then what waits is held: no claim, no message and no reconciler meets it
+    assert states_of(ledger, job) == [DONE, CLAIMED, HELD, HELD]
+    assert worker.claim(job.chunks[2]) is None
+    assert due(ledger) == 1
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(ring_after=None))
+        assert chunks_to_ring(connection, limit=100) == ids(other, 0)
+    worker.work(other.chunks[0])
+
+    # And what was in work is recorded, and the job stands still
+    worker.finish(claim)
+    status = status_of(ledger, job)
+    assert (status.state, status.paused, status.succeeded) == (JobState.RUNNING, True, 2)
+    assert status.rate is not None
+    assert status.eta_seconds is None
+
+
+def test_a_resumed_job_goes_on_where_it_was(ledger, make_job, worker):
+    # Given a paused job with a chunk done
+    job = make_job([1, 1, 1])
+    worker.work(job.chunks[0])
+    pause(ledger, job)
+
+    # When it is resumed, Then its waiting chunks are named in order, and can be claimed
+    assert resume(ledger, job) == ids(job, 1, 2)
+    assert states_of(ledger, job) == [DONE, PENDING, PENDING]
+    assert not status_of(ledger, job).paused
+    for chunk in job.chunks[1:]:
+        worker.work(chunk)
+    status = status_of(ledger, job)
+    assert (status.state, status.succeeded) == (JobState.DONE, 3)
+
+
+def test_pausing_twice_is_pausing_once(ledger, make_job):
+    job = make_job([1])
+    assert pause(ledger, job)
+    with ledger.reading() as connection:
+        since = connection.scalar(sa.select(jobs.c.paused_at))
+    assert pause(ledger, job)
+    with ledger.reading() as connection:
+        assert connection.scalar(sa.select(jobs.c.paused_at)) == since
+    assert resume(ledger, job) == ids(job, 0)
+    assert resume(ledger, job) is None
+
+
+def test_what_has_finished_is_neither_paused_nor_resumed(ledger, make_job, worker):
+    # Given a job that is done, one that is cancelled, and one that ended while it was paused
+    done, cancelled, ended = make_job([1]), make_job([1]), make_job([1])
+    worker.work(done.chunks[0])
+    cancel(ledger, cancelled)
+    claim = worker.must_claim(ended.chunks[0])
+    pause(ledger, ended)
+    worker.finish(claim)
+
+    # Then none of them can be paused or resumed, or looks paused
+    for job in (done, cancelled, ended):
+        assert not pause(ledger, job)
+        assert resume(ledger, job) is None
+        assert not status_of(ledger, job).paused
+    assert status_of(ledger, ended).state == JobState.DONE
+
+
+def test_a_job_that_nobody_knows_is_not_paused(ledger):
+    with ledger.transaction() as connection:
+        assert not pause_job(connection, new_id())
+        assert resume_job(connection, new_id()) is None
+
+
+# ---- what was in work ---------------------------------------------------------------------------------
+
+
+def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, worker):
+    # Given a chunk in work of a paused job
+    job = make_job([1])
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+
+    # When its worker gives it back, Then nobody can take it, and the reconciler holds it
+    worker.release(claim)
+    assert worker.claim(job.chunks[0]) is None
+    hold_leftovers(ledger)
+    assert states_of(ledger, job) == [HELD]
+    assert due(ledger) == 0
+
+    # And when the job is resumed it is rung for at once, though it was given back just now
+    assert resume(ledger, job) == ids(job, 0)
+    with ledger.transaction() as connection:
+        assert chunks_to_ring(connection, limit=100) == ids(job, 0)
+
+
+def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, make_job, worker):
+    # Given a chunk of a paused job that was given back, and no reconciler that has looked
+    job = make_job([1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+    worker.release(claim)
+
+    # When the job is resumed, Then it can be claimed like the one that was held
+    assert resume(ledger, job) == ids(job, 1)
+    for chunk in job.chunks:
+        worker.work(chunk)
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+def test_a_worker_that_died_while_its_job_was_paused_has_crashed(ledger, make_job, new_worker):
+    # Given a chunk of a paused job whose worker was never heard of again
+    anna, ben = new_worker("anna"), new_worker("ben")
+    job = make_job([1])
+    lost = anna.must_claim(job.chunks[0], lease_seconds=-1)
+    pause(ledger, job)
+
+    # When the reconciler looks, Then the chunk is held, and its crash counted as a claim would count it
+    hold_leftovers(ledger)
+    assert states_of(ledger, job) == [HELD]
+    resume(ledger, job)
+    claim = ben.must_claim(job.chunks[0])
+    assert (claim.crashes, claim.crash_code, claim.error) == (1, ErrorCode.QUARANTINED, VANISHED)
+
+    # And the first worker, should it come back, records nothing
+    with pytest.raises(LeaseLost):
+        anna.finish(lost)
+    ben.finish(claim)
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+def test_a_worker_that_is_alive_keeps_its_chunk_through_a_pause(ledger, make_job, worker):
+    job = make_job([1])
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+    hold_leftovers(ledger)
+    worker.renew(claim)
+    assert states_of(ledger, job) == [CLAIMED]
+    worker.finish(claim)
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+def test_a_chunk_that_crashed_or_was_split_while_its_job_was_paused_is_held(ledger, make_job, worker):
+    # Given two chunks in work of a paused job
+    job = make_job([4, 1])
+    split, crashed = (worker.must_claim(chunk) for chunk in job.chunks)
+    pause(ledger, job)
+
+    # When one is split and the other crashes, Then the halves and the other one are held
+    worker.split(split)
+    worker.crash(crashed)
+    hold_leftovers(ledger)
+    assert sorted(states_of(ledger, job)) == sorted([ChunkState.SPLIT, HELD, HELD, HELD])
+
+    # And all of them are there again when it is resumed
+    assert len(resume(ledger, job) or []) == 3
+
+
+def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
+    job, other = make_job([1]), make_job([1, 1])
+    worker.must_claim(other.chunks[0], lease_seconds=-1)
+    worker.must_claim(job.chunks[0], lease_seconds=-1)
+    pause(ledger, job)
+    hold_leftovers(ledger)
+    assert states_of(ledger, job) == [HELD]
+    assert states_of(ledger, other) == [CLAIMED, PENDING]
+
+
+# ---- while it is received -----------------------------------------------------------------------------
+
+
+def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
+    # Given a job that is paused while its producer is at it
+    job = make_job([1], sealed=False)
+    pause(ledger, job)
+
+    # When the producer goes on, and seals it
+    added = NewChunk(new_id(), 1, 2, "payloads/x", "0" * 64)
+    with ledger.transaction() as connection:
+        add_chunk(connection, job.id, added)
+    assert status_of(ledger, job).state == JobState.RECEIVING
+    assert status_of(ledger, job).paused
+    with ledger.transaction() as connection:
+        seal_job(connection, job.id, fingerprint=None)
+
+    # Then all of it is there, and held
+    status = status_of(ledger, job)
+    assert (status.state, status.paused, status.total) == (JobState.RUNNING, True, 3)
+    assert states_of(ledger, job) == [HELD, HELD]
+    assert worker.claim(added) is None
+
+    # And it is done after it was resumed
+    assert resume(ledger, job) == [*ids(job, 0), added.id]
+    worker.work(job.chunks[0])
+    worker.work(added)
+    assert status_of(ledger, job).state == JobState.DONE
+
+
+def test_a_paused_job_that_is_done_already_is_done_when_it_is_sealed(ledger, make_job, worker):
+    job = make_job([1], sealed=False)
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+    worker.finish(claim)
+    with ledger.transaction() as connection:
+        seal_job(connection, job.id, fingerprint=None)
+    status = status_of(ledger, job)
+    assert (status.state, status.paused) == (JobState.DONE, False)
+
+
+def test_a_paused_submission_can_be_taken_back(ledger, make_job):
+    job = make_job([1, 1], sealed=False)
+    pause(ledger, job)
+    with ledger.transaction() as connection:
+        assert discard_job(connection, job.id)
+    with ledger.reading() as connection, pytest.raises(NotFound):
+        job_status(connection, job.id)
+
+
+# ---- the end of a paused job --------------------------------------------------------------------------
+
+
+def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
+    # Given a paused job with a chunk in work and one whose worker died
+    job = make_job([1, 1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    worker.must_claim(job.chunks[1], lease_seconds=-1)
+    pause(ledger, job)
+
+    # When it is cancelled, Then what was held is dropped, and the job is no longer paused
+    assert cancel(ledger, job)
+    assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
+    status = status_of(ledger, job)
+    assert (status.state, status.paused) == (JobState.CANCELLED, False)
+
+    # And the reconciler holds nothing of it, whichever it does first
+    hold_leftovers(ledger)
+    assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
+    with ledger.transaction() as connection:
+        drop_leftover_chunks(connection)
+    worker.finish(claim)
+    assert states_of(ledger, job) == [DONE, DROPPED, DROPPED]
+
+
+# ---- at the same moment -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job, worker, wait_until_blocked):
+    # Given a paused job with a chunk that was given back, and a reconciler in the midst of holding it
+    job = make_job([1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+    worker.release(claim)
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.transaction() as connection:
+            hold_leftover_chunks(connection)
+
+            # When somebody resumes the job
+            resumed = pool.submit(resume, ledger, job)
+            wait_until_blocked()
+
+        # Then both chunks are let go
+        assert resumed.result(30) == ids(job, 0, 1)
+    assert states_of(ledger, job) == [PENDING, PENDING]
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, make_job, worker):
+    # Given a paused job with a chunk that was given back
+    job = make_job([1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    pause(ledger, job)
+    worker.release(claim)
+    with ledger.transaction() as connection:
+        assert resume_job(connection, job.id) == ids(job, 1)
+
+        # When the reconciler looks before the resume is committed, Then it neither waits nor holds anything
+        hold_leftovers(ledger)
+    assert states_of(ledger, job) == [PENDING, PENDING]
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_chunk_that_is_added_while_the_job_is_paused_is_seen_by_one_of_both(
+    ledger, make_job, wait_until_blocked
+):
+    # Given a pause that is not committed yet
+    job = make_job([1], sealed=False)
+    added = NewChunk(new_id(), 1, 2, "payloads/x", "0" * 64)
+
+    def add() -> None:
+        with ledger.transaction() as connection:
+            add_chunk(connection, job.id, added)
+
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.transaction() as connection:
+            pause_job(connection, job.id)
+
+            # When the producer adds a chunk at this moment
+            adding = pool.submit(add)
+            wait_until_blocked()
+        adding.result(30)
+
+    # Then it is held
+    assert states_of(ledger, job) == [HELD, HELD]
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_chunk_that_is_being_claimed_when_its_job_is_paused_is_in_work(ledger, make_job, new_worker):
+    # Given a claim that is not committed yet
+    job = make_job([1, 1])
+    anna = new_worker("anna")
+    with anna.ledger.transaction() as connection:
+        connection.execute(chunks.update().where(chunks.c.id == job.chunks[0].id).values(owner="anna"))
+
+        # When the job is paused, Then nobody waits for anybody
+        assert pause(ledger, job)
+    assert states_of(ledger, job) == [PENDING, HELD]
+
+    # And what was passed over cannot be claimed, and is held when the reconciler looks
+    assert anna.claim(job.chunks[0]) is None
+    hold_leftovers(ledger)
+    assert states_of(ledger, job) == [HELD, HELD]
+
+
+def work_until_done(worker, job, start: threading.Barrier) -> None:
+    """Takes the job's chunks in turn, gives every third one back, and records the others."""
+    start.wait()
+    turn = 0
+    while not status_of(worker.ledger, job).finished:
+        for chunk in job.chunks:
+            claim = worker.claim(chunk)
+            if claim is not None:
+                turn += 1
+                worker.release(claim) if turn % 3 == 0 else worker.finish(claim)
+
+
+def pause_and_resume(ledger: Ledger, job, start: threading.Barrier) -> None:
+    start.wait()
+    for _ in range(25):
+        if pause(ledger, job):
+            resume(ledger, job)
+
+
+def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
+    # Given a job of forty chunks, two workers, somebody who pauses and resumes it, and a reconciler
+    job = make_job([1] * 40)
+    start, over = threading.Barrier(4, timeout=30), threading.Event()
+    anna, ben, carl, dora = (new_worker(name) for name in ("anna", "ben", "carl", "dora"))
+
+    def reconcile() -> None:
+        start.wait()
+        while not over.is_set():
+            hold_leftovers(dora.ledger)
+
+    # When all of them are at it at once
+    with ThreadPoolExecutor(4) as pool:
+        reconciling = pool.submit(reconcile)
+        others = [
+            pool.submit(work_until_done, anna, job, start),
+            pool.submit(work_until_done, ben, job, start),
+            pool.submit(pause_and_resume, carl.ledger, job, start),
+        ]
+        try:
+            for other in others:
+                other.result(60)
+        finally:
+            over.set()
+        reconciling.result(60)
+
+    # Then the job is done, and every image counted once
+    status = status_of(ledger, job)
+    assert (status.state, status.succeeded) == (JobState.DONE, 40)
+    assert states_of(ledger, job) == [DONE] * 40
+
+
+# ---- from Python --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings) as client:
+        yield client
+
+
+def test_a_resume_rings_at_once(client, broker, make_job):
+    # Given a paused job of two chunks, and an empty queue
+    job = make_job([1, 1])
+    assert client.pause(job.id).paused
+    assert broker.waiting() == 0
+
+    # When it is resumed, Then both are rung for
+    status = client.resume(job.id)
+    assert (status.state, status.paused) == (JobState.RUNNING, False)
+    assert broker.waiting() == 2
+
+
+def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
+    # Given a broker that nobody reaches
+    away = settings.model_copy(update={"broker_url": "redis+socket:///nowhere/valkey.sock"})
+    job = make_job([1])
+    with Client(away) as client:
+        client.pause(job.id)
+
+        # When the job is resumed, Then it is, and says that nobody was told
+        assert not client.resume(job.id).paused
+        assert client.broker_was_away
+    assert broker.waiting() == 0
+
+
+def test_a_person_is_told_why_not(client, ledger, make_job):
+    # Given a job that runs, and one that was cancelled
+    running, cancelled = make_job([1]), make_job([1])
+    cancel(ledger, cancelled)
+    with pytest.raises(Conflict, match="is not paused: it is running"):
+        client.resume(running.id)
+    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+        client.resume(cancelled.id)
+    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+        client.pause(cancelled.id)
+    for action in (client.pause, client.resume):
+        with pytest.raises(NotFound):
+            action("nonsense")
+
+
+def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
+    ledger, app, broker, make_job, worker
+):
+    # Given a paused job with a chunk whose worker died
+    job = make_job([1, 1])
+    worker.must_claim(job.chunks[0], lease_seconds=-1)
+    pause(ledger, job)
+
+    # When the reconciler ticks
+    assert Reconciler(ledger, Bell(app), holder="here").tick() == 0
+
+    # Then all is held, and no message waits
+    assert states_of(ledger, job) == [HELD, HELD]
+    assert broker.waiting() == 0

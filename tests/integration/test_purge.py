@@ -1,0 +1,533 @@
+"""What is old is removed, and nothing else; a purge can be killed anywhere, and run again."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from jobs import ids
+from jobs.errors import Conflict, LeaseLost, NotFound
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger import retention as retention_module
+from jobs.ledger.claims import end_job
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.retention import delete_job, mark_purged
+from jobs.ledger.settling import settle_job
+from jobs.payloads import payload_key
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.purging import Purge, Purged
+from producer.retry import retry
+from producer.sources import SourceImage
+from producer.submit import submit
+from tests.conftest import Job
+
+DAY = 24 * 3600
+
+Submit = Callable[..., Job]
+PurgeAll = Callable[..., Purged]
+
+
+@pytest.fixture
+def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+    """`submitted(7)`: a job of so many images with their payloads, in chunks of three."""
+
+    def submitted(images: int, *, key: str | None = None) -> Job:
+        stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
+        job_id = submit(stream, ledger=ledger, store=store, bell=bell, chunk_images=3, key=key).job_id
+        with ledger.reading() as connection:
+            query = sa.select(
+                chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
+            ).where(chunks.c.job_id == job_id)
+            rows = connection.execute(query.order_by(chunks.c.first_index))
+            return Job(job_id, [NewChunk(*row) for row in rows])
+
+    return submitted
+
+
+@pytest.fixture
+def purge(ledger, store) -> PurgeAll:
+    """`purge(payloads=7, jobs=30)`: one purge; gives back what it has removed."""
+
+    def purge(
+        *,
+        payloads: float | None = None,
+        jobs: float | None = None,
+        dry_run: bool = False,
+        on_progress: Callable[[Purged], None] = lambda _purged: None,
+    ) -> Purged:
+        one = Purge(ledger, store, dry_run=dry_run, on_progress=on_progress)
+        if jobs is not None:
+            one.whole_jobs(days=jobs)
+        if payloads is not None:
+            one.payloads(days=payloads)
+        one.strays()
+        return one.purged
+
+    return purge
+
+
+def finish(worker, job: Job) -> None:
+    for chunk in job.chunks:
+        worker.work(chunk)
+
+
+def cancel(ledger: Ledger, job: Job) -> None:
+    with ledger.transaction() as connection:
+        assert end_job(connection, job.id, JobState.CANCELLED)
+
+
+def finished_ago(ledger: Ledger, job: Job, days: float) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(finished_at=db_now(-days * DAY)))
+
+
+def status_of(ledger: Ledger, job: Job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
+    """How many rows the job has: of its own, chunks, predictions."""
+    with ledger.reading() as connection:
+        return tuple(  # type: ignore[return-value]
+            connection.scalar(sa.select(sa.func.count()).where(column == job.id))
+            for column in (jobs.c.id, chunks.c.job_id, predictions.c.job_id)
+        )
+
+
+def stray_folder(store: Store, age_days: float, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Payloads that no job names, as a producer leaves them that was killed before its first row."""
+    now = ids.time.time_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr(ids.time, "time_ns", lambda: now - int(age_days * DAY * 1e9))
+        job_id = new_id()
+    store.put(payload_key(job_id, new_id()), b"payload")
+    return job_id
+
+
+# ---- payloads -----------------------------------------------------------------------------------------
+
+
+def test_payloads_of_jobs_that_finished_long_ago_are_removed_and_predictions_stay(
+    ledger, store, submitted, worker, purge
+):
+    # Given jobs that ended eight days ago, one that is done since six, and one that goes on
+    old = [submitted(4) for _ in range(3)]
+    finish(worker, old[0])
+    cancel(ledger, old[1])
+    with ledger.transaction() as connection:
+        end_job(connection, old[2].id, JobState.FAILED, error="its model is gone")
+    young, running = submitted(4), submitted(4)
+    finish(worker, young)
+    for job in old:
+        finished_ago(ledger, job, 8)
+    finished_ago(ledger, young, 6)
+
+    # When payloads of more than a week are purged
+    purged = purge(payloads=7)
+
+    # Then those of the three are gone, and nothing else
+    assert sorted(store.folders("payloads")) == sorted([young.id, running.id])
+    assert (purged.payloads, purged.jobs, purged.strays, purged.in_work) == (3, 0, 0, [])
+    assert purged.bytes > 3 * 4 * len(b"pixels")
+    assert rows_of(ledger, old[0]) == (1, 2, 4)
+    assert all(status_of(ledger, job).purged_at is not None for job in old)
+    assert all(status_of(ledger, job).purged_at is None for job in (young, running))
+
+    # And the others can be worked on
+    finish(worker, running)
+    assert status_of(ledger, running).state == JobState.DONE
+
+    # And purging again finds nothing
+    assert purge(payloads=7) == Purged()
+
+
+def test_a_job_that_never_finished_is_kept_however_old_it_is(ledger, store, submitted, make_job, purge):
+    # Given a job that waits since a year, and one that is still being received
+    waiting, receiving = submitted(4), make_job([2], sealed=False)
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().values(created_at=db_now(-365 * DAY)))
+
+    # When everything is purged that may be, Then both are whole
+    assert purge(payloads=0, jobs=0) == Purged()
+    assert store.folders("payloads") == [waiting.id]
+    assert rows_of(ledger, receiving) == (1, 1, 0)
+
+
+def test_a_purged_job_is_not_tried_again(ledger, store, bell, submitted, worker, purge):
+    job = submitted(4)
+    finish(worker, job)
+    finished_ago(ledger, job, 1)
+    purge(payloads=0)
+    with pytest.raises(Conflict, match="purged"):
+        retry(job.id, failed_only=False, ledger=ledger, store=store, bell=bell, chunk_images=3)
+
+
+# ---- whole jobs ---------------------------------------------------------------------------------------
+
+
+def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, worker, purge):
+    # Given two jobs with a key that finished long ago, one of them stopped halfway, and one of today
+    done, stopped, today = submitted(7, key="mine"), submitted(7), submitted(7)
+    finish(worker, done)
+    worker.work(stopped.chunks[1])
+    cancel(ledger, stopped)
+    finish(worker, today)
+    for job in (done, stopped):
+        finished_ago(ledger, job, 31)
+
+    # When jobs of more than a month are purged
+    purged = purge(jobs=30)
+
+    # Then nothing of the two is left
+    assert (purged.jobs, purged.predictions, purged.payloads) == (2, 7 + 3, 2)
+    assert rows_of(ledger, done) == rows_of(ledger, stopped) == (0, 0, 0)
+    assert store.folders("payloads") == [today.id]
+    assert rows_of(ledger, today) == (1, 3, 7)
+
+    # And the key is free again
+    assert submitted(7, key="mine").id != done.id
+
+
+def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
+    # Given jobs that finished 40 days, 10 days and one day ago
+    old, middle, young = (submitted(4) for _ in range(3))
+    for job, days in ((old, 40), (middle, 10), (young, 1)):
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+
+    # When payloads are kept a week and jobs a month
+    purged = purge(payloads=7, jobs=30)
+
+    # Then the oldest is gone, the next has no payloads any more, the youngest is whole
+    assert (purged.jobs, purged.payloads) == (1, 2)
+    assert rows_of(ledger, old) == (0, 0, 0)
+    assert rows_of(ledger, middle) == (1, 2, 4)
+    assert store.folders("payloads") == [young.id]
+
+
+def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, monkeypatch):
+    # Given a job of more predictions than one transaction may delete
+    monkeypatch.setattr(retention_module, "DELETE_ROWS", 4)
+    job = submitted(19)
+    finish(worker, job)
+    finished_ago(ledger, job, 1)
+
+    # When it is purged, Then it goes in steps
+    steps: list[int] = []
+    purge(jobs=0, on_progress=lambda purged: steps.append(purged.predictions))
+    assert [step for step in steps if step] == [4, 8, 12, 16, 19, 19]
+    assert rows_of(ledger, job) == (0, 0, 0)
+
+
+def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
+    job = submitted(4)
+    finish(worker, job)
+    with ledger.transaction() as connection:
+        assert not delete_job(connection, job.id)
+    assert rows_of(ledger, job) == (1, 2, 4)
+
+
+# ---- only looking -------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted, worker, purge, monkeypatch):
+    # Given jobs to be removed whole or in part, one with a worker at it, and a stray folder
+    old, middle, held = submitted(7), submitted(4), submitted(3)
+    for job, days in ((old, 40), (middle, 10)):
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+    worker.must_claim(held.chunks[0])
+    cancel(ledger, held)
+    finished_ago(ledger, held, 40)
+    stray_folder(store, 2, monkeypatch)
+    before = sorted(store.folders("payloads"))
+
+    # When it is only looked, Then nothing changes
+    looked = purge(payloads=7, jobs=30, dry_run=True)
+    assert sorted(store.folders("payloads")) == before
+    assert rows_of(ledger, old) == (1, 3, 7)
+    assert status_of(ledger, middle).purged_at is None
+
+    # And the real one removes just that
+    assert purge(payloads=7, jobs=30) == looked
+    assert (looked.jobs, looked.payloads, looked.strays, looked.predictions) == (1, 2, 1, 7)
+    assert looked.in_work == [held.id]
+
+
+# ---- what is left over --------------------------------------------------------------------------------
+
+
+def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkeypatch):
+    # Given payloads of producers that were killed before their first row, and a folder that is not ours
+    old = stray_folder(store, 1.1, monkeypatch)
+    young = stray_folder(store, 0.9, monkeypatch)
+    store.put("payloads/somebody-elses/file", b"x")
+    store.put(f"models/{old}/x.keras", b"x")
+
+    # When it is purged, Then only the old one is gone
+    purged = purge()
+    assert (purged.strays, purged.bytes) == (1, len(b"payload"))
+    assert sorted(store.folders("payloads")) == sorted([young, "somebody-elses"])
+    assert store.get(f"models/{old}/x.keras") == b"x"
+
+
+def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(
+    ledger, store, submitted, worker, purge
+):
+    # Given a purge that was killed between its mark and the files
+    job = submitted(4)
+    finish(worker, job)
+    with ledger.transaction() as connection:
+        assert mark_purged(connection, job.id)
+
+    # When it is run again, Then the files are removed
+    assert purge(payloads=7).strays == 1
+    assert store.folders("payloads") == []
+
+
+# ---- while workers run --------------------------------------------------------------------------------
+
+
+def test_a_job_with_a_worker_at_it_is_kept(ledger, store, submitted, worker, purge):
+    # Given a job that was cancelled long ago, with a worker that still has a chunk of it
+    job = submitted(6)
+    claim = worker.must_claim(job.chunks[0])
+    cancel(ledger, job)
+    finished_ago(ledger, job, 40)
+
+    # When it is purged, Then it is kept whole, and said so once
+    purged = purge(payloads=7, jobs=30)
+    assert (purged.jobs, purged.payloads, purged.in_work) == (0, 0, [job.id])
+    assert store.folders("payloads") == [job.id]
+    assert status_of(ledger, job).purged_at is None
+
+    # When the worker has finished, Then it goes
+    worker.finish(claim)
+    assert purge(payloads=7, jobs=30).jobs == 1
+    assert rows_of(ledger, job) == (0, 0, 0)
+
+
+def test_a_worker_that_comes_back_after_a_purge_records_nothing(ledger, submitted, worker, purge):
+    # Given a cancelled job with a worker that was not heard of for a whole lease
+    job = submitted(6)
+    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
+    cancel(ledger, job)
+    finished_ago(ledger, job, 40)
+
+    # When the job is purged, and that worker comes back, Then nothing of the job is there again
+    assert purge(jobs=30).jobs == 1
+    with pytest.raises(LeaseLost):
+        worker.finish(claim)
+    assert rows_of(ledger, job) == (0, 0, 0)
+
+
+def test_a_job_is_settled_when_nothing_can_come_in_any_more(ledger, submitted, worker):
+    def settle(job: Job) -> bool:
+        with ledger.transaction() as connection:
+            return settle_job(connection, job.id)
+
+    # Given jobs that wait, are cancelled with a chunk in work, and are done
+    waiting, cancelled, done = submitted(3), submitted(3), submitted(3)
+    claim = worker.must_claim(cancelled.chunks[0])
+    cancel(ledger, cancelled)
+    finish(worker, done)
+
+    # Then only the last is settled, and of the first no chunk was touched
+    assert not settle(waiting)
+    assert not settle(cancelled)
+    assert settle(done)
+    finish(worker, waiting)
+    worker.finish(claim)
+    assert settle(waiting)
+    assert settle(cancelled)
+    assert not settle(Job(new_id(), []))
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_claim_at_the_last_moment_keeps_its_job(
+    ledger, store, submitted, worker, purge, wait_until_blocked
+):
+    # Given a claim that is not committed, and a job that is cancelled at this moment and passes over it
+    job = submitted(3)
+    with ThreadPoolExecutor(1) as pool:
+        with worker.ledger.transaction() as connection:
+            connection.execute(
+                chunks.update()
+                .where(chunks.c.job_id == job.id)
+                .values(state=ChunkState.CLAIMED, token=new_id(), lease_until=db_now(60))
+            )
+            cancel(ledger, job)
+            finished_ago(ledger, job, 1)
+
+            # When it is purged before the claim is committed
+            purging = pool.submit(purge, jobs=0)
+            wait_until_blocked()
+
+        # Then it waits for the claim, and keeps the job
+        assert purging.result(30).in_work == [job.id]
+    assert store.folders("payloads") == [job.id]
+
+
+def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, submitted, worker):
+    # Given ten old jobs
+    old = [submitted(4) for _ in range(10)]
+    for job in old:
+        finish(worker, job)
+        finished_ago(ledger, job, 2)
+    start = threading.Barrier(2, timeout=30)
+
+    def purge_all(_number: int) -> Purged:
+        with contextlib.closing(Ledger(ledger_url)) as own:
+            one = Purge(own, store, dry_run=False, on_progress=lambda _purged: None)
+            start.wait()
+            one.whole_jobs(days=1)
+            one.strays()
+            return one.purged
+
+    # When two purge at the same moment, Then all is gone, and every prediction was deleted once
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(purge_all, range(2)))
+    assert sum(purged.predictions for purged in both) == 40
+    assert all(rows_of(ledger, job) == (0, 0, 0) for job in old)
+    assert store.folders("payloads") == []
+
+
+# ---- a purge that is killed ---------------------------------------------------------------------------
+
+#: Purges, and stops for good after the step with this number: somebody then kills it.
+STOPS_AFTER = """
+import signal, sys
+from jobs.ledger import Ledger, retention
+from jobs.store import Store
+from labelmill.purging import Purge
+
+ledger_url, store_url, stop_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+retention.DELETE_ROWS = 4
+steps = 0
+
+def step(_purged=None):
+    global steps
+    steps += 1
+    if steps == stop_after:
+        print("stopped", flush=True)
+        signal.pause()
+
+class SteppingStore(Store):
+    def remove_folder(self, key):
+        step()
+        super().remove_folder(key)
+
+one = Purge(Ledger(ledger_url), SteppingStore(store_url), dry_run=False, on_progress=step)
+one.whole_jobs(days=30)
+one.payloads(days=7)
+one.strays()
+print("done", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def stopping_purge(settings: Settings, stop_after: int) -> Iterator[str]:
+    """Runs a purge until it stops or is done, says which, and kills it at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS_AFTER, str(settings.ledger), settings.store, str(stop_after)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def names_a_missing_payload(ledger: Ledger, store: Store, some: Sequence[Job]) -> list[str]:
+    """The jobs whose rows say that their payloads are there, and they are not."""
+    missing = []
+    for job in some:
+        with contextlib.suppress(NotFound):
+            if status_of(ledger, job).purged_at is None:
+                for chunk in job.chunks:
+                    try:
+                        store.get(chunk.payload)
+                    except FileNotFoundError:
+                        missing.append(chunk.payload)
+    return missing
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_purge_that_is_killed_can_be_run_again(
+    ledger, store, settings, submitted, worker, purge, stop_after
+):
+    # Given a job to be removed whole, one of which the payloads are to be removed, and one to be kept
+    whole, payloads_only, kept = submitted(10), submitted(4), submitted(4)
+    for job, days in ((whole, 40), (payloads_only, 10), (kept, 1)):
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+
+    # When a purge is killed at one of its steps
+    with stopping_purge(settings, stop_after) as said:
+        assert said == "stopped"
+
+    # Then no row names a payload that is not there, and what is to be kept is whole
+    assert names_a_missing_payload(ledger, store, [whole, payloads_only, kept]) == []
+    assert rows_of(ledger, kept) == (1, 2, 4)
+    assert rows_of(ledger, payloads_only) == (1, 2, 4)
+
+    # And running it again leaves what one purge would have left
+    purge(payloads=7, jobs=30)
+    assert rows_of(ledger, whole) == (0, 0, 0)
+    assert store.folders("payloads") == [kept.id]
+    assert names_a_missing_payload(ledger, store, [payloads_only, kept]) == []
+    assert purge(payloads=7, jobs=30) == Purged()
+
+
+def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, settings, submitted, worker):
+    for days in (40, 10, 1):
+        job = submitted(10 if days == 40 else 4)
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+    with stopping_purge(settings, 9) as said:
+        assert said == "done"
+
+
+def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, bell, submitted, worker, settings):
+    # Given a purge that was killed after a part of a job's predictions
+    job = submitted(10)
+    finish(
+        worker,
+        job,
+    )
+    finished_ago(ledger, job, 40)
+    with stopping_purge(settings, 4) as said:
+        assert said == "stopped"
+    assert rows_of(ledger, job)[2] == 2
+
+    # Then its status says that its payloads are gone, and nobody can try it again
+    assert status_of(ledger, job).purged_at is not None
+    with pytest.raises(Conflict, match="purged"):
+        retry(job.id, failed_only=False, ledger=ledger, store=store, bell=bell, chunk_images=3)
+
+
+def test_rows_of_other_jobs_are_never_touched(ledger, submitted, worker, purge):
+    # Given jobs whose ids lie before and after that of an old one
+    before, old, after = (submitted(7) for _ in range(3))
+    for job in (before, old, after):
+        finish(worker, job)
+    finished_ago(ledger, old, 40)
+    purge(jobs=30)
+    assert rows_of(ledger, before) == rows_of(ledger, after) == (1, 3, 7)

@@ -1,0 +1,396 @@
+"""What got no label is submitted again: just that, under its name, with its content, for the same model."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.pausing import pause_job
+from jobs.ledger.progress import job_status
+from jobs.ledger.retention import mark_purged
+from jobs.payloads import Content, payload_folder, read_payload
+from jobs.references import Roots
+from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.settings import Settings
+from labelmill.client import Client
+from producer.retry import Retried, retry
+from producer.sources import SourceImage, Sources
+from producer.submit import submit
+from tests.conftest import Job
+
+Submit = Callable[..., Job]
+Again = Callable[..., Retried]
+
+
+@pytest.fixture
+def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+    """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
+
+    def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
+        if isinstance(images, int):
+            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
+        job_id = submit(
+            images, ledger=ledger, store=store, bell=bell, chunk_images=chunk_images, **options
+        ).job_id
+        return Job(job_id, chunks_of(ledger, job_id))
+
+    return submitted
+
+
+@pytest.fixture
+def again(ledger, store, bell) -> Again:
+    """`again(job)` retries it, in chunks of three."""
+
+    def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
+        return retry(
+            job.id,
+            failed_only=failed_only,
+            ledger=ledger,
+            store=store,
+            bell=bell,
+            chunk_images=chunk_images,
+        )
+
+    return again
+
+
+def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:
+    query = sa.select(
+        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
+    ).where(chunks.c.job_id == job_id)
+    if states:
+        query = query.where(chunks.c.state.in_(states))
+    with ledger.reading() as connection:
+        return [NewChunk(*row) for row in connection.execute(query.order_by(chunks.c.first_index))]
+
+
+@pytest.fixture
+def images_of(ledger, store):
+    """`images_of(job_id)`: names and contents, from the payloads of all its chunks."""
+
+    def images_of(job_id: str) -> list[tuple[str, Content]]:
+        found: list[tuple[str, Content]] = []
+        for chunk in chunks_of(ledger, job_id):
+            payload = read_payload(store, chunk.payload, chunk.payload_sha256, images=chunk.images)
+            found += zip(payload.names, payload.contents, strict=True)
+        return found
+
+    return images_of
+
+
+def outcomes(first: int, errors: Sequence[int], images: int) -> list[Outcome]:
+    """Of a chunk whose images with these indices got an error."""
+    return [
+        Outcome(f"{index}.png", None, None, ErrorCode.CORRUPT)
+        if index in errors
+        else Outcome(f"{index}.png", "7", 0.75)
+        for index in range(first, first + images)
+    ]
+
+
+def finish(worker, job: Job, *, errors: Sequence[int] = (), only: Sequence[int] | None = None) -> None:
+    """Works on the job's chunks, or on those with these numbers."""
+    for number, chunk in enumerate(job.chunks):
+        if only is None or number in only:
+            worker.work(chunk, outcomes(chunk.first_index, errors, chunk.images))
+
+
+def cancel(ledger: Ledger, job: Job) -> None:
+    with ledger.transaction() as connection:
+        assert end_job(connection, job.id, JobState.CANCELLED)
+
+
+def names_of(images: Iterable[tuple[str, Content]]) -> list[str]:
+    return [name for name, _ in images]
+
+
+# ---- which images -------------------------------------------------------------------------------------
+
+
+def test_what_got_an_error_is_a_job_of_its_own(
+    ledger, submitted, again, worker, images_of, broker, make_model, champion
+):
+    # Given a job that is done, with errors here and there, and a champion that is another one by now
+    job = submitted(10)
+    finish(worker, job, errors=[1, 3, 4, 5, 9])
+    make_model(b"a later model")
+    broker.client.flushall()
+
+    # When it is tried again
+    retried = again(job)
+
+    # Then just those images are submitted, in order, with their names and contents, for the same model
+    new = retried.submitted
+    assert (new.images, new.new, retried.unreadable) == (5, True, 0)
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 4, 5, 9)]
+    with ledger.reading() as connection:
+        status = job_status(connection, new.job_id)
+    assert (status.state, status.total, status.model) == (JobState.RUNNING, 5, champion.id)
+    assert status.retry_of == job.id
+
+    # And their chunks, of the usual size, are rung for
+    assert [chunk.images for chunk in chunks_of(ledger, new.job_id)] == [3, 2]
+    assert broker.waiting() == 2
+
+    # And the first job is what it was
+    with ledger.reading() as connection:
+        before = job_status(connection, job.id)
+    assert (before.state, before.succeeded, before.failed) == (JobState.DONE, 5, 5)
+    assert len(images_of(job.id)) == 10
+
+
+@pytest.mark.parametrize("failed_only", [False, True])
+def test_a_stopped_jobs_other_images_are_tried_too_unless_only_errors_are_asked_for(
+    ledger, submitted, again, worker, images_of, failed_only
+):
+    # Given a cancelled job: its second chunk is done with an error, the others were never come to
+    job = submitted(10)
+    finish(worker, job, errors=[4], only=[1])
+    cancel(ledger, job)
+
+    # When it is tried again
+    new = again(job, failed_only=failed_only).submitted
+
+    # Then so is all that has no label, or what got an error
+    expected = [4] if failed_only else [0, 1, 2, 4, 6, 7, 8, 9]
+    assert names_of(images_of(new.job_id)) == [f"{n}.png" for n in expected]
+
+
+def test_a_retry_can_be_tried_again(submitted, again, worker, images_of, ledger):
+    # Given a retry, one image of which got an error once more
+    job = submitted(7)
+    finish(worker, job, errors=[0, 3, 6])
+    first = again(job).submitted
+    [chunk] = chunks_of(ledger, first.job_id)
+    worker.work(
+        chunk,
+        [
+            Outcome("0.png", "7", 0.5),
+            Outcome("3.png", None, None, ErrorCode.TIMEOUT),
+            Outcome("6.png", "1", 0.5),
+        ],
+    )
+
+    # When the retry is tried again, Then it is that one
+    second = again(Job(first.job_id, [chunk])).submitted
+    assert images_of(second.job_id) == [("3.png", b"pixels 3")]
+
+
+def test_where_every_image_has_a_label_there_is_nothing_to_do(ledger, submitted, again, worker):
+    job = submitted(4)
+    finish(worker, job)
+    assert again(job) == Retried(None, 0)
+    with ledger.reading() as connection:
+        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
+
+
+def test_where_there_is_no_error_and_only_errors_are_asked_for_there_is_nothing_to_do(
+    ledger, submitted, again, worker
+):
+    job = submitted(7)
+    finish(worker, job, only=[0])
+    cancel(ledger, job)
+    assert again(job, failed_only=True) == Retried(None, 0)
+
+
+def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted, again, worker, images_of):
+    # Given a job with two images that were not there, and one that is corrupt
+    missing = ImageError(ErrorCode.SOURCE_MISSING, "no such file")
+    images = [SourceImage(f"{n}.png", b"x", None) for n in range(5)]
+    images[1] = SourceImage("1.png", None, missing)
+    images[4] = SourceImage("4.png", None, missing)
+    job = submitted(images)
+    finish(worker, job, errors=[1, 2, 4])
+
+    # When it is tried again, Then the corrupt one is, and the others are counted
+    retried = again(job)
+    assert names_of(images_of(retried.submitted.job_id)) == ["2.png"]
+    assert retried.unreadable == 2
+
+
+def test_what_could_not_be_read_and_never_got_an_outcome_gets_one(ledger, submitted, again, images_of):
+    # Given a job that was cancelled before anybody recorded that an image of it was not there
+    missing = SourceImage("0.png", None, ImageError(ErrorCode.SOURCE_MISSING, "no such file"))
+    job = submitted([missing, SourceImage("1.png", b"x", None)])
+    cancel(ledger, job)
+
+    # When it is tried again, Then the image is there, with its error
+    retried = again(job)
+    (name, content), other = images_of(retried.submitted.job_id)
+    assert (name, content.code, content.detail) == ("0.png", ErrorCode.SOURCE_MISSING, "no such file")
+    assert other == ("1.png", b"x")
+    assert retried.unreadable == 0
+
+
+def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
+    ledger, submitted, again, worker, images_of
+):
+    # Given a chunk of six that was split, its second half split once more
+    job = submitted(9, chunk_images=6)
+    worker.split(worker.must_claim(job.chunks[0]))
+    worker.work(job.chunks[1], outcomes(6, [8], 3))
+    first, second = chunks_of(ledger, job.id, ChunkState.PENDING)
+    worker.split(worker.must_claim(second))
+    first, second, third = chunks_of(ledger, job.id, ChunkState.PENDING)
+    assert [chunk.images for chunk in (first, second, third)] == [3, 1, 2]
+
+    # And some images of its parts got an error
+    for chunk in (first, second, third):
+        worker.work(chunk, outcomes(chunk.first_index, [1, 3, 5], chunk.images))
+
+    # When the job is tried again, Then just those are, with their own contents
+    new = again(job).submitted
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 5, 8)]
+
+
+def test_halves_that_a_stopped_job_never_came_to_are_tried(ledger, submitted, again, worker, images_of):
+    job = submitted(4, chunk_images=4)
+    worker.split(worker.must_claim(job.chunks[0]))
+    first, _ = chunks_of(ledger, job.id, ChunkState.PENDING)
+    worker.work(first, outcomes(0, [0], 2))
+    cancel(ledger, job)
+    new = again(job).submitted
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (0, 2, 3)]
+
+
+def test_many_chunks_are_looked_at_page_by_page(submitted, again, worker, images_of):
+    # Given a job of more chunks than one look takes, with errors at the seams
+    job = submitted(150, chunk_images=1)
+    errors = [0, 63, 64, 65, 127, 128, 149]
+    finish(worker, job, errors=errors)
+    new = again(job, chunk_images=100).submitted
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in errors]
+
+
+def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, images_of, tmp_path):
+    # Given a job by reference whose image has changed since
+    (tmp_path / "a.png").write_bytes(b"before")
+    roots = Roots([str(tmp_path)])
+    job = submitted(Sources([str(tmp_path / "a.png")]), by_reference=roots)
+    [(name, reference)] = images_of(job.id)
+    worker.work(job.chunks[0], [Outcome(name, None, None, ErrorCode.SOURCE_CHANGED)])
+
+    # When it is tried again, Then the same reference is, and a worker will look anew
+    retried = again(job)
+    assert images_of(retried.submitted.job_id) == [(name, reference)]
+    assert retried.unreadable == 0
+
+
+# ---- when it cannot be --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_job_that_goes_on_is_not_tried_again(make_job, again, sealed):
+    with pytest.raises(Conflict, match="has not finished"):
+        again(make_job([2], sealed=sealed))
+
+
+def test_a_paused_job_is_not_tried_again(ledger, make_job, again):
+    job = make_job([2])
+    with ledger.transaction() as connection:
+        pause_job(connection, job.id)
+    with pytest.raises(Conflict, match="has not finished"):
+        again(job)
+
+
+def test_a_job_that_is_not_there_is_not_tried_again(again):
+    with pytest.raises(NotFound):
+        again(Job("nonsense", []))
+
+
+def test_a_job_whose_payloads_were_purged_is_not_tried_again(ledger, submitted, again, worker):
+    job = submitted(2)
+    finish(worker, job, errors=[0])
+    with ledger.transaction() as connection:
+        assert mark_purged(connection, job.id)
+    with pytest.raises(Conflict, match="purged"):
+        again(job)
+
+
+def test_a_chunk_in_work_of_a_stopped_job_is_waited_for(ledger, submitted, again, worker, images_of):
+    # Given a cancelled job with a worker at one of its chunks: its outcomes would still be taken
+    job = submitted(6)
+    claim = worker.must_claim(job.chunks[0])
+    cancel(ledger, job)
+
+    # When it is tried again, Then not yet
+    with pytest.raises(Conflict, match="worker still has"):
+        again(job)
+
+    # When that worker has recorded its outcomes, Then the rest is tried
+    worker.finish(claim, outcomes(0, [2], 3))
+    assert names_of(images_of(again(job).submitted.job_id)) == ["2.png", "3.png", "4.png", "5.png"]
+
+
+def test_a_worker_that_comes_back_after_a_retry_records_nothing(ledger, submitted, again, worker, images_of):
+    # Given a cancelled job with a chunk whose worker was not heard of for a whole lease
+    job = submitted(3)
+    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
+    cancel(ledger, job)
+
+    # When the job is tried again, and that worker comes back
+    new = again(job).submitted
+    assert len(images_of(new.job_id)) == 3
+    with pytest.raises(LeaseLost):
+        worker.finish(claim)
+
+    # Then no image has its label twice
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).done == 0
+
+
+def test_a_retry_that_fails_halfway_leaves_nothing(ledger, store, settings, submitted, again, worker):
+    # Given a finished job of which one payload is gone from the store
+    job = submitted(9)
+    finish(worker, job, errors=range(9))
+    (settings.home / "store" / job.chunks[2].payload).unlink()
+
+    # When it is tried again, Then it fails, and no other job and payload is there
+    with pytest.raises(PayloadDamaged):
+        again(job)
+    with ledger.reading() as connection:
+        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
+    assert store.folders("payloads") == [job.id]
+    assert store.folder_bytes(payload_folder(job.id)) > 0
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
+    # Given a job of forty chunks of a megabyte
+    megabyte = bytes(1_000_000)
+    job = submitted((SourceImage(f"{n}.png", megabyte, None) for n in range(40)), chunk_images=1)
+    finish(worker, job, errors=range(40))
+
+    # When all of it is tried again, Then memory never held more than a few of them
+    tracemalloc.start()
+    try:
+        again(job, chunk_images=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+# ---- from Python --------------------------------------------------------------------------------------
+
+
+def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
+    job = submitted(5)
+    finish(worker, job, errors=[1, 2])
+    broker.client.flushall()
+    seen: list[int] = []
+    with Client(settings) as client:
+        retried = client.retry(job.id, on_progress=seen.append)
+        assert client.status(retried.submitted.job_id).retry_of == job.id
+        assert not client.broker_was_away
+    assert seen == [2]
+    assert broker.waiting() == 1
