@@ -1,7 +1,7 @@
 """What a person names, turned into a stream of images: names and bytes, any number, in constant memory.
 
-Here each named source finds its reader: `files` for files and folders, `patterns` for globs, `archives` for
-ZIP, `idx` for MNIST's own files. The images go on to `producer.submit`.
+Here each named source finds its reader: `files` for files and folders, `patterns` for globs, `zips` and
+`tars` for archives, `idx` for MNIST's own files, `remote` for URLs. The images go on to `producer.submit`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jobs.errors import ErrorCode, SourceError
-from producer.sources.archives import MAGIC as ZIP_MAGIC
-from producer.sources.archives import check_zip, read_zip
-from producer.sources.files import head, read_file, read_folder, read_special, shown, why
+from jobs.limits import ArchiveLimits, ImageLimits
+from jobs.reading import why
+from jobs.remote import is_url, local_path, shown_url
+from jobs.text import storable
+from producer.sources.files import head, read_file, read_folder, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
-from producer.sources.image import (
-    DEFAULT_MAX_IMAGE_BYTES,
-    IMAGE_EXTENSIONS,
-    Reading,
-    SourceImage,
-    extension,
-    failed,
-)
+from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed
 from producer.sources.patterns import is_pattern, matches
+from producer.sources.remote import check_remote, read_remote
+from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
+from producer.sources.zips import MAGIC as ZIP_MAGIC
+from producer.sources.zips import check_zip, read_zip
 
-__all__ = ["DEFAULT_MAX_IMAGE_BYTES", "SourceImage", "Sources"]
+__all__ = ["SourceImage", "Sources"]
 
 _STDIN = "-"
+
+_DEFAULT_MAX_BYTES = ImageLimits().max_bytes
+_DEFAULT_ARCHIVES = ArchiveLimits()
 
 _Reader = Callable[[str, Reading], Iterator[SourceImage]]
 
 
 class Sources:
-    """The images of files, folders, globs, ZIP archives, IDX files, and of the paths on stdin (`-`).
+    """The images of files, folders, globs, archives, IDX files, URLs, and of what stdin names (`-`).
 
     Every named source is checked at once, before anything is read: SourceError says what is wrong and what to
     do about it. Iterate as often as you like, everything is read anew each time; only stdin can't be. What a
@@ -45,15 +47,17 @@ class Sources:
         sources: Sequence[str],
         *,
         stdin: Iterable[str] | None = None,
-        max_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
+        max_bytes: int = _DEFAULT_MAX_BYTES,
+        archives: ArchiveLimits = _DEFAULT_ARCHIVES,
     ) -> None:
+        """`max_bytes` is what one image may have; `archives` what one archive may be."""
         if list(sources).count(_STDIN) > 1:
             raise SourceError("`-` is given twice, but stdin can be read only once: name it once")
         self._stdin = stdin
         self._stdin_read = False
-        self._max_bytes = max_bytes
-        self._reading = Reading(max_bytes)
-        self._sources = [(source, self._reader_of(source)) for source in sources]
+        self._limits = max_bytes, archives
+        self._reading = Reading(*self._limits)
+        self._sources = [(source, self._reader_of(source)) for source in map(_path, sources)]
 
     @property
     def skipped(self) -> int:
@@ -61,7 +65,7 @@ class Sources:
         return self._reading.skipped
 
     def __iter__(self) -> Iterator[SourceImage]:
-        self._reading = Reading(self._max_bytes)
+        self._reading = Reading(*self._limits)
         return self._read(self._reading)
 
     def _read(self, reading: Reading) -> Iterator[SourceImage]:
@@ -74,6 +78,9 @@ class Sources:
             if self._stdin is None:
                 raise SourceError("`-` stands for paths on stdin, but there is no stdin here: name the paths")
             return self._read_stdin
+        if is_url(source):
+            check_remote(source)
+            return read_remote
         try:
             mode = _mode(source)
         except (OSError, ValueError) as error:
@@ -83,7 +90,7 @@ class Sources:
             if next(matches(source), None) is None:
                 raise SourceError(f"no file matches {shown(source)}: {advice}") from error
             return _read_pattern
-        return _reader_for(source, mode, self._max_bytes)
+        return _reader_for(source, mode, self._reading)
 
     def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:
@@ -96,12 +103,20 @@ class Sources:
                 yield from _read_unchecked(line.removesuffix("\n"), reading)
 
 
+def _path(source: str) -> str:
+    """The path that a `file://` URL means, and any other source as it is. Raises SourceError."""
+    try:
+        return local_path(source)
+    except ValueError as error:
+        raise SourceError(f"cannot read {shown(source)}: {error}") from None
+
+
 def _mode(path: str) -> int:
     """What kind of file it is, symlinks followed. Raises OSError, or ValueError on a NUL."""
     return os.stat(path).st_mode  # noqa: PTH116 - once a source, of which stdin may name millions
 
 
-def _reader_for(path: str, mode: int, max_bytes: int) -> _Reader:
+def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
     """Who reads an existing file or folder. Raises SourceError where it is an archive that can't be read."""
     if stat.S_ISDIR(mode):
         return read_folder
@@ -110,12 +125,15 @@ def _reader_for(path: str, mode: int, max_bytes: int) -> _Reader:
     kind = extension(path.rpartition("/")[2])
     if kind in IMAGE_EXTENSIONS:  # called an image: the worker judges what it is, it never unfolds into many
         return read_file
-    first = head(path, 4)
-    if kind == "zip" or first == ZIP_MAGIC:
-        check_zip(path)
+    first = head(path, HEAD_BYTES)
+    if kind == "zip" or first.startswith(ZIP_MAGIC):
+        check_zip(path, reading.archives)
         return read_zip
-    if is_idx(path, first):
-        check_idx(path, max_bytes)
+    if is_tar(path, first):
+        check_tar(path, reading.archives)
+        return read_tar
+    if is_idx(path, first[:4]):
+        check_idx(path, reading.max_bytes)
         return read_idx
     return read_file
 
@@ -127,13 +145,16 @@ def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
 
 def _read_unchecked(path: str, reading: Reading) -> Iterator[SourceImage]:
     """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself."""
+    if is_url(path):
+        yield from _read_unchecked_url(path, reading)
+        return
     try:
         mode = _mode(path)
     except (OSError, ValueError) as error:
         yield failed(shown(path), ErrorCode.SOURCE_MISSING, why(error))
         return
     try:
-        reader = _reader_for(path, mode, reading.max_bytes)
+        reader = _reader_for(path, mode, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
         return
@@ -141,3 +162,11 @@ def _read_unchecked(path: str, reading: Reading) -> Iterator[SourceImage]:
         yield from reader(path, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.CORRUPT, str(error))
+
+
+def _read_unchecked_url(url: str, reading: Reading) -> Iterator[SourceImage]:
+    try:
+        path = _path(url)
+        yield from read_remote(url, reading) if path == url else _read_unchecked(path, reading)
+    except SourceError as error:
+        yield failed(storable(shown_url(url)), ErrorCode.SOURCE_MISSING, str(error))

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 from jobs.errors import SourceError
 from producer.sources.files import head, shown
 from producer.sources.image import Reading, SourceImage
+from producer.sources.members import Output
 
 IMAGES_MAGIC = b"\x00\x00\x08\x03"  # unsigned bytes in three dimensions
 LABELS_MAGIC = b"\x00\x00\x08\x01"
@@ -49,7 +50,9 @@ def check_idx(path: str, max_bytes: int) -> None:
 
 
 def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Every image of an IDX file. Raises SourceError after the last whole one where more were declared."""
+    """Every image of an IDX file. Raises SourceError after the last whole one where more were declared, or
+    where more comes out of it than may come out of an archive.
+    """
     name = shown(path)
     found = count = 0
     intact = False
@@ -57,8 +60,10 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
         count, rows, columns = _read_header(path, stream, reading.max_bytes)
         header = _pgm_header(rows, columns)
         size = rows * columns
+        output = Output(path, reading.archives)
         width = max(5, len(str(count - 1)))
         while found < count and len(pixels := stream.read(size)) == size:
+            output.add(size)
             yield SourceImage(f"{name}/{found:0{width}d}", header + pixels, None)
             found += 1
         stream.read(1)  # gzip compares its checksum only at the end

@@ -7,15 +7,18 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from jobs.errors import ErrorCode, ImageError
+from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.model import MNIST_INPUT, InputSpec
-from worker.predicting.decode import MAX_IMAGE_PIXELS, decode, prepare, prepare_arrays
+from worker.predicting.decode import DEFAULT_LIMITS, decode, prepare, prepare_arrays
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = InputSpec(width=28, height=28, mode="RGB")
@@ -48,11 +51,15 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND", b"")
 
 
-def code_of(data: bytes, spec: InputSpec = GREY) -> ErrorCode:
+def error_of(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, spec: InputSpec = GREY) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        decode(data, spec)
+        decode(data, spec, limits)
     assert "BytesIO" not in caught.value.detail
-    return caught.value.code
+    return caught.value
+
+
+def code_of(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ErrorCode:
+    return error_of(data, limits).code
 
 
 def outcome_of(data: bytes) -> np.ndarray | ErrorCode:
@@ -293,15 +300,163 @@ def test_too_many_pixels_are_refused_from_the_header_alone(data: bytes) -> None:
 def test_an_animated_bomb_whose_frame_outgrows_its_screen_is_too_large() -> None:
     # Given a GIF with a screen of 1x1 and a first frame of 65535x65535
     screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
-    assert code_of(screen + gif_frame(65535, 65535)) == ErrorCode.TOO_LARGE
+    error = error_of(screen + gif_frame(65535, 65535))
+    # Then it is refused by the frame's own words, before Pillow looks at it
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "65,535 x 65,535 pixels, more than 67,108,864")
 
 
 def test_a_picture_exactly_at_the_limit_is_decoded() -> None:
     # Given as many pixels as are allowed: one bit each, to keep the test small
-    assert MAX_IMAGE_PIXELS == 8192 * 8192
+    assert DEFAULT_LIMITS.max_pixels == 8192 * 8192
     data = png(8192, 8192, depth=1, rows=(b"\0" + b"\xff" * 1024) * 8192)
     # Then it gets its pixels
     assert (decode(data, GREY) == 255).all()
+
+
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_of_every_format_the_last_pixel_allowed_is_decoded_and_one_more_is_not(format: str) -> None:  # noqa: A002
+    # Given a limit that one picture meets exactly, and another exceeds by a column of one pixel
+    limits = ImageLimits(max_pixels=31)
+    at, over = (encode(Image.new("L", (width, 1), 9), format) for width in (31, 32))
+    # When both are decoded, then the one that is allowed comes without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(at, GREY, limits).shape == (28, 28)
+    # And the other says what it has and what it may have
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        error = error_of(over, limits)
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "32 x 1 pixels, more than 31")
+
+
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_a_picture_far_over_the_limit_is_refused_in_the_same_way(format: str) -> None:  # noqa: A002
+    # Given a picture that Pillow's own limit would stop, too
+    data = encode(Image.new("L", (100, 100), 9), format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert code_of(data, ImageLimits(max_pixels=30)) == ErrorCode.TOO_LARGE
+
+
+def test_a_limit_above_pillows_own_holds() -> None:
+    # Given a picture of more pixels than Pillow warns of, and a limit just there
+    limits = ImageLimits(max_pixels=9500 * 9500)
+    data = png(9500, 9500, depth=1, rows=bytes(9500 * (1 + 9504 // 8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (decode(data, GREY, limits) == 0).all()
+    # And not a pixel more
+    assert code_of(png(9500, 9501, depth=1), limits) == ErrorCode.TOO_LARGE
+
+
+def test_a_second_header_does_not_get_around_the_limit() -> None:
+    # Given a PNG with a small header first, and a huge one after it, which Pillow would believe
+    huge = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0))
+    assert code_of(png(28, 28, rows=bytes(29 * 28), extra=huge)) == ErrorCode.TOO_LARGE
+
+
+def test_a_frame_that_only_pillow_sees_does_not_get_around_the_limit() -> None:
+    # Given an empty extension, after which Pillow skips one block more than the standard says: behind it, a
+    # huge frame hides from whoever follows the standard
+    hidden = gif_frame(65535, 65535)
+    small = gif_frame(1, 1)[:-1]
+    data = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"!\xf9\0" + small
+    data += bytes(0x2C + 1 - len(small)) + b"\0" + hidden
+    assert code_of(data) == ErrorCode.TOO_LARGE
+
+
+def test_a_file_exactly_at_the_limit_of_bytes_is_decoded_and_one_more_is_too_large() -> None:
+    assert decode(PNG, GREY, ImageLimits(max_bytes=len(PNG))).tolist() == digit().tolist()
+    error = error_of(PNG, ImageLimits(max_bytes=len(PNG) - 1))
+    assert error.code == ErrorCode.TOO_LARGE
+    assert error.detail == f"{len(PNG)} bytes, more than {len(PNG) - 1}"
+
+
+def animation(format: str, frames: int, **options: object) -> bytes:  # noqa: A002
+    """Frames of changing shades, so that none is merged with its neighbour."""
+    shades = [Image.new("L", (28, 28), 40 + 7 * number % 200) for number in range(frames)]
+    return encode(
+        shades[0], format, save_all=True, append_images=shades[1:], lossless=True, duration=20, **options
+    )
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("frames", [2, 3, 25])
+def test_as_many_frames_as_are_allowed_and_not_one_more(format: str, frames: int) -> None:  # noqa: A002
+    # Given an animation in which Pillow, too, finds so many frames
+    data = animation(format, frames)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.n_frames == frames  # type: ignore[attr-defined]
+    # Then its first frame comes where that many are allowed, and it is refused where they are not
+    assert (decode(data, GREY, ImageLimits(max_frames=frames)) == 40).all()
+    error = error_of(data, ImageLimits(max_frames=frames - 1))
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, f"more than {frames - 1} frames")
+
+
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_what_does_not_move_has_one_frame(format: str) -> None:  # noqa: A002
+    assert decode(encode(Image.fromarray(digit()), format), GREY, ImageLimits(max_frames=1)).shape == (28, 28)
+
+
+def bomb_gif(frames: int) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+    return screen + gif_frame(1, 1)[:-1] * frames + b";"
+
+
+def bomb_webp(frames: int) -> bytes:
+    canvas = b"VP8X" + struct.pack("<I", 10) + b"\x02" + bytes(9)
+    body = b"WEBP" + canvas + (b"ANMF" + struct.pack("<I", 16) + bytes(16)) * frames
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def bomb_png(frames: int) -> bytes:
+    """One frame by its own words, and many in truth."""
+    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 1, 0, 0))
+    return png(1, 1, rows=b"\0\0", extra=chunk(b"acTL", struct.pack(">II", 1, 0)) + control * frames)
+
+
+@pytest.mark.parametrize("bomb", [bomb_gif, bomb_webp, bomb_png])
+def test_a_million_frames_are_too_large_without_a_look_at_most_of_them(bomb) -> None:
+    data = bomb(1_000_000)[: DEFAULT_LIMITS.max_bytes]
+    tracemalloc.start()
+    error = error_of(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 1,000 frames")
+    assert peak < 2**20
+
+
+def test_an_animation_that_promises_too_many_frames_is_taken_at_its_word() -> None:
+    promise = chunk(b"acTL", struct.pack(">II", 1001, 0))
+    assert code_of(png(28, 28, rows=bytes(29 * 28), extra=promise)) == ErrorCode.TOO_LARGE
+
+
+# --- formats that are switched off
+
+
+@pytest.mark.parametrize("format", IMAGE_FORMATS)
+def test_a_format_that_is_switched_off_is_not_allowed_whatever_else_is_wrong_with_it(format: str) -> None:  # noqa: A002
+    # Given pictures of a format, sound, cut short and with more pixels than are allowed
+    others = tuple(name for name in IMAGE_FORMATS if name != format)
+    limits = replace(DEFAULT_LIMITS, formats=others, max_pixels=28 * 28)
+    sound = encode(Image.fromarray(digit()), format)
+    large = encode(Image.new("L", (100, 100)), format)
+    # When the format is switched off, then each is told just that
+    for data in (sound, sound[: len(sound) // 2], large):
+        error = error_of(data, limits)
+        assert (error.code, error.detail) == (ErrorCode.FORMAT_NOT_ALLOWED, f"{format} is switched off")
+    # And pictures of the other formats are decoded as ever
+    for other in others:
+        assert decode(encode(Image.fromarray(digit()), other), GREY, limits).shape == (28, 28)
+
+
+def test_an_image_file_with_several_pictures_in_it_is_a_jpeg() -> None:
+    # Given what cameras write: a JPEG with a preview, which Pillow calls MPO
+    preview = Image.new("L", (8, 8), 99)
+    data = encode(Image.new("L", (28, 28), 99), "MPO", save_all=True, append_images=[preview])
+    # Then it is decoded where JPEG is allowed, and only there
+    assert abs(decode(data, GREY, ImageLimits(formats=("JPEG",))).astype(int) - 99).max() < 4
+    assert code_of(data, ImageLimits(formats=("PNG",))) == ErrorCode.FORMAT_NOT_ALLOWED
 
 
 # --- conversions

@@ -11,6 +11,7 @@ from kombu.utils.url import parse_url
 from sqlalchemy.engine import make_url
 
 from jobs.errors import SettingsError
+from jobs.limits import ArchiveLimits, ImageLimits, JobLimits
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 
@@ -82,13 +83,40 @@ def test_what_is_set_is_taken(setenv, tmp_path):
     settings = Settings.load()
     assert settings.home == tmp_path
     assert settings.ledger == "postgresql+psycopg://user:word@host:5433/labelmill"
-    assert settings.broker == "rediss://:word@host:6380/3"
+    assert settings.broker == "rediss://:word@host:6380/3?ssl_cert_reqs=required"
     assert settings.store == "s3://bucket/folder"
     assert settings.mnist_dir == Path("/data/mnist")
     assert (settings.chunk_images, settings.lease_seconds, settings.processes) == (100, 1.5, 3)
     assert settings.retrain_cron == "never"
     assert not settings.embedded_broker
     assert not settings.embedded_ledger
+
+
+def test_limits_left_out_are_those_of_the_code():
+    settings = Settings()
+    assert settings.image_limits == ImageLimits()
+    assert settings.archive_limits == ArchiveLimits()
+    assert settings.job_limits == JobLimits()
+    assert settings.image_seconds == 10.0
+
+
+def test_limits_that_are_set_are_taken(setenv):
+    setenv(
+        MAX_IMAGE_BYTES="1000",
+        MAX_IMAGE_PIXELS="2000",
+        MAX_IMAGE_FRAMES="1",
+        IMAGE_FORMATS="png, jpg ,,WebP",
+        IMAGE_SECONDS="0.5",
+        MAX_JOB_IMAGES="3000",
+        MAX_JOB_BYTES="4000",
+        MAX_ARCHIVE_MEMBERS="5000",
+        MAX_ARCHIVE_EXPANSION="6",
+    )
+    settings = Settings.load()
+    assert settings.image_limits == ImageLimits(1000, 2000, 1, ("PNG", "JPEG", "WEBP"))
+    assert settings.archive_limits == ArchiveLimits(5000, 6)
+    assert settings.job_limits == JobLimits(3000, 4000)
+    assert settings.image_seconds == 0.5
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -150,6 +178,18 @@ def test_limits_follow_from_the_lease():
         ("PROCESSES", "1025"),
         ("PROCESSES", "two"),
         ("HOME", "~nobody-of-this-name/state"),
+        ("MAX_IMAGE_BYTES", "0"),
+        ("MAX_IMAGE_BYTES", "32 MB"),
+        ("MAX_IMAGE_PIXELS", "-1"),
+        ("MAX_IMAGE_FRAMES", "0"),
+        ("IMAGE_FORMATS", "PNG,TIFF"),
+        ("IMAGE_FORMATS", " , "),
+        ("IMAGE_SECONDS", "0"),
+        ("IMAGE_SECONDS", "nan"),
+        ("MAX_JOB_IMAGES", "0"),
+        ("MAX_JOB_BYTES", "1e9"),
+        ("MAX_ARCHIVE_MEMBERS", "many"),
+        ("MAX_ARCHIVE_EXPANSION", "0"),
     ],
 )
 def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
@@ -159,6 +199,15 @@ def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
     assert "secret" not in str(wrong.value)
     assert "pydantic" not in str(wrong.value)
     assert "\n" not in str(wrong.value)
+
+
+def test_a_format_that_nobody_decodes_is_named_with_those_that_can_be(setenv):
+    setenv(IMAGE_FORMATS="png,psd")
+    with pytest.raises(SettingsError) as wrong:
+        Settings.load()
+    assert str(wrong.value) == (
+        "LABELMILL_IMAGE_FORMATS: names PSD; what can be allowed is PNG, JPEG, GIF, BMP, WEBP, PPM"
+    )
 
 
 def test_everything_that_is_wrong_is_named_at_once(setenv):
@@ -189,10 +238,25 @@ def test_no_secret_is_shown():
     assert "secret" not in f"{settings!r:>10}"
 
 
+def test_no_secret_is_shown_by_settings_that_are_wrong():
+    # given URLs that are refused, by who makes settings in a program
+    with pytest.raises(ValueError, match="ledger_url") as wrong:
+        Settings(
+            ledger_url="mysql://user:secret@host/db", broker_url="amqp://:secret@host", store_url=["secret"]
+        )
+    assert "secret" not in str(wrong.value)
+    assert "secret" not in repr(wrong.value)
+
+
 def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch, tmp_path):
     # Given settings, some left out
     settings = Settings(
-        home=tmp_path, ledger_url="postgresql://user:pa%40ss@host/db", chunk_images=7, lease_seconds=2.5
+        home=tmp_path,
+        ledger_url="postgresql://user:pa%40ss@host/db",
+        chunk_images=7,
+        lease_seconds=2.5,
+        image_formats=("PNG", "GIF"),
+        max_image_pixels=99,
     )
 
     # When another process reads what it is given

@@ -7,7 +7,6 @@ Next on an image's way: `worker.predicting.classifier`.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import warnings
 import zlib
@@ -23,69 +22,15 @@ from PIL import (
 )
 
 from jobs.errors import ErrorCode, ImageError
+from jobs.limits import ImageLimits
 from jobs.model import InputSpec
+from worker.predicting.formats import HEAD_BYTES, decoded_format, other_format
+from worker.predicting.headers import check_header, too_many_pixels
 
-#: Pixels a picture may have: 64 Mi, more than most cameras make. One pixel takes up to 4 bytes decoded and 4
-#: more while it is converted, so the largest picture needs half a gigabyte.
-MAX_IMAGE_PIXELS: Final = 64 * 2**20
+#: What an image may be where nobody says otherwise.
+DEFAULT_LIMITS: Final = ImageLimits()
 
-# Pillow raises beyond twice its limit, from the header alone, before it allocates; between once and twice
-# it warns. With half our limit it raises exactly where we want it, and the warnings mean nothing; neither
-# do its others (of metadata nobody reads), which would fill the log with every hostile picture.
-Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS // 2
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-# Pillow's other forty decoders are the ones that corrupt memory, call Ghostscript or follow references.
-_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
-
-# How the allowed formats begin. Pillow says "unidentified" of a picture whose header is broken, too.
-_ALLOWED: Final = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|P[1-6f][\s#]"
-    rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",  # "BM" alone begins a text on cars, too
-    re.DOTALL,
-)
-
-# How other formats begin: (name, offset, bytes).
-_NOT_ALLOWED: Final = (
-    ("TIFF", 0, b"II*\0"),
-    ("TIFF", 0, b"MM\0*"),
-    ("BigTIFF", 0, b"II+\0"),
-    ("BigTIFF", 0, b"MM\0+"),
-    ("Photoshop", 0, b"8BPS"),
-    ("PostScript", 0, b"%!PS"),
-    ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
-    ("PDF", 0, b"%PDF-"),
-    ("FITS", 0, b"SIMPLE  ="),
-    ("JPEG 2000", 0, b"\0\0\0\x0cjP  \r\n\x87\n"),
-    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
-    ("JPEG XL", 0, b"\0\0\0\x0cJXL \r\n\x87\n"),
-    ("JPEG XL", 0, b"\xff\x0a"),
-    ("WMF", 0, b"\xd7\xcd\xc6\x9a"),
-    ("WMF", 0, b"\x01\0\x09\0\0"),
-    ("EMF", 40, b" EMF"),
-    ("ICO", 0, b"\0\0\x01\0"),
-    ("CUR", 0, b"\0\0\x02\0"),
-    ("ICNS", 0, b"icns"),
-    ("HEIF or AVIF", 4, b"ftyp"),
-    ("DDS", 0, b"DDS "),
-    ("DICOM", 128, b"DICM"),
-    ("GIMP", 0, b"gimp xcf"),
-    ("OpenEXR", 0, b"v/1\x01"),
-    ("Radiance", 0, b"#?RADIANCE"),
-    ("QOI", 0, b"qoif"),
-    ("PAM", 0, b"P7\n"),
-    ("XPM", 0, b"/* XPM */"),
-    ("DjVu", 0, b"AT&TFORM"),
-    ("Sun raster", 0, b"\x59\xa6\x6a\x95"),
-    ("SGI", 0, b"\x01\xda"),
-    ("MNG", 0, b"\x8aMNG"),
-    ("JNG", 0, b"\x8bJNG"),
-    ("BLP", 0, b"BLP1"),
-    ("BLP", 0, b"BLP2"),
-)
-
-# How much of a text is searched for an <svg> tag behind its declarations and comments.
-_SVG_HEAD: Final = 1024
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata nobody reads, with every hostile picture
 
 # What Pillow's decoders raise on broken bytes, going by their source; each may come from any of them. Not
 # simply Exception: a time limit or a shutdown raised by a signal handler in here is not the picture's fault.
@@ -127,24 +72,35 @@ _DEEP: Final = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"))
 _GREYSCALE, _TRUECOLOUR = 0, 2  # PNG's colour types that tRNS makes one colour transparent in
 
 
-def decode(data: bytes | memoryview, spec: InputSpec) -> npt.NDArray[np.uint8]:
+def decode(
+    data: bytes | memoryview, spec: InputSpec, limits: ImageLimits = DEFAULT_LIMITS
+) -> npt.NDArray[np.uint8]:
     """Decode one picture into uint8 of `spec.shape`; the array may be read-only.
 
-    PNG, JPEG, GIF and WebP (their first frame), BMP and PPM, told by their bytes, never by a name. What
-    follows the picture in the bytes is ignored. Raises ImageError: UNIDENTIFIED, CORRUPT, TOO_LARGE or
-    FORMAT_NOT_ALLOWED. MemoryError and what signal handlers raise pass through.
+    The formats of `limits`, told by their bytes, never by a name; of an animation the first frame. What
+    follows the picture in the bytes is ignored. Raises ImageError: UNIDENTIFIED, CORRUPT, TOO_LARGE before
+    anything is made room for, or FORMAT_NOT_ALLOWED. MemoryError and what signal handlers raise pass through.
     """
+    if len(data) > limits.max_bytes:
+        raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes, more than {limits.max_bytes:,}")
+    # Pillow's own limit is the net below ours. It raises beyond twice its value, and warns from it on: with
+    # ours, a picture that is allowed never gets a warning.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.format == "PNG":
-            _check_png(image, data)
+        check_header(data, limits)
+        image = Image.open(io.BytesIO(data), formats=limits.formats)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise too_many_pixels(width, height, limits)
+        if image.format == "PNG" and "transparency" in image.info:
+            _scale_transparency(image, data)
         return prepare(image, spec)
-    except Image.DecompressionBombError as error:
-        raise ImageError(ErrorCode.TOO_LARGE, f"more than {MAX_IMAGE_PIXELS:,} pixels") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(ErrorCode.TOO_LARGE, f"more than {limits.max_pixels:,} pixels") from error
     except TimeoutError:  # an OSError, but never one of Pillow's
         raise
     except _BROKEN as error:
-        raise _explain(bytes(data[:_SVG_HEAD]), error) from error
+        raise _explain(bytes(data[:HEAD_BYTES]), error, limits) from error
 
 
 def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
@@ -159,7 +115,7 @@ def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
         image = _upright(image)
     if image.mode in _DEEP:
         image = _to_8_bits(image)
-    elif image.has_transparency_data:
+    elif (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey one has none
         image = _over_white(image)
     if image.mode != spec.mode:
         image = image.convert(spec.mode)
@@ -180,42 +136,26 @@ def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArra
     return prepared
 
 
-def _explain(head: bytes, error: Exception) -> ImageError:
+def _explain(head: bytes, error: Exception, limits: ImageLimits) -> ImageError:
     """Whose fault it is that the picture beginning with `head` could not be decoded."""
-    if _ALLOWED.match(head):
+    if name := decoded_format(head):
+        if name not in limits.formats:
+            return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{name} is switched off")
         reason = "broken header" if isinstance(error, UnidentifiedImageError) else str(error)
         return ImageError(ErrorCode.CORRUPT, reason[:200] or type(error).__name__)
-    for name, offset, magic in _NOT_ALLOWED:
-        if head.startswith(magic, offset):
-            return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, name)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
-        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, "SVG")
+    if name := other_format(head):
+        return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, name)
     return ImageError(ErrorCode.UNIDENTIFIED)
 
 
-def _check_png(image: Image.Image, data: bytes | memoryview) -> None:
-    """Raise SyntaxError or struct.error unless each chunk up to IEND is whole and has its checksum.
-
-    Pillow checks neither the checksums of the pixels' chunks nor that there is an end.
-    """
-    view, at = memoryview(data), 8
-    while True:
-        length, kind = struct.unpack_from(">I4s", view, at)
-        end = at + 8 + length
-        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", view, end)[0]:
-            raise SyntaxError(f"wrong checksum of chunk {kind!r}")
-        if kind == b"IEND":
-            break
-        at = end + 4
-    if "transparency" in image.info:
-        # The transparent colour comes as the file has it, the pixels come scaled to 8 bits.
-        depth, colour_type = view[24:26]
-        transparent = image.info["transparency"]
-        if colour_type == _GREYSCALE and depth in (2, 4):
-            image.info["transparency"] = transparent * (255 // (2**depth - 1))
-        elif colour_type == _TRUECOLOUR and depth == 16:
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)
+def _scale_transparency(image: Image.Image, data: bytes | memoryview) -> None:
+    """A PNG's transparent colour comes as the file has it, the pixels come scaled to 8 bits."""
+    depth, colour_type = data[24:26]
+    transparent = image.info["transparency"]
+    if colour_type == _GREYSCALE and depth in (2, 4):
+        image.info["transparency"] = transparent * (255 // (2**depth - 1))
+    elif colour_type == _TRUECOLOUR and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,215 @@
+"""Images in a TAR archive, plain or gzipped: read as they come, in one pass; nothing is ever extracted.
+
+Python's tarfile reads the headers. What it reads them from gives it the bytes forwards only and never more
+than some for one member's headers, because tarfile itself takes a header's word for how long it is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, BinaryIO, Final, cast
+
+from jobs.errors import SourceError
+from jobs.limits import ArchiveLimits
+from jobs.reading import OPEN, too_large, why
+from jobs.text import storable
+from producer.sources.files import head, shown
+from producer.sources.image import Reading, SourceImage
+from producer.sources.members import Output, choose, too_many_members
+
+#: How many of a file's first bytes it takes to tell: one header.
+HEAD_BYTES: Final = tarfile.BLOCKSIZE
+
+#: Names that promise a TAR archive, whatever it is compressed with.
+_NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re.IGNORECASE)
+
+_MAGIC: Final = b"ustar"
+_MAGIC_PLACE: Final = 257
+
+_GZIP: Final = b"\x1f\x8b"
+#: Compressed in ways whose memory cannot be bounded, or that Python knows nothing of.
+_NOT_READ: Final = (
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"]\0\0", "lzma"),
+    (b"LZIP", "lzip"),
+    (b"\x1f\x9d", "compress"),
+)
+
+#: Bytes that one member's headers may have: a name, a few attributes. Far above any real one.
+_HEADER_BYTES: Final = 256 * 1024
+
+#: tarfile looks for numbers in a header in a time that grows with the square of their length.
+_LONG_NUMBER: Final = re.compile(rb"\d{300}")
+
+_END: Final = bytes(tarfile.BLOCKSIZE)
+
+#: How much is read at a time of what is passed over.
+_PIECE_BYTES: Final = 64 * 1024
+
+#: What tarfile and gzip raise on damaged or malicious bytes, going by their source.
+_DAMAGE: Final = (
+    tarfile.TarError,
+    zlib.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RecursionError,
+    ValueError,
+)
+
+
+def is_tar(path: str, first: bytes) -> bool:
+    """Whether a file that begins with these HEAD_BYTES is a TAR archive, by its name or by what it holds."""
+    if _NAME.search(path) is not None:
+        return True
+    if first.startswith(_GZIP):
+        try:
+            with gzip.open(path) as stream:
+                first = stream.read(HEAD_BYTES)
+        except _DAMAGE:
+            return False
+    return first.startswith(_MAGIC, _MAGIC_PLACE)
+
+
+def check_tar(path: str, limits: ArchiveLimits) -> None:
+    """Raise SourceError where a file is no TAR archive that can be read."""
+    with _opened(path, limits) as stream:
+        _archive(stream)
+
+
+def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
+    """Every image of an archive, in its order; the names rule as in a folder. One is in memory at a time.
+
+    Raises SourceError where the archive is damaged or cut short, where it has too many members, or where more
+    comes out of it than may.
+    """
+    prefix = shown(path)
+    with _opened(path, reading.archives) as stream:
+        for member in _members(path, stream, reading.archives):
+            if member.isdir():
+                continue
+            name = storable(f"{prefix}/{member.name}")
+            regular = member.isreg() and not member.issparse()
+            chosen = choose(member.name, name, reading, regular=regular)
+            if isinstance(chosen, SourceImage):
+                yield chosen
+            elif chosen and member.size > reading.max_bytes:
+                yield SourceImage(name, None, too_large(reading.max_bytes))
+            elif chosen:
+                yield SourceImage(name, stream.take(member.size), None)
+        stream.finish()
+
+
+class _Stream:
+    """An archive's bytes, as tarfile wants a file: forwards only, each counted, few for headers."""
+
+    def __init__(self, source: BinaryIO, output: Output) -> None:
+        self._source = source
+        self._output = output
+        self._at = 0
+        self._header_bytes = _HEADER_BYTES
+        #: Whether the block that was read last is the one that ends an archive.
+        self.ended = False
+
+    def read(self, size: int) -> bytes:
+        """A piece of a header, for tarfile; less at the end."""
+        self._header_bytes -= size
+        if self._header_bytes < 0:
+            raise tarfile.ReadError("a header without end")
+        data = self._more(size)
+        if len(data) > tarfile.BLOCKSIZE and _LONG_NUMBER.search(data):
+            raise tarfile.ReadError("a number without end")
+        self.ended = data == _END
+        return data
+
+    def begin_member(self) -> None:
+        """What is read now are the next member's headers."""
+        self._header_bytes = _HEADER_BYTES
+
+    def tell(self) -> int:
+        """How many bytes have been read."""
+        return self._at
+
+    def seek(self, place: int) -> None:
+        """Pass over all up to a place, for tarfile."""
+        if place < self._at:
+            raise tarfile.ReadError("a member before the one before it")
+        while self._at < place:
+            if not self._more(min(place - self._at, _PIECE_BYTES)):
+                raise EOFError("the end is missing")
+
+    def take(self, size: int) -> bytes:
+        """A member's content."""
+        data = self._more(size)
+        if len(data) < size:
+            raise EOFError("the end is missing")
+        return data
+
+    def finish(self) -> None:
+        """Read to the end: only there gzip compares its checksum."""
+        while self._more(_PIECE_BYTES):
+            pass
+
+    def _more(self, size: int) -> bytes:
+        if size < 0:  # to a file, that is all there is
+            raise tarfile.ReadError("a negative size")
+        data = self._source.read(size)
+        self._at += len(data)
+        self._output.add(len(data))
+        return data
+
+
+def _archive(stream: _Stream) -> tarfile.TarFile:
+    """Reads the first header."""
+    return tarfile.TarFile(fileobj=cast(IO[bytes], stream), encoding="utf-8", errors="surrogateescape")
+
+
+def _members(path: str, stream: _Stream, limits: ArchiveLimits) -> Iterator[tarfile.TarInfo]:
+    archive = _archive(stream)
+    count = 0
+    while (member := archive.next()) is not None:
+        count += 1
+        if count > limits.max_members:
+            raise too_many_members(path, limits)
+        yield member
+        # tarfile keeps every member, and every attribute that was said to be of all that follow.
+        archive.members.clear()  # type: ignore[attr-defined]  # in no documentation
+        archive.pax_headers = {}
+        stream.begin_member()
+    if not stream.ended:  # at a header that it cannot read, tarfile simply ends
+        raise tarfile.ReadError("a broken header, or the end is missing")
+
+
+@contextmanager
+def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
+    """An archive's bytes, unpacked. Whatever is wrong with them is a SourceError."""
+    first = head(path, HEAD_BYTES)
+    for magic, name in _NOT_READ:
+        # A plain archive begins with its first member's name, which may look like anything.
+        if first.startswith(magic) and not first.startswith(_MAGIC, _MAGIC_PLACE):
+            raise SourceError(
+                f"{shown(path)} is compressed with {name}, and how much memory that takes cannot be bounded: "
+                "pack it anew with gzip, or unpack it and name the folder"
+            )
+    try:
+        with open(os.open(path, OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
+            if first.startswith(_GZIP):
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield _Stream(cast(BinaryIO, unpacked), Output(path, limits))
+            else:
+                yield _Stream(file, Output(path, limits))
+    except _DAMAGE as error:
+        reason = why(error) if isinstance(error, OSError) else str(error)
+        raise SourceError(
+            f"{shown(path)} is not a TAR archive that can be read to its end ({reason}): "
+            "pack it anew, or unpack it and name the folder"
+        ) from error

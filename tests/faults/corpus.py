@@ -1,0 +1,237 @@
+"""The bad images, and the unusual good ones: each of the list of bad inputs, built here from one real digit.
+
+What is an archive or no regular file is in `tests.faults.bad_archives`. No file of this is in git.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from jobs.errors import ErrorCode
+from jobs.limits import ImageLimits
+
+Pixels = np.ndarray
+
+LIMITS: Final = ImageLimits()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input, what is in it, and what becomes of it: an error code, or None for a prediction."""
+
+    name: str  # of its file
+    data: bytes
+    outcome: ErrorCode | None
+
+
+def png_part(kind: bytes, content: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(
+    width: int,
+    height: int,
+    rows: bytes = b"",
+    *,
+    depth: int = 8,
+    extra: bytes = b"",
+    interlaced: bool = False,
+) -> bytes:
+    """A grey PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
+    header = png_part(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced))
+    pixels = png_part(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + png_part(b"IEND", b"")
+
+
+def encode(image: Image.Image, format: str, **options: object) -> bytes:  # noqa: A002
+    """An image's bytes, as Pillow writes them."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def animation(frames: int, format: str, digit: Pixels) -> bytes:  # noqa: A002
+    """The digit, and after it frames of plain shades, none like its neighbour."""
+    others = [Image.new("L", digit.shape[::-1], 10 + number * 53 % 200) for number in range(frames - 1)]
+    return encode(Image.fromarray(digit), format, save_all=True, append_images=others, lossless=True)
+
+
+def images(digit: Pixels) -> dict[str, list[Case]]:
+    """Every image of the list, by the row it belongs to. `digit`: light on black, uint8 (28, 28)."""
+    return {
+        "what is no picture": list(_no_pictures()),
+        "what is broken": list(_broken(digit)),
+        "what is too large": list(_too_large()),
+        "what unpacks without end": list(_decompression_bombs(digit)),
+        "what is never decoded": list(_not_allowed(digit)),
+        "what is unusual": list(_unusual(digit)),
+        "what has an archive behind it": [_with_archive(digit)],
+    }
+
+
+def _no_pictures() -> Iterator[Case]:
+    page = b"<!DOCTYPE html><html><head><title>404</title></head><body><h1>Not Found</h1></body></html>"
+    for name, data in {
+        "empty.png": b"",
+        "one-byte.png": b"\x89",
+        "random.png": random.Random(7).randbytes(5000),
+        "text.png": b"Dear Sir or Madam,\nplease find attached.\n",
+        "error-page.jpg": page,
+    }.items():
+        yield Case(name, data, ErrorCode.UNIDENTIFIED)
+
+
+def _broken(digit: Pixels) -> Iterator[Case]:
+    picture = Image.fromarray(digit)
+    # Noise does not compress: there is something to be cut off.
+    noise = Image.fromarray(np.random.default_rng(7).integers(0, 256, (64, 64), dtype=np.uint8))
+    whole_png, whole_jpeg = encode(picture, "PNG"), encode(noise, "JPEG")
+    flipped = bytearray(whole_png)
+    flipped[whole_png.index(b"IDAT") + 10] ^= 0xFF
+    checksum = bytearray(whole_png)
+    checksum[-1] ^= 0xFF  # of the last chunk, behind all pixels
+    for name, data in {
+        "truncated.jpg": whole_jpeg[: len(whole_jpeg) * 2 // 3],
+        "truncated.png": whole_png[: len(whole_png) // 2],
+        "without-its-end.png": whole_png[:-12],
+        "wrong-checksum-of-pixels.png": bytes(flipped),
+        "wrong-checksum-of-end.png": bytes(checksum),
+        "header-only.png": whole_png[:33],
+        "header-only.jpg": whole_jpeg[:20],
+        "header-only.gif": encode(picture, "GIF")[:13],
+        "header-only.webp": encode(picture, "WEBP")[:30],
+        "header-only.bmp": encode(picture, "BMP")[:54],
+        "no-pixels.png": png(0, 0),
+        "no-height.png": png(28, 0),
+        "no-pixels.gif": b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0) + b";",
+        "no-pixels.pgm": b"P5\n0 0\n255\n",
+    }.items():
+        yield Case(name, data, ErrorCode.CORRUPT)
+
+
+def _too_large() -> Iterator[Case]:
+    side = int(LIMITS.max_pixels**0.5)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    many_frames = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + frame * 1_000_000 + b";"
+    large_frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\0;"
+    # An extension that says to clear what the frame covers: Pillow makes room for it when it opens the file.
+    clearing = b"!\xf9\x04\x08\0\0\0\0"
+    one_pixel = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+    promise = png_part(b"acTL", struct.pack(">II", 2**31, 0))
+    canvas = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xff\xff\0\xff\xff\0"
+    for name, data in {
+        "50000x50000.png": png(50_000, 50_000, b"\0" * 100_000),
+        "wide.png": png(10**9, 1),
+        "high.png": png(1, 10**9),
+        "wide.pgm": b"P5 1000000000 1 255\n",
+        "wide.bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIIIII", 40, 10**9, 1, 1, 8, *[0] * 6),
+        "65536x65536.webp": b"RIFF" + struct.pack("<I", len(canvas)) + canvas,
+        "just-over-the-pixels.png": png(side, side + 1, depth=1),
+        "animated-bomb.gif": many_frames,
+        "huge-frame.gif": one_pixel + clearing + large_frame,
+        "endless-animation.png": png(28, 28, extra=promise),
+        "over-the-bytes.png": png(28, 28, bytes(29 * 28)).ljust(LIMITS.max_bytes + 1, b"\0"),
+    }.items():
+        yield Case(name, data, ErrorCode.TOO_LARGE)
+
+
+def _decompression_bombs(digit: Pixels) -> Iterator[Case]:
+    rows = b"".join(b"\0" + row.tobytes() for row in digit)
+    compressor = zlib.compressobj(9)
+    zeros = b"".join(compressor.compress(bytes(2**20)) for _ in range(256)) + compressor.flush()
+    for kind, words in {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\x01\0\0\0"}.items():
+        data = png(28, 28, rows, extra=png_part(kind, words + zeros))
+        yield Case(f"{kind.decode()}.png", data, ErrorCode.CORRUPT)
+
+
+def _not_allowed(digit: Pixels) -> Iterator[Case]:
+    picture = Image.fromarray(digit)
+    tiff = encode(picture, "TIFF")
+    wmf = (
+        b"\xd7\xcd\xc6\x9a"
+        + bytes(6)
+        + struct.pack("<HHH", 28, 28, 96)
+        + bytes(6)
+        + b"\x01\0\x09\0"
+        + bytes(40)
+    )
+    card = "SIMPLE  =                    T".ljust(80)
+    fits = (
+        card + "BITPIX  =                    8".ljust(80) + "NAXIS   =                    0".ljust(80) + "END"
+    )
+    for name, data in {
+        "scan.tif": tiff,
+        "layers.psd": b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 1, 28, 28, 8, 1) + bytes(12),
+        "drawing.eps": encode(picture, "EPS"),
+        "stars.fits": fits.ljust(2880).encode(),
+        "archive.jp2": encode(picture, "JPEG2000"),
+        "old.wmf": wmf,
+        "paper.pdf": encode(picture, "PDF"),
+        "drawing.svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="28"/>',
+        "scan-named.png": tiff,
+    }.items():
+        yield Case(name, data, ErrorCode.FORMAT_NOT_ALLOWED)
+
+
+def _unusual(digit: Pixels) -> Iterator[Case]:
+    """The same digit in many ways. What is a prediction of it must be the digit's own."""
+    picture = Image.fromarray(digit)
+    colour = picture.convert("RGB")
+    ink = Image.fromarray(digit).convert("P")  # black ink, and how much of it is each entry's alpha
+    ink.frombytes(digit.tobytes())
+    ink.putpalette(bytes(768))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, data in {
+        "cmyk.jpg": encode(colour.convert("CMYK"), "JPEG", quality=95),
+        "palette-with-alpha.png": encode(ink, "PNG", transparency=bytes(range(256))),
+        "16-bit.png": encode(Image.fromarray(digit.astype(np.uint16) * 257), "PNG"),
+        "1-bit.png": encode(Image.fromarray(digit > 100), "PNG"),
+        "rotated-by-exif.jpg": encode(picture.rotate(90), "JPEG", quality=95, exif=turned),
+        "progressive.jpg": encode(picture, "JPEG", quality=95, progressive=True),
+        "interlaced.png": png(28, 28, _interlaced(digit), interlaced=True),
+        "picture.webp": encode(picture, "WEBP", lossless=True),
+        "lossy.webp": encode(picture, "WEBP", quality=95),
+        "picture.bmp": encode(picture, "BMP"),
+        "picture.gif": encode(picture, "GIF"),
+        "first-frame.gif": animation(5, "GIF", digit),
+        "first-frame.webp": animation(5, "WEBP", digit),
+        "first-frame.png": animation(5, "PNG", digit),
+        "ink-on-paper.png": encode(Image.fromarray(255 - digit), "PNG"),
+        "picture.pgm": encode(picture, "PPM"),
+    }.items():
+        yield Case(name, data, None)
+
+
+def _interlaced(pixels: Pixels) -> bytes:
+    """The rows of PNG's seven passes (Adam7): where each begins, and how far apart its pixels are."""
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )
+    return b"".join(
+        b"\0" + row.tobytes() for top, left, down, right in passes for row in pixels[top::down, left::right]
+    )
+
+
+def _with_archive(digit: Pixels) -> Case:
+    behind = io.BytesIO()
+    with zipfile.ZipFile(behind, "w") as archive:
+        archive.writestr("../escaped.png", b"not a picture")
+    return Case("with-zip-behind.png", encode(Image.fromarray(digit), "PNG") + behind.getvalue(), None)

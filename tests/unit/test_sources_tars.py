@@ -1,0 +1,515 @@
+"""TAR archives as sources: one pass, forwards only, in constant memory, whatever the headers say."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import tarfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.errors import ErrorCode, SourceError
+from jobs.limits import ArchiveLimits
+from producer.sources import Sources
+from producer.sources.tars import _members, _opened
+
+BLOCK = tarfile.BLOCKSIZE
+END = bytes(2 * BLOCK)
+
+
+def pack(path: str, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> None:  # noqa: A002
+    """A TAR, gzipped where its name says so."""
+    with tarfile.open(path, "w:gz" if path.endswith("gz") else "w", format=format) as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def header(
+    name: str,
+    size: int = 0,
+    type: bytes = tarfile.REGTYPE,  # noqa: A002
+    format: int = tarfile.GNU_FORMAT,  # noqa: A002
+    link: str = "",
+) -> bytes:
+    """One member's header, whose size may be any."""
+    member = tarfile.TarInfo(name)
+    member.type = type
+    member.size = size
+    member.linkname = link
+    return member.tobuf(format)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BLOCK)
+
+
+def pax(records: bytes, type: bytes = tarfile.XHDTYPE) -> bytes:  # noqa: A002
+    """An extended header with these records."""
+    return header("pax", len(records), type) + padded(records)
+
+
+def record(keyword: str, value: str) -> bytes:
+    rest = f" {keyword}={value}\n".encode()
+    size = len(rest) + 1
+    while len(str(size)) + len(rest) != size:
+        size += 1
+    return str(size).encode() + rest
+
+
+def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
+    return [(image.name, image.error.code if image.error else image.data) for image in sources]
+
+
+def peak_of(read: Callable[[], object]) -> int:
+    """The most memory, in bytes, that Python held while something was read."""
+    tracemalloc.start()
+    try:
+        read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+GOOD = header("good.png", 4) + padded(b"good")
+
+# --- what is read
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("path", ["photos.tar", "photos.tar.gz", "photos.tgz"])
+def test_members_come_in_the_archives_order_under_its_name(path: str, format: int) -> None:  # noqa: A002
+    # Given members with short names and long ones, empty and of more than a block
+    long = "x" * 90 + "/" + "y" * 60 + ".png"
+    pack(path, {"b.png": b"1", "a/c.png": b"2" * 1000, "./d.png": b"", long: b"3" * 512}, format)
+    expected = [
+        (f"{path}/b.png", b"1"),
+        (f"{path}/a/c.png", b"2" * 1000),
+        (f"{path}/./d.png", b""),
+        (f"{path}/{long}", b"3" * 512),
+    ]
+    sources = Sources([f"./{path}"])
+    assert outcomes(sources) == expected
+    assert outcomes(sources) == expected  # read anew
+    assert sorted(path.name for path in Path().iterdir()) == [path]  # nothing is extracted
+
+
+def test_an_archive_is_known_by_its_extension_or_by_what_it_holds() -> None:
+    for name in ("plain.TAR", "zipped.TGZ", "wrong.tar"):
+        pack(name.lower(), {"a.png": b"1"})
+        Path(name.lower()).rename(name)
+    pack("zipped.tar.gz", {"a.png": b"2"})
+    Path("zipped.tar.gz").rename("zipped.bin")
+    pack("plain.tar", {"a.png": b"3"})
+    Path("plain.tar").rename("plain.bin")
+    pack("really.tgz", {"a.png": b"4"})
+    Path("really.tgz").rename("really.tar")
+    names = ["plain.TAR", "zipped.TGZ", "wrong.tar", "zipped.bin", "plain.bin", "really.tar"]
+    assert [data for _, data in outcomes(Sources(names))] == [b"1", b"1", b"1", b"2", b"3", b"4"]
+
+
+def test_an_old_archive_without_a_magic_number_is_read_by_its_name() -> None:
+    head = bytearray(header("a.png", 1))
+    head[257:265] = bytes(8)
+    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:]) + 8 * 32)
+    Path("old.tar").write_bytes(bytes(head) + padded(b"1") + END)
+    assert outcomes(Sources(["old.tar"])) == [("old.tar/a.png", b"1")]
+
+
+@pytest.mark.parametrize("name", ["empty.tar", "empty.tar.gz"])
+def test_an_archive_of_nothing_holds_nothing(name: str) -> None:
+    pack(name, {})
+    assert outcomes(Sources([name])) == []
+
+
+def test_a_file_called_an_image_never_unfolds() -> None:
+    pack("photo.tar", {"a.png": b"1"})
+    Path("photo.tar").rename("photo.png")
+    assert [image.name for image in Sources(["photo.png"])] == ["photo.png"]
+
+
+def test_an_archive_in_a_folder_is_passed_over_and_one_on_stdin_is_read() -> None:
+    Path("folder").mkdir()
+    pack("folder/photos.tar.gz", {"a.png": b"1"})
+    in_folder = Sources(["folder"])
+    assert outcomes(in_folder) == []
+    assert in_folder.skipped == 1
+    on_stdin = Sources(["-"], stdin=["folder/photos.tar.gz\n"])
+    assert outcomes(on_stdin) == [("folder/photos.tar.gz/a.png", b"1")]
+
+
+def test_members_are_chosen_as_a_folders_files_are() -> None:
+    names = ["a/1.png", "b.txt", ".c.png", ".git/d.png", "__MACOSX/._1.png", "e", "f.TIFF", "g.json"]
+    with tarfile.open("photos.tar", "w") as archive:
+        for name in ("a", ".hidden"):
+            folder = tarfile.TarInfo(name)
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    sources = Sources(["photos.tar"])
+    assert [image.name for image in sources] == ["photos.tar/a/1.png", "photos.tar/e", "photos.tar/f.TIFF"]
+    assert sources.skipped == 2
+
+
+@given(
+    members=st.dictionaries(
+        st.text(st.characters(exclude_characters="\0\\", codec="utf-8"), min_size=1, max_size=150).filter(
+            lambda name: name.strip("/") == name
+        ),
+        st.binary(max_size=1100),
+        max_size=6,
+    ),
+    format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    zipped=st.booleans(),
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_archive_is_read_as_tarfile_reads_it(
+    members: dict[str, bytes],
+    format: int,  # noqa: A002
+    zipped: bool,
+) -> None:
+    # Given any archive that tarfile writes
+    path = "photos.tar.gz" if zipped else "photos.tar"
+    pack(path, members, format)
+    with tarfile.open(path) as archive:
+        expected = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    # Then its members come with the names and bytes that tarfile has for them
+    with _opened(path, ArchiveLimits()) as stream:
+        found = [
+            (member.name, stream.take(member.size)) for member in _members(path, stream, ArchiveLimits())
+        ]
+    assert found == expected
+
+
+# --- what is forbidden, or too large
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/a.png", "../a.png", "a/../b.png", "a/..", "a\\b.png", "..\\b.txt", "C:a.png", "c:/a.png"]
+)
+@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
+def test_a_members_name_that_leaves_the_archive_is_forbidden(path: str, name: str) -> None:
+    pack(path, {"1.png": b"1", name: b"2", "3.png": b"3"})
+    assert outcomes(Sources([path])) == [
+        (f"{path}/1.png", b"1"),
+        (f"{path}/{name}", ErrorCode.SOURCE_FORBIDDEN),
+        (f"{path}/3.png", b"3"),
+    ]
+
+
+def test_a_members_name_with_a_nul_is_forbidden_and_storable() -> None:
+    # Given a name with a NUL, which only an extended header can hold
+    Path("photos.tar").write_bytes(pax(record("path", "evil.txt\0.png")) + header("x", 0) + GOOD + END)
+    assert outcomes(Sources(["photos.tar"])) == [
+        ("photos.tar/evil.txt\ufffd.png", ErrorCode.SOURCE_FORBIDDEN),
+        ("photos.tar/good.png", b"good"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        b"Z",
+    ],
+)
+def test_a_member_that_is_a_link_a_device_or_unknown_is_forbidden(kind: bytes) -> None:
+    # Given one that points to a file that is there
+    Path("secret.png").write_bytes(b"secret")
+    Path("photos.tar").write_bytes(header("a.png", type=kind, link="secret.png") + GOOD + END)
+    assert outcomes(Sources(["photos.tar"])) == [
+        ("photos.tar/a.png", ErrorCode.SOURCE_FORBIDDEN),
+        ("photos.tar/good.png", b"good"),
+    ]
+
+
+def sparse_old() -> bytes:
+    """A member with holes in GNU tar's first way: a map of many pieces in blocks of its own."""
+    head = bytearray(header("a.png", 512, tarfile.GNUTYPE_SPARSE))
+    head[482] = 1
+    head[483:495] = b"%011o\0" % 10**9
+    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:]) + 8 * 32)
+    extension = bytearray(BLOCK)
+    extension[:24] = b"%011o\0%011o\0" % (512, 512)
+    return bytes(head) + bytes(extension) + bytes(512)
+
+
+SPARSE = {
+    "old": sparse_old(),
+    "0.0": pax(
+        record("GNU.sparse.size", "1000000000")
+        + record("GNU.sparse.offset", "0")
+        + record("GNU.sparse.numbytes", "4")
+    )
+    + header("a.png", 4)
+    + padded(b"data"),
+    "0.1": pax(record("GNU.sparse.map", "0,4") + record("GNU.sparse.name", "a.png"))
+    + header("x", 4)
+    + padded(b"data"),
+    "1.0": pax(
+        record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0") + record("GNU.sparse.name", "a.png")
+    )
+    + header("x", 516)
+    + padded(b"1\n0\n4\n")
+    + padded(b"data"),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_member_with_holes_is_forbidden_and_its_neighbours_go_on(kind: str) -> None:
+    Path("photos.tar").write_bytes(GOOD + SPARSE[kind] + GOOD + END)
+    assert outcomes(Sources(["photos.tar"])) == [
+        ("photos.tar/good.png", b"good"),
+        ("photos.tar/a.png", ErrorCode.SOURCE_FORBIDDEN),
+        ("photos.tar/good.png", b"good"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
+def test_a_member_at_the_limit_is_read_and_one_byte_more_is_too_large(path: str) -> None:
+    pack(path, {"at.png": b"x" * 10, "over.png": b"x" * 11, "last.png": b"1"})
+    assert outcomes(Sources([path], max_bytes=10)) == [
+        (f"{path}/at.png", b"x" * 10),
+        (f"{path}/over.png", ErrorCode.TOO_LARGE),
+        (f"{path}/last.png", b"1"),
+    ]
+
+
+# --- what is refused as a whole
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tgz"])
+@pytest.mark.parametrize("content", [b"", b"not a TAR at all", b"x" * 2000, gzip.compress(b"something else")])
+def test_a_file_that_is_no_archive_is_refused_before_anything_is_read(suffix: str, content: bytes) -> None:
+    Path(f"photos.{suffix}").write_bytes(content)
+    with pytest.raises(
+        SourceError, match=rf"photos\.{suffix} is not a TAR archive .*: pack it anew, or unpack"
+    ):
+        Sources([f"photos.{suffix}"])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "name"),
+    [
+        ("tar.bz2", "w:bz2", "bzip2"),
+        ("tbz2", "w:bz2", "bzip2"),
+        ("tar.xz", "w:xz", "xz"),
+        ("txz", "w:xz", "xz"),
+    ],
+)
+def test_an_archive_whose_unpacking_cannot_be_bounded_is_refused(suffix: str, mode: str, name: str) -> None:
+    with tarfile.open(f"photos.{suffix}", mode) as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    with pytest.raises(
+        SourceError, match=rf"photos\.{suffix} is compressed with {name}, .* with gzip, or unpack"
+    ):
+        Sources([f"photos.{suffix}"])
+
+
+def test_one_that_is_only_called_gzipped_is_refused_by_what_it_is() -> None:
+    with tarfile.open("photos.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    Path("photos.tar.xz").rename("photos.tar.gz")
+    with pytest.raises(SourceError, match="is compressed with xz"):
+        Sources(["photos.tar.gz"])
+
+
+def test_a_plain_archive_whose_first_member_has_a_suspicious_name_is_read() -> None:
+    pack("photos.tar", {"BZh9.png": b"1"})
+    assert outcomes(Sources(["photos.tar"])) == [("photos.tar/BZh9.png", b"1")]
+
+
+def test_an_archive_that_vanishes_is_told_of() -> None:
+    pack("photos.tar", {"a.png": b"1"})
+    sources = Sources(["photos.tar"])
+    Path("photos.tar").unlink()
+    with pytest.raises(SourceError, match=r"not a TAR archive that can be read .*No such file"):
+        list(sources)
+
+
+def test_an_archive_on_stdin_that_cannot_be_read_stops_only_itself() -> None:
+    Path("broken.tar").write_bytes(b"not a TAR")
+    pack("good.tar", {"a.png": b"1"})
+    assert outcomes(Sources(["-"], stdin=["broken.tar\n", "good.tar\n"])) == [
+        ("broken.tar", ErrorCode.FORMAT_NOT_ALLOWED),
+        ("good.tar/a.png", b"1"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_an_archive_that_is_cut_short_is_refused_when_that_is_known(path: str, share: float) -> None:
+    # Given an archive of random bytes, which gzip leaves as they are, that ends too early
+    chance = random.Random(3)
+    pack(path, {f"{number}.png": chance.randbytes(5000) for number in range(10)})
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: int(len(content) * share)])
+    # When it is read, then what came before the cut has come, and no image is half there
+    reading = iter(Sources([path]))
+    came = [next(reading)]
+    with pytest.raises(SourceError, match="not a TAR archive that can be read to its end"):
+        came.extend(reading)
+    assert 10 * share - 2 <= len(came) <= 10 * share
+    assert all(len(image.data or b"") == 5000 for image in came)
+
+
+def test_an_archive_that_lacks_its_end_is_refused_though_its_members_are_whole() -> None:
+    Path("photos.tar").write_bytes(GOOD + GOOD)
+    with pytest.raises(SourceError, match="the end is missing"):
+        list(Sources(["photos.tar"]))
+
+
+def test_a_broken_header_in_the_middle_is_not_taken_for_the_end() -> None:
+    # Given a header whose checksum is wrong, at which tarfile itself would simply end
+    broken = bytearray(GOOD)
+    broken[5] ^= 1
+    Path("photos.tar").write_bytes(GOOD + broken + GOOD + END)
+    with pytest.raises(SourceError, match="a broken header, or the end is missing"):
+        list(Sources(["photos.tar"]))
+
+
+def test_gzips_checksum_is_looked_at() -> None:
+    pack("photos.tgz", {"a.png": b"1"})
+    content = bytearray(Path("photos.tgz").read_bytes())
+    content[-8] ^= 1
+    Path("photos.tgz").write_bytes(content)
+    with pytest.raises(SourceError, match="CRC check failed"):
+        list(Sources(["photos.tgz"]))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_whatever_is_wrong_with_an_archive_is_a_source_error_or_a_members(zipped: bool) -> None:
+    # Given an archive with some bytes overwritten, anywhere and in 500 ways that are the same each time
+    whole = pax(record("path", "é" * 80 + ".png")) + header("x", 3) + padded(b"abc")
+    whole += SPARSE["1.0"] + SPARSE["old"] + header("a/" * 60 + "b.png", 3) + padded(b"abc") + GOOD + END
+    chance = random.Random(7)
+    for _ in range(500):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            content[chance.randrange(len(content))] = chance.choice(
+                (0, 48, 57, 0x7F, 0xFF, chance.randrange(256))
+            )
+        Path("photos.tar").write_bytes(gzip.compress(content, 1) if zipped else content)
+        # Then reading it raises nothing else
+        with suppress(SourceError):
+            outcomes(Sources(["photos.tar"]))
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
+def test_as_many_members_as_are_allowed_and_not_one_more(path: str) -> None:
+    pack(path, {"a.png": b"1", "b.txt": b"2", "c.png": b"3"})
+    allowed = Sources([path], archives=ArchiveLimits(max_members=3))
+    assert [name for name, _ in outcomes(allowed)] == [f"{path}/a.png", f"{path}/c.png"]
+    with pytest.raises(SourceError, match=r"has more than 2 members: .* LABELMILL_MAX_ARCHIVE_MEMBERS"):
+        list(Sources([path], archives=ArchiveLimits(max_members=2)))
+
+
+def test_what_comes_out_of_an_archive_is_bounded_by_its_size_whether_it_is_read_or_not() -> None:
+    # Given images, or what is none, that gzip has packed into a thousandth
+    for name in ("image.png", "text.txt"):
+        pack("bomb.tgz", {name: bytes(20_000_000)})
+        with pytest.raises(SourceError, match=r"more than 200 times its own size.*_EXPANSION higher"):
+            list(Sources(["bomb.tgz"]))
+        assert len(list(Sources(["bomb.tgz"], archives=ArchiveLimits(max_expansion=2000)))) == (
+            name[0] == "i"
+        )
+
+
+def test_what_follows_the_end_counts_too() -> None:
+    Path("bomb.tgz").write_bytes(gzip.compress(GOOD + END + bytes(20_000_000)))
+    with pytest.raises(SourceError, match="more than 200 times its own size"):
+        list(Sources(["bomb.tgz"]))
+
+
+def test_a_large_member_takes_no_memory_unless_it_is_read() -> None:
+    # Given 30 MB that are no image, and 30 MB that are too large for one
+    pack("photos.tgz", {"film.mp4": bytes(30_000_000), "film.png": bytes(30_000_000), "a.png": b"1"})
+    sources = Sources(["photos.tgz"], max_bytes=1000, archives=ArchiveLimits(max_expansion=2000))
+    assert peak_of(lambda: list(sources)) < 2_000_000
+    assert outcomes(sources)[-1] == ("photos.tgz/a.png", b"1")
+
+
+def test_members_are_forgotten_when_they_were_read() -> None:
+    # Given thousands of members, each with attributes that are said to be those of all that follow
+    def archive(members: int) -> None:
+        body = b"".join(
+            pax(record(f"mine.{number}", "x" * 300), tarfile.XGLTYPE) + header(f"{number}.png")
+            for number in range(members)
+        )
+        Path("photos.tar").write_bytes(body + END)
+
+    def peak(members: int) -> int:
+        archive(members)
+        return peak_of(lambda: sum(1 for _ in Sources(["photos.tar"])))
+
+    peak(10)  # what the first run imports and caches is no matter here
+    assert peak(4000) < peak(400) + 500_000
+
+
+HUGE = 2**33 - 1
+
+# Headers that promise more than anybody should hold in memory, or that never end.
+ENDLESS = {
+    "a long name": header("././@LongLink", HUGE, tarfile.GNUTYPE_LONGNAME),
+    "a long link": header("././@LongLink", HUGE, tarfile.GNUTYPE_LONGLINK),
+    "an extended header": header("pax", HUGE, tarfile.XHDTYPE),
+    "a global header": header("pax", HUGE, tarfile.XGLTYPE),
+    "a negative size": header("pax", -(2**40), tarfile.XHDTYPE),
+    "a negative member": header("a.txt", -(2**40)),
+    "a member of all there is": header("a.png", -1),
+    "headers of headers": pax(record("a", "b")) * 1000,
+    "a map without end": sparse_old()[:BLOCK] + (bytes(504) + b"\1" + bytes(7)) * 10_000,
+    "a map of many pieces": SPARSE["1.0"][: 3 * BLOCK] + padded(b"1000000000\n" + b"1\n" * 5_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_header_without_end_is_refused_in_bounded_memory(kind: str, zipped: bool) -> None:
+    # Given such a header, and as much behind it as it promises, or at least a lot
+    content = GOOD + ENDLESS[kind] + bytes(30_000_000)
+    Path("photos.tar").write_bytes(gzip.compress(content, 1) if zipped else content)
+    sources = Sources(["photos.tar"], archives=ArchiveLimits(max_expansion=10_000))
+
+    def read() -> None:
+        with pytest.raises(SourceError, match="not a TAR archive that can be read to its end"):
+            list(sources)
+
+    assert peak_of(read) < 5_000_000
+
+
+def test_a_number_without_end_costs_no_time() -> None:
+    # Given an extended header of digits, over which tarfile's search would take seconds
+    Path("photos.tar").write_bytes(pax(b"1" * 200_000) + GOOD + END)
+    begun = time.process_time()
+    with pytest.raises(SourceError, match="a number without end"):
+        Sources(["photos.tar"])
+    assert time.process_time() - begun < 1
+
+
+def test_an_ordinary_long_number_in_a_name_is_none_of_those() -> None:
+    name = "1234567890" * 20 + ".png"
+    pack("photos.tar", {name: b"1"})
+    assert outcomes(Sources(["photos.tar"])) == [(f"photos.tar/{name}", b"1")]
