@@ -21,6 +21,10 @@ SQLITE_BUSY_SECONDS: Final = 30
 #: How long connecting to PostgreSQL may take before the ledger counts as out of reach.
 CONNECT_SECONDS: Final = 5
 
+#: A transaction in which nothing happens for this long is ended by PostgreSQL: its process was stopped, or
+#: its machine is gone, and the job's row that it holds locked keeps every other worker from recording.
+STANDSTILL_SECONDS: Final = 10
+
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
 REVISION: Final = "0002"
 
@@ -42,6 +46,8 @@ class Ledger:
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self.engine, "connect", _set_up_postgresql)
 
     def __repr__(self) -> str:
         # Without its options: a key's pass phrase may be among them.
@@ -116,6 +122,13 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    # Outside of a transaction: a SET is taken back with the one it stands in.
+    connection.autocommit = True
+    connection.execute(f"SET idle_in_transaction_session_timeout = {STANDSTILL_SECONDS * 1000}")
+    connection.autocommit = False
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -129,9 +129,12 @@ def discard_job(connection: Connection, job_id: str) -> bool:
     # when its own row is locked.
     with connection.begin_nested() as savepoint:
         connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
-        connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
         gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
         if gone.rowcount == 1:
+            # Last, when nobody can record anything more: a chunk that was being split at this moment has
+            # halves that the first statement did not see. They went with the job's row, and one may have been
+            # done before.
+            connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
             return True
         sealed = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
         if sealed:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Conflict, NotFound
+from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
@@ -100,14 +100,14 @@ def test_each_chunk_is_a_sign_of_life(ledger, make_job):
 
 def test_nothing_is_added_to_a_sealed_job(ledger, make_job):
     job = make_job([1])
-    with pytest.raises(Conflict, match=job.id), ledger.transaction() as connection:
+    with pytest.raises(Stopped, match=job.id), ledger.transaction() as connection:
         add_chunk(connection, job.id, chunk(1, 1))
     assert status_of(ledger, job.id).total == 1
 
 
 def test_nothing_is_added_to_a_job_that_is_not_there(ledger):
     nobody = new_id()
-    with pytest.raises(Conflict), ledger.transaction() as connection:
+    with pytest.raises(Stopped), ledger.transaction() as connection:
         add_chunk(connection, nobody, chunk(0, 1))
     with pytest.raises(NotFound):
         status_of(ledger, nobody)

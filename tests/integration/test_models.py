@@ -20,6 +20,7 @@ from jobs.model import InputSpec, Model
 from jobs.registry import fetch_model, register_model
 from jobs.schema import RunState, aliases, db_now, models, training_runs
 from jobs.store import Store
+from tests.kerasfile import keras_file
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def point(ledger: Ledger, alias: str, model: Model) -> None:
 
 def test_a_registered_model_is_told_as_it_was_declared(ledger, shelf):
     # Given a model with all that can be said about one
-    data = b"the bytes of a .keras file"
+    data = keras_file()
     spec = InputSpec(width=32, height=24, mode="RGB", resampling="lanczos", invert="never")
     metrics = {"loss": 0.25, "history": [{"epoch": 1, "accuracy": 0.5}], "note": "né à la main 七"}
 
@@ -164,7 +165,7 @@ def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
             register_model(
                 own,
                 shelf,
-                f"{worker} {number}".encode(),
+                keras_file(f"{worker} {number}".encode()),
                 architecture="dense",
                 classes=("0",),
                 input_spec=InputSpec(28, 28),
@@ -230,7 +231,7 @@ def test_a_models_file_is_fetched_once_and_then_at_hand(make_model, shelf, tmp_p
 
     # When its file is fetched, Then it is the one that was registered
     path = fetch_model(shelf, model, tmp_path / "cache")
-    assert path.read_bytes() == b"the bytes"
+    assert path.read_bytes() == keras_file(b"the bytes")
     assert path.suffix == ".keras"
 
     # And when the store has lost it, the copy still serves
@@ -245,7 +246,7 @@ def test_a_tampered_copy_is_not_used(make_model, shelf, tmp_path):
     path.write_bytes(b"evil code")
 
     # When the model is fetched, Then it comes from the store again
-    assert fetch_model(shelf, model, tmp_path / "cache").read_bytes() == b"the bytes"
+    assert fetch_model(shelf, model, tmp_path / "cache").read_bytes() == keras_file(b"the bytes")
 
 
 def test_a_tampered_file_is_refused_before_anything_reads_it(make_model, shelf, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg.errors import UniqueViolation
 
-from jobs.errors import Conflict, ErrorCode, LeaseLost, Unavailable
+from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
@@ -363,7 +363,7 @@ def test_whoever_comes_last_the_job_is_done(ledger, make_job, new_worker, trial)
 
 def test_a_job_is_sealed_once(ledger, make_job):
     job = make_job([1])
-    with pytest.raises(Conflict):
+    with pytest.raises(Stopped):
         seal(ledger, job)
 
 
@@ -461,9 +461,9 @@ def test_a_job_can_be_stopped_while_it_is_received(ledger, make_job):
     assert stop(ledger, job)
 
     # Then its producer is told with the next chunk, or at the end, and adds nothing
-    with pytest.raises(Conflict, match="stopped"), ledger.transaction() as connection:
+    with pytest.raises(Stopped, match="stopped"), ledger.transaction() as connection:
         add_chunk(connection, job.id, NewChunk(new_id(), 2, 1, "payloads/x", "0" * 64))
-    with pytest.raises(Conflict, match="stopped"):
+    with pytest.raises(Stopped, match="stopped"):
         seal(ledger, job)
     assert counters_of(ledger, job) == (JobState.CANCELLED, 2, 0, 0)
     assert chunk_states_of(ledger, job) == [ChunkState.DROPPED]

@@ -91,8 +91,9 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     except JobError as error:
         logger.error("job %s cannot go on: %s", claim.job_id, error)
         with bench.ledger.transaction() as connection:
-            end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
+            # The chunk first, as everywhere: two who lock them in different orders wait for each other.
             release_chunk(connection, claim, error=str(error))
+            end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
         return 0
     except (SystemExit, KeyboardInterrupt):
         _give_back(bench, claim, error="its worker was told to stop")

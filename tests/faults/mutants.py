@@ -1,0 +1,417 @@
+"""Labelmill without one of its guards, and whether the tests notice.
+
+    pytest tests/faults/test_mutations.py
+
+copies the sources, takes one guard out of the copy by replacing a piece of text, and runs there the test that
+is about this guard, and the state machine. A guard whose loss no test notices is tidied away one day.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+ROOT: Final = Path(__file__).parents[2]
+
+_COPIED: Final = ("jobs", "producer", "worker", "labelmill", "migrations", "tests", "pyproject.toml")
+
+#: A run takes seconds. A mutant that waits for ever has been noticed, but not by a test.
+_SECONDS: Final = 240
+
+#: Hypothesis's search alone, without looking for the shortest failure and what explains it.
+_CONFTEST: Final = """\
+import hypothesis
+
+hypothesis.settings.register_profile("mutants", deadline=None, phases=[hypothesis.Phase.generate])
+"""
+
+COPY_TEST: Final = "tests/test_the_copy.py"
+
+#: That the copy is what is tested, not the installed package: it is in sys.path, too, only later.
+_TEST_OF_THE_COPY: Final = """\
+from pathlib import Path
+
+import jobs
+import labelmill
+import migrations
+import producer
+import worker
+
+
+def test_the_copy_is_what_is_tested():
+    here = Path(__file__).parents[1]
+    for package in (jobs, labelmill, migrations, producer, worker):
+        assert Path(package.__file__).parents[1] == here
+"""
+
+#: Sees nearly all of it. One thing happens at a time there, so it sees no lock.
+MACHINE: Final = (
+    "tests/faults/test_ledger_machine.py::test_whatever_happens_each_image_has_one_outcome_at_the_end"
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A text that must be in a file exactly once, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard that is gone, and the tests that must notice."""
+
+    name: str
+    tests: tuple[str, ...]
+    changes: tuple[Change, ...]
+    #: PostgreSQL locks rows one by one; SQLite starts sooner.
+    database: str = "sqlite"
+
+
+def _mutant(name: str, test: str, *changes: Change) -> Mutant:
+    """`test`: the one that is about this guard, below tests/integration."""
+    return Mutant(name, (f"tests/integration/{test}", MACHINE), changes)
+
+
+_CLAIMS: Final = "jobs/ledger/claims.py"
+_ISOLATION: Final = "jobs/ledger/isolation.py"
+_OUTCOMES: Final = "jobs/ledger/outcomes.py"
+_INTAKE: Final = "jobs/ledger/intake.py"
+_PAUSING: Final = "jobs/ledger/pausing.py"
+_UPKEEP: Final = "jobs/ledger/upkeep.py"
+_RECONCILE: Final = "worker/reconcile.py"
+
+MUTANTS: Final = (
+    _mutant(
+        "any token will do: the fence",
+        "test_outcomes.py::test_who_lost_the_chunk_records_nothing_while_another_is_at_it",
+        Change(
+            _CLAIMS,
+            "return (chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
+            "return (chunks.c.state == ChunkState.CLAIMED,)",
+        ),
+    ),
+    _mutant(
+        "the predictions have no primary key",
+        "test_outcomes.py::test_the_primary_key_is_the_last_guard",
+        Change(
+            "jobs/schema.py",
+            'Column("job_id", _Id, primary_key=True),\n'
+            '    Column("index", BigInteger, primary_key=True, autoincrement=False),',
+            'Column("job_id", _Id, nullable=False),\n    Column("index", BigInteger, nullable=False),',
+        ),
+        Change("jobs/schema.py", "    sqlite_with_rowid=False,\n", ""),
+        Change(
+            "migrations/versions/0001_the_first_ledger.py",
+            '        sa.PrimaryKeyConstraint("job_id", "index", name=op.f("pk_predictions")),\n'
+            "        sqlite_with_rowid=False,\n",
+            "",
+        ),
+    ),
+    _mutant(
+        "the attempts of a lone image have no cap",
+        "test_isolation.py::test_of_three_hundred_images_one_is_quarantined",
+        Change(
+            _ISOLATION,
+            "return claim.images == 1 and claim.crashes >= CRASHES_TO_GIVE_UP",
+            "return False",
+        ),
+    ),
+    _mutant(
+        "a chunk that crashes is never split",
+        "test_isolation.py::test_of_three_hundred_images_one_is_quarantined",
+        Change(
+            _ISOLATION,
+            "return claim.images > 1 and claim.crashes >= CRASHES_TO_SPLIT",
+            "return False",
+        ),
+    ),
+    _mutant(
+        "the reconciler does nothing",
+        "test_reconcile.py::test_a_broker_that_lost_everything_loses_nothing",
+        Change(
+            _RECONCILE,
+            "            if not take_lock(connection, _LOCK,",
+            "            return 0\n            if not take_lock(connection, _LOCK,",
+        ),
+    ),
+    _mutant(
+        "a live lease can be taken over",
+        "test_claims.py::test_a_chunk_has_one_owner",
+        Change(
+            _CLAIMS,
+            "sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),",
+            "",
+        ),
+    ),
+    _mutant(
+        "a claim has no lease",
+        "test_claims.py::test_a_lease_lasts_as_long_as_it_says_and_no_longer",
+        Change(
+            _CLAIMS,
+            "            lease_until=db_now(lease_seconds),\n            **crash_if_vanished(),",
+            "            lease_until=None,\n            **crash_if_vanished(),",
+        ),
+    ),
+    _mutant(
+        "a renewed lease is the old one",
+        "test_claims.py::test_renewing_gives_a_whole_lease_again",
+        Change(
+            _CLAIMS,
+            "        .values(lease_until=db_now(lease_seconds))\n        .returning(job_state)",
+            "        .values(lease_until=chunks.c.lease_until)\n        .returning(job_state)",
+        ),
+    ),
+    _mutant(
+        "who ends a claim does not look whether it was theirs",
+        "test_outcomes.py::test_who_lost_the_chunk_records_nothing_after_another_has",
+        Change(
+            _CLAIMS,
+            "    if finished.rowcount != 1:\n        raise LeaseLost\n",
+            "",
+        ),
+    ),
+    _mutant(
+        "a commit is read back without the token",
+        "test_claims.py::test_a_commit_that_broke_off_is_read_back_by_its_token",
+        Change(
+            _CLAIMS,
+            "                chunks.c.token == claim.token,\n                chunks.c.state.in_(",
+            "                chunks.c.state.in_(",
+        ),
+    ),
+    _mutant(
+        "a claim whose commit broke off is not withdrawn",
+        "test_claims.py::test_a_claim_whose_commit_broke_off_is_withdrawn",
+        Change(
+            _CLAIMS,
+            "        chunks.c.id == chunk_id,\n        *_mine(token),",
+            "        sa.false(),",
+        ),
+    ),
+    _mutant(
+        "chunks of a stopped job are claimed",
+        "test_outcomes.py::test_a_chunk_whose_worker_died_is_not_claimed_after_its_job_was_stopped",
+        Change(
+            _CLAIMS,
+            "chunk_is_due(), ~job_was_stopped(), ~job_is_paused())",
+            "chunk_is_due(), ~job_is_paused())",
+        ),
+    ),
+    _mutant(
+        "chunks of a paused job are claimed",
+        "test_pausing.py::test_a_chunk_given_back_while_its_job_is_paused_is_held",
+        Change(
+            _CLAIMS,
+            "chunk_is_due(), ~job_was_stopped(), ~job_is_paused())",
+            "chunk_is_due(), ~job_was_stopped())",
+        ),
+    ),
+    _mutant(
+        "a lease that ran out counts as no crash",
+        "test_claims.py::test_crashes_are_counted_apart_from_what_was_given_back",
+        Change(
+            _CLAIMS,
+            "chunks.c.crashes + sa.case((vanished, 1), else_=0)",
+            "chunks.c.crashes",
+        ),
+    ),
+    _mutant(
+        "a graceful release counts as a crash",
+        "test_claims.py::test_crashes_are_counted_apart_from_what_was_given_back",
+        Change(
+            _CLAIMS,
+            "        releases=chunks.c.releases + 1,\n        ring_after=db_now(",
+            "        crashes=chunks.c.crashes + 1,\n        ring_after=db_now(",
+        ),
+    ),
+    _mutant(
+        "the chunk of a process that died is anybody's to bury",
+        "test_claims.py::test_the_claim_of_a_dead_process_is_free_at_once",
+        Change(
+            _CLAIMS,
+            "        chunks.c.owner == owner,\n",
+            "",
+        ),
+    ),
+    _mutant(
+        "a job that has ended can be stopped",
+        "test_outcomes.py::test_what_has_finished_cannot_be_stopped",
+        Change(
+            _CLAIMS,
+            ".where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]), *only_if)",
+            ".where(jobs.c.id == job_id, *only_if)",
+        ),
+    ),
+    _mutant(
+        "a half begins at the payload's first image",
+        "test_isolation.py::test_two_halves_take_the_place_of_a_chunk_that_crashed_twice",
+        Change(
+            _ISOLATION,
+            "payload_offset=claim.payload_offset + offset,",
+            "payload_offset=claim.payload_offset,",
+        ),
+    ),
+    _mutant(
+        "a split adds no chunk to the job's count",
+        "test_isolation.py::test_a_job_that_is_sealed_after_a_split_knows_how_many_chunks_it_has",
+        Change(
+            _ISOLATION,
+            ".values(chunks=jobs.c.chunks + 1)",
+            ".values(chunks=jobs.c.chunks)",
+        ),
+    ),
+    _mutant(
+        "one error fewer stops a job",
+        "test_error_limits.py::test_at_the_limit_the_job_goes_on_and_one_more_stops_it",
+        Change(
+            _OUTCOMES,
+            "new_failed > jobs.c.error_limit,",
+            "new_failed >= jobs.c.error_limit,",
+        ),
+    ),
+    _mutant(
+        "a submission that is sealed can be taken back",
+        "test_outcomes.py::test_a_sealed_job_is_not_taken_back",
+        Change(
+            _INTAKE,
+            ".where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None))",
+            ".where(jobs.c.id == job_id)",
+        ),
+    ),
+    _mutant(
+        "a stopped job goes on being received",
+        "test_intake.py::test_nothing_is_added_to_a_sealed_job",
+        Change(
+            _INTAKE,
+            "        .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)\n"
+            "        .values(\n            total=",
+            "        .where(jobs.c.id == job_id)\n        .values(\n            total=",
+        ),
+    ),
+    _mutant(
+        "every worker host reconciles at once",
+        "test_upkeep.py::test_a_lock_has_one_holder_who_may_keep_it",
+        Change(
+            _UPKEEP,
+            "            where=sa.or_(locks.c.holder == holder, locks.c.until < db_now()),\n",
+            "",
+        ),
+    ),
+    _mutant(
+        "what a stopped job left stays",
+        "test_reconcile.py::test_nobody_is_called_for_what_a_stopped_job_left",
+        Change(
+            _RECONCILE,
+            "            drop_leftover_chunks(connection)\n",
+            "",
+        ),
+    ),
+    Mutant(
+        "what a paused job left is held without the job's lock",
+        ("tests/integration/test_pausing.py::test_a_resume_waits_for_who_holds_leftovers_and_finds_them",),
+        (
+            Change(
+                _PAUSING,
+                "jobs.c.paused_at.is_not(None), _GOES_ON)\n        .with_for_update(skip_locked=True)\n",
+                "jobs.c.paused_at.is_not(None), _GOES_ON)\n",
+            ),
+        ),
+        "postgresql",
+    ),
+    Mutant(
+        "the reconciler waits for a chunk and has its job",
+        (
+            "tests/faults/test_ledger_races.py"
+            "::test_who_drops_what_an_abandoned_job_left_passes_over_a_chunk_that_is_finished_late",
+        ),
+        (Change(_UPKEEP, "job_was_stopped()).with_for_update(skip_locked=True)", "job_was_stopped())"),),
+        "postgresql",
+    ),
+    Mutant(
+        "who stops a job waits for its chunks",
+        (
+            "tests/faults/test_ledger_races.py"
+            "::test_who_stops_a_job_passes_over_a_chunk_that_is_being_claimed",
+        ),
+        (
+            Change(
+                _CLAIMS,
+                "        .with_for_update(skip_locked=True)\n    )\n    connection.execute(\n"
+                "        chunks.update().where(chunks.c.id.in_(waiting))",
+                "    )\n    connection.execute(\n        chunks.update().where(chunks.c.id.in_(waiting))",
+            ),
+        ),
+        "postgresql",
+    ),
+)
+
+
+@dataclass
+class Result:
+    """What the tests said of a copy."""
+
+    returncode: int
+    output: str
+    #: How each test ended, by its name without its parameters: passed, failure, error.
+    tests: dict[str, set[str]] = field(default_factory=dict)
+
+    def ended(self, how: str) -> set[str]:
+        """The tests of which at least one case ended so."""
+        return {name for name, kinds in self.tests.items() if how in kinds}
+
+
+def run_tests(folder: Path, tests: Iterable[str], *, database: str, changes: Sequence[Change] = ()) -> Result:
+    """Copies the sources into the folder, changes the copy and runs these tests in it. Raises ValueError
+    where a text that is to be changed is not there exactly once.
+    """
+    for name in _COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "conftest.py").write_text(_CONFTEST)
+    (folder / COPY_TEST).write_text(_TEST_OF_THE_COPY)
+    for change in changes:
+        _apply(folder, change)
+    report = folder / "report.xml"
+    other = {"sqlite": "postgresql", "postgresql": "sqlite"}[database]
+    options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", f"--junitxml={report}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-k", f"not {other}", COPY_TEST, *tests],
+        cwd=folder,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+    )
+    result = Result(done.returncode, done.stdout + done.stderr)
+    if report.exists():
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {child.tag for child in case}
+            ended = "error" if "error" in kinds else "failure" if "failure" in kinds else "passed"
+            name = str(case.get("name")).partition("[")[0]
+            result.tests.setdefault(name, set()).add(ended)
+    return result
+
+
+def _apply(folder: Path, change: Change) -> None:
+    path = folder / change.file
+    text = path.read_text()
+    if text.count(change.old) != 1:
+        raise ValueError(
+            f"{change.file} has {text.count(change.old)} times what is to be replaced once: adapt "
+            f"tests/faults/mutants.py to it.\n{change.old}"
+        )
+    path.write_text(text.replace(change.old, change.new))

@@ -1,0 +1,929 @@
+"""Anything that can happen to chunks happens, in any order, to the real ledger; nothing is lost or doubled.
+
+Hypothesis makes up the order: submissions, messages that come twice or never, workers that die with and
+without a word, zombies that come back, commits that nobody knows of, pauses, cancellations, poisonous images,
+reconcilers. After every step the ledger is compared with a model of it (`ledger_model`), and is asked whether
+it breaks a law (`ledger_laws`). At the end of every run all faults are healed, and all images must get their
+outcome within a bounded number of rounds.
+
+One thing happens at a time here. What happens at the same moment is `test_ledger_races`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg.errors import UniqueViolation
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from jobs.errors import ErrorCode, JobStopped, LeaseLost, Stopped
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import (
+    Claim,
+    bury_claim,
+    claim_chunk,
+    crash_chunk,
+    end_job,
+    release_chunk,
+    renew_lease,
+    was_finished,
+    withdraw_claim,
+)
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, open_job, seal_job
+from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
+from jobs.ledger.models import CHAMPION, find_champion, point_alias
+from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
+from jobs.ledger.settling import settle_job
+from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs, take_lock
+from jobs.limits import ErrorLimits
+from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
+from tests.faults.checker import Verdict
+from tests.faults.ledger_laws import broken_laws
+from tests.faults.ledger_model import ENDED, STOPPED, UNDER_WAY, ChunkModel, JobModel, LedgerModel
+from tests.faults.trials import Matrix
+from worker.reconcile import Reconciler
+
+#: Far longer than a run takes: no lease runs out by itself, the machine says when.
+LEASE_SECONDS: Final = 3_600.0
+
+#: Images in the largest chunk: enough for a poisonous one to be two splits away from being alone.
+MOST_IMAGES: Final = 6
+
+#: A healed ledger is empty after so many looks of the reconciler. A chunk of six: two crashes and a split,
+#: twice a crash and a split for its halves, three crashes and the end for the lone image; and one more for
+#: what was under way when it healed.
+ROUNDS_TO_HEAL: Final = 3 + 2 + 2 + 4 + 1
+
+#: How a worker can crash: with a word of its main process or without, or by its own word.
+CRASHES: Final = ("killed", "vanished", "timeout", "memory")
+MANNERS = st.sampled_from(CRASHES)
+
+HOSTS: Final = ("anna", "ben")
+
+#: Which of the things that are there: hypothesis shrinks it to the first.
+PICK = st.integers(min_value=0, max_value=1_000)
+
+#: Which of a job's images are poisonous, or broken.
+PLACES = st.frozensets(st.integers(0, 2 * MOST_IMAGES), max_size=2)
+
+SIZES = st.lists(st.integers(1, MOST_IMAGES), min_size=1, max_size=3)
+
+
+class NoAnswer(Exception):
+    """The COMMIT broke off."""
+
+
+class Messages:
+    """A broker that loses, repeats and shuffles; to the reconciler it is the bell."""
+
+    def __init__(self) -> None:
+        self.chunk_ids: list[str] = []
+        self.silent = False
+
+    def waiting(self) -> int:
+        return len(self.chunk_ids)
+
+    def ring(self, chunk_ids: Iterable[str]) -> int:
+        ringing = list(chunk_ids)
+        self.chunk_ids += ringing
+        return len(ringing)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that believes it holds a chunk."""
+
+    name: str
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One thing that can happen: where it can, how often compared to others, and what it draws."""
+
+    happen: Callable[..., None]
+    when: Callable[[LedgerMachine], object]
+    weight: int
+    strategies: dict[str, st.SearchStrategy[Any]]
+
+
+HAPPENINGS: Final[dict[str, Happening]] = {}
+
+
+def happening(
+    *,
+    weight: int = 1,
+    when: Callable[[LedgerMachine], object] = lambda _: True,
+    **strategies: st.SearchStrategy[Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Instead of Hypothesis's `rule` and `precondition`, which turn most rules off in most runs. That is good
+    where rules add to each other. Here they build on each other: with one of submitting, delivering, hanging,
+    taking over and working turned off there is no zombie, and in 60 runs there was none.
+    """
+
+    def mark(method: Callable[..., None]) -> Callable[..., None]:
+        HAPPENINGS[method.__name__] = Happening(method, when, weight, strategies)
+        return method
+
+    return mark
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The real ledger, and the model beside it."""
+
+    def __init__(self, ledger: Ledger, model_ids: list[str], tally: Counter[str]) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.model_ids = model_ids
+        self.tally = tally
+        self.model = LedgerModel(champion=model_ids[0])
+        self.messages = Messages()
+        self.workers: list[Worker] = []
+        self.lock_holder: str | None = None
+        self.names = (f"worker {number}" for number in count(1))
+        self.ages = count()
+
+    # ---- the two sides --------------------------------------------------------------------------------
+
+    @initialize(sizes=SIZES, poison=PLACES, sealed=st.booleans())
+    def one_job(self, sizes: list[int], poison: frozenset[int], sealed: bool) -> None:
+        """And nothing else: so that there is something to be done from the beginning."""
+        with self.ledger.transaction() as connection:
+            if self.ledger.is_sqlite:
+                for table in (predictions, chunks, jobs, locks):
+                    connection.execute(table.delete())
+            else:  # deleted rows would lie in the way until they are vacuumed
+                connection.execute(sa.text("TRUNCATE predictions, chunks, jobs, locks"))
+            point_alias(connection, CHAMPION, self.model_ids[0])
+        self._submit(sizes, poison, frozenset(), ErrorLimits(), sealed)
+
+    def job(self, pick: int, *states: str) -> JobModel:
+        there = [job for job in self.model.jobs.values() if not states or job.state in states]
+        return there[pick % len(there)]
+
+    def has_job(self, *states: str) -> bool:
+        return any(not states or job.state in states for job in self.model.jobs.values())
+
+    def chunk_of(self, claim: Claim) -> ChunkModel | None:
+        """The claim's chunk, where it is still this claim's."""
+        chunk = self.model.chunks.get(claim.chunk_id)
+        return chunk if chunk and chunk.state == "claimed" and chunk.token == claim.token else None
+
+    def worker(self, pick: int) -> Worker:
+        return self.workers[pick % len(self.workers)]
+
+    @contextmanager
+    def a_commit_that_fails(self) -> Iterator[Connection]:
+        """The transaction is rolled back, as if its connection had broken before the COMMIT."""
+        with suppress(NoAnswer), self.ledger.transaction() as connection:
+            yield connection
+            raise NoAnswer
+
+    @rule(data=st.data())
+    def something_happens(self, data: st.DataObject) -> None:
+        # The most frequent first: what comes first is drawn more often still.
+        by_weight = sorted(HAPPENINGS.items(), key=lambda item: -item[1].weight)
+        possible = [name for name, it in by_weight if it.when(self) for _ in range(it.weight)]
+        name = data.draw(st.sampled_from(possible), label="what")
+        drawn = {key: data.draw(what, label=key) for key, what in HAPPENINGS[name].strategies.items()}
+        HAPPENINGS[name].happen(self, **drawn)
+
+    # ---- a producer -----------------------------------------------------------------------------------
+
+    @happening(
+        sizes=SIZES,
+        poison=PLACES,
+        broken=PLACES,
+        limits=st.one_of(
+            st.just(ErrorLimits()),
+            st.builds(ErrorLimits, count=st.integers(0, 2)),
+            st.builds(ErrorLimits, rate=st.sampled_from([0.0, 0.25, 0.5]), sample=st.integers(1, 8)),
+        ),
+        sealed=st.booleans(),
+    )
+    def submit(
+        self,
+        sizes: list[int],
+        poison: frozenset[int],
+        broken: frozenset[int],
+        limits: ErrorLimits,
+        sealed: bool,
+    ) -> None:
+        self._submit(sizes, poison, broken, limits, sealed)
+
+    def _submit(
+        self,
+        sizes: list[int],
+        poison: frozenset[int],
+        broken: frozenset[int],
+        limits: ErrorLimits,
+        sealed: bool,
+    ) -> None:
+        job = JobModel(
+            new_id(), self.model.champion, poison, broken, limits.count, limits.rate, limits.sample
+        )
+        with self.ledger.reading() as connection:
+            champion = find_champion(connection)
+        assert champion is not None
+        assert champion.id == job.model_id
+        with self.ledger.transaction() as connection:
+            open_job(connection, job.id, model_id=champion.id, key=None, error_limits=limits)
+        self.model.jobs[job.id] = job
+        for size in sizes:
+            self._add_chunk(job, size)
+        if sealed:
+            self._seal(job)
+
+    def _is_new(self, chunk: ChunkModel) -> None:
+        """Two chunks of one millisecond have no order. For the machine there must be one: what it does must
+        depend on nothing but what was drawn.
+        """
+        chunk.age = next(self.ages)
+        chunk.job.chunks[chunk.id] = chunk
+        with self.ledger.transaction() as connection:
+            created_at = db_now(chunk.age - 1_000_000)
+            connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(created_at=created_at))
+
+    @happening(
+        weight=2,
+        when=lambda self: self.has_job("receiving"),
+        pick=PICK,
+        size=st.integers(1, MOST_IMAGES),
+        seal=st.booleans(),
+    )
+    def go_on_submitting(self, pick: int, size: int, seal: bool) -> None:
+        job = self.job(pick, "receiving")
+        self._add_chunk(job, size)
+        if seal:
+            self._seal(job)
+
+    def _add_chunk(self, job: JobModel, size: int) -> None:
+        id_, first = new_id(), job.total
+        with self.ledger.transaction() as connection:
+            add_chunk(connection, job.id, NewChunk(id_, first, size, f"payloads/{first}", "0" * 64))
+        state = "held" if job.paused else "pending"
+        chunk = ChunkModel(id_, job, first, size, f"payloads/{first}", state=state, quiet=True)
+        self._is_new(chunk)
+        job.abandoned = False
+        self.messages.ring([id_])
+
+    def _seal(self, job: JobModel) -> None:
+        with self.ledger.transaction() as connection:
+            seal_job(connection, job.id, fingerprint=None)
+        job.was_sealed()
+
+    @happening(
+        when=lambda self: self.has_job(),
+        pick=PICK,
+        how=st.sampled_from(["cancelled", "abandoned", "taken back"]),
+    )
+    def a_job_ends_early(self, pick: int, how: str) -> None:
+        job = self.job(pick)
+        under_way = job.state in UNDER_WAY
+        with self.ledger.transaction() as connection:
+            if how == "cancelled":
+                assert end_job(connection, job.id, JobState.CANCELLED) == under_way
+            elif how == "taken back":
+                assert discard_job(connection, job.id) is not job.sealed
+            elif job.state == "receiving":  # the reconciler will see that its producer is dead
+                connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-121)))
+                job.abandoned = True
+        if how == "cancelled" and under_way:
+            job.stopped("cancelled")
+            self._check_stopped(job)
+        elif how == "taken back" and not job.sealed:
+            del self.model.jobs[job.id]
+            self.tally["a submission was taken back"] += 1
+
+    def _check_stopped(self, job: JobModel) -> None:
+        """Its producer, if it is still at it, is told so, and nobody takes over where a worker vanishes."""
+        with pytest.raises(Stopped), self.ledger.transaction() as connection:
+            add_chunk(connection, job.id, NewChunk(new_id(), job.total, 1, "payloads/x", "0" * 64))
+        with pytest.raises(Stopped), self.ledger.transaction() as connection:
+            seal_job(connection, job.id, fingerprint=None)
+        if at_work := [
+            worker for worker in self.workers if self.chunk_of(worker.claim) in job.chunks.values()
+        ]:
+            self._run_out(at_work[0])
+            assert self._deliver(at_work[0].claim.chunk_id) is None
+
+    # ---- the broker -----------------------------------------------------------------------------------
+
+    @happening(when=lambda self: self.messages.chunk_ids, pick=PICK, all_of_them=st.booleans())
+    def messages_are_lost(self, pick: int, all_of_them: bool) -> None:
+        if all_of_them:
+            self.messages.chunk_ids.clear()
+        else:
+            del self.messages.chunk_ids[pick % self.messages.waiting()]
+
+    # ---- a worker takes a chunk -----------------------------------------------------------------------
+
+    @happening(
+        weight=4,
+        when=lambda self: self.messages.chunk_ids,
+        picks=st.lists(PICK, min_size=1, max_size=3),
+        copies=st.integers(0, 2),
+    )
+    def deliver(self, picks: list[int], copies: int) -> None:
+        """Out of order, and some more than once."""
+        for pick in picks:
+            if self.messages.chunk_ids:
+                chunk_id = self.messages.chunk_ids.pop(pick % self.messages.waiting())
+                self.messages.ring([chunk_id] * copies)
+                self._deliver(chunk_id)
+
+    def _deliver(self, chunk_id: str) -> Worker | None:
+        owner, token = next(self.names), new_id()
+        with self.ledger.transaction() as connection:
+            claim = claim_chunk(connection, chunk_id, lease_seconds=LEASE_SECONDS, owner=owner, token=token)
+        chunk = self.model.chunks.get(chunk_id)
+        if chunk is None or not chunk.can_be_claimed:
+            self.tally["a message met no work"] += 1
+            assert claim is None, "a chunk was claimed that was not to be had"
+            return None
+        assert claim is not None, "a chunk that is due was not to be had"
+        self.tally["a chunk was taken over" if chunk.state == "claimed" else "a chunk was claimed"] += 1
+        chunk.claimed(token)
+        self._check_claim(claim, chunk)
+        self.workers.append(worker := Worker(owner, claim))
+        return worker
+
+    @staticmethod
+    def _check_claim(claim: Claim, chunk: ChunkModel) -> None:
+        assert (claim.chunk_id, claim.job_id, claim.model_id) == (chunk.id, chunk.job.id, chunk.job.model_id)
+        assert (claim.first_index, claim.images, claim.payload_offset) == (
+            chunk.first,
+            chunk.images,
+            chunk.offset,
+        )
+        assert (claim.attempts, claim.crashes, claim.crash_code) == (
+            chunk.attempts,
+            chunk.crashes,
+            chunk.crash_code,
+        )
+        assert must_split(claim) == chunk.must_split
+        assert must_give_up(claim) == chunk.must_give_up
+
+    @happening(when=lambda self: self.messages.chunk_ids, pick=PICK, committed=st.booleans())
+    def the_answer_to_a_claim_is_lost(self, pick: int, committed: bool) -> None:
+        chunk_id = self.messages.chunk_ids.pop(pick % self.messages.waiting())
+        owner, token = next(self.names), new_id()
+        with self.ledger.transaction() if committed else self.a_commit_that_fails() as connection:
+            claim = claim_chunk(connection, chunk_id, lease_seconds=LEASE_SECONDS, owner=owner, token=token)
+        with self.ledger.transaction() as connection:
+            withdraw_claim(connection, chunk_id, token)
+        chunk = self.model.chunks.get(chunk_id)
+        assert (claim is not None) == (chunk is not None and chunk.can_be_claimed)
+        if committed and chunk and claim:
+            chunk.claimed(token)
+            chunk.released(quiet=False)
+
+    # ---- and works on it, or does not -----------------------------------------------------------------
+
+    @happening(
+        weight=6, when=lambda self: self.workers, picks=st.lists(PICK, min_size=1, max_size=3), manner=MANNERS
+    )
+    def work(self, picks: list[int], manner: str) -> None:
+        """As `worker.predicting.pipeline.classify_chunk` does; a zombie does it like everybody else."""
+        for pick in picks:
+            if self.workers:
+                self._work(self.worker(pick), manner)
+
+    def _work(self, worker: Worker, manner: str) -> None:
+        if self._is_poisoned(worker.claim):
+            self._crash(worker, manner)
+        else:
+            self._end(worker)
+
+    def _is_poisoned(self, claim: Claim) -> bool:
+        """Whether one of the images that are looked at kills whoever looks at it."""
+        if must_split(claim) or must_give_up(claim) or claim.job_id not in self.model.jobs:
+            return False
+        indexes = range(claim.first_index, claim.first_index + claim.images)
+        return not self.model.jobs[claim.job_id].poisonous.isdisjoint(indexes)
+
+    def _end(self, worker: Worker) -> None:
+        """Writes what came out. Where the claim was lost, nothing may come of it."""
+        self.workers.remove(worker)
+        if (chunk := self.chunk_of(worker.claim)) is None:
+            with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
+                self._write(connection, worker.claim)
+            with self.ledger.reading() as connection:
+                assert not was_finished(connection, worker.claim), "it was somebody else who finished it"
+            self.tally["a zombie was refused"] += 1
+            return
+        with self.ledger.transaction() as connection:
+            self._write(connection, worker.claim)
+        self._ended(chunk)
+
+    def _write(self, connection: Connection, claim: Claim) -> None:
+        if must_split(claim):
+            split_chunk(connection, claim)
+        else:
+            record_outcomes(connection, claim, self._outcomes(claim))
+
+    def _outcomes(self, claim: Claim) -> list[Outcome]:
+        """An image's name says which it is, by its place in the payload."""
+        start = int(claim.payload.removeprefix("payloads/")) + claim.payload_offset
+        names = [f"{start + place}.png" for place in range(claim.images)]
+        if must_give_up(claim):
+            return [outcome_of_the_lone(claim, names[0])]
+        job = self.model.jobs.get(claim.job_id)
+        broken: frozenset[int] = job.broken if job else frozenset()
+        return [
+            Outcome(name, None, None, ErrorCode.CORRUPT, "no picture")
+            if claim.first_index + place in broken
+            else Outcome(name, claim.model_id, 0.75)
+            for place, name in enumerate(names)
+        ]
+
+    def _ended(self, chunk: ChunkModel) -> None:
+        job = chunk.job
+        under_way = job.state in UNDER_WAY
+        self.tally["a chunk ended"] += 1
+        if chunk.must_split:
+            self.tally["a chunk was split"] += 1
+            chunk.state = "split"
+            self._find_halves(chunk)
+        elif chunk.must_give_up:
+            self.tally["an image was given up"] += 1
+            chunk.finished({chunk.first: (None, chunk.crash_code)})
+        else:
+            chunk.finished(
+                {
+                    index: (None, "corrupt") if index in job.broken else (job.model_id, None)
+                    for index in chunk.indexes
+                }
+            )
+        if under_way and job.state == "failed":
+            self.tally["a job was stopped by its errors"] += 1
+
+    def _find_halves(self, chunk: ChunkModel) -> None:
+        """The two chunks that are new: their ids are the ledger's to choose, all else is known."""
+        with self.ledger.reading() as connection:
+            new = sa.select(chunks.c.first_index, chunks.c.id).where(
+                chunks.c.job_id == chunk.job.id, chunks.c.id.not_in(chunk.job.chunks)
+            )
+            ids = {row.first_index: row.id for row in connection.execute(new)}
+        small = chunk.images // 2
+        halves = [(chunk.first, small), (chunk.first + small, chunk.images - small)]
+        assert sorted(ids) == [first for first, _ in halves]
+        for first, images in halves:
+            inherited = 1 if images > 1 else 0
+            half = ChunkModel(
+                ids[first],
+                chunk.job,
+                first,
+                images,
+                chunk.payload,
+                offset=chunk.offset + first - chunk.first,
+                crashes=inherited,
+                inherited=inherited,
+                crash_code=chunk.crash_code,
+            )
+            self._is_new(half)
+
+    @happening(weight=2, when=lambda self: self.workers, pick=PICK, manner=MANNERS)
+    def a_worker_crashes(self, pick: int, manner: str) -> None:
+        self._crash(self.worker(pick), manner)
+
+    def _crash(self, worker: Worker, manner: str) -> None:
+        self.workers.remove(worker)
+        chunk = self.chunk_of(worker.claim)
+        if manner == "vanished":
+            self._run_out(worker)
+            return
+        code = ErrorCode.TIMEOUT if manner == "timeout" else ErrorCode.QUARANTINED
+        with self.ledger.transaction() as connection:
+            if manner == "killed":
+                bury_claim(connection, worker.claim.chunk_id, owner=worker.name, code=code, error="it died")
+            else:
+                crash_chunk(connection, worker.claim, code=code, error="it gave up")
+        if chunk:
+            chunk.crashed(code)
+
+    @happening(when=lambda self: self.workers, pick=PICK)
+    def a_lease_runs_out(self, pick: int) -> None:
+        """The worker hangs and does not know; it may come back at any time."""
+        self._run_out(self.worker(pick))
+
+    @happening(weight=5, when=lambda self: self.workers, pick=PICK)
+    def another_takes_over(self, pick: int) -> None:
+        """The worker that hung is a zombie from now on, and goes on when it likes."""
+        worker = self.worker(pick)
+        self._run_out(worker)
+        self._deliver(worker.claim.chunk_id)
+
+    def _run_out(self, worker: Worker) -> None:
+        with self.ledger.transaction() as connection:
+            connection.execute(
+                chunks.update()
+                .where(chunks.c.token == worker.claim.token, chunks.c.lease_until.is_not(None))
+                .values(lease_until=db_now(-1))
+            )
+        if chunk := self.chunk_of(worker.claim):
+            chunk.expired = True
+
+    @happening(when=lambda self: self.workers, pick=PICK)
+    def renew(self, pick: int) -> None:
+        worker = self.worker(pick)
+        chunk = self.chunk_of(worker.claim)
+        if chunk is None:
+            with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
+                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+        elif chunk.job.state in STOPPED:
+            with pytest.raises(JobStopped), self.ledger.transaction() as connection:
+                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+            self._release(worker)
+        else:
+            with self.ledger.transaction() as connection:
+                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+            chunk.expired = False
+
+    @happening(when=lambda self: self.workers, pick=PICK)
+    def release(self, pick: int) -> None:
+        self._release(self.worker(pick))
+
+    def _release(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        chunk = self.chunk_of(worker.claim)
+        with self.ledger.transaction() as connection:
+            release_chunk(connection, worker.claim, error="told to stop")
+        if chunk:
+            chunk.released()
+
+    @happening(when=lambda self: self.workers, pick=PICK)
+    def a_payload_is_damaged(self, pick: int) -> None:
+        worker = self.worker(pick)
+        self.workers.remove(worker)
+        chunk, job = self.chunk_of(worker.claim), self.model.jobs.get(worker.claim.job_id)
+        with self.ledger.transaction() as connection:
+            ended = end_job(connection, worker.claim.job_id, JobState.FAILED, error="damaged")
+            release_chunk(connection, worker.claim, error="damaged")
+        assert ended == (job is not None and job.state in UNDER_WAY)
+        if job and ended:
+            job.stopped("failed")
+            self._check_stopped(job)
+        if chunk:
+            chunk.released()
+
+    # ---- commits that nobody knows of, and the last guard ---------------------------------------------
+
+    @happening(
+        weight=2,
+        when=lambda self: not all(self._is_poisoned(worker.claim) for worker in self.workers),
+        pick=PICK,
+        committed=st.booleans(),
+    )
+    def the_answer_to_a_commit_is_lost(self, pick: int, committed: bool) -> None:
+        ready = [worker for worker in self.workers if not self._is_poisoned(worker.claim)]
+        worker = ready[pick % len(ready)]
+        claim = worker.claim
+        chunk = self.chunk_of(claim)
+        if chunk and committed:
+            # When the COMMIT went through and nobody knows, and the worker tries again
+            with self.ledger.transaction() as connection:
+                self._write(connection, claim)
+            self._ended(chunk)
+            self.workers.remove(worker)
+            with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
+                self._write(connection, claim)
+        elif chunk:
+            with self.a_commit_that_fails() as connection:
+                self._write(connection, claim)
+        else:
+            with pytest.raises(LeaseLost), self.a_commit_that_fails() as connection:
+                self._write(connection, claim)
+        self.tally["a commit was read back"] += 1
+        # Then the ledger says whose the end was
+        with self.ledger.reading() as connection:
+            assert was_finished(connection, claim) == (chunk is not None and committed)
+
+    @happening(
+        when=lambda self: any(chunk.state == "done" for chunk in self.model.chunks.values()), pick=PICK
+    )
+    def a_done_chunk_is_opened_by_mistake(self, pick: int) -> None:
+        """By hand, or by a mistake in a later version: the primary key refuses a second outcome."""
+        done = [chunk for chunk in self.model.chunks.values() if chunk.state == "done"]
+        chunk = done[pick % len(done)]
+        with self.ledger.transaction() as connection:
+            connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="claimed"))
+            row = connection.execute(sa.select(chunks).where(chunks.c.id == chunk.id)).one()
+        claim = Claim(
+            chunk.id,
+            row.token,
+            chunk.job.id,
+            chunk.job.model_id,
+            chunk.first,
+            chunk.images,
+            row.payload,
+            row.payload_sha256,
+            row.payload_offset,
+            row.attempts,
+            0,
+            None,
+            None,
+        )
+        with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
+            record_outcomes(connection, claim, self._outcomes(claim))
+        with self.ledger.transaction() as connection:
+            connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="done"))
+
+    # ---- a person -------------------------------------------------------------------------------------
+
+    @happening(when=lambda self: self.has_job(), pick=PICK)
+    def pause(self, pick: int) -> None:
+        job = self.job(pick)
+        with self.ledger.transaction() as connection:
+            assert pause_job(connection, job.id) == (job.state in UNDER_WAY)
+        if job.state in UNDER_WAY:
+            job.was_paused()
+
+    @happening(when=lambda self: any(job.paused for job in self.model.jobs.values()), pick=PICK)
+    def resume(self, pick: int) -> None:
+        self._resume(self.job(pick))
+
+    def _resume(self, job: JobModel) -> None:
+        with self.ledger.transaction() as connection:
+            waiting = resume_job(connection, job.id)
+        if job.paused and job.state in UNDER_WAY:
+            self.tally["a job was resumed"] += 1
+            assert waiting == job.was_resumed()
+            self.messages.ring(waiting)
+        else:
+            assert waiting is None
+
+    @happening(when=lambda self: self.has_job(*ENDED), pick=PICK)
+    def purge(self, pick: int) -> None:
+        """Of a job that ended nobody may bring in anything after this."""
+        job = self.job(pick, *ENDED)
+        with self.ledger.transaction() as connection:
+            settled = settle_job(connection, job.id)
+        assert settled == job.was_settled()
+
+    @happening(pick=PICK, committed=st.booleans())
+    def promote(self, pick: int, committed: bool) -> None:
+        model_id = self.model_ids[pick % len(self.model_ids)]
+        with self.ledger.transaction() if committed else self.a_commit_that_fails() as connection:
+            point_alias(connection, CHAMPION, model_id)
+        if committed:
+            self.model.champion = model_id
+
+    # ---- the reconcilers ------------------------------------------------------------------------------
+
+    @happening(weight=2, host=st.sampled_from(HOSTS), the_other_is_dead=st.booleans())
+    def reconcile(self, host: str, the_other_is_dead: bool) -> None:
+        self._reconcile(host, the_other_is_dead)
+
+    def _reconcile(self, host: str, the_other_is_dead: bool) -> None:
+        with self.ledger.transaction() as connection:
+            self._stop_the_clock(connection)
+            connection.execute(locks.update().values(until=db_now(-1 if the_other_is_dead else 3_600)))
+        before = self.messages.waiting()
+        sent = Reconciler(self.ledger, self.messages, holder=host).tick()  # type: ignore[arg-type]
+        rung = self.messages.chunk_ids[before:]
+        assert sent == len(rung)
+        if self.lock_holder not in (None, host) and not the_other_is_dead:
+            assert not rung, "two reconcilers at a time"
+            return
+        self.lock_holder = host
+        self.model.abandoned_were_failed()
+        self.model.leftovers_were_dropped()
+        self.model.leftovers_were_held()
+        self._check_rung(rung, limit=max(0, len(self.model.due) - before))
+        with self.ledger.transaction() as connection:
+            assert not take_lock(connection, "reconcile", "somebody else", seconds=1)
+
+    def _stop_the_clock(self, connection: Connection) -> None:
+        """What was put off stays so until `time_passes`, however slow the machine is."""
+        quiet = [chunk.id for chunk in self.model.chunks.values() if chunk.quiet]
+        put_off = chunks.update().where(chunks.c.id.in_(quiet), chunks.c.ring_after.is_not(None))
+        connection.execute(put_off.values(ring_after=db_now(3_600)))
+
+    def _check_rung(self, rung: list[str], *, limit: int) -> None:
+        """For chunks that are due and were not put off, and no others; the oldest first."""
+        wanted = sorted((chunk for chunk in self.model.due if not chunk.quiet), key=lambda chunk: chunk.age)
+        assert rung == [chunk.id for chunk in wanted[:limit]]
+        for chunk in wanted[:limit]:
+            chunk.quiet = True
+
+    @happening(part=st.sampled_from(["fail", "drop", "hold", "ring"]), limit=st.integers(1, 4))
+    def reconcile_in_part(self, part: str, limit: int) -> None:
+        """In any order, and as if the reconciler were killed in between."""
+        with self.ledger.transaction() as connection:
+            if part == "fail":
+                assert sorted(fail_abandoned_jobs(connection)) == sorted(self.model.abandoned_were_failed())
+            elif part == "drop":
+                drop_leftover_chunks(connection)
+                self.model.leftovers_were_dropped()
+            elif part == "hold":
+                hold_leftover_chunks(connection)
+                self.model.leftovers_were_held()
+            else:
+                self._stop_the_clock(connection)
+                rung = chunks_to_ring(connection, limit=limit)
+                self._check_rung(rung, limit=limit)
+                self.messages.ring(rung)
+
+    @happening(when=lambda self: any(chunk.quiet for chunk in self.model.due))
+    def time_passes(self) -> None:
+        """Enough of it for what was put off."""
+        with self.ledger.transaction() as connection:
+            connection.execute(
+                chunks.update().where(chunks.c.ring_after.is_not(None)).values(ring_after=db_now(-1))
+            )
+        for chunk in self.model.chunks.values():
+            chunk.quiet = False
+
+    # ---- after every step -----------------------------------------------------------------------------
+
+    @invariant()
+    def the_ledger_is_as_it_ought_to_be(self) -> None:
+        with self.ledger.reading() as connection:
+            assert broken_laws(connection) == []
+            assert found_jobs(connection) == {id_: job_row(job) for id_, job in self.model.jobs.items()}
+            assert found_chunks(connection) == {id_: chunk_row(c) for id_, c in self.model.chunks.items()}
+            assert found_predictions(connection) == sorted(
+                (job.id, index, f"{index}.png", label, error)
+                for job in self.model.jobs.values()
+                for index, (label, error) in job.outcomes.items()
+            )
+            champions = connection.scalars(sa.select(aliases.c.model_id).where(aliases.c.name == CHAMPION))
+            assert champions.all() == [self.model.champion]
+
+    # ---- at the end -----------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:  # else there is a failure already, and this would hide it
+            self._heal()
+            self.tally["a run healed"] += 1
+            self.tally["an image was accepted"] += sum(job.total for job in self.model.jobs.values())
+
+    def _heal(self) -> None:
+        """All faults end but the poisonous images: everything must end, and soon."""
+        for worker in list(self.workers):
+            self._crash(worker, "vanished")
+        for job in list(self.model.jobs.values()):
+            self._resume(job)
+            if job.state == "receiving":
+                self._seal(job)
+        bound = claims_to_heal(self.model)
+        claims = rounds = 0
+        while True:
+            self.time_passes()
+            self._reconcile(HOSTS[0], the_other_is_dead=True)
+            if not self.messages.chunk_ids:
+                break
+            rounds += 1
+            assert rounds <= ROUNDS_TO_HEAL
+            while self.messages.chunk_ids:
+                if worker := self._deliver(self.messages.chunk_ids.pop(0)):
+                    claims += 1
+                    self._work(worker, CRASHES[claims % len(CRASHES)])
+        self.the_ledger_is_as_it_ought_to_be()
+        assert claims <= bound
+        for job in self.model.jobs.values():
+            assert job.state in ("done", *STOPPED)
+            if job.state == "done":
+                assert sorted(job.outcomes) == list(range(job.total))
+            self._check_quarantined(job)
+
+    @staticmethod
+    def _check_quarantined(job: JobModel) -> None:
+        """Only what crashed, and crashed alone: an innocent image had as many deaths beside it by chance."""
+        for chunk in job.chunks.values():
+            [(_, error), *more] = [job.outcomes.get(index, (None, None)) for index in chunk.indexes]
+            if chunk.state == "done" and error in ("quarantined", "timeout"):
+                assert not more
+                assert chunk.attempts - chunk.releases - 1 >= 3
+            if chunk.state == "done":
+                assert all(job.outcomes[i][1] is not None for i in chunk.indexes if i in job.poisonous)
+
+
+def claims_to_heal(model: LedgerModel) -> int:
+    """I4: no chunk is tried without end. A chunk of n images becomes at most 2n - 1 chunks; each is claimed
+    for its crashes, for a lease that ran out before, and for its end.
+    """
+    return sum(
+        5 * (2 * chunk.images - 1)
+        for chunk in model.chunks.values()
+        if chunk.state in ("pending", "held", "claimed")
+    )
+
+
+# ---- rows, as the model tells them ------------------------------------------------------------------------
+
+
+def job_row(job: JobModel) -> dict[str, Any]:
+    return {
+        "state": job.state,
+        "model_id": job.model_id,
+        "total": job.total,
+        "succeeded": job.succeeded,
+        "failed": job.failed,
+        "chunks": len(job.whole_chunks),
+        "chunks_done": job.chunks_done,
+        "paused": job.paused,
+        "started": job.started,
+        "sealed": job.sealed,
+    }
+
+
+def found_jobs(connection: Connection) -> dict[str, dict[str, Any]]:
+    query = sa.select(
+        jobs.c["id", "state", "model_id", "total", "succeeded", "failed", "chunks", "chunks_done"],
+        jobs.c.paused_at.is_not(None).label("paused"),
+        jobs.c.started_at.is_not(None).label("started"),
+        jobs.c.submitted_at.is_not(None).label("sealed"),
+    )
+    return {row.pop("id"): row for row in map(dict, connection.execute(query).mappings())}
+
+
+def chunk_row(chunk: ChunkModel) -> dict[str, Any]:
+    return {
+        "job_id": chunk.job.id,
+        "first_index": chunk.first,
+        "images": chunk.images,
+        "payload": chunk.payload,
+        "payload_offset": chunk.offset,
+        "state": chunk.state,
+        "attempts": chunk.attempts,
+        "releases": chunk.releases,
+        "crashes": chunk.crashes,
+        "crash_code": chunk.crash_code,
+        "token": chunk.token,
+        "leased": chunk.state == "claimed" and not chunk.expired,
+    }
+
+
+def found_chunks(connection: Connection) -> dict[str, dict[str, Any]]:
+    query = sa.select(
+        chunks.c["id", "job_id", "first_index", "images", "payload", "payload_offset", "state"],
+        chunks.c["attempts", "releases", "crashes", "crash_code", "token"],
+        sa.and_(
+            chunks.c.lease_until.is_not(None),
+            chunks.c.lease_until.between(db_now(), db_now(LEASE_SECONDS)),
+        ).label("leased"),
+    )
+    return {row.pop("id"): row for row in map(dict, connection.execute(query).mappings())}
+
+
+def found_predictions(connection: Connection) -> list[tuple[Any, ...]]:
+    columns = predictions.c["job_id", "index", "name", "label", "error"]
+    return sorted(tuple(row) for row in connection.execute(sa.select(columns)))
+
+
+# ---- the test ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ledger_url", "short"), [("sqlite", 60), ("postgresql", 30)], indirect=["ledger_url"]
+)
+def test_whatever_happens_each_image_has_one_outcome_at_the_end(
+    ledger: Ledger, make_model: Any, matrix: Matrix, short: int
+) -> None:
+    # Given a migrated ledger and three models
+    models = [make_model(f"model {number}".encode()).id for number in range(3)]
+    if ledger.is_sqlite:  # no power is cut here
+        sa.event.listen(ledger.engine, "connect", lambda driver, _: driver.execute("PRAGMA synchronous=OFF"))
+        ledger.engine.dispose()
+    tally: Counter[str] = Counter()
+
+    # When anything happens in any order
+    fault = f"anything in any order, {ledger.engine.dialect.name}"
+    with matrix.trials(fault, "I1-I4, I6", short=short, long=400) as trials:
+        run_state_machine_as_test(
+            lambda: LedgerMachine(ledger, models, tally),
+            settings=settings(
+                max_examples=trials.wanted,
+                stateful_step_count=100 if matrix.soak else 50,
+                # The short run does the same to the same code every time, the long one finds what is new.
+                derandomize=not matrix.soak,
+            ),
+        )
+        trials.ran(tally["a run healed"], Verdict(images=tally["an image was accepted"]))
+
+    # Then no step led elsewhere than it ought to, and all runs came to their end; and there was much to see
+    assert tally["a run healed"] >= trials.wanted
+    for what in ("a chunk was split", "an image was given up", "a zombie was refused"):
+        assert tally[what] >= 10, tally
