@@ -69,6 +69,10 @@ class JobStopped(LabelmillError):
     """The chunk's job was cancelled or has failed; what was computed here is thrown away."""
 
 
+class Stopped(LabelmillError):
+    """The job was stopped while it was being submitted; what was classified until then is kept."""
+
+
 class UserError(LabelmillError):
     """The request cannot be carried out as it stands."""
 
@@ -89,10 +93,6 @@ class NotFound(UserError):
 
 class Conflict(UserError):
     """The submission key was already used for other content."""
-
-
-class Stopped(Conflict):
-    """The job was stopped while it was being submitted; what was classified until then is kept."""
 
 
 class LedgerNotReady(UserError):

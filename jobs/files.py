@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
+
+#: What is taken from the permissions of all that a program of somebody else's makes for us.
+PRIVATE_UMASK: Final = 0o077
 
 
 def make_private_folder(path: Path) -> None:
@@ -26,6 +30,21 @@ def make_private_folder(path: Path) -> None:
 def make_private_file(path: Path) -> None:
     """Makes an empty file where there is none. Raises OSError."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, _PRIVATE_FILE))
+
+
+def append_privately(path: Path) -> BinaryIO:
+    """A file to write at the end of, made where there is none. Raises OSError."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, _PRIVATE_FILE), "ab")
+
+
+@contextlib.contextmanager
+def private_umask() -> Iterator[None]:
+    """Within it all that this process makes is its owner's alone, also by code that is not ours."""
+    before = os.umask(PRIVATE_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_whole(path: Path, data: bytes) -> None:

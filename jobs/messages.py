@@ -32,5 +32,5 @@ class ChunkMessage:
     def decode(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
         """From a Celery task's arguments. Raises MessageError on anything but one chunk id."""
         if kwargs or len(args) != 1 or not is_id(args[0]):
-            raise MessageError("A message on the classify queue is not one chunk id; it was dropped.")
+            raise MessageError("it does not name one chunk")
         return cls(args[0])

@@ -9,6 +9,7 @@ from typing import Any, Final
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from jobs.messages import ChunkMessage
 from jobs.settings import Settings
@@ -36,6 +37,10 @@ BROKER_TIMEOUT_SECONDS: Final = 5.0
 #: patience is 4 seconds.
 CHILD_START_SECONDS: Final = 120.0
 
+#: A process that holds more than this after a chunk is replaced by a fresh one, in KiB: 8 GiB, which neither a
+#: model nor the largest image comes near. What leaks must not take the machine.
+MAX_CHILD_KIB: Final = 8 * 1024 * 1024
+
 
 def make_app(settings: Settings) -> Celery:
     """The Celery application. What each setting is for is told in docs/decisions.md."""
@@ -59,6 +64,7 @@ def make_app(settings: Settings) -> Celery:
         task_soft_time_limit=settings.soft_time_limit,
         task_time_limit=settings.time_limit,
         worker_proc_alive_timeout=CHILD_START_SECONDS,
+        worker_max_memory_per_child=MAX_CHILD_KIB,
         # Celery waits so long for the last word of a child that died, before its message goes back.
         worker_lost_wait=1.0,
         broker_transport_options={
@@ -98,6 +104,8 @@ class Bell:
         # Left alone, kombu tries again and again to connect, and whoever submits would wait for it.
         self._connection.transport_options |= {"max_retries": 1, "interval_start": 0}
         self.silent = False
+        #: Why the bell is silent: no answer, a wrong password or certificate, a command the user may not run.
+        self.reason = ""
 
     def ring(self, chunk_ids: Iterable[str]) -> int:
         """Sends a message for each chunk, as long as there is room for them; gives back how many were sent.
@@ -117,22 +125,27 @@ class Bell:
                     args=ChunkMessage(chunk_id).encode(),
                     connection=self._connection,
                     retry=False,
+                    # A worker would put its own in, and the gate takes no message that sets any.
+                    time_limit=None,
+                    soft_time_limit=None,
                 )
-            except (OperationalError, OSError) as error:
+            except (OperationalError, RedisError, OSError) as error:
                 logger.debug("cannot ring: %s", error)
                 self._connection.close()  # half of it may be open; the next ring begins anew
-                self.silent = True
+                self.silent, self.reason = True, str(error).strip().rstrip(".")
             else:
                 sent += 1
         return sent
 
     def waiting(self) -> int:
-        """How many messages wait on the classify queue. Raises OperationalError where there is no broker."""
+        """How many messages wait on the classify queue. Raises OperationalError where the broker does not
+        say.
+        """
         try:
             # Not passively: to see whether the queue is there at all, kombu 5.7 asks for its key without
             # our prefix, and never finds it. In Redis a declaration makes nothing.
             declared: Any = self._connection.default_channel.queue_declare(CLASSIFY_QUEUE)
-        except self._connection.recoverable_connection_errors as error:
+        except (*self._connection.recoverable_connection_errors, RedisError) as error:
             self._connection.close()
             raise OperationalError(str(error)) from error
         return int(declared.message_count)

@@ -1,6 +1,7 @@
 """The model registry: immutable model files in the store, their rows in the ledger, and the champion.
 
-A file lies under its SHA-256, which is checked before anything parses it: loading a Keras file can run code.
+A file lies under its SHA-256, which is checked before anything parses it, and so is what it is made of
+(`jobs.model_file`): loading a Keras file can run code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
 from jobs.model import InputSpec, Model
+from jobs.model_file import check_model_file
 from jobs.store import Store
 
 
@@ -29,9 +31,13 @@ def register_model(
     accuracy: float | None,
     metrics: dict[str, Any],
 ) -> Model:
-    """A new model from the bytes of a `.keras` file: first the file, then its row. Raises Unavailable."""
+    """A new model from the bytes of a `.keras` file: first the file, then its row.
+
+    Raises ModelRefused where it is of another format or names what may not be loaded, Unavailable.
+    """
+    check_model_file(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    store.put(_key(sha256), data)
+    store.put(model_key(sha256), data)
     with ledger.transaction() as connection:
         model_id = add_model(
             connection,
@@ -50,26 +56,45 @@ def register_model(
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     """The model's file on this machine, its SHA-256 checked at each call.
 
-    Raises ModelRefused where it is gone or not the file that was registered, Unavailable where the store
-    cannot be reached.
+    Raises ModelRefused where it is gone, is not the file that was registered or may not be loaded,
+    Unavailable where the store cannot be reached.
     """
     cached = cache_dir / "models" / f"{model.sha256}.keras"
-    if cached.is_file() and _digest(cached.read_bytes()) == model.sha256:
-        return cached
+    data = _read_cached(cached, model)
+    from_store = data is None
+    if data is None:
+        data = _read_stored(store, model)
     try:
-        data = store.get(_key(model.sha256))
+        check_model_file(data)
+    except ModelRefused as error:
+        raise ModelRefused(f"The file of model {model.id} is refused. {error}") from None
+    if from_store:
+        make_private_folder(cached.parent)
+        write_whole(cached, data)
+    return cached
+
+
+def _read_cached(path: Path, model: Model) -> bytes | None:
+    if not path.is_file() or path.stat().st_size != model.size_bytes:
+        return None
+    data = path.read_bytes()
+    return data if _digest(data) == model.sha256 else None
+
+
+def _read_stored(store: Store, model: Model) -> bytes:
+    try:
+        data = store.get(model_key(model.sha256), limit=model.size_bytes)
     except FileNotFoundError:
         raise ModelRefused(f"The file of model {model.id} is gone from the store.") from None
     if _digest(data) != model.sha256:
         raise ModelRefused(
             f"The file of model {model.id} is not the one that was registered: its SHA-256 differs."
         )
-    make_private_folder(cached.parent)
-    write_whole(cached, data)
-    return cached
+    return data
 
 
-def _key(sha256: str) -> str:
+def model_key(sha256: str) -> str:
+    """Where a model's file lies in the store."""
     return f"models/{sha256}.keras"
 
 

@@ -7,15 +7,15 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 
 from jobs.errors import SettingsError
 from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.urls import check_broker_url, check_ledger_url
 
 ENV_PREFIX: Final = "LABELMILL_"
 
@@ -30,31 +30,6 @@ TIME_LIMIT_SHARE: Final = 0.85
 #: Redis hands an unacknowledged message out again after this many leases; well above one, because the
 #: ledger's lease is what decides and a second delivery is only noise.
 VISIBILITY_LEASES: Final = 4
-
-
-def _ledger_url(text: str) -> str:
-    """Takes `postgresql://` for the driver we ship with; refuses what the ledger cannot live in."""
-    try:
-        url = make_url(text)
-    except ArgumentError:
-        raise ValueError("is not a database URL such as postgresql://user:password@host/labelmill") from None
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("postgresql+psycopg", "sqlite", "sqlite+pysqlite"):
-        raise ValueError(f"names {url.drivername}; the ledger lives in postgresql:// or sqlite:///path")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("names no file; several processes share the ledger, so it cannot live in memory")
-    return url.render_as_string(hide_password=False)
-
-
-def _broker_url(text: str) -> str:
-    if not text.startswith(("redis://", "rediss://", "redis+socket://")):
-        raise ValueError("must start with redis://, rediss:// or redis+socket://")
-    try:
-        _ = urlsplit(text).port
-    except ValueError as error:
-        raise ValueError(f"is not a URL: {error}") from None
-    return text
 
 
 def _home(path: Path) -> Path:
@@ -90,7 +65,11 @@ class Settings(BaseSettings):
     """What can be set. A URL left out is derived from `home`: everything embedded, nothing to install."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # a URL that is wrong has a password in it all the same
     )
 
     home: Annotated[Path, AfterValidator(_home)] = Field(
@@ -98,12 +77,12 @@ class Settings(BaseSettings):
         validate_default=True,
         description="The state folder: everything the embedded stack writes.",
     )
-    ledger_url: Annotated[str | None, AfterValidator(lambda url: url and _ledger_url(url))] = Field(
+    ledger_url: Annotated[str | None, AfterValidator(lambda url: url and check_ledger_url(url))] = Field(
         default=None,
         repr=False,
         description="The SQL database. Left out: a SQLite file in the state folder.",
     )
-    broker_url: Annotated[str | None, AfterValidator(lambda url: url and _broker_url(url))] = Field(
+    broker_url: Annotated[str | None, AfterValidator(lambda url: url and check_broker_url(url))] = Field(
         default=None,
         repr=False,
         description="The Redis that carries messages. Left out: a Valkey on a Unix socket, started by "
@@ -168,6 +147,7 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
     ] = Field(
         default=(),
+        repr=False,
         description="Below which paths and URLs images may be submitted by reference; a comma between. "
         "Left out: nowhere.",
     )

@@ -97,7 +97,8 @@ class Store:
                 raise  # no package but ourselves
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
             reason = without_secrets(reason.splitlines()[0], self._url)
-            raise Unavailable(f"The store cannot be {what}: {reason}") from error
+            # Without the cause: a stack trace would show what it quotes.
+            raise Unavailable(f"The store cannot be {what}: {reason}") from None
 
     @staticmethod
     def _put_file(path: Path, data: bytes) -> None:

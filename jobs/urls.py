@@ -148,7 +148,7 @@ def _check_postgresql(url: URL) -> None:
         raise ValueError("has an sslmode that is not known; the one that checks all is sslmode=verify-full")
     if "sslrootcert" in url.query and mode not in ("verify-ca", "verify-full"):
         raise ValueError(
-            f"has an sslrootcert, and with sslmode={mode} libpq may go on without it: add sslmode=verify-full"
+            f"has an sslrootcert, and sslmode={mode} does not insist on it: add sslmode=verify-full"
         )
     try:
         from psycopg import ProgrammingError

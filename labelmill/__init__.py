@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobs.limits import ErrorLimits
     from labelmill.client import Client
 
-__all__ = ["Client"]
+__all__ = ["Client", "ErrorLimits"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from labelmill.client import Client
 
         return Client
+    if name == "ErrorLimits":
+        from jobs.limits import ErrorLimits
+
+        return ErrorLimits
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
+from jobs.files import private_umask
 from jobs.ledger.progress import JobStatus, Prediction
 from jobs.model import Model
 from jobs.settings import Settings
@@ -65,13 +66,13 @@ def _write_digits(data: Mnist, folder: Path) -> Path:
     if done.exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    for label in range(10):
-        (folder / str(label)).mkdir(parents=True)
-    with ProgressLine("writing PNG files", total=len(data.test_images)) as progress:
+    with private_umask(), ProgressLine("writing PNG files", total=len(data.test_images)) as progress:
+        for label in range(10):
+            (folder / str(label)).mkdir(parents=True)
         for number, (pixels, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
             Image.fromarray(pixels).save(folder / str(label) / f"{number:05}.png")
             progress.update(number + 1)
-    done.touch()
+        done.touch()
     return folder
 
 

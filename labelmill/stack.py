@@ -20,7 +20,7 @@ from typing import IO, Any, Final, NoReturn, Self
 import redis
 
 from jobs.errors import LabelmillError, Unavailable, UserError
-from jobs.files import make_private_folder
+from jobs.files import PRIVATE_UMASK, append_privately, make_private_folder
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.console import say
@@ -169,7 +169,7 @@ class Stack:
         output: IO[bytes] | None = None
         if self._logs is not None:
             make_private_folder(self._logs)
-            output = (self._logs / f"{service.name}.log").open("ab")
+            output = append_privately(self._logs / f"{service.name}.log")
         try:
             service.process = subprocess.Popen(  # noqa: S603 -- our own command line
                 service.command,
@@ -177,6 +177,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=output or sys.stderr,
                 stderr=subprocess.STDOUT,
+                umask=PRIVATE_UMASK,
                 # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,

@@ -46,11 +46,12 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.migrating import upgrade
 from labelmill.stack import _broker_command, broker_answers
+from tests.kerasfile import keras_file
 
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-pytest_plugins = ["tests.console"]
+pytest_plugins = ["tests.console", "tests.faults.trials", "tests.secured"]
 
 #: How long a server may take to start or to stop.
 SERVER_SECONDS: Final = 30.0
@@ -393,16 +394,16 @@ WorkerMaker = Callable[..., "Worker"]
 
 @pytest.fixture
 def make_model(ledger: Ledger, tmp_path: Path) -> ModelMaker:
-    """`make_model(data=b"...", champion=True)` registers a model. Its file is not a real one."""
+    """`make_model(b"...", champion=True)` registers a model, another one for each marker. Its file has the
+    format of one, and no weights.
+    """
     own_store = Store(str(tmp_path / "models"))
 
-    def make_model(
-        data: bytes = b"no real model", *, champion: bool = True, store: Store | None = None
-    ) -> Model:
+    def make_model(marker: bytes = b"", *, champion: bool = True, store: Store | None = None) -> Model:
         model = register_model(
             ledger,
             store or own_store,
-            data,
+            keras_file(marker),
             architecture="dense",
             classes=tuple("0123456789"),
             input_spec=MNIST_INPUT,

@@ -127,8 +127,11 @@ def is_alive(pid: int) -> bool:
 
 
 def has_tensorflow(pid: int) -> bool:
-    """Whether TensorFlow's library is mapped into the process."""
-    return "libtensorflow" in (Path("/proc") / str(pid) / "maps").read_text()
+    """Whether TensorFlow's library is mapped into the process; not into one that has ended meanwhile."""
+    try:
+        return "libtensorflow" in (Path("/proc") / str(pid) / "maps").read_text()
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from celery.signals import celeryd_after_setup, worker_process_init
 from jobs.errors import LabelmillError, SettingsError
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
 from jobs.settings import Settings
+from worker.gate import close_gate
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
 from worker.tasks import bench_of_this_process, register_tasks
@@ -27,6 +28,7 @@ try:
 except SettingsError as error:
     sys.stderr.write(f"labelmill: {error}\n")
     sys.exit(error.exit_code)
+close_gate()
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
 app.steps["worker"].add(reconcile_step(settings))

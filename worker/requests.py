@@ -6,6 +6,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from kombu.transport import virtual
@@ -54,8 +55,11 @@ class ChunkRequest(LastingRequest):
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """The task raised, or its process died of whatever it was: a signal, the kernel out of memory."""
-        if isinstance(exc_info.exception, WorkerLostError):
-            self._bury(ErrorCode.QUARANTINED, _how_it_died(exc_info.exception))
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):  # billiard's wrapping, even within one process
+            error = error.exc
+        if isinstance(error, WorkerLostError):
+            self._bury(ErrorCode.QUARANTINED, _how_it_died(error))
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:

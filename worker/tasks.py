@@ -12,10 +12,12 @@ from typing import Any, Final
 from celery import Celery, Task
 
 from jobs.errors import LabelmillError
+from jobs.ledger.progress import chunk_exists
 from jobs.messages import ChunkMessage
 from jobs.queue import CLASSIFY_TASK, RETRAIN_TASK
 from jobs.settings import Settings
 from worker.bench import Bench
+from worker.gate import note_dropped
 from worker.predicting.pipeline import classify_chunk
 from worker.requests import ChunkRequest, LastingRequest
 
@@ -47,6 +49,11 @@ class _LastingTask(Task):  # type: ignore[misc]  # Celery has no types
     Request = LastingRequest
 
 
+def _is_known(chunk_id: str, bench: Bench) -> bool:
+    with bench.ledger.reading() as connection:
+        return chunk_exists(connection, chunk_id)
+
+
 def register_tasks(app: Celery, settings: Settings) -> None:
     """Makes the tasks of this application."""
     app.labelmill_settings = settings
@@ -55,8 +62,10 @@ def register_tasks(app: Celery, settings: Settings) -> None:
     def classify(*args: Any, **kwargs: Any) -> None:
         """Classifies the chunk that the message names."""
         try:
-            message = ChunkMessage.decode(args, kwargs)
-            classify_chunk(message.chunk_id, bench_of_this_process(settings, app.conf.worker_concurrency))
+            chunk_id = ChunkMessage.decode(args, kwargs).chunk_id
+            bench = bench_of_this_process(settings, app.conf.worker_concurrency)
+            if not classify_chunk(chunk_id, bench) and not _is_known(chunk_id, bench):
+                note_dropped("it names no chunk of this ledger")
         except LabelmillError as error:
             # Told in one line: whatever it is, the ledger knows what is still to be done.
             logger.warning("%s", error)

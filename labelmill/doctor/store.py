@@ -23,7 +23,7 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     """Writes, reads and removes one small object; where the store is a folder, looks at its disk."""
     try:
         store = Store(settings.store)
-    except SettingsError as error:
+    except (SettingsError, Unavailable) as error:
         yield _area.problem(
             words_of(error, settings), fix="LABELMILL_STORE_URL, or install the package it names"
         )

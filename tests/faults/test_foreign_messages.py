@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import pickle
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from typing import Any
 import redis
 
 from jobs.ids import new_id
-from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX
-from jobs.settings import Settings
-from tests.console import Home, until
+from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX, RETRAIN_TASK
+from jobs.settings import ENV_PREFIX, Settings
+from tests.console import Home, has_tensorflow, processes_below, until, wait_for_broker
 
 
 class _Exploit:
@@ -28,66 +30,142 @@ class _Exploit:
         return (Path.touch, (self.path,))
 
 
-def test_a_worker_drops_what_is_not_ours_and_lives(stack: Home, few_digits: Path, tmp_path: Path) -> None:
-    # given a queue with junk in it: unknown chunks, wrong arguments, other tasks, a pickle, a huge message
-    trap = tmp_path / "unpickled"
-    settings = Settings.load(home=stack.path)
-    with contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client:
+#: How a worker tells of a message that it drops: which process, and its how manieth.
+_TOLD = re.compile(r"/(\w+)\S+ dropped a message that is not ours: .* \(number (\d+) of this process\)")
+
+
+def _junk(trap: Path) -> list[str | bytes]:
+    """What a stranger may have put on our queue; left to kombu and Celery, half of it ends the worker."""
+    chunk = [new_id()]
+    return [
+        # no message at all
+        "garbage", b"\xff\xfe\x00", "", "null", "3", '"x"', "[]", "{}", "[" * 10_000,
+        # half of a message
+        _message(headers=None), _message(headers={}), _message(headers="x"), _message(headers={"task": 1}),
+        _message(properties=None), _message(properties={}), _message(properties={"delivery_tag": "x"}),
+        _message(body=None), _message(body=3), _message(body="no base64!"),
+        _message(body=_encoded(b"no json")), _message(body=_encoded(b"{}")),
+        _message(body=_encoded(b"[[],{}]")), _message(body=_encoded(b"[{},[],{}]")),
+        # not JSON
+        _message(body=_encoded(pickle.dumps(_Exploit(trap))), content_type="application/x-python-serialize"),
+        _message(body=_encoded(b"[]"), content_type="application/x-yaml"),
+        # another program's
+        _message(task="os.system", args=["true"]), _message(task=["labelmill.classify"]), _message(task={}),
+        # ours by name, and not by what is in it
+        _message(args=[]), _message(args=["../../etc/passwd"]), _message(args=[*chunk, new_id()]),
+        _message(args=[{"chunk": 1}]), _message(args=chunk, kwargs={"x": 1}),
+        _message(args=["x" * 50_000_000]),
+        _message(args=chunk, embedded={"chain": [{"task": "os.system", "args": ["true"]}]}),
+        _message(args=chunk, embedded={"errbacks": [{"task": "os.system", "args": ["true"]}]}),
+        _message(args=chunk, extra={"id": "two\nlines"}), _message(task=RETRAIN_TASK, args=["/etc/passwd"]),
+        # ours but for a chunk that nobody knows, and for what would break Celery or its time limit
+        _message(args=chunk), _message(args=chunk, extra={"eta": "2099-01-01T00:00:00+00:00"}),
+        _message(args=chunk, extra={"expires": "yesterday"}),
+        _message(args=chunk, extra={"stamped_headers": 3}), _message(args=chunk, extra={"timelimit": [0, 0]}),
+        _message(args=chunk, extra={"compression": "application/x-gzip"}),
+    ]  # fmt: skip
+
+
+def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: Path, tmp_path: Path) -> None:
+    # given a worker at rest
+    trap, log = tmp_path / "unpickled", tmp_path / "up.log"
+    settings = Settings.load(home=new_home.path)
+    new_home.extra = {ENV_PREFIX + "PROCESSES": "1"}
+    with (
+        new_home.started("up", log=log) as up,
+        contextlib.closing(redis.Redis(unix_socket_path=str(settings.broker_socket))) as client,
+    ):
+        wait_for_broker(new_home)
+        until(lambda: len(_workers(up.pid)) == 2, "the worker is warm")
+        workers = _workers(up.pid)
+        memory = _resident_bytes(workers[0])
+
+        # when there is junk on its queue, a few 50 MB of it, and a job after it
+        junk = _junk(trap) + ["x" * 50_000_000] * 3
         key = KEY_PREFIX + CLASSIFY_QUEUE
-        for message in [
-            _message(args=[new_id()]),
-            _message(args=[]),
-            _message(args=["../../etc/passwd"]),
-            _message(args=[new_id(), new_id()]),
-            _message(args=[{"chunk": 1}], kwargs={"x": 1}),
-            _message(args=["x" * 5_000_000]),
-            _message(task="os.system", args=["true"]),
-            _message(body=pickle.dumps(_Exploit(trap)), content_type="application/x-python-serialize"),
-            _message(body=b"no json", content_type="application/json"),
-        ]:
+        for message in junk:
             client.lpush(key, message)
+        done = new_home.run("submit", few_digits, "--watch")
 
-        # when a job comes after it
-        done = stack.run("submit", few_digits, "--watch")
-
-        # then the job is done by the same worker, the junk is gone, and nothing was unpickled
+        # then the job is done by the same processes, the junk is gone from the broker, and was not unpickled
         assert done.returncode == 0, done.stderr
+        assert _workers(up.pid) == workers
         until(lambda: client.llen(key) == 0, "the junk is gone", seconds=30)
-    assert not trap.exists()
+        until(lambda: client.hlen(KEY_PREFIX + "unacked") == 0, "nothing is held", seconds=30)
+        assert not trap.exists()
+
+        # and each was counted, in a line, without a word of what was in it
+        text = log.read_text()
+        told = re.findall(
+            r"/(\w+)\S+ dropped a message that is not ours: .* \(number (\d+) of this process\)$", text, re.M
+        )
+        assert len(told) == len(junk)
+        # by the parent all but those of which only its child, who asks the ledger, sees what they are
+        counts = {
+            process: max(int(number) for name, number in told if name == process) for process, _ in told
+        }
+        assert sorted(counts.values()) == [6, len(junk) - 6]
+        assert "Traceback" not in text
+        assert "passwd" not in text
+
+        # and the parent, who took it from the broker, keeps none of it in memory
+        assert _resident_bytes(workers[0]) < memory + 40_000_000
+
+
+def _workers(pid: int) -> list[int]:
+    """The classifying worker's processes: the parent, and its children once they have TensorFlow."""
+    found = [below for below in processes_below(pid) if CLASSIFY_QUEUE.encode() in _command_line(below)]
+    parent = min(found, default=0)
+    return sorted(below for below in found if below == parent or has_tensorflow(below))
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    return b""
+
+
+def _resident_bytes(pid: int) -> int:
+    """How much memory the process has."""
+    return int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _encoded(body: bytes) -> str:
+    return base64.b64encode(body).decode()
 
 
 def _message(
     *,
-    task: str = CLASSIFY_TASK,
+    task: object = CLASSIFY_TASK,
     args: list[Any] | None = None,
     kwargs: dict[str, Any] | None = None,
-    body: bytes | None = None,
+    embedded: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
     content_type: str = "application/json",
+    **changes: Any,
 ) -> str:
-    """A message as Celery's protocol 2 has it in Redis."""
-    if body is None:
-        body = json.dumps([args or [], kwargs or {}, {}]).encode()
+    """A message as Celery's protocol 2 has it in Redis, or one that is changed in places."""
     task_id = str(uuid.uuid4())
-    return json.dumps(
-        {
-            "body": base64.b64encode(body).decode(),
-            "content-encoding": "utf-8" if content_type == "application/json" else "binary",
-            "content-type": content_type,
-            "headers": {
-                "lang": "py",
-                "task": task,
-                "id": task_id,
-                "root_id": task_id,
-                "argsrepr": "",
-                "kwargsrepr": "",
-            },
-            "properties": {
-                "correlation_id": task_id,
-                "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": CLASSIFY_QUEUE},
-                "priority": 0,
-                "body_encoding": "base64",
-                "delivery_tag": str(uuid.uuid4()),
-            },
+    message = {
+        "body": _encoded(json.dumps([args or [], kwargs or {}, embedded or {}]).encode()),
+        "content-encoding": "utf-8" if content_type == "application/json" else "binary",
+        "content-type": content_type,
+        "headers": {
+            "lang": "py",
+            "task": task,
+            "id": task_id,
+            "root_id": task_id,
+            "argsrepr": "",
+            "kwargsrepr": "",
         }
-    )
+        | (extra or {}),
+        "properties": {
+            "correlation_id": task_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": CLASSIFY_QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
+    return json.dumps(message | changes)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jobs.ids import ID_LENGTH, is_id, new_id
+from jobs.ids import ID_LENGTH, id_seconds, is_id, new_id
 
 
 def test_an_id_is_short_and_safe_in_a_path_and_a_url():
@@ -57,3 +57,10 @@ def test_what_was_made_is_an_id():
 )
 def test_anything_else_is_none(thing):
     assert not is_id(thing)
+
+
+def test_an_identifier_knows_when_it_was_made():
+    before = time.time()
+    made = id_seconds(new_id())
+    assert before - 0.001 <= made <= time.time()
+    assert id_seconds("z" * ID_LENGTH) > made

@@ -177,3 +177,30 @@ def test_readers_never_see_the_file_that_is_being_written(folder):
     # Given a folder that is listed: a half-written file starts with a dot, and is gone at the end
     Store(str(folder)).put("payloads/job/chunk", b"x")
     assert files_under(folder) == ["payloads/job/chunk"]
+
+
+# ---- what is in it ------------------------------------------------------------------------------------
+
+
+def test_folders_are_listed_by_name(store):
+    # Given folders, a folder in one of them, and a file beside them
+    for key in ("payloads/one/a", "payloads/two/b/c", "payloads/file", "models/a"):
+        store.put(key, b"x")
+    assert sorted(store.folders("payloads")) == ["one", "two"]
+
+
+def test_a_folder_that_another_has_made_or_removed_meanwhile_is_seen(store, request, tmp_path):
+    other = Store(f"memory://{tmp_path}/store" if "memory" in request.node.name else str(tmp_path / "store"))
+    assert store.folders("payloads") == []
+    other.put("payloads/one/a", b"x")
+    assert store.folders("payloads") == ["one"]
+    other.remove_folder("payloads/one")
+    assert store.folders("payloads") == []
+
+
+def test_a_folder_has_the_bytes_of_all_files_below_it(store):
+    store.put("payloads/one/a", b"12345")
+    store.put("payloads/one/b/c", b"678")
+    store.put("payloads/one2/a", b"x")
+    assert store.folder_bytes("payloads/one") == 8
+    assert store.folder_bytes("payloads/nothing") == 0

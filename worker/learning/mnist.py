@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
+from jobs.files import PRIVATE_UMASK, make_private_folder
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -198,7 +199,7 @@ def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
     """Download MNIST into `cache`, verified before it gets that name. Raises DataUnavailable."""
     say("downloading MNIST (11 MB)")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(cache.parent)
         # A folder of its own: two downloads at a time must not write into one file.
         with tempfile.TemporaryDirectory(prefix=".download-", dir=cache.parent) as folder:
             target = Path(folder, CACHED)
@@ -210,6 +211,7 @@ def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
                 text=True,
                 errors="replace",
                 timeout=_DOWNLOAD_SECONDS,
+                umask=PRIVATE_UMASK,
                 check=False,
             )
             if done.returncode:

@@ -1,0 +1,151 @@
+"""What a model's file may be: a `.keras` archive of known layers and nothing else, told without Keras.
+
+Loading a model builds whatever classes its config names, and classes that run code (`Lambda`), open files
+(`StringLookup`, `TFSMLayer`) or reach for any function of Keras have been ways into the loading process again
+and again: CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So a file is looked at
+before Keras parses it, and what may stand in it is listed; what Keras's own safe mode refuses comes on top.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from typing import Any, Final
+
+from jobs.errors import ModelRefused
+
+_MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
+
+#: Of `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
+_MAX_JSON_BYTES: Final = 4 * 1024 * 1024
+
+_ZIP: Final = b"PK\x03\x04"
+_HDF5: Final = b"\x89HDF\r\n\x1a\n"
+
+#: Modules any class of which may stand in a config: they hold numbers and formulas.
+_MODULES: Final = (
+    "keras.activations",
+    "keras.constraints",
+    "keras.initializers",
+    "keras.losses",
+    "keras.metrics",
+    "keras.optimizers",
+    "keras.regularizers",
+)
+
+#: Of the layers those that compute on images, and none that runs code of the file, opens another file, or
+#: wraps a layer of another library.
+_LAYERS: Final = frozenset(
+    (
+        *("Activation", "Add", "AlphaDropout", "Average", "AveragePooling2D", "BatchNormalization"),
+        *("CenterCrop", "Concatenate", "Conv2D", "Conv2DTranspose", "Cropping2D", "Dense", "DepthwiseConv2D"),
+        *("Dropout", "ELU", "Flatten", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling2D"),
+        *("GlobalMaxPooling2D", "GroupNormalization", "Identity", "InputLayer", "LayerNormalization"),
+        *("LeakyReLU", "MaxPooling2D", "Maximum", "Minimum", "Multiply", "Normalization", "PReLU", "Permute"),
+        *("RMSNormalization", "RandomBrightness", "RandomContrast", "RandomCrop", "RandomFlip"),
+        *("RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "Rescaling", "Reshape", "Resizing"),
+        *("SeparableConv2D", "Softmax", "SpatialDropout2D", "Subtract", "UnitNormalization"),
+        *("UpSampling2D", "ZeroPadding2D"),
+    )
+)
+
+_CLASSES: Final = {
+    "keras": frozenset(("DTypePolicy", "Model", "Sequential")),
+    "keras.src.models.functional": frozenset(("Functional",)),
+    "keras.layers": _LAYERS,
+}
+
+_CLASS_NAME: Final = re.compile(r"[A-Z][A-Za-z0-9]*")
+
+#: A built-in function, such as an activation; not those that look for another one by its name.
+_FUNCTION_NAME: Final = re.compile(r"(?!(?:get|serialize|deserialize)$)[a-z][a-z0-9_]*")
+
+
+def check_model_file(data: bytes) -> None:
+    """Raises ModelRefused, with the reason in a sentence, unless this is a `.keras` file of known layers.
+
+    Its weights are not looked into: Keras reads them as numbers, and refuses links to other files.
+    """
+    if data.startswith(_HDF5):
+        raise ModelRefused("It is an HDF5 file, not a .keras file; loading one can run code.")
+    if not data.startswith(_ZIP):
+        raise ModelRefused("It is not a .keras file: no ZIP archive.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_members(archive, len(data))
+            with archive.open("model.weights.h5") as weights:
+                if weights.read(len(_HDF5)) != _HDF5:
+                    raise ModelRefused("Its model.weights.h5 is not HDF5.")
+            _read_json(archive, "metadata.json")
+            _check_config(_read_json(archive, "config.json"))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as error:
+        # What zipfile raises on broken archives; its first line says enough.
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ModelRefused(f"It is not a whole .keras file: {reason}.") from None
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Raises ModelRefused unless the members are Keras's three, stored as they are: nothing can expand."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(names) != len(_MEMBERS) or set(names) != _MEMBERS:
+        raise ModelRefused(
+            f"It does not consist of {', '.join(sorted(_MEMBERS))}, each once: it is a SavedModel, or a "
+            ".keras file with something else in it."
+        )
+    for member in members:
+        stored = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
+        if not stored or member.file_size != member.compress_size:
+            raise ModelRefused(f"Its {member.filename} is compressed or encrypted; Keras stores it as it is.")
+    if sum(member.file_size for member in members) > size:
+        raise ModelRefused("Its members claim to be larger than the file.")
+
+
+def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
+    if archive.getinfo(name).file_size > _MAX_JSON_BYTES:
+        raise ModelRefused(f"Its {name} has more than {_MAX_JSON_BYTES:,} bytes.")
+    try:
+        found = json.loads(archive.read(name))
+    except (ValueError, RecursionError):
+        raise ModelRefused(f"Its {name} is not JSON, or nested without end.") from None
+    if not isinstance(found, dict):
+        raise ModelRefused(f"Its {name} is no JSON object.")
+    return found
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Raises ModelRefused where anything in the config, however deep, would be built and is not listed."""
+    if "class_name" not in config:
+        raise ModelRefused("Its config.json names no class.")
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            if "class_name" in value:
+                _check_object(value)
+            waiting += value.values()
+
+
+def _check_object(value: dict[str, Any]) -> None:
+    """Raises ModelRefused unless this object of the config is one that may be built."""
+    module, name = value.get("module"), value["class_name"]
+    if name == "__keras_tensor__" and module is None:  # a place in a graph of layers: a name and two numbers
+        return
+    # A function is named in `config`, and where it is to be found may be left to Keras.
+    named = value.get("config") if name == "function" else name
+    if not (
+        isinstance(module, str) and isinstance(named, str) and value.get("registered_name") in (None, named)
+    ):
+        known = False
+    elif name == "function":
+        known = module in (*_MODULES, "builtins") and _FUNCTION_NAME.fullmatch(named) is not None
+    else:
+        known = module in _MODULES and _CLASS_NAME.fullmatch(named) is not None
+        known = known or named in _CLASSES.get(module, ())
+    if not known:
+        what = ".".join(str(part)[:60] for part in (module, named) if part)
+        raise ModelRefused(f"Its config names {what}, which is not a layer or function that may be loaded.")

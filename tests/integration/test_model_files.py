@@ -1,0 +1,315 @@
+"""Model files that should not be loaded, made by Keras itself and by hand: refused before anything parses
+them, when they are registered and when a worker fetches them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.errors import ModelRefused
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.models import add_model, get_model
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.model import MNIST_INPUT, Model
+from jobs.model_file import check_model_file
+from jobs.payloads import pack_payload, payload_digest, payload_key
+from jobs.registry import fetch_model, model_key, register_model
+from jobs.settings import Settings
+from jobs.store import Store
+from tests.kerasfile import archive, layer
+from worker.bench import Bench
+from worker.predicting.pipeline import classify_chunk
+
+# What a file may be does not depend on the database.
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def good_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A model as `labelmill train` saves it, untrained."""
+    from worker.learning.training import build, save
+
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    save(build("mlp", MNIST_INPUT), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A file that is there once code of a model's file has run."""
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def lambda_file(tmp_path: Path, trap: Path) -> bytes:
+    """A model with a layer of Python code in it, saved by Keras."""
+    from worker.predicting.runtime import keras
+
+    spring = str(trap)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28), dtype="uint8"),
+            keras.layers.Flatten(),
+            keras.layers.Lambda(lambda x: (Path(spring).touch(), x)[1]),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    trap.unlink()  # building a model runs its code, too
+    path = tmp_path / "lambda.keras"
+    model.save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def h5_file(tmp_path: Path) -> bytes:
+    """A model in the format before `.keras`, saved by Keras."""
+    from worker.learning.training import build
+
+    path = tmp_path / "model.h5"
+    build("mlp", MNIST_INPUT).save(path)
+    return path.read_bytes()
+
+
+# ---- registering --------------------------------------------------------------------------------------
+
+
+def register(ledger: Ledger, store: Store, data: bytes) -> Model:
+    return register_model(
+        ledger,
+        store,
+        data,
+        architecture="mlp",
+        classes=tuple("0123456789"),
+        input_spec=MNIST_INPUT,
+        accuracy=None,
+        metrics={},
+    )
+
+
+def test_what_labelmill_trains_is_registered(ledger: Ledger, store: Store, good_file: bytes) -> None:
+    assert register(ledger, store, good_file).size_bytes == len(good_file)
+
+
+def test_a_larger_network_of_known_layers_may_be_registered(
+    ledger: Ledger, store: Store, tmp_path: Path
+) -> None:
+    # given a network with convolutions, a shortcut, regularization and an optimizer
+    from worker.predicting.runtime import keras
+
+    layers = keras.layers
+    picture = keras.Input((28, 28), dtype="uint8")
+    rescaled = layers.Reshape((28, 28, 1))(layers.Rescaling(1 / 255)(picture))
+    augmented = layers.RandomRotation(0.1)(rescaled)
+    first = layers.Conv2D(4, 3, padding="same", activation="relu", kernel_regularizer="l2")(augmented)
+    second = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(first))
+    pooled = layers.GlobalAveragePooling2D()(layers.Add()([first, second]))
+    output = layers.Dense(10, activation=keras.activations.softmax)(layers.Dropout(0.1)(pooled))
+    model = keras.Model(picture, output)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+    model.compile(optimizer=keras.optimizers.AdamW(), loss=loss, metrics=["accuracy"])
+    path = tmp_path / "network.keras"
+    model.save(path)
+
+    # when it is registered, then nothing is said against it
+    assert register(ledger, store, path.read_bytes()).sha256
+
+
+def test_a_model_with_code_in_it_is_not_registered(
+    ledger: Ledger, store: Store, lambda_file: bytes, trap: Path
+) -> None:
+    with pytest.raises(ModelRefused, match=r"names keras\.layers\.Lambda"):
+        register(ledger, store, lambda_file)
+    assert not trap.exists()
+    assert not (Path(store.folder or "") / "models").exists()
+
+
+def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: Store, h5_file: bytes) -> None:
+    with pytest.raises(ModelRefused, match=r"HDF5 file, not a \.keras file"):
+        register(ledger, store, h5_file)
+
+
+# ---- in a worker --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(settings: Settings) -> Iterator[Bench]:
+    with Bench(settings, processes=1) as bench:
+        yield bench
+
+
+def smuggle(ledger: Ledger, store: Store, data: bytes) -> Model:
+    """A model as somebody registers it who may write to the ledger and the store, and does not ask us."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.put(model_key(sha256), data)
+    with ledger.transaction() as connection:
+        model_id = add_model(
+            connection,
+            model_id=new_id(),
+            architecture="mlp",
+            sha256=sha256,
+            size_bytes=len(data),
+            classes=tuple("0123456789"),
+            input_spec=MNIST_INPUT,
+            accuracy=None,
+            metrics={},
+        )
+        return get_model(connection, model_id)
+
+
+def job_with(ledger: Ledger, store: Store, model: Model) -> tuple[str, str]:
+    """A job of one picture that is pinned to the model; its id and its chunk's."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, "PNG")
+    job_id, chunk_id = new_id(), new_id()
+    data = pack_payload(["0.png"], [file.getvalue()])
+    store.put(payload_key(job_id, chunk_id), data)
+    chunk = NewChunk(chunk_id, 0, 1, payload_key(job_id, chunk_id), payload_digest(data))
+    with ledger.transaction() as connection:
+        open_job(connection, job_id, model_id=model.id, key=None)
+        add_chunk(connection, job_id, chunk)
+        seal_job(connection, job_id, fingerprint=None)
+    return job_id, chunk_id
+
+
+def status_of(ledger: Ledger, job_id: str) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job_id)
+
+
+def assert_refused_and_alive(
+    ledger: Ledger, store: Store, bench: Bench, *, evil: bytes, good: bytes, reason: str
+) -> None:
+    """A job with the evil file fails with the reason; the same worker then does one with the good file."""
+    refused, refused_chunk = job_with(ledger, store, smuggle(ledger, store, evil))
+    done, done_chunk = job_with(ledger, store, register(ledger, store, good))
+
+    assert classify_chunk(refused_chunk, bench) == 0
+    status = status_of(ledger, refused)
+    assert status.state == "failed"
+    assert reason in (status.error or "")
+    assert "\n" not in (status.error or "")
+
+    assert classify_chunk(done_chunk, bench) == 1
+    assert status_of(ledger, done).state == "done"
+
+
+def test_a_worker_does_not_load_a_model_with_code_in_it(
+    ledger: Ledger, store: Store, bench: Bench, lambda_file: bytes, good_file: bytes, trap: Path
+) -> None:
+    reason = "is refused. Its config names keras.layers.Lambda"
+    assert_refused_and_alive(ledger, store, bench, evil=lambda_file, good=good_file, reason=reason)
+    assert not trap.exists()
+
+
+def test_a_worker_does_not_load_an_h5_file(
+    ledger: Ledger, store: Store, bench: Bench, h5_file: bytes, good_file: bytes
+) -> None:
+    reason = "is refused. It is an HDF5 file"
+    assert_refused_and_alive(ledger, store, bench, evil=h5_file, good=good_file, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("evil", "reason"),
+    [
+        (layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"), "names keras.layers.StringLookup"),
+        (layer("keras.layers", "TFSMLayer", filepath="/tmp"), "names keras.layers.TFSMLayer"),
+        (layer("os", "system", command="true"), "names os.system"),
+    ],
+)
+def test_a_worker_does_not_build_what_reads_files_or_runs_programs(
+    ledger: Ledger, store: Store, bench: Bench, good_file: bytes, evil: dict[str, Any], reason: str
+) -> None:
+    def add_layer(config: dict[str, Any]) -> None:
+        config["config"]["layers"].append(evil)
+
+    changed = with_config(good_file, add_layer)
+    assert_refused_and_alive(ledger, store, bench, evil=changed, good=good_file, reason=reason)
+
+
+def with_config(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """The model with another config."""
+    contents = members_of(data)
+    config = json.loads(contents["config.json"])
+    change(config)
+    return archive(contents | {"config.json": json.dumps(config).encode()})
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as zipped:
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+@pytest.mark.parametrize("way", ["external link", "soft link", "external storage", "virtual"])
+def test_a_worker_reads_no_other_file_for_the_weights(
+    ledger: Ledger, store: Store, bench: Bench, good_file: bytes, tmp_path: Path, way: str
+) -> None:
+    # given weights that are to be found in another file of the worker's machine
+    evil = with_weights_elsewhere(good_file, tmp_path, way)
+
+    # when a worker loads them, then Keras refuses, though the archive itself is in order
+    check_model_file(evil)
+    assert_refused_and_alive(ledger, store, bench, evil=evil, good=good_file, reason="could not be loaded")
+
+
+def with_weights_elsewhere(data: bytes, folder: Path, way: str) -> bytes:
+    contents = members_of(data)
+    path = folder / "model.weights.h5"
+    path.write_bytes(contents["model.weights.h5"])
+    with h5py.File(path, "r+") as file:
+        name = "layers/dense/vars/0"
+        shape, dtype = file[name].shape, file[name].dtype
+        with h5py.File(folder / "secret.h5", "w") as secret:
+            secret["weights"] = np.ones(shape, dtype)
+        (folder / "secret").write_bytes(bytes(int(np.prod(shape)) * dtype.itemsize))
+        del file[name]
+        if way == "external link":
+            file[name] = h5py.ExternalLink(folder / "secret.h5", "weights")
+        elif way == "soft link":
+            file[name] = h5py.SoftLink("/layers/dense/vars/1")
+        elif way == "external storage":
+            file.create_dataset(name, shape, dtype, external=str(folder / "secret"))
+        else:
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[:] = h5py.VirtualSource(folder / "secret.h5", "weights", shape)
+            file.create_virtual_dataset(name, layout)
+    return archive(contents | {"model.weights.h5": path.read_bytes()})
+
+
+def test_a_copy_in_the_cache_is_looked_at_like_any_other(
+    ledger: Ledger, store: Store, settings: Settings, lambda_file: bytes
+) -> None:
+    # given a machine that has the file at hand already
+    model = smuggle(ledger, store, lambda_file)
+    copy = settings.cache_dir / "models" / f"{model.sha256}.keras"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(lambda_file)
+
+    # when it is fetched, then it is refused all the same
+    with pytest.raises(ModelRefused, match=r"names keras\.layers\.Lambda"):
+        fetch_model(store, model, settings.cache_dir)
+
+
+def test_a_file_that_grew_without_end_is_not_read_to_its_end(
+    ledger: Ledger, store: Store, settings: Settings, good_file: bytes
+) -> None:
+    # given a registered model, in whose place there is a file of a terabyte
+    model = register(ledger, store, good_file)
+    with (Path(store.folder or "") / model_key(model.sha256)).open("r+b") as file:
+        file.truncate(2**40)
+
+    # when it is fetched, then it is refused at once
+    with pytest.raises(ModelRefused, match="SHA-256 differs"):
+        fetch_model(store, model, settings.cache_dir)

@@ -1,0 +1,300 @@
+"""Broker and ledger behind TLS, passwords and users that may do little, by settings alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from jobs.errors import Unavailable
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.queue import CLASSIFY_QUEUE, Bell, make_app
+from jobs.registry import register_model
+from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
+from labelmill import Client
+from tests.console import Home, rows, until
+from tests.secured import PASSWORD, USER, TlsBroker, TlsLedger
+from tests.tls import tls_before
+
+# ---- the broker ---------------------------------------------------------------------------------------
+
+
+def bell_of(url: str) -> Bell:
+    return Bell(make_app(Settings.load(broker_url=url)))
+
+
+def test_a_message_goes_through_tls_as_a_user_of_the_acl(tls_broker: TlsBroker) -> None:
+    with contextlib.closing(bell_of(tls_broker.url())) as bell:
+        assert bell.ring([new_id()]) == 1
+        assert bell.waiting() == 1
+
+
+def test_an_rediss_url_without_options_checks_the_certificate(tls_broker: TlsBroker) -> None:
+    # given a server whose CA the system does not know; kombu by itself would not look
+    with contextlib.closing(bell_of(tls_broker.url(ssl_cert_reqs=None, ssl_ca_certs=None))) as bell:
+        assert bell.ring([new_id()]) == 0
+        assert "certificate verify failed" in bell.reason
+
+
+def test_who_wants_no_check_has_to_say_so(tls_broker: TlsBroker) -> None:
+    unchecked = tls_broker.url(ssl_cert_reqs="none", ssl_ca_certs=None)
+    with contextlib.closing(bell_of(unchecked)) as bell:
+        assert bell.ring([new_id()]) == 1
+
+
+def test_a_server_that_wants_a_certificate_of_its_client_gets_one(tls_broker: TlsBroker) -> None:
+    certificates = tls_broker.certificates
+    with tls_before(tls_broker.socket, certificates.server(wants_client=True), "redis") as port:
+        server = replace(tls_broker, port=port)
+        ours = {"ssl_certfile": certificates.client_cert, "ssl_keyfile": certificates.client_key}
+        with contextlib.closing(bell_of(server.url(**ours))) as bell:
+            assert bell.ring([new_id()]) == 1
+        with contextlib.closing(bell_of(server.url())) as bell:
+            assert bell.ring([new_id()]) == 0
+
+
+def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
+    tls_broker: TlsBroker,
+) -> None:
+    # given two messages, in a database of its own
+    app = make_app(Settings.load(broker_url=tls_broker.url(database=1)))
+    bell = Bell(app)
+    assert bell.ring([new_id(), new_id()]) == 2
+
+    # when they are taken, acknowledged, rejected, put back because a worker was lost, and because it stopped
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        got: list[Any] = []
+
+        def take() -> Any:
+            until(lambda: _drained(connection, got), "a message arrives", seconds=10)
+            return got.pop()
+
+        with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
+            take().ack()
+            take().reject(requeue=True)
+            take()
+            channel.qos.visibility_timeout = -1  # as if it were long ago
+            channel.qos.restore_visible(interval=1)
+            take()
+            channel.qos.restore_unacked_once()
+        channel._lookup(CLASSIFY_QUEUE, CLASSIFY_QUEUE, default="")  # what a message with an exchange asks
+        with pytest.raises(ZeroDivisionError):  # a transaction that breaks off
+            channel.client.transaction(lambda _pipe: 1 / 0, channel.unacked_key)
+
+    # then none of it was refused, and the message still waits
+    assert bell.waiting() == 1
+    bell.close()
+    app.close()
+    assert tls_broker.client.acl_log() == []
+
+
+def _drained(connection: Any, got: list[Any]) -> bool:
+    with contextlib.suppress(TimeoutError, OSError):
+        connection.drain_events(timeout=0.5)
+    return bool(got)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET requirepass", "ACL LIST", "CLIENT LIST",
+        "EVAL return{} 0", "SHUTDOWN", "REPLICAOF NO ONE", "MODULE LIST", "MONITOR",
+        "SAVE", "PUBLISH labelmill:x 1", "GET others", "LPUSH others 1", "SET others 1",
+    ],
+)  # fmt: skip
+def test_the_documented_rights_are_not_for_anything_else(tls_broker: TlsBroker, command: str) -> None:
+    options = {"username": USER, "password": PASSWORD, "ssl": True}
+    certificates = tls_broker.certificates
+    with (
+        contextlib.closing(
+            redis.Redis("localhost", tls_broker.port, ssl_ca_certs=str(certificates.ca), **options)
+        ) as client,
+        pytest.raises(redis.exceptions.NoPermissionError),
+    ):
+        client.execute_command(*command.split())
+
+
+def test_a_user_who_may_not_send_messages_is_told_and_loses_nothing(tls_broker: TlsBroker) -> None:
+    tls_broker.client.execute_command("ACL", "SETUSER", USER, "-lpush")
+    with contextlib.closing(bell_of(tls_broker.url())) as bell:
+        assert bell.ring([new_id()]) == 0
+        assert "lpush" in bell.reason
+
+
+# ---- the ledger ---------------------------------------------------------------------------------------
+
+
+def test_the_ledger_is_reached_through_tls_with_a_password(tls_ledger: TlsLedger) -> None:
+    with contextlib.closing(Ledger(Settings.load(ledger_url=tls_ledger.url()).ledger)) as ledger:
+        ledger.check()
+
+
+def test_who_asks_for_no_tls_is_not_heard_in_the_clear(tls_ledger: TlsLedger) -> None:
+    url = tls_ledger.url().partition("?")[0] + "?sslmode=disable"
+    with (
+        contextlib.closing(Ledger(Settings.load(ledger_url=url).ledger)) as ledger,
+        pytest.raises(Unavailable),
+    ):
+        ledger.check()
+
+
+# ---- all of it ----------------------------------------------------------------------------------------
+
+
+def predictions_of(home: Home, images: Path) -> list[tuple[str, str, str]]:
+    job = home.ok("submit", images, "--watch").split()[-1]
+    return [
+        (row["name"], row["label"], row["confidence"])
+        for row in rows(home.ok("predictions", job, "--format", "csv"))
+    ]
+
+
+def test_a_whole_job_through_tls_with_users_that_may_do_little(
+    trained: Home,
+    stack: Home,
+    short_folder: Path,
+    few_digits: Path,
+    postgresql_url: str,
+    tls_broker: TlsBroker,
+    tls_ledger: TlsLedger,
+) -> None:
+    # given a deployment: both services behind TLS, and the model that the embedded stack has, too
+    home = Home(
+        short_folder / "home",
+        {
+            ENV_PREFIX + "BROKER_URL": tls_broker.url(),
+            ENV_PREFIX + "LEDGER_URL": tls_ledger.url(),
+            ENV_PREFIX + "PROCESSES": "1",
+        },
+    )
+    _copy_champion(trained, postgresql_url, home)
+    log = short_folder / "up.log"
+
+    # when a job is submitted and done there
+    with home.started("up", log=log):
+        found = predictions_of(home, few_digits)
+
+    # then it is what the embedded stack says of the same images
+    assert found == predictions_of(stack, few_digits)
+    assert len(found) == 50
+
+    # and nobody was refused anything, nor a secret written down
+    assert tls_broker.client.acl_log() == []
+    assert "s3cret" not in log.read_text()
+
+
+def _copy_champion(origin: Home, url: str, home: Home) -> None:
+    settings = Settings.load(home=origin.path)
+    with Client(settings) as client, contextlib.closing(Ledger(url)) as ledger:
+        [model] = [model for model in client.models() if CHAMPION in model.aliases]
+        copy = register_model(
+            ledger,
+            Store(Settings.load(home=home.path).store),
+            Store(settings.store).get(f"models/{model.sha256}.keras"),
+            architecture=model.architecture,
+            classes=model.classes,
+            input_spec=model.input_spec,
+            accuracy=model.accuracy,
+            metrics=model.metrics,
+        )
+        with ledger.transaction() as connection:
+            point_alias(connection, CHAMPION, copy.id)
+
+
+# ---- what does not fit --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrong_broker_url(request: pytest.FixtureRequest, tls_broker: TlsBroker) -> Iterator[str]:
+    """A URL that does not fit the server: its `ca`, its `host` or its `password` is another one."""
+    certificates = tls_broker.certificates
+    if request.param == "ca":
+        yield tls_broker.url(ssl_ca_certs=certificates.other_ca)
+    elif request.param == "password":
+        yield replace(tls_broker, password="another-s3cret").url()
+    else:
+        with tls_before(tls_broker.socket, certificates.server("elsewhere.example.org"), "redis") as port:
+            yield replace(tls_broker, port=port).url()
+
+
+@pytest.mark.parametrize(
+    ("wrong_broker_url", "reason"),
+    [
+        ("ca", "certificate verify failed: unable to get local issuer certificate"),
+        ("host", "certificate verify failed: Hostname mismatch"),
+        ("password", "invalid username-password pair"),
+    ],
+    indirect=["wrong_broker_url"],
+)
+def test_a_broker_that_does_not_fit_is_told_in_a_line(
+    new_home: Home, few_digits: Path, tmp_path: Path, wrong_broker_url: str, reason: str
+) -> None:
+    # given a deployed broker, and a setting that does not fit it
+    new_home.extra = {ENV_PREFIX + "BROKER_URL": wrong_broker_url, ENV_PREFIX + "PROCESSES": "1"}
+
+    # when somebody submits, then the job waits, and a line says why
+    done = new_home.run("submit", few_digits / "7")
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "broker" in line]
+    assert reason in line
+    assert "waits in the ledger" in line
+    assert_tells_no_more_than_it_should(done.stderr)
+
+    # and when a worker starts, then it says why, and goes on trying
+    log = tmp_path / "worker.log"
+    with new_home.started("worker", log=log) as worker:
+        until(lambda: reason in log.read_text(), "the worker says what is wrong")
+        assert worker.poll() is None
+    assert f"Cannot connect to rediss://{USER}:**@localhost:" in log.read_text()
+    assert_tells_no_more_than_it_should(log.read_text())
+
+
+@pytest.fixture
+def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: TlsLedger) -> Iterator[str]:
+    """A URL that does not fit the server: its `ca`, its `host` or its `password` is another one."""
+    certificates = tls_ledger.certificates
+    if request.param == "ca":
+        yield tls_ledger.url(sslrootcert=certificates.other_ca)
+    elif request.param == "password":
+        yield replace(tls_ledger, password="another-s3cret").url()
+    else:
+        socket = Path(str(guest.query["host"])) / ".s.PGSQL.5432"
+        with tls_before(socket, certificates.server("elsewhere.example.org"), "postgresql") as port:
+            yield replace(tls_ledger, port=port).url()
+
+
+@pytest.mark.parametrize(
+    ("wrong_ledger_url", "reason"),
+    [
+        ("ca", "certificate verify failed"),
+        ("host", "does not match host name"),
+        ("password", "password authentication failed"),
+    ],
+    indirect=["wrong_ledger_url"],
+)
+def test_a_ledger_that_does_not_fit_is_told_in_a_line(
+    short_folder: Path, wrong_ledger_url: str, reason: str
+) -> None:
+    home = Home(short_folder / "home", {ENV_PREFIX + "LEDGER_URL": wrong_ledger_url})
+    for command in ("jobs", "worker", "up", "submit"):
+        done = home.run(*([command, __file__] if command == "submit" else [command]))
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        assert line.startswith("labelmill: The ledger cannot be reached: ")
+        assert reason in line
+        assert_tells_no_more_than_it_should(done.stderr)
+
+
+def assert_tells_no_more_than_it_should(text: str) -> None:
+    assert "Traceback" not in text
+    assert "s3cret" not in text

@@ -1,0 +1,249 @@
+"""What a model's file may be: told from its bytes, without Keras, before anything parses it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from typing import Any
+
+import pytest
+
+from jobs.errors import ModelRefused
+from jobs.model_file import check_model_file
+from tests.kerasfile import HDF5, archive, function, keras_file, layer, members, sequential
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(ModelRefused) as refused:
+        check_model_file(data)
+    return str(refused.value)
+
+
+def refusal_of(config: dict[str, Any]) -> str:
+    return refusal(archive(members(config)))
+
+
+def test_a_file_of_known_layers_passes() -> None:
+    check_model_file(keras_file())
+
+
+def test_looking_at_a_file_imports_neither_keras_nor_numpy() -> None:
+    code = (
+        "import sys; from jobs.model_file import check_model_file; from tests.kerasfile import keras_file\n"
+        "check_model_file(keras_file())\n"
+        "sys.exit(bool({'keras', 'tensorflow', 'numpy', 'h5py'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- other formats ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (HDF5 + bytes(2000), "HDF5"),
+        (b"", "no ZIP archive"),
+        (b"PK", "no ZIP archive"),
+        (b"\x80\x05}\x94.", "no ZIP archive"),
+        (b"\x08\x01\x12\x0fsaved_model.pb", "no ZIP archive"),
+        (b"evil" + keras_file(), "no ZIP archive"),
+        (b"PK\x03\x04" + bytes(100), "not a whole .keras file"),
+        (keras_file()[:-30], "not a whole .keras file"),
+        (keras_file()[:200], "not a whole .keras file"),
+    ],
+)
+def test_what_is_of_another_format_is_refused(data: bytes, reason: str) -> None:
+    assert reason in refusal(data)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metadata.json": None},
+        {"config.json": None},
+        {"model.weights.h5": None},
+        {"model.weights.npz": b""},
+        {"assets/vocabulary.txt": b"x"},
+        {"../config.json": b"{}"},
+        {"/etc/cron.d/x": b""},
+        {"saved_model.pb": b""},
+        {"CONFIG.JSON": b"{}"},
+        {"assets/": b""},
+    ],
+)
+def test_an_archive_of_anything_but_the_three_members_is_refused(changes: dict[str, bytes | None]) -> None:
+    contents = {name: data for name, data in (members() | changes).items() if data is not None}
+    assert "does not consist of" in refusal(archive(contents))
+
+
+def test_a_member_that_is_there_twice_is_refused() -> None:
+    file = io.BytesIO(keras_file())
+    with zipfile.ZipFile(file, "a") as zipped, pytest.warns(UserWarning, match="Duplicate name"):
+        zipped.writestr("config.json", json.dumps(sequential()))
+    assert "each once" in refusal(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (members(b"no json"), "config.json is not JSON"),
+        (members(b"[]"), "config.json is no JSON object"),
+        (members(b"\xff\xfe"), "config.json is not JSON"),
+        (members(b"{}"), "names no class"),
+        (members(metadata=b""), "metadata.json is not JSON"),
+        (members(weights=b"PK\x03\x04"), "model.weights.h5 is not HDF5"),
+        (members(weights=b""), "model.weights.h5 is not HDF5"),
+    ],
+)
+def test_a_member_that_is_something_else_is_refused(contents: dict[str, bytes], reason: str) -> None:
+    assert reason in refusal(archive(contents))
+
+
+# ---- what is named in the config ----------------------------------------------------------------------
+
+LAMBDA = layer("keras.layers", "Lambda", function=layer("builtins", "__lambda__", code="4wEAAAA="))
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        LAMBDA,
+        layer("builtins", "__lambda__", value="4wEAAAA="),
+        layer(None, "__lambda__", value="4wEAAAA="),
+        layer("keras.layers", "TFSMLayer", filepath="/tmp/evil"),
+        layer("keras.layers", "TorchModuleWrapper", module="gASV"),
+        layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"),  # CVE-2025-12058
+        layer("keras.layers", "IntegerLookup", vocabulary="http://127.0.0.1/"),
+        layer("keras.layers", "TextVectorization", vocabulary="/etc/passwd"),
+        layer("keras.layers", "FlaxLayer"),
+        layer("keras.layers", "JaxLayer"),
+        layer("keras.layers", "Wrapper"),
+        layer("keras.layers", "TimeDistributed", layer=layer("keras.layers", "Dense")),
+        layer("keras.src.layers.core.lambda_layer", "Lambda"),
+        layer("keras.src.models.functional", "Lambda"),
+        layer("keras.utils", "get_file"),  # CVE-2025-8747
+        function("keras.utils", "get_file", registered="get_file"),
+        function("keras.losses", "deserialize"),
+        function("builtins", "os.system", registered="os.system"),
+        function("builtins", ["relu"]),
+        function("builtins", "relu", registered="mine>relu"),
+        layer("keras.losses", "deserialize"),
+        layer("keras.config", "enable_unsafe_deserialization"),  # CVE-2025-9906
+        layer("keras.models", "load_model"),
+        layer("os", "system", command="true"),
+        layer("builtins", "eval", source="1"),
+        layer("subprocess", "Popen", args="true"),  # CVE-2025-1550
+        layer("keras_hub.layers", "Dense"),
+        layer("tensorflow", "Dense"),
+        layer(None, "Dense", units=1),
+        {"class_name": "Dense", "config": {"units": 1}},  # how files before Keras 3 name a class
+        {"class_name": "Lambda"},
+        {"module": ["keras.layers"], "class_name": "Dense", "config": {}},
+        {"module": "keras.layers", "class_name": ["Dense"], "config": {}},
+        {"module": "keras.layers", "class_name": {"class_name": "Dense"}, "config": {}},
+        {"module": "keras.layers", "class_name": None, "config": {}},
+        layer("keras.layers", "Dense") | {"registered_name": "mine>Dense"},
+        {"module": "tensorflow", "class_name": "__typespec__", "spec_name": "TensorSpec", "config": []},
+        {"module": "keras.layers", "class_name": "__keras_tensor__", "config": {}},
+    ],
+    ids=lambda evil: f"{evil.get('module')}.{evil['class_name']}.{evil.get('config')}"[:60],
+)
+@pytest.mark.parametrize("place", ["a layer", "the model", "an argument", "a nested model", "the loss"])
+def test_what_runs_code_or_opens_files_is_refused_wherever_it_stands(
+    evil: dict[str, Any], place: str
+) -> None:
+    config = {
+        "a layer": sequential(layer("keras.layers", "Dense", units=1), evil),
+        "the model": evil,
+        "an argument": sequential(layer("keras.layers", "Dense", units=1, activation=evil)),
+        "a nested model": sequential(sequential(layer("keras.layers", "Dense", x=[[[{"y": evil}]]]))),
+        "the loss": sequential() | {"compile_config": {"loss": evil}},
+    }[place]
+    reason = refusal_of(config)
+    assert "which is not a layer or function that may be loaded" in reason
+    assert len(reason) < 250
+
+
+def test_what_is_named_is_told() -> None:
+    assert "names keras.layers.Lambda, which is not" in refusal_of(sequential(LAMBDA))
+
+
+# ---- bounds -------------------------------------------------------------------------------------------
+
+
+def test_a_bomb_does_not_go_off() -> None:
+    # given members that would expand to a thousand times their size
+    bomb = archive(members(b"[" * 3_000_000), compression=zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 10_000
+
+    # when it is looked at, then nothing is expanded
+    tracemalloc.start()
+    assert "compressed or encrypted" in refusal(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 2**31, 2**32 - 2])
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "metadata.json"])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_member_that_lies_about_its_size_is_refused(name: str, claimed: int, both: bool) -> None:
+    # given a directory that claims another size than there is, of the bytes themselves or of what comes out
+    data = bytearray(keras_file(bytes(1000)))
+    at = data.index(b"PK\x01\x02")
+    while data[at + 46 : at + 46 + len(name)] != name.encode():
+        at = data.index(b"PK\x01\x02", at + 1)
+    struct.pack_into("<I", data, at + 24, claimed)
+    if both:
+        struct.pack_into("<I", data, at + 20, claimed)
+
+    # when it is looked at, then it is refused, and no memory is taken on its word
+    tracemalloc.start()
+    assert refusal(bytes(data))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_config_over_the_limit_is_refused() -> None:
+    config = json.dumps(sequential()).encode()
+    check_model_file(archive(members(config + b" " * (4 * 2**20 - len(config)))))
+    assert "more than 4,194,304 bytes" in refusal(archive(members(config + b" " * (4 * 2**20))))
+
+
+def test_a_config_without_end_is_refused() -> None:
+    assert "nested without end" in refusal(archive(members(b'{"class_name":' * 100_000)))
+    assert "nested without end" in refusal(archive(members(b"[" * 100_000 + b"]" * 100_000)))
+
+
+def test_a_config_as_deep_as_json_allows_is_searched_to_its_end() -> None:
+    evil: Any = LAMBDA
+    for _ in range(300):
+        evil = [{"x": evil}]
+    assert "Lambda" in refusal_of(sequential(layer("keras.layers", "Dense", x=evil)))
+
+
+def test_an_encrypted_member_is_refused() -> None:
+    data = bytearray(keras_file())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.index(magic)
+        struct.pack_into("<H", data, at + offset, 1)
+    assert "compressed or encrypted" in refusal(bytes(data))
+
+
+def test_no_damage_gets_past_as_anything_but_a_refusal() -> None:
+    # given a file in which any one byte is another
+    good = keras_file()
+    for place in range(len(good)):
+        data = bytearray(good)
+        data[place] ^= os.urandom(1)[0] | 1
+
+        # when it is looked at, then it passes or is refused, and nothing else is raised
+        with contextlib.suppress(ModelRefused):
+            check_model_file(bytes(data))

@@ -1,0 +1,129 @@
+"""The gate: what lies on our queues and is not a message of ours is dropped before Celery sees it.
+
+Left to kombu and Celery, an item that is no JSON ends the worker. One whose task's name is a list ends it, is
+put back as unacknowledged, and ends the next worker, and so on without end; one with a time limit of its own
+outlives its lease. Of a message five things matter: the task, its arguments, its id, its tag, and whether it
+comes back from a worker that was lost. So what passes is written anew from these, and nothing else of it
+reaches the code that would have to get along with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import logging
+import re
+from typing import Any, Final
+
+from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
+
+from jobs.messages import ChunkMessage, MessageError
+from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK
+
+logger = logging.getLogger(__name__)
+
+#: Ours have about 1,000 bytes, and no part of them grows.
+MAX_MESSAGE_BYTES: Final = 16 * 1024
+
+_QUEUES: Final = {CLASSIFY_TASK: CLASSIFY_QUEUE, RETRAIN_TASK: RETRAIN_QUEUE}
+
+#: A task's id, and the tag of its delivery: both are UUIDs.
+_ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+_dropped = 0
+
+
+def close_gate() -> None:
+    """From now on this process takes no foreign messages. To be called before it connects to the broker."""
+    Transport.Channel = _GatedChannel
+
+
+def note_dropped(reason: str) -> None:
+    """Counts and tells that a message was dropped. Nothing of the message itself: it is a stranger's."""
+    global _dropped
+    _dropped += 1
+    logger.warning("dropped a message that is not ours: %s (number %d of this process)", reason, _dropped)
+
+
+def admit(item: bytes) -> bytes:
+    """The same message, written anew. Raises MessageError, with the reason, where it is none of ours."""
+    if len(item) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"it has {len(item):,} bytes")
+    match _parse(item, "it is not JSON"):
+        case {
+            "body": str(body),
+            "content-type": "application/json",
+            "headers": {"task": str(task), "id": str(task_id)},
+            "properties": {"delivery_info": dict(delivery), "delivery_tag": str(tag)},
+        } if _ID.fullmatch(task_id) and _ID.fullmatch(tag):
+            pass
+        case _:
+            raise MessageError("it is no JSON message of Celery's")
+    content = json.dumps([_arguments(task, body), {}, {}]).encode()
+    came_back = {"redelivered": True} if delivery.get("redelivered") is True else {}
+    ours = {
+        "body": base64.b64encode(content).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": task, "id": task_id, "root_id": task_id, **came_back},
+        "properties": {
+            "body_encoding": "base64",
+            "correlation_id": task_id,
+            "delivery_info": {"exchange": "", "routing_key": _QUEUES[task], **came_back},
+            "delivery_mode": 2,
+            "delivery_tag": tag,
+            "priority": 0,
+        },
+    }
+    return json.dumps(ours).encode()
+
+
+def _arguments(task: str, body: str) -> list[str]:
+    """The task's arguments. Raises MessageError unless it takes them, and nothing is to follow it."""
+    try:
+        decoded = base64.b64decode(body, validate=True)
+    except ValueError:
+        raise MessageError("its body is not base64") from None
+    match _parse(decoded, "its body is not JSON"):
+        case [list(args), dict(kwargs), dict(embedded)] if not any(embedded.values()):
+            pass
+        case _:
+            raise MessageError("its body is not arguments alone")
+    if task == CLASSIFY_TASK:
+        return list(ChunkMessage.decode(args, kwargs).encode())
+    if task != RETRAIN_TASK:
+        raise MessageError("it names another task")
+    if args or kwargs:
+        raise MessageError("it has arguments for a task that takes none")
+    return []
+
+
+def _parse(data: bytes, reason: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise MessageError(reason) from None
+
+
+class _GatedRedis(PrefixedStrictRedis):  # type: ignore[misc]  # kombu has no types
+    """A client that finds a foreign item not there."""
+
+    def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
+        found = super().parse_response(connection, command_name, **options)
+        if command_name != "BRPOP" or not found:
+            return found
+        queue, item = found
+        try:
+            return queue, admit(item)
+        except MessageError as error:
+            note_dropped(str(error))
+            return None  # as if the second of waiting had gone by
+
+
+class _GatedChannel(Channel):  # type: ignore[misc]  # kombu has no types
+    """A channel that consumes through the gate."""
+
+    def _get_client(self) -> Any:
+        super()._get_client()  # it checks redis-py's version
+        return functools.partial(_GatedRedis, global_keyprefix=self.global_keyprefix)
