@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test lint format bench lock clean
+.PHONY: install demo test soak lint format bench lock clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The long counts of every fault, half an hour; what came of them goes into docs/soak.md.
+soak: install
+	$(BIN)/python -m pytest tests/faults --soak --soak-report docs/soak.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -37,8 +37,8 @@ BROKER_TIMEOUT_SECONDS: Final = 5.0
 #: patience is 4 seconds.
 CHILD_START_SECONDS: Final = 120.0
 
-#: A process that holds more than this after a chunk is replaced by a fresh one, in KiB: 8 GiB, which neither a
-#: model nor the largest image comes near. What leaks must not take the machine.
+#: A process that holds more than this after a chunk is replaced by a fresh one, in KiB: 8 GiB, which neither
+#: a model nor the largest image comes near. What leaks must not take the machine.
 MAX_CHILD_KIB: Final = 8 * 1024 * 1024
 
 

@@ -1,0 +1,308 @@
+"""The workers' Celery application with faults at its seams: `celery -A tests.faults.failpoints:app worker`.
+
+Production code knows nothing of this: the seams are its functions, wrapped from outside before the first
+process is forked. What happens where is the plan's affair (`tests.faults.plan`), which is read anew at every
+seam, so that one worker serves many trials.
+
+| seam | when |
+| --- | --- |
+| `after pop` | a child has the message; nothing is claimed |
+| `after claim` | the claim is committed |
+| `after predict` | the outcomes are computed; nothing is written |
+| `writing` | a transaction is open for the outcomes; nothing is written |
+| `before COMMIT` | the outcomes are written in an open transaction |
+| `COMMIT` | the same, and what happens next happens to the COMMIT |
+| `after COMMIT` | the outcomes, or the halves, are committed |
+| `split` | a split is written in an open transaction |
+| `after task` | the child has nothing left to do; the parent does not know it yet |
+| `before ack` | the parent is about to acknowledge |
+| `claim` | the claim is written in an open transaction |
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests.faults.plan import FOLDER_VARIABLE, Plan
+
+if os.environ.get("FAULT_CLASSIFIER") != "keras":
+    from tests.faults import light
+
+    sys.modules["worker.predicting.classifier"] = light
+
+import psycopg
+from celery.concurrency.asynpool import AsynPool
+
+import worker.predicting.decode
+import worker.reconcile
+import worker.requests
+import worker.tasks
+from jobs.errors import LeaseLost, Unavailable
+from jobs.ledger import Ledger
+from tests.faults.pictures import poison_of
+from worker.app import app
+from worker.predicting import pipeline
+
+__all__ = ["app"]
+
+# The clockwork runs faster than in earnest, where nobody minds seconds: how often the reconciler looks, and
+# how often Celery looks for children that died while it was not told.
+worker.reconcile.RECONCILE_SECONDS = 0.5  # type: ignore[misc]
+AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
+
+plan = Plan(Path(os.environ[FOLDER_VARIABLE]))
+
+#: The parent of the pool: children inherit it, and it stays what it is when their parent is gone.
+PARENT = os.getpid()
+
+
+# ---- what can happen ----------------------------------------------------------------------------------
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_parent() -> None:
+    if os.getppid() == PARENT:  # or is the parent, or an orphan
+        os.kill(PARENT, signal.SIGKILL)
+
+
+def _kill_both() -> None:
+    _kill_parent()
+    _kill()
+
+
+def _stop_both() -> None:
+    """The whole worker stands still, as in a machine that is suspended. The test lets it go on."""
+    os.kill(PARENT, signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _raise() -> None:
+    raise RuntimeError("a failpoint")
+
+
+def _run_out_of_memory() -> None:
+    raise MemoryError
+
+
+class _Seam:
+    """Where a process is: the action may need the open transaction."""
+
+    connection: Any = None
+
+
+def _terminate_backend() -> None:
+    """PostgreSQL ends the session of the open transaction, as an administrator or a crash would."""
+    driver = _Seam.connection.connection.driver_connection
+    with psycopg.connect(driver.info.dsn, password=driver.info.password, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s)", (driver.info.backend_pid,))
+    time.sleep(0.05)  # it has been told, and takes a moment to go
+
+
+def _fill_the_disk() -> None:
+    """The database has no room for what is about to be written. SQLite: a limit of pages, which `_room`
+    lifts again. PostgreSQL: the server's own error.
+    """
+    connection = _Seam.connection
+    if connection.dialect.name == "sqlite":
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        # Pages that are free already would still take something.
+        connection.exec_driver_sql("CREATE TABLE filling (x)")
+        connection.exec_driver_sql("INSERT INTO filling VALUES (zeroblob(100000))")
+    else:
+        connection.exec_driver_sql(
+            "DO $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$"
+        )
+
+
+@contextmanager
+def _room(connection: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
+
+
+_Actions = dict[str, Callable[[], None]]
+_ACTIONS: _Actions = {
+    "kill": _kill,
+    "kill parent": _kill_parent,
+    "kill both": _kill_both,
+    "stop both": _stop_both,
+    "raise": _raise,
+    "out of memory": _run_out_of_memory,
+    "terminate backend": _terminate_backend,
+    "fill the disk": _fill_the_disk,
+}
+
+
+def passing(seam: str) -> bool:
+    """Does what the plan has for this seam; whether it asks for the transaction's answer to be lost."""
+    unanswered = False
+    for rule in plan.due(seam):
+        if rule.action == "lose the answer":
+            unanswered = True
+        elif rule.action.startswith("SIG"):
+            os.kill(PARENT, signal.Signals[rule.action])
+            time.sleep(rule.value)
+        elif rule.action == "sleep":
+            time.sleep(rule.value)
+        else:
+            _ACTIONS[rule.action]()
+    return unanswered
+
+
+# ---- a picture's order --------------------------------------------------------------------------------
+
+
+def _obey(poison: str) -> None:
+    """What a broken decoder would do."""
+    if poison == "segfault":
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif poison == "oom-kill":  # the kernel's answer to a process that has taken too much
+        _kill()
+    elif poison == "memory":
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 64 * 2**20, before[1]))
+        try:
+            bytearray(2**30)  # a real MemoryError
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+    elif poison == "hang":  # in C, where no exception reaches: only the hard limit ends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM})
+        ctypes.CDLL(None).sleep(600)
+    elif poison == "slow":  # in Python: its own time ends it
+        while True:
+            pass
+    elif poison == "bug":
+        raise ZeroDivisionError("a mistake of the program")
+
+
+# ---- the seams ----------------------------------------------------------------------------------------
+
+
+def _wrap(module: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Puts a function, which gets the original first, in the place of `module.name`."""
+    original = getattr(module, name)
+
+    def put(wrapper: Callable[..., Any]) -> None:
+        @wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        setattr(module, name, replaced)
+
+    return put
+
+
+class _Answer:
+    """Whether the answer to this process's next COMMIT gets lost."""
+
+    lost = False
+
+
+@_wrap(worker.tasks, "classify_chunk")
+def _task(original: Callable[..., int], *args: Any) -> int:
+    passing("after pop")
+    recorded = original(*args)
+    passing("after task")
+    return recorded
+
+
+@_wrap(pipeline, "claim_chunk")
+def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    claim = original(*args, **kwargs)
+    if claim is not None:
+        _Answer.lost = passing("claim")
+    return claim
+
+
+@_wrap(pipeline, "_claim")
+def _claimed(original: Callable[..., Any], *args: Any) -> Any:
+    claim = original(*args)
+    if claim is not None:
+        passing("after claim")
+    return claim
+
+
+@_wrap(pipeline, "_outcomes")
+def _predicted(original: Callable[..., Any], *args: Any) -> Any:
+    outcomes = original(*args)
+    passing("after predict")
+    return outcomes
+
+
+@_wrap(pipeline, "record_outcomes")
+def _recording(original: Callable[..., None], connection: Any, *args: Any) -> None:
+    _Seam.connection = connection
+    with _room(connection):
+        passing("writing")
+        try:
+            original(connection, *args)
+        except LeaseLost:
+            plan.log("lease lost")
+            raise
+    passing("before COMMIT")
+    _Answer.lost = passing("COMMIT")
+
+
+@_wrap(pipeline, "split_chunk")
+def _splitting(original: Callable[..., None], *args: Any) -> None:
+    original(*args)
+    passing("split")
+
+
+@_wrap(pipeline, "_write")
+def _written(original: Callable[..., None], *args: Any) -> None:
+    original(*args)
+    passing("after COMMIT")
+
+
+@_wrap(worker.requests.LastingRequest, "acknowledge")
+def _acknowledging(original: Callable[..., None], *args: Any) -> None:
+    passing("before ack")
+    original(*args)
+
+
+@_wrap(worker.predicting.decode, "decode")
+def _decoding(original: Callable[..., Any], data: bytes, *args: Any) -> Any:
+    if poison := poison_of(data):
+        plan.log("poison", poison=poison)
+        _obey(poison)
+    return original(data, *args)
+
+
+_transaction = Ledger.transaction
+
+
+@contextmanager
+def _losing_answers(ledger: Ledger) -> Iterator[Any]:
+    with _transaction(ledger) as connection:
+        yield connection
+    if _Answer.lost:
+        _Answer.lost = False
+        _lose_the_answer()
+
+
+def _lose_the_answer() -> NoReturn:
+    raise Unavailable("a failpoint: committed, and the connection broke before the answer came")
+
+
+Ledger.transaction = _losing_answers  # type: ignore[method-assign, assignment]

@@ -1,0 +1,58 @@
+"""A classifier that starts in no time, in the place of `worker.predicting.classifier`.
+
+A process that dies comes back in a moment instead of the seconds that TensorFlow takes, so faults can be
+tried hundreds of times, and far more of them hit a chunk than a process that is still starting. What it
+answers is written in the picture: an outcome that is another image's shows at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from jobs.model import InputSpec
+from tests.faults.pictures import GREY_STEP, LABEL_PIXEL
+
+#: Small, so that even the little chunks of these tests look at their lease between two batches.
+BATCH = 16
+
+#: Seconds a batch takes: without it a chunk would be over before a fault could meet it.
+PACE_SECONDS = float(os.environ.get("FAULT_PACE_SECONDS", "0.02"))
+
+
+class Predictions(NamedTuple):
+    """As the real one."""
+
+    class_index: Any
+    confidence: Any
+
+
+class Classifier:
+    """Reads the label out of the picture."""
+
+    def __init__(self, classes: Sequence[str], spec: InputSpec) -> None:
+        self.classes = tuple(classes)
+        self.spec = spec
+
+    @classmethod
+    def load(cls, _path: Path, classes: Sequence[str], spec: InputSpec) -> Self:
+        """The file is none and is not looked at."""
+        return cls(classes, spec)
+
+    def warm_up(self) -> None:
+        """It is never cold."""
+
+    def predict(self, pixels: Any) -> Predictions:
+        """uint8 (n, 28, 28): n labels, after `PACE_SECONDS`."""
+        time.sleep(PACE_SECONDS)
+        grey = pixels[(slice(None), *LABEL_PIXEL)].astype(np.int64)
+        return Predictions(grey // GREY_STEP, (0.5 + grey / 1000).astype(np.float32))
+
+
+def configure_threads(_processes: int) -> None:
+    """There is nothing to share."""

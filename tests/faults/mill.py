@@ -1,0 +1,312 @@
+"""A mill: a broker, a ledger and workers with failpoints, which a test can break and which is kept running.
+
+Workers are the real ones, started with the product's own command line but for the application
+(`tests.faults.failpoints`), and a supervisor starts again what died, as an init system would. One mill serves
+many trials: starting one takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import redis
+from celery import Celery
+
+from jobs.ledger import Ledger
+from jobs.ledger.models import CHAMPION, find_champion, point_alias
+from jobs.ledger.progress import job_status
+from jobs.messages import ChunkMessage
+from jobs.model import MNIST_INPUT
+from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX, RETRAIN_QUEUE, Bell, make_app
+from jobs.registry import register_model
+from jobs.schema import JobState
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.stack import _broker_command, _die_with_parent, broker_answers, worker_command
+from producer.sources import SourceImage, Sources
+from producer.submit import submit
+from tests.console import processes_below, until
+from tests.faults.checker import Expected, Verdict, check_job
+from tests.faults.pictures import Picture
+from tests.faults.plan import FOLDER_VARIABLE, Plan
+from tests.kerasfile import keras_file
+
+PROJECT: Final = Path(__file__).parents[2]
+
+#: Short, so that a trial that has to wait for a lease to run out is soon over.
+LEASE_SECONDS: Final = 3.0
+
+#: How long an image may take, as a share of the lease: less than the soft time limit of a chunk. A machine
+#: that is very busy lets a process stand still for most of a second.
+IMAGE_SHARE: Final = 0.5
+
+#: When everything is well again, all work is at its end within this time. A worker that has lost its broker
+#: tries again every few seconds, a lease and the reconciler's interval come on top.
+HEALED_SECONDS: Final = 90.0
+
+#: The supervisor's own pause: what dies is not started again at once, and never in a busy loop.
+_RESTART_SECONDS: Final = 0.2
+
+
+class Process:
+    """One supervised process: started again when it ends, until it is retired."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        self._command = command
+        self._environment = environment
+        self._log = log
+        self.supervised = True
+        self.groups: list[int] = []
+        self.popen = self._start()
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def children(self) -> list[int]:
+        """The processes of its pool."""
+        return [pid for pid in processes_below(self.pid) if pid != self.pid]
+
+    def keep(self) -> None:
+        """Starts it again where it ended."""
+        if self.supervised and self.popen.poll() is not None:
+            time.sleep(_RESTART_SECONDS)
+            self.popen = self._start()
+
+    def retire(self, number: int = signal.SIGTERM) -> int:
+        """Ends it for good; gives back its exit status."""
+        self.supervised = False
+        self.popen.send_signal(number)
+        return self.popen.wait(60)
+
+    def clean_up(self) -> None:
+        """Whatever it started and left behind is gone."""
+        for group in self.groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self.popen.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            popen = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        self.groups.append(popen.pid)
+        return popen
+
+
+class Mill:
+    """All of it, as a context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ledger_url: str | None = None,
+        keras: bool = False,
+        workers: int = 1,
+        lease_seconds: float = LEASE_SECONDS,
+        **extra: str,
+    ) -> None:
+        """`folder` is the state folder; with `keras` it holds a trained model, and without, the classifier
+        is `tests.faults.light`.
+        """
+        self.settings = Settings.load(
+            home=folder,
+            ledger_url=ledger_url,
+            lease_seconds=lease_seconds,
+            image_seconds=lease_seconds * IMAGE_SHARE,
+            processes=2,
+            retrain_cron="never",
+        )
+        self.url = ledger_url or f"sqlite:///{folder / 'ledger.sqlite3'}"
+        self.faults = folder / "faults"
+        self.faults.mkdir(parents=True)
+        self.plan = Plan(self.faults)
+        self.workers: list[Process] = []
+        self._keras = keras
+        self._first_workers = workers
+        self._environment = (
+            os.environ
+            | self.settings.environment()
+            | {FOLDER_VARIABLE: str(self.faults), "FAULT_CLASSIFIER": "keras" if keras else "light"}
+            | extra
+        )
+        self._over = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+
+    def __enter__(self) -> Mill:
+        from labelmill.migrating import upgrade
+
+        self.ledger = Ledger(self.settings.ledger)
+        upgrade(self.ledger)
+        self.store = Store(self.settings.store)
+        if not self._keras:
+            self._register_a_model()
+        self.app: Celery = make_app(self.settings)
+        self.broker = Process(_broker_command(self.settings), dict(os.environ), self.faults / "broker.log")
+        self._supervisor.start()
+        self.wait_for_broker()
+        for number in range(self._first_workers):
+            self.add_worker(f"worker{number}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._supervisor.join()
+        for process in [*self.workers, self.broker]:
+            process.clean_up()
+        self.app.close()
+        self.ledger.close()
+
+    # ---- processes --------------------------------------------------------------------------------------
+
+    def add_worker(self, name: str, *, processes: int = 2) -> Process:
+        """One more worker."""
+        command = worker_command(queue=CLASSIFY_QUEUE, processes=processes, name=name)
+        command[command.index("worker.app")] = "tests.faults.failpoints:app"
+        worker = Process(command, dict(self._environment), self.faults / f"{name}.log")
+        self.workers.append(worker)
+        return worker
+
+    def remove_worker(self, worker: Process, number: int = signal.SIGTERM) -> int:
+        """Ends a worker for good; gives back its exit status."""
+        status = worker.retire(number)
+        worker.clean_up()
+        self.workers.remove(worker)
+        return status
+
+    def wait_for_broker(self) -> None:
+        until(lambda: broker_answers(self.settings), "the broker answers", seconds=30)
+
+    @contextlib.contextmanager
+    def redis(self) -> Iterator[redis.Redis]:
+        """A client of the broker's."""
+        socket = str(self.settings.broker_socket)
+        with contextlib.closing(redis.Redis(unix_socket_path=socket, socket_timeout=5)) as client:
+            yield client
+
+    def _supervise(self) -> None:
+        while not self._over.wait(0.02):
+            for process in [self.broker, *self.workers]:
+                process.keep()
+
+    # ---- jobs -------------------------------------------------------------------------------------------
+
+    def submit(self, images: Sequence[Picture], *, chunk_images: int, bell: Bell | None = None) -> str:
+        """Submits a job; gives back its id."""
+        own = bell or Bell(self.app)
+        try:
+            return submit(
+                (image.source for image in images),
+                ledger=self.ledger,
+                store=self.store,
+                bell=own,
+                chunk_images=chunk_images,
+            ).job_id
+        finally:
+            own.close()
+
+    def submit_sources(self, sources: Sequence[str]) -> tuple[str, list[str]]:
+        """Submits files as one job in chunks of the default size; gives back its id and the images' names."""
+        names: list[str] = []
+
+        def noted() -> Iterator[SourceImage]:
+            for image in Sources(sources):
+                names.append(image.name)
+                yield image
+
+        bell = Bell(self.app)
+        with contextlib.closing(bell):
+            submitted = submit(
+                noted(),
+                ledger=self.ledger,
+                store=self.store,
+                bell=bell,
+                chunk_images=self.settings.chunk_images,
+            )
+        return submitted.job_id, names
+
+    def state(self, job_id: str) -> JobState:
+        with self.ledger.reading() as connection:
+            return job_status(connection, job_id).state
+
+    def done(self, job_id: str) -> int:
+        """How many images have their outcome."""
+        with self.ledger.reading() as connection:
+            status = job_status(connection, job_id)
+        return status.succeeded + status.failed
+
+    def is_over(self, job_id: str) -> bool:
+        return self.state(job_id) not in (JobState.RECEIVING, JobState.RUNNING)
+
+    def wait(self, job_id: str, *, seconds: float = HEALED_SECONDS) -> None:
+        """Until the job has ended."""
+        until(lambda: self.is_over(job_id), f"job {job_id} has ended: {self.faults}", seconds=seconds)
+
+    def judge(self, job_id: str, images: Iterable[Picture], *, seconds: float = HEALED_SECONDS) -> Verdict:
+        """Waits for the job's end, and compares what it got with what it must get."""
+        self.wait(job_id, seconds=seconds)
+        return check_job(self.url, job_id, [image.expected for image in images])
+
+    def judge_names(self, job_id: str, names: Sequence[str], *, seconds: float) -> Verdict:
+        """The same where any label will do."""
+        self.wait(job_id, seconds=seconds)
+        return check_job(self.url, job_id, [Expected(name, None) for name in names])
+
+    def messages(self, chunk_id: str, count: int) -> list[bytes]:
+        """Messages for the chunk as they lie in the broker, each with an id of its own; they are not sent."""
+        key = KEY_PREFIX + RETRAIN_QUEUE  # nobody here reads that queue: into it, and out again
+        with self.app.connection_for_write() as connection, self.redis() as client:
+            for _ in range(count):
+                arguments = ChunkMessage(chunk_id).encode()
+                self.app.send_task(CLASSIFY_TASK, args=arguments, queue=RETRAIN_QUEUE, connection=connection)
+            sent: list[bytes] = client.rpop(key, count)  # type: ignore[assignment]
+        return [message.replace(RETRAIN_QUEUE.encode(), CLASSIFY_QUEUE.encode()) for message in sent]
+
+    def wait_for_silence(self, *, orphans: int = 0) -> None:
+        """Until no message waits and none is out: what was doubled or redelivered has gone as it came.
+
+        `orphans`: how many may still be out. Messages that a killed worker held come back after a while only,
+        as kombu looks for them every 100 seconds.
+        """
+
+        def is_silent() -> bool:
+            with self.redis() as client:
+                waiting = client.llen(KEY_PREFIX + CLASSIFY_QUEUE)
+                out = client.hlen(KEY_PREFIX + "unacked")
+            return not waiting and out <= orphans  # type: ignore[operator]
+
+        until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
+
+    def _register_a_model(self) -> None:
+        with self.ledger.reading() as connection:
+            if find_champion(connection) is not None:
+                return
+        model = register_model(
+            self.ledger,
+            self.store,
+            keras_file(),
+            architecture="dense",
+            classes=tuple("0123456789"),
+            input_spec=MNIST_INPUT,
+            accuracy=None,
+            metrics={},
+        )
+        with self.ledger.transaction() as connection:
+            point_alias(connection, CHAMPION, model.id)

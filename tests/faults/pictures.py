@@ -1,0 +1,81 @@
+"""Small PNG files that say in their pixels which label they must get, made without a library."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from producer.sources import SourceImage
+from tests.faults.checker import Expected
+
+#: A 28 x 28 picture is black but for this pixel, whose grey is the label times `GREY_STEP`.
+LABEL_PIXEL = (14, 14)
+GREY_STEP = 20
+
+_SIDE = 28
+
+
+class Picture(NamedTuple):
+    """An image to submit, and what must become of it."""
+
+    name: str
+    data: bytes
+    answer: str
+
+    @property
+    def source(self) -> SourceImage:
+        """As a source would yield it."""
+        return SourceImage(self.name, self.data, None)
+
+    @property
+    def expected(self) -> Expected:
+        """For the checker."""
+        return Expected(self.name, self.answer)
+
+
+def pictures(count: int, *, first: int = 0) -> list[Picture]:
+    """So many pictures with all labels in turn, and names that tell number and label."""
+    return [_picture(number) for number in range(first, first + count)]
+
+
+def poisoned(picture: Picture, poison: str, *, answer: str) -> Picture:
+    """The picture with a text chunk in it that `tests.faults.failpoints` takes for an order."""
+    signature_and_header = 8 + 25
+    chunk = _chunk(b"tEXt", b"fault\0" + poison.encode())
+    data = picture.data[:signature_and_header] + chunk + picture.data[signature_and_header:]
+    return Picture(f"{poison}-{picture.name}", data, answer)
+
+
+def poison_of(data: bytes) -> str | None:
+    """The order in a picture's text chunk, if there is one."""
+    marker = b"tEXtfault\0"
+    at = data.find(marker, 0, 200)
+    if at < 0:
+        return None
+    (length,) = struct.unpack_from(">I", data, at - 4)
+    return data[at + len(marker) : at + 4 + length].decode()
+
+
+def _picture(number: int) -> Picture:
+    label = number % 10
+    row, column = LABEL_PIXEL
+    pixels = bytearray((1 + _SIDE) * _SIDE)  # a filter byte before each row
+    pixels[(1 + _SIDE) * row + 1 + column] = label * GREY_STEP
+    # The number goes into a corner that nobody looks at: no two pictures have the same bytes.
+    struct.pack_into(">I", pixels, (1 + _SIDE) * (_SIDE - 2) + 10, number)
+    return Picture(f"{number:06}-{label}.png", _png(bytes(pixels)), str(label))
+
+
+def _png(rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)
+    chunks: Iterator[bytes] = (
+        _chunk(kind, data)
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

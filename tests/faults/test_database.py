@@ -1,0 +1,103 @@
+"""The database goes away, breaks at the COMMIT, or is locked: what was accepted is there, once."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sqlite3
+import time
+
+from tests.console import until
+from tests.faults.checker import attempts_are_bounded, chunk_rows
+from tests.faults.mill import Mill
+from tests.faults.pictures import pictures
+from tests.faults.plan import Rule
+from tests.faults.servers import FaultyPostgresql
+from tests.faults.trials import Matrix
+
+
+def test_restarting_postgresql_loses_nothing(
+    postgresql_mill: Mill, faulty_postgresql: FaultyPostgresql, matrix: Matrix
+) -> None:
+    with matrix.trials("PostgreSQL stopped at once, restarted", "I1-I3", short=5, long=50) as trials:
+        mill = postgresql_mill
+        restarts = 0
+        while restarts < trials.wanted:
+            # given a job that is under way
+            images = pictures(1_500)
+            job = mill.submit(images, chunk_images=25)
+            before = restarts
+
+            # when the server crashes and comes back, again and again
+            while restarts < trials.wanted and not mill.is_over(job):
+                time.sleep(random.uniform(0.2, 1.5))
+                faulty_postgresql.stop()
+                time.sleep(random.uniform(0.0, 2.0))
+                faulty_postgresql.start()
+                mill.ledger.engine.dispose()  # ours broke as well
+                restarts += 1
+
+            # then the job ends
+            trials.ran(restarts - before, mill.judge(job, images))
+
+
+def test_a_commit_that_breaks_is_read_back(mills: list[Mill], matrix: Matrix) -> None:
+    with (
+        matrix.trials("backend killed at COMMIT", "I1-I3", short=5, long=50) as killed,
+        matrix.trials("answer to a COMMIT lost", "I1-I3", short=6, long=50) as lost,
+        matrix.trials("answer to a claim's COMMIT lost", "I1-I4", short=6, long=50) as claims,
+    ):
+        backends = answers = unclaimed = 0
+        while backends < killed.wanted or answers < lost.wanted or unclaimed < claims.wanted:
+            # given COMMITs that fail, and COMMITs that go through while their answer does not
+            images = pictures(1_000)
+            jobs = []
+            for mill in mills:
+                rules = [
+                    Rule("COMMIT", "lose the answer", times=5, every=7),
+                    Rule("claim", "lose the answer", times=5, every=6),
+                ]
+                if not mill.ledger.is_sqlite:
+                    rules.append(Rule("before COMMIT", "terminate backend", times=5, every=5))
+                mill.plan.set(*rules)
+                jobs.append(mill.submit(images, chunk_images=25))
+
+            # when a job goes through them, then every image has its one outcome
+            for mill, job in zip(mills, jobs, strict=True):
+                verdict = mill.judge(job, images)
+                backend = len(mill.plan.events("terminate backend"))
+                lost_answers = [event["seam"] for event in mill.plan.events("lose the answer")]
+                killed.ran(backend, verdict) if backend else None
+                lost.ran(lost_answers.count("COMMIT"), verdict)
+                claims.ran(lost_answers.count("claim"), verdict)
+                backends += backend
+                answers += lost_answers.count("COMMIT")
+                unclaimed += lost_answers.count("claim")
+                # and none of it counts as a crash of an image's
+                assert {chunk["crashes"] for chunk in chunk_rows(mill.url, job)} == {0}
+
+
+def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_mill: Mill, matrix: Matrix) -> None:
+    with matrix.trials("SQLite locked for seconds by another process", "I1-I3", short=5, long=50) as trials:
+        mill = sqlite_mill
+        locked = 0
+        while locked < trials.wanted:
+            # given a job that is under way
+            images = pictures(1_500)
+            job = mill.submit(images, chunk_images=25)
+            until(lambda job=job: mill.done(job) > 0, "the first chunk is done")
+            before = locked
+
+            # when another process takes the lock for a while: a backup, a person with a shell
+            while locked < trials.wanted and not mill.is_over(job):
+                path = str(mill.settings.home / "ledger.sqlite3")
+                with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as other:
+                    other.execute("BEGIN IMMEDIATE")
+                    time.sleep(random.uniform(0.5, 4.0))
+                    other.execute("ROLLBACK")
+                locked += 1
+                time.sleep(0.5)
+
+            # then the job ends
+            trials.ran(locked - before, mill.judge(job, images))
+            assert attempts_are_bounded(mill.url, job)

@@ -1,0 +1,89 @@
+"""The same message many times, at once and in any order: it is a doorbell, and rings for nothing new."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell
+from tests.faults.checker import chunk_rows, stored_rows
+from tests.faults.mill import Mill
+from tests.faults.pictures import pictures
+from tests.faults.trials import Matrix
+
+
+class _Postman(Bell):
+    """Keeps a job's messages, to deliver them all together."""
+
+    def __init__(self, mill: Mill) -> None:
+        super().__init__(mill.app)
+        self._mill = mill
+        self.chunk_ids: list[str] = []
+
+    def ring(self, chunk_ids: Iterable[str]) -> int:
+        self.chunk_ids += chunk_ids
+        return 0
+
+    def deliver(self, times: Iterable[int], chance: random.Random) -> None:
+        """Each message so many times: as one that was handed out again, with the same id, or sent anew."""
+        messages = [
+            message
+            for chunk_id, count in zip(self.chunk_ids, times, strict=True)
+            for message in self._copies(chunk_id, count)
+        ]
+        chance.shuffle(messages)
+        with self._mill.redis() as client:
+            client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, *messages)
+
+    def _copies(self, chunk_id: str, count: int) -> list[bytes]:
+        sent = self._mill.messages(chunk_id, (count + 1) // 2)
+        return [*sent, *sent[: count - len(sent)]]
+
+
+def test_a_message_delivered_many_times_counts_once(mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("each message 2 to 50 times, shuffled", "I2, I5", short=20, long=300) as trials:
+        seed = random.randrange(2**32)
+        chance = random.Random(seed)
+        images = pictures(120)
+        for _ in range(trials.wanted // len(mills)):
+            # given a job of six chunks, when each one's message comes 2 to 50 times, all mixed
+            jobs = []
+            for mill in mills:
+                postman = _Postman(mill)
+                jobs.append(mill.submit(images, chunk_images=20, bell=postman))
+                postman.deliver([chance.randint(2, 50) for _ in postman.chunk_ids], chance)
+
+            # then each chunk was worked on once
+            for mill, job in zip(mills, jobs, strict=True):
+                trials.ran(1, mill.judge(job, images))
+                assert [chunk["attempts"] for chunk in chunk_rows(mill.url, job)] == [1] * 6, f"seed {seed}"
+        # and nothing of it is left
+        for mill in mills:
+            mill.wait_for_silence()
+
+
+def test_ten_times_every_message_gives_the_same_rows(mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("every message ten times, shuffled: same rows", "I2, I5", short=2, long=10) as trials:
+        images = pictures(1_000)
+        for _ in range(trials.wanted // len(mills)):
+            # given jobs whose messages came once
+            plain = [mill.submit(images, chunk_images=25) for mill in mills]
+            for mill, job in zip(mills, plain, strict=True):
+                trials.ran(0, mill.judge(job, images))
+
+            # when the same images come again, and every message ten times
+            again = []
+            for mill in mills:
+                postman = _Postman(mill)
+                again.append(mill.submit(images, chunk_images=25, bell=postman))
+                postman.deliver([10] * len(postman.chunk_ids), random.Random())
+
+            # then the rows are the same, byte for byte
+            for mill, once, tenfold in zip(mills, plain, again, strict=True):
+                verdict = mill.judge(tenfold, images)
+                assert _as_bytes(mill, tenfold) == _as_bytes(mill, once)
+                trials.ran(1, verdict)
+
+
+def _as_bytes(mill: Mill, job: str) -> bytes:
+    return repr(stored_rows(mill.url, job)).encode()

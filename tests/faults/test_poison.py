@@ -1,0 +1,83 @@
+"""An image that takes its process with it: it ends alone, and its neighbours finish."""
+
+from __future__ import annotations
+
+from tests.faults.checker import attempts_are_bounded, chunk_rows
+from tests.faults.mill import Mill
+from tests.faults.pictures import Picture, pictures, poisoned
+from tests.faults.plan import Rule
+from tests.faults.trials import Matrix
+
+CHUNK = 300
+
+#: What the image does to its process, and what must become of it.
+POISONS = {
+    "segfault": "quarantined",
+    "oom-kill": "quarantined",
+    "memory": "quarantined",
+    "bug": "quarantined",
+    "hang": "timeout",
+    "slow": "timeout",
+}
+
+
+def test_an_image_that_kills_its_process_costs_its_299_neighbours_nothing(
+    mills: list[Mill], matrix: Matrix
+) -> None:
+    with matrix.trials("a poisonous image in a chunk of 300", "I3-I5", short=12, long=60) as trials:
+        for number in range(trials.wanted // (len(mills) * len(POISONS))):
+            # given chunks of 300 images with one poisonous image in each: a crash in C, the kernel out of
+            # memory, MemoryError, a mistake of the program, a hang in C, a decoder that never ends
+            images: list[Picture] = []
+            for place, (poison, answer) in enumerate(POISONS.items()):
+                chunk = pictures(CHUNK, first=place * CHUNK)
+                # first, last and in between
+                at = (place * 61 + number * 97) % CHUNK if place + number else 0
+                chunk[at] = poisoned(chunk[at], poison, answer=answer)
+                images += chunk
+
+            # when it is classified
+            jobs = [mill.submit(images, chunk_images=CHUNK) for mill in mills]
+
+            # then in each chunk 299 images have their label and one its error code
+            for mill, job in zip(mills, jobs, strict=True):
+                trials.ran(len(POISONS), mill.judge(job, images, seconds=180))
+                assert attempts_are_bounded(mill.url, job)
+
+
+def test_a_death_during_a_split_splits_once(mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("SIGKILL during a split", "I1-I5", short=6, long=50) as trials:
+        dead = 0
+        while dead < trials.wanted:
+            # given a poisonous image, and a process that dies with the halves written and not committed
+            images = pictures(24)
+            images[7] = poisoned(images[7], "segfault", answer="quarantined")
+            jobs = []
+            for mill in mills:
+                mill.plan.set(Rule("split", "kill", times=3, every=1))
+                jobs.append(mill.submit(images, chunk_images=24))
+
+            # then the halves are there once
+            for mill, job in zip(mills, jobs, strict=True):
+                verdict = mill.judge(job, images)
+                times = len(mill.plan.events("kill"))
+                assert times
+                trials.ran(times, verdict)
+                dead += times
+                split = [chunk for chunk in chunk_rows(mill.url, job) if chunk["state"] == "split"]
+                done = [chunk for chunk in chunk_rows(mill.url, job) if chunk["state"] == "done"]
+                assert len(done) == len(split) + 1
+
+
+def test_two_poisonous_images_side_by_side_cost_nobody_else(mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("two poisonous images side by side", "I3-I5", short=2, long=10) as trials:
+        for _ in range(trials.wanted // len(mills)):
+            # given a chunk with two of them next to each other
+            images = pictures(10)
+            for at in (4, 5):
+                images[at] = poisoned(images[at], "segfault", answer="quarantined")
+
+            # when it is classified, then only the two have no label
+            jobs = [mill.submit(images, chunk_images=10) for mill in mills]
+            for mill, job in zip(mills, jobs, strict=True):
+                trials.ran(1, mill.judge(job, images))

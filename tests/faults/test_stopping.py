@@ -1,0 +1,66 @@
+"""Workers are told to stop in the middle of a chunk, as every deploy does: no image is to blame for it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.console import until
+from tests.faults.checker import chunk_rows
+from tests.faults.mill import Mill
+from tests.faults.pictures import pictures
+from tests.faults.plan import Rule
+from tests.faults.trials import Matrix
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_a_worker_that_is_told_to_stop_blames_no_image(
+    mills: list[Mill], matrix: Matrix, signal_name: str
+) -> None:
+    with matrix.trials(f"{signal_name} in mid-chunk", "I1-I4", short=4, long=50) as trials:
+        told = 0
+        while told < trials.wanted:
+            # given workers that are told to stop while they hold a claim, and started again when they have
+            images = pictures(500)
+            jobs = []
+            for mill in mills:
+                mill.plan.set(Rule("after claim", signal_name, times=2, every=7, value=0.3))
+                jobs.append(mill.submit(images, chunk_images=20))
+
+            # when a job goes through that, then it ends with every label
+            for mill, job in zip(mills, jobs, strict=True):
+                verdict = mill.judge(job, images)
+                times = len(mill.plan.events(signal_name))
+                trials.ran(times, verdict)
+                told += times
+                # and nothing counts as a crash; but after SIGQUIT, by which Celery kills children in mid-step
+                crashes = [chunk["error"] for chunk in chunk_rows(mill.url, job) if chunk["crashes"]]
+                assert not crashes or signal_name == "SIGQUIT", crashes
+
+
+def test_a_rolling_restart_is_not_noticed(mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("rolling restart, a worker replaced", "I1-I4", short=4, long=50) as trials:
+        replaced = 0
+        while replaced < trials.wanted:
+            # given a job that is under way
+            images = pictures(1_500)
+            jobs = [mill.submit(images, chunk_images=20) for mill in mills]
+            for mill, job in zip(mills, jobs, strict=True):
+                until(lambda mill=mill, job=job: mill.done(job) > 0, "the first chunk is done")
+
+            # when its worker is replaced by another, again and again
+            times = [0 for _ in mills]
+            while replaced < trials.wanted and not all(map(Mill.is_over, mills, jobs)):
+                for place, mill in enumerate(mills):
+                    [old] = mill.workers
+                    mill.add_worker(f"rolled{time.monotonic_ns()}")
+                    assert mill.remove_worker(old) == 0
+                    times[place] += 1
+                    replaced += 1
+
+            # then it ends, and nothing counts as a crash
+            for mill, job, count in zip(mills, jobs, times, strict=True):
+                trials.ran(count, mill.judge(job, images))
+                crashes = [chunk["error"] for chunk in chunk_rows(mill.url, job) if chunk["crashes"]]
+                assert not crashes, crashes

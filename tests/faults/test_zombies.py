@@ -1,0 +1,90 @@
+"""A worker that stands still beyond its lease and then goes on: somebody else has its chunk by now."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from tests.console import until
+from tests.faults.mill import HEALED_SECONDS, Mill
+from tests.faults.pictures import pictures
+from tests.faults.plan import Rule
+from tests.faults.trials import Matrix
+
+
+@pytest.fixture
+def crowded_mills(mills: list[Mill]) -> Iterator[list[Mill]]:
+    """Three workers each, so that one goes on when two stand still."""
+    more = [(mill, mill.add_worker(f"more{number}", processes=1)) for mill in mills for number in range(2)]
+    yield mills
+    for mill, worker in more:
+        mill.remove_worker(worker, signal.SIGKILL)
+
+
+def test_a_zombie_that_finishes_late_records_nothing(crowded_mills: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("SIGSTOP beyond the lease, then CONT", "I2", short=8, long=50) as trials:
+        images = pictures(800)
+        late = 0
+        while late < trials.wanted:
+            # given two workers that stand still with their outcomes computed and not recorded
+            jobs = []
+            with ExitStack() as stack:
+                for mill in crowded_mills:
+                    stack.callback(_wake_all, mill)
+                    mill.plan.set(Rule("after predict", "stop both", times=2, every=9))
+                    jobs.append(mill.submit(images, chunk_images=20))
+
+                # when the others have done their chunks in their place, and they go on
+                for mill, job in zip(crowded_mills, jobs, strict=True):
+                    mill.wait(job)
+                    zombies = {event["pid"] for event in mill.plan.events("stop both")}
+                    assert zombies
+                    for pid in zombies:
+                        os.kill(pid, signal.SIGCONT)
+                    until(
+                        lambda mill=mill, zombies=zombies: _too_late(mill) >= zombies,
+                        "each has found out",
+                        seconds=HEALED_SECONDS,
+                    )
+
+                    # then they have recorded nothing: the rows are as if they had never been
+                    late += len(zombies)
+                    trials.ran(len(zombies), mill.judge(job, images))
+
+
+def test_a_standstill_in_mid_transaction_holds_nobody_up_for_long(
+    postgresql_mill: Mill, matrix: Matrix
+) -> None:
+    with matrix.trials("SIGSTOP in mid-transaction, PostgreSQL", "I1-I3", short=1, long=10) as trials:
+        mill = postgresql_mill
+        other = mill.add_worker("other", processes=1)
+        for _ in range(trials.wanted):
+            # given a worker that stands still with its outcomes written and not committed: it has the job's
+            # row locked, which every other worker needs
+            mill.plan.set(Rule("before COMMIT", "stop both", times=1, every=5))
+            images = pictures(400)
+            job = mill.submit(images, chunk_images=20)
+            with ExitStack() as stack:
+                stack.callback(_wake_all, mill)
+
+                # when nobody wakes it, then the job ends all the same
+                verdict = mill.judge(job, images)
+                assert mill.plan.events("stop both")
+                trials.ran(1, verdict)
+        mill.remove_worker(other, signal.SIGKILL)
+
+
+def _too_late(mill: Mill) -> set[int]:
+    """The processes that wanted to record and learnt that they own the chunk no more."""
+    return {event["pid"] for event in mill.plan.events("lease lost")}
+
+
+def _wake_all(mill: Mill) -> None:
+    for zombie in mill.plan.events("stop both"):
+        for pid in (zombie["pid"], zombie["parent"]):
+            with suppress(ProcessLookupError):  # its parent woke first, and saw its time was up
+                os.kill(pid, signal.SIGCONT)
