@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped
 from jobs.ids import new_id
@@ -61,20 +61,17 @@ class _Terms:
     retry_of: str | None = None
 
 
-class _Item(NamedTuple):
-    """One image on its way into a payload."""
-
-    name: str
-    content: Content
-    url: str | None  # where its bytes were read, or are to be
+#: One image on its way into a payload: its name, its content, and where its bytes were read, or are to be.
+_Item: TypeAlias = tuple[str, Content, str | None]
 
 
-@dataclass
+@dataclass(slots=True)
 class _ChunkDraft:
     """The images of one chunk while they are gathered."""
 
     names: list[str] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
+    size: int = 0  # in bytes
 
 
 class _Fingerprint:
@@ -137,7 +134,7 @@ def submit(
             "that every worker reaches, for producers and workers alike, or leave out --by-reference."
         )
 
-    drafts = _drafts(_within(limits, _items(images, by_reference)), chunk_images)
+    drafts = _within(limits, _drafts(_items(images, by_reference), chunk_images))
     first = next(drafts, None)
     if first is None:
         raise SourceError("There is no image in what was named, so there is nothing to submit.")
@@ -177,8 +174,7 @@ def submit_again(
     where there is not one image. Raises, and leaves behind, what `submit` does.
     """
     items = (
-        _Item(name, content, content.url if isinstance(content, Reference) else None)
-        for name, content in images
+        (name, content, content.url if isinstance(content, Reference) else None) for name, content in images
     )
     drafts = _drafts(items, chunk_images)
     first = next(drafts, None)
@@ -303,37 +299,37 @@ def _same_job(known: tuple[str, str | None], key: str, drafts: Iterator[_ChunkDr
 
 def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
     draft = _ChunkDraft()
-    size = 0
+    fetched = min(chunk_images, MAX_CHUNK_URLS)
     for name, content, url in items:
-        bytes_of_it = _size(content)
-        most = min(chunk_images, MAX_CHUNK_URLS) if url and is_url(url) else chunk_images
-        if draft.names and (len(draft.names) >= most or size + bytes_of_it > MAX_CHUNK_BYTES):
+        size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
+        # The cheap question first: it is asked once an image.
+        most = fetched if url is not None and "://" in url and is_url(url) else chunk_images
+        if draft.names and (len(draft.names) >= most or draft.size + size > MAX_CHUNK_BYTES):
             yield draft
-            draft, size = _ChunkDraft(), 0
+            draft = _ChunkDraft()
         draft.names.append(name)
         draft.contents.append(content)
-        size += bytes_of_it
+        draft.size += size
     if draft.names:
         yield draft
 
 
-def _size(content: Content) -> int:
-    """In bytes; by reference too, because the bytes are what a worker is busy with."""
-    if isinstance(content, bytes):
-        return len(content)
+def _size_by_reference(content: Content) -> int:
+    """In bytes: they are what a worker will be busy with."""
     return content.size if isinstance(content, Reference) else 0
 
 
-def _within(limits: JobLimits, items: Iterable[_Item]) -> Iterator[_Item]:
-    """The same, up to a job's limits. Raises SourceError at the image that is one too many."""
-    size = 0
-    for count, item in enumerate(items, start=1):
-        size += _size(item.content)
-        if count > limits.max_images:
+def _within(limits: JobLimits, drafts: Iterable[_ChunkDraft]) -> Iterator[_ChunkDraft]:
+    """The same, up to a job's limits. Raises SourceError at the chunk that is over them."""
+    images = size = 0
+    for draft in drafts:
+        images += len(draft.names)
+        size += draft.size
+        if images > limits.max_images:
             raise _too_much(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
         if size > limits.max_bytes:
             raise _too_much(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
-        yield item
+        yield draft
 
 
 def _too_much(most: str, setting: str) -> SourceError:
@@ -345,7 +341,8 @@ def _too_much(most: str, setting: str) -> SourceError:
 
 def _items(images: Iterable[SourceImage], roots: Roots | None) -> Iterator[_Item]:
     for image in images:
-        yield _Item(image.name, _content(image, roots), image.url)
+        name, data, _, url = image
+        yield name, _content(image, roots) if roots is not None or data is None else data, url
 
 
 def _content(image: SourceImage, roots: Roots | None) -> Content:

@@ -454,13 +454,13 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, bell, nothing_
 
 
 def test_a_job_may_have_as_many_images_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
-    # Given seven images, and a limit of six: two chunks are stored before the seventh comes
+    # Given seven images, and a limit of six: three chunks are stored before the seventh comes
     stored = []
     with pytest.raises(SourceError, match=r"more than 6 images.*LABELMILL_MAX_JOB_IMAGES higher"):
         run(images(7), limits=JobLimits(max_images=6), on_progress=stored.append)
 
     # Then they were, and they are not any more
-    assert stored == [2, 4]
+    assert stored == [2, 4, 6]
     assert nothing_is_left()
 
     # And with one less, or a limit one higher, it is a job
@@ -507,7 +507,7 @@ def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, n
     stored = []
     with pytest.raises(SourceError, match="LABELMILL_MAX_ARCHIVE_EXPANSION"):
         run(Sources([str(path)]), on_progress=stored.append)
-    assert stored == [2, 4]
+    assert stored == [2, 4, 6]
     assert nothing_is_left()
 
 

@@ -10,7 +10,6 @@ import io
 import struct
 import warnings
 import zlib
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -122,8 +121,9 @@ def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), Image.Resampling[spec.resampling.upper()])
     # Quicker than np.asarray(image), which asks the image for its bytes in a roundabout way.
-    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape)
-    if spec.invert == "always" or (spec.invert == "dark_on_light" and _has_light_border(pixels)):
+    data = image.tobytes()
+    pixels = np.frombuffer(data, np.uint8).reshape(spec.shape)
+    if spec.invert == "always" or (spec.invert == "dark_on_light" and _has_light_border(data, spec)):
         return ~pixels
     return pixels
 
@@ -193,16 +193,14 @@ def _over_white(image: Image.Image) -> Image.Image:
     return paper
 
 
-def _has_light_border(pixels: npt.NDArray[np.uint8]) -> bool:
-    """Whether the mean of the outermost ring of pixels is above 127.5."""
-    ring = pixels.ravel().take(_ring(pixels.shape))
-    return 2 * int(ring.sum()) > 255 * ring.size
-
-
-@lru_cache(maxsize=8)
-def _ring(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
-    """The flat places of the outermost ring's values in an array of this shape."""
-    ring = np.zeros(shape, bool)
-    ring[0] = ring[-1] = True
-    ring[:, 0] = ring[:, -1] = True
-    return np.flatnonzero(ring)
+def _has_light_border(data: bytes, spec: InputSpec) -> bool:
+    """Whether the mean of the outermost ring of pixels is above 127.5. Summing bytes is quicker than arrays."""
+    channels = len(data) // (spec.width * spec.height)
+    row = spec.width * channels
+    if spec.width <= 2 or spec.height <= 2:  # all of it is border
+        return 2 * sum(data) > 255 * len(data)
+    total = sum(data[:row]) + sum(data[-row:])
+    between = data[row:-row]
+    for value in range(channels):
+        total += sum(between[value::row]) + sum(between[row - 1 - value :: row])
+    return 2 * total > 255 * 2 * (row + (spec.height - 2) * channels)
