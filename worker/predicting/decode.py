@@ -194,7 +194,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _has_light_border(data: bytes, spec: InputSpec) -> bool:
-    """Whether the mean of the outermost ring of pixels is above 127.5. Summing bytes is quicker than arrays."""
+    """Whether the outermost ring of pixels has a mean above 127.5. Bytes are summed quicker than arrays."""
     channels = len(data) // (spec.width * spec.height)
     row = spec.width * channels
     if spec.width <= 2 or spec.height <= 2:  # all of it is border
