@@ -22,17 +22,19 @@ MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 
 def upgrade() -> None:
     """Adds the columns. None of them makes either database rewrite a table."""
+    # Chunks first, as workers lock them: the other way round each waits for the other, and the migration is
+    # the one that is given up.
+    op.add_column("chunks", sa.Column("payload_offset", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("chunks", sa.Column("releases", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("chunks", sa.Column("crashes", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("chunks", sa.Column("crash_code", sa.String(length=32), nullable=True))
+    op.add_column("chunks", sa.Column("ring_after", MOMENT, nullable=True))
     op.add_column("jobs", sa.Column("error_limit", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("error_rate_limit", sa.Double(), nullable=True))
     op.add_column("jobs", sa.Column("error_rate_sample", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("retry_of", sa.String(length=16), nullable=True))
     op.add_column("jobs", sa.Column("paused_at", MOMENT, nullable=True))
     op.add_column("jobs", sa.Column("purged_at", MOMENT, nullable=True))
-    op.add_column("chunks", sa.Column("payload_offset", sa.Integer(), server_default="0", nullable=False))
-    op.add_column("chunks", sa.Column("releases", sa.Integer(), server_default="0", nullable=False))
-    op.add_column("chunks", sa.Column("crashes", sa.Integer(), server_default="0", nullable=False))
-    op.add_column("chunks", sa.Column("crash_code", sa.String(length=32), nullable=True))
-    op.add_column("chunks", sa.Column("ring_after", MOMENT, nullable=True))
 
 
 def downgrade() -> None:
