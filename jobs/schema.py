@@ -46,6 +46,12 @@ class JobState(StrEnum):
 #: A job in one of these changes no more.
 FINISHED: Final = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
+#: It goes on: workers are, or may be, at it.
+UNFINISHED: Final = (JobState.RECEIVING, JobState.RUNNING)
+
+#: It ended before all its images had their outcomes.
+STOPPED: Final = (JobState.FAILED, JobState.CANCELLED)
+
 
 class ChunkState(StrEnum):
     """Where a chunk stands."""

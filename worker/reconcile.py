@@ -19,6 +19,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.pausing import hold_leftover_chunks
 from jobs.ledger.upkeep import (
+    RECONCILE_LOCK,
     chunks_to_ring,
     count_due,
     drop_leftover_chunks,
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 #: How often each worker looks.
 RECONCILE_SECONDS: Final = 2.0
 
-_LOCK: Final = "reconcile"
-
 
 class Reconciler:
     """Compares what the ledger says is due with what waits on the queue, and sends what is missing."""
@@ -47,7 +46,7 @@ class Reconciler:
     def tick(self) -> int:
         """One look; gives back how many messages were sent. Raises Unavailable, kombu's OperationalError."""
         with self._ledger.transaction() as connection:
-            if not take_lock(connection, _LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
+            if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id)

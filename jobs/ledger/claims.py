@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import STOPPED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
 #: A chunk that was given back is rung for again after this many seconds, twice as many the next time, and so
 #: on: what is out of reach must not be asked for ten times a second by everybody.
@@ -118,13 +118,13 @@ def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -
     job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
     state = connection.scalar(
         chunks.update()
-        .where(*_mine(claim.token), chunks.c.id == claim.chunk_id)
+        .where(*_mine(claim.chunk_id, claim.token))
         .values(lease_until=db_now(lease_seconds))
         .returning(job_state)
     )
     if state is None:
         raise LeaseLost
-    if state in (JobState.FAILED, JobState.CANCELLED):
+    if state in STOPPED:
         raise JobStopped
 
 
@@ -134,8 +134,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     """
     _give_back(
         connection,
-        chunks.c.id == claim.chunk_id,
-        *_mine(claim.token),
+        *_mine(claim.chunk_id, claim.token),
         error=error,
         releases=chunks.c.releases + 1,
         ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
@@ -148,8 +147,7 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
     """
     _give_back(
         connection,
-        chunks.c.id == claim.chunk_id,
-        *_mine(claim.token),
+        *_mine(claim.chunk_id, claim.token),
         error=error,
         crashes=chunks.c.crashes + 1,
         crash_code=code,
@@ -179,8 +177,7 @@ def withdraw_claim(connection: Connection, chunk_id: str, token: str) -> None:
     """
     _give_back(
         connection,
-        chunks.c.id == chunk_id,
-        *_mine(token),
+        *_mine(chunk_id, token),
         error="the ledger was away when it was claimed",
         releases=chunks.c.releases + 1,
         ring_after=None,
@@ -193,7 +190,7 @@ def finish_chunk(connection: Connection, claim: Claim, state: ChunkState = Chunk
     """
     finished = connection.execute(
         chunks.update()
-        .where(chunks.c.id == claim.chunk_id, *_mine(claim.token))
+        .where(*_mine(claim.chunk_id, claim.token))
         .values(state=state, lease_until=None, finished_at=db_now())
     )
     if finished.rowcount != 1:
@@ -226,7 +223,7 @@ def end_job(
     """
     ended = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]), *only_if)
+        .where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED), *only_if)
         .values(state=state, error=error, finished_at=db_now())
     )
     if ended.rowcount != 1:
@@ -244,8 +241,15 @@ def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
         .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
         .with_for_update(skip_locked=True)
     )
+    drop_chunks(connection, waiting)
+
+
+def drop_chunks(connection: Connection, ids: sa.Select[tuple[str]] | list[str]) -> None:
+    """Ends chunks that nobody is at, of a job that ended without them."""
     connection.execute(
-        chunks.update().where(chunks.c.id.in_(waiting)).values(state=ChunkState.DROPPED, finished_at=db_now())
+        chunks.update()
+        .where(chunks.c.id.in_(ids))
+        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
     )
 
 
@@ -256,6 +260,11 @@ def chunk_is_due() -> sa.ColumnElement[bool]:
         chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
         sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
     )
+
+
+def chunk_is_in_work() -> sa.ColumnElement[bool]:
+    """A worker has it, and its lease has not run out."""
+    return sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
 
 
 def crash_if_vanished() -> dict[str, Any]:
@@ -272,7 +281,7 @@ def crash_if_vanished() -> dict[str, Any]:
 
 def job_was_stopped() -> sa.ColumnElement[bool]:
     """Of a chunk: its job failed or was cancelled."""
-    stopped = jobs.c.state.in_([JobState.FAILED, JobState.CANCELLED])
+    stopped = jobs.c.state.in_(STOPPED)
     return sa.exists().where(jobs.c.id == chunks.c.job_id, stopped).correlate(chunks)
 
 
@@ -281,8 +290,8 @@ def job_is_paused() -> sa.ColumnElement[bool]:
     return sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.paused_at.is_not(None)).correlate(chunks)
 
 
-def _mine(token: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return (chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+def _mine(chunk_id: str, token: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (chunks.c.id == chunk_id, chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
 
 
 def _give_back(connection: Connection, *which: sa.ColumnElement[bool], **values: Any) -> None:

@@ -73,15 +73,14 @@ class Ledger:
     def check(self) -> None:
         """Raises LedgerNotReady unless the ledger's schema is the one this code is written against."""
         with self.reading() as connection:
-            if sa.inspect(connection).has_table("alembic_version"):
-                found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-                if found == REVISION:
-                    return
-                raise LedgerNotReady(
-                    f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
-                    "run `labelmill db upgrade` with the newer of the two."
-                )
-        raise LedgerNotReady
+            found = revision(connection)
+        if found is None:
+            raise LedgerNotReady
+        if found != REVISION:
+            raise LedgerNotReady(
+                f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
+                "run `labelmill db upgrade` with the newer of the two."
+            )
 
     def close(self) -> None:
         """Gives all connections back."""
@@ -91,6 +90,14 @@ class Ledger:
         path = Path(self._url.database or "")
         make_private_folder(path.parent)
         make_private_file(path)
+
+
+def revision(connection: Connection) -> str | None:
+    """The migration that the ledger is at; None where it was never migrated."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return found
 
 
 def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:

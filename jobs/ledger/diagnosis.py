@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, job_is_paused
+from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, job_is_paused
 from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
-from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, locks, metadata
-
-#: The lock of `worker.reconcile`.
-RECONCILE_LOCK: Final = "reconcile"
-
-_UNFINISHED: Final = (JobState.RECEIVING, JobState.RUNNING)
-
+from jobs.ledger.upkeep import RECONCILE_LOCK
+from jobs.schema import UNFINISHED, ChunkState, JobState, aliases, chunks, db_now, jobs, locks, metadata
 
 # ---- the database -------------------------------------------------------------------------------------
-
-
-def revision(connection: Connection) -> str | None:
-    """The migration that the ledger is at; None where it was never migrated."""
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return None
-    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-    return found
 
 
 def now(connection: Connection) -> datetime:
@@ -138,15 +124,11 @@ def work(connection: Connection) -> Work:
             chunks.c.state == ChunkState.PENDING, ~job_is_paused()
         )
     ).one()
-    under_way = connection.scalar(
-        sa.select(sa.func.count()).where(
-            chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now()
-        )
-    )
+    under_way = connection.scalar(sa.select(sa.func.count()).where(chunk_is_in_work()))
     finished = connection.scalar(
         sa.select(sa.func.max(chunks.c.finished_at))
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(jobs.c.state.in_(_UNFINISHED), chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]))
+        .where(jobs.c.state.in_(UNFINISHED), chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]))
     )
     moment = now(connection)
     return Work(
@@ -209,7 +191,7 @@ def paused_jobs(connection: Connection, *, seconds: float) -> list[str]:
     return list(
         connection.scalars(
             sa.select(jobs.c.id)
-            .where(jobs.c.state.in_(_UNFINISHED), jobs.c.paused_at < db_now(-seconds))
+            .where(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at < db_now(-seconds))
             .order_by(jobs.c.id)
         )
     )
@@ -228,7 +210,7 @@ def silent_jobs(connection: Connection, *, seconds: float) -> list[str]:
 
 def models_needed(connection: Connection) -> set[str]:
     """Models that have an alias, or that a job which goes on is pinned to."""
-    pinned = sa.select(jobs.c.model_id).where(jobs.c.state.in_(_UNFINISHED))
+    pinned = sa.select(jobs.c.model_id).where(jobs.c.state.in_(UNFINISHED))
     return set(connection.scalars(sa.union(sa.select(aliases.c.model_id), pinned)))
 
 

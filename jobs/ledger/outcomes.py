@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunk
-from jobs.schema import JobState, db_now, jobs
+from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import storable
 
 
@@ -70,7 +70,7 @@ def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
     """One more chunk is done: the counters move, and with the last chunk or one error too many the state."""
     new_failed = jobs.c.failed + failed
     new_done = jobs.c.succeeded + succeeded + new_failed
-    under_way = jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING])
+    under_way = jobs.c.state.in_(UNFINISHED)
     # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
     # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
     share = sa.cast(new_failed, sa.Double()) / sa.cast(new_done, sa.Double())

@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, crash_if_vanished, job_is_paused
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs
 
 #: Not finished. A job that ends while it is paused keeps its `paused_at`, which then means nothing.
-_GOES_ON = jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING])
+_GOES_ON = jobs.c.state.in_(UNFINISHED)
 
 
 def pause_job(connection: Connection, job_id: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import crash_if_vanished
-from jobs.schema import FINISHED, ChunkState, chunks, db_now, jobs
+from jobs.ledger.claims import chunk_is_in_work, drop_chunks
+from jobs.schema import FINISHED, ChunkState, chunks, jobs
 
 #: Chunks that may still bring in outcomes.
 _OPEN = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
@@ -23,17 +23,13 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     # claim that is not committed yet, and then sees it.
     nobodys = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, _OPEN, ~_in_work(), finished)
+        .where(chunks.c.job_id == job_id, _OPEN, ~chunk_is_in_work(), finished)
         .order_by(chunks.c.id)
         .with_for_update()
     )
     ids = list(connection.scalars(nobodys))
     if ids:
-        connection.execute(
-            chunks.update()
-            .where(chunks.c.id.in_(ids))
-            .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
-        )
+        drop_chunks(connection, ids)
     left = sa.exists().where(chunks.c.job_id == jobs.c.id, _OPEN)
     settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
     return connection.scalar(settled) is not None
@@ -41,10 +37,6 @@ def settle_job(connection: Connection, job_id: str) -> bool:
 
 def could_be_settled(connection: Connection, job_id: str) -> bool:
     """Whether the job has finished and no worker has a chunk of it. Changes nothing."""
-    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, _in_work())
+    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, chunk_is_in_work())
     query = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~at_work)
     return connection.scalar(query) is not None
-
-
-def _in_work() -> sa.ColumnElement[bool]:
-    return sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())

@@ -7,10 +7,13 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, crash_if_vanished, end_job, job_was_stopped
+from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
 from jobs.ledger.database import insert_into
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
+from jobs.schema import JobState, chunks, db_now, jobs, locks
+
+#: The lock of whoever reconciles.
+RECONCILE_LOCK: Final = "reconcile"
 
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
@@ -58,11 +61,7 @@ def drop_leftover_chunks(connection: Connection) -> None:
     # Skipping what is locked: a worker that finishes late has its chunk and waits for its job, whose row the
     # caller may have.
     left = sa.select(chunks.c.id).where(chunk_is_due(), job_was_stopped()).with_for_update(skip_locked=True)
-    connection.execute(
-        chunks.update()
-        .where(chunks.c.id.in_(left))
-        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
-    )
+    drop_chunks(connection, left)
 
 
 def fail_abandoned_jobs(connection: Connection) -> list[str]:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, diagnosis
-from jobs.ledger.database import REVISION
+from jobs.ledger.database import REVISION, revision
 from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.disk import check_space, network_file_system
@@ -149,7 +149,7 @@ def _ledger(ledger: Ledger, settings: Settings) -> Iterator[Finding]:
     with ledger.reading() as connection:
         connection.execute(sa.text("SELECT 1"))
         yield _area.ok(f"answers within {(time.perf_counter() - began) * 1000:.1f} ms")
-        yield _migrated(diagnosis.revision(connection), settings)
+        yield _migrated(revision(connection), settings)
     yield _takes_writes(ledger, settings)
     with ledger.reading() as connection:
         if ledger.is_sqlite:

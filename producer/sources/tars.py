@@ -20,6 +20,7 @@ from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large, why
 from jobs.text import storable
 from producer.sources.files import head, shown
+from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output, choose, too_many_members
 
@@ -32,7 +33,6 @@ _NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re
 _MAGIC: Final = b"ustar"
 _MAGIC_PLACE: Final = 257
 
-_GZIP: Final = b"\x1f\x8b"
 #: Compressed in ways whose memory cannot be bounded, or that Python knows nothing of.
 _NOT_READ: Final = (
     (b"BZh", "bzip2"),
@@ -71,7 +71,7 @@ def is_tar(path: str, first: bytes) -> bool:
     """Whether a file that begins with these HEAD_BYTES is a TAR archive, by its name or by what it holds."""
     if _NAME.search(path) is not None:
         return True
-    if first.startswith(_GZIP):
+    if first.startswith(GZIP_MAGIC):
         try:
             with gzip.open(path) as stream:
                 first = stream.read(HEAD_BYTES)
@@ -202,7 +202,7 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
             )
     try:
         with open(os.open(path, OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
-            if first.startswith(_GZIP):
+            if first.startswith(GZIP_MAGIC):
                 with gzip.GzipFile(fileobj=file) as unpacked:
                     yield _Stream(cast(BinaryIO, unpacked), Output(path, limits))
             else:

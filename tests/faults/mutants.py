@@ -96,8 +96,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_who_lost_the_chunk_records_nothing_while_another_is_at_it",
         Change(
             _CLAIMS,
-            "return (chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
-            "return (chunks.c.state == ChunkState.CLAIMED,)",
+            "return (chunks.c.id == chunk_id, chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
+            "return (chunks.c.id == chunk_id, chunks.c.state == ChunkState.CLAIMED)",
         ),
     ),
     _mutant(
@@ -140,8 +140,8 @@ MUTANTS: Final = (
         "test_reconcile.py::test_a_broker_that_lost_everything_loses_nothing",
         Change(
             _RECONCILE,
-            "            if not take_lock(connection, _LOCK,",
-            "            return 0\n            if not take_lock(connection, _LOCK,",
+            "            if not take_lock(connection, RECONCILE_LOCK,",
+            "            return 0\n            if not take_lock(connection, RECONCILE_LOCK,",
         ),
     ),
     _mutant(
@@ -194,7 +194,7 @@ MUTANTS: Final = (
         "test_claims.py::test_a_claim_whose_commit_broke_off_is_withdrawn",
         Change(
             _CLAIMS,
-            "        chunks.c.id == chunk_id,\n        *_mine(token),",
+            "        *_mine(chunk_id, token),",
             "        sa.false(),",
         ),
     ),
@@ -248,7 +248,7 @@ MUTANTS: Final = (
         "test_outcomes.py::test_what_has_finished_cannot_be_stopped",
         Change(
             _CLAIMS,
-            ".where(jobs.c.id == job_id, jobs.c.state.in_([JobState.RECEIVING, JobState.RUNNING]), *only_if)",
+            ".where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED), *only_if)",
             ".where(jobs.c.id == job_id, *only_if)",
         ),
     ),
@@ -346,9 +346,8 @@ MUTANTS: Final = (
         (
             Change(
                 _CLAIMS,
-                "        .with_for_update(skip_locked=True)\n    )\n    connection.execute(\n"
-                "        chunks.update().where(chunks.c.id.in_(waiting))",
-                "    )\n    connection.execute(\n        chunks.update().where(chunks.c.id.in_(waiting))",
+                "        .with_for_update(skip_locked=True)\n    )\n    drop_chunks(connection, waiting)",
+                "    )\n    drop_chunks(connection, waiting)",
             ),
         ),
         "postgresql",
