@@ -10,12 +10,14 @@ from sqlalchemy import (
     JSON,
     REAL,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Double,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -67,9 +69,13 @@ class ChunkState(StrEnum):
 class RunState(StrEnum):
     """Where a training run stands."""
 
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
+    PENDING = "pending"  # asked for; waits for a trainer
+    RUNNING = "running"  # a trainer holds its lease
+    DONE = "done"  # it made a model; its verdict says what became of that
+    FAILED = "failed"  # it ended without a model
+    INTERRUPTED = "interrupted"  # its trainer died or was stopped; nothing was changed
+    CANCELLED = "cancelled"  # a person stopped it; nothing was changed
+    SKIPPED = "skipped"  # its slot came while another run was under way
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -166,13 +172,23 @@ training_runs = Table(
     Column("id", _Id, primary_key=True),
     Column("state", String(16), nullable=False),
     Column("recipe", _Json, nullable=False),
-    Column("data_source", Text, nullable=False),
-    Column("data_fingerprint", String(64), nullable=False),
-    Column("started_at", UtcTime, nullable=False),
+    Column("data_source", Text, nullable=False),  # empty until the data is loaded
+    Column("data_fingerprint", String(64), nullable=False),  # of training and evaluation data; empty as well
+    Column("data", _Json),  # how many images of each kind, the corrections among them
+    Column("slot", UtcTime),  # the time of the schedule it was made for; empty where a person asked for it
+    Column("active", Integer),  # 1 while it waits or runs, else empty: unique, so one run at a time
+    Column("token", _Id),  # the fence: of the trainer that claimed it
+    Column("owner", Text),  # who claimed it, for people to read
+    Column("lease_until", UtcTime),
+    Column("ring_after", UtcTime),  # no further message before this
+    Column("requested_at", UtcTime),
+    Column("started_at", UtcTime, nullable=False),  # until a trainer claims it, when it was asked for
     Column("finished_at", UtcTime),
     Column("model_id", ForeignKey("models.id")),
     Column("verdict", Text),
     Column("error", Text),
+    Index("ux_training_runs_slot", "slot", unique=True),
+    Index("ux_training_runs_active", "active", unique=True),
 )
 
 training_epochs = Table(
@@ -185,6 +201,58 @@ training_epochs = Table(
     Column("val_loss", Double, nullable=False),
     Column("val_accuracy", Double, nullable=False),
     Column("seconds", Double, nullable=False),
+)
+
+#: What came of a model on one evaluation set: `jobs.evaluation` as JSON, and its answer to each image.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("model_id", ForeignKey("models.id"), primary_key=True),
+    Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
+    Column("measures", _Json, nullable=False),
+    Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.evaluations`
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: What the gate said of a model, check by check.
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("run_id", ForeignKey("training_runs.id")),  # empty where a person asked
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),
+    Column("champion_id", ForeignKey("models.id")),  # whom it was compared with
+    Column("promote", Boolean, nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("checks", _Json, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: Each move of the champion alias, in order of their ids.
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("model_id", ForeignKey("models.id"), nullable=False),
+    Column("previous_id", ForeignKey("models.id")),  # the champion before; empty for the first
+    Column("how", String(16), nullable=False),  # retrain, promote or rollback
+    Column("verdict_id", ForeignKey("verdicts.id")),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: The true label of an image, by a person. No foreign key to the job: what was learnt from outlives it.
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("job_id", _Id, primary_key=True),
+    Column("index", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("label", Text, nullable=False),  # what it is
+    Column("predicted", Text),  # what it was taken for; empty where it got an error
+    Column("confidence", REAL),
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),  # who took it for that
+    Column("image_sha256", String(64), nullable=False),  # names the copy of its bytes in the store
+    Column("created_at", UtcTime, nullable=False),
 )
 
 jobs = Table(
@@ -266,6 +334,30 @@ predictions = Table(
     Column("error", String(32)),
     Column("detail", Text),
     sqlite_with_rowid=False,
+)
+
+#: A chunk that a challenger classified as well, beside the model of its job.
+shadowed_chunks = Table(
+    "shadowed_chunks",
+    metadata,
+    Column("chunk_id", _Id, primary_key=True),
+    Column("model_id", ForeignKey("models.id"), primary_key=True, index=True),  # the challenger
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("job_model_id", _Id, nullable=False),
+    Column("images", Integer, nullable=False),  # that both gave an answer for
+    Column("disagreements", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: Images for which the two had different labels: the first ones of each chunk, not all of a bad challenger's.
+disagreements = Table(
+    "disagreements",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("index", BigInteger, primary_key=True, autoincrement=False),
+    Column("model_id", ForeignKey("models.id"), primary_key=True, index=True),  # the challenger
+    Column("label", Text),  # the challenger's
+    Column("confidence", REAL),
 )
 
 #: Who does what only one may do at a time, until when.

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from jobs.errors import SettingsError
+from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
 from jobs.urls import check_broker_url, check_ledger_url
 
@@ -155,6 +156,39 @@ class Settings(BaseSettings):
         default="0 3 * * 0",
         description="When the model is retrained: five cron fields, in UTC. `never` switches it off.",
     )
+    retrain_architecture: Literal["mlp", "cnn"] = Field(
+        default="mlp", description="The network that is trained: `mlp` or `cnn`."
+    )
+    retrain_profile: Literal["quick", "long"] = Field(
+        default="quick", description="How long it is trained: `quick` or `long`."
+    )
+    gate_min_accuracy: float = Field(
+        default=0.967, ge=0.0, le=1.0, description="Below this accuracy no model is promoted."
+    )
+    gate_min_class_recall: float = Field(
+        default=0.93,
+        ge=0.0,
+        le=1.0,
+        description="Nor where less than this share of any class is recognised.",
+    )
+    gate_significance: float = Field(
+        default=0.01,
+        gt=0.0,
+        le=1.0,
+        description="Nor unless better than the champion on the same images, with a p value below this.",
+    )
+    gate_max_calibration_error: float = Field(
+        default=0.03, ge=0.0, le=1.0, description="Nor with a larger expected calibration error."
+    )
+    gate_max_image_microseconds: float = Field(
+        default=1000.0, gt=0.0, description="Nor where a process takes longer for an image, in microseconds."
+    )
+    shadow_share: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="The share of the chunks that a challenger in the shadow classifies as well.",
+    )
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
@@ -241,6 +275,17 @@ class Settings(BaseSettings):
     def archive_limits(self) -> ArchiveLimits:
         """What one archive may be."""
         return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
+
+    @property
+    def gate_limits(self) -> GateLimits:
+        """What a model must reach to become the champion."""
+        return GateLimits(
+            min_accuracy=self.gate_min_accuracy,
+            min_class_recall=self.gate_min_class_recall,
+            significance=self.gate_significance,
+            max_calibration_error=self.gate_max_calibration_error,
+            max_image_microseconds=self.gate_max_image_microseconds,
+        )
 
     @property
     def job_limits(self) -> JobLimits:

@@ -1,0 +1,102 @@
+"""What is known of a model from images whose labels are known: the measures, as they are stored and shown.
+
+`worker.learning.evaluation` computes them; `worker.learning.promotion` judges by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+#: Edges of the bins in which confidences are counted: bin i holds edges[i] <= confidence < edges[i + 1], the
+#: last one its upper edge too. Finer towards 1, where a good model's confidences are.
+CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+
+#: Bins of equal width in which confidence is compared with accuracy.
+CALIBRATION_BINS: Final = 15
+
+#: In `answers`, one byte an image: the place of the label in the classes, or this where there was no answer.
+NO_ANSWER: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """The images whose confidence lies between `low` and `high`."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float  # their mean confidence, 0 where there is no image
+    accuracy: float  # the share of them that is right
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image that was taken for something else."""
+
+    index: int  # in the evaluation set, from 0
+    truth: str
+    label: str
+    confidence: float
+    png: str  # the image, as base64 of a PNG file
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What came of classifying labelled images."""
+
+    total: int
+    correct: int
+    accuracy: float  # correct / total, 0 to 1
+    accuracy_low: float  # Wilson's 95 % interval
+    accuracy_high: float
+    classes: tuple[str, ...]
+    #: confusion[t][p]: images of class t taken for class p; the last column counts those without an answer.
+    confusion: tuple[tuple[int, ...], ...]
+    #: By class, in their order: right / all that were taken for it; None where nothing was.
+    precision: tuple[float | None, ...]
+    #: By class: right / all of it; None where the set has none of it.
+    recall: tuple[float | None, ...]
+    log_loss: float  # mean of -ln p(truth), nats
+    calibration_error: float  # expected calibration error over CALIBRATION_BINS, 0 to 1
+    calibration: tuple[CalibrationBin, ...]
+    #: How many confidences lie in each bin of CONFIDENCE_EDGES, of images with an answer.
+    confidence_histogram: tuple[int, ...]
+    image_microseconds: float  # of one process, on full batches
+    mistakes: tuple[Mistake, ...]  # the surest ones first, a few dozen at most
+
+    @property
+    def label_histogram(self) -> tuple[int, ...]:
+        """How many images were taken for each class."""
+        return tuple(sum(row[place] for row in self.confusion) for place in range(len(self.classes)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, for the ledger."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """From the ledger's JSON object. Raises TypeError on unknown or missing fields."""
+        return cls(
+            **{
+                **value,
+                "classes": tuple(value["classes"]),
+                "confusion": tuple(map(tuple, value["confusion"])),
+                "precision": tuple(value["precision"]),
+                "recall": tuple(value["recall"]),
+                "calibration": tuple(CalibrationBin(**each) for each in value["calibration"]),
+                "confidence_histogram": tuple(value["confidence_histogram"]),
+                "mistakes": tuple(Mistake(**each) for each in value["mistakes"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What a model must reach to become the champion."""
+
+    min_accuracy: float  # 0 to 1
+    min_class_recall: float  # of each class, 0 to 1
+    significance: float  # the two-sided p value of McNemar's exact test must be below
+    max_calibration_error: float  # 0 to 1
+    max_image_microseconds: float
