@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,51 @@ def test_a_label_beyond_nine_and_an_empty_set_are_refused(tmp_path: Path) -> Non
     empty = {"t10k_images_idx3": idx(np.zeros((0, 28, 28))), "t10k_labels_idx1": idx(np.zeros(0))}
     with pytest.raises(DataUnavailable, match="0 images but 0 labels"):
         mnist.load(write_folder(tmp_path / "b", **empty), tmp_path)
+
+
+def test_a_folder_names_its_classes(real: mnist.Mnist, tmp_path: Path) -> None:
+    # Given a folder with letters in it
+    labels = {"t10k_labels_idx1": idx(np.full(10, 25)), "train_labels_idx1": idx(np.arange(20))}
+    folder = write_folder(tmp_path / "letters", **labels)
+    names = tuple("abcdefghijklmnopqrstuvwxyz")
+    (folder / "classes.txt").write_text("\n".join(names) + "\n\n")
+    # When it is read, then its classes have those names
+    data = mnist.load(folder, tmp_path)
+    assert data.classes == names
+    assert data.source == "folder"
+    # and it is written as it was read; MNIST itself needs no names.
+    again = tmp_path / "again"
+    again.mkdir()
+    mnist.write_folder(data, again)
+    assert mnist.load(again, tmp_path).classes == names
+    assert real.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"a\nb\n", "names 2 classes, and the highest label is 9"),
+        (b"a\n" * 10, "names a class twice"),
+        (b"\xff\xfe" + b"a\n" * 10, "cannot be read"),
+        ("\n".join(map(str, range(256))).encode(), "names 256 classes"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(content: bytes, complaint: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own")
+    (folder / "classes.txt").write_bytes(content)
+    with pytest.raises(DataUnavailable, match=complaint):
+        mnist.load(folder, tmp_path)
+
+
+def test_the_evaluation_set_has_a_fingerprint_of_its_own(real: mnist.Mnist) -> None:
+    # Given the same test images beside other training images, then only the whole differs
+    more = replace(real, train_images=real.train_images[:100], train_labels=real.train_labels[:100])
+    assert more.evaluation_fingerprint == real.evaluation_fingerprint
+    assert more.fingerprint != real.fingerprint
+    # and with one other label among the test images both do.
+    labels = real.test_labels.copy()
+    labels[0] += 1
+    assert replace(real, test_labels=labels).evaluation_fingerprint != real.evaluation_fingerprint
 
 
 def test_a_damaged_gzip_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -441,7 +487,7 @@ def test_the_cache_is_not_looked_at_where_a_folder_is_given(tmp_path: Path) -> N
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / mnist.CACHED).write_bytes(b"damaged")
-    assert mnist.load(write_folder(tmp_path / "own"), cache).source == "mnist"
+    assert mnist.load(write_folder(tmp_path / "own"), cache).source == "folder"
     shutil.rmtree(tmp_path / "own")
     with pytest.raises(DataUnavailable, match="holds no train-images"):
         mnist.load(tmp_path / "own", cache)

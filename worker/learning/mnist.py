@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
+from jobs.evaluation import NO_ANSWER
 from jobs.files import PRIVATE_UMASK, make_private_folder
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
@@ -34,6 +35,15 @@ PUBLISHED: Final = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+#: The classes where nothing names others.
+DIGITS: Final = tuple("0123456789")
+
+#: In a folder of IDX files: the class names, one a line, in the order of their numbers.
+CLASS_NAMES: Final = "classes.txt"
+
+#: A label is a byte, and one value of it stands for "no answer" in evaluations.
+_MAX_CLASSES: Final = NO_ANSWER
 
 #: Where a download is kept, in the cache folder.
 CACHED: Final = "mnist.npz"
@@ -60,10 +70,13 @@ class Mnist:
     """Images and labels, to train with and to test with."""
 
     train_images: Uint8  # (n, 28, 28), 0 is background
-    train_labels: Uint8  # (n,), 0 to 9
+    train_labels: Uint8  # (n,), places in `classes`
     test_images: Uint8
     test_labels: Uint8
-    source: str  # "mnist" or "mnist-sample"
+    source: str  # "mnist", "mnist-sample", or "folder" for other files of the same kind
+    classes: tuple[str, ...] = DIGITS  # what a label's number means
+    corrections: int = 0  # how many of the training images are corrected predictions
+    left_out: int = 0  # how many corrections could not be taken
 
     @property
     def fingerprint(self) -> str:
@@ -71,11 +84,12 @@ class Mnist:
 
         The same for the same data wherever it came from.
         """
-        digest = hashlib.sha256()
-        for array in self.arrays:
-            digest.update(_idx_header(array))
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return _fingerprint(*self.arrays)
+
+    @property
+    def evaluation_fingerprint(self) -> str:
+        """The same over the test images and labels alone."""
+        return _fingerprint(self.test_images, self.test_labels)
 
     @property
     def arrays(self) -> tuple[Uint8, Uint8, Uint8, Uint8]:
@@ -116,17 +130,20 @@ def load(
 
 
 def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
-    """Read the four IDX files, gzipped or not; with a dash or a dot before `idx`.
+    """Read the four IDX files, gzipped or not; with a dash or a dot before `idx`; and `classes.txt`, where
+    there is one, for the names of the classes.
 
     Raises DataUnavailable naming the file that is missing, damaged or of another kind. Files that are sound
     but not MNIST's own (Fashion-MNIST comes in the same four) are taken, with a warning.
     """
     arrays: list[Uint8] = []
+    source = "mnist"
     for name, published in PUBLISHED.items():
         path = _find(folder, name)
         content = _read_bytes(path)
         if hashlib.sha256(content).hexdigest() != published:
             say(f"{path} is not the published MNIST file; using it all the same")
+            source = "folder"
         arrays.append(_parse_idx(content, path))
     train_images, train_labels, test_images, test_labels = arrays
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
@@ -134,15 +151,40 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
             raise DataUnavailable(f"{folder}: images of shape {images.shape}, labels of {labels.shape}")
         if len(images) != len(labels) or not len(images):
             raise DataUnavailable(f"{folder}: {len(images)} images but {len(labels)} labels")
-        if labels.max() > 9:
-            raise DataUnavailable(f"{folder}: a label of {labels.max()}, where 9 is the highest")
-    return Mnist(train_images, train_labels, test_images, test_labels, source="mnist")
+    highest = int(max(train_labels.max(), test_labels.max()))
+    classes = _class_names(folder, highest)
+    return Mnist(train_images, train_labels, test_images, test_labels, source=source, classes=classes)
 
 
 def write_folder(data: Mnist, folder: Path) -> None:
-    """Write the four IDX files, as `read_folder` reads them."""
+    """Write the four IDX files and the classes' names, as `read_folder` reads them."""
     for name, array in zip(PUBLISHED, data.arrays, strict=True):
         (folder / name).write_bytes(_idx_header(array) + array.tobytes())
+    if data.classes != DIGITS:
+        (folder / CLASS_NAMES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
+
+
+def _class_names(folder: Path, highest: int) -> tuple[str, ...]:
+    """The classes' names: from the folder's own list, else the digits. Raises DataUnavailable where there is
+    a label without one.
+    """
+    path = folder / CLASS_NAMES
+    if not path.is_file():
+        if highest >= len(DIGITS):
+            raise DataUnavailable(
+                f"{folder}: a label of {highest}, where {len(DIGITS) - 1} is the highest; where these are "
+                f"other classes than digits, name them in {CLASS_NAMES}, one a line"
+            )
+        return DIGITS
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataUnavailable(f"{path} cannot be read: {error}") from error
+    if len(set(names)) != len(names):
+        raise DataUnavailable(f"{path} names a class twice")
+    if not highest < len(names) <= _MAX_CLASSES:
+        raise DataUnavailable(f"{path} names {len(names)} classes, and the highest label is {highest}")
+    return names
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -174,6 +216,14 @@ def _parse_idx(content: bytes, path: Path) -> Uint8:
     if np.prod(shape, dtype=object) != size:
         raise DataUnavailable(f"{path} says it holds {shape}, but {size} bytes follow")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _fingerprint(*arrays: Uint8) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(_idx_header(array))
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _idx_header(array: Uint8) -> bytes:

@@ -1,0 +1,127 @@
+"""Distorted training images: by how much, which way, and the same way twice for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.errors import UserError
+from worker.learning.augmentation import distorter
+from worker.learning.recipes import PLAIN, Augmentation, Recipe, recipe_for
+from worker.learning.training import views
+
+SEED = np.array((3, 1), np.int32)
+
+
+def a_bar() -> np.ndarray:
+    """A white upright bar in the middle of a black picture."""
+    picture = np.zeros((1, 29, 29), np.uint8)
+    picture[0, 5:24, 13:16] = 255
+    return picture
+
+
+def distorted(picture: np.ndarray, augmentation: Augmentation, seed: np.ndarray = SEED) -> np.ndarray:
+    return np.asarray(distorter(augmentation, *picture.shape[1:3])(picture, seed))
+
+
+def test_no_distortion_is_the_picture_itself():
+    noise = np.random.default_rng(1).integers(256, size=(4, 29, 29), dtype=np.uint8)
+    assert (distorted(noise, Augmentation()) == noise).all()
+
+
+def test_the_same_seed_bends_the_same_way_and_each_image_another():
+    pictures = np.repeat(a_bar(), 3, axis=0)
+    augmentation = Augmentation(rotation=20, zoom=0.1, shear=0.1, elastic=1.5)
+    once = distorted(pictures, augmentation)
+    assert (once == distorted(pictures, augmentation)).all()
+    assert (once != distorted(pictures, augmentation, np.array((3, 2), np.int32))).any()
+    assert (once[0] != once[1]).any()
+
+
+def test_a_bar_is_turned_within_its_limits():
+    # Given many bars, when they are turned by up to 30 degrees
+    bars = np.repeat(a_bar(), 400, axis=0)
+    turned = distorted(bars, Augmentation(rotation=30)).astype(float)
+    # Then their axes of inertia lie between -30 and 30 degrees, and use all of it.
+    y, x = np.mgrid[-14:15, -14:15]
+    mass = turned.sum(axis=(1, 2))
+    xx, yy, xy = ((turned * part).sum(axis=(1, 2)) / mass for part in (x * x, y * y, x * y))
+    angles = np.degrees(0.5 * np.arctan2(2 * xy, yy - xx))
+    assert np.abs(angles).max() < 30.5
+    assert angles.min() < -27
+    assert angles.max() > 27
+
+
+def test_a_bar_is_zoomed_within_its_limits():
+    bars = np.repeat(a_bar(), 400, axis=0)
+    heights = (distorted(bars, Augmentation(zoom=0.2)).max(axis=2) > 127).sum(axis=1)
+    assert heights.min() >= 19 * 0.8 - 1
+    assert heights.max() <= 19 * 1.2 + 1
+    assert heights.max() - heights.min() > 5
+
+
+def test_points_stray_as_far_as_they_are_told_and_neighbours_together():
+    # Given pictures whose brightness says where a point is
+    ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[None, None, :], (2000, 60, 60))
+    # When they are rubbed out of shape
+    strayed = (distorted(np.ascontiguousarray(ramp), Augmentation(elastic=2.0)).astype(float) - ramp) / 4
+    # Then a point strays by two pixels, standard deviation, in the middle and towards the border
+    for column in (15, 30, 45):
+        assert strayed[:, 30, column].std() == pytest.approx(2.0, rel=0.1)
+    # and neighbours stray together, those far away do not.
+    middle = strayed[:, 30, 30]
+    assert np.corrcoef(middle, strayed[:, 30, 31])[0, 1] > 0.9
+    assert abs(np.corrcoef(middle, strayed[:, 30, 45])[0, 1]) < 0.1
+
+
+def test_what_comes_from_outside_is_black():
+    white = np.full((50, 29, 29), 255, np.uint8)
+    shrunk = distorted(white, Augmentation(zoom=0.3))
+    assert shrunk[:, 14, 14].min() == 255
+    assert shrunk[:, 0, 0].min() == 0
+
+
+@given(shift=st.integers(0, 3), down=st.integers(0, 6), right=st.integers(0, 6), channels=st.booleans())
+@settings(max_examples=50)
+def test_a_view_is_the_picture_moved(shift, down, right, channels):
+    down, right = min(down, 2 * shift), min(right, 2 * shift)
+    shape = (2, 7, 9, 3) if channels else (2, 7, 9)
+    images = np.random.default_rng(1).integers(1, 256, size=shape, dtype=np.uint8)
+    seen = views(images, shift)[np.arange(2), np.full(2, down), np.full(2, right)]
+    assert seen.shape == shape
+    for y in range(7):
+        for x in range(9):
+            from_y, from_x = y + down - shift, x + right - shift
+            inside = 0 <= from_y < 7 and 0 <= from_x < 9
+            assert (seen[:, y, x] == (images[:, from_y, from_x] if inside else 0)).all()
+
+
+# ---- recipes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
+@pytest.mark.parametrize("profile", ["quick", "long"])
+def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, profile):
+    recipe = recipe_for(architecture, profile, seed=7)
+    assert (recipe.architecture, recipe.profile, recipe.seed) == (architecture, profile, 7)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_the_plain_recipe_has_no_tricks():
+    assert Recipe.from_json(PLAIN.to_json()) == PLAIN
+    assert PLAIN.augmentation is None
+    assert (PLAIN.epochs, PLAIN.batch_size, PLAIN.schedule, PLAIN.averaging) == (3, 32, "constant", 0.0)
+
+
+def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
+    with pytest.raises(UserError, match="no recipe mlp endless: there are mlp quick, mlp long, cnn"):
+        recipe_for("mlp", "endless", seed=1)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name != "smoothness"])
+def test_whatever_is_more_than_a_shift_bends(name):
+    assert Augmentation(**{name: 1}).bends == (name != "shift")
