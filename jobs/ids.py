@@ -15,9 +15,13 @@ ID_LENGTH: Final = 16
 _PATTERN: Final = re.compile(rf"[{_ALPHABET}]{{{ID_LENGTH}}}")
 
 
-def new_id() -> str:
-    """A fresh identifier; one made in a later millisecond sorts after it."""
+def new_id(*, after: str | None = None) -> str:
+    """A fresh identifier; one made in a later millisecond sorts after it, and it sorts `after` that one
+    whatever the clocks of the two who made them say.
+    """
     number = time.time_ns() // 1_000_000 << 32 | secrets.randbits(32)
+    if after is not None:
+        number = max(number, _number(after) + 1)
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
 
 
@@ -28,7 +32,11 @@ def is_id(text: object) -> bool:
 
 def id_seconds(identifier: str) -> float:
     """When it was made, in seconds since 1970, by the clock of who made it."""
+    return (_number(identifier) >> 32) / 1000
+
+
+def _number(identifier: str) -> int:
     number = 0
     for character in identifier:
         number = number << 5 | _ALPHABET.index(character)
-    return (number >> 32) / 1000
+    return number

@@ -74,6 +74,15 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     return cached
 
 
+def check_stored(store: Store, model: Model) -> None:
+    """Whether the model can be served: its file is in the store and the one that was registered, whatever
+    copies there are.
+
+    Raises ModelRefused where it is not, Unavailable where the store cannot be reached.
+    """
+    _read_stored(store, model)
+
+
 def _read_cached(path: Path, model: Model) -> bytes | None:
     if not path.is_file() or path.stat().st_size != model.size_bytes:
         return None

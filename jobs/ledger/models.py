@@ -49,7 +49,7 @@ def add_model(
 
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:
-    """Moves the alias to the model."""
+    """Moves the alias to the model. The champion's is moved by `jobs.ledger.promotions`, with its history."""
     connection.execute(
         insert_into(connection, aliases)
         .values(name=name, model_id=model_id, moved_at=db_now())

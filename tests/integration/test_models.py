@@ -1,4 +1,4 @@
-"""The model registry: immutable files under their hash, one champion; and the runs that made them."""
+"""The model registry: immutable files under their hash, and one champion."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from jobs.errors import ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, find_champion, get_model, list_models, point_alias
-from jobs.ledger.runs import add_epoch, epochs_of, fail_run, finish_run, open_run
 from jobs.model import InputSpec, Model
 from jobs.registry import fetch_model, register_model
-from jobs.schema import RunState, aliases, db_now, models, training_runs
+from jobs.schema import aliases, db_now, models
 from jobs.store import Store
 from tests.kerasfile import keras_file
 
@@ -265,80 +264,3 @@ def test_a_file_that_is_gone_is_refused(make_model, shelf, tmp_path):
     shelf.remove_folder("models")
     with pytest.raises(ModelRefused, match="gone"):
         fetch_model(shelf, model, tmp_path / "cache")
-
-
-# ---- training runs ------------------------------------------------------------------------------------
-
-
-def open_a_run(ledger: Ledger) -> str:
-    run_id = new_id()
-    with ledger.transaction() as connection:
-        open_run(
-            connection,
-            run_id,
-            recipe={"epochs": 2, "seed": None},
-            data_source="mnist",
-            data_fingerprint="f" * 64,
-        )
-    return run_id
-
-
-def run_of(ledger: Ledger, run_id: str):
-    with ledger.reading() as connection:
-        return connection.execute(sa.select(training_runs).where(training_runs.c.id == run_id)).one()
-
-
-def test_a_run_tells_how_it_went(ledger, champion):
-    # Given a run that begins
-    run_id = open_a_run(ledger)
-    begun = run_of(ledger, run_id)
-    assert (begun.state, begun.recipe, begun.finished_at) == (
-        RunState.RUNNING,
-        {"epochs": 2, "seed": None},
-        None,
-    )
-
-    # When its epochs pass and it makes a model
-    epochs = [
-        {"epoch": n, "loss": 1 / n, "accuracy": 0.9, "val_loss": 0.2, "val_accuracy": 0.8, "seconds": 1.5}
-        for n in (1, 2)
-    ]
-    for epoch in reversed(epochs):
-        with ledger.transaction() as connection:
-            add_epoch(connection, run_id, epoch)
-    with ledger.transaction() as connection:
-        finish_run(connection, run_id, model_id=champion.id, verdict="promoted")
-
-    # Then all of it can be read again, in order
-    done = run_of(ledger, run_id)
-    assert (done.state, done.model_id, done.verdict, done.error) == (
-        RunState.DONE,
-        champion.id,
-        "promoted",
-        None,
-    )
-    assert done.finished_at >= done.started_at
-    with ledger.reading() as connection:
-        assert [
-            {name: value for name, value in row._mapping.items() if name != "run_id"}
-            for row in epochs_of(connection, run_id)
-        ] == epochs
-
-
-def test_a_run_that_fails_says_why(ledger):
-    run_id, other = open_a_run(ledger), open_a_run(ledger)
-    with ledger.transaction() as connection:
-        fail_run(connection, run_id, "no data")
-    failed = run_of(ledger, run_id)
-    assert (failed.state, failed.error, failed.model_id) == (RunState.FAILED, "no data", None)
-    assert failed.finished_at is not None
-    assert run_of(ledger, other).state == RunState.RUNNING
-
-
-def test_an_epoch_is_recorded_once(ledger):
-    run_id = open_a_run(ledger)
-    epoch = {"epoch": 1, "loss": 0, "accuracy": 0, "val_loss": 0, "val_accuracy": 0, "seconds": 0}
-    with ledger.transaction() as connection:
-        add_epoch(connection, run_id, epoch)
-    with pytest.raises(sa.exc.IntegrityError), ledger.transaction() as connection:
-        add_epoch(connection, run_id, epoch)

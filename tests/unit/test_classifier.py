@@ -12,15 +12,17 @@ import pytest
 
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
-from worker.learning.training import CLASSES, build, save
+from worker.learning.training import build, save
 from worker.predicting.classifier import BATCH, Classifier
 from worker.predicting.runtime import keras
+
+CLASSES = tuple("0123456789")
 
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     keras.utils.set_random_seed(5)
-    return build("mlp", MNIST_INPUT)
+    return build("mlp", MNIST_INPUT, len(CLASSES))
 
 
 @pytest.fixture(scope="module")

@@ -1,53 +1,246 @@
-"""How good a model is, measured the way it is served: the same `prepare`, the same `Classifier`."""
+"""How good a model is, measured the way it is served: the same `prepare`, the same `Classifier`.
+
+What is measured is declared in `jobs.evaluation`, kept by `jobs.ledger.evaluations`, and judged by
+`worker.learning.promotion`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import base64
+import io
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from worker.predicting.classifier import Classifier
+from jobs.errors import ModelRefused, UserError
+from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, CalibrationBin, Evaluation, Mistake
+from jobs.ledger import Ledger
+from jobs.ledger.evaluations import save_evaluation
+from jobs.model import Model
+from jobs.registry import fetch_model
+from jobs.store import Store
+from worker.learning.mnist import Mnist
+from worker.predicting.classifier import BATCH, Classifier, Predictions
 from worker.predicting.decode import prepare_arrays
 
+#: The standard normal distribution's 97.5th percentile, for intervals that hold 95 %.
+Z_95: Final = 1.959963984540054
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What came of classifying labelled images."""
+#: The least probability that counts in the log loss: one image that is given 0 must not make it infinite.
+LEAST_PROBABILITY: Final = 1e-7
 
-    accuracy: float  # correct / total, 0 to 1
-    correct: int
-    total: int
-    #: Per class name, how many of its images were recognised, and how many there are.
-    correct_by_class: dict[str, int]
-    total_by_class: dict[str, int]
+#: How many mistakes are kept with their images: a page full.
+MISTAKES: Final = 48
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for the ledger."""
-        return asdict(self)
+# What speed is measured on: full batches, a few times over, so that a pass that was disturbed does not count.
+_TIMED_IMAGES: Final = 4 * BATCH
+_TIMED_PASSES: Final = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluated:
+    """The measures, and what they were made of."""
+
+    evaluation: Evaluation
+    #: uint8, shape (n, 2), as `jobs.ledger.evaluations` keeps it: what each image was taken for, or
+    #: NO_ANSWER, and what it is.
+    answers: npt.NDArray[np.uint8]
 
 
 def evaluate(
     classifier: Classifier, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
-) -> Evaluation:
+) -> Evaluated:
     """Classify `images`, uint8 (n, height, width), and compare with `labels`, uint8 (n,), class places.
 
     An image the model has no sound answer for counts as wrong. Raises ValueError if there is no image, the
-    numbers of images and labels differ, or a label has no class.
+    numbers of images and labels differ, a label has no class, or there are more than 255 classes.
     """
+    classes = classifier.classes
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels: nothing to compare")
-    classes = classifier.classes
     if labels.max() >= len(classes):
         raise ValueError(f"label {labels.max()} is not one of the model's {len(classes)} classes")
-    right = classifier.predict(prepare_arrays(images, classifier.spec)).class_index == labels
-    correct = np.bincount(labels[right], minlength=len(classes)).tolist()
-    total = np.bincount(labels, minlength=len(classes)).tolist()
-    return Evaluation(
-        accuracy=float(right.mean()),
-        correct=int(right.sum()),
-        total=len(labels),
-        correct_by_class=dict(zip(classes, correct, strict=True)),
-        total_by_class=dict(zip(classes, total, strict=True)),
+    if len(classes) > NO_ANSWER:
+        raise ValueError(f"{len(classes)} classes, where {NO_ANSWER} are the most")
+    pixels = prepare_arrays(images, classifier.spec)
+    predictions = classifier.predict(pixels)
+    probabilities = classifier.probabilities(pixels)
+    answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint8)
+    confusion = confusion_of(answers, labels, len(classes))
+    correct, total = int(np.trace(confusion)), len(labels)
+    low, high = wilson(correct, total)
+    answered = answers != NO_ANSWER
+    confidence, right = predictions.confidence[answered].astype(np.float64), (answers == labels)[answered]
+    calibration = calibration_of(confidence, right)
+    return Evaluated(
+        Evaluation(
+            total=total,
+            correct=correct,
+            accuracy=correct / total,
+            accuracy_low=low,
+            accuracy_high=high,
+            classes=classes,
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+            precision=_shares(confusion.diagonal(), confusion[:, :-1].sum(axis=0)),
+            recall=_shares(confusion.diagonal(), confusion.sum(axis=1)),
+            log_loss=log_loss(probabilities, labels),
+            calibration_error=calibration_error(calibration),
+            calibration=calibration,
+            confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
+            image_microseconds=_image_microseconds(classifier, pixels),
+            mistakes=_surest_mistakes(classes, images, labels, predictions),
+        ),
+        np.stack([answers, labels], axis=1),
     )
+
+
+def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
+    """Evaluate a registered model on the test images of `data` and keep what came of it in the ledger.
+
+    Raises UserError where the classes of the data are not the model's, ModelRefused where its file is gone,
+    changed or does not run, Unavailable.
+    """
+    if data.classes != model.classes:
+        raise UserError(
+            f"Model {model.id} knows other classes ({', '.join(model.classes)}) than the data "
+            f"({', '.join(data.classes)}): it can only be evaluated on its own."
+        )
+    path = fetch_model(store, model, cache_dir)
+    try:
+        classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier.warm_up()
+    except ModelRefused as error:
+        raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
+    evaluated = evaluate(classifier, data.test_images, data.test_labels)
+    with ledger.transaction() as connection:
+        save_evaluation(
+            connection,
+            model.id,
+            data.evaluation_fingerprint,
+            evaluated.evaluation,
+            evaluated.answers.tobytes(),
+        )
+    return evaluated.evaluation
+
+
+def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """The score interval for a share: where the true accuracy lies, with 95 % certainty for the default `z`.
+
+    With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
+    textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, where good models are.
+    """
+    share = correct / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def confusion_of(
+    answers: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], classes: int
+) -> npt.NDArray[np.int64]:
+    """int64 (classes, classes + 1): images of class t taken for class p; the last column has those without an
+    answer. `answers` and `labels` are uint8 (n,), class places, and NO_ANSWER in `answers`.
+    """
+    columns = np.where(answers == NO_ANSWER, classes, answers).astype(np.int64)
+    counts = np.bincount(labels.astype(np.int64) * (classes + 1) + columns, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
+
+
+def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> float:
+    """The mean of -ln p(truth) in nats, p clipped to LEAST_PROBABILITY..1. An image without an answer has a
+    row of zeros, so it counts as one that is given no chance. `probabilities` is float32 (n, classes),
+    `labels` uint8 (n,).
+    """
+    truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    # Subtracted from 0, so that a perfect answer is 0 and not -0.
+    return float(0.0 - np.log(truth.clip(LEAST_PROBABILITY, 1.0)).mean())
+
+
+def calibration_of(
+    confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]
+) -> tuple[CalibrationBin, ...]:
+    """Confidence against accuracy in CALIBRATION_BINS bins of equal width, each with its upper edge, the
+    first with its lower one too. `confidence` is float64 (n,), 0 to 1, of images with an answer, `right` is
+    bool (n,).
+    """
+    edges = [step / CALIBRATION_BINS for step in range(CALIBRATION_BINS + 1)]
+    places = np.searchsorted(edges[1:-1], confidence, side="left")
+    bins = []
+    for place in range(CALIBRATION_BINS):
+        here = places == place
+        images = int(here.sum())
+        bins.append(
+            CalibrationBin(
+                low=edges[place],
+                high=edges[place + 1],
+                images=images,
+                confidence=float(confidence[here].mean()) if images else 0.0,
+                accuracy=float(right[here].mean()) if images else 0.0,
+            )
+        )
+    return tuple(bins)
+
+
+def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
+    """The expected calibration error: how far confidence and accuracy lie apart, bin by bin, weighted by the
+    images in each; 0 where there is none.
+
+    C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017,
+    equation 3.
+    """
+    images = sum(each.images for each in bins)
+    apart = sum(each.images * abs(each.accuracy - each.confidence) for each in bins)
+    return apart / images if images else 0.0
+
+
+def _shares(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
+    return tuple(
+        part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
+    )
+
+
+def _image_microseconds(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> float:
+    """What an image takes on full batches: the median of a few passes. The classifier has run before."""
+    # Over and over again where there are fewer: padding a batch would cost as much and count less.
+    timed = np.resize(pixels, (_TIMED_IMAGES, *pixels.shape[1:]))
+    passes = []
+    for _ in range(_TIMED_PASSES):
+        started = time.perf_counter()
+        classifier.predict(timed)
+        passes.append(time.perf_counter() - started)
+    return statistics.median(passes) / _TIMED_IMAGES * 1e6
+
+
+def _surest_mistakes(
+    classes: tuple[str, ...],
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.uint8],
+    predictions: Predictions,
+) -> tuple[Mistake, ...]:
+    wrong = np.flatnonzero((predictions.class_index >= 0) & (predictions.class_index != labels))
+    surest = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES].tolist()
+    return tuple(
+        Mistake(
+            index=index,
+            truth=classes[labels[index]],
+            label=classes[predictions.class_index[index]],
+            confidence=float(predictions.confidence[index]),
+            png=_png(images[index]),
+        )
+        for index in surest
+    )
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

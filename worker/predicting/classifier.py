@@ -6,7 +6,7 @@ Not safe to share between threads: one classifier per process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -50,19 +50,28 @@ class Classifier:
         self.spec = spec
         self._last = np.zeros((BATCH, *spec.shape), np.uint8)
 
-        def answer(pixels: Any) -> tuple[Any, Any]:
+        def run(pixels: Any) -> tuple[Any, Any]:
             scores = tf.cast(model(pixels, training=False), tf.float32)
             # Every comparison with NaN is false, so NaN needs no case of its own.
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
                 tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
             )
+            return scores, sound
+
+        def answer(pixels: Any) -> tuple[Any, Any]:
+            scores, sound = run(pixels)
             best = tf.argmax(scores, axis=1, output_type=tf.int64)
             confidence = tf.minimum(tf.reduce_max(scores, axis=1), 1.0)
             return tf.where(sound, best, -1), tf.where(sound, confidence, 0.0)
 
+        def distribution(pixels: Any) -> Any:
+            scores, sound = run(pixels)
+            return tf.where(sound[:, tf.newaxis], scores, 0.0)
+
         # keras.Model.predict() traces anew for every shape and leaks as it does; this traces once.
         signature = [tf.TensorSpec((BATCH, *spec.shape), tf.uint8)]
         self._answer = tf.function(answer, input_signature=signature, autograph=False)
+        self._distribution = tf.function(distribution, input_signature=signature, autograph=False)
 
     @classmethod
     def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, threads: int | None = None) -> Self:
@@ -100,18 +109,10 @@ class Classifier:
 
         Raises ValueError for other shapes and types.
         """
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.shape:
-            raise ValueError(f"expected uint8 {('n', *self.spec.shape)}, got {pixels.dtype} {pixels.shape}")
         count = len(pixels)
         class_index = np.empty(count, np.int64)
         confidence = np.empty(count, np.float32)
-        for start in range(0, count, BATCH):
-            batch = pixels[start : start + BATCH]
-            size = len(batch)
-            if size < BATCH:
-                # What is left in the buffer's tail from an earlier call is classified too, and dropped.
-                self._last[:size] = batch
-                batch = self._last
+        for start, size, batch in self._batches(pixels):
             # .numpy() waits for the answer: TensorFlow may read the buffer in place, without a copy.
             best, likely = (tensor.numpy() for tensor in self._answer(batch))
             if best.shape != (BATCH,):
@@ -119,6 +120,30 @@ class Classifier:
             class_index[start : start + size] = best[:size]
             confidence[start : start + size] = likely[:size]
         return Predictions(class_index, confidence)
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The probability of each class, float32 (n, number of classes), for the images that `predict` takes;
+        a row of zeros where it gives no label. For who measures: predicting needs the best of them only.
+
+        Raises ValueError for other shapes and types.
+        """
+        answers = np.empty((len(pixels), len(self.classes)), np.float32)
+        for start, size, batch in self._batches(pixels):
+            answers[start : start + size] = self._distribution(batch).numpy()[:size]
+        return answers
+
+    def _batches(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+        """Batches of one size, each with the place of its first image and how many of its images count."""
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.shape:
+            raise ValueError(f"expected uint8 {('n', *self.spec.shape)}, got {pixels.dtype} {pixels.shape}")
+        for start in range(0, len(pixels), BATCH):
+            batch = pixels[start : start + BATCH]
+            size = len(batch)
+            if size < BATCH:
+                # What is left in the buffer's tail from an earlier call is classified too, and dropped.
+                self._last[:size] = batch
+                batch = self._last
+            yield start, size, batch
 
 
 def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:

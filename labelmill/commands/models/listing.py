@@ -1,4 +1,4 @@
-"""`labelmill models`: what has been trained."""
+"""`labelmill models list` and `labelmill models show`: what has been trained."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.evaluation import Evaluation
+from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import get_model
+from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, tells_errors
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List the models, or show one.")
+app = typer.Typer(add_completion=False)
 
 
 @app.command("list", epilog=examples("labelmill models list --json"))
@@ -39,9 +42,33 @@ def list_all(
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
 @tells_errors
 def show(model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]) -> None:
-    """Show all that is recorded of a model, as JSON: classes, input, metrics, SHA-256."""
+    """Show all that is recorded of a model, as JSON.
+
+    Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
+    """
     with Client() as client, client.ledger.reading() as connection:
-        print_json(_to_json(get_model(connection, model)))
+        found = get_model(connection, model)
+        stored = find_evaluation(connection, model)
+        verdict = find_verdict(connection, model)
+    evaluation = None
+    if stored is not None:
+        evaluation = {
+            "data_fingerprint": stored.data_fingerprint,
+            "created_at": stored.created_at,
+            **evaluation_to_json(stored.evaluation),
+        }
+    print_json({**_to_json(found), "evaluation": evaluation, "verdict": asdict(verdict) if verdict else None})
+
+
+def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation's figures, without the images of its mistakes."""
+    return {
+        **evaluation.to_json(),
+        "mistakes": [
+            {name: value for name, value in asdict(mistake).items() if name != "png"}
+            for mistake in evaluation.mistakes
+        ],
+    }
 
 
 def _to_json(model: Model) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""What came of models on images whose labels are known, as rows: one a model and evaluation set.
+
+`answers` has two bytes an image, in the order of the evaluation set: what it was taken for, as the place in
+the classes (or `jobs.evaluation.NO_ANSWER`), and what it is. So two models can be compared image by image
+without the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.evaluation import Evaluation
+from jobs.ledger.database import insert_into
+from jobs.schema import db_now, evaluations, models
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvaluation:
+    """An evaluation with what it was made on."""
+
+    data_fingerprint: str
+    evaluation: Evaluation
+    answers: bytes  # what each image was taken for, and what it is
+    created_at: datetime
+
+
+def save_evaluation(
+    connection: Connection, model_id: str, data_fingerprint: str, evaluation: Evaluation, answers: bytes
+) -> None:
+    """Keeps an evaluation; the same model on the same data again takes the place of the one before. A model
+    that was registered without an accuracy now has one. Raises ValueError where `answers` are not two bytes
+    an image.
+    """
+    if len(answers) != 2 * evaluation.total:
+        raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
+    row = {
+        "measures": evaluation.to_json(),
+        "answers": answers,
+        "created_at": db_now(),
+    }
+    connection.execute(
+        insert_into(connection, evaluations)
+        .values(model_id=model_id, data_fingerprint=data_fingerprint, **row)
+        .on_conflict_do_update(
+            index_elements=[evaluations.c.model_id, evaluations.c.data_fingerprint], set_=row
+        )
+    )
+    connection.execute(
+        models.update()
+        .where(models.c.id == model_id, models.c.accuracy.is_(None))
+        .values(accuracy=evaluation.accuracy)
+    )
+
+
+def find_evaluation(
+    connection: Connection, model_id: str, data_fingerprint: str | None = None
+) -> StoredEvaluation | None:
+    """The model's evaluation on this data, or its latest on any, if there is one."""
+    query = sa.select(evaluations).where(evaluations.c.model_id == model_id)
+    if data_fingerprint is not None:
+        query = query.where(evaluations.c.data_fingerprint == data_fingerprint)
+    latest = query.order_by(evaluations.c.created_at.desc(), evaluations.c.data_fingerprint).limit(1)
+    row = connection.execute(latest).one_or_none()
+    if row is None:
+        return None
+    return StoredEvaluation(
+        data_fingerprint=row.data_fingerprint,
+        evaluation=Evaluation.from_json(row.measures),
+        answers=bytes(row.answers),
+        created_at=row.created_at,
+    )

@@ -1,0 +1,83 @@
+"""`labelmill models promote`, `rollback` and `history`: which model is used, and which one was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors
+
+if TYPE_CHECKING:
+    from worker.learning.promotion import Verdict
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill models promote 06h0w4r0rf0dkckt", "labelmill models promote 06h0w4r0rf0dkckt --force"
+    )
+)
+@tells_errors
+def promote(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; that is recorded.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Make a model the champion, if the gate passes it: new jobs are pinned to it, others stay as they are.
+
+    Judged by its evaluation and the champion's on the same images, as they are recorded.
+    """
+    with Client() as client:
+        verdict = client.promote(model, force=force)
+    if as_json:
+        print_json({"model": model, **asdict(verdict)})
+    say_checks(verdict)
+    if not verdict.promote:
+        fail(f"model {model} is {verdict.reason}", ExitCode.WITH_ERRORS)
+    say(f"model {model} is {verdict.reason}")
+    if not as_json:
+        print_data(model)
+
+
+@app.command(epilog=examples("labelmill models rollback"))
+@tells_errors
+def rollback(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Make the champion before this one the champion again; once more, the one before that."""
+    with Client() as client:
+        move = client.rollback()
+    say(f"model {move.model_id} is the champion again, in the place of {move.previous_id}")
+    if as_json:
+        print_json(asdict(move))
+    else:
+        print_data(move.model_id)
+
+
+@app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
+@tells_errors
+def history(
+    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the promotions, the latest first: which model became the champion, when, how, after which."""
+    with Client() as client:
+        moves = client.promotions(limit=limit)
+    if as_json:
+        print_json([asdict(move) for move in moves])
+        return
+    print_data(f"{'champion since':<27}{'model':<18}{'before':<18}how")
+    for move in moves:
+        since = move.created_at.isoformat(sep=" ", timespec="seconds")
+        how = f"{move.how}, by force" if move.forced else move.how
+        print_data(f"{since:<27}{move.model_id:<18}{move.previous_id or '-':<18}{how}")
+
+
+def say_checks(verdict: Verdict) -> None:
+    """What the gate asked, for people: a line a check."""
+    for check in verdict.checks:
+        say(f"  {'passed' if check.passed else 'FAILED'}  {check.name + ':':<14}{check.text}")

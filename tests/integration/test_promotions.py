@@ -1,0 +1,639 @@
+"""Promotion from end to end: evaluations, verdicts, the alias, its history, and the way back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
+
+from jobs import ids
+from jobs.errors import Conflict, ModelRefused, NotFound
+from jobs.evaluation import GateLimits
+from jobs.ledger import Ledger
+from jobs.ledger.evaluations import find_evaluation, save_evaluation
+from jobs.ledger.models import CHAMPION, find_champion, get_model
+from jobs.ledger.promotions import (
+    champion_before,
+    champion_history,
+    find_verdict,
+    latest_promotion,
+    lock_champion,
+    move_champion,
+    roll_back,
+)
+from jobs.model import MNIST_INPUT, Model
+from jobs.registry import check_stored, register_model
+from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
+from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
+from labelmill.client import Client
+from labelmill.commands.models import app as models_command
+from tests.evaluations import made_evaluation
+from tests.kerasfile import keras_file
+from worker.learning.promotion import Verdict, judge_and_promote
+
+LIMITS = GateLimits(
+    min_accuracy=0.9,
+    min_class_recall=0.5,
+    significance=0.01,
+    max_calibration_error=0.03,
+    max_image_microseconds=1000,
+)
+
+DATA, OTHER_DATA = "d" * 64, "e" * 64
+
+#: A hundred images, ten of each class.
+TRUTH = [number % 10 for number in range(100)]
+
+Maker = Callable[..., Model]
+
+
+def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA) -> None:
+    """Records that the model got all but the first `wrong` images right."""
+    given = [(label + 1) % 10 if index < wrong else label for index, label in enumerate(TRUTH)]
+    with ledger.transaction() as connection:
+        save_evaluation(connection, model.id, data, *made_evaluation(TRUTH, given))
+
+
+@pytest.fixture
+def trained(ledger: Ledger, make_model: Maker) -> Maker:
+    """`trained("a", wrong=3)`: a registered model with this many mistakes; not the champion."""
+
+    def trained(marker: str, wrong: int = 0) -> Model:
+        model = make_model(marker.encode(), champion=False)
+        evaluated(ledger, model, wrong)
+        return model
+
+    return trained
+
+
+def judged(ledger: Ledger, model: Model, **options: object) -> Verdict:
+    with ledger.transaction() as connection:
+        return judge_and_promote(connection, LIMITS, model.id, **{"how": "promote", **options})  # type: ignore[arg-type]
+
+
+def champion_of(ledger: Ledger) -> str | None:
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+    return champion.id if champion else None
+
+
+def moves_of(ledger: Ledger) -> list[tuple[str | None, str, str]]:
+    """The history, the first one first: from, to, how."""
+    with ledger.reading() as connection:
+        history = champion_history(connection)
+    return [(move.previous_id, move.model_id, move.how) for move in reversed(history)]
+
+
+# ---- evaluations --------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_is_told_as_it_was_made(ledger, make_model):
+    # Given a model that was never evaluated
+    model = make_model()
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, model.id) is None
+
+    # When it is, on two sets of images
+    evaluation, answers = made_evaluation(TRUTH, TRUTH[::-1])
+    with ledger.transaction() as connection:
+        save_evaluation(connection, model.id, DATA, evaluation, answers)
+    evaluated(ledger, model, 4, OTHER_DATA)
+
+    # Then each is told as it was, and without a set the latest
+    with ledger.reading() as connection:
+        told, latest = find_evaluation(connection, model.id, DATA), find_evaluation(connection, model.id)
+        assert find_evaluation(connection, model.id, "f" * 64) is None
+    assert (told.evaluation, told.answers, told.data_fingerprint) == (evaluation, answers, DATA)
+    assert (latest.data_fingerprint, latest.evaluation.correct) == (OTHER_DATA, 96)
+    assert latest.created_at >= told.created_at
+
+
+def test_the_same_model_on_the_same_images_again_takes_the_place_of_the_one_before(ledger, make_model):
+    model = make_model()
+    evaluated(ledger, model, 4)
+    evaluated(ledger, model, 7)
+    with ledger.reading() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(evaluations)) == 1
+        assert find_evaluation(connection, model.id, DATA).evaluation.correct == 93
+
+
+def test_a_model_without_an_accuracy_has_one_once_it_was_evaluated(ledger, make_model):
+    # Given two models, one registered without an accuracy
+    known, unknown = make_model(b"known"), make_model(b"unknown", champion=False)
+    with ledger.transaction() as connection:
+        connection.execute(models.update().where(models.c.id == unknown.id).values(accuracy=None))
+
+    # When both are evaluated
+    evaluated(ledger, known, 40)
+    evaluated(ledger, unknown, 40)
+
+    # Then the one has it from there, the other keeps what it was registered with
+    with ledger.reading() as connection:
+        assert get_model(connection, unknown.id).accuracy == 0.6
+        assert get_model(connection, known.id).accuracy == known.accuracy
+
+
+def test_answers_to_other_than_all_images_are_a_mistake(ledger, make_model):
+    model = make_model()
+    evaluation, answers = made_evaluation(TRUTH, TRUTH)
+    for wrong in (answers[:-1], answers[::2], answers + b"\0\0"):
+        with (
+            pytest.raises(ValueError, match="not the answers to 100 images"),
+            ledger.transaction() as connection,
+        ):
+            save_evaluation(connection, model.id, DATA, evaluation, wrong)
+
+
+# ---- the gate -----------------------------------------------------------------------------------------
+
+
+def test_the_first_model_is_promoted_whatever_it_reaches_and_its_reasons_say_what_it_lacks(ledger, trained):
+    # Given no champion, and a model below the floor
+    model = trained("poor", wrong=20)
+
+    # When it is judged
+    verdict = judged(ledger, model, how="retrain", replace=False)
+
+    # Then it is the champion, and nobody is told it is a good one
+    assert (verdict.promote, verdict.forced) == (True, False)
+    assert verdict.reason == (
+        "promoted: there was no champion (although accuracy is 0.8000, below the least of 0.9)"
+    )
+    assert champion_of(ledger) == model.id
+    assert moves_of(ledger) == [(None, model.id, "retrain")]
+
+
+def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
+    # Given a champion with ten mistakes, a challenger with none, and the run that made it
+    old, new = trained("old", wrong=10), trained("new")
+    judged(ledger, old)
+    run_id = ids.new_id()
+    run = {"state": RunState.RUNNING, "recipe": {}, "data_source": "", "data_fingerprint": ""}
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.insert().values(id=run_id, started_at=db_now(), **run))
+
+    # When it is judged
+    verdict = judged(ledger, new, how="retrain", run_id=run_id, data_fingerprint=DATA)
+
+    # Then it is promoted, by these checks in this order
+    assert verdict.promote
+    assert verdict.reason.startswith("promoted: gets 10 right that the champion gets wrong and 0 the other")
+    names = [check.name for check in verdict.checks]
+    assert names == ["comparable", "accuracy", "class recall", "better", "calibration", "speed"]
+    assert all(check.passed for check in verdict.checks)
+    assert champion_of(ledger) == new.id
+
+    # and both the verdict and the promotion can be read again.
+    with ledger.reading() as connection:
+        stored = find_verdict(connection, new.id)
+        move = latest_promotion(connection, new.id)
+        assert latest_promotion(connection, "nothing") is find_verdict(connection, "nothing") is None
+    assert (stored.run_id, stored.champion_id, stored.promote, stored.forced) == (run_id, old.id, True, False)
+    assert [(check["name"], check["passed"], check["text"]) for check in stored.checks] == [
+        (check.name, check.passed, check.text) for check in verdict.checks
+    ]
+    assert (move.previous_id, move.how, move.verdict_id, move.forced) == (old.id, "retrain", stored.id, False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (2, "gets 1 right that the champion gets wrong and 0 the other way round, p = 1"),
+        (30, "accuracy is 0.7000, below the least of 0.9"),
+    ],
+)
+def test_what_is_not_better_is_refused_with_its_reasons_and_changes_nothing(ledger, trained, wrong, why):
+    # Given a champion with three mistakes
+    old, new = trained("old", wrong=3), trained("new", wrong=wrong)
+    judged(ledger, old)
+
+    # When a challenger comes that is no better, or below the floor
+    verdict = judged(ledger, new, how="retrain")
+
+    # Then it is refused, which is a row, and the champion stays
+    assert not verdict.promote
+    assert verdict.reason.startswith("refused: ")
+    assert why in verdict.reason
+    with ledger.reading() as connection:
+        assert find_verdict(connection, new.id).promote is False
+        assert latest_promotion(connection, new.id) is None
+    assert champion_of(ledger) == old.id
+    assert moves_of(ledger) == [(None, old.id, "promote")]
+
+
+def test_without_replace_a_champion_stays_whatever_comes(ledger, trained):
+    old, new = trained("old", wrong=30), trained("new")
+    judged(ledger, old)
+    verdict = judged(ledger, new, how="retrain", replace=False)
+    assert (verdict.promote, verdict.reason) == (False, f"kept beside the champion {old.id}")
+    assert champion_of(ledger) == old.id
+
+
+def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trained):
+    # Given a challenger that is worse
+    old, new = trained("old"), trained("new", wrong=30)
+    judged(ledger, old)
+
+    # When a person insists
+    verdict = judged(ledger, new, force=True)
+
+    # Then it is promoted, and the row says by force and which checks it failed
+    assert (verdict.promote, verdict.forced) == (True, True)
+    assert verdict.reason.startswith("promoted by force, although accuracy is 0.7000")
+    with ledger.reading() as connection:
+        stored = find_verdict(connection, new.id)
+        assert latest_promotion(connection, new.id).forced
+    assert (stored.promote, stored.forced) == (True, True)
+    assert {check["name"] for check in stored.checks if not check["passed"]} == {"accuracy", "better"}
+    assert champion_of(ledger) == new.id
+
+
+def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
+    make_model(b"old")
+    new = make_model(b"new", champion=False)
+    with pytest.raises(Conflict, match=f"`labelmill models evaluate {new.id}` does it"):
+        judged(ledger, new)
+    with ledger.reading() as connection:
+        assert find_verdict(connection, new.id) is None
+    assert judged(ledger, new, force=True).reason == "promoted by force, although it was not evaluated"
+    assert champion_of(ledger) == new.id
+
+
+def test_a_champion_that_was_evaluated_on_other_images_cannot_be_compared(ledger, make_model, trained):
+    # Given a champion that was evaluated elsewhere
+    old, new = make_model(b"old"), trained("new")
+    evaluated(ledger, old, 50, OTHER_DATA)
+
+    # When a challenger is judged, Then it is refused, with what to type
+    verdict = judged(ledger, new)
+    assert not verdict.promote
+    assert verdict.checks[0].name == "comparable"
+    assert f"`labelmill models evaluate {new.id}` does it for both" in verdict.reason
+
+    # And once both were evaluated on the same ones, it is judged
+    evaluated(ledger, old, 50)
+    assert judged(ledger, new).promote
+
+
+def test_models_of_other_classes_cannot_be_compared(ledger, trained):
+    # Given a champion for other things, with the same number of classes and evaluated on the same images
+    old, new = trained("old", wrong=90), trained("new")
+    judged(ledger, old)
+    with ledger.transaction() as connection:
+        connection.execute(models.update().where(models.c.id == old.id).values(classes=list("abcdefghij")))
+
+    # Then a place means something else in each, so neither is better
+    verdict = judged(ledger, new, how="retrain")
+    assert (verdict.promote, [check.name for check in verdict.checks if not check.passed]) == (
+        False,
+        ["comparable"],
+    )
+    assert f"`labelmill models promote {new.id} --force`" in verdict.reason
+
+
+def test_the_champion_itself_is_not_promoted_again(ledger, trained):
+    # Given a champion
+    model = trained("old")
+    judged(ledger, model)
+
+    # When a person promotes it, Then that is a mistake
+    with pytest.raises(Conflict, match="the champion already"):
+        judged(ledger, model, force=True)
+
+    # When a training makes the same file again, Then that is none, and no promotion
+    verdict = judged(ledger, model, how="retrain", force=True)
+    assert (verdict.promote, verdict.reason) == (False, f"kept: it is the champion {model.id} once more")
+    assert len(moves_of(ledger)) == 1
+
+
+def test_a_model_that_does_not_exist_is_said_so(ledger):
+    with pytest.raises(NotFound, match="no model 'nothing'"), ledger.transaction() as connection:
+        judge_and_promote(connection, LIMITS, "nothing", how="promote")
+
+
+def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledger, trained):
+    # Given a champion and a better model
+    old, new = trained("old", wrong=50), trained("new")
+    judged(ledger, old)
+
+    # When the promotion is written and its transaction ends in an error
+    def break_off() -> None:
+        with ledger.transaction() as connection:
+            assert judge_and_promote(connection, LIMITS, new.id, how="promote").promote
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        break_off()
+
+    # Then nothing happened
+    assert champion_of(ledger) == old.id
+    with ledger.reading() as connection:
+        assert find_verdict(connection, new.id) is None
+    assert moves_of(ledger) == [(None, old.id, "promote")]
+
+
+# ---- many at once -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_champion", [False, True])
+def test_many_promote_at_once_and_the_history_is_a_chain(ledger, ledger_url, trained, with_champion):
+    # Given eight models about to be promoted, with a champion or for the first time, and somebody who looks
+    first = trained("first")
+    if with_champion:
+        judged(ledger, first)
+    rivals = [trained(f"{number}") for number in range(8)]
+    start = threading.Barrier(9, timeout=30)
+    done = threading.Event()
+
+    def promote(model: Model) -> None:
+        with closing(Ledger(ledger_url)) as own:
+            start.wait()
+            judged(own, model, force=True)
+
+    def look() -> set[int]:
+        seen = set()
+        with closing(Ledger(ledger_url)) as own:
+            start.wait()
+            while not done.is_set():
+                with own.reading() as connection:
+                    query = sa.select(models.c.id).join(aliases, aliases.c.model_id == models.c.id)
+                    seen.add(len(connection.execute(query.where(aliases.c.name == CHAMPION)).all()))
+        return seen
+
+    # When all do it at the same time
+    with ThreadPoolExecutor(9) as pool:
+        looking = pool.submit(look)
+        list(pool.map(promote, rivals))
+        done.set()
+        seen = looking.result()
+
+    # Then each came after another, none is missing, and the last one is the champion
+    moves = moves_of(ledger)
+    assert {model for _, model, _ in moves} >= {model.id for model in rivals}
+    assert len(moves) == 8 + with_champion
+    assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
+    assert champion_of(ledger) == moves[-1][1]
+    # and who looked saw one champion at any time, or none before there was a first.
+    assert seen <= ({1} if with_champion else {0, 1})
+
+
+def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared_with_it(
+    ledger, ledger_url, trained
+):
+    # Given a champion with fifty mistakes and two models with the same few
+    judged(ledger, trained("old", wrong=50))
+    rivals = [trained("one", wrong=5), trained("other", wrong=5)]
+    start = threading.Barrier(2, timeout=30)
+
+    def judge(model: Model) -> Verdict:
+        with closing(Ledger(ledger_url)) as own:
+            start.wait()
+            return judged(own, model, how="retrain")
+
+    # When both are judged at the same time
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(judge, rivals))
+
+    # Then the second one was compared with the first, not with the champion that was
+    assert sorted(verdict.promote for verdict in told) == [False, True]
+    refused = next(verdict for verdict in told if not verdict.promote)
+    assert "gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_looks_for_the_champion_is_not_held_up_by_a_promotion(ledger, trained):
+    # Given a promotion in the middle of its transaction
+    old, new = trained("old"), trained("new")
+    judged(ledger, old)
+    with ledger.transaction() as connection:
+        move_champion(connection, new.id, previous_id=lock_champion(connection), how="promote")
+
+        # When somebody looks, Then they see the one before, at once
+        assert champion_of(ledger) == old.id
+        assert len(moves_of(ledger)) == 1
+    assert champion_of(ledger) == new.id
+
+
+def test_the_history_is_in_order_whatever_the_clocks_say(ledger, trained, monkeypatch):
+    # Given promotions from machines whose clocks go backwards
+    made = [trained(f"{number}") for number in range(4)]
+    now = 1_700_000_000 * 10**9
+    for step, model in enumerate(made):
+        monkeypatch.setattr(ids.time, "time_ns", lambda back=step: now - back * 10**12)
+        judged(ledger, model, force=True)
+
+    # Then they are told as they happened
+    assert [model for _, model, _ in moves_of(ledger)] == [model.id for model in made]
+
+
+# ---- and back -----------------------------------------------------------------------------------------
+
+
+def rolled_back(ledger: Ledger) -> str:
+    with ledger.reading() as connection:
+        before = champion_before(connection)
+    with ledger.transaction() as connection:
+        move = roll_back(connection, before)
+    assert (move.model_id, move.how) == (before, "rollback")
+    assert champion_of(ledger) == before
+    return before
+
+
+def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, trained):
+    # Given four promotions, the second model among them twice
+    a, b, c = (trained(name) for name in "abc")
+    for model in (a, b, c, b):
+        judged(ledger, model, force=True)
+
+    # When each is taken back, Then it goes back step by step, and not back and forth
+    assert [rolled_back(ledger) for _ in range(3)] == [c.id, b.id, a.id]
+
+    # And before the first there is none
+    with pytest.raises(Conflict, match=f"no champion before {a.id}"):
+        rolled_back(ledger)
+
+    # And what is promoted then can be taken back as well
+    judged(ledger, c, force=True)
+    assert rolled_back(ledger) == a.id
+    moves = moves_of(ledger)
+    assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
+
+
+def test_without_a_champion_there_is_no_way_back(ledger):
+    with pytest.raises(Conflict, match="There is no champion"), ledger.reading() as connection:
+        champion_before(connection)
+
+
+def test_a_champion_from_before_there_was_a_history_can_be_come_back_to(ledger, make_model, trained):
+    # Given a ledger of the version before, with a champion and no history
+    old, new = make_model(b"old"), trained("new")
+    assert moves_of(ledger) == []
+    with pytest.raises(Conflict, match="no champion before"):
+        rolled_back(ledger)
+
+    # When another takes its place, Then there is a way back
+    judged(ledger, new, force=True)
+    assert rolled_back(ledger) == old.id
+
+
+def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, trained):
+    # Given three promotions, and somebody who has seen what a rollback would bring
+    a, b, c = (trained(name) for name in "abc")
+    for model in (a, b, c):
+        judged(ledger, model, force=True)
+    with ledger.reading() as connection:
+        seen = champion_before(connection)
+
+    # When another one rolls back first, Then the second is told, and it is one step, not two
+    rolled_back(ledger)
+    with pytest.raises(Conflict, match="by somebody else"), ledger.transaction() as connection:
+        roll_back(connection, seen)
+    assert champion_of(ledger) == b.id
+
+
+# ---- the commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelved(ledger: Ledger, store: Store) -> Maker:
+    """`shelved("a", wrong=3)`: as `trained`, with its file in the store of the settings."""
+
+    def shelved(marker: str, wrong: int = 0) -> Model:
+        model = register_model(
+            ledger,
+            store,
+            keras_file(marker.encode()),
+            architecture="mlp",
+            classes=tuple("0123456789"),
+            input_spec=MNIST_INPUT,
+            accuracy=None,
+            metrics={},
+        )
+        evaluated(ledger, model, wrong)
+        return model
+
+    return shelved
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """`run("promote", id)`: the command's exit code, what it printed, and what it said."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert ENV_PREFIX + "HOME" in settings.environment()
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(models_command, list(arguments))
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
+    # Given a champion, a better model and a worse one
+    old, better, worse = shelved("old", wrong=10), shelved("better"), shelved("worse", wrong=40)
+    judged(ledger, old)
+
+    # When the worse one is to be promoted, Then it is refused, check by check, with an exit code of its own
+    code, printed, said = run("promote", worse.id)
+    assert (code, printed) == (3, "")
+    assert "FAILED  accuracy:" in said
+    assert "refused: accuracy is 0.6000, below the least of 0.967" in said
+    code, printed, _ = run("promote", worse.id, "--json")
+    told = json.loads(printed)
+    assert (code, told["model"], told["promote"]) == (3, worse.id, False)
+    assert [check["name"] for check in told["checks"] if not check["passed"]] == [
+        "accuracy",
+        "class recall",
+        "better",
+    ]
+
+    # When the better one is, Then it is the champion
+    code, printed, said = run("promote", better.id)
+    assert (code, printed) == (0, f"{better.id}\n")
+    assert "gets 10 right" in said
+    assert champion_of(ledger) == better.id
+
+    # When the worse one is forced, and taken back
+    assert run("promote", worse.id, "--force")[0] == 0
+    code, printed, said = run("rollback", "--json")
+    told = json.loads(printed)
+    assert (code, told["model_id"], told["previous_id"], told["how"]) == (0, better.id, worse.id, "rollback")
+
+    # Then the history has it all, the latest first
+    code, printed, _ = run("history", "--json")
+    assert [(move["model_id"], move["how"], move["forced"]) for move in json.loads(printed)] == [
+        (better.id, "rollback", False),
+        (worse.id, "promote", True),
+        (better.id, "promote", False),
+        (old.id, "promote", False),
+    ]
+    code, printed, _ = run("history", "--limit", "2")
+    assert [line.split()[2] for line in printed.splitlines()[1:]] == [better.id, worse.id]
+    assert "promote, by force" in printed
+
+
+def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make_model, store):
+    model = make_model(b"never evaluated", champion=False, store=store)
+    assert run("promote", "nothing")[::2] == (
+        2,
+        "labelmill: There is no model 'nothing': `labelmill models list` shows them.\n",
+    )
+    code, _, said = run("promote", model.id)
+    assert (code, f"`labelmill models evaluate {model.id}` does it" in said) == (2, True)
+    assert run("rollback")[::2] == (2, "labelmill: There is no champion, and so none before it.\n")
+
+
+@pytest.mark.parametrize("damage", ["gone", "another"])
+def test_a_model_whose_file_is_gone_or_changed_is_not_made_the_champion(run, shelved, ledger, store, damage):
+    # Given two promotions, and then the file of the first one is gone, or was exchanged
+    old, new = shelved("old", wrong=10), shelved("new")
+    judged(ledger, old)
+    judged(ledger, new)
+    path = store.folder / f"models/{old.sha256}.keras"
+    path.unlink() if damage == "gone" else path.write_bytes(b"evil code")
+
+    # When it is to be the champion again, either way, Then it is refused and nothing moves
+    for command in (("rollback",), ("promote", old.id, "--force")):
+        code, printed, said = run(*command)
+        assert (code, printed) == (1, "")
+        assert f"The file of model {old.id} is" in said
+    assert champion_of(ledger) == new.id
+    with pytest.raises(ModelRefused):
+        check_stored(store, old)
+
+
+def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelved, ledger):
+    # Given a model with twenty mistakes, and what the gate said
+    model = shelved("a", wrong=20)
+    judged(ledger, model)
+
+    # When it is shown
+    code, printed, _ = run("show", model.id)
+    told = json.loads(printed)
+
+    # Then its figures are there, the images of its mistakes are not
+    assert (code, told["id"], told["evaluation"]["correct"]) == (0, model.id, 80)
+    assert told["evaluation"]["data_fingerprint"] == DATA
+    assert (len(told["evaluation"]["mistakes"]), "png" in printed) == (20, False)
+    assert (told["verdict"]["promote"], told["verdict"]["champion_id"]) == (True, None)
+
+
+def test_from_python_as_at_the_console(settings, shelved, ledger):
+    # Given two models
+    old, new = shelved("old", wrong=10), shelved("new")
+    with Client(settings) as client:
+        # When they are promoted and the second is taken back
+        assert client.promote(old.id).promote
+        assert client.promote(new.id).promote
+        assert client.rollback().model_id == old.id
+        # Then it is all there
+        assert [move.how for move in client.promotions(limit=2)] == ["rollback", "promote"]
+    assert champion_of(ledger) == old.id

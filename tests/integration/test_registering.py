@@ -1,0 +1,183 @@
+"""`labelmill models register` and `evaluate`: a model from elsewhere, from its file to the champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jobs.ledger import Ledger
+from jobs.ledger.evaluations import find_evaluation
+from jobs.ledger.models import find_champion, list_models
+from jobs.settings import Settings
+from labelmill.commands.models import app as models_command
+from tests.kerasfile import keras_file
+from worker.learning import mnist
+from worker.predicting.runtime import keras
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, monkeypatch) -> Run:
+    """`run("register", path)`: the command's exit code, what it printed, what it said; on 300 test images."""
+    mnist.write_folder(little_mnist, tmp_path)
+    for name, value in settings.model_copy(update={"mnist_dir": tmp_path}).environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        done = CliRunner().invoke(models_command, [str(argument) for argument in arguments])
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Callable[..., Path]:
+    """`make_file("one", bias=3)`: a network that says "3" to every image, in a file."""
+
+    def make_file(name: str, *, bias: int = 0, classes: int = 10, shape: tuple[int, ...] = (28, 28)) -> Path:
+        network = keras.Sequential(
+            [
+                keras.Input(shape, dtype="uint8"),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.Flatten(),
+                keras.layers.Dense(classes, activation="softmax"),
+            ]
+        )
+        weights = np.zeros((int(np.prod(shape)), classes), np.float32)
+        network.set_weights([weights, 5 * np.eye(classes, dtype=np.float32)[bias]])
+        path = tmp_path / f"{name}.keras"
+        network.save(path)
+        return path
+
+    return make_file
+
+
+def test_a_file_becomes_a_model_is_measured_and_promoted(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    # Given a model that was trained elsewhere, when it is registered
+    code, printed, said = run("register", make_file("threes", bias=3), "--architecture", "constant")
+
+    # Then it is a model, and not the champion
+    model_id = printed.strip()
+    assert code == 0
+    assert f"labelmill models evaluate {model_id}" in said
+    with ledger.reading() as connection:
+        [model] = list_models(connection)
+        assert find_champion(connection) is None
+    assert (model.id, model.architecture, model.accuracy) == (model_id, "constant", None)
+    assert (model.classes, model.metrics) == (tuple("0123456789"), {"file": "threes.keras"})
+
+    # When it is measured, Then the figures are those of a model that says 3 to everything
+    threes = int((little_mnist.test_labels == 3).sum())
+    code, printed, _ = run("evaluate", model_id, "--json")
+    told = json.loads(printed)
+    assert (code, told["model"], told["total"], told["correct"]) == (0, model_id, 300, threes)
+    assert "png" not in printed
+    code, printed, _ = run("evaluate", model_id)
+    assert f"right               {threes:,} of 300" in printed
+    assert [line.split() for line in printed.splitlines()[-7:-5]] == [
+        ["3", f"{threes / 300:.4f}", "1.0000"],
+        ["4", "-", "0.0000"],
+    ]
+    with ledger.reading() as connection:
+        stored = find_evaluation(connection, model_id)
+        [model] = list_models(connection)
+    assert stored is not None
+    assert stored.data_fingerprint == little_mnist.evaluation_fingerprint
+    assert model.accuracy == threes / 300
+
+    # And it can be promoted
+    assert run("promote", model_id)[0] == 0
+
+
+def test_the_champion_is_measured_as_well_where_it_was_not_yet(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    # Given a champion that was never evaluated, and another model
+    champion = run("register", make_file("one", bias=1))[1].strip()
+    assert run("promote", champion, "--force")[0] == 0
+    other = run("register", make_file("two", bias=2))[1].strip()
+
+    # When the other one is evaluated, Then both are, on the same images
+    code, _, said = run("evaluate", other)
+    assert (code, said.count("evaluating model")) == (0, 2)
+    with ledger.reading() as connection:
+        for model_id in (champion, other):
+            assert find_evaluation(connection, model_id, little_mnist.evaluation_fingerprint) is not None
+
+    # And once more it is the other one alone
+    assert run("evaluate", other)[2].count("evaluating model") == 1
+
+
+def test_the_same_file_is_the_same_model_and_its_classes_stay(
+    run: Run, make_file: Callable[..., Path]
+) -> None:
+    path = make_file("one")
+    first = json.loads(run("register", path, "--json")[1])
+    again = json.loads(run("register", path, "--json")[1])
+    assert (first["new"], again["new"], again["model"]) == (True, False, first["model"])
+    code, printed, said = run("register", path, "--classes", "a,b,c,d,e,f,g,h,i,j")
+    assert (code, printed) == (2, "")
+    assert "with other classes: 0, 1, 2" in said
+
+
+def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
+    run: Run, make_file: Callable[..., Path]
+) -> None:
+    model_id = run("register", make_file("abc", classes=3), "--classes", "a, b,c")[1].strip()
+    code, _, said = run("evaluate", model_id)
+    assert (code, "knows other classes (a, b, c) than the data (0, 1" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [
+        ("0,1,2", "not one of 3 classes"),
+        ("0,1,2,3,4,5,6,7,8,8", "each class needs a name of its own"),
+        ("0,1,2,3,4,5,6,7,8,", "each class needs a name of its own"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger, classes: str, why: str
+) -> None:
+    code, printed, said = run("register", make_file("one"), "--classes", classes)
+    assert (code, printed, why in said) == (2, "", True)
+    with ledger.reading() as connection:
+        assert list_models(connection) == []
+
+
+def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
+    run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger, settings: Settings
+) -> None:
+    # Given a model for larger images, one without weights, no model, and no file
+    hollow, text = tmp_path / "hollow.keras", tmp_path / "text.keras"
+    hollow.write_bytes(keras_file())
+    text.write_text("hello")
+    for path, why in (
+        (make_file("large", shape=(32, 32)), "takes (None, 32, 32), not (None, 28, 28)"),
+        (hollow, "could not be loaded"),
+        (text, "text.keras cannot be used: It is not a .keras file"),
+        (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),
+    ):
+        # When it is registered, Then the reason is said in a line
+        code, printed, said = run("register", path)
+        assert (code, printed, "Traceback" in said) == (2, "", False)
+        assert why in said
+    # and there is no model, no file in the store, and no copy left over.
+    with ledger.reading() as connection:
+        assert list_models(connection) == []
+    assert not [path for path in settings.home.rglob("*") if path.suffix == ".keras"]
+
+
+def test_a_model_nobody_registered_is_not_evaluated(run: Run) -> None:
+    assert run("evaluate", "nothing")[::2] == (
+        2,
+        "labelmill: There is no model 'nothing': `labelmill models list` shows them.\n",
+    )

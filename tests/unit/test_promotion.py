@@ -1,0 +1,204 @@
+"""The gate: each limit, the comparison with the champion, and the statistics behind it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.evaluation import NO_ANSWER, GateLimits
+from jobs.settings import Settings
+from tests.evaluations import made_evaluation
+from worker.learning.promotion import check_better, check_limits, mcnemar
+
+LIMITS = GateLimits(
+    min_accuracy=0.9,
+    min_class_recall=0.8,
+    significance=0.01,
+    max_calibration_error=0.03,
+    max_image_microseconds=1000,
+)
+
+#: A hundred images, ten of each class, all right.
+TRUTH = [number % 10 for number in range(100)]
+
+
+# ---- McNemar's test -----------------------------------------------------------------------------------
+
+
+def by_hand(gained: int, lost: int) -> Fraction:
+    """Twice the chance of at most so few heads, each binomial on its own."""
+    tosses = gained + lost
+    tail = sum(comb(tosses, heads) for heads in range(min(gained, lost) + 1))
+    return min(Fraction(1), Fraction(2 * tail, 2**tosses))
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemars_p_is_twice_the_binomials_tail(gained, lost):
+    assert mcnemar(gained, lost) == float(by_hand(gained, lost)) == mcnemar(lost, gained)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (1, 0, 1.0),
+        (6, 0, 2 / 64),
+        (8, 0, 2 / 256),
+        (5, 1, 2 * (1 + 6) / 64),
+        (2, 10, 2 * (1 + 12 + 66) / 4096),
+    ],
+)
+def test_mcnemars_p_of_cases_that_a_person_can_count(gained, lost, p):
+    assert mcnemar(gained, lost) == p
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(10_000, 0), (5000, 5000), (5200, 4800), (9990, 10)])
+def test_mcnemars_p_holds_for_ten_thousand_differences(gained, lost):
+    assert mcnemar(gained, lost) == float(by_hand(gained, lost))
+
+
+def test_of_equally_good_models_one_in_a_hundred_looks_better_or_worse_at_the_most():
+    # Given all ways ten images can fall that only one of two equally good models has right
+    falls = [sum(way) for way in product((0, 1), repeat=10)]
+    # Then no more than the significance of them are told apart: the exact test never promises too much.
+    for significance in (0.05, 0.01):
+        told = sum(mcnemar(gained, 10 - gained) < significance for gained in falls)
+        assert told / len(falls) <= significance
+
+
+# ---- better than the champion -------------------------------------------------------------------------
+
+
+def answers(*, wrong: int = 0, start: int = 0, without: int = 0) -> bytes:
+    """Of a model that has all right but `wrong` images from `start` on, and has no answer to some more."""
+    given_answers = list(TRUTH)
+    for index in range(start, start + wrong):
+        given_answers[index] = (TRUTH[index] + 1) % 10
+    for index in range(start + wrong, start + wrong + without):
+        given_answers[index] = NO_ANSWER
+    return made_evaluation(TRUTH, given_answers)[1]
+
+
+def test_better_is_more_right_than_chance_explains():
+    # Given a champion with twelve mistakes and a challenger with two of them
+    check = check_better(LIMITS, answers(wrong=2), answers(wrong=12))
+    assert check.passed
+    assert check.text == ("gets 10 right that the champion gets wrong and 0 the other way round, p = 0.002")
+
+
+def test_a_few_more_right_are_not_enough():
+    check = check_better(LIMITS, answers(wrong=2), answers(wrong=7))
+    assert not check.passed
+    assert check.text == (
+        "gets 5 right that the champion gets wrong and 0 the other way round, p = 0.062; "
+        "wanted is more right, and p below 0.01"
+    )
+
+
+def test_clearly_worse_is_not_better_however_small_p_is():
+    # Given p far below the limit, the wrong way round
+    check = check_better(LIMITS, answers(wrong=30), answers(wrong=1))
+    assert not check.passed
+    assert "gets 0 right that the champion gets wrong and 29 the other way round" in check.text
+
+
+def test_the_same_mistakes_are_no_difference():
+    check = check_better(LIMITS, answers(wrong=5), answers(wrong=5))
+    assert (check.passed, "p = 1" in check.text) == (False, True)
+
+
+def test_images_that_both_get_wrong_count_for_neither():
+    # Given mistakes that overlap in part: 0 to 9 and 5 to 14
+    check = check_better(LIMITS, answers(wrong=10), answers(wrong=10, start=5))
+    assert "gets 5 right that the champion gets wrong and 5 the other way round, p = 1" in check.text
+
+
+def test_no_answer_is_a_wrong_one():
+    check = check_better(LIMITS, answers(), answers(without=12))
+    assert check.passed
+    assert check.text.startswith("gets 12 right")
+
+
+def test_answers_to_other_images_are_not_compared():
+    other = made_evaluation([1] * 100, [1] * 100)[1]
+    with pytest.raises(ValueError, match="not to the same images"):
+        check_better(LIMITS, answers(), other)
+    with pytest.raises(ValueError, match="not to the same images"):
+        check_better(LIMITS, answers(), answers()[:-2])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_the_comparison_counts_image_by_image(seed, count):
+    chance = random.Random(seed)
+    truth, ours, theirs = ([chance.choice([0, 1, 2]) for _ in range(count)] for _ in range(3))
+    gained = sum(a == t != b for t, a, b in zip(truth, ours, theirs, strict=True))
+    lost = sum(b == t != a for t, a, b in zip(truth, ours, theirs, strict=True))
+    check = check_better(LIMITS, made_evaluation(truth, ours)[1], made_evaluation(truth, theirs)[1])
+    assert f"gets {gained} right that the champion gets wrong and {lost} the other way" in check.text
+    assert check.passed == (gained > lost and by_hand(gained, lost) < Fraction(1, 100))
+
+
+# ---- the limits ---------------------------------------------------------------------------------------
+
+GOOD = replace(
+    made_evaluation(TRUTH, TRUTH)[0],
+    accuracy=0.95,
+    recall=(0.95, 0.9, None, *[0.99] * 7),
+    calibration_error=0.02,
+    image_microseconds=30.0,
+)
+
+
+def failed(evaluation, limits=LIMITS):
+    return {check.name: check.text for check in check_limits(limits, evaluation) if not check.passed}
+
+
+def test_a_good_model_passes_and_each_check_says_by_what():
+    assert [(check.name, check.passed, check.text) for check in check_limits(LIMITS, GOOD)] == [
+        ("accuracy", True, "accuracy is 0.9500, 0.9 or more"),
+        ("class recall", True, "the share recognised of class 1 is 0.9000, 0.8 or more"),
+        ("calibration", True, "calibration error is 0.0200, 0.03 or less"),
+        ("speed", True, "microseconds an image is 30.0, 1000 or less"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "text"),
+    [
+        ({"accuracy": 0.8999}, "accuracy", "accuracy is 0.8999, below the least of 0.9"),
+        (
+            {"recall": (0.95, 0.9, None, 0.7999, *[0.99] * 6)},
+            "class recall",
+            "the share recognised of class 3 is 0.7999, below the least of 0.8",
+        ),
+        ({"calibration_error": 0.0301}, "calibration", "calibration error is 0.0301, over the most of 0.03"),
+        ({"image_microseconds": 1000.1}, "speed", "microseconds an image is 1000.1, over the most of 1000"),
+    ],
+)
+def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
+    assert failed(replace(GOOD, **change)) == {check: text}
+
+
+def test_exactly_at_every_limit_passes():
+    edge = replace(GOOD, accuracy=0.9, recall=(0.8,) * 10, calibration_error=0.03, image_microseconds=1000.0)
+    assert failed(edge) == {}
+
+
+def test_the_limits_are_those_of_the_settings(monkeypatch):
+    for name, value in (
+        ("MIN_ACCURACY", "0.5"),
+        ("MIN_CLASS_RECALL", "0.4"),
+        ("SIGNIFICANCE", "0.2"),
+        ("MAX_CALIBRATION_ERROR", "0.1"),
+        ("MAX_IMAGE_MICROSECONDS", "70"),
+    ):
+        monkeypatch.setenv(f"LABELMILL_GATE_{name}", value)
+    assert Settings.load().gate_limits == GateLimits(0.5, 0.4, 0.2, 0.1, 70)
