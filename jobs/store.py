@@ -83,6 +83,11 @@ class Store:
         with suppress(FileNotFoundError), self._reached("cleaned"):
             self._fs.rm(f"{self._root}/{key}", recursive=True)
 
+    def remove(self, key: str) -> None:
+        """Removes what `put` kept, if it is there. Raises Unavailable."""
+        with suppress(FileNotFoundError), self._reached("cleaned"):
+            self._fs.rm_file(f"{self._root}/{key}")
+
     @contextmanager
     def _reached(self, what: str) -> Iterator[None]:
         """Around what somebody else's code does: lets a missing file through, and makes all else Unavailable.

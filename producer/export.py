@@ -55,23 +55,23 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """Aligned columns for people. The first page of rows sets the widths; what is longer sticks out."""
     pages = _pages(predictions)
     page = next(pages, [])
-    width = max([4, *(len(_printable(prediction.name)) for prediction in page)])
+    width = max([4, *(len(printable(prediction.name)) for prediction in page)])
     out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
     count = 0
     while page:
         for prediction in page:
             if prediction.error is not None:
                 reason = f"{prediction.error}: {prediction.detail}" if prediction.detail else prediction.error
-                outcome = f"{'-':<12}  {_printable(reason)}"
+                outcome = f"{'-':<12}  {printable(reason)}"
             else:
                 outcome = f"{prediction.label:<12}  {prediction.confidence:.4f}"
-            out.write(f"{prediction.index:>8}  {_printable(prediction.name):<{width}}  {outcome}\n")
+            out.write(f"{prediction.index:>8}  {printable(prediction.name):<{width}}  {outcome}\n")
         count += len(page)
         page = next(pages, [])
     return count
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Control characters written out: a name must not move the cursor of whoever looks at it."""
     if text.isprintable():
         return text

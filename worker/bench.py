@@ -6,12 +6,16 @@ the parent hangs or corrupts.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from jobs.errors import ModelRefused
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, get_model
 from jobs.references import Roots
@@ -21,6 +25,8 @@ from jobs.store import Store
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
+
+logger = logging.getLogger(__name__)
 
 #: Models kept loaded: the champion, the one before it, and one to compare them with.
 MODELS_KEPT: Final = 3
@@ -42,6 +48,7 @@ class Bench:
         self.owner = owner_name(os.getpid())
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
+        self._refused: set[str] = set()
 
     def classifier(self, model_id: str) -> Classifier:
         """The model, loaded and warm. Raises ModelRefused, NotFound, Unavailable."""
@@ -62,6 +69,23 @@ class Bench:
         if len(self._classifiers) > MODELS_KEPT:
             self._classifiers.popitem(last=False)
         return classifier
+
+    def challenger(self, model_id: str) -> Classifier | None:
+        """The model, loaded and warm; None, and a line in the log, where it is not to be had. One that is
+        refused is not tried again by this process: loading takes its time. Raises nothing but what is the
+        chunk's own: its time is up.
+        """
+        if model_id in self._refused:
+            return None
+        try:
+            return self.classifier(model_id)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # no job may fail by a model that is only tried
+            logger.warning("challenger %s cannot be used: %s", model_id, str(error) or repr(error))
+            if isinstance(error, ModelRefused):
+                self._refused.add(model_id)
+            return None
 
     def warm_up(self) -> None:
         """Loads the champion, if there is one, so that the first chunk need not wait for it."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunk
+from jobs.ledger.shadows import Shadowed, record_shadowed
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import storable
+
+#: Confidences are stored with this many digits after the point; a float32 holds no more.
+CONFIDENCE_DIGITS: Final = 7
 
 
 class Outcome(NamedTuple):
@@ -29,8 +33,11 @@ _COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
 _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
 
 
-def record_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
-    """Ends the claim with one outcome an image, in the chunk's order.
+def record_outcomes(
+    connection: Connection, claim: Claim, outcomes: Sequence[Outcome], shadowed: Shadowed | None = None
+) -> None:
+    """Ends the claim with one outcome an image, in the chunk's order, and with what a challenger said of them
+    where one has seen them.
 
     Raises LeaseLost where the claim is somebody else's by now; the transaction must then roll back, which
     takes everything written here with it. Raises ValueError where outcomes are missing or too many.
@@ -40,6 +47,8 @@ def record_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Out
     # The fence comes first: it locks the chunk's row, so that nobody can claim it while rows are written.
     finish_chunk(connection, claim)
     _insert(connection, claim, outcomes)
+    if shadowed is not None:
+        record_shadowed(connection, claim, shadowed)
     failed = sum(outcome.error is not None for outcome in outcomes)
     # The hot row last: every worker of the job wants it, and it stays locked until the commit.
     job = connection.execute(

@@ -1,7 +1,8 @@
 """One chunk from its message to its rows: claim, read, decode, predict, record.
 
 The steps are told apart here; how a picture is decoded is in `worker.predicting.decode`, how a batch is
-predicted in `worker.predicting.classifier`, and what is written in `jobs.ledger.outcomes`.
+predicted in `worker.predicting.classifier`, and what is written in `jobs.ledger.outcomes`. A challenger may
+see the same batches, see `worker.predicting.shadow`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -29,16 +31,21 @@ from jobs.ledger.claims import (
     withdraw_claim,
 )
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, record_outcomes
+from jobs.ledger.shadows import Shadowed, find_challenger
 from jobs.limits import ImageLimits
 from jobs.payloads import Payload, read_payload
 from jobs.references import Reference, Roots
 from jobs.schema import JobState
 from worker.bench import Bench
 from worker.predicting.deadline import Deadline
+from worker.predicting.shadow import TIME_SHARE, Shadow
 
 if TYPE_CHECKING:
-    from worker.predicting.classifier import Classifier
+    import numpy as np
+    import numpy.typing as npt
+
+    from worker.predicting.classifier import Classifier, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +59,6 @@ _RENEW_SHARE: Final = 1 / 3
 #: seconds, and what was computed would have to be computed again.
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
-#: Confidences are stored with this many digits after the point; a float32 holds no more.
-_CONFIDENCE_DIGITS: Final = 7
-
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
     """Classifies the chunk if it is ours to take; gives back how many images were recorded, 0 if it was not.
@@ -63,10 +67,11 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
     back with its crash counted.
     """
-    claim = _claim(chunk_id, bench)
-    if claim is None:
+    claimed = _claim(chunk_id, bench)
+    if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
+    claim, challenger_id = claimed
     try:
         if must_split(claim):
             _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
@@ -74,8 +79,8 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
                 "chunk %s of %d images crashed (%s) and was split", chunk_id, claim.images, claim.error
             )
             return 0
-        outcomes = _outcomes(claim, bench)
-        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes))
+        outcomes, shadowed = _outcomes(claim, challenger_id, bench)
+        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes, shadowed))
     except LeaseLost:
         logger.warning("chunk %s was taken over by somebody else; nothing of ours was recorded", chunk_id)
         return 0
@@ -112,18 +117,21 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     return len(outcomes)
 
 
-def _claim(chunk_id: str, bench: Bench) -> Claim | None:
-    """Raises Unavailable."""
+def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
+    """The claim, and the challenger that is to see the chunk, if one is. Raises Unavailable."""
     token = new_id()
     try:
         with bench.ledger.transaction() as connection:
-            return claim_chunk(
+            claim = claim_chunk(
                 connection,
                 chunk_id,
                 lease_seconds=bench.settings.lease_seconds,
                 owner=bench.owner,
                 token=token,
             )
+            if claim is None:
+                return None
+            return claim, find_challenger(connection, claim, share=bench.settings.shadow_share)
     except Unavailable:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
         with suppress(Unavailable), bench.ledger.transaction() as connection:
@@ -131,20 +139,34 @@ def _claim(chunk_id: str, bench: Bench) -> Claim | None:
         raise
 
 
-def _outcomes(claim: Claim, bench: Bench) -> list[Outcome]:
+def _outcomes(claim: Claim, challenger_id: str | None, bench: Bench) -> tuple[list[Outcome], Shadowed | None]:
     payload = read_payload(
         bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
     )
     if must_give_up(claim):
-        return [outcome_of_the_lone(claim, payload.names[0])]
-    return classify_payload(
+        return [outcome_of_the_lone(claim, payload.names[0])], None
+    classifier = bench.classifier(claim.model_id)
+    classify = partial(
+        classify_payload,
         payload,
-        bench.classifier(claim.model_id),
+        classifier,
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
         between_images=_looking(bench, claim),
     )
+    shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
+    if shadow is None:
+        return classify(), None
+    return classify(after_batch=shadow.see), shadow.result()
+
+
+def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Bench) -> Shadow | None:
+    challenger = bench.challenger(challenger_id)
+    if challenger is None:
+        return None
+    seconds = bench.settings.soft_time_limit * TIME_SHARE
+    return Shadow(challenger_id, challenger, classifier, first_index=claim.first_index, seconds=seconds)
 
 
 def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) -> None:
@@ -187,9 +209,11 @@ def classify_payload(
     limits: ImageLimits,
     image_seconds: float,
     between_images: Callable[[], None] = lambda: None,
+    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
-    batch to the next one, so that the model always sees full batches but for the last.
+    batch to the next one, so that the model always sees full batches but for the last. `after_batch` gets the
+    pixels of each, the places of its images, and the answers.
 
     To be called from the main thread. Raises Unavailable where a referenced image's store is away.
     """
@@ -206,13 +230,14 @@ def classify_payload(
     def predict() -> None:
         found = classifier.predict(pixels[: len(places)])
         labels = found.class_index.tolist()
-        confidences = found.confidence.astype("float64").round(_CONFIDENCE_DIGITS).tolist()
+        confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
         for place, label, confidence in zip(places, labels, confidences, strict=True):
             name = payload.names[place]
             if label < 0:
                 outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "no probability came out")
             else:
                 outcomes[place] = Outcome(name, classifier.classes[label], confidence)
+        after_batch(pixels[: len(places)], places, found)
         places.clear()
 
     with Deadline(image_seconds) as deadline:

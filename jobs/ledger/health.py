@@ -1,0 +1,158 @@
+"""How a model does since it was evaluated: what people say of its predictions, and whether images changed.
+
+Only what is near: its latest finished jobs, and of a large job a sample that is spread over all of it,
+because images come in the order of their folders. Each job costs one statement, by ranges of the predictions'
+primary key, so that looking costs the same whatever the ledger holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.drift import MIN_IMAGES, Drift, Shift
+from jobs.errors import NotFound
+from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.ledger.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.evaluations import find_evaluation
+from jobs.ledger.models import find_champion, get_model
+from jobs.schema import FINISHED, db_now, jobs, predictions
+
+#: Which jobs count as recent.
+RECENT_JOBS: Final = 20
+RECENT_DAYS: Final = 30
+
+#: Images of one job that are counted. Of a job with more: so many slices of equal size, evenly spread.
+SAMPLE_IMAGES: Final = 50_000
+_SLICES: Final = 50
+
+_DAY_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of a model in use."""
+
+    model: str
+    accuracy: float | None  # by its evaluation, 0 to 1
+    live: LiveAccuracy
+    jobs: int  # recent ones
+    images: int  # of them, with a label, that were counted
+    #: None where the model was never evaluated: there is nothing to compare with.
+    labels: Shift | None
+    confidences: Shift | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to worry about, a sentence each."""
+        return [
+            _WARNINGS[shift.drift].format(what=what, index=shift.index)
+            for what, shift in (("labels", self.labels), ("confidences", self.confidences))
+            if shift is not None and shift.drift in _WARNINGS
+        ]
+
+    @property
+    def unknown(self) -> str | None:
+        """Why it cannot be told whether the images are still the same; None where it can."""
+        if self.labels is None:
+            return f"Model {self.model} was never evaluated, so there is nothing to compare its jobs with."
+        if Drift.UNKNOWN in (self.labels.drift, self.confidences and self.confidences.drift):
+            evaluated = sum(self.labels.expected)
+            return (
+                f"{self.images:,} images in the jobs of the last {RECENT_DAYS} days, {evaluated:,} in the "
+                f"evaluation: it takes {MIN_IMAGES} of each to tell whether they are of the same kind."
+            )
+        return None
+
+
+_WARNINGS: Final = {
+    Drift.MOVED: "The mix of {what} has moved (index {index:.2f}): recent images are not quite those the "
+    "model was evaluated on.",
+    Drift.DRIFTED: "The mix of {what} has drifted (index {index:.2f}): recent images are not those the model "
+    "was evaluated on, and its accuracy may be another.",
+}
+
+
+def model_health(connection: Connection, model_id: str | None = None) -> Health:
+    """How the model does, or the champion. Raises NotFound."""
+    model = find_champion(connection) if model_id is None else get_model(connection, model_id)
+    if model is None:
+        raise NotFound("There is no champion yet: `labelmill train` makes one.")
+    stored = find_evaluation(connection, model.id)
+    recent = _recent_jobs(connection, model.id)
+    labels: Counter[str] = Counter()
+    confidences: Counter[int] = Counter()
+    for job_id, total in recent:
+        for label, place, count in connection.execute(_mix_of(job_id, total)):
+            labels[label] += count
+            confidences[place] += count
+    return Health(
+        model=model.id,
+        accuracy=stored.evaluation.accuracy if stored else model.accuracy,
+        live=live_accuracy(connection, model.id),
+        jobs=len(recent),
+        images=labels.total(),
+        labels=_label_shift(stored.evaluation, labels) if stored else None,
+        confidences=_confidence_shift(stored.evaluation, confidences) if stored else None,
+    )
+
+
+def _recent_jobs(connection: Connection, model_id: str) -> list[tuple[str, int]]:
+    """The ids of the model's latest finished jobs, and how many images each has."""
+    query = (
+        sa.select(jobs.c.id, jobs.c.total)
+        .where(
+            jobs.c.model_id == model_id,
+            jobs.c.state.in_(FINISHED),
+            jobs.c.finished_at > db_now(-RECENT_DAYS * _DAY_SECONDS),
+        )
+        .order_by(jobs.c.finished_at.desc(), jobs.c.id.desc())
+        .limit(RECENT_JOBS)
+    )
+    return [(job_id, total) for job_id, total in connection.execute(query)]
+
+
+def _mix_of(job_id: str, total: int) -> sa.Select[Any]:
+    """How many of the job's images have each label, and a confidence in each bin."""
+    columns = predictions.c
+    slices = [
+        sa.select(columns.label, columns.confidence).where(
+            columns.job_id == job_id,
+            columns.index >= each.start,
+            columns.index < each.stop,
+            columns.label.is_not(None),
+        )
+        for each in _sampled(total)
+    ]
+    sample = sa.union_all(*slices).subquery()
+    bins = [
+        (sample.c.confidence < sa.cast(edge, sa.REAL), place)
+        for place, edge in enumerate(CONFIDENCE_EDGES[1:-1])
+    ]
+    place = sa.case(*bins, else_=len(CONFIDENCE_EDGES) - 2).label("place")
+    return sa.select(sample.c.label, place, sa.func.count()).group_by(sample.c.label, place)
+
+
+def _sampled(total: int) -> list[range]:
+    """Which indices of a job with so many images are counted."""
+    if total <= SAMPLE_IMAGES:
+        return [range(total)]
+    size = SAMPLE_IMAGES // _SLICES
+    starts = [number * (total - size) // (_SLICES - 1) for number in range(_SLICES)]
+    return [range(start, start + size) for start in starts]
+
+
+def _label_shift(evaluation: Evaluation, labels: Counter[str]) -> Shift:
+    classes = evaluation.classes
+    return Shift(classes, evaluation.label_histogram, tuple(labels[each] for each in classes))
+
+
+def _confidence_shift(evaluation: Evaluation, confidences: Counter[int]) -> Shift:
+    bins = [f"{low:g} to {high:g}" for low, high in pairwise(CONFIDENCE_EDGES)]
+    now = tuple(confidences[place] for place in range(len(bins)))
+    return Shift(tuple(bins), evaluation.confidence_histogram, now)

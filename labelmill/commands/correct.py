@@ -1,0 +1,115 @@
+"""`labelmill correct`: what an image really is, by a person."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from jobs.errors import UserError
+from jobs.ledger.corrections import Correction
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, say, tells_errors, time_words
+from producer.export import printable
+
+app = typer.Typer(add_completion=False)
+
+_USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, or --list."
+
+
+@app.command(
+    epilog=examples(
+        "labelmill correct 06h0w9bn8nhmhrcd 17 7",
+        "labelmill correct 06h0w9bn8nhmhrcd 17 --undo",
+        "labelmill correct --from corrections.csv",
+        "labelmill correct --list --json",
+    )
+)
+@tells_errors
+def correct(
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
+    index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's, from 0.")] = None,
+    label: Annotated[str | None, typer.Argument(metavar="LABEL", help="What it is.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the correction of this image back.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Corrections by the file: CSV with the columns job, index and label, JSON lines where its "
+            "name ends in .jsonl; - is CSV on stdin.",
+        ),
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List all corrections, the latest first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """Say what an image really is. It joins the training images of the next retraining.
+
+    A copy of the image is kept for that, also when the job is purged. A label that is the prediction's own
+    confirms it. Of a file, all rows are stored, or none where one is wrong.
+    """
+    one = job is not None and index is not None
+    with Client() as client:
+        if one and not list_all and source is None and undo == (label is None):
+            assert job is not None  # noqa: S101 -- tells the type checker
+            assert index is not None  # noqa: S101
+            _one(client, job, index, label, as_json=as_json)
+        elif job is not None or undo or list_all == (source is not None):
+            raise UserError(_USAGE)
+        elif source is not None:
+            _file(client, source, as_json=as_json)
+        else:
+            _list(client.corrections(), as_json=as_json)
+
+
+def _one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
+    if label is None:
+        found = client.undo_correction(job, index)
+        say(f"image {index} of job {job} ({printable(found.name)}) is {found.label} no more")
+    else:
+        found = client.correct(job, index, label)
+        say(f"image {index} of job {job} ({printable(found.name)}) is {label}, {_taken_for(found)}")
+    if as_json:
+        print_json(asdict(found))
+
+
+def _taken_for(correction: Correction) -> str:
+    if correction.predicted is None:
+        return "and had an error"
+    if correction.predicted == correction.label:
+        return "as it was classified"
+    return f"and was taken for {correction.predicted}"
+
+
+def _file(client: Client, source: Path, *, as_json: bool) -> None:
+    try:
+        with nullcontext(sys.stdin) if str(source) == "-" else _opened(source) as file:
+            stored = client.correct_from(file, jsonl=source.suffix == ".jsonl")
+    except UnicodeDecodeError:
+        raise UserError(f"{source} is not UTF-8.") from None
+    say(f"{len(stored):,} corrections stored")
+    if as_json:
+        print_json([asdict(each) for each in stored])
+
+
+def _opened(source: Path) -> TextIO:
+    try:
+        return source.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+
+
+def _list(found: list[Correction], *, as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    print_data(f"{'job':<18}{'index':>9}  {'label':<12}{'taken for':<12}{'model':<18}{'corrected':<27}name")
+    for each in found:
+        print_data(
+            f"{each.job_id:<18}{each.index:>9}  {each.label:<12}{each.predicted or '-':<12}"
+            f"{each.model_id:<18}{time_words(each.created_at):<27}{printable(each.name)}"
+        )

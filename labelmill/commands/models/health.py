@@ -1,0 +1,97 @@
+"""`labelmill models health`: how a model does since it was evaluated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from jobs.drift import Shift
+from jobs.ledger.health import RECENT_DAYS, Health
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, tells_errors
+
+app = typer.Typer(add_completion=False)
+
+#: A bar for everything is as wide as this.
+_BAR_WIDTH: Final = 40
+
+
+@app.command(epilog=examples("labelmill models health", "labelmill models health MODEL --json"))
+@tells_errors
+def health(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show how a model does since it was evaluated: how often it was right by what people corrected, and
+    whether labels and confidences are still spread as they were.
+    """
+    with Client() as client:
+        found = client.health(model)
+    if as_json:
+        print_json(_to_json(found))
+    else:
+        print_data("\n".join(_for_people(found)))
+
+
+def _to_json(health: Health) -> dict[str, Any]:
+    return {
+        "model": health.model,
+        "accuracy": health.accuracy,
+        "live_accuracy": health.live.accuracy,
+        "right": health.live.right,
+        "labelled": health.live.labelled,
+        "jobs": health.jobs,
+        "images": health.images,
+        "labels": _shift_to_json(health.labels),
+        "confidences": _shift_to_json(health.confidences),
+        "warnings": health.warnings,
+    }
+
+
+def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
+    if shift is None:
+        return None
+    groups = zip(shift.groups, shift.expected, shift.actual, strict=True)
+    return {
+        "index": shift.index,
+        "drift": shift.drift,
+        "groups": [{"group": group, "expected": then, "actual": now} for group, then, now in groups],
+    }
+
+
+def _for_people(health: Health) -> list[str]:
+    live = health.live
+    said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
+    lines = [
+        f"{'model':<16}{health.model}",
+        f"{'accuracy':<16}{'-' if health.accuracy is None else f'{health.accuracy:.4f}'}",
+        f"{'live accuracy':<16}{said}, {live.right:,} right of {live.labelled:,} labelled",
+        f"{'recent':<16}{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days",
+    ]
+    if health.unknown is not None:
+        return [*lines, "", health.unknown]
+    for what, shift in (("labels", health.labels), ("confidences", health.confidences)):
+        if shift is not None:
+            lines += [
+                "",
+                f"{what}: {shift.drift}, population stability index {shift.index:.3f}",
+                *_bars(shift),
+            ]
+    return [*lines, "", *(health.warnings or ["Recent images are what the model was evaluated on."])]
+
+
+def _bars(shift: Shift) -> list[str]:
+    """Two bars a group: its share of the evaluation's images, and of the recent ones."""
+    width = max(map(len, shift.groups))
+    lines = []
+    for group, then, now in zip(shift.groups, shift.expected, shift.actual, strict=True):
+        lines.append(f"  {group:<{width}}  then {_bar(then / sum(shift.expected))}")
+        lines.append(f"  {'':<{width}}  now  {_bar(now / sum(shift.actual))}")
+    return lines
+
+
+def _bar(share: float) -> str:
+    return f"{100 * share:5.1f} % {'#' * round(share * _BAR_WIDTH)}".rstrip()

@@ -1,0 +1,73 @@
+"""`labelmill models shadow`: a challenger that classifies beside the champion, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.ledger.shadows import Comparison, Disagreed
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, say, tells_errors
+from producer.export import printable
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill models shadow 06h0w4r0rf0dkckt", "labelmill models shadow", "labelmill models shadow --off"
+    )
+)
+@tells_errors
+def shadow(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The challenger; left out: say what came of it.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Let the challenger go.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many disagreements at the most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Let a challenger classify a share of the chunks as well, or show where it disagrees.
+
+    Its labels go nowhere else, and nothing that becomes of it costs an image its own.
+    """
+    if off and model is not None:
+        raise UserError("Say MODEL or --off, not both.")
+    with Client() as client:
+        if off:
+            client.end_shadow()
+            say("no model is in the shadow now")
+            return
+        if model is not None:
+            client.begin_shadow(model)
+            share = client.settings.shadow_share
+            say(
+                f"model {model} sees {100 * share:.6g} % of the chunks from now on, by LABELMILL_SHADOW_SHARE"
+            )
+        comparison, disagreed = client.shadow(limit=limit)
+    if as_json:
+        print_json(
+            asdict(comparison)
+            | {"share": comparison.share, "first_disagreements": [asdict(each) for each in disagreed]}
+        )
+    else:
+        _for_people(comparison, disagreed)
+
+
+def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
+    share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
+    print_data(f"{'challenger':<16}{comparison.model}")
+    print_data(f"{'chunks':<16}{comparison.chunks:,}")
+    print_data(f"{'images':<16}{comparison.images:,}")
+    print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
+    if not disagreed:
+        return
+    width = max(4, *(len(printable(each.name)) for each in disagreed))
+    print_data(f"\n{'job':<18}{'index':>9}  {'name':<{width}}  {'label':<20}challenger")
+    for each in disagreed:
+        ours = f"{each.label} {each.confidence:.4f}"
+        theirs = f"{each.challenger_label} {each.challenger_confidence:.4f}"
+        print_data(f"{each.job:<18}{each.index:>9}  {printable(each.name):<{width}}  {ours:<20}{theirs}")

@@ -1,0 +1,350 @@
+"""Making corrections: which image is meant, whether the label is one, and a copy of the image's bytes.
+
+One at a time, or a file of them, of which all are stored or none. The copies go into the store before the
+rows that name them (`jobs.ledger.corrections`); each payload is read once, however many of its images are
+corrected.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, PayloadDamaged, Unavailable, UserError
+from jobs.ids import is_id
+from jobs.ledger import Ledger
+from jobs.ledger.corrections import (
+    Correction,
+    FinishedChunk,
+    NewCorrection,
+    chunk_of,
+    correction_key,
+    find_corrections,
+    outcomes_of,
+    remove_correction,
+    save_corrections,
+    without_correction,
+)
+from jobs.ledger.models import get_model
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.payloads import Content, read_payload
+from jobs.references import Reference, Roots
+from jobs.settings import Settings
+from jobs.store import Store
+
+#: What a row of a file says; other columns are passed over.
+COLUMNS: Final = ("job", "index", "label")
+
+#: Images with these have stopped a worker, and would stop the trainer.
+_DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
+
+#: The highest number that the ledger can hold.
+_MAX_INDEX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Wish:
+    """What somebody says of an image."""
+
+    job_id: str
+    index: int
+    label: str
+    line: int = 0  # of the file that says it, from 1
+
+
+class Corrector:
+    """Stores corrections, and takes them back."""
+
+    def __init__(self, ledger: Ledger, store: Store, settings: Settings) -> None:
+        """Raises SettingsError where a root for references is none."""
+        self._ledger = ledger
+        self._store = store
+        self._roots = Roots(settings.reference_roots)
+        self._max_bytes = settings.max_image_bytes
+
+    def correct(self, wish: Wish) -> Correction:
+        """Stores one; of an image that has one, the new label. Raises NotFound where there is no such image,
+        or no outcome of it yet; UserError where the label is no class of the job's model; Conflict where the
+        image is not to be had any more, or not to be touched again; Unavailable.
+        """
+        with self._batch() as batch:
+            batch.look_up([wish])
+            for error in batch.problems.values():
+                raise error
+            return batch.save()[0]
+
+    def correct_from(self, lines: Iterable[str], *, jsonl: bool) -> list[Correction]:
+        """Stores what the lines say, CSV with a header or a JSON object a line: all of it, or nothing.
+
+        Raises UserError with a line for each row that is wrong; Unavailable.
+        """
+        wishes: dict[tuple[str, int], Wish] = {}
+        with self._batch() as batch:
+            for line, row in _objects(lines) if jsonl else _rows(lines):
+                try:
+                    wish = _to_wish(row, line)
+                    first = wishes.setdefault((wish.job_id, wish.index), wish)
+                    if first.label != wish.label:
+                        raise UserError(f"it says {wish.label!r}, and line {first.line} {first.label!r}.")
+                except UserError as error:
+                    batch.problems[line] = error
+            batch.look_up(list(wishes.values()))
+            if batch.problems:
+                raise UserError(_all_that_is_wrong(batch.problems))
+            return batch.save()
+
+    def undo(self, job_id: str, index: int) -> Correction:
+        """Takes a correction back, and removes the copy of the image's bytes unless another correction is
+        about the same. Raises NotFound, Unavailable.
+        """
+        found = None
+        if is_id(job_id) and 0 <= index <= _MAX_INDEX:
+            with self._ledger.transaction() as connection:
+                found = remove_correction(connection, job_id, index)
+        if found is None:
+            raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
+        _remove_copies(self._ledger, self._store, [found.image_sha256])
+        return found
+
+    @contextmanager
+    def _batch(self) -> Iterator[_Batch]:
+        batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes)
+        try:
+            yield batch
+        except BaseException:
+            # No copy may stay for nothing: whose image it is may not want that.
+            with suppress(Unavailable):
+                _remove_copies(self._ledger, self._store, batch.copied)
+            raise
+
+
+class _Batch:
+    """Corrections on their way: what they will be, or what is wrong with them."""
+
+    def __init__(self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int) -> None:
+        self.problems: dict[int, UserError] = {}  # by the line
+        self.copied: list[str] = []
+        self._made: list[NewCorrection] = []
+        self._ledger = ledger
+        self._store = store
+        self._roots = roots
+        self._max_bytes = max_bytes
+        self._classes: dict[str, tuple[str, ...]] = {}
+
+    def look_up(self, wishes: list[Wish]) -> None:
+        """Finds the images, and copies those of which there is no copy yet. Raises Unavailable."""
+        for job_id, of_job in groupby(sorted(wishes), key=lambda wish: wish.job_id):
+            wishes_of_job = list(of_job)
+            copying: list[_Copying] = []
+            with self._noting(*wishes_of_job), self._ledger.reading() as connection:
+                copying = self._look_up_job(connection, job_id, wishes_of_job)
+            for each in copying:
+                self._copy(each)
+
+    def save(self) -> list[Correction]:
+        """Stores the rows. Raises Unavailable."""
+        with self._ledger.transaction() as connection:
+            return save_corrections(connection, self._made)
+
+    @contextmanager
+    def _noting(self, *wishes: Wish) -> Iterator[None]:
+        """What is wrong with these stays theirs."""
+        try:
+            yield
+        except UserError as error:
+            self.problems |= {wish.line: error for wish in wishes}
+
+    def _look_up_job(self, connection: Connection, job_id: str, wishes: list[Wish]) -> list[_Copying]:
+        """What has to be copied, by chunk; what was copied before is ready. In the order of the images."""
+        if not is_id(job_id):
+            raise _no_job(job_id)
+        indices = [wish.index for wish in wishes if 0 <= wish.index <= _MAX_INDEX]
+        # Asked first: a job that was purged as a whole has its corrections still.
+        before = find_corrections(connection, job_id, indices)
+        for wish in wishes:
+            if wish.index in before:
+                with self._noting(wish):
+                    self._check_label(connection, wish, before[wish.index].model_id)
+                    self._made.append(replace(before[wish.index], label=wish.label))
+        new = [wish for wish in wishes if wish.index not in before]
+        with self._noting(*new):
+            return self._look_up_new(connection, job_id, new) if new else []
+        return []
+
+    def _look_up_new(self, connection: Connection, job_id: str, wishes: list[Wish]) -> list[_Copying]:
+        """Raises NotFound where there is no such job."""
+        found: list[_Copying] = []
+        status = job_status(connection, job_id)
+        indices = [wish.index for wish in wishes if 0 <= wish.index < status.total]
+        outcomes = outcomes_of(connection, job_id, indices)
+        for wish in wishes:
+            with self._noting(wish):
+                correction = self._correction(connection, wish, status, outcomes.get(wish.index))
+                if not found or wish.index >= found[-1].chunk.first_index + found[-1].chunk.images:
+                    found.append(_Copying(_chunk(connection, wish), []))
+                found[-1].images.append((wish, correction))
+        return found
+
+    def _correction(
+        self, connection: Connection, wish: Wish, status: JobStatus, outcome: Outcome | None
+    ) -> NewCorrection:
+        """What is to be stored, but for the hash of the image's bytes. Raises UserError."""
+        if outcome is None:
+            raise NotFound(
+                f"Image {wish.index} of job {status.id} has no outcome."
+                if 0 <= wish.index < status.total
+                else f"Job {status.id} has no image {wish.index}: it has {status.total:,}, counted from 0."
+            )
+        self._check_label(connection, wish, status.model)
+        if outcome.error in _DANGEROUS:
+            raise Conflict(
+                f"Image {wish.index} of job {status.id} stopped its worker ({outcome.error}): it would stop "
+                "the trainer, too."
+            )
+        if status.purged_at is not None:
+            raise Conflict(
+                f"The images of job {status.id} were purged on {status.purged_at:%Y-%m-%d}: there is nothing "
+                "left to learn from."
+            )
+        return NewCorrection(
+            job_id=status.id,
+            index=wish.index,
+            name=outcome.name,
+            label=wish.label,
+            predicted=outcome.label,
+            confidence=outcome.confidence,
+            model_id=status.model,
+            image_sha256="",
+        )
+
+    def _check_label(self, connection: Connection, wish: Wish, model_id: str) -> None:
+        """Raises UserError."""
+        if model_id not in self._classes:
+            self._classes[model_id] = get_model(connection, model_id).classes
+        classes = self._classes[model_id]
+        if wish.label not in classes:
+            raise UserError(
+                f"{wish.label!r} is no class of model {model_id}; its classes are {', '.join(classes)}."
+            )
+
+    def _copy(self, copying: _Copying) -> None:
+        """Copies the images of one chunk into the store. Raises Unavailable."""
+        chunk, images = copying
+        with self._noting(*(wish for wish, _ in images)):
+            contents = self._contents(chunk)
+            for wish, correction in images:
+                with self._noting(wish):
+                    data = self._read(wish, contents[wish.index - chunk.first_index])
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    self.copied.append(sha256)
+                    self._store.put(correction_key(sha256), data)
+                    self._made.append(replace(correction, image_sha256=sha256))
+
+    def _contents(self, chunk: FinishedChunk) -> list[Content]:
+        try:
+            return read_payload(
+                self._store,
+                chunk.payload,
+                chunk.payload_sha256,
+                offset=chunk.payload_offset,
+                images=chunk.images,
+            ).contents
+        except PayloadDamaged as error:
+            raise Conflict(str(error)) from None
+
+    def _read(self, wish: Wish, content: Content) -> bytes:
+        """Raises Conflict, Unavailable."""
+        try:
+            if isinstance(content, Reference):
+                return self._roots.read(content, max_bytes=self._max_bytes)
+        except ImageError as error:
+            content = error
+        if isinstance(content, ImageError):
+            raise Conflict(
+                f"Image {wish.index} of job {wish.job_id} cannot be read ({content.code}): there is "
+                "nothing to learn from."
+            )
+        return content
+
+
+class _Copying(NamedTuple):
+    """Images of one chunk, with what is to be stored of them."""
+
+    chunk: FinishedChunk
+    images: list[tuple[Wish, NewCorrection]]
+
+
+def _chunk(connection: Connection, wish: Wish) -> FinishedChunk:
+    chunk = chunk_of(connection, wish.job_id, wish.index)
+    if chunk is None:  # its job is being purged at this moment
+        raise _no_job(wish.job_id)
+    return chunk
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
+
+
+def _remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:
+    """Removes copies that no correction needs. Raises Unavailable."""
+    with ledger.reading() as connection:
+        for sha256 in without_correction(connection, dict.fromkeys(image_sha256s)):
+            store.remove(correction_key(sha256))
+
+
+# ---- files of corrections -----------------------------------------------------------------------------
+
+
+def _rows(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """The rows of CSV with the number of the line each ends in. Raises UserError where no header names the
+    columns.
+    """
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        missing = set(COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"The first line must name the columns {', '.join(COLUMNS)}.")
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        yield reader.reader.line_num, UserError(f"it is not CSV: {error}.")
+
+
+def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """The objects of JSON lines with the number of each line; empty lines are passed over."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                yield number, UserError(f"it is not JSON: {error}.")
+            else:
+                yield number, value if isinstance(value, dict) else UserError("it is no JSON object.")
+
+
+def _to_wish(row: dict[str, Any] | UserError, line: int) -> Wish:
+    """Raises UserError."""
+    if isinstance(row, UserError):
+        raise row
+    missing = [column for column in COLUMNS if row.get(column) in (None, "")]
+    if missing:
+        raise UserError(f"it has no {' and no '.join(missing)}.")
+    job, index, label = (str(row[column]) for column in COLUMNS)
+    if not (index.isascii() and index.isdigit() and len(index) <= len(str(_MAX_INDEX))):
+        raise UserError(f"its index is {index!r}, not a number from 0.")
+    return Wish(job, int(index), label, line)
+
+
+def _all_that_is_wrong(problems: dict[int, UserError]) -> str:
+    count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
+    lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
+    return "\n".join([f"{count}, and nothing is stored:", *lines])

@@ -1,0 +1,202 @@
+"""Correcting, health and shadow as a person types them: real commands, real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.model import MNIST_INPUT
+from jobs.registry import register_model
+from jobs.schema import chunks
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import Client
+from tests.console import Home, rows
+from worker.bench import Bench
+from worker.predicting.pipeline import classify_chunk
+
+#: How many images the job has.
+IMAGES = 30
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Two untrained models: not what they answer matters here."""
+    from worker.learning.training import build, save
+    from worker.predicting.runtime import keras
+
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    files = []
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)
+        save(build("mlp", MNIST_INPUT, 10), path)
+        files.append(path.read_bytes())
+    return files
+
+
+@pytest.fixture
+def home(short_folder: Path, model_files: list[bytes]) -> Home:
+    """A home with a champion, and a second model."""
+    home = Home(short_folder / "home", {"LABELMILL_SHADOW_SHARE": "1"})
+    settings = Settings.load(home=home.path)
+    with Client(settings) as client:
+        for data in model_files:
+            model = register_model(
+                client.ledger,
+                Store(settings.store),
+                data,
+                architecture="mlp",
+                classes=tuple("0123456789"),
+                input_spec=MNIST_INPUT,
+                accuracy=None,
+                metrics={},
+            )
+            if data is model_files[0]:
+                with client.ledger.transaction() as connection:
+                    point_alias(connection, CHAMPION, model.id)
+    return home
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of noise."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(IMAGES):
+        pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+def classified(home: Home, folder: Path) -> str:
+    """A job of the folder's images, classified by the code that a worker runs."""
+    job = home.ok("submit", folder).strip()
+    settings = Settings.load(home=home.path, shadow_share=1.0)
+    with Bench(settings, processes=1) as bench:
+        with bench.ledger.reading() as connection:
+            chunk_ids = list(connection.scalars(sa.select(chunks.c.id).where(chunks.c.job_id == job)))
+        assert sum(classify_chunk(chunk_id, bench) for chunk_id in chunk_ids) == IMAGES
+    return job
+
+
+def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_path: Path) -> None:
+    # given a job that was classified
+    job = classified(home, folder)
+    predicted = [row["label"] for row in rows(home.ok("predictions", job, "--format", "csv"))]
+    other = ["1" if label == "0" else "0" for label in predicted]
+
+    # when one image is corrected and another confirmed, then each is said in a line
+    done = home.run("correct", job, "0", other[0])
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"image 0 of job {job} ({folder}/00.png) is {other[0]}, and was taken for" in done.stderr
+    assert "as it was classified" in home.run("correct", job, "1", predicted[1]).stderr
+    assert home.json("correct", job, "2", other[2])["label"] == other[2]
+
+    # when more come by files, CSV and JSON lines and stdin
+    csv = tmp_path / "more.csv"
+    csv.write_text("\ufeffjob,index,label\n" + "".join(f"{job},{n},{other[n]}\n" for n in range(3, 10)))
+    assert "7 corrections stored" in home.run("correct", "--from", csv).stderr
+    lines = tmp_path / "more.jsonl"
+    lines.write_text(
+        "".join(json.dumps({"job": job, "index": n, "label": other[n]}) + "\n" for n in (10, 11))
+    )
+    assert len(home.json("correct", "--from", lines)) == 2
+    home.ok("correct", "--from", "-", stdin=f"index,job,label\n12,{job},{other[12]}\n")
+
+    # then all are listed, the latest first
+    listed = home.json("correct", "--list")
+    assert listed[0]["index"] == 12
+    assert {(each["index"], each["label"]) for each in listed} == {
+        (n, predicted[1] if n == 1 else other[n]) for n in range(13)
+    }
+    table = home.ok("correct", "--list").splitlines()
+    assert (len(table), table[1].split()[:4]) == (14, [job, "12", other[12], predicted[12]])
+
+    # and the health of the champion counts them
+    health = home.json("models", "health")
+    assert (health["right"], health["labelled"], health["images"]) == (1, 13, IMAGES)
+    assert health["live_accuracy"] == pytest.approx(1 / 13)
+    said = home.ok("models", "health")
+    assert "live accuracy   0.0769, 1 right of 13 labelled" in said
+    assert "was never evaluated" in said
+
+    # and one is taken back, with its copy, though the job was purged
+    home.ok("purge", "--payloads", "0")
+    copies = home.path / "store" / "corrections"
+    assert len(list(copies.iterdir())) == 13
+    assert f"is {other[0]} no more" in home.run("correct", job, "0", "--undo").stderr
+    assert len(list(copies.iterdir())) == len(home.json("correct", "--list")) == 12
+    done = home.run("correct", job, "0", other[0])
+    assert done.returncode == 2
+    assert "were purged on" in done.stderr
+
+
+def test_mistakes_are_told_and_store_nothing(home: Home, folder: Path, tmp_path: Path) -> None:
+    job = classified(home, folder)
+
+    # given a file with wrong rows, then all of them are told, and what is right beside them is not stored
+    path = tmp_path / "wrong.csv"
+    path.write_text(f"job,index,label\n{job},0,1\n{job},1,seven\n{job},99,1\n")
+    done = home.run("correct", "--from", path)
+    assert done.returncode == 2
+    assert "2 rows are wrong, and nothing is stored" in done.stderr
+    assert "line 3: 'seven' is no class" in done.stderr
+    assert "line 4: Job" in done.stderr
+    path.write_bytes(b"job,index,label\n\xff,1,1\n")
+    assert "is not UTF-8" in home.run("correct", "--from", path).stderr
+
+    # and so is what was typed wrong
+    for arguments, words in (
+        ((job, "0", "x"), "'x' is no class of model"),
+        ((job, "0"), "Say JOB INDEX LABEL"),
+        ((job, "0", "1", "--undo"), "Say JOB INDEX LABEL"),
+        ((job, "0", "1", "--list"), "Say JOB INDEX LABEL"),
+        ((job, "--from", path), "Say JOB INDEX LABEL"),
+        (("--list", "--from", path), "Say JOB INDEX LABEL"),
+        ((), "Say JOB INDEX LABEL"),
+        (("--undo",), "Say JOB INDEX LABEL"),
+        ((job, "0", "--undo"), "has no correction"),
+        (("--from", tmp_path / "none.csv"), "cannot be read: No such file or directory"),
+    ):
+        done = home.run("correct", *arguments)
+        assert done.returncode == 2, arguments
+        assert words in " ".join(done.stderr.split()), arguments
+        assert "Traceback" not in done.stderr
+    assert home.json("correct", "--list") == []
+
+
+def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: Path) -> None:
+    # given a second model, when it is put into the shadow
+    [challenger] = [each["id"] for each in home.json("models", "list") if not each["aliases"]]
+    done = home.run("models", "shadow", challenger)
+    assert done.returncode == 0, done.stderr
+    assert f"model {challenger} sees 100 % of the chunks" in done.stderr
+
+    # and a job is classified
+    job = classified(home, folder)
+
+    # then what it took for something else is shown, beside what the job has
+    found = home.json("models", "shadow", "--limit", "5")
+    assert (found["model"], found["chunks"], found["images"]) == (challenger, 1, IMAGES)
+    assert found["share"] == pytest.approx(found["disagreements"] / IMAGES)
+    labels = {int(row["index"]): row["label"] for row in rows(home.ok("predictions", job, "--format", "csv"))}
+    assert len(found["first_disagreements"]) == min(5, found["disagreements"]) > 0
+    for each in found["first_disagreements"]:
+        assert each["job"] == job
+        assert each["label"] == labels[each["index"]] != each["challenger_label"]
+    said = home.ok("models", "shadow")
+    assert f"images          {IMAGES}\n" in said
+    assert f"{found['first_disagreements'][0]['index']:02}.png" in said
+
+    # and when it is let go, it is gone
+    home.ok("models", "shadow", "--off")
+    done = home.run("models", "shadow")
+    assert done.returncode == 2
+    assert "No model is in the shadow" in done.stderr
+    assert home.run("models", "shadow", challenger, "--off").returncode == 2

@@ -1,0 +1,641 @@
+"""What people say an image is: found, checked, copied, stored; and what the next training makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+
+from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.corrections import correction_key, live_accuracy
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.outcomes import Outcome
+from jobs.limits import ImageLimits
+from jobs.model import MNIST_INPUT
+from jobs.payloads import payload_folder
+from jobs.references import Roots
+from jobs.schema import chunks, corrections, db_now, jobs
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import correcting
+from labelmill.client import Client
+from labelmill.correcting import Corrector, Wish
+from labelmill.purging import Purge
+from producer.sources import SourceImage, Sources
+from producer.sources.image import failed
+from producer.submit import submit
+from tests.conftest import Job
+from worker.learning.corrections import add_corrections
+from worker.learning.mnist import Mnist
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture
+def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+    """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
+
+    def submitted(images: int | Iterable[SourceImage], **options: Any) -> Job:
+        if isinstance(images, int):
+            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
+        job_id = submit(images, ledger=ledger, store=store, bell=bell, chunk_images=3, **options).job_id
+        return Job(job_id, chunks_of(ledger, job_id))
+
+    return submitted
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings) as client:
+        yield client
+
+
+def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
+    query = sa.select(
+        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
+    ).where(chunks.c.job_id == job_id)
+    with ledger.reading() as connection:
+        return [NewChunk(*row) for row in connection.execute(query.order_by(chunks.c.first_index))]
+
+
+def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None:
+    """Every image is a seven, but for those that get an error."""
+    for chunk in job.chunks:
+        indices = range(chunk.first_index, chunk.first_index + chunk.images)
+        worker.work(
+            chunk,
+            [
+                Outcome(f"{index}.png", None, None, errors[index])
+                if errors and index in errors
+                else Outcome(f"{index}.png", "7", 0.75)
+                for index in indices
+            ],
+        )
+
+
+def purge(ledger: Ledger, store: Store, *, jobs_too: bool = False) -> None:
+    """All payloads of finished jobs; or these jobs themselves."""
+    run = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
+    if jobs_too:
+        run.whole_jobs(days=-1)
+    run.payloads(days=-1)
+    run.strays()
+
+
+def copies(store: Store) -> set[str]:
+    """The names of the copies in the store."""
+    assert store.folder is not None
+    folder = store.folder / correction_key("")
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- one at a time ------------------------------------------------------------------------------------
+
+
+def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, submitted, worker, champion) -> None:
+    # given a finished job of three chunks, when an image in the middle is corrected
+    job = submitted(7)
+    finish(worker, job)
+    made = client.correct(job.id, 4, "1")
+
+    # then the row says what it is, what it was taken for and by whom
+    assert (made.job_id, made.index, made.name, made.label) == (job.id, 4, "4.png", "1")
+    assert (made.predicted, made.confidence, made.model_id) == ("7", 0.75, champion.id)
+    assert client.corrections() == [made]
+
+    # and the image's bytes are kept under their hash
+    assert made.image_sha256 == sha256(b"pixels 4")
+    assert store.get(correction_key(made.image_sha256)) == b"pixels 4"
+
+
+def test_correcting_again_replaces_the_label(client, submitted, worker) -> None:
+    job = submitted(1)
+    finish(worker, job)
+    first = client.correct(job.id, 0, "1")
+
+    second = client.correct(job.id, 0, "2")
+
+    assert client.corrections() == [second]
+    assert second == replace(first, label="2", created_at=second.created_at)
+    assert second.created_at >= first.created_at
+
+
+def test_undoing_removes_the_row_and_the_copy(client, store, submitted, worker) -> None:
+    # given two images with the same bytes, both corrected
+    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
+    finish(worker, job)
+    client.correct(job.id, 0, "1")
+    client.correct(job.id, 1, "2")
+
+    # when one is taken back, then the copy stays, as the other needs it
+    assert client.undo_correction(job.id, 0).label == "1"
+    assert copies(store) == {sha256(b"same")}
+
+    # when the other is, then it goes, and there is nothing left to take back
+    client.undo_correction(job.id, 1)
+    assert copies(store) == set()
+    assert client.corrections() == []
+    with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
+        client.undo_correction(job.id, 1)
+
+
+def test_an_image_with_an_error_can_be_corrected(client, store, submitted, worker) -> None:
+    job = submitted(2)
+    finish(worker, job, {1: ErrorCode.MODEL_ERROR})
+
+    made = client.correct(job.id, 1, "1")
+
+    assert (made.predicted, made.confidence) == (None, None)
+    assert copies(store) == {made.image_sha256}
+
+
+@pytest.mark.parametrize("code", [ErrorCode.QUARANTINED, ErrorCode.TIMEOUT])
+def test_what_stopped_a_worker_does_not_come_near_the_trainer(client, store, submitted, worker, code) -> None:
+    job = submitted(2)
+    finish(worker, job, {1: code})
+
+    with pytest.raises(Conflict, match=f"stopped its worker \\({code}\\)"):
+        client.correct(job.id, 1, "1")
+
+    assert copies(store) == set()
+
+
+def test_only_a_class_of_the_jobs_model_is_a_label(client, submitted, worker, champion) -> None:
+    job = submitted(1)
+    finish(worker, job)
+
+    with pytest.raises(UserError) as told:
+        client.correct(job.id, 0, "seven")
+    assert f"'seven' is no class of model {champion.id}" in str(told.value)
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in str(told.value)
+
+    # and neither where it has a correction already
+    client.correct(job.id, 0, "1")
+    with pytest.raises(UserError, match="'seven' is no class"):
+        client.correct(job.id, 0, "seven")
+    assert [each.label for each in client.corrections()] == ["1"]
+
+
+def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
+    job = submitted(4)
+    worker.work(job.chunks[0])
+
+    for job_id in (new_id(), "no id", "\0"):
+        with pytest.raises(NotFound, match="There is no job"):
+            client.correct(job_id, 0, "1")
+    for index in (-1, 4, 2**63):
+        with pytest.raises(NotFound, match="it has 4, counted from 0"):
+            client.correct(job.id, index, "1")
+    with pytest.raises(NotFound, match=f"Image 3 of job {job.id} has no outcome"):
+        client.correct(job.id, 3, "1")
+    assert client.correct(job.id, 2, "1").index == 2
+
+
+def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitted, worker, ledger) -> None:
+    # given a chunk that crashed and was split, and its halves that are done
+    job = submitted(3)
+    worker.split(worker.must_claim(job.chunks[0]))
+    halves = [chunk for chunk in chunks_of(ledger, job.id) if chunk.id != job.chunks[0].id]
+    finish(worker, Job(job.id, halves))
+
+    made = client.correct(job.id, 2, "1")
+
+    assert store.get(correction_key(made.image_sha256)) == b"pixels 2"
+
+
+# ---- images that are not at hand ----------------------------------------------------------------------
+
+
+def test_a_purged_image_cannot_be_corrected(client, ledger, store, submitted, worker) -> None:
+    job = submitted(2)
+    finish(worker, job)
+    purge(ledger, store)
+
+    with pytest.raises(Conflict, match=rf"The images of job {job.id} were purged on \d\d\d\d-\d\d-\d\d"):
+        client.correct(job.id, 0, "1")
+
+
+def test_a_payload_that_is_gone_is_told_as_such(client, store, submitted, worker) -> None:
+    job = submitted(2)
+    finish(worker, job)
+    store.remove_folder(payload_folder(job.id))
+
+    with pytest.raises(Conflict, match=r"The payload .* is gone from the store"):
+        client.correct(job.id, 0, "1")
+
+
+def test_an_image_that_was_never_read_has_nothing_to_learn_from(client, submitted, worker) -> None:
+    job = submitted([failed("a.png", ErrorCode.SOURCE_MISSING, "it went away")])
+    finish(worker, job, {0: ErrorCode.SOURCE_MISSING})
+
+    with pytest.raises(Conflict, match=r"cannot be read \(source_missing\)"):
+        client.correct(job.id, 0, "1")
+
+
+def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, worker, tmp_path: Path) -> None:
+    # given a job by reference, and one of its files changed since
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    job = submitted(Sources([str(tmp_path)]), by_reference=Roots([str(tmp_path)]))
+    finish(worker, job)
+    (tmp_path / "b.png").write_bytes(b"x")
+    corrector = Corrector(ledger, store, settings.model_copy(update={"reference_roots": (str(tmp_path),)}))
+
+    # when both are corrected, then one is kept, and the other is not what was classified
+    assert corrector.correct(Wish(job.id, 0, "1")).image_sha256 == sha256(b"a")
+    with pytest.raises(Conflict, match=r"cannot be read \(source_changed\)"):
+        corrector.correct(Wish(job.id, 1, "1"))
+    (tmp_path / "a.png").unlink()
+    assert copies(store) == {sha256(b"a")}
+
+
+def test_purging_leaves_corrections_alone(client, ledger, store, submitted, worker) -> None:
+    # given a correction
+    job = submitted(2)
+    finish(worker, job)
+    made = client.correct(job.id, 0, "1")
+
+    # when the payloads are purged, and then the whole job
+    purge(ledger, store)
+    purge(ledger, store, jobs_too=True)
+    with ledger.reading() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
+
+    # then it is there with its image, can get another label, and be taken back
+    assert client.corrections() == [made]
+    assert store.get(correction_key(made.image_sha256)) == b"pixels 0"
+    assert client.correct(job.id, 0, "2").label == "2"
+    client.undo_correction(job.id, 0)
+    assert copies(store) == set()
+
+
+def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> None:
+    # given a store that cannot be written, when an image is corrected
+    job = submitted(1)
+    finish(worker, job)
+
+    def full(_store: Store, _key: str, _data: bytes) -> None:
+        raise Unavailable("The store cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", full)
+        with pytest.raises(Unavailable):
+            client.correct(job.id, 0, "1")
+
+    # then there is no row without its image
+    assert client.corrections() == []
+
+
+# ---- many at a time -----------------------------------------------------------------------------------
+
+
+def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted, worker, monkeypatch) -> None:
+    # given two jobs
+    one, two = submitted(7), submitted(3)
+    finish(worker, one)
+    finish(worker, two)
+    read: list[str] = []
+
+    def reading(store: Store, key: str, *args: Any, **options: Any) -> Any:
+        read.append(key)
+        return original(store, key, *args, **options)
+
+    original = correcting.read_payload
+    monkeypatch.setattr(correcting, "read_payload", reading)
+
+    # when many of their images are corrected by one file, in no order, with a column that means nothing here
+    lines = ["label,why,job,index\n"]
+    lines += [f"{n},,{one.id},{n}\n" for n in (6, 0, 2, 1, 5)]
+    lines += [f'{n},"a ""reason""\nof two lines",{two.id},{n}\n' for n in range(3)]
+    stored = client.correct_from(lines)
+
+    # then all are stored, with their images
+    assert {(each.job_id, each.index): each.label for each in stored} == {
+        (job.id, n): str(n)
+        for job, n in [*((one, n) for n in (0, 1, 2, 5, 6)), *((two, n) for n in range(3))]
+    }
+    assert sorted(client.corrections(), key=lambda each: (each.job_id, each.index)) == stored
+    for each in stored:
+        assert store.get(correction_key(each.image_sha256)) == f"pixels {each.index}".encode()
+
+    # and each payload that holds one was read once
+    assert sorted(read) == sorted(chunk.payload for chunk in [*one.chunks, *two.chunks])
+
+
+def test_json_lines_are_read_too(client, submitted, worker) -> None:
+    job = submitted(3)
+    finish(worker, job)
+    lines = [
+        json.dumps({"job": job.id, "index": 1, "label": "1"}) + "\n",
+        "\n",
+        json.dumps({"job": job.id, "index": "2", "label": 2, "name": "2.png"}),
+    ]
+
+    stored = client.correct_from(lines, jsonl=True)
+
+    assert [(each.index, each.label) for each in stored] == [(1, "1"), (2, "2")]
+
+
+def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted, worker) -> None:
+    # given a file in which most is wrong
+    job = submitted(4)
+    finish(worker, job, {3: ErrorCode.QUARANTINED})
+    stranger = new_id()
+    text = f"""job,index,label
+{job.id},0,1
+{job.id},1,seven
+{job.id},nine,1
+{job.id},9,1
+{stranger},0,1
+{job.id},2,
+{job.id},3,1
+{job.id},0,2
+{job.id}
+{job.id},0,1
+"""
+
+    # when it is read
+    with pytest.raises(UserError) as told:
+        client.correct_from(io.StringIO(text))
+
+    # then each wrong row is told with its line
+    lines = str(told.value).splitlines()
+    assert lines[0] == "8 rows are wrong, and nothing is stored:"
+    assert [line.partition(":")[0] for line in lines[1:]] == [f"line {n}" for n in range(3, 11)]
+    for line, words in zip(
+        lines[1:],
+        [
+            "'seven' is no class",
+            "index is 'nine'",
+            "has no image 9",
+            f"There is no job '{stranger}'",
+            "it has no label",
+            "stopped its worker",
+            "it says '2', and line 2 '1'",
+            "it has no index and no label",
+        ],
+        strict=True,
+    ):
+        assert words in line
+
+    # and nothing is stored: no row, and no copy of an image
+    assert client.corrections() == []
+    assert copies(store) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "jsonl", "words"),
+    [
+        ("", False, "The first line must name the columns job, index, label"),
+        ("job,index\nx,1\n", False, "The first line must name the columns"),
+        ('job,index,label\na,1,2\n"x"y,1,2\n', False, "line 3: it is not CSV"),
+        ("{\n", True, "line 1: it is not JSON"),
+        ("[1]\n", True, "line 1: it is no JSON object"),
+        ('{"job": "x"}\n', True, "line 1: it has no index and no label"),
+        ('{"job": "x", "index": 1.5, "label": "1"}\n', True, "line 1: its index is '1.5'"),
+        ('{"job": "x", "index": %s, "label": "1"}\n' % ("9" * 100), True, "not a number from 0"),
+    ],
+)
+def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool, words: str) -> None:
+    with pytest.raises(UserError) as told:
+        client.correct_from(io.StringIO(text), jsonl=jsonl)
+    assert words in str(told.value)
+
+
+def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, submitted, worker) -> None:
+    # given an image that is corrected, and another one with the same bytes
+    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(3)])
+    finish(worker, job)
+    client.correct(job.id, 0, "1")
+
+    # when a file with the other one is refused for its second row
+    with pytest.raises(UserError):
+        client.correct_from(["job,index,label\n", f"{job.id},1,1\n", "x,1,1\n"])
+
+    # then the copy is still there
+    assert copies(store) == {sha256(b"same")}
+
+
+# ---- live accuracy ------------------------------------------------------------------------------------
+
+
+def test_live_accuracy_counts_what_was_right(client, ledger, submitted, worker, champion, make_model) -> None:
+    # given five corrections: three wrong predictions, one that is confirmed, one image with an error
+    job = submitted(5)
+    finish(worker, job, {4: ErrorCode.MODEL_ERROR})
+    for index, label in enumerate(["1", "2", "3", "7", "7"]):
+        client.correct(job.id, index, label)
+
+    # and one of another model's predictions
+    other = make_model(b"other")
+    theirs = submitted(1)
+    finish(worker, theirs)
+    client.correct(theirs.id, 0, "7")
+
+    with ledger.reading() as connection:
+        live = live_accuracy(connection, champion.id)
+        assert (live.right, live.labelled, live.accuracy) == (1, 4, 0.25)
+        assert live_accuracy(connection, other.id).accuracy == 1.0
+        assert live_accuracy(connection, make_model(b"new").id).accuracy is None
+
+
+# ---- the next training --------------------------------------------------------------------------------
+
+
+def square(value: int) -> npt.NDArray[np.uint8]:
+    """A grey square on black, 28 x 28."""
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[8:20, 8:20] = value
+    return pixels
+
+
+def file_of(pixels: npt.NDArray[np.uint8], form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+@pytest.fixture
+def data() -> Mnist:
+    """Squares of 1 to 20 to train with, of 101 to 110 to evaluate with."""
+    return Mnist(
+        np.stack([square(value) for value in range(1, 21)]),
+        np.arange(20, dtype=np.uint8) % 10,
+        np.stack([square(value) for value in range(101, 111)]),
+        np.arange(10, dtype=np.uint8),
+        source="mnist",
+    )
+
+
+@pytest.fixture
+def corrected(client, submitted, worker) -> Callable[..., str]:
+    """`corrected((bytes, "3"), ...)`: a job of these images, each with this correction; gives back its id."""
+
+    def corrected(*images: tuple[bytes, str]) -> str:
+        job = submitted([SourceImage(f"{n}.png", data, None) for n, (data, _) in enumerate(images)])
+        finish(worker, job)
+        for index, (_, label) in enumerate(images):
+            client.correct(job.id, index, label)
+        return job.id
+
+    return corrected
+
+
+@pytest.fixture
+def learn(ledger, store) -> Callable[[Mnist], Mnist]:
+    """`learn(data)`: the data of the next training."""
+    return lambda data: add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT)
+
+
+def test_without_corrections_the_data_stay_as_they_are(data, learn) -> None:
+    assert learn(data) is data
+
+
+def test_corrected_images_join_the_training_images(data, learn, corrected, client) -> None:
+    # given two corrected images, one of them ink on paper
+    job_id = corrected((file_of(square(200)), "3"), (file_of(~square(210)), "4"))
+
+    # when the data of the next training are made
+    found = learn(data)
+
+    # then both are among the training images, as the model sees them, and nothing is among the others
+    assert (len(found.train_images), found.corrections, found.left_out) == (22, 2, 0)
+    assert np.array_equal(found.train_images[:20], data.train_images)
+    added = {
+        int(image.max()): int(label)
+        for image, label in zip(found.train_images[20:], found.train_labels[20:], strict=True)
+    }
+    assert added == {200: 3, 210: 4}
+    assert found.train_labels.dtype == found.train_images.dtype == np.uint8
+    assert found.evaluation_fingerprint == data.evaluation_fingerprint
+
+    # and where one is taken back, they are other data
+    client.undo_correction(job_id, 0)
+    assert learn(data).fingerprint != found.fingerprint
+
+
+def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) -> None:
+    # given some corrections
+    files = {file_of(square(200 + number)): str(number) for number in range(8)}
+    job_id = corrected(*files.items())
+    found = learn(data)
+
+    # then they follow each other by their hashes
+    in_order = [int(label) for _, label in sorted(files.items(), key=lambda each: sha256(each[0]))]
+    assert found.train_labels[20:].tolist() == in_order
+
+    # and when they are made in another order, the data are the same
+    for index in (3, 0, 5):
+        client.undo_correction(job_id, index)
+        client.correct(job_id, index, str(index))
+    assert learn(data).fingerprint == found.fingerprint
+
+
+def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, corrected, caplog) -> None:
+    # given that somebody corrected images of the evaluation set, in other formats and as ink on paper
+    job_id = corrected(
+        (file_of(square(101)), "0"),
+        (file_of(square(102), "BMP"), "1"),
+        (file_of(~square(103)), "2"),
+        (file_of(square(200)), "3"),
+    )
+
+    # when the data of the next training are made
+    found = learn(data)
+
+    # then none of them is there, and each is told
+    assert (found.corrections, found.left_out) == (1, 3)
+    seen = {image.tobytes() for image in found.train_images}
+    assert not seen & {image.tobytes() for image in data.test_images}
+    for index in range(3):
+        start = f"the correction of image {index} of job {job_id} is left out: "
+        assert f"{start}it is an image of the evaluation set" in caplog.messages
+
+
+def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, client, ledger) -> None:
+    # given the same image three times, twice as the same bytes, with other labels
+    first = corrected((file_of(square(200)), "3"))
+    second = corrected((file_of(square(200)), "4"))
+    third = corrected((file_of(square(200), "BMP"), "5"))
+    for ago, job_id in enumerate([third, second, first], 1):
+        with ledger.transaction() as connection:
+            connection.execute(
+                corrections.update()
+                .where(corrections.c.job_id == job_id)
+                .values(created_at=db_now(-60.0 * ago))
+            )
+
+    # then the latest counts
+    found = learn(data)
+    assert (found.corrections, found.left_out, found.train_labels[20:].tolist()) == (1, 0, [5])
+
+    # and when the first is said anew, it does
+    client.correct(first, 0, "6")
+    assert learn(data).train_labels[20:].tolist() == [6]
+
+
+def test_a_training_image_with_another_label_is_dropped(data, learn, corrected) -> None:
+    # given corrections of two training images, one of which says what is known
+    corrected((file_of(square(1)), "0"), (file_of(square(2)), "9"))
+
+    found = learn(data)
+
+    labels = {
+        value: [
+            int(label)
+            for image, label in zip(found.train_images, found.train_labels, strict=True)
+            if image.max() == value
+        ]
+        for value in (1, 2, 3)
+    }
+    assert labels == {1: [0, 0], 2: [9], 3: [2]}
+    assert (found.corrections, len(found.train_images)) == (2, 21)
+
+
+def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, store, caplog) -> None:
+    # given an image that is none, one of a class that the data do not have, one that is gone, one exchanged
+    good, gone, other = (file_of(square(value)) for value in (200, 201, 202))
+    corrected((b"no picture", "1"), (file_of(square(203)), "9"), (gone, "1"), (other, "1"), (good, "1"))
+    store.remove(correction_key(sha256(gone)))
+    store.put(correction_key(sha256(other)), good)
+
+    # when the data have eight classes
+    found = learn(
+        replace(
+            data,
+            train_labels=data.train_labels % 8,
+            test_labels=data.test_labels % 8,
+            classes=tuple("01234567"),
+        )
+    )
+
+    # then only the good one is there
+    assert (found.corrections, found.left_out) == (1, 4)
+    assert found.train_images[20:].max() == 200
+    for reason in (
+        "its image cannot be decoded: unidentified",
+        "'9' is no class of these data",
+        "its image is gone from the store",
+        "the image in the store is another one",
+    ):
+        assert sum(message.endswith(reason) for message in caplog.messages) == 1
+
+    # and where none is good, the data are as they were
+    none = learn(replace(data, classes=tuple("abcdefghij")))
+    assert (none.corrections, none.left_out, none.fingerprint) == (0, 5, data.fingerprint)

@@ -1,0 +1,325 @@
+"""How a model does since it was evaluated: the index itself, what is counted for it, what is said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.drift import Drift, Shift, population_stability
+from jobs.errors import ErrorCode, NotFound
+from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.ids import new_id
+from jobs.ledger import Ledger, health
+from jobs.ledger.claims import end_job
+from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger.outcomes import Outcome
+from jobs.model import Model
+from jobs.schema import JobState, db_now, jobs, predictions
+from tests.conftest import JobMaker, Worker
+
+DAY = 24 * 3600
+
+#: A job's images by their labels.
+Mix = Mapping[str, int]
+Classified = Callable[..., str]
+
+EVEN: Mix = {str(digit): 100 for digit in range(10)}
+
+
+# ---- the index ----------------------------------------------------------------------------------------
+
+
+def test_the_index_is_what_it_says() -> None:
+    # by hand: (0.5 - 0.25) ln 2 + (0.5 - 0.75) ln (2/3)
+    assert population_stability([25, 75], [500, 500]) == pytest.approx(
+        0.25 * math.log(2) - 0.25 * math.log(2 / 3)
+    )
+    # the same shares are no change, however many they are of; and it does not matter which side is which
+    assert population_stability([1, 2, 3], [100, 200, 300]) == 0
+    assert population_stability([25, 75], [60, 40]) == pytest.approx(population_stability([60, 40], [25, 75]))
+
+
+def test_an_empty_group_counts_as_half_an_image() -> None:
+    assert population_stability([100, 0], [1000, 0]) == 0
+    assert population_stability([50, 50], [100, 0]) == pytest.approx(
+        0.5 * math.log(2) + (0.005 - 0.5) * math.log(0.01)
+    )
+    assert population_stability([100, 0], [50, 50]) == pytest.approx(population_stability([50, 50], [100, 0]))
+
+
+@pytest.mark.parametrize(("then", "now"), [([], []), ([1], [0]), ([0], [1]), ([1, 2], [1])])
+def test_nothing_is_compared_with_nothing(then: list[int], now: list[int]) -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        population_stability(then, now)
+
+
+def test_what_the_index_means() -> None:
+    def drift(*now: int) -> Drift:
+        return Shift(("a", "b"), (500, 500), now).drift
+
+    assert drift(100, 100) == Drift.STEADY
+    assert drift(100, 99) == Drift.UNKNOWN  # under 200 images
+    assert drift(649, 351) == Drift.STEADY  # 0.092
+    assert drift(660, 340) == Drift.MOVED  # 0.106
+    assert drift(735, 265) == Drift.MOVED  # 0.240
+    assert drift(745, 255) == Drift.DRIFTED  # 0.263
+    assert Shift(("a", "b"), (199, 0), (500, 500)).drift == Drift.UNKNOWN
+
+
+# ---- what is counted ----------------------------------------------------------------------------------
+
+
+def evaluation(confidences: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1000, 0)) -> Evaluation:
+    """A thousand images, a hundred of each digit and each taken for what it is."""
+    assert len(confidences) == len(CONFIDENCE_EDGES) - 1
+    return Evaluation(
+        total=1000,
+        correct=1000,
+        accuracy=0.99,
+        accuracy_low=0.98,
+        accuracy_high=1.0,
+        classes=tuple("0123456789"),
+        confusion=tuple(tuple(100 * (t == p) for p in range(11)) for t in range(10)),
+        precision=(1.0,) * 10,
+        recall=(1.0,) * 10,
+        log_loss=0.0,
+        calibration_error=0.0,
+        calibration=(),
+        confidence_histogram=confidences,
+        image_microseconds=10.0,
+        mistakes=(),
+    )
+
+
+@pytest.fixture
+def evaluated(ledger: Ledger, champion: Model) -> Model:
+    """The champion, with its evaluation."""
+    with ledger.transaction() as connection:
+        save_evaluation(connection, champion.id, "f" * 64, evaluation(), bytes(2000))
+    return champion
+
+
+@pytest.fixture
+def classified(make_job: JobMaker, worker: Worker) -> Classified:
+    """`classified({"7": 200})`: a finished job with so many images of each label; gives back its id."""
+
+    def classified(mix: Mix, *, confidence: float = 0.995, errors: int = 0) -> str:
+        outcomes = [Outcome("", label, confidence) for label, images in mix.items() for _ in range(images)]
+        outcomes += [Outcome("", None, None, ErrorCode.CORRUPT)] * errors
+        job = make_job([len(outcomes)])
+        worker.work(job.chunks[0], outcomes)
+        return job.id
+
+    return classified
+
+
+def health_of(ledger: Ledger, model_id: str | None = None) -> Health:
+    with ledger.reading() as connection:
+        return model_health(connection, model_id)
+
+
+def finished_ago(ledger: Ledger, job_id: str, days: float) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job_id).values(finished_at=db_now(-days * DAY)))
+
+
+def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> None:
+    # given three jobs that are spread as the evaluation set was, some images with an error among them
+    for _ in range(3):
+        classified(EVEN, errors=7)
+
+    # when one looks, then all is well
+    found = health_of(ledger)
+    assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 0.99, 3, 3000)
+    assert (found.labels.index, found.labels.drift) == (0, Drift.STEADY)
+    assert (found.confidences.index, found.confidences.drift) == (0, Drift.STEADY)
+    assert (found.warnings, found.unknown) == ([], None)
+    assert health_of(ledger, evaluated.id) == found
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_drift_of_labels_is_a_warning(ledger, classified) -> None:
+    classified({str(digit): 100 for digit in range(5)})
+
+    found = health_of(ledger)
+
+    assert found.labels.actual == (100,) * 5 + (0,) * 5
+    [warning] = found.warnings
+    assert warning.startswith("The mix of labels has drifted (index ")
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_move_of_labels_is_a_lesser_one(ledger, classified) -> None:
+    classified({**EVEN, "7": 300})
+
+    [warning] = health_of(ledger).warnings
+
+    assert warning.startswith("The mix of labels has moved (index 0.1")
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_drift_of_confidences_is_a_warning(ledger, classified) -> None:
+    classified(EVEN, confidence=0.55)
+
+    found = health_of(ledger)
+
+    assert found.confidences.actual == (0, 1000, 0, 0, 0, 0, 0, 0, 0)
+    [warning] = found.warnings
+    assert warning.startswith("The mix of confidences has drifted")
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_each_confidence_is_in_its_bin(ledger, classified) -> None:
+    # given confidences at the lower edge of each bin, and at the very top
+    for place, edge in enumerate(CONFIDENCE_EDGES):
+        classified({"1": place + 1}, confidence=edge)
+
+    # then each is counted where it begins, and 1 in the last
+    assert health_of(ledger).confidences.actual == (1, 2, 3, 4, 5, 6, 7, 8, 9 + 10)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_of_too_few_images_nothing_is_said(ledger, classified) -> None:
+    classified({"7": 199})
+
+    found = health_of(ledger)
+
+    assert (found.labels.index, found.labels.drift, found.warnings) == (None, Drift.UNKNOWN, [])
+    assert found.unknown.startswith("199 images in the jobs of the last 30 days")
+    classified({"7": 1})
+    assert health_of(ledger).unknown is None
+
+
+def test_without_an_evaluation_there_is_nothing_to_compare_with(ledger, champion, classified) -> None:
+    classified(EVEN)
+
+    found = health_of(ledger)
+
+    assert (found.labels, found.confidences, found.warnings) == (None, None, [])
+    assert f"Model {champion.id} was never evaluated" in found.unknown
+    assert found.accuracy == champion.accuracy
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_only_the_latest_jobs_count(ledger, classified) -> None:
+    # given as many jobs as are looked at, an older one, and one that is too old
+    for _ in range(RECENT_JOBS):
+        classified({"1": 10})
+    finished_ago(ledger, classified({"2": 10}), 1)
+    finished_ago(ledger, classified({"3": 10}), RECENT_DAYS + 1)
+
+    # then neither of the two counts
+    found = health_of(ledger)
+    assert (found.jobs, found.images, found.labels.actual[1]) == (RECENT_JOBS, 200, 200)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_what_is_old_does_not_count(ledger, classified) -> None:
+    finished_ago(ledger, classified(EVEN), RECENT_DAYS - 0.1)
+    finished_ago(ledger, classified(EVEN), RECENT_DAYS + 0.1)
+
+    assert health_of(ledger).jobs == 1
+
+
+def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, make_job, worker) -> None:
+    # given a finished job, one that goes on, one that was stopped, and a finished one of another model
+    classified(EVEN)
+    worker.work(make_job([10, 10]).chunks[0])
+    stopped = make_job([10, 10])
+    worker.work(stopped.chunks[0])
+    with ledger.transaction() as connection:
+        end_job(connection, stopped.id, JobState.CANCELLED)
+    other = classified(EVEN)
+    with ledger.transaction() as connection:
+        connection.execute(
+            sa.text("UPDATE jobs SET model_id = :m WHERE id = :j"), {"m": evaluated.id, "j": other}
+        )
+
+    # then what has ended counts
+    assert health_of(ledger).images == 2 * 1000 + 10
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_of_a_large_job_a_part_of_everything_is_counted(ledger, classified, monkeypatch) -> None:
+    # given a job larger than what is counted, in the order of its labels, as folders come
+    monkeypatch.setattr(health, "SAMPLE_IMAGES", 500)
+    classified(EVEN)
+
+    # then half of it is counted, of each label the same
+    found = health_of(ledger)
+    assert found.images == 500
+    assert found.labels.actual == (50,) * 10
+
+    # and at exactly the limit all of it is
+    monkeypatch.setattr(health, "SAMPLE_IMAGES", 1000)
+    assert health_of(ledger).images == 1000
+
+
+def test_the_sample_is_spread_from_the_first_to_the_last_image() -> None:
+    slices = health._sampled(70_000)
+    assert sum(map(len, slices)) == health.SAMPLE_IMAGES
+    assert (slices[0].start, slices[-1].stop) == (0, 70_000)
+    indices = [index for each in slices for index in each]
+    assert len(set(indices)) == len(indices)
+    assert health._sampled(3) == [range(3)]
+
+
+@pytest.mark.parametrize("total", [20, health.SAMPLE_IMAGES + 1])
+def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None:
+    # given many predictions of other jobs
+    with ledger.transaction() as connection:
+        connection.execute(
+            predictions.insert(),
+            [
+                {"job_id": job_id, "index": index, "name": "", "label": "7", "confidence": 0.5}
+                for job_id in (new_id() for _ in range(10))
+                for index in range(1_000)
+            ],
+        )
+        if not ledger.is_sqlite:
+            connection.execute(sa.text("ANALYZE predictions"))
+
+    # when the ledger is asked how it would count a job
+    with ledger.reading() as connection:
+        query = health._mix_of(new_id(), total)
+        sql = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+        explain = "EXPLAIN QUERY PLAN " if ledger.is_sqlite else "EXPLAIN "
+        plan = [str(row) for row in connection.exec_driver_sql(explain + sql.replace("%", "%%"))]
+
+    # then by the primary key
+    table = [line for line in plan if "predictions" in line and ("SCAN" in line.upper() or "SEARCH" in line)]
+    words = "USING PRIMARY KEY" if ledger.is_sqlite else "pk_predictions"
+    assert table
+    assert all(words in line for line in table if "Bitmap Heap" not in line), plan
+    assert not any("Seq Scan" in line for line in plan), plan
+
+
+# ---- what people say ----------------------------------------------------------------------------------
+
+
+def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -> None:
+    job_id = classified(EVEN)
+    with ledger.transaction() as connection:
+        save_corrections(
+            connection,
+            [
+                NewCorrection(job_id, index, "", "7", predicted, 0.9, evaluated.id, "0" * 64)
+                for index, predicted in enumerate(["7", "7", "7", "1"])
+            ],
+        )
+
+    found = health_of(ledger)
+
+    assert (found.live.accuracy, found.live.right, found.live.labelled) == (0.75, 3, 4)
+
+
+def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
+    with pytest.raises(NotFound, match="There is no champion yet"):
+        health_of(ledger)
+    with pytest.raises(NotFound, match="There is no model 'x'"):
+        health_of(ledger, "x")

@@ -1,0 +1,124 @@
+"""Corrections join the training images, and never the evaluation set.
+
+An image of the evaluation set that somebody classified and corrected would teach the model the very question
+it is asked afterwards: such a correction is left out, however it got here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.errors import ImageError
+from jobs.ledger import Ledger
+from jobs.ledger.corrections import Correction, all_corrections, correction_key
+from jobs.limits import ImageLimits
+from jobs.model import InputSpec
+from jobs.store import Store
+from worker.learning.mnist import Mnist
+from worker.predicting.decode import decode, prepare_arrays
+
+logger = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimits, spec: InputSpec) -> Mnist:
+    """The data with all corrected images after its training images, in the order of their hashes; a training
+    image with the same pixels and another label is dropped. `corrections` counts those that were added,
+    `left_out` those that could not be: each is a line in the log.
+
+    `spec` is the input of the model that will be trained, in the shape of the data's images. Images with the
+    same pixels count once, with the label that was said last. Raises Unavailable.
+    """
+    with ledger.reading() as connection:
+        corrections = all_corrections(connection)
+    if not corrections:
+        return data
+    taken: dict[bytes, _Taken] = {}
+    left_out = 0
+    evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
+    for correction in _one_an_image(corrections):
+        try:
+            label = _place(correction, data.classes)
+            pixels = _pixels(correction, store, limits, spec)
+            if pixels.tobytes() in evaluated:
+                raise _LeftOut("it is an image of the evaluation set")
+        except _LeftOut as reason:
+            left_out += 1
+            logger.warning(
+                "the correction of image %d of job %s is left out: %s",
+                correction.index,
+                correction.job_id,
+                reason,
+            )
+        else:
+            taken.setdefault(pixels.tobytes(), _Taken(correction.image_sha256, pixels, label))
+    if not taken:
+        return replace(data, left_out=left_out)
+    stays = _not_contradicted(data, taken, spec)
+    # By their hashes: another order would be another training set, by its fingerprint and by its result.
+    added = sorted(taken.values(), key=lambda each: each.image_sha256)
+    return replace(
+        data,
+        train_images=np.concatenate([data.train_images[stays], np.stack([each.pixels for each in added])]),
+        train_labels=np.append(data.train_labels[stays], np.array([each.label for each in added], np.uint8)),
+        corrections=len(added),
+        left_out=left_out,
+    )
+
+
+class _Taken(NamedTuple):
+    """A corrected image to train with."""
+
+    image_sha256: str
+    pixels: Pixels
+    label: int
+
+
+class _LeftOut(Exception):
+    """Why a correction cannot be learnt from."""
+
+
+def _one_an_image(corrections: Iterable[Correction]) -> list[Correction]:
+    """The first of each image's; they are given the latest first, and stay in this order."""
+    found: dict[str, Correction] = {}
+    for correction in corrections:
+        found.setdefault(correction.image_sha256, correction)
+    return list(found.values())
+
+
+def _place(correction: Correction, classes: Sequence[str]) -> int:
+    if correction.label not in classes:
+        raise _LeftOut(f"{correction.label!r} is no class of these data")
+    return classes.index(correction.label)
+
+
+def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: InputSpec) -> Pixels:
+    """Its pixels as the model sees them, uint8 of `spec.shape`. Raises _LeftOut, Unavailable."""
+    try:
+        content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
+    except FileNotFoundError:
+        raise _LeftOut("its image is gone from the store") from None
+    if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != correction.image_sha256:
+        raise _LeftOut("the image in the store is another one")
+    try:
+        return decode(content, spec, limits)
+    except ImageError as error:
+        raise _LeftOut(f"its image cannot be decoded: {error.code}") from None
+
+
+def _not_contradicted(data: Mnist, taken: Mapping[bytes, _Taken], spec: InputSpec) -> npt.NDArray[np.bool_]:
+    """Which training images stay: not those whose pixels now have another label."""
+    stays = np.ones(len(data.train_labels), np.bool_)
+    for place, image in enumerate(prepare_arrays(data.train_images, spec)):
+        corrected = taken.get(image.tobytes())
+        if corrected is not None:
+            stays[place] = corrected.label == data.train_labels[place]
+    return stays
