@@ -1,0 +1,304 @@
+"""The report's diagrams as SVG. What they look like is in `page.css`: a class a series, light and dark.
+
+Every series differs from its neighbour by more than its colour: dashes, hollow marks, a name in the legend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Final, Literal, NamedTuple
+
+from markupsafe import Markup
+
+from jobs.evaluation import CONFIDENCE_EDGES, CalibrationBin
+
+#: In SVG's own units, about a pixel each: as wide as a phone, so that text is not shrunk there.
+WIDTH: Final = 380
+HEIGHT: Final = 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
+
+# The radius of a calibration mark with all the images, and of one with hardly any.
+_LARGEST_MARK, _SMALLEST_MARK = 13.0, 2.5
+
+# More points than this are a line; fewer get a dot each, so that one epoch is seen too.
+_MOST_DOTS: Final = 30
+
+# A logarithm has no zero, and a training that ran away no bounds: what lies outside is drawn at the edge.
+_LOSSES: Final = (1e-6, 1e6)
+_ERRORS: Final = (1e-5, 1.0)
+
+# More ticks than this on an axis run into each other.
+_MOST_TICKS: Final = 7
+
+#: How a series is drawn, by its class in `page.css`.
+Style = Literal["ours", "theirs"]
+
+
+class Line(NamedTuple):
+    """A curve: one value an epoch."""
+
+    name: str
+    style: Style
+    values: Sequence[float]
+
+
+class Marks(NamedTuple):
+    """A model's calibration."""
+
+    name: str
+    style: Style
+    bins: Sequence[CalibrationBin]
+
+
+class Bars(NamedTuple):
+    """A model's confidences: a count for each bin of CONFIDENCE_EDGES."""
+
+    name: str
+    style: Style
+    counts: Sequence[int]
+
+
+def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
+    """Losses by epoch, on a logarithmic axis. `name` makes the ids of its title unique in the page."""
+
+    def place(loss: float) -> float:
+        return math.log10(_within(_LOSSES, loss))
+
+    def ticks(low: float, high: float) -> list[tuple[float, str]]:
+        return [(place(value), f"{value:g}") for value in log_ticks(10**low, 10**high)]
+
+    return _curves(name, "Loss by epoch", "loss", lines, place, ticks)
+
+
+def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
+    """Accuracies by epoch; each tenfold smaller share of errors is as high as the last one, or nothing
+    would be seen of what happens above 0.99.
+    """
+
+    def place(accuracy: float) -> float:
+        return -math.log10(_within(_ERRORS, 1.0 - accuracy))
+
+    def ticks(low: float, high: float) -> list[tuple[float, str]]:
+        errors = log_ticks(10**-high, 10**-low)
+        return [(-math.log10(error), f"{100 * (1 - error):.6g} %") for error in errors if error > 0]
+
+    return _curves(name, "Accuracy by epoch", "accuracy", lines, place, ticks)
+
+
+def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
+    """Accuracy by confidence, a mark for each bin that has images, its area by how many. On the diagonal,
+    a model is as often right as it says.
+    """
+    across = _Span(0.0, 1.0, _LEFT, WIDTH - _RIGHT)
+    up = _Span(0.0, 1.0, HEIGHT - _BOTTOM, _TOP)
+    shares = [(tick / 5, f"{20 * tick} %") for tick in range(6)]
+    parts = [
+        *_grid(across, shares, up, shares, "confidence", "accuracy"),
+        Markup('<line class="diagonal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+            _n(across(0)), _n(up(0)), _n(across(1)), _n(up(1))
+        ),
+    ]
+    for marks in series:
+        most = max((each.images for each in marks.bins), default=0)
+        for each in marks.bins:
+            if not each.images:
+                continue
+            radius = max(_SMALLEST_MARK, _LARGEST_MARK * math.sqrt(each.images / most))
+            parts.append(
+                Markup('<circle class="mark {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
+                    marks.style,
+                    _n(across(each.confidence)),
+                    _n(up(each.accuracy)),
+                    _n(radius),
+                    f"{marks.name}: {each.images:,} images, confidence {each.confidence:.3f}, "
+                    f"accuracy {each.accuracy:.3f}",
+                )
+            )
+    parts.extend(_legend([(each.name, each.style, "mark") for each in series]))
+    description = "Accuracy against confidence, beside the diagonal on which both are the same."
+    return _svg(name, "Calibration", description, HEIGHT, parts)
+
+
+def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
+    """How many answers were how sure: a bar for each bin and model, its length on a logarithmic scale, its
+    count beside it.
+    """
+    thick, gap, left, right = 11, 8, 96, 52
+    row = thick * len(series) + gap
+    longest = math.log10(1 + max(1, *(count for bars in series for count in bars.counts)))
+    parts: list[Markup] = []
+    for place, (low, high) in enumerate(pairwise(CONFIDENCE_EDGES)):
+        top = _TOP + place * row
+        parts.append(_text(left - 8, top + (row - gap) / 2 + 3, f"{low:g} to {high:g}", "end"))
+        for below, bars in enumerate(series):
+            count = bars.counts[place]
+            length = (WIDTH - left - right) * math.log10(1 + count) / longest
+            y = top + below * thick
+            if count:
+                parts.append(
+                    Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"/>').format(
+                        bars.style, left, _n(y), _n(max(length, 1.0)), thick - 2
+                    )
+                )
+            parts.append(_text(left + length + 5, y + thick - 2.5, f"{count:,}", "start"))
+    bottom = _TOP + (len(CONFIDENCE_EDGES) - 1) * row
+    parts.append(
+        Markup('<line class="axis" x1="{0}" y1="{1}" x2="{0}" y2="{2}"/>').format(left, _TOP - 3, bottom - 4)
+    )
+    parts.extend(_legend([(each.name, each.style, "bar") for each in series]))
+    description = "How many answers had a confidence in each range."
+    return _svg(name, "Confidences", description, bottom + 6, parts)
+
+
+# ---- axes ---------------------------------------------------------------------------------------------
+
+
+def linear_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, about `wanted` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Rounded to the step's own digits, or 0.1 + 0.2 would be written as it is.
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`, both above 0, for a logarithmic axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
+        found = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
+        ticks = [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) >= 3:
+            return ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]
+    return linear_ticks(low, high)
+
+
+def _within(bounds: tuple[float, float], value: float) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+class _Span(NamedTuple):
+    """Values from `low` to `high`, laid out from the place `start` to the place `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        if self.high == self.low:
+            return (self.start + self.end) / 2
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _curves(
+    name: str,
+    title: str,
+    unit: str,
+    lines: Sequence[Line],
+    place: Callable[[float], float],
+    ticks: Callable[[float, float], list[tuple[float, str]]],
+) -> Markup:
+    # Not a number is nowhere; the rest is drawn.
+    curves = [
+        (line, [(n, place(value)) for n, value in enumerate(line.values, 1) if not math.isnan(value)])
+        for line in lines
+    ]
+    places = [height for _, points in curves for _, height in points] or [0.0]
+    room = max(0.06 * (max(places) - min(places)), 0.02)
+    low, high = min(places) - room, max(places) + room
+    epochs = max((len(line.values) for line in lines), default=0)
+    across = _Span(1, max(epochs, 1), _LEFT + 8, WIDTH - _RIGHT - 8)
+    up = _Span(low, high, HEIGHT - _BOTTOM, _TOP)
+    numbers = [1.0, *(tick for tick in linear_ticks(0, epochs) if tick > 1 and tick == int(tick))]
+    if len(numbers) > 2 and numbers[1] < epochs / 8:
+        del numbers[1]  # it would touch the 1
+    parts = _grid(across, [(n, f"{n:g}") for n in numbers], up, ticks(low, high), "epoch", unit)
+    for line, points in curves:
+        at = [(_n(across(n)), _n(up(height))) for n, height in points]
+        parts.append(
+            Markup('<polyline class="line {}" points="{}"/>').format(
+                line.style, " ".join(f"{x},{y}" for x, y in at)
+            )
+        )
+        if epochs <= _MOST_DOTS:
+            parts.extend(
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.6"/>').format(line.style, x, y)
+                for x, y in at
+            )
+    parts.extend(_legend([(line.name, line.style, "line") for line in lines]))
+    ends = "; ".join(f"{line.name} {line.values[-1]:.4f}" for line in lines if line.values)
+    return _svg(name, title, f"After the last of {epochs} epochs: {ends}.", HEIGHT, parts)
+
+
+def _grid(
+    across: _Span,
+    numbers: Sequence[tuple[float, str]],
+    up: _Span,
+    heights: Sequence[tuple[float, str]],
+    below: str,
+    beside: str,
+) -> list[Markup]:
+    """Grid lines with their numbers, and what the axes stand for."""
+    left, right, bottom, top = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM, _TOP
+    parts = []
+    for value, words in heights:
+        y = _n(up(value))
+        parts.append(Markup('<line class="grid" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(left, y, right, y))
+        parts.append(_text(left - 6, up(value) + 3.5, words, "end"))
+    for value, words in numbers:
+        x = _n(across(value))
+        parts.append(
+            Markup('<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(x, bottom, x, bottom + 4)
+        )
+        parts.append(_text(across(value), bottom + 16, words, "middle"))
+    parts.append(
+        Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(left, top, bottom, right),
+    )
+    parts.append(_text((left + right) / 2, HEIGHT - 6, below, "middle", "name"))
+    parts.append(_text(4, 12, beside, "start", "name"))
+    return parts
+
+
+def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
+    """Who is who, at the top right: a sample of how each is drawn, and its name."""
+    parts = []
+    right = float(WIDTH - _RIGHT)
+    for name, style, kind in reversed(entries):
+        x = right - 6.2 * len(name) - 24  # no way to measure text here: letters are about that wide
+        if kind == "line":
+            sample = Markup('<line class="line {}" x1="{}" y1="8" x2="{}" y2="8"/>')
+            parts.append(sample.format(style, _n(x), _n(x + 18)))
+        elif kind == "bar":
+            sample = Markup('<rect class="bar {}" x="{}" y="3.5" width="18" height="9"/>')
+            parts.append(sample.format(style, _n(x)))
+        else:
+            sample = Markup('<circle class="mark {}" cx="{}" cy="8" r="5"/>')
+            parts.append(sample.format(style, _n(x + 11)))
+        parts.append(_text(x + 22, 12, name, "start", "name"))
+        right = x - 10
+    return parts
+
+
+def _text(x: float, y: float, words: str, anchor: str, kind: str = "number") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+        kind, _n(x), _n(y), anchor, words
+    )
+
+
+def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+    # No namespace: within HTML none is needed, and the page names no address.
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-text">'
+        '<title id="{}-title">{}</title><desc id="{}-text">{}</desc>{}</svg>'
+    ).format(WIDTH, _n(height), name, name, name, title, name, description, Markup().join(parts))
+
+
+def _n(number: float) -> str:
+    """A coordinate: a tenth of a pixel is fine enough."""
+    return f"{number:.1f}".removesuffix(".0")

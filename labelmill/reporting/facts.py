@@ -1,0 +1,113 @@
+"""What the report tells of a model, gathered from the ledger: `gather` reads, nothing is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection, Row
+
+from jobs.errors import Conflict, NotFound
+from jobs.evaluation import Evaluation
+from jobs.ledger.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.evaluations import StoredEvaluation, find_evaluation
+from jobs.ledger.models import CHAMPION, find_champion, get_model
+from jobs.ledger.promotions import (
+    Promotion,
+    StoredVerdict,
+    champion_before,
+    champion_history,
+    find_verdict,
+)
+from jobs.ledger.runs import Run, epochs_of, get_run
+from jobs.ledger.shadows import Comparison as Shadowing
+from jobs.ledger.shadows import compare as compare_shadow
+from jobs.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The model that the other one is shown beside."""
+
+    model: Model
+    is_champion: bool  # else it was the champion before
+    stored: StoredEvaluation | None
+    same_images: bool  # both were evaluated on the same images, so their figures can be compared
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Its figures, if it was ever evaluated."""
+        return self.stored.evaluation if self.stored else None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the page tells. What is None or empty, the page says is not known."""
+
+    model: Model
+    stored: StoredEvaluation
+    rival: Rival | None
+    verdict: StoredVerdict | None
+    promotion: Promotion | None  # the latest that made it the champion
+    run: Run | None
+    epochs: Sequence[Row[Any]]
+    live: LiveAccuracy
+    shadowing: Shadowing
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The model's figures."""
+        return self.stored.evaluation
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether new jobs are pinned to it."""
+        return CHAMPION in self.model.aliases
+
+
+def gather(connection: Connection, model_id: str) -> Facts:
+    """Reads it all. Raises NotFound where there is no such model, or no evaluation of it."""
+    model = get_model(connection, model_id)
+    stored = find_evaluation(connection, model_id)
+    if stored is None:
+        raise NotFound(
+            f"Model {model_id} has not been evaluated, so there is nothing to report: "
+            f"`labelmill models evaluate {model_id}` does it."
+        )
+    moves = champion_history(connection)
+    run_id = model.metrics.get("run")
+    return Facts(
+        model=model,
+        stored=stored,
+        rival=_rival(connection, model, stored),
+        verdict=find_verdict(connection, model_id),
+        promotion=next((move for move in moves if move.model_id == model_id), None),
+        run=get_run(connection, run_id) if run_id else None,
+        epochs=epochs_of(connection, run_id) if run_id else (),
+        live=live_accuracy(connection, model_id),
+        shadowing=compare_shadow(connection, model_id),
+    )
+
+
+def _rival(connection: Connection, model: Model, stored: StoredEvaluation) -> Rival | None:
+    """The champion; for the champion itself, the one before it."""
+    champion = find_champion(connection)
+    if champion is None:
+        return None
+    is_champion = champion.id != model.id
+    if not is_champion:
+        try:
+            champion = get_model(connection, champion_before(connection))
+        except Conflict:  # it is the first one
+            return None
+    theirs = None
+    # The same place in other classes means something else.
+    if champion.classes == model.classes:
+        theirs = find_evaluation(connection, champion.id, stored.data_fingerprint)
+    return Rival(
+        model=champion,
+        is_champion=is_champion,
+        stored=theirs or find_evaluation(connection, champion.id),
+        same_images=theirs is not None,
+    )

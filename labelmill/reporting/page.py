@@ -1,0 +1,174 @@
+"""The report as one HTML page: nothing in it is fetched from anywhere, and it runs no program.
+
+All that comes from the data is escaped by Jinja. `page.html` is the page, `page.css` goes into its head.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs.evaluation import Evaluation
+from labelmill.reporting import charts, tables
+from labelmill.reporting.facts import Facts
+
+#: Recipes' fields that the page tells elsewhere, or that say nothing of how the model turned out.
+_TOLD_ELSEWHERE: Final = ("architecture", "profile", "force")
+
+
+# A space that no line is broken at.
+_NO_BREAK: Final = "\u00a0"
+
+
+def render(facts: Facts) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # for every template, whatever its name ends with
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "interval": interval,
+        "moment": moment,
+        "duration": duration,
+        "setting": setting,
+        "p_value": p_value,
+    }
+    return environment.get_template("page.html").render(facts=facts, **_parts(facts))
+
+
+def _parts(facts: Facts) -> dict[str, Any]:
+    evaluation, rival = facts.evaluation, facts.rival
+    # Figures of other images would say nothing beside these.
+    theirs = rival.stored if rival and rival.same_images else None
+    recipe = facts.run.recipe if facts.run else {}
+    return {
+        "evaluation": evaluation,
+        "rival": rival,
+        "theirs": theirs.evaluation if theirs else None,
+        "pair": tables.compare_answers(facts.stored.answers, theirs.answers) if theirs else None,
+        "matrix": tables.confusion_matrix(evaluation)
+        if len(evaluation.classes) <= tables.MOST_CLASSES
+        else None,
+        "confused": tables.most_confused(evaluation),
+        "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),
+        "mistakes": tables.shown_mistakes(evaluation, theirs.answers if theirs else None),
+        "their_mistakes": tables.shown_mistakes(theirs.evaluation, facts.stored.answers) if theirs else (),
+        "recipe": {name: value for name, value in recipe.items() if name not in _TOLD_ELSEWHERE},
+        "calibration_diagram": _calibration_diagram(facts),
+        "confidence_bars": _confidence_bars(facts),
+        **_curves(facts),
+    }
+
+
+def _curves(facts: Facts) -> dict[str, Any]:
+    epochs = facts.epochs
+    # A recipe that holds nothing out has nothing to draw there.
+    held_out = bool(epochs) and _held_out(facts)
+    both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
+    if held_out:
+        both.append(("held-out", "ours", "val_"))
+
+    def lines(measure: str) -> list[charts.Line]:
+        return [
+            charts.Line(name, style, [getattr(epoch, prefix + measure) for epoch in epochs])
+            for name, style, prefix in both
+        ]
+
+    return {
+        "held_out": held_out,
+        "loss_curves": charts.loss_curves("loss", lines("loss")) if epochs else None,
+        "accuracy_curves": charts.accuracy_curves("accuracy", lines("accuracy")) if epochs else None,
+    }
+
+
+def _held_out(facts: Facts) -> bool:
+    data = (facts.run and facts.run.data) or {}
+    return data.get("validation_images") != 0
+
+
+def _names(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
+    """The models that are drawn: the other one first, so that this one lies over it."""
+    drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", facts.evaluation)]
+    if facts.rival and facts.rival.same_images:
+        name = "champion" if facts.rival.is_champion else "champion before"
+        drawn.insert(0, (name, "theirs", facts.rival.evaluation))
+    return drawn
+
+
+def _calibration_diagram(facts: Facts) -> str:
+    return charts.calibration_diagram(
+        "calibration-diagram",
+        [charts.Marks(name, style, evaluation.calibration) for name, style, evaluation in _names(facts)],
+    )
+
+
+def _confidence_bars(facts: Facts) -> str:
+    return charts.confidence_bars(
+        "confidence-bars",
+        [
+            charts.Bars(name, style, evaluation.confidence_histogram)
+            for name, style, evaluation in reversed(_names(facts))
+        ],
+    )
+
+
+# ---- how values are written ---------------------------------------------------------------------------
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share, 0 to 1, as percent; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK}%"
+
+
+def interval(evaluation: Evaluation) -> str:
+    """Where its true accuracy lies, as percent."""
+    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK}%"
+
+
+def points(difference: float) -> str:
+    """How far two shares are apart, in percentage points, with its sign."""
+    rounded = round(100 * difference, 2)
+    return "±0.00" if not rounded else f"{rounded:+.2f}".replace("-", "−")
+
+
+def moment(when: datetime | None) -> str:
+    """To the minute, UTC."""
+    return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def duration(seconds: float) -> str:
+    """For people: 48 s, 9 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def setting(value: Any) -> str:
+    """A value of a recipe."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {setting(below)}" for name, below in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def p_value(p: float) -> str:
+    """A probability that may be very small."""
+    return "below 0.0001" if p < 0.0001 else f"{p:.4f}"

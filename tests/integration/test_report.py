@@ -1,0 +1,257 @@
+"""`labelmill models report`: what it gathers from a real ledger, and the file it writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from jobs.errors import NotFound
+from jobs.ids import new_id
+from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.models import add_model
+from jobs.ledger.promotions import add_verdict, move_champion, roll_back
+from jobs.ledger.runs import add_epoch, claim_run, describe_data, finish_run, request_run
+from jobs.model import MNIST_INPUT
+from jobs.settings import Settings
+from labelmill.console import ExitCode
+from labelmill.migrating import open_ledger
+from labelmill.reporting.facts import gather
+from labelmill.reporting.page import render
+from tests.console import Home
+from tests.evaluations import DIGITS, made_evaluation
+from worker.learning.recipes import recipe_for
+
+TRUTH = [n % 10 for n in range(200)]
+IMAGES, OTHER_IMAGES = "ab" * 32, "cd" * 32
+
+
+def add(ledger, name, *, wrong=0, images=IMAGES, classes=DIGITS, run=None):
+    """A model that takes the first `wrong` images for something else; None: it was never evaluated."""
+    with ledger.transaction() as connection:
+        model_id = add_model(
+            connection,
+            model_id=new_id(),
+            architecture="mlp",
+            sha256=name.encode().hex().rjust(64, "0"),
+            size_bytes=1,
+            classes=classes,
+            input_spec=MNIST_INPUT,
+            accuracy=None,
+            metrics={"run": run} if run else {},
+        )
+        if wrong is not None:
+            answers = [(label + 1) % 10 for label in TRUTH[:wrong]] + TRUTH[wrong:]
+            save_evaluation(connection, model_id, images, *made_evaluation(TRUTH, answers, classes=classes))
+    return model_id
+
+
+def promote(ledger, model_id, before=None, **verdict):
+    with ledger.transaction() as connection:
+        verdict_id = add_verdict(
+            connection,
+            **{
+                "run_id": None,
+                "model_id": model_id,
+                "champion_id": before,
+                "promote": True,
+                "forced": False,
+                "checks": [],
+            }
+            | verdict,
+        )
+        move_champion(connection, model_id, previous_id=before, how="promote", verdict_id=verdict_id)
+
+
+def facts_of(ledger, model_id):
+    with ledger.reading() as connection:
+        return gather(connection, model_id)
+
+
+def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger):
+    # Given a champion, and a run of two epochs whose model was refused
+    champion = add(ledger, "champion", wrong=20)
+    promote(ledger, champion)
+    run_id = new_id()
+    check = {"name": "better", "passed": False, "text": "gets 3 right that the champion gets wrong"}
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe=recipe_for("mlp", "quick", seed=7).to_json())
+        claim = claim_run(connection, run_id, owner="a trainer")
+        describe_data(
+            connection,
+            claim,
+            source="mnist",
+            fingerprint="ef" * 32,
+            data={"train_images": 800, "validation_images": 80, "corrections": 200, "left_out": 3},
+        )
+        for epoch in (1, 2):
+            add_epoch(
+                connection,
+                claim,
+                {
+                    "epoch": epoch,
+                    "loss": 0.5,
+                    "accuracy": 0.8,
+                    "val_loss": 0.4,
+                    "val_accuracy": 0.9,
+                    "seconds": 1.5,
+                },
+            )
+    model = add(ledger, "challenger", wrong=25, run=run_id)
+    with ledger.transaction() as connection:
+        add_verdict(
+            connection,
+            run_id=run_id,
+            model_id=model,
+            champion_id=champion,
+            promote=False,
+            forced=False,
+            checks=[check],
+        )
+        finish_run(connection, claim, model_id=model, verdict="refused")
+
+    # When the facts are gathered
+    facts = facts_of(ledger, model)
+
+    # Then all of it is there
+    assert facts.run.id == run_id
+    assert [epoch.epoch for epoch in facts.epochs] == [1, 2]
+    assert facts.verdict.checks == [check]
+    assert (facts.rival.model.id, facts.rival.is_champion, facts.rival.same_images) == (champion, True, True)
+
+    # And on the page
+    page = " ".join(render(facts).split())
+    assert "200 corrections joined the training images; 3 were left out" in page
+    assert "gets 3 right that the champion gets wrong" in page
+    assert champion in page
+
+
+def test_the_champion_is_shown_beside_the_one_before(ledger):
+    # Given three champions, one after the other
+    first, second, third = (add(ledger, name, wrong=wrong) for name, wrong in [("a", 9), ("b", 6), ("c", 3)])
+    promote(ledger, first)
+    assert facts_of(ledger, first).rival is None
+    promote(ledger, second, first)
+    promote(ledger, third, second, forced=True)
+
+    # Then the third has the second beside it, and the others have the third
+    facts = facts_of(ledger, third)
+    assert (facts.rival.model.id, facts.rival.is_champion) == (second, False)
+    assert facts.promotion.forced
+    assert facts_of(ledger, first).rival.model.id == third
+
+    # And when the third is rolled back, the second has the first beside it
+    with ledger.transaction() as connection:
+        roll_back(connection, second)
+    facts = facts_of(ledger, second)
+    assert (facts.rival.model.id, facts.rival.is_champion) == (first, False)
+    assert facts.promotion.how == "rollback"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"images": OTHER_IMAGES}, {"classes": tuple("abcdefghij")}, {"wrong": None}],
+    ids=["other images", "other classes", "never evaluated"],
+)
+def test_what_cannot_be_compared_is_not(ledger, other):
+    # Given a champion whose figures are not of the same kind
+    champion = add(ledger, "champion", **other)
+    promote(ledger, champion)
+    model = add(ledger, "challenger", wrong=4)
+
+    # Then it is named, and not compared
+    facts = facts_of(ledger, model)
+    assert facts.rival.model.id == champion
+    assert not facts.rival.same_images
+    assert "McNemar" not in render(facts)
+
+
+def test_the_champion_is_compared_on_the_same_images_even_where_others_came_later(ledger):
+    # Given a champion that was evaluated on the model's images, and then on others
+    champion = add(ledger, "champion", wrong=8)
+    promote(ledger, champion)
+    with ledger.transaction() as connection:
+        save_evaluation(connection, champion, OTHER_IMAGES, *made_evaluation(TRUTH, TRUTH))
+    model = add(ledger, "challenger", wrong=4)
+
+    # Then
+    facts = facts_of(ledger, model)
+    assert facts.rival.same_images
+    assert facts.rival.stored.data_fingerprint == IMAGES
+    assert facts.rival.evaluation.correct == 192
+
+
+def test_corrections_of_its_predictions_are_told(ledger):
+    # Given a model of whose predictions two were looked at, one of them right
+    model = add(ledger, "a")
+    row = {"job_id": new_id(), "name": "x", "predicted": "3", "confidence": 0.7, "model_id": model}
+    with ledger.transaction() as connection:
+        save_corrections(
+            connection,
+            [
+                NewCorrection(index=0, label="3", image_sha256="0" * 64, **row),
+                NewCorrection(index=1, label="5", image_sha256="1" * 64, **row),
+            ],
+        )
+
+    # Then
+    assert "people have said the true label of 2; 1 of them were right" in " ".join(
+        render(facts_of(ledger, model)).split()
+    )
+
+
+def test_a_model_that_was_never_evaluated_says_what_to_do(ledger):
+    model = add(ledger, "a", wrong=None)
+    with pytest.raises(NotFound, match=f"labelmill models evaluate {model}"):
+        facts_of(ledger, model)
+
+
+def test_a_report_needs_nothing_of_a_workers():
+    # Given a machine that has what a producer needs
+    lines = [
+        "import sys",
+        "import labelmill.reporting.facts, labelmill.reporting.page",
+        "assert not {'numpy', 'PIL', 'tensorflow', 'keras'} & set(sys.modules)",
+    ]
+
+    # Then the report can be made there
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+# ---- at the console -----------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_page_and_over_nothing(short_folder):
+    # Given a home with an evaluated model
+    home = Home(short_folder / "home")
+    ledger = open_ledger(Settings.load(home=home.path))
+    model, other = add(ledger, "a", wrong=5), add(ledger, "b", wrong=None)
+    ledger.close()
+
+    # When its report is asked for, Then the page is in the working folder, and its path on stdout
+    done = home.run("models", "report", model, cwd=short_folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"model-{model}.html\n", "")
+    page = (short_folder / f"model-{model}.html").read_text(encoding="utf-8")
+    assert f"<title>Model {model}: 97.50\u00a0% right</title>" in page
+
+    # And what is there already stays, unless it is forced
+    mine = short_folder / "mine.html"
+    mine.write_text("mine")
+    refused = home.run("models", "report", model, "--output", mine)
+    assert refused.returncode == ExitCode.USAGE
+    assert "is there already: --force writes over it" in refused.stderr
+    assert mine.read_text() == "mine"
+    assert home.ok("models", "report", model, "--output", mine, "--force") == f"{mine}\n"
+    assert mine.read_text(encoding="utf-8") == page
+
+    # And what cannot be told is said in a sentence
+    for asked, words in [
+        (other, f"labelmill models evaluate {other}"),
+        ("nothing", "There is no model 'nothing'"),
+    ]:
+        failed = home.run("models", "report", asked, cwd=short_folder)
+        assert failed.returncode == ExitCode.USAGE
+        assert words in failed.stderr
+        assert not (short_folder / f"model-{asked}.html").exists()

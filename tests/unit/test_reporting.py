@@ -1,0 +1,618 @@
+"""The report page, from facts made by hand: what is on it, and that nothing in the data leaves its place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.evaluation import CONFIDENCE_EDGES, NO_ANSWER
+from jobs.ledger.corrections import LiveAccuracy
+from jobs.ledger.evaluations import StoredEvaluation
+from jobs.ledger.promotions import Promotion, StoredVerdict
+from jobs.ledger.runs import Run
+from jobs.ledger.shadows import Comparison
+from jobs.model import MNIST_INPUT, Model
+from jobs.schema import RunState
+from labelmill.reporting import charts, tables
+from labelmill.reporting.facts import Facts, Rival
+from labelmill.reporting.page import duration, interval, percent, points, render, setting
+from tests.evaluations import DIGITS, made_evaluation
+from worker.learning.promotion import mcnemar
+from worker.learning.recipes import recipe_for
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '" onmouseover="alert(2)',
+    "' onload='alert(3)",
+    "{{ 7 * 7 }}",
+    "&lt;b&gt;",
+    "</style></title>",
+    "Ärmel 長袖 👕",
+    "a\nb",
+    "\u202egnp.exe",
+    "-->",
+)
+
+#: Elements that have no end.
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
+
+#: Elements that begin a line or a cell of their own.
+BLOCKS = {"p", "li", "br", "h1", "h2", "h3", "tr", "th", "td", "caption", "summary", "div"}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it; fails where an element is not closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag in BLOCKS:
+            self.words.append(" ")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        """All words, with single spaces between them."""
+        return " ".join("".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of each element of this kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def answers_of(truth, *, wrong):
+    """The right answers, but for every n-th image."""
+    return [(label + 1) % 10 if n % wrong == 0 else label for n, label in enumerate(truth)]
+
+
+def make_model(model_id="06h0w99y8275b8s6", *, aliases=(), classes=DIGITS, run=None):
+    return Model(
+        id=model_id,
+        architecture="mlp",
+        sha256="e6" * 32,
+        size_bytes=2_690_331,
+        classes=classes,
+        input_spec=MNIST_INPUT,
+        accuracy=0.98,
+        metrics={"run": run},
+        created_at=NOON,
+        aliases=aliases,
+    )
+
+
+def stored(truth, answers, *, classes=DIGITS):
+    evaluation, kept = made_evaluation(truth, answers, classes=classes)
+    return StoredEvaluation("ab" * 32, evaluation, kept, NOON)
+
+
+def make_run(*, recipe=None, **data):
+    return Run(
+        id="06h0w97q1v5eqnwm",
+        state=RunState.DONE,
+        recipe=(recipe or recipe_for("mlp", "quick", seed=20)).to_json(),
+        slot=None,
+        data_source="mnist",
+        data_fingerprint="cd" * 32,
+        data={"train_images": 55_200, "validation_images": 5_000, "corrections": 0, "left_out": 0} | data,
+        owner="a trainer",
+        requested_at=NOON,
+        started_at=NOON,
+        finished_at=NOON + timedelta(minutes=2, seconds=5),
+        model_id="06h0w99y8275b8s6",
+        verdict="promoted",
+        error=None,
+        accuracy=0.98,
+        epochs_done=7,
+    )
+
+
+def make_epochs(count):
+    return [
+        SimpleNamespace(
+            epoch=epoch,
+            loss=0.4 / epoch,
+            accuracy=1 - 0.1 / epoch,
+            val_loss=0.2 / epoch,
+            val_accuracy=1 - 0.05 / epoch,
+            seconds=4.0,
+        )
+        for epoch in range(1, count + 1)
+    ]
+
+
+def make_verdict(**changes):
+    verdict = StoredVerdict(
+        id="06h0w99y82ccccc1",
+        run_id=None,
+        model_id="06h0w99y8275b8s6",
+        champion_id="06h0w0000000000a",
+        promote=True,
+        forced=False,
+        checks=[
+            {"name": "accuracy", "passed": True, "text": "accuracy is 0.9871, 0.967 or more"},
+            {"name": "better", "passed": True, "text": "gets 31 right and 12 the other way round"},
+        ],
+        created_at=NOON,
+    )
+    return replace(verdict, **changes)
+
+
+TRUTH = [n % 10 for n in range(1000)]
+
+
+def make_facts(**changes):
+    """A model that is better than the champion, with everything known of it."""
+    facts = Facts(
+        model=make_model(),
+        stored=stored(TRUTH, answers_of(TRUTH, wrong=100)),
+        rival=Rival(
+            make_model("06h0w0000000000a", aliases=("champion",)),
+            is_champion=True,
+            stored=stored(TRUTH, answers_of(TRUTH, wrong=30)),
+            same_images=True,
+        ),
+        verdict=make_verdict(),
+        promotion=None,
+        run=make_run(),
+        epochs=make_epochs(7),
+        live=LiveAccuracy(right=0, labelled=0),
+        shadowing=Comparison("06h0w99y8275b8s6", chunks=0, images=0, disagreements=0),
+    )
+    return replace(facts, **changes)
+
+
+def bare(**changes):
+    """A model of which nothing is known but its evaluation."""
+    return make_facts(**{"rival": None, "verdict": None, "run": None, "epochs": ()} | changes)
+
+
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("facts", [make_facts(), bare()], ids=["all is known", "hardly anything is known"])
+def test_the_page_is_whole_and_stands_alone(facts):
+    # Given a page
+    text = render(facts)
+
+    # Then every element is closed in its turn, and every id is there once and named rightly
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        assert set(attributes.get("aria-labelledby", "").split()) <= set(ids)
+
+    # And it has a picture's worth of words for each picture, and each heading in its order
+    assert all(picture["alt"] for picture in page.all("img"))
+    assert [tag for tag, _ in page.elements if tag == "h1"] == ["h1"]
+    assert page.all("html") == [{"lang": "en"}]
+
+    # And it runs nothing and fetches nothing
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe", text)
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in page.all("img"))
+    policy = next(each for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_nothing_in_the_data_gets_out_of_its_place():
+    # Given classes, an alias, a source, a recipe and a verdict as somebody would write them who means harm
+    evil = "<img src=x onerror=alert(4)>"
+    own = stored(TRUTH, answers_of(TRUTH, wrong=7), classes=HOSTILE)
+    mistakes = tuple(replace(each, png='"><script>alert(5)</script>') for each in own.evaluation.mistakes)
+    facts = make_facts(
+        model=replace(make_model(aliases=(evil,), classes=HOSTILE), architecture=evil),
+        stored=replace(own, evaluation=replace(own.evaluation, mistakes=mistakes)),
+        rival=Rival(
+            make_model("06h0w0000000000a", classes=HOSTILE),
+            is_champion=True,
+            stored=stored(TRUTH, answers_of(TRUTH, wrong=9), classes=HOSTILE),
+            same_images=True,
+        ),
+        run=replace(
+            make_run(), data_source=evil, recipe={evil: {evil: evil}, "profile": evil, "architecture": evil}
+        ),
+        verdict=make_verdict(checks=[{"name": evil, "passed": False, "text": evil}]),
+    )
+
+    # When the page is made
+    page = Page(render(facts))
+
+    # Then they stand there as text, letter by letter
+    assert page.text.count(evil) >= 6
+    for name in HOSTILE:
+        assert " ".join(name.split()) in page.text
+    titles = {attributes.get("title") for attributes in page.all("th")}
+    assert set(HOSTILE) <= titles
+
+    # And none of them became an element or an attribute
+    plain = Page(render(make_facts()))
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in plain.elements}
+    assert {name for _, attributes in page.elements for name in attributes} == {
+        name for _, attributes in plain.elements for name in attributes
+    }
+
+
+def test_the_page_of_a_whole_evaluation_is_small():
+    # Given two models on 10,000 images, 300 epochs, and 48 mistakes each
+    truth = [n % 10 for n in range(10_000)]
+    facts = make_facts(
+        stored=stored(truth, answers_of(truth, wrong=80)),
+        rival=Rival(
+            make_model("06h0w0000000000a"),
+            is_champion=True,
+            stored=stored(truth, answers_of(truth, wrong=60)),
+            same_images=True,
+        ),
+        epochs=make_epochs(300),
+    )
+
+    # When the page is made, Then it is no burden to a mail
+    text = render(facts)
+    assert len(Page(text).all("img")) == 96
+    assert len(text.encode()) < 500_000
+
+
+def test_the_headline_says_how_good_and_how_it_was_judged():
+    page = Page(render(make_facts()))
+    assert "99.00 %" in page.text
+    assert "of the 1,000 evaluation images are right: 990, and 10 wrong." in page.text
+    assert "95 % interval: 98.00–100.00 %" in page.text
+    assert "The champion, 06h0w0000000000a, has 96.60 % of the same images." in page.text
+    assert "Promoted" in page.text
+    assert "✓ accuracy: accuracy is 0.9871, 0.967 or more" in page.text
+    assert "forced" not in page.text
+
+
+def test_a_refusal_shows_which_check_failed():
+    failed = {"name": "better", "passed": False, "text": "gets 3 right that the champion gets wrong"}
+    page = Page(render(make_facts(verdict=make_verdict(promote=False, checks=[failed]))))
+    assert "Not promoted" in page.text
+    assert "✗ better, failed: gets 3 right that the champion gets wrong" in page.text
+
+
+def test_a_promotion_by_force_is_marked_as_one():
+    # Given a model that a person wanted whatever the gate said
+    promotion = Promotion("a", "06h0w99y8275b8s6", None, "promote", True, "v", NOON)
+    facts = make_facts(verdict=make_verdict(forced=True), promotion=promotion)
+
+    # Then the page says so
+    page = Page(render(facts))
+    assert "Promoted by force forced" in page.text
+    assert "It became the champion on 2026-11-24 12:00 UTC, by force." in page.text
+
+
+def test_a_model_that_was_kept_beside_the_champion_says_so():
+    # Given a run whose model was not even compared
+    run = replace(make_run(), verdict="kept: it is the champion 06h0w0000000000a once more")
+    facts = make_facts(run=run, verdict=make_verdict(promote=False, checks=[], run_id=run.id))
+
+    # Then the page has the run's own words
+    assert "The gate: kept: it is the champion 06h0w0000000000a once more." in Page(render(facts)).text
+
+
+def test_a_rollback_is_told_as_one():
+    promotion = Promotion("a", "06h0w99y8275b8s6", None, "rollback", False, None, NOON)
+    assert "by a rollback." in Page(render(make_facts(promotion=promotion))).text
+
+
+def test_the_page_says_what_became_of_the_corrections():
+    page = Page(render(make_facts(run=make_run(corrections=200, left_out=3))))
+    assert (
+        "200 corrections joined the training images; 3 were left out because they are images of the "
+        "evaluation set or cannot be used." in page.text
+    )
+    page = Page(render(make_facts(run=make_run(corrections=1, left_out=1))))
+    assert "1 correction joined the training images; 1 was left out because it is an image of" in page.text
+    assert "0 corrections joined the training images." in Page(render(make_facts())).text
+
+
+def test_the_recipe_is_told_whole():
+    # Given a run of the long profile
+    run = make_run(recipe=recipe_for("mlp", "long", seed=77))
+
+    # Then every field of its recipe is there, with its value
+    page = Page(render(make_facts(run=run)))
+    assert "Recipe: mlp, long" in page.text
+    for words in ("seed 77", "epochs 300", "schedule one-cycle", "averaging 0.999", "rotation 12, zoom 0.12"):
+        assert words in page.text
+    assert "2 min 05 s" in page.text
+    assert "Training images are distorted" in page.text
+
+
+def test_what_is_not_known_is_left_out_and_said_so():
+    # Given a registered file without a run, that was never judged, where there is no champion
+    page = Page(render(bare()))
+
+    # Then each gap has its sentence
+    assert "There is no champion to compare it with." in page.text
+    assert "Nobody has asked the gate about this model yet" in page.text
+    assert "No training run made it: its file was registered." in page.text
+    assert "No epochs are recorded of this model." in page.text
+
+    # And what needs the other model is not there
+    for words in ("McNemar", "difference", "Recipe", "Figures by epoch"):
+        assert words not in page.text
+
+
+@pytest.mark.parametrize(
+    ("rival", "words"),
+    [
+        (
+            Rival(make_model("o", classes=tuple("ab")), True, stored(TRUTH, TRUTH), False),
+            "knows other classes",
+        ),
+        (Rival(make_model("o"), True, stored(TRUTH, TRUTH), False), "was evaluated on other images"),
+        (Rival(make_model("o"), True, None, False), "was not evaluated"),
+    ],
+    ids=["other classes", "other images", "never evaluated"],
+)
+def test_figures_that_cannot_be_compared_are_not_shown_side_by_side(rival, words):
+    page = Page(render(make_facts(rival=rival)))
+    assert words in page.text
+    assert "McNemar" not in page.text
+    assert "champion right" not in page.text
+
+
+def test_the_champions_own_page_shows_the_one_before():
+    facts = make_facts(model=make_model(aliases=("champion",)))
+    facts = replace(facts, rival=replace(facts.rival, is_champion=False))
+    page = Page(render(facts))
+    assert "The champion before it, 06h0w0000000000a" in page.text
+    assert "The worst mistakes of the champion before it" in page.text
+
+
+def test_the_first_champion_has_none_before_it():
+    page = Page(render(bare(model=make_model(aliases=("champion",)))))
+    assert "No other model was the champion before it" in page.text
+
+
+def test_what_was_seen_at_work_is_told():
+    facts = make_facts(
+        live=LiveAccuracy(right=45, labelled=60),
+        shadowing=Comparison("06h0w99y8275b8s6", chunks=12, images=6_000, disagreements=30),
+    )
+    page = Page(render(facts))
+    assert "true label of 60; 45 of them were right (75.00 %)" in page.text
+    assert (
+        "seen 6,000 images of jobs, in 12 chunks, and disagreed with the model of the job on 30 (0.50 %)"
+        in page.text
+    )
+    assert "At work" not in Page(render(make_facts())).text
+
+
+def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
+    page = Page(render(make_facts(run=make_run(validation_images=0))))
+    assert "held-out loss" not in page.text
+    assert "held-out loss" in Page(render(make_facts())).text
+
+
+def test_a_perfect_model_has_no_mistakes_to_show():
+    page = Page(render(bare(stored=stored(TRUTH, TRUTH))))
+    assert "There is not one wrong answer." in page.text
+    assert page.all("img") == []
+
+
+# ---- tables -------------------------------------------------------------------------------------------
+
+
+def test_one_mistake_among_thousands_is_seen():
+    # Given 9,999 right answers and a wrong one
+    truth = [0] * 5000 + [1] * 5000
+    evaluation, _ = made_evaluation(truth, [1, *truth[1:]], classes=("a", "b"))
+
+    # Then the wrong one has its full colour, and where nothing is there is none
+    rows = tables.confusion_matrix(evaluation)
+    assert rows[0].cells[1] == tables.Cell(1, 1.0, "wrong")
+    assert rows[1].cells[0] == tables.Cell(0, 0.0, "none")
+    assert rows[1].cells[1] == tables.Cell(5000, 1.0, "right")
+
+
+def test_images_without_an_answer_have_a_column_where_there_are_some():
+    evaluation, _ = made_evaluation([0, 1, 1], [0, 1, NO_ANSWER], classes=("a", "b"))
+    assert [len(row.cells) for row in tables.confusion_matrix(evaluation)] == [3, 3]
+    assert tables.confusion_matrix(evaluation)[1].cells[2].count == 1
+    assert (
+        "The last column has the images without an answer."
+        in Page(render(bare(stored=stored([0, 1], [0, NO_ANSWER])))).text
+    )
+    evaluation, _ = made_evaluation([0, 1], [0, 1], classes=("a", "b"))
+    assert [len(row.cells) for row in tables.confusion_matrix(evaluation)] == [2, 2]
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed():
+    # Given 100 classes, one of which is taken for another three times
+    classes = tuple(f"class {n}" for n in range(100))
+    truth = list(range(100)) + [7] * 3 + [9]
+    answers = list(range(100)) + [8] * 3 + [10]
+
+    # When the page is made, Then it lists them, in place of ten thousand cells
+    page = Page(render(bare(stored=stored(truth, answers, classes=classes))))
+    assert "class 7 class 8 3" in page.text
+    assert not any(attributes.get("class") == "matrix" for attributes in page.all("table"))
+    evaluation, _ = made_evaluation(truth, answers, classes=classes)
+    assert tables.most_confused(evaluation)[0] == tables.Confused("class 7", "class 8", 3)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=60))
+def test_two_models_are_compared_image_by_image(images):
+    # Given truths and the answers of two models
+    ours = bytes(value for truth, one, _ in images for value in (one, truth))
+    theirs = bytes(value for truth, _, other in images for value in (other, truth))
+
+    # When they are compared
+    pair = tables.compare_answers(ours, theirs)
+
+    # Then each image is in one of the four places
+    assert pair.both == sum(truth == one == other for truth, one, other in images)
+    assert pair.gained == sum(truth == one != other for truth, one, other in images)
+    assert pair.lost == sum(truth == other != one for truth, one, other in images)
+    assert pair.both + pair.gained + pair.lost + pair.neither == len(images)
+    assert pair.p == mcnemar(pair.gained, pair.lost)
+
+
+def test_a_mistake_is_shown_with_what_the_other_model_made_of_it():
+    # Given four images that this model got wrong; the other one is right, right, wrong, and without an answer
+    evaluation, _ = made_evaluation([0, 0, 0, 0], [1, 1, 1, 1], confidences=[0.9, 0.8, 0.7, 0.6])
+    theirs = bytes([0, 0, 0, 0, 2, 0, NO_ANSWER, 0])
+
+    # Then
+    shown = tables.shown_mistakes(evaluation, theirs)
+    assert [(each.theirs, each.they_are_right) for each in shown] == [
+        ("0", True),
+        ("0", True),
+        ("2", False),
+        (None, False),
+    ]
+    assert [each.theirs for each in tables.shown_mistakes(evaluation, None)] == [None] * 4
+
+
+def test_a_class_that_was_never_seen_has_no_shares():
+    evaluation, _ = made_evaluation([0, 0], [0, 0], classes=("a", "b"))
+    assert tables.by_class(evaluation, None)[1] == tables.ClassRow("b", 0, None, None, None, None)
+    assert "–" in Page(render(bare(stored=stored([0, 0], [0, 0])))).text
+
+
+# ---- diagrams -----------------------------------------------------------------------------------------
+
+
+def inside(svg: str) -> bool:
+    """Whether all marks lie within the picture."""
+    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+    across = [float(n) for n in re.findall(r'\b(?:x|cx|x1|x2)="([-\d.]+)"', svg)]
+    down = [float(n) for n in re.findall(r'\b(?:y|cy|y1|y2)="([-\d.]+)"', svg)]
+    for points_ in re.findall(r'points="([^"]*)"', svg):
+        across += [float(pair.split(",")[0]) for pair in points_.split()]
+        down += [float(pair.split(",")[1]) for pair in points_.split()]
+    return min(across) >= 0 and max(across) <= width and min(down) >= 0 and max(down) <= height
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 30, 31, 300, 1000])
+@pytest.mark.parametrize("draw", [charts.loss_curves, charts.accuracy_curves])
+def test_curves_of_any_length_fit_their_picture(draw, epochs):
+    # Given a training of so many epochs
+    values = [0.9 / epoch for epoch in range(1, epochs + 1)]
+    svg = str(draw("x", [charts.Line("training", "theirs", values), charts.Line("held-out", "ours", values)]))
+
+    # Then it is drawn whole, within the picture, with numbers on both axes; few epochs have a dot each
+    assert inside(svg)
+    assert Page(svg).all("svg")
+    assert [len(line.split()) for line in re.findall(r'points="([^"]*)"', svg)] == [epochs, epochs]
+    assert svg.count('class="dot') == (2 * epochs if epochs <= 30 else 0)
+    numbers = re.findall(r'text-anchor="middle">(\d+)<', svg)
+    assert numbers[0] == "1"
+    assert len(numbers) == len(set(numbers))
+    assert len(re.findall(r'text-anchor="end"', svg)) >= 2
+
+
+@given(
+    st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50),
+    st.sampled_from([charts.loss_curves, charts.accuracy_curves]),
+)
+def test_a_training_that_ran_away_is_drawn_all_the_same(values, draw):
+    svg = str(draw("x", [charts.Line("training", "theirs", values)]))
+    assert inside(svg)
+    assert not re.search(r'(?:points|x|y|cx|cy)="[^"]*(?:nan|inf)', svg)
+
+
+@given(st.floats(1e-9, 1e6), st.floats(1.000001, 1e9))
+def test_ticks_are_round_few_and_within_their_axis(low, factor):
+    # Given any axis, Then the numbers on it
+    high = low * factor
+    for ticks in (charts.log_ticks(low, high), charts.linear_ticks(low, high)):
+        assert 1 <= len(ticks) <= 12
+        assert ticks == sorted(set(ticks))
+        assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
+
+
+def test_ticks_are_written_as_people_write_them():
+    assert charts.linear_ticks(0, 7) == [0, 2, 4, 6]
+    assert charts.linear_ticks(0, 0.35) == [0, 0.1, 0.2, 0.3]
+    assert charts.linear_ticks(3, 3) == [3]
+    assert charts.log_ticks(0.005, 0.5) == [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    assert charts.log_ticks(0.0005, 0.9) == [0.001, 0.01, 0.1]
+
+
+def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
+    # Given images in two bins: 900 sure ones, all right, and 100 others, half of them
+    truth = [0] * 1000
+    answers = [0] * 950 + [1] * 50
+    evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
+
+    # When they are drawn, Then there are two marks, the first bin's a third as wide as the other's
+    svg = str(charts.calibration_diagram("x", [charts.Marks("this model", "ours", evaluation.calibration)]))
+    assert inside(svg)
+    marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
+    assert [(float(radius), words) for radius, words in marks] == [
+        (4.3, "this model: 100 images, confidence 0.500, accuracy 0.500"),
+        (13.0, "this model: 900 images, confidence 0.990, accuracy 1.000"),
+    ]
+
+
+def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
+    # Given counts of two models, nothing in the first range
+    counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
+    series = [charts.Bars("this model", "ours", counts), charts.Bars("champion", "theirs", counts)]
+
+    # Then no bar stands for nothing, and every number is there
+    svg = str(charts.confidence_bars("x", series))
+    assert inside(svg)
+    assert svg.count('<rect class="bar ours"') == len(counts) - 1 + 1  # and the legend's
+    assert svg.count(">12,345<") == 2
+    assert ">0.999 to 1<" in svg
+    lengths = [float(width) for width in re.findall(r'bar ours"[^>]*width="([\d.]+)"', svg)]
+    assert lengths[:-1] == sorted(lengths[:-1])
+
+
+# ---- words --------------------------------------------------------------------------------------------
+
+
+def test_values_are_written_for_people():
+    assert [percent(0.98712), percent(1.0), percent(None)] == ["98.71\u00a0%", "100.00\u00a0%", "–"]
+    assert [points(0.0042), points(-0.0042), points(0.0), points(-0.000001)] == [
+        "+0.42",
+        "−0.42",
+        "±0.00",
+        "±0.00",
+    ]
+    assert [duration(4.24), duration(48), duration(125), duration(7620)] == [
+        "4.2 s",
+        "48 s",
+        "2 min 05 s",
+        "2 h 07 min",
+    ]
+    assert [setting(None), setting(True), setting(0.0833333), setting("x"), setting(12)] == [
+        "none",
+        "yes",
+        "0.08333",
+        "x",
+        "12",
+    ]
+    assert interval(stored(TRUTH, TRUTH).evaluation) == "99.00–100.00\u00a0%"
