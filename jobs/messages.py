@@ -1,7 +1,7 @@
-"""The doorbell: a message that names one chunk and nothing else.
+"""The doorbell: a message that names one chunk, or one training run, and nothing else.
 
-What the chunk holds, whose turn it is and what became of it is in the ledger (`jobs.ledger.claims`); a
-message that is lost, doubled or late therefore costs nothing but time.
+What it is about, whose turn it is and what became of it is in the ledger (`jobs.ledger.claims`,
+`jobs.ledger.runs`); a message that is lost, doubled or late therefore costs nothing but time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ class MessageError(LabelmillError):
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkMessage:
-    """Please look at this chunk."""
+class Message:
+    """Please look at this. Which kind of thing it is, the task says that the message is for."""
 
-    chunk_id: str
+    id: str
 
     def encode(self) -> tuple[str]:
         """As the positional arguments of a Celery task."""
-        return (self.chunk_id,)
+        return (self.id,)
 
     @classmethod
     def decode(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
-        """From a Celery task's arguments. Raises MessageError on anything but one chunk id."""
+        """From a Celery task's arguments. Raises MessageError on anything but one id."""
         if kwargs or len(args) != 1 or not is_id(args[0]):
-            raise MessageError("it does not name one chunk")
+            raise MessageError("it does not name one thing of ours")
         return cls(args[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from celery import Celery
@@ -11,7 +12,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from jobs.messages import ChunkMessage
+from jobs.messages import Message
 from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ def _queue(name: str) -> Queue:
 
 
 class Bell:
-    """Rings for chunks: sends their messages. A broker that is away is noted once, not waited for again."""
+    """Rings for chunks and training runs: sends their messages. A broker that is away is noted once, not
+    waited for again.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -115,40 +118,50 @@ class Bell:
         for chunk_id in chunk_ids:
             if self.silent:
                 break
-            try:
+            with self._noting_silence():
                 if sent == 0:
                     room = MAX_OUTSTANDING - self.waiting()
                 if sent >= room:
                     break
-                self._app.send_task(
-                    CLASSIFY_TASK,
-                    args=ChunkMessage(chunk_id).encode(),
-                    connection=self._connection,
-                    retry=False,
-                    # A worker would put its own in, and the gate takes no message that sets any.
-                    time_limit=None,
-                    soft_time_limit=None,
-                )
-            except (OperationalError, RedisError, OSError) as error:
-                logger.debug("cannot ring: %s", error)
-                self._connection.close()  # half of it may be open; the next ring begins anew
-                self.silent, self.reason = True, str(error).strip().rstrip(".")
-            else:
+                self._send(CLASSIFY_TASK, chunk_id)
                 sent += 1
         return sent
 
-    def waiting(self) -> int:
-        """How many messages wait on the classify queue. Raises OperationalError where the broker does not
-        say.
-        """
+    def ring_for_run(self, run_id: str) -> None:
+        """Sends the message of a training run. Never raises: the reconciler rings later for what was not."""
+        with self._noting_silence():
+            self._send(RETRAIN_TASK, run_id)
+
+    def waiting(self, queue: str = CLASSIFY_QUEUE) -> int:
+        """How many messages wait on a queue. Raises OperationalError where the broker does not say."""
         try:
             # Not passively: to see whether the queue is there at all, kombu 5.7 asks for its key without
             # our prefix, and never finds it. In Redis a declaration makes nothing.
-            declared: Any = self._connection.default_channel.queue_declare(CLASSIFY_QUEUE)
+            declared: Any = self._connection.default_channel.queue_declare(queue)
         except (*self._connection.recoverable_connection_errors, RedisError) as error:
             self._connection.close()
             raise OperationalError(str(error)) from error
         return int(declared.message_count)
+
+    def _send(self, task: str, identifier: str) -> None:
+        self._app.send_task(
+            task,
+            args=Message(identifier).encode(),
+            connection=self._connection,
+            retry=False,
+            # A worker would put its own in, and the gate takes no message that sets any.
+            time_limit=None,
+            soft_time_limit=None,
+        )
+
+    @contextmanager
+    def _noting_silence(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, RedisError, OSError) as error:
+            logger.debug("cannot ring: %s", error)
+            self._connection.close()  # half of it may be open; the next ring begins anew
+            self.silent, self.reason = True, str(error).strip().rstrip(".")
 
     def close(self) -> None:
         """Gives the connection back."""

@@ -50,12 +50,10 @@ def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "in
 
 
 def beat_command(*, loglevel: str = "info") -> list[str]:
-    """The command line of Celery beat. Its schedule lives in memory: a file could corrupt, and a slot that
-    was missed must not fire late.
-    """
+    """The command line of Celery beat. No pid file: one that is left behind keeps beat from starting."""
     return [
         *(sys.executable, "-m", "celery", "-A", "worker.app", "beat"),
-        *("--scheduler", "celery.beat:Scheduler", "--pidfile=", "--loglevel", loglevel),
+        *("--pidfile=", "--loglevel", loglevel),
     ]
 
 
@@ -86,7 +84,13 @@ class Stack:
     """A context manager: inside it everything runs, after it nothing of it is left."""
 
     def __init__(
-        self, settings: Settings, *, logs: Path | None, trainer: bool = False, beat: bool = False
+        self,
+        settings: Settings,
+        *,
+        logs: Path | None,
+        worker: bool = True,
+        trainer: bool = False,
+        beat: bool = False,
     ) -> None:
         """With `logs`, each process writes into a file of its own there; without, to our stderr."""
         self._settings = settings
@@ -94,12 +98,13 @@ class Stack:
         self._services: list[_Service] = []
         if settings.embedded_broker:
             self._services.append(_Service("broker", _broker_command(settings)))
-        self._services.append(
-            _Service(
-                "worker",
-                worker_command(queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"),
+        if worker:
+            self._services.append(
+                _Service(
+                    "worker",
+                    worker_command(queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"),
+                )
             )
-        )
         if trainer:
             self._services.append(
                 _Service("trainer", worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer"))

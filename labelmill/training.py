@@ -1,9 +1,9 @@
-"""Training at the console: the run itself, with a bar and a line an epoch."""
+"""Training in this process: the run itself, with a bar and a line an epoch."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UserError
 from jobs.settings import Settings
@@ -11,29 +11,33 @@ from labelmill.console import say
 from labelmill.progress import ProgressLine
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Row
+
     from worker.learning.mnist import Mnist
+    from worker.learning.recipes import Recipe
     from worker.learning.retrain import Retrained
     from worker.learning.training import EpochResult
 
 
 def load_mnist(settings: Settings, *, allow_sample: bool = False) -> Mnist:
     """MNIST, or with `allow_sample` the sample that is always at hand. Raises DataUnavailable."""
-    _need_tensorflow()
+    need_tensorflow()
     from worker.learning import mnist
 
     return mnist.load(settings.mnist_dir, settings.cache_dir, allow_sample=allow_sample, say=say)
 
 
 def train_with_progress(
-    settings: Settings, data: Mnist | None = None, *, seed: int = 1, replace: bool = False
+    settings: Settings, recipe: Recipe, data: Mnist | None = None, *, replace: bool = False
 ) -> Retrained:
-    """One training run. Raises DataUnavailable, Unavailable, or UserError without TensorFlow."""
+    """One training run. Raises Conflict where another one is under way, DataUnavailable, Unavailable, or
+    UserError without TensorFlow.
+    """
     data = data or load_mnist(settings)
     # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
-    from worker.learning.retrain import retrain
-    from worker.learning.training import Recipe
+    from worker.learning.retrain import begin_run, retrain
 
-    recipe = Recipe(seed=seed)
+    claim = begin_run(settings, recipe)
     with ProgressLine("training") as progress:
 
         def on_batch(epoch: int, done: int, total: int) -> None:
@@ -44,15 +48,21 @@ def train_with_progress(
             )
 
         def on_epoch(result: EpochResult) -> None:
-            say(
-                f"epoch {result.epoch} of {recipe.epochs}: loss {result.loss:.4f}, "
-                f"accuracy {result.accuracy:.4f}, test loss {result.val_loss:.4f}, "
-                f"test accuracy {result.val_accuracy:.4f}, {result.seconds:.1f} s"
-            )
+            say(epoch_line(result, recipe.epochs))
 
-        return retrain(settings, data, recipe=recipe, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
+        return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
 
 
-def _need_tensorflow() -> None:
+def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
+    """How an epoch went, in one line. `held-out`: of training images that are not trained on."""
+    return (
+        f"epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}, "
+        f"held-out loss {epoch.val_loss:.4f}, held-out accuracy {epoch.val_accuracy:.4f}, "
+        f"{epoch.seconds:.1f} s"
+    )
+
+
+def need_tensorflow(what: str = "Training") -> None:
+    """Raises UserError where it is not installed."""
     if find_spec("tensorflow") is None:
-        raise UserError("Training needs TensorFlow: pip install 'labelmill[worker]'.")
+        raise UserError(f"{what} needs TensorFlow: pip install 'labelmill[worker]'.")

@@ -25,6 +25,7 @@ try:
     settings = Settings.load()
     app = make_app(settings)
     app.conf.beat_schedule = beat_schedule(settings)
+    app.conf.beat_scheduler = "worker.schedule:SlotScheduler"
 except SettingsError as error:
     sys.stderr.write(f"labelmill: {error}\n")
     sys.exit(error.exit_code)

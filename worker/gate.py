@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 
-from jobs.messages import ChunkMessage, MessageError
+from jobs.messages import Message, MessageError
 from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK
 
 logger = logging.getLogger(__name__)
@@ -90,13 +90,9 @@ def _arguments(task: str, body: str) -> list[str]:
             pass
         case _:
             raise MessageError("its body is not arguments alone")
-    if task == CLASSIFY_TASK:
-        return list(ChunkMessage.decode(args, kwargs).encode())
-    if task != RETRAIN_TASK:
+    if task not in _QUEUES:
         raise MessageError("it names another task")
-    if args or kwargs:
-        raise MessageError("it has arguments for a task that takes none")
-    return []
+    return list(Message.decode(args, kwargs).encode())
 
 
 def _parse(data: bytes, reason: str) -> Any:

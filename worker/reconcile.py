@@ -1,4 +1,5 @@
-"""The reconciler: rings again for every chunk that waits without a message or whose worker died.
+"""The reconciler: rings again for every chunk that waits without a message or whose worker died, and for the
+training run that waits; a run whose trainer died it ends.
 
 Every worker runs one, on the timer of its main process; a lock in the ledger lets one at a time do the work.
 It runs between the main loop's other doings, never in a thread of its own: a thread that holds a lock of
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+from contextlib import closing
 from typing import Any, Final
 
 from celery import bootsteps
@@ -18,6 +19,7 @@ from kombu.exceptions import OperationalError
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.pausing import hold_leftover_chunks
+from jobs.ledger.runs import end_lost_runs, interrupt_runs_of, run_to_ring
 from jobs.ledger.upkeep import (
     RECONCILE_LOCK,
     chunks_to_ring,
@@ -26,8 +28,9 @@ from jobs.ledger.upkeep import (
     fail_abandoned_jobs,
     take_lock,
 )
-from jobs.queue import MAX_OUTSTANDING, Bell
+from jobs.queue import MAX_OUTSTANDING, RETRAIN_QUEUE, Bell
 from jobs.settings import Settings
+from worker.bench import owner_name
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Reconciler:
         self._holder = holder
 
     def tick(self) -> int:
-        """One look; gives back how many messages were sent. Raises Unavailable, kombu's OperationalError."""
+        """One look; gives back for how many chunks was rung. Raises Unavailable, kombu's OperationalError."""
         with self._ledger.transaction() as connection:
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
@@ -52,7 +55,12 @@ class Reconciler:
                 logger.warning("job %s failed: its producer stopped halfway", job_id)
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
+            for run in end_lost_runs(connection):
+                logger.warning("training run %s is %s: %s", run.id, run.state, run.error)
+            run_id = run_to_ring(connection)
             due = count_due(connection, limit=MAX_OUTSTANDING)
+        if run_id is not None and not self._bell.waiting(RETRAIN_QUEUE):
+            self._bell.ring_for_run(run_id)
         if not due:
             return 0
         missing = due - self._bell.waiting()
@@ -78,7 +86,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
         def start(self, worker: Any) -> None:
             # No pool of connections: one that is open at a fork would be shared with the child.
             ledger = Ledger(settings.ledger, pooled=False)
-            holder = f"{socket.gethostname()}/{os.getpid()}"
+            holder = owner_name(os.getpid())
             reconciler = Reconciler(ledger, Bell(worker.app), holder=holder)
 
             def tick() -> None:
@@ -90,9 +98,25 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
 
             self._timer = worker.timer.call_repeatedly(RECONCILE_SECONDS, tick)
 
-        def stop(self, _worker: Any) -> None:
+        def stop(self, worker: Any) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            if RETRAIN_QUEUE in worker.app.amqp.queues.consume_from:
+                _interrupt_training(settings, worker.pool.info["processes"])
 
     return Reconcile
+
+
+def _interrupt_training(settings: Settings, pids: list[int]) -> None:
+    """This trainer was told to stop, and waits for its children next. A training would take minutes: the
+    child notices that its run is its own no more, and ends.
+    """
+    with closing(Ledger(settings.ledger, pooled=False)) as ledger:
+        try:
+            with ledger.transaction() as connection:
+                interrupt_runs_of(
+                    connection, [owner_name(pid) for pid in pids], error="its trainer was told to stop"
+                )
+        except LabelmillError as error:
+            logger.warning("the training under way is not told to end: %s", error)

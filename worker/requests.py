@@ -10,11 +10,13 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from kombu.transport import virtual
+from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode, LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.claims import bury_claim
-from jobs.messages import ChunkMessage
+from jobs.ledger.runs import interrupt_runs_of
+from jobs.messages import Message
 from worker.bench import owner_name
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,9 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
             virtual.QoS.ack(channel.qos, tag)
 
 
-class ChunkRequest(LastingRequest):
-    """A chunk's message. When the child is dead, its claim is dead: the chunk is given back in its name, so
-    that nobody waits for the lease to run out.
+class ClaimingRequest(LastingRequest):
+    """A message whose task claims what it names. When the child is dead, its claim is dead: that is written
+    down in its name, so that nobody waits for the lease to run out.
     """
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,13 +76,37 @@ class ChunkRequest(LastingRequest):
         # No pool: a connection that is open at the next fork would be shared with the child.
         ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
         try:
-            chunk_id = ChunkMessage.decode(self.args, self.kwargs).chunk_id
+            named = Message.decode(self.args, self.kwargs).id
             with ledger.transaction() as connection:
-                bury_claim(connection, chunk_id, owner=owner_name(self.worker_pid), code=code, error=error)
+                self._end_claim(connection, named, owner_name(self.worker_pid), code, error)
         except LabelmillError as problem:
             logger.warning("the lease of a dead process has to run out by itself: %s", problem)
         finally:
             ledger.close()
+
+    def _end_claim(self, connection: Connection, named: str, owner: str, code: ErrorCode, error: str) -> None:
+        raise NotImplementedError
+
+
+class ChunkRequest(ClaimingRequest):
+    """A chunk's message: the chunk is given back."""
+
+    def _end_claim(self, connection: Connection, named: str, owner: str, code: ErrorCode, error: str) -> None:
+        bury_claim(connection, named, owner=owner, code=code, error=error)
+
+
+class RunRequest(ClaimingRequest):
+    """A training run's message: the run is interrupted. It has changed nothing, and is not begun again."""
+
+    def _end_claim(
+        self,
+        connection: Connection,
+        named: str,  # noqa: ARG002 -- a process is at one run at a time
+        owner: str,
+        code: ErrorCode,  # noqa: ARG002
+        error: str,
+    ) -> None:
+        interrupt_runs_of(connection, [owner], error=error)
 
 
 def _how_it_died(error: WorkerLostError) -> str:

@@ -1,14 +1,38 @@
-"""When the model is retrained: the entry for Celery beat."""
+"""When the model is retrained: Celery beat is the clock, the ledger decides.
+
+Beat sends no message when the time has come. It opens the schedule's *slot*: a run that waits, with the time
+it was made for in a unique column. So there is one run a slot whatever the number of beats, and a slot that
+was missed is no run: it never fires late.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import secrets
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
+from celery.beat import Scheduler
 from celery.schedules import ParseException, crontab
 
-from jobs.errors import SettingsError
-from jobs.queue import RETRAIN_TASK
+from jobs.errors import LabelmillError, SettingsError
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.runs import request_run
+from jobs.queue import RETRAIN_TASK, Bell
+from jobs.schema import RunState
 from jobs.settings import Settings
+from worker.learning.recipes import recipe_for
+
+logger = logging.getLogger(__name__)
+
+#: A slot that is older was missed: beat stood still, or the machine slept.
+GRACE: Final = timedelta(minutes=10)
+
+#: How long to wait before a ledger that was away is asked again.
+AGAIN_SECONDS: Final = 5.0
 
 
 def beat_schedule(settings: Settings) -> dict[str, Any]:
@@ -16,6 +40,91 @@ def beat_schedule(settings: Settings) -> dict[str, Any]:
     if settings.retrain_cron == "never":
         return {}
     return {"retrain": {"task": RETRAIN_TASK, "schedule": _crontab(settings.retrain_cron)}}
+
+
+def due_slot(schedule: crontab, now: datetime) -> datetime | None:
+    """The latest time of the schedule that is not after `now` and not older than the grace; in UTC, to the
+    minute. Two beats whose clocks differ a little get the same one.
+    """
+    minute = now.astimezone(UTC).replace(second=0, microsecond=0)
+    for back in range(GRACE // timedelta(minutes=1)):
+        slot = minute - timedelta(minutes=back)
+        if (
+            slot.minute in schedule.minute
+            and slot.hour in schedule.hour
+            and slot.day in schedule.day_of_month
+            and slot.month in schedule.month_of_year
+            and slot.isoweekday() % 7 in schedule.day_of_week
+        ):
+            return slot
+    return None
+
+
+def open_slot(ledger: Ledger, bell: Bell, settings: Settings, slot: datetime) -> RunState | None:
+    """A run for this slot, unless it has one; rings for it where it waits. What comes back is what
+    `request_run` says. Raises Unavailable, LedgerNotReady.
+    """
+    run_id = new_id()
+    # Another seed each time: the same one on the same data gives the same model again.
+    recipe = recipe_for(
+        settings.retrain_architecture, settings.retrain_profile, seed=secrets.randbelow(2**31)
+    )
+    with ledger.transaction() as connection:
+        state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
+    if state is None:
+        logger.info("the slot %s has its training run already", slot)
+    else:
+        logger.info("training run %s of the slot %s is %s", run_id, slot, state)
+    if state == RunState.PENDING:
+        bell.ring_for_run(run_id)
+    return state
+
+
+class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
+    """Beat's scheduler. It keeps nothing on disk, and needs the broker for nothing."""
+
+    #: The base class connects here, and waits for as long as the broker is away: until the slot is missed.
+    producer = None
+
+    #: The slot whose run is not in the ledger yet.
+    _slot: datetime | None = None
+
+    _again_at = 0.0
+
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002
+        """The entry's time has come."""
+        if advance:
+            self.reserve(entry)
+        now = datetime.now(UTC)
+        self._slot = due_slot(entry.schedule, now)
+        if self._slot is None:
+            logger.warning("a slot of the schedule was missed; the next one comes by itself")
+            return
+        self._open(now)
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Seconds until the next call."""
+        delay: float = super().tick(*args, **kwargs)
+        if self._slot is None:
+            return delay
+        if time.monotonic() >= self._again_at:
+            self._open(datetime.now(UTC))
+        return min(delay, AGAIN_SECONDS)
+
+    def _open(self, now: datetime) -> None:
+        slot, settings = self._slot, self.app.labelmill_settings
+        if slot is None or now - slot >= GRACE:
+            logger.warning("the slot %s was missed: the ledger was away for too long", slot)
+            self._slot = None
+            return
+        try:
+            with closing(Ledger(settings.ledger, pooled=False)) as ledger, closing(Bell(self.app)) as bell:
+                open_slot(ledger, bell, settings, slot)
+        except LabelmillError as error:
+            logger.warning("the slot %s is tried again: %s", slot, error)
+            self._again_at = time.monotonic() + AGAIN_SECONDS
+        else:
+            self._slot = None
 
 
 def _crontab(line: str) -> crontab:

@@ -6,20 +6,23 @@ The chunk's own way goes on in `worker.predicting.pipeline`.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
+from contextlib import closing
 from typing import Any, Final
 
 from celery import Celery, Task
 
-from jobs.errors import LabelmillError
+from jobs.errors import LabelmillError, NotFound
+from jobs.ledger import Ledger
 from jobs.ledger.progress import chunk_exists
-from jobs.messages import ChunkMessage
+from jobs.ledger.runs import RunClaim, claim_run, get_run
+from jobs.messages import Message
 from jobs.queue import CLASSIFY_TASK, RETRAIN_TASK
 from jobs.settings import Settings
-from worker.bench import Bench
+from worker.bench import Bench, owner_name
 from worker.gate import note_dropped
 from worker.predicting.pipeline import classify_chunk
-from worker.requests import ChunkRequest, LastingRequest
+from worker.requests import ChunkRequest, RunRequest
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +46,10 @@ class _ChunkTask(Task):  # type: ignore[misc]  # Celery has no types
     Request = ChunkRequest
 
 
-class _LastingTask(Task):  # type: ignore[misc]  # Celery has no types
-    """Any other task."""
+class _RunTask(Task):  # type: ignore[misc]  # Celery has no types
+    """A task whose message names a training run."""
 
-    Request = LastingRequest
+    Request = RunRequest
 
 
 def _is_known(chunk_id: str, bench: Bench) -> bool:
@@ -54,15 +57,30 @@ def _is_known(chunk_id: str, bench: Bench) -> bool:
         return chunk_exists(connection, chunk_id)
 
 
+def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
+    """Raises Unavailable."""
+    with closing(Ledger(settings.ledger)) as ledger, ledger.transaction() as connection:
+        claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
+        if claim is None:
+            try:
+                logger.info(
+                    "training run %s is not to be had: it is %s", run_id, get_run(connection, run_id).state
+                )
+            except NotFound:
+                note_dropped("it names no training run of this ledger")
+        return claim
+
+
 def register_tasks(app: Celery, settings: Settings) -> None:
     """Makes the tasks of this application."""
     app.labelmill_settings = settings
 
-    @app.task(name=CLASSIFY_TASK, base=_ChunkTask)
+    # Not shared: another application in this process has tasks of its own.
+    @app.task(name=CLASSIFY_TASK, base=_ChunkTask, shared=False)
     def classify(*args: Any, **kwargs: Any) -> None:
         """Classifies the chunk that the message names."""
         try:
-            chunk_id = ChunkMessage.decode(args, kwargs).chunk_id
+            chunk_id = Message.decode(args, kwargs).id
             bench = bench_of_this_process(settings, app.conf.worker_concurrency)
             if not classify_chunk(chunk_id, bench) and not _is_known(chunk_id, bench):
                 note_dropped("it names no chunk of this ledger")
@@ -72,18 +90,20 @@ def register_tasks(app: Celery, settings: Settings) -> None:
 
     @app.task(
         name=RETRAIN_TASK,
-        base=_LastingTask,
+        shared=False,
+        base=_RunTask,
         acks_late=False,  # it outlives any visibility timeout; the run's row says what became of it
         soft_time_limit=RETRAIN_TIME_LIMIT_SECONDS,
         time_limit=RETRAIN_TIME_LIMIT_SECONDS + 60,
     )
-    def retrain() -> None:
-        """Trains, evaluates, and promotes what is better."""
-        from worker.learning.retrain import retrain as run
-        from worker.learning.training import Recipe
-
+    def retrain(*args: Any, **kwargs: Any) -> None:
+        """Does the training run that the message names."""
         try:
-            # Another seed each time: the same one on the same data gives the same model again.
-            run(settings, recipe=Recipe(seed=secrets.randbelow(2**31)))
+            claim = _claim_run(Message.decode(args, kwargs).id, settings)
+            if claim is not None:
+                # Imported in the child, and by trainers only: TensorFlow comes with it.
+                from worker.learning.retrain import retrain as run
+
+                run(settings, claim)
         except LabelmillError as error:
             logger.warning("%s", error)

@@ -1,52 +1,357 @@
-"""Training runs, as rows: what was trained on what, epoch by epoch, and the verdict."""
+"""Training runs, as rows: asked for, taken by a trainer under a lease, epoch by epoch, and how they ended.
+
+Two unique indexes hold what is promised. `active` is 1 while a run waits or runs and empty afterwards: one
+run at a time. `slot` is the time of the schedule that a run was made for: one run a slot, whatever the number
+of beats. A trainer holds its run as a worker holds a chunk (`jobs.ledger.claims`): by a lease with a fencing
+token.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.schema import RunState, db_now, training_epochs, training_runs
+from jobs.errors import Conflict, LabelmillError, NotFound
+from jobs.ids import new_id
+from jobs.ledger.database import insert_into
+from jobs.ledger.intake import QUIET_SECONDS
+from jobs.ledger.promotions import StoredVerdict
+from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
+
+#: How long a trainer owns its run without a sign of life; after that it is taken for dead.
+RUN_LEASE_SECONDS: Final = 60.0
+
+#: A run of the schedule that no trainer took within this time is skipped: it must not begin by surprise when
+#: one is started days later. What a person asked for waits for as long as it takes.
+SLOT_PATIENCE_SECONDS: Final = 3600.0
+
+#: It waits, or a trainer is at it.
+UNFINISHED_RUN: Final = (RunState.PENDING, RunState.RUNNING)
 
 
-def open_run(
-    connection: Connection, run_id: str, *, recipe: dict[str, Any], data_source: str, data_fingerprint: str
-) -> None:
-    """A run that begins now."""
-    connection.execute(
-        training_runs.insert().values(
-            id=run_id,
+class RunLost(LabelmillError):
+    """The training run is not this trainer's any more; what was computed here is thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run."""
+
+    id: str
+    state: RunState
+    recipe: dict[str, Any]
+    slot: datetime | None  # the time of the schedule it was made for; None where a person asked for it
+    data_source: str  # empty until the data is loaded
+    data_fingerprint: str  # of training and evaluation data; empty as well
+    data: dict[str, Any] | None  # how many images of each kind
+    owner: str | None  # the process that trains, or did
+    requested_at: datetime | None  # None of runs from before this was noted
+    started_at: datetime | None  # None until a trainer takes it
+    finished_at: datetime | None
+    model_id: str | None
+    verdict: str | None  # the gate's reason, one sentence
+    error: str | None  # why it made no model
+    accuracy: float | None  # the model's, on the evaluation images
+    epochs_done: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state not in UNFINISHED_RUN
+
+
+@dataclass(frozen=True, slots=True)
+class RunClaim:
+    """The right to train for one run until its lease runs out."""
+
+    run_id: str
+    token: str
+    recipe: dict[str, Any]
+
+
+# ---- asking for one -----------------------------------------------------------------------------------
+
+
+def request_run(
+    connection: Connection, run_id: str, *, recipe: dict[str, Any], slot: datetime | None = None
+) -> RunState | None:
+    """A run that waits for a trainer; gives back its state.
+
+    For a person, who has no slot: raises Conflict where another run is under way. For the schedule: None
+    where the slot has its run already; `skipped`, with the reason in its row, where another is under way.
+    """
+    end_lost_runs(connection)
+    asked = {
+        "recipe": recipe,
+        "slot": slot,
+        "data_source": "",
+        "data_fingerprint": "",
+        "requested_at": db_now(),
+        "started_at": db_now(),
+    }
+    while not _insert(
+        connection, run_id, state=RunState.PENDING, active=1, ring_after=db_now(QUIET_SECONDS), **asked
+    ):
+        if slot is not None and _has_run(connection, slot):
+            return None
+        other = find_active_run(connection)
+        if other is None:  # it finished at this moment
+            continue
+        if slot is None:
+            raise Conflict(
+                f"Training run {other.id} is under way, it is {other.state}: follow it with `labelmill runs "
+                f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
+            )
+        skipped = _insert(
+            connection,
+            run_id,
+            state=RunState.SKIPPED,
+            error=f"training run {other.id} was under way",
+            finished_at=db_now(),
+            **asked,
+        )
+        return RunState.SKIPPED if skipped else None
+    return RunState.PENDING
+
+
+def _insert(connection: Connection, run_id: str, **values: Any) -> bool:
+    """False where another run stands in its way: an active one, or one of the same slot."""
+    inserted = (
+        insert_into(connection, training_runs)
+        .values(id=run_id, **values)
+        .on_conflict_do_nothing()
+        .returning(training_runs.c.id)
+    )
+    return connection.scalar(inserted) is not None
+
+
+def _has_run(connection: Connection, slot: datetime) -> bool:
+    return connection.scalar(sa.select(training_runs.c.id).where(training_runs.c.slot == slot)) is not None
+
+
+def run_to_ring(connection: Connection) -> str | None:
+    """The run that waits and whose time to be rung for has come. Marks it as rung for now."""
+    run_id: str | None = connection.scalar(
+        training_runs.update()
+        .where(
+            training_runs.c.active == 1,
+            training_runs.c.state == RunState.PENDING,
+            training_runs.c.ring_after < db_now(),
+        )
+        .values(ring_after=db_now(QUIET_SECONDS))
+        .returning(training_runs.c.id)
+    )
+    return run_id
+
+
+# ---- a trainer at work --------------------------------------------------------------------------------
+
+
+def claim_run(
+    connection: Connection,
+    run_id: str,
+    *,
+    owner: str,
+    token: str | None = None,
+    lease_seconds: float = RUN_LEASE_SECONDS,
+) -> RunClaim | None:
+    """Takes the run if it waits for a trainer; None where there is nothing to do."""
+    token = token or new_id()
+    recipe = connection.execute(
+        training_runs.update()
+        .where(training_runs.c.id == run_id, training_runs.c.state == RunState.PENDING, ~_is_stale())
+        .values(
             state=RunState.RUNNING,
-            recipe=recipe,
-            data_source=data_source,
-            data_fingerprint=data_fingerprint,
+            token=token,
+            owner=owner,
+            lease_until=db_now(lease_seconds),
             started_at=db_now(),
+        )
+        .returning(training_runs.c.recipe)
+    ).scalar_one_or_none()
+    return None if recipe is None else RunClaim(run_id, token, recipe)
+
+
+def renew_run(connection: Connection, claim: RunClaim, *, lease_seconds: float = RUN_LEASE_SECONDS) -> None:
+    """A fresh lease. Raises RunLost."""
+    _change(connection, claim, lease_until=db_now(lease_seconds))
+
+
+def describe_data(
+    connection: Connection, claim: RunClaim, *, source: str, fingerprint: str, data: dict[str, Any]
+) -> None:
+    """What the run trains on. Raises RunLost."""
+    _change(connection, claim, data_source=source, data_fingerprint=fingerprint, data=data)
+
+
+def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) -> None:
+    """One finished epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, seconds. Raises RunLost."""
+    renew_run(connection, claim)
+    connection.execute(training_epochs.insert().values(run_id=claim.run_id, **epoch))
+
+
+def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdict: str) -> None:
+    """The run made a model; the verdict says what became of it. Raises RunLost, and the caller's transaction
+    must roll back: the champion's move is in it.
+    """
+    _change(connection, claim, model_id=model_id, verdict=verdict, **_ended(RunState.DONE))
+
+
+def fail_run(
+    connection: Connection, claim: RunClaim, error: str, *, state: RunState = RunState.FAILED
+) -> None:
+    """The run ended without a model: `failed`, or `interrupted` where its trainer was told to stop. Raises
+    RunLost.
+    """
+    _change(connection, claim, **_ended(state, error))
+
+
+def was_finished_by(connection: Connection, claim: RunClaim) -> bool:
+    """Whether this very claim finished the run: the answer after a COMMIT that broke off."""
+    done = sa.select(training_runs.c.id).where(
+        training_runs.c.id == claim.run_id,
+        training_runs.c.token == claim.token,
+        training_runs.c.state == RunState.DONE,
+    )
+    return connection.scalar(done) is not None
+
+
+def _change(connection: Connection, claim: RunClaim, **values: Any) -> None:
+    """Changes the row, where it is the claim's own: the fence."""
+    changed = connection.execute(
+        training_runs.update()
+        .where(
+            training_runs.c.id == claim.run_id,
+            training_runs.c.token == claim.token,
+            training_runs.c.state == RunState.RUNNING,
+        )
+        .values(**values)
+    )
+    if changed.rowcount != 1:
+        raise RunLost(f"Training run {claim.run_id} is {_what_became_of(connection, claim.run_id)}.")
+
+
+def _what_became_of(connection: Connection, run_id: str) -> str:
+    row = connection.execute(
+        sa.select(training_runs.c.state, training_runs.c.error).where(training_runs.c.id == run_id)
+    ).one_or_none()
+    if row is None:
+        return "gone"
+    return f"{row.state}: {row.error}" if row.error else str(row.state)
+
+
+def _ended(state: RunState, error: str | None = None) -> dict[str, Any]:
+    return {"state": state, "active": None, "lease_until": None, "finished_at": db_now(), "error": error}
+
+
+# ---- ending one from outside --------------------------------------------------------------------------
+
+
+def cancel_run(connection: Connection, run_id: str) -> Run:
+    """Stops the run; its trainer notices within seconds, and nothing it did counts. Raises NotFound, or
+    Conflict where it had finished.
+    """
+    stopped = connection.execute(
+        training_runs.update()
+        .where(training_runs.c.id == run_id, training_runs.c.state.in_(UNFINISHED_RUN))
+        .values(**_ended(RunState.CANCELLED))
+    )
+    run = get_run(connection, run_id)
+    if stopped.rowcount != 1:
+        raise Conflict(f"Training run {run_id} had finished before: it is {run.state}.")
+    return run
+
+
+def end_lost_runs(connection: Connection) -> list[Run]:
+    """Ends what nobody will bring to an end: a run whose trainer gave no sign of life for its whole lease is
+    interrupted, one of the schedule that no trainer took in time is skipped. Gives them back as they are now.
+    """
+    # One row at most, by the index on `active`: every reconciler asks this every few seconds.
+    active = connection.execute(
+        sa.select(training_runs.c.id, training_runs.c.state).where(
+            training_runs.c.active == 1, sa.or_(_is_lost(), _is_stale())
+        )
+    ).one_or_none()
+    if active is None:
+        return []
+    if active.state == RunState.RUNNING:
+        lost, values = _is_lost(), _ended(RunState.INTERRUPTED, "its trainer vanished without a word")
+    else:
+        lost, values = _is_stale(), _ended(RunState.SKIPPED, "no trainer took it within an hour of its slot")
+    # Asked again: it may have been claimed or renewed at this moment.
+    ended = connection.execute(
+        training_runs.update().where(training_runs.c.id == active.id, lost).values(**values)
+    )
+    return [get_run(connection, active.id)] if ended.rowcount == 1 else []
+
+
+def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
+    """Ends the runs of processes that are dead, or told to stop, so that nobody waits for their leases to run
+    out; gives back their ids.
+    """
+    return list(
+        connection.scalars(
+            training_runs.update()
+            .where(
+                training_runs.c.active == 1,
+                training_runs.c.state == RunState.RUNNING,
+                training_runs.c.owner.in_(list(owners)),
+            )
+            .values(**_ended(RunState.INTERRUPTED, error))
+            .returning(training_runs.c.id)
         )
     )
 
 
-def add_epoch(connection: Connection, run_id: str, epoch: dict[str, float]) -> None:
-    """One finished epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, seconds."""
-    connection.execute(training_epochs.insert().values(run_id=run_id, **epoch))
+def _is_lost() -> sa.ColumnElement[bool]:
+    return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
 
-def finish_run(connection: Connection, run_id: str, *, model_id: str, verdict: str) -> None:
-    """The run made a model; the verdict says what became of it."""
-    connection.execute(
-        training_runs.update()
-        .where(training_runs.c.id == run_id)
-        .values(state=RunState.DONE, model_id=model_id, verdict=verdict, finished_at=db_now())
+def _is_stale() -> sa.ColumnElement[bool]:
+    return sa.and_(
+        training_runs.c.state == RunState.PENDING,
+        training_runs.c.slot.is_not(None),
+        training_runs.c.requested_at < db_now(-SLOT_PATIENCE_SECONDS),
     )
 
 
-def fail_run(connection: Connection, run_id: str, error: str) -> None:
-    """The run ended without a model."""
-    connection.execute(
-        training_runs.update()
-        .where(training_runs.c.id == run_id)
-        .values(state=RunState.FAILED, error=error, finished_at=db_now())
-    )
+# ---- looking ------------------------------------------------------------------------------------------
+
+_RUNS: Final = sa.select(
+    training_runs,
+    models.c.accuracy,
+    sa.select(sa.func.count())
+    .where(training_epochs.c.run_id == training_runs.c.id)
+    .scalar_subquery()
+    .label("epochs_done"),
+).outerjoin_from(training_runs, models, models.c.id == training_runs.c.model_id)
+
+
+def get_run(connection: Connection, run_id: str) -> Run:
+    """The run with this id. Raises NotFound."""
+    row = connection.execute(_RUNS.where(training_runs.c.id == run_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no training run {run_id!r}: `labelmill runs` lists them.")
+    return _to_run(row)
+
+
+def find_active_run(connection: Connection) -> Run | None:
+    """The one that waits or runs."""
+    row = connection.execute(_RUNS.where(training_runs.c.active == 1)).one_or_none()
+    return None if row is None else _to_run(row)
+
+
+def latest_runs(connection: Connection, *, limit: int, state: RunState | None = None) -> list[Run]:
+    """The latest runs, newest first; only those in `state` where one is given."""
+    query = _RUNS.order_by(training_runs.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(training_runs.c.state == state)
+    return [_to_run(row) for row in connection.execute(query)]
 
 
 def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
@@ -57,4 +362,33 @@ def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
             .where(training_epochs.c.run_id == run_id)
             .order_by(training_epochs.c.epoch)
         )
+    )
+
+
+def verdict_on(connection: Connection, run_id: str) -> StoredVerdict | None:
+    """What the gate said of the model that the run made."""
+    row = connection.execute(sa.select(verdicts).where(verdicts.c.run_id == run_id)).one_or_none()
+    return None if row is None else StoredVerdict(**row._mapping)
+
+
+def _to_run(row: Row[Any]) -> Run:
+    # Until a trainer takes it, `started_at` is when it was asked for: the column may not be empty.
+    never_started = row.owner is None and row.requested_at is not None
+    return Run(
+        id=row.id,
+        state=RunState(row.state),
+        recipe=row.recipe,
+        slot=row.slot,
+        data_source=row.data_source,
+        data_fingerprint=row.data_fingerprint,
+        data=row.data,
+        owner=row.owner,
+        requested_at=row.requested_at,
+        started_at=None if never_started else row.started_at,
+        finished_at=row.finished_at,
+        model_id=row.model_id,
+        verdict=row.verdict,
+        error=row.error,
+        accuracy=row.accuracy,
+        epochs_done=row.epochs_done,
     )

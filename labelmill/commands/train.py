@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from jobs.settings import Settings
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.migrating import open_ledger
 from labelmill.training import train_with_progress
+from worker.learning.recipes import recipe_for
 
 app = typer.Typer(add_completion=False)
 
@@ -17,19 +18,21 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=examples("LABELMILL_MNIST_DIR=mnist/ labelmill train"))
 @tells_errors
 def train(
+    architecture: Annotated[Literal["mlp", "cnn"], typer.Option(help="The network.")] = "mlp",
+    profile: Annotated[Literal["quick", "long"], typer.Option(help="How long it is trained.")] = "quick",
     seed: Annotated[int, typer.Option(min=0, help="Where chance begins.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Train a model on MNIST; it becomes the champion if there is none.
 
-    Three epochs of all 60,000 training images, judged on the 10,000 test images. MNIST comes from
-    LABELMILL_MNIST_DIR, else from the cache in the state folder, else from a download.
+    It is trained on the training images and all corrections, and judged on the 10,000 test images. MNIST
+    comes from LABELMILL_MNIST_DIR, else from the cache in the state folder, else from a download.
     """
     settings = Settings.load()
     open_ledger(settings).close()
-    trained = train_with_progress(settings, seed=seed)
+    trained = train_with_progress(settings, recipe_for(architecture, profile, seed=seed))
     model = trained.model
-    say(f"{trained.verdict.reason}; test accuracy {model.accuracy:.4f}, SHA-256 {model.sha256}")
+    say(f"{trained.reason}; test accuracy {model.accuracy:.4f}, SHA-256 {model.sha256}")
     if as_json:
         print_json(
             {
@@ -38,7 +41,7 @@ def train(
                 "accuracy": model.accuracy,
                 "sha256": model.sha256,
                 "aliases": model.aliases,
-                "verdict": trained.verdict.reason,
+                "verdict": trained.reason,
             }
         )
     else:

@@ -50,6 +50,14 @@ class Area:
         return Finding(self.name, Level.PROBLEM, what, fix)
 
 
+def duration(seconds: float) -> str:
+    """How long, in words."""
+    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
 def words_of(error: BaseException, settings: Settings) -> str:
     """What somebody else's error says: its first line, without anything secret that the settings hold."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,21 +1,39 @@
-"""Training: whether the schedule can be read, and its data is at hand. For machines that can train."""
+"""Training: the schedule, its runs, and whether its data is at hand on a machine that can train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Final
+
+from sqlalchemy.engine import Connection
 
 from jobs.errors import DataUnavailable, SettingsError
+from jobs.ledger.diagnosis import now
+from jobs.ledger.runs import find_active_run, latest_runs
+from jobs.schema import RunState
 from jobs.settings import Settings
-from labelmill.doctor.findings import Area, Finding, words_of
+from labelmill.doctor.findings import Area, Finding, duration, words_of
+from labelmill.doctor.ledger import SEE_LEDGER, NoLedgerYet, NotLookedAt, look_into_ledger
 from worker.schedule import beat_schedule
 
 _area = Area("training")
 
+#: A trainer that is there takes a run within seconds, unless it has just begun to start.
+_WAITING_SECONDS: Final = 300.0
+
 
 def check_training(settings: Settings) -> Iterator[Finding]:
-    """The cron line, and MNIST."""
+    """The cron line, the run under way and the latest one, and MNIST."""
     yield _schedule(settings)
+    try:
+        with look_into_ledger(settings) as connection:
+            yield _under_way(connection, settings)
+            yield _latest(connection)
+    except NoLedgerYet:
+        yield _area.ok("there was no training run yet")
+    except NotLookedAt as error:
+        yield _area.warning(str(error), fix=SEE_LEDGER)
     if find_spec("tensorflow") is not None:
         yield _data(settings)
 
@@ -28,6 +46,35 @@ def _schedule(settings: Settings) -> Finding:
     if not schedule:
         return _area.ok("retraining is switched off")
     return _area.ok(f"retraining at {settings.retrain_cron} (cron, UTC)")
+
+
+def _under_way(connection: Connection, settings: Settings) -> Finding:
+    run = find_active_run(connection)
+    if run is None:
+        return _area.ok("no training run is under way")
+    if run.state == RunState.RUNNING:
+        return _area.ok(f"training run {run.id} is under way: {run.owner} trains")
+    waits = (now(connection) - run.requested_at).total_seconds() if run.requested_at else 0.0
+    if waits < _WAITING_SECONDS:
+        return _area.ok(f"training run {run.id} waits for a trainer")
+    start = "labelmill up" if settings.embedded_broker else "labelmill worker --trainer"
+    return _area.warning(
+        f"training run {run.id} has been waiting for a trainer for {duration(waits)}",
+        fix=f"{start}, or labelmill runs cancel {run.id}",
+    )
+
+
+def _latest(connection: Connection) -> Finding:
+    # Of two: one at most is under way.
+    run = next((run for run in latest_runs(connection, limit=2) if run.finished), None)
+    if run is None:
+        return _area.ok("no training run has finished yet")
+    what = f"the latest training run {run.id} is {run.state}"
+    if run.state == RunState.DONE:
+        return _area.ok(f"{what}: {run.verdict}")
+    if run.state == RunState.FAILED:
+        return _area.warning(f"{what}: {run.error}", fix=f"labelmill runs show {run.id}; labelmill retrain")
+    return _area.ok(what + (f": {run.error}" if run.error else ""))
 
 
 def _data(settings: Settings) -> Finding:

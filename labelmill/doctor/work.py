@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import diagnosis
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.settings import Settings
-from labelmill.doctor.findings import Area, Finding
+from labelmill.doctor.findings import Area, Finding, duration
 from labelmill.doctor.ledger import SEE_LEDGER, NoLedgerYet, NotLookedAt, look_into_ledger
 
 _area = Area("jobs")
@@ -62,7 +62,7 @@ def _work(connection: Connection, settings: Settings) -> Iterator[Finding]:
 def _reconciler(found: diagnosis.Reconciling | None, *, waits: bool, start: str) -> Finding:
     if found is not None and found.over <= 0:
         return _area.ok(f"{found.holder} reconciles")
-    since = "nobody ever has" if found is None else f"{found.holder} stopped {_time(found.over)} ago"
+    since = "nobody ever has" if found is None else f"{found.holder} stopped {duration(found.over)} ago"
     what = f"no worker is running: nobody reconciles ({since})"
     if waits:
         return _area.problem(f"{what}, and there is work", fix=start)
@@ -77,7 +77,7 @@ def _progress(work: diagnosis.Work, settings: Settings, *, start: str) -> Findin
     if work.under_way or not waits_long or not stands_still:
         return _area.ok(what)
     return _area.problem(
-        f"{what}; none was finished for {_time(patience)}",
+        f"{what}; none was finished for {duration(patience)}",
         fix=f"{start}; where one runs, its log says why it takes nothing, and restarting it is always safe",
     )
 
@@ -142,10 +142,3 @@ def _names(job_ids: Collection[str]) -> str:
     named = list(job_ids)[:_NAMED]
     more = len(job_ids) - len(named)
     return f"job {', '.join(named)}" + (f" and {more} more" if more else "")
-
-
-def _time(seconds: float) -> str:
-    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -3,48 +3,97 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import sqlalchemy as sa
 
-from jobs.errors import Unavailable
+from jobs.errors import Conflict, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
-from jobs.ledger.runs import epochs_of
+from jobs.ledger.promotions import champion_history
+from jobs.ledger.runs import Run, RunLost, cancel_run, epochs_of, latest_runs, verdict_on
+from jobs.messages import Message
+from jobs.queue import RETRAIN_TASK, make_app
 from jobs.registry import fetch_model
-from jobs.schema import RunState, training_runs
+from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.conftest import ModelMaker
-from worker.learning import mnist
-from worker.learning.promotion import ACCURACY_FLOOR, judge
-from worker.learning.retrain import retrain
-from worker.learning.training import Recipe
+from tests.console import until
+from worker.learning import heartbeat, mnist, retrain
+from worker.learning.heartbeat import Heartbeat
+from worker.learning.recipes import Recipe
+from worker.learning.retrain import Retrained, begin_run
 from worker.predicting.classifier import Classifier
+from worker.tasks import register_tasks
 
 QUICK = Recipe(epochs=2, batch_size=32, seed=3)
+
+
+def train(settings: Settings, data: mnist.Mnist, recipe: Recipe = QUICK, **more: Any) -> Retrained:
+    """A run of this process's own."""
+    return retrain.retrain(settings, begin_run(settings, recipe), data, **more)
+
+
+def latest(ledger: Ledger) -> Run:
+    with ledger.reading() as connection:
+        return latest_runs(connection, limit=1)[0]
+
+
+def champion_of(ledger: Ledger) -> str | None:
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+    return champion and champion.id
+
+
+# ---- what it leaves -----------------------------------------------------------------------------------
 
 
 def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist, tmp_path: Path
 ) -> None:
     # given no model, when one is trained
-    done = retrain(settings, little_mnist, recipe=QUICK, replace=False)
+    done = train(settings, little_mnist, replace=False)
 
     # then it is the champion, with what was measured
     with ledger.reading() as connection:
         champion = find_champion(connection)
         epochs = epochs_of(connection, done.run_id)
-        run = connection.execute(sa.select(training_runs)).one()
-    assert champion is not None
+        verdict = verdict_on(connection, done.run_id)
+        assert champion is not None
+        evaluation = find_evaluation(connection, champion.id, little_mnist.evaluation_fingerprint)
+        [move] = champion_history(connection)
     assert champion.id == done.model.id
-    assert champion.accuracy == done.model.metrics["evaluation"]["accuracy"] > 0.7
-    assert (run.state, run.model_id, run.data_fingerprint) == (
-        RunState.DONE,
-        champion.id,
-        little_mnist.fingerprint,
-    )
+    assert champion.aliases == ("champion",)
+    assert champion.metrics == {"data": "mnist", "run": done.run_id}
+    assert evaluation is not None
+    assert champion.accuracy == evaluation.evaluation.accuracy > 0.7
+    assert evaluation.evaluation.total == 300
+    assert verdict is not None
+    assert (verdict.promote, verdict.forced, verdict.model_id) == (True, False, champion.id)
+    assert (move.model_id, move.how, move.verdict_id) == (champion.id, "retrain", verdict.id)
+
+    # and its run tells what it was trained on, and how it went
+    run = latest(ledger)
+    assert (run.id, run.state, run.model_id) == (done.run_id, RunState.DONE, champion.id)
+    assert run.verdict == done.reason
+    assert Recipe.from_json(run.recipe) == QUICK
+    assert (run.data_source, run.data_fingerprint) == ("mnist", little_mnist.fingerprint)
+    held_out = round(800 * QUICK.held_out)
+    assert held_out > 0
+    assert run.data == {
+        "train_images": 800 - held_out,
+        "validation_images": held_out,
+        "evaluation_images": 300,
+        "corrections": 0,
+        "left_out": 0,
+        "classes": list("0123456789"),
+        "evaluation_fingerprint": little_mnist.evaluation_fingerprint,
+    }
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert all(0 < epoch.accuracy <= 1 and epoch.loss > 0 and epoch.seconds > 0 for epoch in epochs)
 
@@ -53,30 +102,100 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert Classifier.load(path, champion.classes, champion.input_spec).classes == tuple("0123456789")
 
 
-def test_a_champion_stays_where_it_is_not_to_be_replaced_or_not_beaten(
+def test_a_worse_model_is_refused_with_its_reasons(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
     # given a champion
-    first = retrain(settings, little_mnist, recipe=QUICK)
+    first = train(settings, little_mnist)
 
-    # when another model is trained without `replace`, and the same one once more with it
-    other = retrain(settings, little_mnist, recipe=Recipe(epochs=1, batch_size=32, seed=4), replace=False)
-    again = retrain(settings, little_mnist, recipe=QUICK, replace=True)
+    # when a model is trained on labels that are shuffled
+    shuffled = np.random.default_rng(1).permutation(little_mnist.train_labels)
+    worse = train(settings, dataclasses.replace(little_mnist, train_labels=shuffled))
 
-    # then the champion is still the first, and the verdicts say why
+    # then it is in the registry and no more, and the verdict says why
+    assert worse.reason.startswith("refused: ")
+    assert champion_of(ledger) == first.model.id
     with ledger.reading() as connection:
-        champion = find_champion(connection)
-        assert champion is not None
-        assert champion.id == first.model.id
-    assert (other.verdict.promote, again.verdict.promote) == (False, False)
-    assert "kept beside" in other.verdict.reason
+        verdict = verdict_on(connection, worse.run_id)
+        assert len(list_models(connection)) == 2
+        assert len(champion_history(connection)) == 1
+    assert verdict is not None
+    assert verdict.champion_id == first.model.id
+    assert {check["name"]: check["passed"] for check in verdict.checks} | {
+        "comparable": True,
+        "accuracy": False,
+        "better": False,
+    } == {check["name"]: check["passed"] for check in verdict.checks}
+
+
+def test_with_force_it_is_promoted_all_the_same_and_that_is_recorded(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    train(settings, little_mnist)
+    forced = train(settings, little_mnist, Recipe(epochs=1, batch_size=256, seed=5, force=True))
+    assert champion_of(ledger) == forced.model.id
+    with ledger.reading() as connection:
+        verdict = verdict_on(connection, forced.run_id)
+        [move, _] = champion_history(connection)
+    assert verdict is not None
+    assert verdict.forced
+    assert (move.how, move.forced) == ("retrain", True)
+    assert latest(ledger).recipe["force"] is True
+
+
+def test_a_champion_stays_where_it_is_not_to_be_replaced(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    first = train(settings, little_mnist)
+    other = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4), replace=False)
+    assert other.reason == f"kept beside the champion {first.model.id}"
+    assert champion_of(ledger) == first.model.id
+
+
+def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    # given a champion whose evaluation was made on other images
+    fewer = dataclasses.replace(
+        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
+    )
+    first = train(settings, fewer)
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is None
+
+    # when another is trained, then both are compared on the same images
+    second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is not None
+        verdict = verdict_on(connection, second.run_id)
+    assert verdict is not None
+    assert "better" in {check["name"] for check in verdict.checks}
+
+
+def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
+    settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist
+) -> None:
+    # given a champion on other images, whose file is lost
+    fewer = dataclasses.replace(
+        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
+    )
+    first = train(settings, fewer)
+    store.remove_folder("models")
+
+    # when another is trained, then the run ends well, and the gate says what it could not do
+    second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
+    assert "not evaluated on the same images" in second.reason
+    assert champion_of(ledger) == first.model.id
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------------
 
 
 def test_a_training_that_fails_changes_nothing_and_says_why(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a champion, and a store that breaks at the moment the new model is to be kept
-    first = retrain(settings, little_mnist, recipe=QUICK)
+    first = train(settings, little_mnist)
 
     def broken(*_: object) -> None:
         raise Unavailable("The store cannot be written: no space left on device")
@@ -85,33 +204,170 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
 
     # when a model is trained
     with pytest.raises(Unavailable):
-        retrain(settings, little_mnist, recipe=Recipe(epochs=1, batch_size=32, seed=5))
+        train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=5))
 
     # then the champion is as it was, and the run has the reason
+    assert champion_of(ledger) == first.model.id
     with ledger.reading() as connection:
-        champion = find_champion(connection)
-        assert champion is not None
-        assert champion.id == first.model.id
         assert len(list_models(connection)) == 1
-        latest = sa.select(training_runs).order_by(training_runs.c.started_at.desc()).limit(1)
-        run = connection.execute(latest).one()
+    run = latest(ledger)
     assert (run.state, run.model_id) == (RunState.FAILED, None)
-    assert "no space left" in run.error
+    assert "no space left" in (run.error or "")
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "before", "promoted"),
-    [
-        (0.980, 0.975, True),
-        (0.975, 0.975, False),
-        (0.970, 0.975, False),
-        (ACCURACY_FLOOR - 0.001, 0.5, False),
-    ],
-)
-def test_only_what_is_better_and_over_the_floor_is_promoted(
-    make_model: ModelMaker, accuracy: float, before: float, promoted: bool
+def test_ctrl_c_interrupts_the_run(settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist) -> None:
+    def press_it(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, little_mnist, on_batch=press_it)
+    run = latest(ledger)
+    assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was told to stop")
+    assert champion_of(ledger) is None
+
+
+def test_only_one_at_a_time(settings: Settings) -> None:
+    claim = begin_run(settings, QUICK)
+    with pytest.raises(Conflict, match=claim.run_id):
+        begin_run(settings, QUICK)
+
+
+def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    champion = dataclasses.replace(make_model(), accuracy=before)
+    # given a training whose run is cancelled in its first batch, and a heart that notices
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
+    claim = begin_run(settings, QUICK)
+    batches = []
 
-    assert judge(accuracy, champion, replace=True).promote is promoted
-    assert judge(accuracy, champion, replace=False).promote is False
+    def cancel(_epoch: int, done: int, _total: int) -> None:
+        batches.append(done)
+        with ledger.transaction() as connection:
+            cancel_run(connection, claim.run_id)
+        until(
+            lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()),
+            "the heart stands still",
+        )
+
+    # when it goes on, then it ends before the next one, and there is no model
+    with pytest.raises(RunLost, match="is cancelled"):
+        retrain.retrain(settings, claim, little_mnist, on_batch=cancel)
+    assert batches == [1]
+    run = latest(ledger)
+    assert (run.state, run.error, run.epochs_done) == (RunState.CANCELLED, None, 0)
+    with ledger.reading() as connection:
+        assert list_models(connection) == []
+
+
+def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a run that is cancelled just before its model is judged
+    register = retrain.register_model
+    claim = begin_run(settings, QUICK)
+
+    def register_and_cancel(*args: Any, **kwargs: Any) -> Any:
+        with ledger.transaction() as connection:
+            cancel_run(connection, claim.run_id)
+        return register(*args, **kwargs)
+
+    monkeypatch.setattr(retrain, "register_model", register_and_cancel)
+
+    # when it comes to its end, then the promotion is rolled back with it
+    with pytest.raises(RunLost):
+        retrain.retrain(settings, claim, little_mnist)
+    assert champion_of(ledger) is None
+    with ledger.reading() as connection:
+        assert champion_history(connection) == []
+        assert verdict_on(connection, claim.run_id) is None
+
+
+def test_a_commit_whose_answer_was_lost_promotes_once(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a ledger whose connection breaks after the last COMMIT, before the answer comes
+    finish, lost = retrain.finish_run, []
+
+    def finish_and_lose(connection: Any, *args: Any, **kwargs: Any) -> None:
+        finish(connection, *args, **kwargs)
+        if not lost:
+            lost.append(True)
+            connection.commit()
+            raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(retrain, "finish_run", finish_and_lose)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+
+    # when a run comes to its end, then it ends well, and there is one promotion
+    done = train(settings, little_mnist)
+    assert lost
+    assert done.reason == latest(ledger).verdict
+    with ledger.reading() as connection:
+        assert len(champion_history(connection)) == 1
+
+
+# ---- the heartbeat ------------------------------------------------------------------------------------
+
+
+def test_the_heart_keeps_the_lease_while_nothing_else_does(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a lease that is about to run out
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
+    claim = begin_run(settings, QUICK)
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+
+    # when the heart beats, then it lasts again, though no batch has passed
+    with Heartbeat(settings, claim) as heart:
+        until(lambda: _lasts(ledger), "the lease is renewed")
+        heart.check()
+
+        # and when the run is lost, then the next check says so
+        with ledger.transaction() as connection:
+            cancel_run(connection, claim.run_id)
+        until(lambda: _is_lost(heart), "the heart has noticed")
+
+
+def _lasts(ledger: Ledger) -> bool:
+    with ledger.reading() as connection:
+        return (
+            connection.scalar(training_runs.select().where(training_runs.c.lease_until > db_now()))
+            is not None
+        )
+
+
+def _is_lost(heart: Heartbeat) -> bool:
+    try:
+        heart.check()
+    except RunLost:
+        return True
+    return False
+
+
+# ---- the task -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(settings: Settings) -> Iterator[Any]:
+    """The trainer's task, called as its child process would."""
+    app = make_app(settings)
+    register_tasks(app, settings)
+    yield app.tasks[RETRAIN_TASK]
+    app.close()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_message_that_names_no_run_of_ours_is_dropped(task: Any, caplog: pytest.LogCaptureFixture) -> None:
+    task.run()
+    assert "it does not name one thing of ours" in caplog.text
+    task.run(*Message("0" * 16).encode())
+    assert "it names no training run of this ledger" in caplog.text
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_second_message_for_a_run_does_nothing(task: Any, settings: Settings, ledger: Ledger) -> None:
+    claim = begin_run(settings, QUICK)
+    before = latest(ledger)
+    task.run(*Message(claim.run_id).encode())
+    assert latest(ledger) == before

@@ -1,34 +1,62 @@
-"""One training run from data to verdict: load, train, evaluate, register, promote.
+"""One training run from data to verdict: load, train, evaluate, register, judge, promote.
 
-Nothing anybody uses changes before the last step, which is one transaction: a run that fails or is killed
-leaves the champion as it was.
+Nothing anybody uses changes before the last step, which is one transaction: a run that fails, is stopped or
+is killed leaves the champion as it was. `jobs.ledger.runs` keeps who may do this, `worker.learning.heartbeat`
+sees that they still may.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from jobs.errors import LabelmillError
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from jobs.errors import LabelmillError, ModelRefused, Unavailable
 from jobs.files import make_private_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, find_champion, get_model, point_alias
-from jobs.ledger.runs import add_epoch, fail_run, finish_run, open_run
+from jobs.ledger.evaluations import find_evaluation, save_evaluation
+from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.runs import (
+    RunClaim,
+    RunLost,
+    add_epoch,
+    claim_run,
+    describe_data,
+    fail_run,
+    finish_run,
+    get_run,
+    request_run,
+    was_finished_by,
+)
 from jobs.model import MNIST_INPUT, Model
 from jobs.registry import register_model
+from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
+from worker.bench import owner_name
 from worker.learning import mnist
-from worker.learning.evaluation import evaluate
-from worker.learning.promotion import Verdict, judge
-from worker.learning.training import CLASSES, EpochResult, Recipe, save, train
+from worker.learning.corrections import add_corrections
+from worker.learning.evaluation import Evaluated, evaluate, evaluate_model
+from worker.learning.heartbeat import Heartbeat
+from worker.learning.promotion import judge_and_promote
+from worker.learning.recipes import Recipe
+from worker.learning.training import EpochResult, save, train
 from worker.predicting.classifier import Classifier
 
 logger = logging.getLogger(__name__)
+
+#: How long to wait before the last step is tried again: a database that is restarted takes seconds, and a
+#: training minutes or hours.
+_AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,72 +65,205 @@ class Retrained:
 
     run_id: str
     model: Model
-    verdict: Verdict
+    reason: str  # the verdict's, one sentence
+
+
+def begin_run(settings: Settings, recipe: Recipe) -> RunClaim:
+    """A run that this very process is going to train for: asked for and taken in one step. Raises Conflict
+    where another one is under way, Unavailable.
+    """
+    run_id = new_id()
+    with closing(Ledger(settings.ledger)) as ledger, ledger.transaction() as connection:
+        request_run(connection, run_id, recipe=recipe.to_json())
+        claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
+    if claim is None:
+        raise RunLost(f"Training run {run_id} was taken by somebody else.")
+    return claim
 
 
 def retrain(
     settings: Settings,
+    claim: RunClaim,
     data: mnist.Mnist | None = None,
     *,
-    recipe: Recipe | None = None,
     replace: bool = True,
-    on_batch: Callable[[int, int, int], None] | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
+    on_batch: Callable[[int, int, int], None] = lambda _epoch, _done, _total: None,
+    on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> Retrained:
-    """Trains on all training images and judges the result on all test images.
+    """Does a run that was claimed, to its end, on MNIST where no data are given, and all corrections.
 
-    With `replace` a better model becomes the champion; without, only where there is none. Raises
-    DataUnavailable, Unavailable, LedgerNotReady; what goes wrong in training is also written into its row.
+    With `replace` a better model becomes the champion; without, only where there is none. Raises RunLost
+    where the run was cancelled or taken for dead; DataUnavailable, Unavailable, or whatever else goes wrong,
+    after writing it into the run's row.
     """
-    recipe = recipe or Recipe()
-    data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
-    ledger, store = Ledger(settings.ledger), Store(settings.store)
-    run_id = new_id()
+    with closing(Ledger(settings.ledger)) as ledger, Heartbeat(settings, claim) as heartbeat:
+        try:
+            return _retrain(settings, claim, data, ledger, heartbeat, replace, on_batch, on_epoch)
+        except RunLost:
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            _end(ledger, claim, RunState.INTERRUPTED, "its trainer was told to stop")
+            raise
+        except BaseException as error:
+            _end(ledger, claim, RunState.FAILED, _words_of(error))
+            raise
+
+
+def _retrain(
+    settings: Settings,
+    claim: RunClaim,
+    given: mnist.Mnist | None,
+    ledger: Ledger,
+    heartbeat: Heartbeat,
+    replace: bool,
+    on_batch: Callable[[int, int, int], None],
+    on_epoch: Callable[[EpochResult], None],
+) -> Retrained:
+    store = Store(settings.store)
+    recipe = Recipe.from_json(claim.recipe)
+
+    # the data: MNIST or what was given, and what people corrected
+    data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
+    data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
     with ledger.transaction() as connection:
-        open_run(
+        describe_data(
             connection,
-            run_id,
-            recipe=asdict(recipe),
-            data_source=data.source,
-            data_fingerprint=data.fingerprint,
+            claim,
+            source=data.source,
+            fingerprint=data.fingerprint,
+            data=_description(data, recipe),
         )
+
+    # the training
+    def batch_done(epoch: int, done: int, total: int) -> None:
+        heartbeat.check()
+        on_batch(epoch, done, total)
 
     def epoch_done(result: EpochResult) -> None:
         with ledger.transaction() as connection:
-            add_epoch(connection, run_id, asdict(result))
-        if on_epoch:
-            on_epoch(result)
+            add_epoch(connection, claim, asdict(result))
+        on_epoch(result)
 
+    trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
+
+    # the evaluation: judged as it will be served, read back from its file by the code that predicts
+    make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
+    with tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir) as folder:
+        path = Path(folder) / "model.keras"
+        save(trained, path)
+        classifier = Classifier.load(path, data.classes, MNIST_INPUT)
+        classifier.warm_up()
+        evaluated = evaluate(classifier, data.test_images, data.test_labels)
+        heartbeat.check()
+        file = path.read_bytes()
+    _evaluate_champion(settings, ledger, store, data)
+    heartbeat.check()
+
+    # the registry: file and hash first
+    model = register_model(
+        ledger,
+        store,
+        file,
+        architecture=recipe.architecture,
+        classes=data.classes,
+        input_spec=MNIST_INPUT,
+        accuracy=evaluated.evaluation.accuracy,
+        metrics={"data": data.source, "run": claim.run_id},
+    )
+
+    # the verdict, and what follows from it, in one transaction
+    reason = _conclude(
+        settings, ledger, claim, model, evaluated, data.evaluation_fingerprint, recipe, replace
+    )
+    logger.info("training run %s: model %s %s", claim.run_id, model.id, reason)
+    with ledger.reading() as connection:
+        return Retrained(claim.run_id, get_model(connection, model.id), reason)
+
+
+def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
+    """What `training_runs.data` holds."""
+    held_out = round(len(data.train_images) * recipe.held_out)
+    return {
+        "train_images": len(data.train_images) - held_out,
+        "validation_images": held_out,
+        "evaluation_images": len(data.test_images),
+        "corrections": data.corrections,
+        "left_out": data.left_out,
+        "classes": list(data.classes),
+        "evaluation_fingerprint": data.evaluation_fingerprint,
+    }
+
+
+def _evaluate_champion(settings: Settings, ledger: Ledger, store: Store, data: mnist.Mnist) -> None:
+    """On the same images, where that was not done before: two models are compared image by image."""
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+        if champion is None or champion.classes != data.classes:
+            return
+        if find_evaluation(connection, champion.id, data.evaluation_fingerprint) is not None:
+            return
     try:
-        trained = train(data, recipe, MNIST_INPUT, on_batch=on_batch, on_epoch=epoch_done)
-        make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
-        with tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir) as folder:
-            path = Path(folder) / "model.keras"
-            save(trained, path)
-            # Judged as it will be served: read back from its file, by the code that predicts.
-            classifier = Classifier.load(path, CLASSES, MNIST_INPUT)
-            evaluation = evaluate(classifier, data.test_images, data.test_labels)
-            model = register_model(
-                ledger,
-                store,
-                path.read_bytes(),
-                architecture=recipe.architecture,
-                classes=CLASSES,
-                input_spec=MNIST_INPUT,
-                accuracy=evaluation.accuracy,
-                metrics={"evaluation": evaluation.to_json(), "data": data.source, "run": run_id},
-            )
-        with ledger.transaction() as connection:
-            verdict = judge(evaluation.accuracy, find_champion(connection), replace=replace)
-            if verdict.promote:
-                point_alias(connection, CHAMPION, model.id)
-            finish_run(connection, run_id, model_id=model.id, verdict=verdict.reason)
-            model = get_model(connection, model.id)
-    except BaseException as error:
-        with ledger.transaction() as connection:
-            fail_run(connection, run_id, str(error) if isinstance(error, LabelmillError) else repr(error))
-        raise
-    finally:
-        ledger.close()
-    logger.info("training run %s: model %s %s", run_id, model.id, verdict.reason)
-    return Retrained(run_id, model, verdict)
+        evaluate_model(ledger, store, settings.cache_dir, champion, data)
+    except ModelRefused as error:
+        # The gate then says that the two cannot be compared.
+        logger.warning("the champion cannot be evaluated: %s", error)
+
+
+def _conclude(
+    settings: Settings,
+    ledger: Ledger,
+    claim: RunClaim,
+    model: Model,
+    evaluated: Evaluated,
+    data_fingerprint: str,
+    recipe: Recipe,
+    replace: bool,
+) -> str:
+    """Gives back the verdict's reason. Raises RunLost, Unavailable. A COMMIT that breaks off may have gone
+    through: the row tells.
+    """
+    for pause in (*_AGAIN_SECONDS, None):
+        try:
+            with ledger.transaction() as connection:
+                save_evaluation(
+                    connection,
+                    model.id,
+                    data_fingerprint,
+                    evaluated.evaluation,
+                    evaluated.answers.tobytes(),
+                )
+                verdict = judge_and_promote(
+                    connection,
+                    settings.gate_limits,
+                    model.id,
+                    how="retrain",
+                    run_id=claim.run_id,
+                    force=recipe.force,
+                    replace=replace,
+                    data_fingerprint=data_fingerprint,
+                )
+                finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
+        except Unavailable:
+            if pause is None:
+                raise
+            time.sleep(pause)
+        except RunLost:
+            with ledger.reading() as connection:
+                if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
+                    return get_run(connection, claim.run_id).verdict or ""
+            raise
+        else:
+            return verdict.reason
+    raise AssertionError("the last pause is None")
+
+
+def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
+    # Where the ledger is away, the lease runs out. Where the run is not ours any more, it has its reason.
+    with suppress(Unavailable, RunLost), ledger.transaction() as connection:
+        fail_run(connection, claim, error, state=state)
+
+
+def _words_of(error: BaseException) -> str:
+    if isinstance(error, SoftTimeLimitExceeded):
+        return "it took longer than a training may"
+    return str(error) if isinstance(error, LabelmillError) else repr(error)

@@ -1,0 +1,89 @@
+"""`labelmill retrain`: a training run now, instead of when the schedule says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.errors import Conflict, LabelmillError
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
+from labelmill.stack import Stack, broker_answers
+from labelmill.training import need_tensorflow
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog=examples("labelmill retrain --wait", "labelmill retrain --architecture cnn --profile long")
+)
+@tells_errors
+def retrain(
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    architecture: Annotated[
+        Literal["mlp", "cnn"] | None,
+        typer.Option(help="The network. Left out: LABELMILL_RETRAIN_ARCHITECTURE."),
+    ] = None,
+    profile: Annotated[
+        Literal["quick", "long"] | None,
+        typer.Option(help="How long it is trained. Left out: LABELMILL_RETRAIN_PROFILE."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Where chance begins. Left out: another one each time.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote the model whatever the gate says. It is recorded.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Ask for a training run; prints its id.
+
+    A trainer trains, evaluates, and promotes the model if it is better than the champion. One run is under
+    way at a time. With --wait and no stack, broker and trainer are started for this run alone.
+    """
+    with Client() as client:
+        alone = client.settings.embedded_broker and not broker_answers(client.settings)
+        if wait and alone:
+            need_tensorflow()
+        run_id = client.retrain(architecture=architecture, profile=profile, seed=seed, force=force)
+        if not as_json:
+            print_data(run_id)
+        if not wait:
+            if client.broker_was_away:
+                say(_waits(client))
+            if as_json:
+                print_json(run_in_full(client, client.run(run_id)))
+            return
+        if alone:
+            with _trainer_for(client, run_id):
+                run = watch_run(client, run_id, own_stack=True)
+        else:
+            run = watch_run(client, run_id)
+        if as_json:
+            print_json(run_in_full(client, run))
+        raise SystemExit(exit_code_of_run(run, client.verdict_on(run_id)))
+
+
+@contextmanager
+def _trainer_for(client: Client, run_id: str) -> Iterator[None]:
+    """A stack for this run alone: without it nobody would train, so whatever goes wrong cancels the run."""
+    settings = client.settings
+    try:
+        with Stack(settings, logs=settings.home / "logs", worker=False, trainer=True):
+            say("starting a trainer")
+            client.ring_for_run(run_id)
+            yield
+    except BaseException:
+        with suppress(Conflict, LabelmillError):  # it has ended, or nobody can be told
+            client.cancel_run(run_id)
+        raise
+
+
+def _waits(client: Client) -> str:
+    if client.settings.embedded_broker:
+        return "No broker answers: the run waits in the ledger. `labelmill up` starts one with a trainer."
+    return f"The broker cannot be used ({client.broker_trouble}): the run waits in the ledger."

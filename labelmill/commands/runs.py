@@ -1,0 +1,139 @@
+"""`labelmill runs`: the training runs, one of them, and an end to one."""
+
+from __future__ import annotations
+
+from textwrap import shorten
+from typing import Annotated, Any, Final
+
+import typer
+from sqlalchemy.engine import Row
+
+from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.runs import Run
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, say, tells_errors, time_words
+from labelmill.drawing import curve
+from labelmill.retraining import (
+    asked_by,
+    closing_lines,
+    data_line,
+    exit_code_of_run,
+    run_in_full,
+    run_to_json,
+    watch_run,
+)
+
+app = typer.Typer(
+    add_completion=False, invoke_without_command=True, help="List the training runs, show one, or stop one."
+)
+
+#: In the list; `show` has all of it.
+_SAID_WIDTH: Final = 60
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+
+
+@app.callback(epilog=examples("labelmill runs", "labelmill runs show RUN --watch"))
+@tells_errors
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the latest training runs, newest first; or show one, or stop one."""
+    if context.invoked_subcommand is not None:
+        return
+    with Client() as client:
+        found = client.runs(limit=limit)
+    if as_json:
+        print_json([run_to_json(run) for run in found])
+        return
+    print_data(
+        f"{'run':<18}{'state':<13}{'asked for':<27}{'by':<27}{'recipe':<11}{'epochs':>9}{'accuracy':>10}  "
+        "verdict"
+    )
+    for run in found:
+        recipe = f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}"
+        epochs = f"{run.epochs_done}/{run.recipe.get('epochs', '-')}"
+        accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
+        asked = time_words(run.requested_at or run.started_at)
+        print_data(
+            f"{run.id:<18}{run.state:<13}{asked:<27}{asked_by(run):<27}{recipe:<11}{epochs:>9}"
+            f"{accuracy:>10}  {shorten(run.verdict or run.error or '', _SAID_WIDTH, placeholder=' ...')}"
+        )
+
+
+@app.command(
+    epilog=examples("labelmill runs show 06h0w4r0rf0dkckt --watch", "labelmill runs show RUN --json")
+)
+@tells_errors
+def show(
+    run: RunId,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a training run: what it trains on, its epochs, and what the gate said of its model."""
+    with Client() as client:
+        found = watch_run(client, run) if watch_it else client.run(run)
+        verdict = client.verdict_on(run)
+        if as_json:
+            print_json(run_in_full(client, found))
+        else:
+            print_data(_for_people(found, client.epochs(run), verdict))
+    if watch_it:
+        raise SystemExit(exit_code_of_run(found, verdict))
+
+
+@app.command(epilog=examples("labelmill runs cancel 06h0w4r0rf0dkckt"))
+@tells_errors
+def cancel(run: RunId, as_json: AsJson = False) -> None:
+    """Stop a training run; nothing it did counts.
+
+    Its trainer notices within seconds, and is free for another one.
+    """
+    with Client() as client:
+        found = client.cancel_run(run)
+    say(f"training run {run} is cancelled")
+    if as_json:
+        print_json(run_to_json(found))
+
+
+def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
+    lines = [
+        ("run", run.id),
+        ("state", str(run.state)),
+        ("asked for by", asked_by(run)),
+        ("recipe", ", ".join(f"{name} {value}" for name, value in _told(run.recipe).items())),
+        ("data", data_line(run) if run.data else "-"),
+        ("fingerprint", run.data_fingerprint or "-"),
+        ("trainer", run.owner or "-"),
+        ("asked for", time_words(run.requested_at)),
+        ("started", time_words(run.started_at)),
+        ("finished", time_words(run.finished_at)),
+    ]
+    told = [f"{what:<16}{value}" for what, value in lines]
+    if epochs:
+        told += [
+            "",
+            f"{'epoch':>5}{'loss':>10}{'accuracy':>10}{'held-out':>10}{'accuracy':>10}{'seconds':>9}",
+        ]
+        told += [
+            f"{epoch.epoch:>5}{epoch.loss:>10.4f}{epoch.accuracy:>10.4f}{epoch.val_loss:>10.4f}"
+            f"{epoch.val_accuracy:>10.4f}{epoch.seconds:>9.1f}"
+            for epoch in epochs
+        ]
+        told += [
+            "",
+            f"{'loss':<20}{curve([epoch.loss for epoch in epochs])}",
+            f"{'held-out accuracy':<20}{curve([epoch.val_accuracy for epoch in epochs])}",
+        ]
+    if run.finished:
+        told += ["", *closing_lines(run, verdict)]
+    return "\n".join(told)
+
+
+def _told(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without what it does not use."""
+    flat = {**recipe, **(recipe.get("augmentation") or {}), "augmentation": None}
+    return {name: value for name, value in flat.items() if value not in (None, False, 0)}

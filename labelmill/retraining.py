@@ -1,0 +1,124 @@
+"""Following a training run at the console: progress, closing lines, exit code, and what Ctrl-C says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.runs import Run
+from jobs.schema import RunState
+from labelmill.client import Client
+from labelmill.console import ExitCode, say
+from labelmill.progress import ProgressLine
+from labelmill.training import epoch_line
+
+#: A run that nobody has taken after this long probably has no trainer.
+_NO_TRAINER_SECONDS: Final = 15.0
+
+
+def watch_run(client: Client, run_id: str, *, own_stack: bool = False) -> Run:
+    """Follows the run to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
+
+    `own_stack`: the trainer was started for this run and ends with it, so the run is cancelled then.
+    """
+    told = 0
+    data_told = False
+    try:
+        with ProgressLine("training") as progress:
+            for run in client.follow_run(run_id):
+                if run.data is not None and not data_told:
+                    say(data_line(run))
+                    data_told = True
+                if run.epochs_done > told:
+                    for epoch in client.epochs(run_id)[told:]:
+                        say(epoch_line(epoch, run.recipe["epochs"]))
+                        told = epoch.epoch
+                progress.update(told, total=run.recipe["epochs"], note=_note(run, own_stack=own_stack))
+    except KeyboardInterrupt:
+        if own_stack:
+            client.cancel_run(run_id)
+            say(f"Interrupted; training run {run_id} is cancelled, and changes nothing.")
+        else:
+            say(
+                f"Interrupted; training run {run_id} goes on.\n"
+                f"  follow it:  labelmill runs show {run_id} --watch\n"
+                f"  stop it:    labelmill runs cancel {run_id}"
+            )
+        raise SystemExit(ExitCode.INTERRUPTED) from None
+    for line in closing_lines(run, client.verdict_on(run_id)):
+        say(line)
+    return run
+
+
+def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
+    """How a run ended, and why."""
+    if run.state != RunState.DONE:
+        return [f"training run {run.id} is {run.state}" + (f": {run.error}" if run.error else "")]
+    lines = [f"model {run.model_id}, accuracy {run.accuracy or 0:.4f} on the evaluation images"]
+    lines += [f"  {'yes' if check['passed'] else 'NO '}  {check['text']}" for check in _checks(verdict)]
+    return [*lines, run.verdict or ""]
+
+
+def data_line(run: Run) -> str:
+    """What a run trains on. Its data must be known."""
+    data = run.data or {}
+    line = (
+        f"{data['train_images']:,} images of {run.data_source} to train with, {data['validation_images']:,} "
+        f"held out, {data['evaluation_images']:,} to evaluate with"
+    )
+    if data["corrections"] or data["left_out"]:
+        line += f"; {data['corrections']:,} corrections among them, {data['left_out']:,} left out"
+    return line
+
+
+def exit_code_of_run(run: Run, verdict: StoredVerdict | None) -> ExitCode:
+    """What a finished run makes a command exit with."""
+    if run.state != RunState.DONE:
+        return ExitCode.FAILED
+    return ExitCode.OK if verdict is not None and verdict.promote else ExitCode.WITH_ERRORS
+
+
+def asked_by(run: Run) -> str:
+    """What asked for the run: the schedule's time, or a person."""
+    return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
+
+
+def run_to_json(run: Run) -> dict[str, Any]:
+    """A run for programs."""
+    return asdict(run)
+
+
+def run_in_full(client: Client, run: Run) -> dict[str, Any]:
+    """The same with its epochs and what the gate said."""
+    verdict = client.verdict_on(run.id)
+    epochs = [dict(epoch._mapping) for epoch in client.epochs(run.id)]
+    for epoch in epochs:
+        del epoch["run_id"]
+    return run_to_json(run) | {
+        "promoted": None if verdict is None else verdict.promote,
+        "forced": None if verdict is None else verdict.forced,
+        "checks": _checks(verdict),
+        "epochs": epochs,
+    }
+
+
+def _checks(verdict: StoredVerdict | None) -> list[dict[str, Any]]:
+    return [] if verdict is None else verdict.checks
+
+
+def _note(run: Run, *, own_stack: bool) -> str:
+    if run.state == RunState.PENDING:
+        waited = 0.0
+        if run.requested_at is not None:
+            waited = (datetime.now(UTC) - run.requested_at).total_seconds()
+        if own_stack or waited < _NO_TRAINER_SECONDS:
+            return "waiting for the trainer"
+        return "waiting for a trainer: is `labelmill up` running?"
+    if run.state != RunState.RUNNING:
+        return ""
+    if run.data is None:
+        return "loading the data"
+    epochs = run.recipe["epochs"]
+    return f"epoch {run.epochs_done + 1} of {epochs}" if run.epochs_done < epochs else "evaluating"

@@ -1,0 +1,417 @@
+"""A training run in the ledger: one at a time, whoever asks; a trainer's lease; and every way it can end."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import Conflict, NotFound
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.runs import (
+    RUN_LEASE_SECONDS,
+    SLOT_PATIENCE_SECONDS,
+    Run,
+    RunClaim,
+    RunLost,
+    add_epoch,
+    cancel_run,
+    claim_run,
+    describe_data,
+    end_lost_runs,
+    epochs_of,
+    fail_run,
+    find_active_run,
+    finish_run,
+    get_run,
+    interrupt_runs_of,
+    latest_runs,
+    renew_run,
+    request_run,
+    run_to_ring,
+    was_finished_by,
+)
+from jobs.model import Model
+from jobs.queue import RETRAIN_QUEUE, Bell
+from jobs.schema import RunState, db_now, training_runs
+from tests.conftest import Broker
+from worker.reconcile import Reconciler
+
+RECIPE = {"architecture": "mlp", "epochs": 2, "seed": 7}
+SLOT = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+
+
+def ask(ledger: Ledger, *, slot: datetime | None = None) -> str:
+    """A run that waits; its id."""
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        assert request_run(connection, run_id, recipe=RECIPE, slot=slot) == RunState.PENDING
+    return run_id
+
+
+def take(ledger: Ledger, run_id: str, *, owner: str = "host/1", lease_seconds: float = 60.0) -> RunClaim:
+    with ledger.transaction() as connection:
+        claim = claim_run(connection, run_id, owner=owner, lease_seconds=lease_seconds)
+    assert claim is not None
+    return claim
+
+
+def look(ledger: Ledger, run_id: str) -> Run:
+    with ledger.reading() as connection:
+        return get_run(connection, run_id)
+
+
+def change(ledger: Ledger, run_id: str, **values: Any) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().where(training_runs.c.id == run_id).values(**values))
+
+
+def epoch(number: int) -> dict[str, float]:
+    return {
+        "epoch": number,
+        "loss": 1 / number,
+        "accuracy": 0.9,
+        "val_loss": 0.2,
+        "val_accuracy": 0.8,
+        "seconds": 1.5,
+    }
+
+
+# ---- its life -----------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
+    # given a run that was asked for
+    run_id = ask(ledger)
+    asked = look(ledger, run_id)
+    assert (asked.state, asked.recipe, asked.slot) == (RunState.PENDING, RECIPE, None)
+    assert (asked.started_at, asked.owner, asked.data_source) == (None, None, "")
+    assert asked.requested_at is not None
+
+    # when a trainer takes it, describes its data, and its epochs pass
+    claim = take(ledger, run_id)
+    assert claim.recipe == RECIPE
+    with ledger.transaction() as connection:
+        describe_data(connection, claim, source="mnist", fingerprint="f" * 64, data={"train_images": 9})
+    for number in (1, 2):
+        with ledger.transaction() as connection:
+            add_epoch(connection, claim, epoch(number))
+
+    # then all of it can be seen while it runs
+    running = look(ledger, run_id)
+    assert (running.state, running.owner, running.epochs_done) == (RunState.RUNNING, "host/1", 2)
+    assert (running.data_source, running.data_fingerprint) == ("mnist", "f" * 64)
+    assert running.data == {"train_images": 9}
+    with ledger.reading() as connection:
+        found = [dict(row._mapping) for row in epochs_of(connection, run_id)]
+    assert found == [{"run_id": run_id} | epoch(number) for number in (1, 2)]
+
+    # and when it has made a model, the verdict is with it, and another run may come
+    with ledger.transaction() as connection:
+        finish_run(connection, claim, model_id=champion.id, verdict="promoted")
+    done = look(ledger, run_id)
+    assert (done.state, done.model_id, done.verdict, done.error) == (
+        RunState.DONE,
+        champion.id,
+        "promoted",
+        None,
+    )
+    assert done.accuracy == champion.accuracy
+    assert done.started_at is not None
+    assert done.finished_at is not None
+    assert done.requested_at <= done.started_at <= done.finished_at  # type: ignore[operator]
+    with ledger.reading() as connection:
+        assert was_finished_by(connection, claim)
+        assert find_active_run(connection) is None
+    ask(ledger)
+
+
+def test_a_run_that_fails_says_why(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger))
+    with ledger.transaction() as connection:
+        fail_run(connection, claim, "no data")
+    failed = look(ledger, claim.run_id)
+    assert (failed.state, failed.error, failed.model_id) == (RunState.FAILED, "no data", None)
+    assert failed.finished
+    with ledger.reading() as connection:
+        assert not was_finished_by(connection, claim)
+
+
+def test_an_epoch_is_recorded_once(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger))
+    with ledger.transaction() as connection:
+        add_epoch(connection, claim, epoch(1))
+    with pytest.raises(sa.exc.IntegrityError), ledger.transaction() as connection:
+        add_epoch(connection, claim, epoch(1))
+
+
+def test_the_latest_come_first(ledger: Ledger) -> None:
+    ids = []
+    for _ in range(3):
+        claim = take(ledger, ask(ledger))
+        with ledger.transaction() as connection:
+            fail_run(connection, claim, "no data")
+        ids.append(claim.run_id)
+    ids.append(ask(ledger))
+    with ledger.reading() as connection:
+        assert [run.id for run in latest_runs(connection, limit=3)] == sorted(ids, reverse=True)[:3]
+        assert [run.id for run in latest_runs(connection, limit=9, state=RunState.PENDING)] == ids[-1:]
+        with pytest.raises(NotFound, match="labelmill runs"):
+            get_run(connection, "nobody")
+
+
+# ---- one at a time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) -> None:
+    # given a run that waits, or runs
+    run_id = ask(ledger)
+    if running:
+        take(ledger, run_id)
+
+    # when somebody asks for another, then they are told what to do, and there is still the one
+    with pytest.raises(Conflict, match=f"{run_id} is under way.*labelmill runs cancel {run_id}"):
+        ask(ledger)
+    with ledger.reading() as connection:
+        assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
+
+
+def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
+    # given the run of a slot
+    run_id = ask(ledger, slot=SLOT)
+    assert look(ledger, run_id).slot == SLOT
+
+    # when a second beat opens the slot, while that run is under way and when it is over, then nothing happens
+    with ledger.transaction() as connection:
+        assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
+    claim = take(ledger, run_id)
+    with ledger.transaction() as connection:
+        fail_run(connection, claim, "no data")
+    with ledger.transaction() as connection:
+        assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
+    with ledger.reading() as connection:
+        assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
+
+
+def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so(ledger: Ledger) -> None:
+    # given a run that a person asked for
+    other = ask(ledger)
+
+    # when a slot's time comes, and comes for the second beat as well
+    skipped = new_id()
+    with ledger.transaction() as connection:
+        assert request_run(connection, skipped, recipe=RECIPE, slot=SLOT) == RunState.SKIPPED
+    with ledger.transaction() as connection:
+        assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
+
+    # then it has a row that says why nothing came of it, and nobody can take that up
+    run = look(ledger, skipped)
+    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was under way")
+    assert run.started_at is None
+    assert run.finished_at is not None
+    with ledger.transaction() as connection:
+        assert claim_run(connection, skipped, owner="host/1") is None
+
+
+@pytest.mark.parametrize("slot", [None, SLOT])
+def test_of_many_who_ask_at_once_one_gets_a_run(
+    ledger: Ledger, ledger_url: str, slot: datetime | None
+) -> None:
+    asking = 8
+    together = threading.Barrier(asking)
+
+    def ask_for_one(_: int) -> bool:
+        own = Ledger(ledger_url)
+        together.wait()
+        try:
+            with own.transaction() as connection:
+                return request_run(connection, new_id(), recipe=RECIPE, slot=slot) == RunState.PENDING
+        except Conflict:
+            return False
+        finally:
+            own.close()
+
+    for _ in range(5):
+        with ThreadPoolExecutor(asking) as pool:
+            got = list(pool.map(ask_for_one, range(asking)))
+        assert sum(got) == 1
+        with ledger.transaction() as connection:
+            assert [run.state for run in latest_runs(connection, limit=9)] == [RunState.PENDING]
+            connection.execute(training_runs.delete())
+
+
+def test_two_trainers_and_one_run(ledger: Ledger) -> None:
+    run_id = ask(ledger)
+    take(ledger, run_id)
+    with ledger.transaction() as connection:
+        assert claim_run(connection, run_id, owner="host/2") is None
+    assert look(ledger, run_id).owner == "host/1"
+
+
+# ---- the fence ----------------------------------------------------------------------------------------
+
+
+def fenced(ledger: Ledger, claim: RunClaim, model: Model) -> list[str]:
+    """What a trainer may still do."""
+    steps = {
+        "renew": lambda connection: renew_run(connection, claim),
+        "describe": lambda connection: describe_data(connection, claim, source="s", fingerprint="f", data={}),
+        "epoch": lambda connection: add_epoch(connection, claim, epoch(9)),
+        "finish": lambda connection: finish_run(connection, claim, model_id=model.id, verdict="promoted"),
+        "fail": lambda connection: fail_run(connection, claim, "late"),
+    }
+    done = []
+    for name, step in steps.items():
+        try:
+            with ledger.transaction() as connection:
+                step(connection)
+        except RunLost:
+            continue
+        done.append(name)
+    return done
+
+
+def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model) -> None:
+    # given a trainer at work
+    claim = take(ledger, ask(ledger))
+
+    # when a person cancels the run
+    with ledger.transaction() as connection:
+        assert cancel_run(connection, claim.run_id).state == RunState.CANCELLED
+        with pytest.raises(RunLost, match=f"{claim.run_id} is cancelled"):
+            renew_run(connection, claim)
+
+    # then nothing that the trainer does counts, and it cannot be cancelled twice
+    before = look(ledger, claim.run_id)
+    assert fenced(ledger, claim, champion) == []
+    assert look(ledger, claim.run_id) == before
+    with (
+        pytest.raises(Conflict, match="finished before: it is cancelled"),
+        ledger.transaction() as connection,
+    ):
+        cancel_run(connection, claim.run_id)
+    with pytest.raises(NotFound), ledger.transaction() as connection:
+        cancel_run(connection, "nobody")
+
+
+def test_a_trainer_with_another_token_may_nothing(ledger: Ledger, champion: Model) -> None:
+    claim = take(ledger, ask(ledger))
+    stranger = RunClaim(claim.run_id, new_id(), RECIPE)
+    assert fenced(ledger, stranger, champion) == []
+    assert look(ledger, claim.run_id).state == RunState.RUNNING
+
+
+def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger), lease_seconds=-1)
+    with ledger.transaction() as connection:
+        renew_run(connection, claim)
+        assert end_lost_runs(connection) == []
+    # and so does one whose trainer has just finished an epoch
+    change(ledger, claim.run_id, lease_until=db_now(-1))
+    with ledger.transaction() as connection:
+        add_epoch(connection, claim, epoch(1))
+        assert end_lost_runs(connection) == []
+    assert look(ledger, claim.run_id).state == RunState.RUNNING
+
+
+def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Ledger, champion: Model) -> None:
+    # given a trainer that is not heard of any more
+    claim = take(ledger, ask(ledger), lease_seconds=-1)
+
+    # when anybody looks
+    with ledger.transaction() as connection:
+        [ended] = end_lost_runs(connection)
+
+    # then the run is over, whoever comes back
+    assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
+    assert fenced(ledger, claim, champion) == []
+    with ledger.transaction() as connection:
+        assert claim_run(connection, claim.run_id, owner="host/2") is None
+        assert run_to_ring(connection) is None
+        assert end_lost_runs(connection) == []
+    assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
+
+
+def test_a_dead_trainer_is_in_nobodys_way(ledger: Ledger) -> None:
+    lost = take(ledger, ask(ledger), lease_seconds=-1)
+    ask(ledger)
+    assert look(ledger, lost.run_id).state == RunState.INTERRUPTED
+
+
+def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger), owner="host/17")
+    with ledger.transaction() as connection:
+        assert interrupt_runs_of(connection, ["host/1", "host/170", "other/17"], error="stopped") == []
+        assert interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped") == [claim.run_id]
+    run = look(ledger, claim.run_id)
+    assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
+
+
+# ---- a run that waits ---------------------------------------------------------------------------------
+
+
+def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: Ledger) -> None:
+    # given a slot's run that has been waiting for longer than anybody would expect
+    run_id = ask(ledger, slot=SLOT)
+    change(ledger, run_id, requested_at=db_now(-SLOT_PATIENCE_SECONDS - 1))
+
+    # when a trainer starts at last, then it does not get it, and the run says so
+    with ledger.transaction() as connection:
+        assert claim_run(connection, run_id, owner="host/1") is None
+        [skipped] = end_lost_runs(connection)
+    assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
+    assert skipped.error == "no trainer took it within an hour of its slot"
+
+
+def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -> None:
+    run_id = ask(ledger)
+    change(ledger, run_id, requested_at=db_now(-30 * 86_400))
+    with ledger.transaction() as connection:
+        assert end_lost_runs(connection) == []
+    take(ledger, run_id)
+
+
+def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, bell: Bell, broker: Broker) -> None:
+    # given a run whose message waits, and a broker that forgets it
+    reconciler = Reconciler(ledger, bell, holder="anna")
+    run_id = ask(ledger)
+    bell.ring_for_run(run_id)
+    assert broker.waiting(RETRAIN_QUEUE) == 1
+    broker.client.flushall()
+
+    # when the reconciler looks at once, then the message may still be on its way
+    reconciler.tick()
+    assert broker.waiting(RETRAIN_QUEUE) == 0
+
+    # but a while later it rings again, once, however long no trainer comes
+    for _ in range(3):
+        change(ledger, run_id, ring_after=db_now(-1))
+        reconciler.tick()
+        [message] = broker.messages(RETRAIN_QUEUE)
+        assert b"labelmill.retrain" in message
+
+    # and not for a run that somebody has taken
+    take(ledger, run_id)
+    broker.client.flushall()
+    change(ledger, run_id, ring_after=db_now(-1))
+    reconciler.tick()
+    assert broker.waiting(RETRAIN_QUEUE) == 0
+
+
+def test_the_reconciler_ends_what_nobody_will(ledger: Ledger, bell: Bell) -> None:
+    reconciler = Reconciler(ledger, bell, holder="anna")
+    claim = take(ledger, ask(ledger), lease_seconds=-1)
+    reconciler.tick()
+    assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
+
+
+def test_a_heartbeat_may_be_late_a_few_times() -> None:
+    from worker.learning.heartbeat import HEARTBEAT_SECONDS
+
+    assert HEARTBEAT_SECONDS * 10 <= RUN_LEASE_SECONDS

@@ -1,0 +1,278 @@
+"""The schedule: one run a slot however many beats there are, and none late."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery.schedules import crontab
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.ledger import Ledger
+from jobs.ledger.runs import latest_runs
+from jobs.queue import RETRAIN_QUEUE, make_app
+from jobs.schema import RunState
+from jobs.settings import Settings
+from tests.conftest import Broker
+from worker import schedule
+from worker.schedule import GRACE, SlotScheduler, beat_schedule, due_slot
+
+WEEKLY = crontab(minute="0", hour="3", day_of_week="0")
+SUNDAY = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+
+
+class Clock(datetime):
+    """What `worker.schedule` takes for the time."""
+
+    at = SUNDAY
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # noqa: ARG003
+        return cls.at
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(schedule, "datetime", Clock)
+    Clock.at = SUNDAY
+    return Clock
+
+
+def make_beat(settings: Settings) -> SlotScheduler:
+    """A beat's scheduler, as `worker.app` sets it up."""
+    app = make_app(settings)
+    app.labelmill_settings = settings
+    app.conf.beat_schedule = beat_schedule(settings)
+    return SlotScheduler(app)
+
+
+@pytest.fixture
+def beat(settings: Settings) -> Iterator[SlotScheduler]:
+    beat = make_beat(settings)
+    yield beat
+    beat.app.close()
+
+
+def fire(beat: SlotScheduler) -> None:
+    """The entry's time has come, as beat sees it."""
+    beat.apply_entry(beat.schedule["retrain"])
+
+
+def states(ledger: Ledger) -> list[tuple[str, datetime | None]]:
+    with ledger.reading() as connection:
+        return [(run.state, run.slot) for run in latest_runs(connection, limit=99)]
+
+
+# ---- which slot ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("late", "found"),
+    [
+        (timedelta(0), True),
+        (timedelta(seconds=0.4), True),
+        (timedelta(minutes=9, seconds=59), True),
+        (GRACE, False),
+        (timedelta(hours=5), False),
+        (timedelta(seconds=-1), False),
+    ],
+)
+def test_a_slot_is_due_from_its_minute_on_and_for_no_longer_than_the_grace(
+    late: timedelta, found: bool
+) -> None:
+    assert due_slot(WEEKLY, SUNDAY + late) == (SUNDAY if found else None)
+
+
+@given(st.timedeltas(timedelta(0), GRACE - timedelta(microseconds=1)), st.sampled_from(["0", "*/10", "*/30"]))
+def test_beats_whose_clocks_differ_mean_the_same_slot(apart: timedelta, minutes: str) -> None:
+    every = crontab(minute=minutes)
+    assert due_slot(every, SUNDAY) == due_slot(every, SUNDAY + apart) == SUNDAY
+
+
+def test_of_slots_that_were_missed_in_a_row_the_latest_counts() -> None:
+    assert due_slot(crontab(), SUNDAY + timedelta(minutes=3, seconds=5)) == SUNDAY + timedelta(minutes=3)
+
+
+def test_another_time_zone_is_the_same_moment() -> None:
+    there = SUNDAY.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert due_slot(WEEKLY, there) == SUNDAY
+
+
+# ---- opening it ---------------------------------------------------------------------------------------
+
+
+def test_beat_opens_the_slot_and_rings(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
+) -> None:
+    # given beat, a moment after the slot's time
+    clock.at = SUNDAY + timedelta(seconds=0.3)
+
+    # when the entry fires
+    fire(beat)
+
+    # then the slot's run waits, with the recipe of the settings, and its message names it
+    with ledger.reading() as connection:
+        [run] = latest_runs(connection, limit=9)
+    assert (run.state, run.slot) == (RunState.PENDING, SUNDAY)
+    assert (run.recipe["architecture"], run.recipe["profile"], run.recipe["force"]) == ("mlp", "quick", False)
+    [message] = broker.messages(RETRAIN_QUEUE)
+    assert run.id in json.loads(message)["headers"]["argsrepr"]
+
+
+def test_a_slot_that_was_missed_does_not_fire_late(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a machine that slept through the slot
+    clock.at = SUNDAY + timedelta(hours=5)
+
+    # when beat wakes and fires, then nothing happens but a line in the log
+    fire(beat)
+    assert states(ledger) == []
+    assert broker.waiting(RETRAIN_QUEUE) == 0
+    assert "missed" in caplog.text
+
+
+def test_each_slot_has_another_seed(beat: SlotScheduler, clock: type[Clock], ledger: Ledger) -> None:
+    fire(beat)
+    with ledger.transaction() as connection:
+        connection.exec_driver_sql("UPDATE training_runs SET active = NULL, state = 'failed'")
+    clock.at += timedelta(days=7)
+    fire(beat)
+    with ledger.reading() as connection:
+        assert len({run.recipe["seed"] for run in latest_runs(connection, limit=9)}) == 2
+
+
+def test_a_second_beat_comes_too_late(
+    settings: Settings, beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
+) -> None:
+    # given two beats, the clock of the second a little behind
+    other = make_beat(settings)
+    clock.at = SUNDAY + timedelta(seconds=1)
+    fire(beat)
+    clock.at = SUNDAY + timedelta(seconds=4)
+
+    # when both have fired, then there is one run, and one message
+    fire(other)
+    other.app.close()
+    assert states(ledger) == [(RunState.PENDING, SUNDAY)]
+    assert broker.waiting(RETRAIN_QUEUE) == 1
+
+
+def test_a_ledger_that_is_away_for_a_moment_costs_no_slot(
+    settings: Settings, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a beat whose ledger cannot be reached when the slot's time comes
+    here = settings.ledger_url
+    nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
+    beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
+    fire(beat)
+    assert states(ledger) == []
+
+    # when it is back, then the next look opens the slot
+    monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
+    beat.app.labelmill_settings = settings.model_copy(update={"ledger_url": here})
+    beat._again_at = 0.0
+    clock.at = SUNDAY + timedelta(minutes=4)
+    assert beat.tick() >= 0
+    assert states(ledger) == [(RunState.PENDING, SUNDAY)]
+
+    # and it is opened once
+    beat.tick()
+    assert len(states(ledger)) == 1
+    beat.app.close()
+
+
+def test_a_ledger_that_is_away_for_too_long_does(
+    settings: Settings, clock: type[Clock], ledger: Ledger
+) -> None:
+    nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
+    beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
+    fire(beat)
+    beat.app.labelmill_settings = settings
+    beat._again_at = 0.0
+    clock.at = SUNDAY + GRACE
+    beat.tick()
+    assert states(ledger) == []
+    clock.at = SUNDAY  # not even when the clock is set back: it has been given up
+    beat.tick()
+    assert states(ledger) == []
+    beat.app.close()
+
+
+def test_beat_needs_no_broker_to_open_a_slot(settings: Settings, clock: type[Clock], ledger: Ledger) -> None:  # noqa: ARG001
+    # given no broker
+    away = f"redis+socket://{settings.home}/nobody.sock"
+    beat = make_beat(settings.model_copy(update={"broker_url": away}))
+
+    # when the slot's time comes, then its run waits; a reconciler rings when the broker is back
+    beat.app.conf.broker_connection_max_retries = 1  # or who waits for a broker would wait for ever
+    beat.schedule["retrain"].last_run_at = SUNDAY - timedelta(days=8)
+    beat.tick()
+    assert states(ledger) == [(RunState.PENDING, SUNDAY)]
+    beat.app.close()
+
+
+# ---- real processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_path: Any) -> None:
+    # given `celery beat` as anybody would start it, in a folder of its own
+    environment = settings.environment() | {"PATH": "/usr/bin:/bin", "LABELMILL_RETRAIN_CRON": "* * * * *"}
+    command = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--loglevel", "info"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        # when it has started, and is ended
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        told = next(line for line in lines if "beat: Starting" in line)
+        process.terminate()
+        told += "".join(lines)
+
+    # then its scheduler is the one that opens slots, and it left nothing behind
+    assert "worker.schedule.SlotScheduler" in told
+    assert not list(tmp_path.glob("celerybeat*"))
+
+
+def _fire_together(settings: Settings, start: Any, times: int) -> None:
+    beat = make_beat(settings)
+    schedule.datetime = Clock  # type: ignore[misc]
+    for number in range(times):
+        Clock.at = SUNDAY + timedelta(days=7 * number)
+        start.wait()
+        fire(beat)
+    beat.app.close()
+
+
+def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
+    settings: Settings, ledger: Ledger
+) -> None:
+    # given two processes, each with a beat of its own
+    times = 20
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    beats = [context.Process(target=_fire_together, args=(settings, start, times)) for _ in range(2)]
+    for process in beats:
+        process.start()
+
+    # when both fire at the same moment, again and again
+    for _ in range(times):
+        start.wait()
+    for process in beats:
+        process.join()
+        assert process.exitcode == 0
+
+    # then each slot has one row; the first run is in the way of the others, which say so
+    found = states(ledger)
+    slots = [slot for _, slot in found]
+    assert sorted(slots) == [SUNDAY + timedelta(days=7 * number) for number in range(times)]
+    assert [state for state, _ in found].count(RunState.PENDING) == 1
+    assert {state for state, _ in found} == {RunState.PENDING, RunState.SKIPPED}

@@ -1,0 +1,59 @@
+"""A training run's signs of life, from a thread of their own: loading data and evaluating take longer than a
+lease should wait.
+
+The thread also brings the news that the run is not ours any more. It cannot stop the training; `check` does,
+which the training calls between its steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import closing
+from typing import Final, Self
+
+from jobs.errors import Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.runs import RunClaim, RunLost, renew_run
+from jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: How often the lease is renewed: a cancelled run ends within this time and a step.
+HEARTBEAT_SECONDS: Final = 2.0
+
+
+class Heartbeat:
+    """A context manager: inside it the lease is kept."""
+
+    def __init__(self, settings: Settings, claim: RunClaim) -> None:
+        self._settings = settings
+        self._claim = claim
+        self._over = threading.Event()
+        self._lost: RunLost | None = None
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def check(self) -> None:
+        """Raises RunLost where the run was cancelled, or taken for dead. Costs nothing."""
+        if self._lost is not None:
+            raise self._lost
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        with closing(Ledger(self._settings.ledger, pooled=False)) as ledger:
+            while not self._over.wait(HEARTBEAT_SECONDS):
+                try:
+                    with ledger.transaction() as connection:
+                        renew_run(connection, self._claim)
+                except RunLost as error:
+                    self._lost = error
+                    return
+                except Unavailable as error:
+                    logger.warning("no sign of life of training run %s: %s", self._claim.run_id, error)
