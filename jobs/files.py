@@ -29,7 +29,10 @@ def make_private_folder(path: Path) -> None:
 
 def make_private_file(path: Path) -> None:
     """Makes an empty file where there is none. Raises OSError."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, _PRIVATE_FILE))
+    # A file that is there is not even opened: closing it would take away the locks that SQLite has on it in
+    # this process, and another process that is done with the database then deletes its journal under us.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE_FILE))
 
 
 def append_privately(path: Path) -> BinaryIO:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from sqlalchemy.engine import Row
 
 from jobs.errors import Conflict
+from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.models import list_models
+from jobs.ledger.corrections import Correction, all_corrections
+from jobs.ledger.health import Health, model_health
+from jobs.ledger.models import get_model, list_models
 from jobs.ledger.pausing import pause_job, resume_job
 from jobs.ledger.progress import (
     Filter,
@@ -20,8 +28,29 @@ from jobs.ledger.progress import (
     latest_jobs,
     stream_predictions,
 )
+from jobs.ledger.promotions import Promotion, StoredVerdict, champion_before, champion_history, roll_back
+from jobs.ledger.runs import (
+    Run,
+    cancel_run,
+    epochs_of,
+    get_run,
+    latest_runs,
+    request_run,
+    verdict_on,
+)
+from jobs.ledger.shadows import (
+    NO_SHADOW,
+    Comparison,
+    Disagreed,
+    begin_shadow,
+    compare,
+    end_shadow,
+    find_shadow,
+    first_disagreements,
+)
 from jobs.limits import ErrorLimits
 from jobs.model import Model
+from jobs.registry import check_stored
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
@@ -31,8 +60,14 @@ from producer.sources import Sources
 
 if TYPE_CHECKING:
     from jobs.queue import Bell
+    from labelmill.correcting import Corrector
     from producer.retry import Retried
     from producer.submit import Submitted
+    from worker.learning.promotion import Verdict
+
+
+#: How often a run that is followed is looked at: an epoch takes seconds.
+RUN_LOOK_SECONDS: Final = 0.5
 
 
 class Client:
@@ -235,6 +270,166 @@ class Client:
         """All models, newest first."""
         with self.ledger.reading() as connection:
             return list_models(connection)
+
+    def promote(self, model_id: str, *, force: bool = False) -> Verdict:
+        """Makes the model the champion where the gate passes it, or with `force` whatever the gate says; the
+        verdict says which. Jobs under way stay with the model they are pinned to.
+
+        Raises NotFound; Conflict where it is the champion already, or was not evaluated; ModelRefused where
+        its file is gone from the store or is another one.
+        """
+        from worker.learning.promotion import judge_and_promote
+
+        with self.ledger.reading() as connection:
+            model = get_model(connection, model_id)
+        check_stored(Store(self.settings.store), model)
+        with self.ledger.transaction() as connection:
+            return judge_and_promote(
+                connection, self.settings.gate_limits, model_id, how="promote", force=force
+            )
+
+    def rollback(self) -> Promotion:
+        """Makes the champion before this one the champion again; once more, the one before that.
+
+        Raises Conflict where there was none before; ModelRefused where its file is gone from the store or is
+        another one.
+        """
+        with self.ledger.reading() as connection:
+            model = get_model(connection, champion_before(connection))
+        check_stored(Store(self.settings.store), model)
+        with self.ledger.transaction() as connection:
+            return roll_back(connection, model.id)
+
+    def promotions(self, *, limit: int | None = None) -> list[Promotion]:
+        """The moves of the champion, the latest first."""
+        with self.ledger.reading() as connection:
+            return champion_history(connection, limit=limit)
+
+    def retrain(
+        self,
+        *,
+        architecture: str | None = None,
+        profile: str | None = None,
+        seed: int | None = None,
+        force: bool = False,
+    ) -> str:
+        """Asks for a training run; gives back its id. What is left out is as the settings say, the seed
+        another one each time. `force`: its model is promoted whatever the gate says.
+
+        Raises Conflict where a run is under way.
+        """
+        from worker.learning.recipes import recipe_for
+
+        recipe = recipe_for(
+            architecture or self.settings.retrain_architecture,
+            profile or self.settings.retrain_profile,
+            seed=secrets.randbelow(2**31) if seed is None else seed,
+        )
+        run_id = new_id()
+        with self.ledger.transaction() as connection:
+            request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
+        self.ring_for_run(run_id)
+        return run_id
+
+    def ring_for_run(self, run_id: str) -> None:
+        """Sends the run's message, if there is a broker by now."""
+        with self._ringing() as bell:
+            bell.ring_for_run(run_id)
+
+    def run(self, run_id: str) -> Run:
+        """Where the training run stands. Raises NotFound."""
+        with self.ledger.reading() as connection:
+            return get_run(connection, run_id)
+
+    def runs(self, *, limit: int = 20) -> list[Run]:
+        """The latest training runs, newest first."""
+        with self.ledger.reading() as connection:
+            return latest_runs(connection, limit=limit)
+
+    def epochs(self, run_id: str) -> list[Row[Any]]:
+        """The run's epochs so far: epoch, loss, accuracy, val_loss, val_accuracy, seconds."""
+        with self.ledger.reading() as connection:
+            return epochs_of(connection, run_id)
+
+    def verdict_on(self, run_id: str) -> StoredVerdict | None:
+        """What the gate said of the model that the run made."""
+        with self.ledger.reading() as connection:
+            return verdict_on(connection, run_id)
+
+    def follow_run(self, run_id: str) -> Iterator[Run]:
+        """The run again and again until it has finished. Raises NotFound."""
+        while True:
+            run = self.run(run_id)
+            yield run
+            if run.finished:
+                return
+            time.sleep(RUN_LOOK_SECONDS)
+
+    def cancel_run(self, run_id: str) -> Run:
+        """Stops the run; nothing it did counts. Raises NotFound, or Conflict where it had finished."""
+        with self.ledger.transaction() as connection:
+            return cancel_run(connection, run_id)
+
+    def correct(self, job_id: str, index: int, label: str) -> Correction:
+        """Says what an image really is; of one that was corrected before, the new label counts. It is learnt
+        at the next retraining.
+
+        Raises NotFound where there is no such image, or no outcome of it; UserError where the label is no
+        class of the job's model; Conflict where the image was purged, or stopped its worker.
+        """
+        from labelmill.correcting import Wish
+
+        return self._corrector().correct(Wish(job_id, index, label))
+
+    def correct_from(self, lines: Iterable[str], *, jsonl: bool = False) -> list[Correction]:
+        """Corrects what the lines say: CSV with the columns job, index and label, or a JSON object with these
+        a line. All of it is stored or, where a row is wrong, nothing. Raises UserError that names each.
+        """
+        return self._corrector().correct_from(lines, jsonl=jsonl)
+
+    def undo_correction(self, job_id: str, index: int) -> Correction:
+        """Takes a correction back; gives back what it was. Raises NotFound."""
+        return self._corrector().undo(job_id, index)
+
+    def corrections(self) -> list[Correction]:
+        """All corrections, the latest first."""
+        with self.ledger.reading() as connection:
+            return all_corrections(connection)
+
+    def _corrector(self) -> Corrector:
+        from labelmill.correcting import Corrector
+
+        return Corrector(self.ledger, Store(self.settings.store), self.settings)
+
+    def health(self, model_id: str | None = None) -> Health:
+        """How a model does since it was evaluated; left out: the champion. Raises NotFound."""
+        with self.ledger.reading() as connection:
+            return model_health(connection, model_id)
+
+    def begin_shadow(self, model_id: str) -> Model:
+        """Has the model classify a share of the chunks as well, in the shadow of their jobs' model: nobody
+        gets its labels. It takes the place of the one that does so now.
+
+        Raises NotFound; Conflict where there is no champion to compare it with.
+        """
+        with self.ledger.transaction() as connection:
+            return begin_shadow(connection, model_id)
+
+    def end_shadow(self) -> None:
+        """Ends that; what was counted stays. Raises Conflict where no model is in the shadow."""
+        with self.ledger.transaction() as connection:
+            if not end_shadow(connection):
+                raise Conflict(NO_SHADOW)
+
+    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
+        """What came of the model in the shadow so far, and the first images that it takes for something else,
+        those of the latest jobs first. Raises Conflict where there is none.
+        """
+        with self.ledger.reading() as connection:
+            model_id = find_shadow(connection)
+            if model_id is None:
+                raise Conflict(NO_SHADOW)
+            return compare(connection, model_id), first_disagreements(connection, model_id, limit=limit)
 
     def close(self) -> None:
         """Gives the connections back."""

@@ -28,9 +28,9 @@ class ExitCode(IntEnum):
     """What the console command exits with. A contract: scripts read them."""
 
     OK = 0  # all images classified
-    FAILED = 1  # the job, or the command, failed
+    FAILED = 1  # the job, the training run, or the command, failed or was stopped
     USAGE = 2  # the request cannot be carried out as it stands
-    WITH_ERRORS = 3  # the job finished, some images got an error instead of a label
+    WITH_ERRORS = 3  # the job finished, some images got an error; the run finished, its model was refused
     INTERRUPTED = 130  # Ctrl-C; a job that was submitted goes on
 
 
@@ -61,6 +61,11 @@ def command_name() -> str:
 def say(text: str) -> None:
     """A line for people."""
     err.print(text, markup=False)
+
+
+def time_words(moment: datetime | None) -> str:
+    """A point in time, for people; a dash where there is none."""
+    return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"
 
 
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Small pictures in the terminal: two pixels a character by the half block, or shades of ASCII."""
+"""Small pictures and curves in the terminal: two pixels a character by the half block, or shades of ASCII."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from rich.text import Text
 SIDE: Final = 16
 
 _SHADES: Final = " .:-=+*#%@"
+
+_HEIGHTS: Final = "▁▂▃▄▅▆▇█"
+
+#: A curve has no more columns than this.
+_CURVE_WIDTH: Final = 60
 
 
 class Picture(NamedTuple):
@@ -36,6 +41,18 @@ def draw(pictures: Sequence[Picture], console: Console) -> None:
         table.add_row(*(_blocks(picture.data, colour=console.color_system is not None) for picture in row))
         table.add_row(*(Text(picture.caption, style="green" if picture.good else "red") for picture in row))
         console.print(table)
+
+
+def curve(values: Sequence[float]) -> str:
+    """The values as a line of columns, from their least to their greatest; the last of each stretch where
+    there are too many.
+    """
+    step = max(1, -(-len(values) // _CURVE_WIDTH))
+    shown = list(values[::-1][::step][::-1])
+    least, most = min(shown), max(shown)
+    if most == least:
+        return _HEIGHTS[0] * len(shown)
+    return "".join(_HEIGHTS[round((value - least) / (most - least) * (len(_HEIGHTS) - 1))] for value in shown)
 
 
 def _blocks(data: bytes, *, colour: bool) -> Text:

@@ -3,8 +3,9 @@
 `database` opens it; the other modules are its statements by the moment of a chunk's life: `intake` (a
 producer adds), `claims` (a worker takes and gives back), `isolation` (it crashed), `outcomes` (results come
 in), `pausing` (people hold it up), `progress` (people look), `upkeep` (the reconciler's view), `diagnosis`
-(the doctor's), `settling`, `retries` and `retention` (its job has finished), `models` and `runs` (what was
-learnt).
+(the doctor's), `settling`, `retries` and `retention` (its job has finished), `models`, `runs`, `evaluations`
+and `promotions` (what was learnt), `corrections`, `health` and `shadows` (how models do on images as they
+come).
 
 Statements take a Connection, so that whoever calls them says what belongs into one transaction.
 """

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from jobs.ledger.progress import JobStatus
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors
+from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors, time_words
 from labelmill.watching import state_words, status_to_json, watch
 
 app = typer.Typer(add_completion=False)
@@ -56,11 +55,7 @@ def _for_people(status: JobStatus) -> str:
         ("started", status.started_at),
         ("finished", status.finished_at),
     ]:
-        lines.append((what, _moment(moment)))
+        lines.append((what, time_words(moment)))
     if status.purged_at is not None:
-        lines.append(("payloads", f"removed {_moment(status.purged_at)}"))
+        lines.append(("payloads", f"removed {time_words(status.purged_at)}"))
     return "\n".join(f"{what:<16}{value}" for what, value in lines)
-
-
-def _moment(moment: datetime | None) -> str:
-    return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"

@@ -131,7 +131,7 @@ def test_nothing_that_works_says_a_secret(
     with (
         deployment.process(*worker) as log,
         deployment.process(*worker, "--trainer") as trainer_log,
-        deployment.process(*beat, "--scheduler", "celery.beat:Scheduler") as beat_log,
+        deployment.process(*beat) as beat_log,
     ):
         for started, word in ((log, "ready."), (trainer_log, "ready."), (beat_log, "beat: Starting")):
             until(partial(_says, started, word), "all have begun")
@@ -152,6 +152,12 @@ def test_nothing_that_works_says_a_secret(
         [model, *_] = run("models", "list").stdout.splitlines()[1].split()
         run("models", "list", "--json")
         run("models", "show", model)
+        run("correct", done, "0", "3", "--json")
+        assert run("retrain", "--wait", "--json").returncode in (0, 3)
+        asked = job("retrain")
+        run("runs", "cancel", asked, "--json")
+        run("runs", "--json")
+        run("runs", "show", asked)
         run("purge", "--json")
         run("doctor", "--json")
         run("doctor")

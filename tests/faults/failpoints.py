@@ -17,11 +17,19 @@ seam, so that one worker serves many trials.
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
+| `run claimed` | a trainer's child has claimed a training run |
+| `epoch` | an epoch is written in an open transaction |
+| `saved` | the trained model is in a temporary file, nowhere else |
+| `storing` | its bytes are in the store, not yet under their name |
+| `stored` | its file is in the store; no row names it |
+| `promoting` | verdict, promotion and the run's end are written in an open transaction |
+| `promoted` | all that is committed |
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -48,6 +56,7 @@ import worker.requests
 import worker.tasks
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
+from jobs.store import Store
 from tests.faults.pictures import poison_of
 from worker.app import app
 from worker.predicting import pipeline
@@ -287,6 +296,58 @@ def _decoding(original: Callable[..., Any], data: bytes, *args: Any) -> Any:
         plan.log("poison", poison=poison)
         _obey(poison)
     return original(data, *args)
+
+
+@_wrap(worker.tasks, "_claim_run")
+def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
+    claim = original(*args)
+    if claim is not None:
+        passing("run claimed")
+        _set_up_training()
+    return claim
+
+
+@functools.cache
+def _set_up_training() -> None:
+    """The seams of a training. TensorFlow comes with them, so they are made in the child."""
+    from worker.learning import retrain
+
+    storing = False
+
+    @_wrap(retrain, "add_epoch")
+    def epoch(original: Callable[..., None], *args: Any) -> None:
+        original(*args)
+        passing("epoch")
+
+    @_wrap(retrain, "save")
+    def saved(original: Callable[..., None], *args: Any) -> None:
+        original(*args)
+        passing("saved")
+
+    @_wrap(os, "fsync")
+    def syncing(original: Callable[..., None], *args: Any) -> None:
+        if storing:
+            passing("storing")
+        original(*args)
+
+    @_wrap(Store, "put")
+    def stored(original: Callable[..., None], *args: Any) -> None:
+        nonlocal storing
+        storing = True
+        original(*args)
+        storing = False
+        passing("stored")
+
+    @_wrap(retrain, "finish_run")
+    def promoting(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        passing("promoting")
+
+    @_wrap(retrain, "_conclude")
+    def promoted(original: Callable[..., Any], *args: Any) -> Any:
+        reason = original(*args)
+        passing("promoted")
+        return reason
 
 
 _transaction = Ledger.transaction

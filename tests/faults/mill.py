@@ -23,7 +23,7 @@ from celery import Celery
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
 from jobs.ledger.progress import job_status
-from jobs.messages import ChunkMessage
+from jobs.messages import Message
 from jobs.model import MNIST_INPUT
 from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX, RETRAIN_QUEUE, Bell, make_app
 from jobs.registry import register_model
@@ -176,9 +176,9 @@ class Mill:
 
     # ---- processes --------------------------------------------------------------------------------------
 
-    def add_worker(self, name: str, *, processes: int = 2) -> Process:
-        """One more worker."""
-        command = worker_command(queue=CLASSIFY_QUEUE, processes=processes, name=name)
+    def add_worker(self, name: str, *, processes: int = 2, queue: str = CLASSIFY_QUEUE) -> Process:
+        """One more worker, or a trainer."""
+        command = worker_command(queue=queue, processes=processes, name=name)
         command[command.index("worker.app")] = "tests.faults.failpoints:app"
         worker = Process(command, dict(self._environment), self.faults / f"{name}.log")
         self.workers.append(worker)
@@ -274,7 +274,7 @@ class Mill:
         key = KEY_PREFIX + RETRAIN_QUEUE  # nobody here reads that queue: into it, and out again
         with self.app.connection_for_write() as connection, self.redis() as client:
             for _ in range(count):
-                arguments = ChunkMessage(chunk_id).encode()
+                arguments = Message(chunk_id).encode()
                 self.app.send_task(CLASSIFY_TASK, args=arguments, queue=RETRAIN_QUEUE, connection=connection)
             sent: list[bytes] = client.rpop(key, count)  # type: ignore[assignment]
         return [message.replace(RETRAIN_QUEUE.encode(), CLASSIFY_QUEUE.encode()) for message in sent]

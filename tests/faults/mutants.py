@@ -105,9 +105,10 @@ MUTANTS: Final = (
         "test_outcomes.py::test_the_primary_key_is_the_last_guard",
         Change(
             "jobs/schema.py",
-            'Column("job_id", _Id, primary_key=True),\n'
+            '"predictions",\n    metadata,\n    Column("job_id", _Id, primary_key=True),\n'
             '    Column("index", BigInteger, primary_key=True, autoincrement=False),',
-            'Column("job_id", _Id, nullable=False),\n    Column("index", BigInteger, nullable=False),',
+            '"predictions",\n    metadata,\n    Column("job_id", _Id, nullable=False),\n'
+            '    Column("index", BigInteger, nullable=False),',
         ),
         Change("jobs/schema.py", "    sqlite_with_rowid=False,\n", ""),
         Change(

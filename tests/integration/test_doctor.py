@@ -25,10 +25,11 @@ from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import pause_job
+from jobs.ledger.runs import request_run
 from jobs.model import Model
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_TASK, Bell
 from jobs.registry import fetch_model, model_key
-from jobs.schema import JobState, chunks, db_now, locks
+from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs
 from jobs.schema import jobs as jobs_table
 from jobs.settings import Settings
 from jobs.store import Store
@@ -932,6 +933,45 @@ def test_mnist_that_was_or_will_be_downloaded(anybody):
     settings.cache_dir.mkdir(parents=True)
     (settings.cache_dir / "mnist.npz").write_bytes(b"")
     assert said(training.check_training, settings, "was downloaded before").level == OK
+
+
+def begun(ledger: Ledger, **values: object) -> str:
+    """A training run that was asked for, and changed."""
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+    if values:
+        change(ledger, training_runs, **values)
+    return run_id
+
+
+def test_a_training_run_that_waits_for_a_trainer(settings, ledger):
+    # Given a run that was asked for a moment ago, Then all is well
+    run_id = begun(ledger)
+    assert said(training.check_training, settings, f"{run_id} waits for a trainer").level == OK
+    assert said(training.check_training, settings, "no training run has finished").level == OK
+
+    # But not when nobody has taken it for minutes
+    change(ledger, training_runs, requested_at=db_now(-1_000))
+    finding = said(
+        training.check_training, settings, f"{run_id} has been waiting for a trainer for 17 minutes"
+    )
+    assert_warning(finding, fix=f"labelmill worker --trainer, or labelmill runs cancel {run_id}")
+
+    # And one that somebody is at is well, however long it takes
+    change(ledger, training_runs, state=RunState.RUNNING, owner="host/3")
+    assert said(training.check_training, settings, "under way: host/3 trains").level == OK
+
+
+@pytest.mark.parametrize(
+    ("state", "level"), [(RunState.FAILED, WARNING), (RunState.INTERRUPTED, OK), (RunState.DONE, OK)]
+)
+def test_how_the_latest_training_run_ended(settings, ledger, state, level):
+    run_id = begun(ledger, state=state, active=None, error="no data", verdict="no data")
+    finding = said(training.check_training, settings, f"the latest training run {run_id} is {state}: no data")
+    assert finding.level == level
+    assert (finding.fix is None) == (level == OK)
+    assert said(training.check_training, settings, "no training run is under way").level == OK
 
 
 # ---- the jobs -----------------------------------------------------------------------------------------

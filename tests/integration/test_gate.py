@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.beat import Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,12 +31,19 @@ def test_what_a_producer_rings_passes(bell: Bell, broker: Broker) -> None:
 
 
 @on_one_database
-def test_what_beat_sends_passes(app: Celery, broker: Broker) -> None:
-    app.conf.beat_schedule = {"retrain": {"task": RETRAIN_TASK, "schedule": 1.0}}
-    scheduler = Scheduler(app)
-    scheduler.apply_async(scheduler.schedule["retrain"], advance=False)
+def test_what_rings_for_a_training_run_passes(bell: Bell, broker: Broker) -> None:
+    run_id = new_id()
+    bell.ring_for_run(run_id)
     [message] = broker.messages(RETRAIN_QUEUE)
-    assert task_of(admit(message)) == (RETRAIN_TASK, [[], {}, {}])
+    assert task_of(admit(message)) == (RETRAIN_TASK, [[run_id], {}, {}])
+
+
+@on_one_database
+def test_what_the_beat_of_an_older_version_sent_is_dropped(app: Celery, broker: Broker) -> None:
+    app.send_task(RETRAIN_TASK)
+    [message] = broker.messages(RETRAIN_QUEUE)
+    with pytest.raises(MessageError, match="it does not name one thing of ours"):
+        admit(message)
 
 
 @on_one_database

@@ -43,7 +43,7 @@ def good_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from worker.learning.training import build, save
 
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(build("mlp", MNIST_INPUT), path)
+    save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()
 
 
@@ -79,7 +79,7 @@ def h5_file(tmp_path: Path) -> bytes:
     from worker.learning.training import build
 
     path = tmp_path / "model.h5"
-    build("mlp", MNIST_INPUT).save(path)
+    build("mlp", MNIST_INPUT, 10).save(path)
     return path.read_bytes()
 
 

@@ -40,7 +40,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from worker.learning.training import build, save
 
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(build("mlp", MNIST_INPUT), path)
+    save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()
 
 
@@ -49,7 +49,7 @@ def broken_model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A model whose weights are not numbers."""
     from worker.learning.training import build, save
 
-    model = build("mlp", MNIST_INPUT)
+    model = build("mlp", MNIST_INPUT, 10)
     model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save(model, path)

@@ -1,4 +1,4 @@
-"""A message names one chunk; what does not is refused before anything looks at it."""
+"""A message names one thing; what does not is refused before anything looks at it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import LabelmillError
 from jobs.ids import ID_LENGTH, is_id, new_id
-from jobs.messages import ChunkMessage, MessageError
+from jobs.messages import Message, MessageError
 
 IDS = st.text("0123456789abcdefghjkmnpqrstvwxyz", min_size=ID_LENGTH, max_size=ID_LENGTH)
 JSON = st.recursive(
@@ -22,22 +22,22 @@ JSON = st.recursive(
 
 @given(IDS)
 def test_a_message_comes_back_through_json(chunk_id):
-    message = ChunkMessage(chunk_id)
-    assert ChunkMessage.decode(json.loads(json.dumps(message.encode())), {}) == message
+    message = Message(chunk_id)
+    assert Message.decode(json.loads(json.dumps(message.encode())), {}) == message
 
 
 def test_a_message_holds_the_id_and_nothing_else():
     chunk_id = new_id()
-    assert ChunkMessage(chunk_id).encode() == (chunk_id,)
+    assert Message(chunk_id).encode() == (chunk_id,)
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=2))
 def test_whatever_comes_is_a_message_or_an_error(args, kwargs):
     if len(args) == 1 and is_id(args[0]) and not kwargs:
-        assert ChunkMessage.decode(args, kwargs).chunk_id == args[0]
+        assert Message.decode(args, kwargs).id == args[0]
     else:
         with pytest.raises(MessageError):
-            ChunkMessage.decode(args, kwargs)
+            Message.decode(args, kwargs)
 
 
 CHUNK_ID = "0" * ID_LENGTH
@@ -60,7 +60,7 @@ CHUNK_ID = "0" * ID_LENGTH
 )
 def test_junk_is_refused_and_not_repeated(args, kwargs):
     with pytest.raises(MessageError) as refused:
-        ChunkMessage.decode(args, kwargs)
+        Message.decode(args, kwargs)
     assert len(str(refused.value)) < 200
 
 
@@ -71,4 +71,4 @@ def test_a_refused_message_is_an_error_of_ours():
 
 def test_a_message_does_not_change():
     with pytest.raises(AttributeError):
-        ChunkMessage(CHUNK_ID).chunk_id = "other"  # type: ignore[misc]
+        Message(CHUNK_ID).id = "other"  # type: ignore[misc]
