@@ -17,6 +17,7 @@ from jobs.settings import Settings
 from worker.gate import close_gate
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
+from worker.stopping import limit_cold_shutdown
 from worker.tasks import bench_of_this_process, register_tasks
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ except SettingsError as error:
     sys.stderr.write(f"labelmill: {error}\n")
     sys.exit(error.exit_code)
 close_gate()
+limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
 app.steps["worker"].add(reconcile_step(settings))
