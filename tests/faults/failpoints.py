@@ -29,6 +29,7 @@ seam, so that one worker serves many trials.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import functools
 import os
 import signal
@@ -40,7 +41,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.faults.plan import FOLDER_VARIABLE, Plan
+from tests.faults.plan import FOLDER_VARIABLE, STACK_SIGNAL, Plan
 
 if os.environ.get("FAULT_CLASSIFIER") != "keras":
     from tests.faults import light
@@ -62,6 +63,9 @@ from worker.app import app
 from worker.predicting import pipeline
 
 __all__ = ["app"]
+
+# Where a test waits in vain, what this process is at can be asked for.
+faulthandler.register(STACK_SIGNAL)
 
 # The clockwork runs faster than in earnest, where nobody minds seconds: how often the reconciler looks, and
 # how often Celery looks for children that died while it was not told.

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import pytest
 import redis
 from celery import Celery
 
@@ -34,9 +35,9 @@ from labelmill.stack import _broker_command, _die_with_parent, broker_answers, w
 from producer.sources import SourceImage, Sources
 from producer.submit import submit
 from tests.console import processes_below, until
-from tests.faults.checker import Expected, Verdict, check_job
+from tests.faults.checker import Expected, Verdict, check_job, chunk_rows
 from tests.faults.pictures import Picture
-from tests.faults.plan import FOLDER_VARIABLE, Plan
+from tests.faults.plan import FOLDER_VARIABLE, STACK_SIGNAL, Plan
 from tests.kerasfile import keras_file
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -51,6 +52,9 @@ IMAGE_SHARE: Final = 0.5
 #: When everything is well again, all work is at its end within this time. A worker that has lost its broker
 #: tries again every few seconds, a lease and the reconciler's interval come on top.
 HEALED_SECONDS: Final = 90.0
+
+#: What is shown of a log where something hangs: all the stacks, and what came before.
+_LOG_LINES: Final = 150
 
 #: The supervisor's own pause: what dies is not started again at once, and never in a busy loop.
 _RESTART_SECONDS: Final = 0.2
@@ -256,8 +260,26 @@ class Mill:
         return self.state(job_id) not in (JobState.RECEIVING, JobState.RUNNING)
 
     def wait(self, job_id: str, *, seconds: float = HEALED_SECONDS) -> None:
-        """Until the job has ended."""
-        until(lambda: self.is_over(job_id), f"job {job_id} has ended: {self.faults}", seconds=seconds)
+        """Until the job has ended. What hangs is shown: it may take hours to happen again."""
+        deadline = time.monotonic() + seconds
+        while not self.is_over(job_id):
+            if time.monotonic() > deadline:
+                pytest.fail(f"after {seconds:g} seconds job {job_id} has not ended\n{self._look(job_id)}")
+            time.sleep(0.05)
+
+    def _look(self, job_id: str) -> str:
+        """What everybody is at: chunks that are not done, each process's stack, each log's end."""
+        open_chunks = [chunk for chunk in chunk_rows(self.url, job_id) if chunk["state"] != "done"]
+        for worker in self.workers:
+            for pid in processes_below(worker.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, STACK_SIGNAL)
+        time.sleep(1.0)
+        logs = [
+            f"{path.name}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+            for path in sorted(self.faults.glob("*.log"))
+        ]
+        return "\n\n".join([*map(str, open_chunks), *logs])
 
     def judge(self, job_id: str, images: Iterable[Picture], *, seconds: float = HEALED_SECONDS) -> Verdict:
         """Waits for the job's end, and compares what it got with what it must get."""

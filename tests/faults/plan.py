@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from typing import Any, Final
 
 #: Names the folder with a mill's plan, its counts and the log of what happened.
 FOLDER_VARIABLE: Final = "FAULT_FOLDER"
+
+#: A process with failpoints that gets this writes into its log where it is.
+STACK_SIGNAL: Final = signal.SIGUSR2
 
 
 @dataclass(frozen=True)
