@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -28,11 +29,18 @@ def make_private_folder(path: Path) -> None:
 
 
 def make_private_file(path: Path) -> None:
-    """Makes an empty file where there is none. Raises OSError."""
+    """Makes an empty file where there is none. Raises OSError, also where what is there is no file, or not
+    one that may be read and written.
+    """
     # A file that is there is not even opened: closing it would take away the locks that SQLite has on it in
     # this process, and another process that is done with the database then deletes its journal under us.
-    with contextlib.suppress(FileExistsError):
+    try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE_FILE))
+    except FileExistsError:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
 
 
 def append_privately(path: Path) -> BinaryIO:

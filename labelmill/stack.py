@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,9 @@ STOP_SECONDS: Final = 30.0
 RESTART_SECONDS: Final = 2.0
 
 _PR_SET_PDEATHSIG: Final = 1
+
+#: What ends a stack.
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "info") -> list[str]:
@@ -176,17 +180,18 @@ class Stack:
             make_private_folder(self._logs)
             output = append_privately(self._logs / f"{service.name}.log")
         try:
-            service.process = subprocess.Popen(  # noqa: S603 -- our own command line
-                service.command,
-                env=os.environ | self._settings.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output or sys.stderr,
-                stderr=subprocess.STDOUT,
-                umask=PRIVATE_UMASK,
-                # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+            with _signals_held():
+                service.process = subprocess.Popen(  # noqa: S603 -- our own command line
+                    service.command,
+                    env=os.environ | self._settings.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output or sys.stderr,
+                    stderr=subprocess.STDOUT,
+                    umask=PRIVATE_UMASK,
+                    # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
         except OSError as error:
             raise Unavailable(f"{service.name} cannot be started: {error}") from error
         finally:
@@ -229,8 +234,21 @@ def _broker_command(settings: Settings) -> list[str]:
 
 def _die_with_parent() -> None:
     """On Linux, a stack whose parent is killed is told to stop; runs in the child, before its program."""
+    pass
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Around a fork: a signal that comes in the middle of one is raised in one of the hooks that Python runs
+    then, told as an exception that was ignored, and lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
