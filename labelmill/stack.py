@@ -234,7 +234,7 @@ def _broker_command(settings: Settings) -> list[str]:
 
 def _die_with_parent() -> None:
     """On Linux, a stack whose parent is killed is told to stop; runs in the child, before its program."""
-    pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
