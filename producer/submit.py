@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
-from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped
+from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
@@ -240,8 +241,16 @@ def _store_job(
             seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
     except Stopped:
         raise  # somebody cancelled it, and keeps what there is
-    except BaseException:
-        if _take_back(ledger, store, job_id):
+    except BaseException as error:
+        # Ctrl-C may have hit the very code that ends a transaction. The frames it came through then hold that
+        # transaction open, and SQLite has one writer only: they are let go.
+        traceback.clear_frames(error.__traceback__)
+        try:
+            taken_back = _take_back(ledger, store, job_id)
+        except Unavailable as trouble:
+            # What went wrong first is what people have to know. The reconciler ends a job nobody adds to.
+            raise error from trouble
+        if taken_back:
             raise
         # The answer to the last COMMIT was lost, but it went through: the job is submitted.
     return Submitted(job_id, total, new=True)

@@ -541,6 +541,30 @@ def test_a_submission_that_is_interrupted_leaves_nothing(run, nothing_is_left, e
     assert run(images(5), key="mine").new
 
 
+def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run, monkeypatch):
+    # Given a ledger that is away when a submission that was interrupted is to be taken back
+    def away(*_: object) -> bool:
+        raise Unavailable("The ledger cannot be reached: database is locked")
+
+    monkeypatch.setattr("producer.submit._take_back", away)
+    # When that happens, Then it is the interruption that comes through
+    with pytest.raises(KeyboardInterrupt):
+        run(breaks_after(5, raises(KeyboardInterrupt())))
+
+
+def test_an_interruption_that_leaves_a_transaction_open_leaves_nothing(run, ledger, nothing_is_left):
+    # Given Ctrl-C at the moment at which a transaction is about to end: nobody ends it
+    def interrupt(_images: int) -> None:
+        transaction = ledger.transaction()
+        transaction.__enter__()
+        raise KeyboardInterrupt
+
+    # When a submission is broken off by it, Then it is taken back, and waits for nobody
+    with pytest.raises(KeyboardInterrupt):
+        run(images(5), on_progress=interrupt)
+    assert nothing_is_left()
+
+
 def test_a_progress_bar_that_breaks_leaves_nothing(run, nothing_is_left):
     with pytest.raises(KeyboardInterrupt):
         run(images(5), on_progress=lambda _: raises(KeyboardInterrupt())())
