@@ -36,7 +36,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +50,7 @@ if os.environ.get("FAULT_CLASSIFIER") != "keras":
 
 import psycopg
 from celery.concurrency.asynpool import AsynPool
+from sqlalchemy.engine import make_url
 
 import worker.predicting.decode
 import worker.reconcile
@@ -57,6 +58,7 @@ import worker.requests
 import worker.tasks
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
+from jobs.settings import Settings
 from jobs.store import Store
 from tests.faults.pictures import poison_of
 from worker.app import app
@@ -95,9 +97,23 @@ def _kill_both() -> None:
     _kill()
 
 
+@contextmanager
+def _nobody_writing() -> Iterator[None]:
+    """Nobody else has SQLite's only write lock: a process that stood still with it would hold up everybody,
+    the test included, until it is woken. PostgreSQL ends such a transaction by itself.
+    """
+    url = Settings.load().ledger
+    if make_url(url).get_backend_name() != "sqlite":
+        yield
+        return
+    with closing(Ledger(url, pooled=False)) as ledger, ledger.transaction():
+        yield
+
+
 def _stop_both() -> None:
     """The whole worker stands still, as in a machine that is suspended. The test lets it go on."""
-    os.kill(PARENT, signal.SIGSTOP)
+    with _nobody_writing():
+        os.kill(PARENT, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -173,7 +173,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 for table in (predictions, chunks, jobs, locks):
                     connection.execute(table.delete())
             else:  # deleted rows would lie in the way until they are vacuumed
-                connection.execute(sa.text("TRUNCATE predictions, chunks, jobs, locks"))
+                connection.execute(
+                    sa.text("TRUNCATE predictions, chunks, jobs, locks, shadowed_chunks, disagreements")
+                )
             point_alias(connection, CHAMPION, self.model_ids[0])
         self._submit(sizes, poison, frozenset(), ErrorLimits(), sealed)
 
