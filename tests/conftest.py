@@ -81,6 +81,9 @@ def _a_clean_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _an_end_in_order() -> Iterator[None]:
     """Who terminates pytest, a CI that has lost its patience, leaves no server behind."""
+    # A shell that starts this in the background has SIGINT ignored, by us and by all that we start: no test
+    # could press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         pytest.exit("terminated", returncode=128 + signal.SIGTERM)
