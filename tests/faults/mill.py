@@ -261,11 +261,10 @@ class Mill:
 
     def wait(self, job_id: str, *, seconds: float = HEALED_SECONDS) -> None:
         """Until the job has ended. What hangs is shown: it may take hours to happen again."""
-        deadline = time.monotonic() + seconds
-        while not self.is_over(job_id):
-            if time.monotonic() > deadline:
-                pytest.fail(f"after {seconds:g} seconds job {job_id} has not ended\n{self._look(job_id)}")
-            time.sleep(0.05)
+        try:
+            until(lambda: self.is_over(job_id), f"job {job_id} has ended", seconds=seconds)
+        except pytest.fail.Exception as failure:
+            pytest.fail(f"{failure}\n{self._look(job_id)}")
 
     def _look(self, job_id: str) -> str:
         """What everybody is at: chunks that are not done, each process's stack, each log's end."""
@@ -274,7 +273,7 @@ class Mill:
             for pid in processes_below(worker.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, STACK_SIGNAL)
-        time.sleep(1.0)
+        time.sleep(1.0)  # they write when the kernel lets them; those that stand still do not at all
         logs = [
             f"{path.name}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
             for path in sorted(self.faults.glob("*.log"))
