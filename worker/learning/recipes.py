@@ -38,12 +38,12 @@ class Recipe:
     architecture: Architecture = "mlp"
     profile: str = "quick"  # where the recipe comes from
     #: Passes over the training images.
-    epochs: int = 6
+    epochs: int = 4
     #: Images per step.
     batch_size: int = 256
     seed: int = 1
     #: Adam's rate at its highest.
-    learning_rate: float = 0.004
+    learning_rate: float = 0.005
     #: `one-cycle`: up for the share `warm_up` of all steps, then down to nothing along a cosine.
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     warm_up: float = 0.3
