@@ -82,6 +82,11 @@ def _mutant(name: str, test: str, *changes: Change) -> Mutant:
     return Mutant(name, (f"tests/integration/{test}", MACHINE), changes)
 
 
+def _retraining_mutant(name: str, test: str, *changes: Change, database: str = "sqlite") -> Mutant:
+    """`test`: the one that is about this guard, below tests. The state machine trains nothing."""
+    return Mutant(name, (f"tests/{test}",), changes, database)
+
+
 _CLAIMS: Final = "jobs/ledger/claims.py"
 _ISOLATION: Final = "jobs/ledger/isolation.py"
 _OUTCOMES: Final = "jobs/ledger/outcomes.py"
@@ -89,6 +94,10 @@ _INTAKE: Final = "jobs/ledger/intake.py"
 _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
 _RECONCILE: Final = "worker/reconcile.py"
+_RUNS: Final = "jobs/ledger/runs.py"
+_PROMOTION: Final = "worker/learning/promotion.py"
+_SCHEDULE: Final = "worker/schedule.py"
+_RETRAINING_MIGRATION: Final = "migrations/versions/0003_retraining.py"
 
 MUTANTS: Final = (
     _mutant(
@@ -352,6 +361,107 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+    ),
+    _retraining_mutant(
+        "a training run is anybody's: the trainer's fence",
+        "integration/test_runs.py::test_a_trainer_with_another_token_may_nothing",
+        Change(
+            _RUNS,
+            "            training_runs.c.token == claim.token,\n"
+            "            training_runs.c.state == RunState.RUNNING,",
+            "            training_runs.c.state == RunState.RUNNING,",
+        ),
+    ),
+    _retraining_mutant(
+        "a training run that was ended goes on",
+        "integration/test_runs.py::test_a_cancelled_run_is_its_trainers_no_more",
+        Change(
+            _RUNS,
+            "            training_runs.c.token == claim.token,\n"
+            "            training_runs.c.state == RunState.RUNNING,",
+            "            training_runs.c.token == claim.token,",
+        ),
+    ),
+    _retraining_mutant(
+        "a training run has as many trainers as messages",
+        "integration/test_runs.py::test_two_trainers_and_one_run",
+        Change(
+            _RUNS,
+            "training_runs.c.state == RunState.PENDING, ~_is_stale())",
+            "training_runs.c.active == 1)",
+        ),
+    ),
+    _retraining_mutant(
+        "a slot of the schedule may have many runs",
+        "integration/test_runs.py::test_a_slot_has_one_run_whoever_asks_first",
+        Change(
+            "jobs/schema.py",
+            'Index("ux_training_runs_slot", "slot", unique=True)',
+            'Index("ux_training_runs_slot", "slot")',
+        ),
+        Change(
+            _RETRAINING_MIGRATION,
+            'op.create_index("ux_training_runs_slot", "training_runs", ["slot"], unique=True)',
+            'op.create_index("ux_training_runs_slot", "training_runs", ["slot"])',
+        ),
+    ),
+    _retraining_mutant(
+        "many training runs at a time",
+        "integration/test_runs.py::test_of_many_who_ask_at_once_one_gets_a_run",
+        Change(
+            "jobs/schema.py",
+            'Index("ux_training_runs_active", "active", unique=True)',
+            'Index("ux_training_runs_active", "active")',
+        ),
+        Change(
+            _RETRAINING_MIGRATION,
+            'op.create_index("ux_training_runs_active", "training_runs", ["active"], unique=True)',
+            'op.create_index("ux_training_runs_active", "training_runs", ["active"])',
+        ),
+    ),
+    _retraining_mutant(
+        "a slot that was missed fires late",
+        "integration/test_schedule.py::test_a_slot_that_was_missed_does_not_fire_late",
+        Change(_SCHEDULE, "range(GRACE // timedelta(minutes=1))", "range(1_000)"),
+        Change(_SCHEDULE, "if slot is None or now - slot >= GRACE:", "if slot is None:"),
+    ),
+    _retraining_mutant(
+        "chance makes a champion",
+        "unit/test_promotion.py::test_a_few_more_right_are_not_enough",
+        Change(_PROMOTION, "passed = gained > lost and p < limits.significance", "passed = gained > lost"),
+    ),
+    _retraining_mutant(
+        "a model that is clearly worse is a better one",
+        "unit/test_promotion.py::test_clearly_worse_is_not_better_however_small_p_is",
+        Change(
+            _PROMOTION,
+            "passed = gained > lost and p < limits.significance",
+            "passed = p < limits.significance",
+        ),
+    ),
+    _retraining_mutant(
+        "the gate has no floor",
+        "unit/test_promotion.py::test_each_limit_alone_fails_what_is_beyond_it",
+        Change(_PROMOTION, "    if value < least:", "    if value < 0:"),
+    ),
+    _retraining_mutant(
+        "two promotions at once",
+        "integration/test_promotions.py::test_many_promote_at_once_and_the_history_is_a_chain",
+        Change(
+            "jobs/ledger/promotions.py",
+            'if connection.dialect.name == "postgresql":',
+            "if False:",
+        ),
+        database="postgresql",
+    ),
+    _retraining_mutant(
+        "a correction teaches an image of the evaluation set",
+        "integration/test_corrections.py::test_an_image_of_the_evaluation_set_is_never_learnt_from",
+        Change(
+            "worker/learning/corrections.py",
+            "if pixels.tobytes() in evaluated:",
+            "if pixels.tobytes() in ():",
+        ),
     ),
 )
 
