@@ -1,39 +1,54 @@
-# Two images from one file. `producer` submits, follows, migrates and runs beat; it has no TensorFlow.
-# `worker` classifies and trains. What they install is pinned by hash in requirements/.
+# The images, from one file. `producer` submits, follows, migrates, runs beat and the metrics; it has no TensorFlow.
+# `worker` classifies and trains; `worker-gpu` does so on NVIDIA GPUs. What they install is pinned by hash in
+# requirements/. Nothing is compiled at run time: the root file system is read-only, so bytecode is made here.
 
 FROM python:3.13-slim-trixie AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/labelmill
-ENV PATH=/opt/labelmill/bin:$PATH
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_PYTHON_DOWNLOADS=never
+COPY requirements/build.txt /src/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes -r /src/build.txt
+RUN uv venv /opt/labelmill
+ENV VIRTUAL_ENV=/opt/labelmill
 WORKDIR /src
 
 FROM build AS wheel
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip wheel --no-deps --wheel-dir /wheels .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # The pins come first: a change of our own code does not install TensorFlow again.
 FROM build AS producer-packages
 COPY requirements/producer.txt .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes -r producer.txt
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes -r producer.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-deps /wheels/*.whl
+    uv pip install --no-deps /wheels/*.whl
 
 FROM build AS worker-packages
 COPY requirements/worker.txt .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes -r worker.txt
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes -r worker.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-deps /wheels/*.whl
+    uv pip install --no-deps /wheels/*.whl
+
+FROM build AS worker-gpu-packages
+COPY requirements/worker-gpu.txt .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes -r worker-gpu.txt
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    uv pip install --no-deps /wheels/*.whl
 
 FROM python:3.13-slim-trixie AS runtime
-# The store's folder belongs to the user, and so does a volume that is mounted there for the first time.
+# The folders belong to the user, and so do volumes that are mounted there for the first time.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/labelmill labelmill \
- && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/labelmill /var/lib/labelmill/store
+ && install --directory --owner=10001 --group=10001 --mode=0700 \
+    /var/lib/labelmill /var/lib/labelmill/home /var/lib/labelmill/store
 ENV PATH=/opt/labelmill/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    LABELMILL_HOME=/var/lib/labelmill
+    PYTHONDONTWRITEBYTECODE=1 \
+    LABELMILL_HOME=/var/lib/labelmill/home
 USER 10001:10001
 WORKDIR /var/lib/labelmill
 ENTRYPOINT ["labelmill"]
@@ -44,3 +59,6 @@ COPY --from=producer-packages /opt/labelmill /opt/labelmill
 
 FROM runtime AS worker
 COPY --from=worker-packages /opt/labelmill /opt/labelmill
+
+FROM runtime AS worker-gpu
+COPY --from=worker-gpu-packages /opt/labelmill /opt/labelmill

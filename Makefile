@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test soak lint format bench lock clean
+.PHONY: install demo test test-compose soak lint format bench lock clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The deployed form, with real containers. Needs a Docker engine, and some 15 minutes.
+test-compose: install
+	$(BIN)/python -m pytest tests/compose
 
 # The long counts of every fault, half an hour; what came of them goes into docs/soak.md.
 soak: install

@@ -1,0 +1,171 @@
+"""A deployment by Docker Compose, for a test: the project's own compose file, with real containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+PROJECT: Final = Path(__file__).parents[2]
+
+#: What an image is built from, and what the compose file names besides.
+_COPIED: Final = (
+    *(
+        "docker-compose.yml",
+        "Dockerfile",
+        ".dockerignore",
+        "deploy",
+        "requirements",
+        "pyproject.toml",
+        "README.md",
+    ),
+    *("LICENSE", "labelmill", "producer", "worker", "jobs", "migrations"),
+)
+
+#: How long an image may take to build: the packages of a worker are 2 GB.
+BUILD_SECONDS: Final = 1500
+
+#: How long all services may take to be healthy.
+UP_SECONDS: Final = 300
+
+#: How long a command may take.
+COMMAND_SECONDS: Final = 300
+
+
+@dataclass(frozen=True)
+class Container:
+    """One running container, as the engine tells of it."""
+
+    id: str
+    service: str
+    inspected: dict[str, Any]
+
+    @property
+    def pid(self) -> int:
+        """Its first process, as this machine counts."""
+        return int(self.inspected["State"]["Pid"])
+
+    @property
+    def health(self) -> str:
+        """`healthy`, or what it is instead; `none` without a check."""
+        return str(self.inspected["State"].get("Health", {}).get("Status", "none"))
+
+
+class Deployment:
+    """A copy of the project in a folder, and `docker compose` in it."""
+
+    def __init__(self, folder: Path, *, mnist: Path, images: Path) -> None:
+        """`mnist` is for the trainer, `images` for the producer, as /images."""
+        self.folder = folder
+        for name in _COPIED:
+            copy: Callable[[Path, Path], object] = (
+                shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+            )
+            copy(PROJECT / name, folder / name)
+        subprocess.run(["sh", "deploy/compose/make-secrets"], cwd=folder, check=True)
+        override = {
+            "services": {
+                "trainer": {
+                    "environment": {"LABELMILL_MNIST_DIR": "/mnist"},
+                    "volumes": [f"{mnist}:/mnist:ro"],
+                },
+                "producer": {"volumes": [f"{images}:/images:ro"]},
+            }
+        }
+        (folder / "docker-compose.override.yml").write_text(json.dumps(override))
+        self._environment = os.environ | {
+            "COMPOSE_PROJECT_NAME": "labelmill-test",
+            "COMPOSE_PROGRESS": "plain",
+            # Any that is free: another deployment may be up on this machine.
+            **{f"{name}_PORT": "0" for name in ("METRICS", "PROMETHEUS", "GRAFANA")},
+            # A worker that vanished is noticed after a lease.
+            "LABELMILL_LEASE_SECONDS": "20",
+            "LABELMILL_CHUNK_IMAGES": "500",
+            "LABELMILL_RETRAIN_CRON": "never",
+        }
+
+    # ---- commands ---------------------------------------------------------------------------------------
+
+    def compose(
+        self, *arguments: str, timeout: float = COMMAND_SECONDS, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """`docker compose ...` to its end, which must be a good one where `check` says so."""
+        done = subprocess.run(
+            ["docker", "compose", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"docker compose {' '.join(arguments)}: {done.returncode}\n{done.stderr[-4000:]}"
+            )
+        return done
+
+    def up(self, *arguments: str) -> None:
+        """Everything is up and healthy."""
+        self.compose(
+            "up", "--detach", "--wait", "--wait-timeout", str(UP_SECONDS), *arguments, timeout=UP_SECONDS + 60
+        )
+
+    def labelmill(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`labelmill ...` in a container of the service `producer`."""
+        return self.compose("run", "--rm", "--no-TTY", "producer", *arguments, check=check)
+
+    def told(self, *arguments: str) -> Any:
+        """`labelmill ... --json`."""
+        return json.loads(self.labelmill(*arguments, "--json").stdout)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`labelmill ...` in a container, at work beside the test."""
+        return subprocess.Popen(
+            ["docker", "compose", "run", "--rm", "--no-TTY", "producer", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, statement: str) -> list[list[str]]:
+        """Rows of the ledger."""
+        answer = self.compose(
+            *("exec", "--no-TTY", "db", "psql", "--username=postgres", "--dbname=labelmill"),
+            *("--no-align", "--tuples-only", f"--command={statement}"),
+        ).stdout
+        return [line.split("|") for line in answer.splitlines() if line]
+
+    # ---- containers -------------------------------------------------------------------------------------
+
+    def containers(self, *services: str) -> list[Container]:
+        """The running ones, of all services or of these."""
+        ids = self.compose("ps", "--quiet", *services).stdout.split()
+        return _inspect(ids)
+
+    def clean_up(self) -> None:
+        """Nothing of it is left but the images."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+
+
+def _inspect(ids: Iterable[str]) -> list[Container]:
+    ids = list(ids)
+    if not ids:
+        return []
+    found = json.loads(docker("inspect", *ids))
+    return [Container(one["Id"], one["Config"]["Labels"]["com.docker.compose.service"], one) for one in found]
+
+
+def docker(*arguments: str) -> str:
+    """`docker ...`, which must succeed; gives back its stdout."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,316 @@
+"""The deployment as its users bring it up, with real containers: `make test-compose`.
+
+The tests are one story and run in order: what an earlier one brought about, a later one finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import signal
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.compose.deployment import BUILD_SECONDS, Container, Deployment, docker
+from tests.console import until
+
+#: MNIST's test images.
+IMAGES: Final = 10_000
+
+#: So many times over they take long enough to be caught in the middle.
+COPIES: Final = 10
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Path:
+    """The 10,000 test images of MNIST, as PNG files in a folder a class."""
+    from PIL import Image
+
+    from worker.learning import mnist
+
+    folder = tmp_path_factory.mktemp("images")
+    data = mnist.read_folder(mnist_dir, lambda _line: None)
+    for label in data.classes:
+        (folder / label).mkdir()
+    for index, (image, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
+        Image.fromarray(image).save(folder / str(label) / f"{index:05}.png")
+    # The containers' user is nobody here: it reads what everybody may.
+    folder.chmod(0o755)
+    for parent in folder.parents[:2]:
+        parent.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path, images: Path
+) -> Iterator[Deployment]:
+    """Built and brought up once; every test leaves it running."""
+    deployment = Deployment(tmp_path_factory.mktemp("deployment"), mnist=mnist_dir, images=images)
+    deployment.clean_up()
+    deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
+    try:
+        began = time.monotonic()
+        deployment.up()
+        print(f"\nup after {time.monotonic() - began:.0f} s")  # noqa: T201 -- for who reads the run
+        yield deployment
+    finally:
+        deployment.clean_up()
+
+
+def wait_for(deployment: Deployment, job: str, state: str = "done", *, seconds: float = 240) -> None:
+    """The job has come to that state."""
+    until(lambda: deployment.told("status", job)["state"] == state, f"job {job} is {state}", seconds=seconds)
+
+
+def submit(deployment: Deployment) -> str:
+    """All images; gives back the job's id."""
+    return deployment.labelmill("submit", "/images").stdout.split()[-1]
+
+
+@contextlib.contextmanager
+def job_in_work(deployment: Deployment) -> Iterator[str]:
+    """A job of many copies of all images, of which some chunks are done and some are claimed: its id. At the
+    end it is done, and every outcome is right.
+    """
+    producer = deployment.start("submit", *["/images"] * COPIES)
+    until(lambda: in_work(deployment), "chunks are being worked on", seconds=60)
+    [[job]] = deployment.ask("SELECT max(id) FROM jobs")
+    yield job
+    assert producer.wait(240) == 0
+    wait_for(deployment, job)
+    check_outcomes(deployment, job, copies=COPIES)
+
+
+def check_outcomes(deployment: Deployment, job: str, *, copies: int = 1) -> None:
+    """Each image has one outcome, and as many are right as when the model was evaluated on the same ones."""
+    text = deployment.labelmill("predictions", job, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [int(row["index"]) for row in rows] == list(range(IMAGES * copies))
+    assert Counter(row["error"] for row in rows) == {"": IMAGES * copies}
+    [champion] = [model for model in deployment.told("models", "list") if "champion" in model["aliases"]]
+    right = sum(row["label"] == Path(row["name"]).parent.name for row in rows)
+    assert right / IMAGES / copies == pytest.approx(champion["accuracy"], abs=1e-9)
+    assert {row["model"] for row in rows} == {champion["id"]}
+
+
+# ---- the deployment -------------------------------------------------------------------------------------
+
+
+def test_a_model_is_trained_and_promoted(deployment: Deployment) -> None:
+    deployment.labelmill("retrain", "--wait")
+    [model] = deployment.told("models", "list")
+    assert model["aliases"] == ["champion"]
+    assert model["accuracy"] >= 0.98
+
+
+def test_ten_thousand_images_are_classified(deployment: Deployment) -> None:
+    job = submit(deployment)
+    wait_for(deployment, job)
+    check_outcomes(deployment, job)
+
+
+def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
+    # Given three workers
+    deployment.up("--scale", "worker=3")
+    assert len(deployment.containers("worker")) == 3
+
+    # When one of them and Redis are killed in the middle of a job, then it is done all the same
+    with job_in_work(deployment):
+        worker = next(iter(deployment.containers("worker")))
+        [broker] = deployment.containers("redis")
+        for container in (worker, broker):
+            kill(container)
+
+    # and both are up again by themselves
+    until(
+        lambda: [each.health for each in deployment.containers("worker", "redis")] == ["healthy"] * 4,
+        "all are healthy again",
+        seconds=120,
+    )
+    deployment.up()
+
+
+def test_a_worker_that_is_stopped_burns_no_attempt(deployment: Deployment) -> None:
+    # Given a job in work
+    with job_in_work(deployment) as job:
+        # When the workers are stopped, and started again
+        began = time.monotonic()
+        deployment.compose("stop", "worker")
+        took = time.monotonic() - began
+        left = deployment.told("status", job)
+        assert left["state"] != "done", "it was done before the workers were stopped: nothing was shown"
+        deployment.up()
+
+    # Then they ended by themselves, and no chunk was begun again but for those that were given back
+    assert took < 55
+    assert deployment.ask(
+        f"SELECT count(*) FROM chunks WHERE job_id = '{job}' AND (crashes > 0 OR attempts - releases > 1)"
+    ) == [["0"]]
+
+
+def test_the_metrics_tell_of_the_work(deployment: Deployment) -> None:
+    address = deployment.compose("port", "metrics", "9187").stdout.strip()
+    assert address.startswith("127.0.0.1:")
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    [done] = re.findall(r'^labelmill_outcomes_total\{code="ok"\} (.+)$', text, re.MULTILINE)
+    assert float(done) >= 3 * IMAGES
+
+
+def test_down_and_up_keeps_everything(deployment: Deployment) -> None:
+    jobs, models = deployment.told("jobs"), deployment.told("models", "list")
+    assert len(jobs) == 3
+    deployment.compose("down")
+    deployment.up()
+    assert deployment.told("jobs") == jobs
+    assert deployment.told("models", "list") == models
+    job = submit(deployment)
+    wait_for(deployment, job)
+    check_outcomes(deployment, job)
+
+
+# ---- how hard it is -------------------------------------------------------------------------------------
+
+
+def test_no_container_may_more_than_it_has_to(deployment: Deployment) -> None:
+    containers = deployment.containers()
+    assert {each.service for each in containers} == {"redis", "db", "worker", "trainer", "beat", "metrics"}
+    for container in containers:
+        host = container.inspected["HostConfig"]
+        assert container.health == "healthy", container.service
+        assert host["ReadonlyRootfs"], container.service
+        assert host["CapDrop"] == ["ALL"], container.service
+        assert not host["CapAdd"], container.service
+        assert not host["Privileged"], container.service
+        assert "no-new-privileges:true" in host["SecurityOpt"], container.service
+        assert host["Memory"] > 0, container.service
+        assert host["PidsLimit"] > 0, container.service
+        assert host["LogConfig"]["Config"].keys() == {"max-size", "max-file"}, container.service
+        for process in processes_of(container):
+            status = (Path("/proc") / process / "status").read_text()
+            assert "0" not in re.findall(r"^Uid:\s+(.*)$", status, re.MULTILINE)[0].split(), container.service
+            for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+                assert int(re.findall(rf"^{kind}:\s+(\w+)$", status, re.MULTILINE)[0], 16) == 0, (
+                    container.service
+                )
+
+
+def test_nothing_is_published_to_the_world(deployment: Deployment) -> None:
+    published = {
+        (container.service, port["HostIp"])
+        for container in deployment.containers()
+        for ports in container.inspected["NetworkSettings"]["Ports"].values()
+        for port in ports or ()
+    }
+    assert published == {("metrics", "127.0.0.1")}
+    [network] = json.loads(docker("network", "inspect", "labelmill-test_backend"))
+    assert network["Internal"]
+    reaching = {
+        c.service for c in deployment.containers() if len(c.inspected["NetworkSettings"]["Networks"]) > 1
+    }
+    assert reaching == {"trainer", "metrics"}
+
+
+def test_no_secret_is_in_an_environment_or_a_command_line(deployment: Deployment) -> None:
+    secrets = [
+        (deployment.folder / "secrets" / f"{name}_password").read_text()
+        for name in ("redis", "labelmill", "postgres")
+    ]
+    assert all(len(secret) >= 32 for secret in secrets)
+    for container in deployment.containers():
+        seen = json.dumps(container.inspected)
+        for process in processes_of(container):
+            for name in ("environ", "cmdline"):
+                seen += (Path("/proc") / process / name).read_text(errors="replace")
+        assert not [secret for secret in secrets if secret in seen], container.service
+
+
+@pytest.mark.parametrize(
+    ("program", "refusal"),
+    [
+        ("import redis; redis.Redis(host='redis').ping()", "NOAUTH|Authentication required"),
+        (
+            "import redis; redis.Redis(host='redis', username='labelmill', password='x').ping()",
+            "WRONGPASS|invalid username",
+        ),
+        (
+            "import psycopg; psycopg.connect('host=db user=labelmill dbname=labelmill')",
+            "no password supplied",
+        ),
+        (
+            "import psycopg; psycopg.connect('host=db user=postgres password=x')",
+            "password authentication failed",
+        ),
+    ],
+)
+def test_without_its_password_nobody_is_let_in(deployment: Deployment, program: str, refusal: str) -> None:
+    done = deployment.compose(
+        *("run", "--rm", "--no-TTY", "--no-deps", "--entrypoint", "python", "producer", "-c", program),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.search(refusal, done.stderr), done.stderr
+
+
+def test_the_role_owns_its_database_and_nothing_else(deployment: Deployment) -> None:
+    assert deployment.ask(
+        "SELECT rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = 'labelmill'"
+    ) == [["f", "f", "f"]]
+
+
+def test_celery_is_what_the_init_watches(deployment: Deployment) -> None:
+    # A shell in between would take the signal that stops a container, and Celery would be killed.
+    for container in deployment.containers("worker", "trainer", "beat"):
+        [child] = children_of(str(container.pid))
+        command = (Path("/proc") / child / "cmdline").read_text().split("\0")
+        assert any("celery" in part for part in command[:3]), command
+
+
+@pytest.mark.usefixtures("deployment")
+def test_the_image_of_a_producer_is_small() -> None:
+    sizes = {}
+    for name in ("labelmill-producer", "labelmill-worker"):
+        [image] = json.loads(docker("image", "inspect", name))
+        sizes[name] = image["Size"] / 1e6
+        print(f"\n{name}: {sizes[name]:.0f} MB")  # noqa: T201 -- for who reads the run
+    assert sizes["labelmill-producer"] < 250
+
+
+# ---- helpers --------------------------------------------------------------------------------------------
+
+
+def in_work(deployment: Deployment) -> bool:
+    """Of the latest job some chunks are done, and some are claimed."""
+    rows = deployment.ask("SELECT DISTINCT state FROM chunks WHERE job_id = (SELECT max(id) FROM jobs)")
+    return {"claimed", "done"} <= {state for [state] in rows}
+
+
+def kill(container: Container) -> None:
+    """As the kernel kills what takes too much memory: not by the engine, which would leave it dead."""
+    for process in processes_of(container):
+        os.kill(int(process), signal.SIGKILL)
+
+
+def processes_of(container: Container) -> list[str]:
+    """Its processes, as this machine counts, without the init that the engine put before them."""
+    init = str(container.pid)
+    return [
+        line.split()[0]
+        for line in docker("top", container.id, "-eo", "pid").splitlines()[1:]
+        if line.split()[0] != init
+    ]
+
+
+def children_of(pid: str) -> list[str]:
+    return (Path("/proc") / pid / "task" / pid / "children").read_text().split()
