@@ -13,11 +13,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_in_work
+from jobs.ledger.claims import CHUNK_IS_OPEN, chunk_is_in_work
 from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs, training_runs
 
-#: The index on unfinished jobs is for this condition, to the letter: with parameters in it, a database would
-#: have to look at them to see that the index will do.
+#: The condition of the index on unfinished jobs, to the letter.
 _UNFINISHED_JOBS: Final = sa.text("jobs.state IN ('receiving', 'running')")
 
 
@@ -93,7 +92,7 @@ def _oldest_pending_seconds(connection: Connection) -> float:
     # The first entry of the index on open chunks.
     row = connection.execute(
         sa.select(chunks.c.created_at, db_now().label("now"))
-        .where(chunks.c.state == sa.literal(ChunkState.PENDING, literal_execute=True))
+        .where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING)
         .order_by(chunks.c.created_at)
         .limit(1)
     ).one_or_none()
