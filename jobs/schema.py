@@ -283,6 +283,13 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
+    # What goes on, whatever was finished before.
+    Index(
+        "ix_jobs_open",
+        "state",
+        postgresql_where=text("state IN ('receiving', 'running')"),
+        sqlite_where=text("state IN ('receiving', 'running')"),
+    ),
 )
 
 chunks = Table(
@@ -367,4 +374,28 @@ locks = Table(
     Column("name", String(64), primary_key=True),
     Column("holder", Text, nullable=False),
     Column("until", UtcTime, nullable=False),
+)
+
+#: Sums that only grow, which a purge leaves alone. `jobs.ledger.counters` says what is counted.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("label", String(64), primary_key=True),  # by what it is told apart
+    Column("shard", Integer, primary_key=True, autoincrement=False),  # the sum is that over all of them
+    Column("value", Double, nullable=False),
+)
+
+#: One row for each main process of a worker or trainer, which says that it is there.
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("processes", Integer, nullable=False),  # children that are ready for work
+    Column("children", _Json, nullable=False),  # the names under which these claim
+    Column("version", String(64), nullable=False),  # of Labelmill
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
 )

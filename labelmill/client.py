@@ -48,6 +48,7 @@ from jobs.ledger.shadows import (
     find_shadow,
     first_disagreements,
 )
+from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.model import Model
 from jobs.registry import check_stored
@@ -174,6 +175,11 @@ class Client:
         """The latest jobs, newest first."""
         with self.ledger.reading() as connection:
             return latest_jobs(connection, limit=limit, state=state)
+
+    def workers(self) -> list[WorkerStatus]:
+        """The workers and trainers that were seen within a day, by queue and host."""
+        with self.ledger.reading() as connection:
+            return list_workers(connection)
 
     def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
         """The job's status again and again until it has finished. Raises NotFound, NotFinished."""

@@ -2,6 +2,7 @@
 training run that waits; a run whose trainer died it ends.
 
 Every worker runs one, on the timer of its main process; a lock in the ledger lets one at a time do the work.
+The same timer gives the worker's sign of life (`worker.presence`).
 It runs between the main loop's other doings, never in a thread of its own: a thread that holds a lock of
 SQLite's at the moment of a fork would leave the child with a lock nobody opens.
 """
@@ -28,9 +29,11 @@ from jobs.ledger.upkeep import (
     fail_abandoned_jobs,
     take_lock,
 )
+from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_OUTSTANDING, RETRAIN_QUEUE, Bell
 from jobs.settings import Settings
 from worker.bench import owner_name
+from worker.presence import SignOfLife, ready_children
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Reconciler:
                 logger.warning("job %s failed: its producer stopped halfway", job_id)
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
+            forget_lost_workers(connection)
             for run in end_lost_runs(connection):
                 logger.warning("training run %s is %s: %s", run.id, run.state, run.error)
             run_id = run_to_ring(connection)
@@ -82,30 +86,45 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
 
         def __init__(self, _worker: Any, **_: Any) -> None:
             self._timer: Any = None
+            self._presence: SignOfLife | None = None
 
         def start(self, worker: Any) -> None:
             # No pool of connections: one that is open at a fork would be shared with the child.
             ledger = Ledger(settings.ledger, pooled=False)
             holder = owner_name(os.getpid())
-            reconciler = Reconciler(ledger, Bell(worker.app), holder=holder)
+            bell = Bell(worker.app)
+            reconciler = Reconciler(ledger, bell, holder=holder)
+            presence = SignOfLife(ledger, bell, queue=next(iter(worker.app.amqp.queues.consume_from)))
 
             def tick() -> None:
                 try:
                     if sent := reconciler.tick():
                         logger.info("rang again for %d chunks", sent)
+                    presence.tick(ready_children(worker.pool))
                 except (LabelmillError, OperationalError, OSError) as error:
                     logger.warning("reconciling is put off: %s", error)
 
             self._timer = worker.timer.call_repeatedly(RECONCILE_SECONDS, tick)
+            self._presence = presence
 
         def stop(self, worker: Any) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            if self._presence is not None:
+                _leave(self._presence)
+                self._presence = None
             if RETRAIN_QUEUE in worker.app.amqp.queues.consume_from:
                 _interrupt_training(settings, worker.pool.info["processes"])
 
     return Reconcile
+
+
+def _leave(presence: SignOfLife) -> None:
+    try:
+        presence.end()
+    except LabelmillError as error:
+        logger.warning("this worker still counts as there for a while: %s", error)
 
 
 def _interrupt_training(settings: Settings, pids: list[int]) -> None:

@@ -5,7 +5,7 @@ producer adds), `claims` (a worker takes and gives back), `isolation` (it crashe
 in), `pausing` (people hold it up), `progress` (people look), `upkeep` (the reconciler's view), `diagnosis`
 (the doctor's), `settling`, `retries` and `retention` (its job has finished), `models`, `runs`, `evaluations`
 and `promotions` (what was learnt), `corrections`, `health` and `shadows` (how models do on images as they
-come).
+come), `counters`, `backlog` and `workers` (what is told to whoever watches all of it).
 
 Statements take a Connection, so that whoever calls them says what belongs into one transaction.
 """

@@ -16,12 +16,17 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
+from jobs.ledger.counters import AttemptEnd, CounterName, count
 from jobs.schema import STOPPED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
 #: A chunk that was given back is rung for again after this many seconds, twice as many the next time, and so
 #: on: what is out of reach must not be asked for ten times a second by everybody.
 RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
+
+#: The condition of the index on open chunks, to the letter: with parameters in the place of the states,
+#: SQLite does not see that the index will do, and reads all chunks there are.
+CHUNK_IS_OPEN: Final = sa.text("chunks.state IN ('pending', 'claimed')")
 
 #: How an attempt ended whose lease ran out while nobody renewed it.
 VANISHED: Final = "its worker vanished without a word"
@@ -59,32 +64,13 @@ def claim_chunk(
     `token`: a fresh id of the caller's, who can then ask by `withdraw_claim` whether a commit went through.
     """
     token = token or new_id()
-    taken = connection.execute(
-        chunks.update()
-        .where(chunks.c.id == chunk_id, chunk_is_due(), ~job_was_stopped(), ~job_is_paused())
-        .values(
-            state=ChunkState.CLAIMED,
-            token=token,
-            owner=owner,
-            attempts=chunks.c.attempts + 1,
-            lease_until=db_now(lease_seconds),
-            **crash_if_vanished(),
-        )
-        .returning(
-            chunks.c.job_id,
-            chunks.c.first_index,
-            chunks.c.images,
-            chunks.c.payload,
-            chunks.c.payload_sha256,
-            chunks.c.payload_offset,
-            chunks.c.attempts,
-            chunks.c.crashes,
-            chunks.c.crash_code,
-            chunks.c.error,
-        )
-    ).one_or_none()
+    taken = _take(connection, chunk_id, ChunkState.PENDING, lease_seconds, owner, token)
     if taken is None:
-        return None
+        # Asked for apart: afterwards the row does not tell any more whether a lease had run out.
+        taken = _take(connection, chunk_id, ChunkState.CLAIMED, lease_seconds, owner, token)
+        if taken is None:
+            return None
+        _count_end(connection, AttemptEnd.EXPIRED)
     job = connection.execute(
         sa.select(jobs.c.model_id, jobs.c.started_at).where(jobs.c.id == taken.job_id)
     ).one()
@@ -111,6 +97,37 @@ def claim_chunk(
     )
 
 
+def _take(
+    connection: Connection, chunk_id: str, state: ChunkState, lease_seconds: float, owner: str, token: str
+) -> sa.Row[Any] | None:
+    """Claims the chunk if it is due and in this state."""
+    return connection.execute(
+        chunks.update()
+        .where(chunks.c.id == chunk_id, chunk_is_due(), ~job_was_stopped(), ~job_is_paused())
+        .where(chunks.c.state == state)
+        .values(
+            state=ChunkState.CLAIMED,
+            token=token,
+            owner=owner,
+            attempts=chunks.c.attempts + 1,
+            lease_until=db_now(lease_seconds),
+            **crash_if_vanished(),
+        )
+        .returning(
+            chunks.c.job_id,
+            chunks.c.first_index,
+            chunks.c.images,
+            chunks.c.payload,
+            chunks.c.payload_sha256,
+            chunks.c.payload_offset,
+            chunks.c.attempts,
+            chunks.c.crashes,
+            chunks.c.crash_code,
+            chunks.c.error,
+        )
+    ).one_or_none()
+
+
 def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -> None:
     """A fresh lease for a chunk that takes long. Raises LeaseLost where somebody else has it, JobStopped
     where its job needs it no more.
@@ -134,6 +151,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     """
     _give_back(
         connection,
+        AttemptEnd.RELEASED,
         *_mine(claim.chunk_id, claim.token),
         error=error,
         releases=chunks.c.releases + 1,
@@ -147,6 +165,7 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
     """
     _give_back(
         connection,
+        AttemptEnd.CRASHED,
         *_mine(claim.chunk_id, claim.token),
         error=error,
         crashes=chunks.c.crashes + 1,
@@ -161,6 +180,7 @@ def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: Error
     """
     _give_back(
         connection,
+        AttemptEnd.CRASHED,
         chunks.c.id == chunk_id,
         chunks.c.state == ChunkState.CLAIMED,
         chunks.c.owner == owner,
@@ -177,6 +197,7 @@ def withdraw_claim(connection: Connection, chunk_id: str, token: str) -> None:
     """
     _give_back(
         connection,
+        AttemptEnd.RELEASED,
         *_mine(chunk_id, token),
         error="the ledger was away when it was claimed",
         releases=chunks.c.releases + 1,
@@ -195,6 +216,7 @@ def finish_chunk(connection: Connection, claim: Claim, state: ChunkState = Chunk
     )
     if finished.rowcount != 1:
         raise LeaseLost
+    _count_end(connection, AttemptEnd.DONE if state == ChunkState.DONE else AttemptEnd.SPLIT)
 
 
 def was_finished(connection: Connection, claim: Claim) -> bool:
@@ -228,6 +250,7 @@ def end_job(
     )
     if ended.rowcount != 1:
         return False
+    count(connection, {(CounterName.JOBS, state): 1})
     drop_waiting_chunks(connection, job_id)
     return True
 
@@ -256,15 +279,14 @@ def drop_chunks(connection: Connection, ids: sa.Select[tuple[str]] | list[str]) 
 def chunk_is_due() -> sa.ColumnElement[bool]:
     """Waits for a worker, or has lost the one it had."""
     return sa.and_(
-        # The first half is the condition of the partial index on open chunks.
-        chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED]),
+        CHUNK_IS_OPEN,
         sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
     )
 
 
 def chunk_is_in_work() -> sa.ColumnElement[bool]:
     """A worker has it, and its lease has not run out."""
-    return sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
+    return sa.and_(CHUNK_IS_OPEN, chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
 
 
 def crash_if_vanished() -> dict[str, Any]:
@@ -294,8 +316,10 @@ def _mine(chunk_id: str, token: str) -> tuple[sa.ColumnElement[bool], ...]:
     return (chunks.c.id == chunk_id, chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
 
 
-def _give_back(connection: Connection, *which: sa.ColumnElement[bool], **values: Any) -> None:
-    connection.execute(
+def _give_back(
+    connection: Connection, end: AttemptEnd, *which: sa.ColumnElement[bool], **values: Any
+) -> None:
+    given_back = connection.execute(
         chunks.update()
         .where(*which)
         .values(
@@ -307,3 +331,9 @@ def _give_back(connection: Connection, *which: sa.ColumnElement[bool], **values:
             **values,
         )
     )
+    if given_back.rowcount == 1:
+        _count_end(connection, end)
+
+
+def _count_end(connection: Connection, end: AttemptEnd) -> None:
+    count(connection, {(CounterName.ATTEMPTS, end): 1})

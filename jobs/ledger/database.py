@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Program
 
 from jobs.errors import LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
+from jobs.ledger.counters import NOTED, write_counts
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
 SQLITE_BUSY_SECONDS: Final = 30
@@ -26,7 +27,7 @@ CONNECT_SECONDS: Final = 5
 STANDSTILL_SECONDS: Final = 10
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 
 
 class Ledger:
@@ -55,14 +56,16 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One write transaction: committed at the end, rolled back on any exception.
+        """One write transaction: committed at the end, rolled back on any exception. What was counted in it
+        (`jobs.ledger.counters`) is written last.
 
         Raises Unavailable where the database cannot be reached, is locked for too long or chose this
         transaction as the victim of a deadlock. After Unavailable from the COMMIT itself the outcome is
         unknown: read the ledger before doing anything again.
         """
         with _translated(), self.engine.begin() as connection:
-            yield connection
+            yield connection.execution_options(**{NOTED: {}})
+            write_counts(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import Conflict, Stopped
+from jobs.ledger.counters import CounterName, count
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
@@ -109,9 +110,12 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
             touched_at=db_now(),
             fingerprint=fingerprint,
         )
-    )
-    if sealed.rowcount != 1:
+        .returning(jobs.c.state)
+    ).scalar_one_or_none()
+    if sealed is None:
         raise _stopped(connection, job_id)
+    if sealed == JobState.DONE:
+        count(connection, {(CounterName.JOBS, JobState.DONE): 1})
 
 
 def _stopped(connection: Connection, job_id: str) -> Stopped:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -10,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunk
+from jobs.ledger.counters import OK, CounterName, bucket_of, count
 from jobs.ledger.shadows import Shadowed, record_shadowed
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import storable
@@ -28,31 +31,47 @@ class Outcome(NamedTuple):
     detail: str | None = None
 
 
+class Spent(NamedTuple):
+    """Where the time of a chunk went, by `time.perf_counter`."""
+
+    began: float  # when its worker took it up
+    stages: Mapping[str, float]  # seconds by stage, in the order of their doing; recording is still to come
+
+
+#: The stage that is measured here: writing the outcomes, without the COMMIT.
+RECORD_STAGE: Final = "record"
+
 _COLUMNS = '(job_id, "index", name, label, confidence, error, detail)'
 _COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
 _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
 
 
 def record_outcomes(
-    connection: Connection, claim: Claim, outcomes: Sequence[Outcome], shadowed: Shadowed | None = None
+    connection: Connection,
+    claim: Claim,
+    outcomes: Sequence[Outcome],
+    shadowed: Shadowed | None = None,
+    spent: Spent | None = None,
 ) -> None:
-    """Ends the claim with one outcome an image, in the chunk's order, and with what a challenger said of them
-    where one has seen them.
+    """Ends the claim with one outcome an image, in the chunk's order, with what a challenger said of them
+    where one has seen them, and with what they took where that was measured.
 
     Raises LeaseLost where the claim is somebody else's by now; the transaction must then roll back, which
     takes everything written here with it. Raises ValueError where outcomes are missing or too many.
     """
     if len(outcomes) != claim.images:
         raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
+    began = time.perf_counter()
     # The fence comes first: it locks the chunk's row, so that nobody can claim it while rows are written.
     finish_chunk(connection, claim)
     _insert(connection, claim, outcomes)
     if shadowed is not None:
         record_shadowed(connection, claim, shadowed)
-    failed = sum(outcome.error is not None for outcome in outcomes)
+    codes = Counter(outcome.error or OK for outcome in outcomes)
+    succeeded = codes[OK]
     # The hot row last: every worker of the job wants it, and it stays locked until the commit.
     job = connection.execute(
-        _counted(claim.job_id, succeeded=len(outcomes) - failed, failed=failed).returning(
+        _counted(claim.job_id, succeeded=succeeded, failed=len(outcomes) - succeeded).returning(
             jobs.c.state,
             jobs.c.error,
             jobs.c.succeeded,
@@ -61,9 +80,26 @@ def record_outcomes(
             jobs.c.error_rate_limit,
         )
     ).one()
+    count(connection, {(CounterName.IMAGES, code): number for code, number in codes.items() if number})
+    if spent is not None:
+        _count_seconds(connection, spent, recording_since=began)
+    if job.state == JobState.DONE:  # by this chunk: no other comes after the last
+        count(connection, {(CounterName.JOBS, JobState.DONE): 1})
     if job.state == JobState.FAILED and job.error is None:
+        count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
         connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(error=_too_many(job)))
         drop_waiting_chunks(connection, claim.job_id)
+
+
+def _count_seconds(connection: Connection, spent: Spent, *, recording_since: float) -> None:
+    now = time.perf_counter()
+    stages = {**spent.stages, RECORD_STAGE: now - recording_since}
+    count(connection, {(CounterName.STAGE_SECONDS, stage): seconds for stage, seconds in stages.items()})
+    seconds = now - spent.began
+    count(
+        connection,
+        {(CounterName.CHUNK_BUCKET, bucket_of(seconds)): 1, (CounterName.CHUNK_SECONDS, ""): seconds},
+    )
 
 
 def _too_many(job: sa.Row[Any]) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
+from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import insert_into
 from jobs.ledger.intake import QUIET_SECONDS
 from jobs.ledger.promotions import StoredVerdict
@@ -115,7 +116,10 @@ def request_run(
             finished_at=db_now(),
             **asked,
         )
-        return RunState.SKIPPED if skipped else None
+        if not skipped:
+            return None
+        _count_end(connection, RunState.SKIPPED)
+        return RunState.SKIPPED
     return RunState.PENDING
 
 
@@ -200,6 +204,7 @@ def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdic
     must roll back: the champion's move is in it.
     """
     _change(connection, claim, model_id=model_id, verdict=verdict, **_ended(RunState.DONE))
+    _count_end(connection, RunState.DONE)
 
 
 def fail_run(
@@ -209,6 +214,7 @@ def fail_run(
     RunLost.
     """
     _change(connection, claim, **_ended(state, error))
+    _count_end(connection, state)
 
 
 def was_finished_by(connection: Connection, claim: RunClaim) -> bool:
@@ -249,6 +255,10 @@ def _ended(state: RunState, error: str | None = None) -> dict[str, Any]:
     return {"state": state, "active": None, "lease_until": None, "finished_at": db_now(), "error": error}
 
 
+def _count_end(connection: Connection, state: RunState, *, runs: int = 1) -> None:
+    count(connection, {(CounterName.TRAINING_RUNS, state): runs})
+
+
 # ---- ending one from outside --------------------------------------------------------------------------
 
 
@@ -264,6 +274,7 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
     run = get_run(connection, run_id)
     if stopped.rowcount != 1:
         raise Conflict(f"Training run {run_id} had finished before: it is {run.state}.")
+    _count_end(connection, RunState.CANCELLED)
     return run
 
 
@@ -287,14 +298,17 @@ def end_lost_runs(connection: Connection) -> list[Run]:
     ended = connection.execute(
         training_runs.update().where(training_runs.c.id == active.id, lost).values(**values)
     )
-    return [get_run(connection, active.id)] if ended.rowcount == 1 else []
+    if ended.rowcount != 1:
+        return []
+    _count_end(connection, values["state"])
+    return [get_run(connection, active.id)]
 
 
 def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
     """Ends the runs of processes that are dead, or told to stop, so that nobody waits for their leases to run
     out; gives back their ids.
     """
-    return list(
+    ended = list(
         connection.scalars(
             training_runs.update()
             .where(
@@ -306,6 +320,9 @@ def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: s
             .returning(training_runs.c.id)
         )
     )
+    if ended:
+        _count_end(connection, RunState.INTERRUPTED, runs=len(ended))
+    return ended
 
 
 def _is_lost() -> sa.ColumnElement[bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,19 +12,17 @@ import redis
 from kombu.exceptions import OperationalError
 
 from jobs.ids import new_id
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE, make_app
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.findings import Area, Finding, words_of
+from labelmill.looking import broker_client
 
 _area = Area("broker")
 
 #: kombu 5.7 asks for unacknowledged messages by ZRANGE ... BYSCORE, which is younger than Redis 6.0. Valkey
 #: began at 7.2.
 _OLDEST: Final = (6, 2)
-
-#: How long the broker may take to connect, and to answer.
-_ANSWER_SECONDS: Final = 3.0
 
 #: Of `maxmemory`: from here on it is time to look.
 _FULL_SHARE: Final = 0.8
@@ -37,7 +34,7 @@ _KEYS_OF_OTHERS: Final = ("unacked", "unacked_index", "unacked_mutex", "celery",
 def check_broker(settings: Settings) -> Iterator[Finding]:
     """All that a broker can be asked without disturbing it; one probe key is written, and gone at once."""
     try:
-        with _client(settings) as client:
+        with broker_client(settings) as client:
             yield from _answers(client)
             yield _takes_messages(client, settings)
             yield from _server(client, settings)
@@ -47,26 +44,6 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
         yield _away(settings, words_of(error, settings))
     if not settings.embedded_broker:
         yield _protection(settings)
-
-
-@contextmanager
-def _client(settings: Settings) -> Iterator[redis.Redis]:
-    """A client by the same way that Labelmill goes: the URL as kombu reads it."""
-    app = make_app(settings)
-    connection = app.connection_for_write()
-    connection.transport_options |= {
-        "max_retries": 1,
-        "interval_start": 0,
-        "socket_timeout": _ANSWER_SECONDS,
-        "socket_connect_timeout": _ANSWER_SECONDS,
-    }
-    try:
-        channel: Any = connection.default_channel
-        # kombu's own client writes a prefix before every key, and knows few commands.
-        yield redis.Redis(connection_pool=channel.client.connection_pool)
-    finally:
-        connection.close()
-        app.close()
 
 
 def _away(settings: Settings, reason: str) -> Finding:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sqlite3
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
@@ -23,11 +22,9 @@ from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.disk import check_space, network_file_system
 from labelmill.doctor.findings import Area, Finding, words_of
+from labelmill.looking import NoLedgerYet, ledger_as_it_is
 
 _area = Area("ledger")
-
-#: How long one statement may take, or wait for a lock.
-_ANSWER_SECONDS: Final = 3.0
 
 #: Versions of SQLite in which a second checkpoint at the wrong moment damages a database in WAL mode: before
 #: 3.51.3, but not where the repair was taken back into an older line (https://sqlite.org/wal.html).
@@ -54,29 +51,8 @@ _FULL_SHARE: Final = 0.9
 SEE_LEDGER: Final = "what is said of the ledger"
 
 
-class NoLedgerYet(LabelmillError):
-    """There is no ledger yet."""
-
-
 class NotLookedAt(LabelmillError):
     """The ledger cannot be used, so what is in it was not looked at."""
-
-
-@contextmanager
-def open_ledger(settings: Settings) -> Iterator[Ledger]:
-    """The ledger as it is: nothing is made or migrated, and nobody waits for long.
-
-    Raises NoLedgerYet, and OSError where its folder may not be entered.
-    """
-    url = make_url(settings.ledger)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        raise NoLedgerYet
-    ledger = Ledger(settings.ledger)
-    sa.event.listen(ledger.engine, "connect", _be_brief, insert=True)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
 
 
 @contextmanager
@@ -86,7 +62,7 @@ def look_into_ledger(settings: Settings) -> Iterator[Connection]:
     Raises NoLedgerYet where there is none, NotLookedAt where it is not to be had or not this Labelmill's.
     """
     try:
-        with open_ledger(settings) as ledger:
+        with ledger_as_it_is(settings) as ledger:
             ledger.check()
             with ledger.reading() as connection:
                 yield connection
@@ -94,18 +70,10 @@ def look_into_ledger(settings: Settings) -> Iterator[Connection]:
         raise NotLookedAt from error
 
 
-def _be_brief(connection: Any, _record: Any) -> None:
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute(f"PRAGMA busy_timeout = {_ANSWER_SECONDS * 1000:.0f}")
-    else:
-        connection.execute(f"SET statement_timeout = {_ANSWER_SECONDS * 1000:.0f}")
-        connection.commit()
-
-
 def check_ledger(settings: Settings) -> Iterator[Finding]:
     """The database and what it stands on; the jobs in it are another area's."""
     try:
-        with open_ledger(settings) as ledger:
+        with ledger_as_it_is(settings) as ledger:
             yield from _ledger(ledger, settings)
     except NoLedgerYet:
         yield _not_there(settings)

@@ -15,7 +15,8 @@ from jobs.registry import model_key
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.doctor.findings import Area, Finding, words_of
-from labelmill.doctor.ledger import SEE_LEDGER, NoLedgerYet, NotLookedAt, look_into_ledger
+from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
+from labelmill.looking import NoLedgerYet
 
 _area = Area("models")
 

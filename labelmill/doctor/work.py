@@ -11,7 +11,8 @@ from jobs.ledger import diagnosis
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.settings import Settings
 from labelmill.doctor.findings import Area, Finding, duration
-from labelmill.doctor.ledger import SEE_LEDGER, NoLedgerYet, NotLookedAt, look_into_ledger
+from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
+from labelmill.looking import NoLedgerYet
 
 _area = Area("jobs")
 

@@ -33,7 +33,7 @@ from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs
 from jobs.schema import jobs as jobs_table
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill import doctor
+from labelmill import doctor, looking
 from labelmill.doctor import broker as broker_checks
 from labelmill.doctor import configuration, disk, home, training, work
 from labelmill.doctor import ledger as ledger_checks
@@ -519,7 +519,7 @@ def test_a_ledgers_file_that_is_named_and_not_there(anybody):
 
 @on_sqlite
 def test_a_ledger_whose_write_lock_somebody_holds(settings, sqlite_url, monkeypatch):
-    monkeypatch.setattr(ledger_checks, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(looking, "ANSWER_SECONDS", 0.1)
     path = sqlite_url.removeprefix("sqlite:///")
     Ledger(sqlite_url).check()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:

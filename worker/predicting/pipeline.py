@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +31,7 @@ from jobs.ledger.claims import (
     withdraw_claim,
 )
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, record_outcomes
+from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, Spent, record_outcomes
 from jobs.ledger.shadows import Shadowed, find_challenger
 from jobs.limits import ImageLimits
 from jobs.payloads import Payload, read_payload
@@ -60,6 +60,34 @@ _RENEW_SHARE: Final = 1 / 3
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
 
+class Clock:
+    """What each stage of a chunk takes, in seconds. Read a few times a batch, never once an image: where it
+    is read that often, it is beside something that takes far longer.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.stages: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds to the stage what is done inside."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - began)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds to the stage."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @property
+    def spent(self) -> Spent:
+        """What was measured so far."""
+        return Spent(self.began, self.stages)
+
+
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
     """Classifies the chunk if it is ours to take; gives back how many images were recorded, 0 if it was not.
 
@@ -67,7 +95,9 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
     back with its crash counted.
     """
-    claimed = _claim(chunk_id, bench)
+    clock = Clock()
+    with clock("claim"):
+        claimed = _claim(chunk_id, bench)
     if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
@@ -79,8 +109,12 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
                 "chunk %s of %d images crashed (%s) and was split", chunk_id, claim.images, claim.error
             )
             return 0
-        outcomes, shadowed = _outcomes(claim, challenger_id, bench)
-        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes, shadowed))
+        outcomes, shadowed = _outcomes(claim, challenger_id, bench, clock)
+        _write(
+            bench.ledger,
+            claim,
+            lambda connection: record_outcomes(connection, claim, outcomes, shadowed, clock.spent),
+        )
     except LeaseLost:
         logger.warning("chunk %s was taken over by somebody else; nothing of ours was recorded", chunk_id)
         return 0
@@ -139,13 +173,17 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
         raise
 
 
-def _outcomes(claim: Claim, challenger_id: str | None, bench: Bench) -> tuple[list[Outcome], Shadowed | None]:
-    payload = read_payload(
-        bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
-    )
+def _outcomes(
+    claim: Claim, challenger_id: str | None, bench: Bench, clock: Clock
+) -> tuple[list[Outcome], Shadowed | None]:
+    with clock("read"):
+        payload = read_payload(
+            bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
+        )
     if must_give_up(claim):
         return [outcome_of_the_lone(claim, payload.names[0])], None
-    classifier = bench.classifier(claim.model_id)
+    with clock("load"):
+        classifier = bench.classifier(claim.model_id)
     classify = partial(
         classify_payload,
         payload,
@@ -154,6 +192,7 @@ def _outcomes(claim: Claim, challenger_id: str | None, bench: Bench) -> tuple[li
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
         between_images=_looking(bench, claim),
+        clock=clock,
     )
     shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
     if shadow is None:
@@ -209,11 +248,13 @@ def classify_payload(
     limits: ImageLimits,
     image_seconds: float,
     between_images: Callable[[], None] = lambda: None,
-    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
+    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] | None = None,
+    clock: Clock | None = None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last. `after_batch` gets the
-    pixels of each, the places of its images, and the answers.
+    pixels of each, the places of its images, and the answers. The `clock` gets the seconds of the stages
+    predict, shadow and read (of references), and of decode what is left of the whole.
 
     To be called from the main thread. Raises Unavailable where a referenced image's store is away.
     """
@@ -223,12 +264,15 @@ def classify_payload(
     from worker.predicting.classifier import BATCH
     from worker.predicting.decode import decode
 
+    clock = clock or Clock()
+    began, before = time.perf_counter(), sum(clock.stages.values())
     outcomes: list[Outcome | None] = [None] * len(payload.names)
     pixels = np.empty((BATCH, *classifier.spec.shape), np.uint8)
     places: list[int] = []
 
     def predict() -> None:
-        found = classifier.predict(pixels[: len(places)])
+        with clock("predict"):
+            found = classifier.predict(pixels[: len(places)])
         labels = found.class_index.tolist()
         confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
         for place, label, confidence in zip(places, labels, confidences, strict=True):
@@ -237,19 +281,18 @@ def classify_payload(
                 outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "no probability came out")
             else:
                 outcomes[place] = Outcome(name, classifier.classes[label], confidence)
-        after_batch(pixels[: len(places)], places, found)
+        if after_batch is not None:
+            with clock("shadow"):
+                after_batch(pixels[: len(places)], places, found)
         places.clear()
 
     with Deadline(image_seconds) as deadline:
         for place, content in enumerate(payload.contents):
             between_images()
             try:
-                if isinstance(content, Reference):
-                    content = roots.read(content, max_bytes=limits.max_bytes)
-                elif isinstance(content, ImageError):
-                    raise content
+                data = _bytes_of(content, roots, limits, clock)
                 deadline.begin()
-                pixels[len(places)] = decode(content, classifier.spec, limits)
+                pixels[len(places)] = decode(data, classifier.spec, limits)
                 deadline.end()
             except ImageError as error:
                 deadline.end()
@@ -260,7 +303,20 @@ def classify_payload(
                 predict()
     if places:
         predict()
+    clock.add("decode", time.perf_counter() - began - (sum(clock.stages.values()) - before))
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _bytes_of(
+    content: bytes | Reference | ImageError, roots: Roots, limits: ImageLimits, clock: Clock
+) -> bytes:
+    """Of an image in a payload. Raises ImageError, Unavailable."""
+    if isinstance(content, ImageError):
+        raise content
+    if isinstance(content, Reference):
+        with clock("read"):
+            return roots.read(content, max_bytes=limits.max_bytes)
+    return content
 
 
 def _looking(bench: Bench, claim: Claim) -> Callable[[], None]:

@@ -1,0 +1,137 @@
+"""The workers that are there: each main process writes a row of its own, again and again.
+
+A row says that ledger and broker answered and how many child processes were ready, at the moment in
+`seen_at`, by the database's clock. `worker.presence` writes them; `labelmill workers`, `ready` and `metrics`
+read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import chunk_is_in_work
+from jobs.ledger.database import insert_into
+from jobs.schema import RunState, chunks, db_now, training_runs, workers
+
+#: How often a worker gives a sign of life.
+SEEN_SECONDS: Final = 10.0
+
+#: Without one for so long, a worker counts as gone: two signs may be late, as on a machine that is very busy.
+GONE_SECONDS: Final = 30.0
+
+#: And is forgotten after a day: until then it can be seen that there was one.
+FORGOTTEN_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a worker says of itself."""
+
+    name: str  # of its main process, as `worker.bench.owner_name` has it
+    host: str
+    queue: str
+    children: Sequence[str]  # the names under which its ready child processes claim
+    version: str  # of Labelmill
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker, and what it is at."""
+
+    name: str
+    host: str
+    queue: str
+    processes: int  # that were ready when it was last seen
+    version: str
+    started_at: datetime
+    seen_at: datetime
+    seen_seconds: float  # ago, by the database's clock
+    chunks: tuple[str, ...]  # ids of those that its processes have claimed
+    run: str | None  # the id of the training run that it is at
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was seen lately."""
+        return self.seen_seconds <= GONE_SECONDS
+
+
+def report_worker(connection: Connection, presence: Presence, *, up_seconds: float) -> None:
+    """The worker is there, since so many seconds."""
+    values = {
+        "host": presence.host,
+        "queue": presence.queue,
+        "processes": len(presence.children),
+        "children": list(presence.children),
+        "version": presence.version,
+        "started_at": db_now(-up_seconds),
+        "seen_at": db_now(),
+    }
+    connection.execute(
+        insert_into(connection, workers)
+        .values(name=presence.name, **values)
+        # All of it: in a container the process before had the same name.
+        .on_conflict_do_update(index_elements=[workers.c.name], set_=values)
+    )
+
+
+def forget_worker(connection: Connection, name: str) -> None:
+    """The worker stops: it takes no more work."""
+    connection.execute(workers.delete().where(workers.c.name == name))
+
+
+def forget_lost_workers(connection: Connection) -> None:
+    """Drops the rows of workers that were not seen for a day."""
+    connection.execute(workers.delete().where(workers.c.seen_at < db_now(-FORGOTTEN_SECONDS)))
+
+
+def list_workers(connection: Connection, *, host: str | None = None) -> list[WorkerStatus]:
+    """All workers that were seen within a day, or those of one host; by queue, host and name."""
+    query = sa.select(workers, db_now().label("now")).order_by(
+        workers.c.queue, workers.c.host, workers.c.name
+    )
+    if host is not None:
+        query = query.where(workers.c.host == host)
+    rows = connection.execute(query).all()
+    if not rows:
+        return []
+    claimed: dict[str, list[str]] = {}
+    for owner, chunk_id in connection.execute(
+        sa.select(chunks.c.owner, chunks.c.id).where(chunk_is_in_work()).order_by(chunks.c.id)
+    ):
+        claimed.setdefault(owner, []).append(chunk_id)
+    active = connection.execute(
+        sa.select(training_runs.c.id, training_runs.c.owner).where(
+            training_runs.c.active == 1, training_runs.c.state == RunState.RUNNING
+        )
+    ).one_or_none()
+    return [
+        WorkerStatus(
+            name=row.name,
+            host=row.host,
+            queue=row.queue,
+            processes=row.processes,
+            version=row.version,
+            started_at=row.started_at,
+            seen_at=row.seen_at,
+            seen_seconds=(row.now - row.seen_at).total_seconds(),
+            chunks=tuple(chunk_id for child in row.children for chunk_id in claimed.get(child, ())),
+            run=active.id if active is not None and active.owner in row.children else None,
+        )
+        for row in rows
+    ]
+
+
+def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
+    """How many workers are there, and how many processes of theirs are ready, by queue."""
+    rows = connection.execute(
+        sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
+        .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
+        .group_by(workers.c.queue)
+    )
+    return {queue: (int(number), int(processes)) for queue, number, processes in rows}

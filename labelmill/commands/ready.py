@@ -1,0 +1,28 @@
+"""`labelmill ready`: a health check for one process of a deployment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.settings import Settings
+from labelmill.console import ExitCode, examples, print_data, tells_errors
+from labelmill.readiness import Part, readiness
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill ready worker", "labelmill ready beat"))
+@tells_errors
+def ready(
+    part: Annotated[Part, typer.Argument(help="The process that is asked about.")],
+) -> None:
+    """Say whether a process of a deployment can do its work, in one line.
+
+    A worker or trainer: this host's has given a sign of life within 30 seconds, and has a process with its
+    model loaded. Beat or a producer: ledger and broker answer. Exit code 0: it can. 1: it cannot.
+    """
+    found = readiness(Settings.load(), part)
+    print_data(f"{'ready' if found.ready else 'not ready'}: {found.reason}")
+    raise SystemExit(ExitCode.OK if found.ready else ExitCode.FAILED)

@@ -1,0 +1,312 @@
+"""Metrics for Prometheus: what ledger and broker say at each scrape.
+
+Nothing is counted here, so it does not matter how many exporters run, or for how long. What happened is in
+the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.backlog`);
+docs/metrics.md has the list. Ledger and broker are asked side by side: one that is away, or hangs, costs its
+own metrics and no more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Self
+
+import redis
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from sqlalchemy.engine import Connection
+
+from jobs.errors import ErrorCode
+from jobs.ledger import Ledger
+from jobs.ledger.backlog import backlog, last_run_seconds
+from jobs.ledger.corrections import LiveAccuracy, live_accuracy
+from jobs.ledger.counters import BUCKETS, INFINITE, OK, AttemptEnd, CounterName, totals
+from jobs.ledger.models import find_champion
+from jobs.ledger.outcomes import RECORD_STAGE
+from jobs.ledger.runs import UNFINISHED_RUN
+from jobs.ledger.workers import workers_by_queue
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
+from jobs.schema import FINISHED, RunState
+from jobs.settings import Settings
+from labelmill.console import say
+from labelmill.looking import brief_ledger, broker_client, check_there
+
+#: How long a scrape waits for ledger and broker. Left alone, Prometheus waits for ten seconds.
+PATIENCE_SECONDS: Final = 5.0
+
+#: How long the live accuracy is good: each look reads all corrections of the champion, and people make them.
+LIVE_SECONDS: Final = 60.0
+
+QUEUES: Final = (CLASSIFY_QUEUE, RETRAIN_QUEUE)
+
+#: All that may be counted is told from the beginning, as 0: Prometheus sees no increase in what is new.
+_LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
+    CounterName.IMAGES: (OK, *ErrorCode),
+    CounterName.ATTEMPTS: tuple(AttemptEnd),
+    CounterName.JOBS: tuple(FINISHED),
+    CounterName.TRAINING_RUNS: tuple(state for state in RunState if state not in UNFINISHED_RUN),
+    CounterName.STAGE_SECONDS: ("claim", "read", "load", "decode", "predict", "shadow", RECORD_STAGE),
+}
+
+Reading = Callable[[], list[Metric]]
+
+
+class Exporter:
+    """A context manager: inside it, an HTTP server answers scrapes."""
+
+    def __init__(self, settings: Settings, *, address: str, port: int) -> None:
+        """Port 0 is any that is free. Raises OSError where the address is not to be had."""
+        registry = CollectorRegistry()
+        registry.register(LabelmillCollector(settings))
+        self._server, self._thread = start_http_server(port, address, registry)
+        self.port: int = self._server.server_port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class LabelmillCollector(Collector):
+    """Asks ledger and broker at each scrape."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._parts = [
+            _Part("ledger", _LedgerMetrics(settings).read),
+            _Part("broker", lambda: list(_broker_metrics(settings))),
+        ]
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry would ask ledger and broker to learn our names, before there is a scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics; of a part that is away only that it is."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for part in self._parts:
+            part.begin()
+        for part in self._parts:
+            found = part.end(deadline)
+            yield GaugeMetricFamily(
+                f"labelmill_{part.name}_up", f"Whether the {part.name} answers.", value=found is not None
+            )
+            yield from found or ()
+
+
+class _Part:
+    """One service's metrics, read in a thread of its own: what hangs is left behind until it comes to an end,
+    and nobody is sent after it.
+    """
+
+    def __init__(self, name: str, read: Reading) -> None:
+        self.name = name
+        self._read = read
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._found: list[Metric] | None = None
+        self._trouble = ""
+
+    def begin(self) -> None:
+        """Begins to read, unless somebody does."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name=f"metrics-{self.name}", daemon=True)
+                self._thread.start()
+
+    def end(self, deadline: float) -> list[Metric] | None:
+        """What was read; None where the service is away, or takes too long."""
+        thread = self._thread
+        assert thread is not None  # noqa: S101 -- begun before
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            self._tell("no answer")
+            return None
+        return self._found
+
+    def _run(self) -> None:
+        try:
+            self._found = self._read()
+            trouble = ""
+        except Exception as error:  # whatever a driver raises: the scrape has to be answered
+            self._found = None
+            trouble = str(error) or repr(error)
+        self._tell(trouble)
+
+    def _tell(self, trouble: str) -> None:
+        """A line when it begins and one when it is over, not one a scrape."""
+        if bool(trouble) != bool(self._trouble):
+            say(f"{self.name}: {trouble}" if trouble else f"{self.name}: it answers again")
+        self._trouble = trouble
+
+
+# ---- the ledger ---------------------------------------------------------------------------------------
+
+
+class _LedgerMetrics:
+    """Reads the ledger's; keeps what should not be asked for at every scrape."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ledger: Ledger | None = None
+        self._live: tuple[str, float, LiveAccuracy] | None = None
+
+    def read(self) -> list[Metric]:
+        """Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
+        check_there(self._settings)
+        if self._ledger is None:
+            # A connection a scrape: none is open in between, to a server that is restarted or a file that is
+            # replaced.
+            self._ledger = brief_ledger(self._settings, pooled=False)
+        self._ledger.check()
+        with self._ledger.reading() as connection:
+            return [
+                *_work(connection),
+                *_history(totals(connection)),
+                *_workers(connection),
+                *self._champion(connection),
+            ]
+
+    def _champion(self, connection: Connection) -> Iterator[Metric]:
+        info = InfoMetricFamily("labelmill_champion", "The model that new jobs are pinned to.")
+        accuracy = _gauge(
+            "champion_accuracy_ratio", "Of the champion, by its evaluation: the share that it gets right."
+        )
+        live_ratio = _gauge(
+            "champion_live_accuracy_ratio",
+            "Of the champion, by the predictions that people corrected or confirmed.",
+        )
+        labelled = _gauge(
+            "champion_corrections", "Predictions of the champion that people corrected or confirmed."
+        )
+        champion = find_champion(connection)
+        if champion is not None:
+            info.add_metric([], {"model": champion.id, "architecture": champion.architecture})
+            if champion.accuracy is not None:
+                accuracy.add_metric([], champion.accuracy)
+            live = self._live_accuracy(connection, champion.id)
+            labelled.add_metric([], live.labelled)
+            if live.accuracy is not None:
+                live_ratio.add_metric([], live.accuracy)
+        yield from (info, accuracy, live_ratio, labelled)
+
+    def _live_accuracy(self, connection: Connection, model_id: str) -> LiveAccuracy:
+        now = time.monotonic()
+        if self._live is None or self._live[0] != model_id or now - self._live[1] >= LIVE_SECONDS:
+            self._live = model_id, now, live_accuracy(connection, model_id)
+        return self._live[2]
+
+
+def _work(connection: Connection) -> Iterator[Metric]:
+    now = backlog(connection)
+    yield _gauge("pending_images", "Images that wait for a worker.", now.pending_images)
+    yield _gauge("pending_chunks", "Chunks that wait for a worker.", now.pending_chunks)
+    yield _gauge(
+        "pending_chunk_oldest_age_seconds",
+        "Since the oldest chunk that waits was made; 0 where none does.",
+        now.oldest_pending_seconds,
+    )
+    yield _gauge("held_images", "Images of paused jobs that nobody is at.", now.held_images)
+    yield _gauge("held_chunks", "Chunks of paused jobs that nobody is at.", now.held_chunks)
+    yield _gauge("claimed_images", "Images that a worker is at.", now.claimed_images)
+    yield _gauge("claimed_chunks", "Chunks that a worker is at.", now.claimed_chunks)
+    jobs = GaugeMetricFamily("labelmill_jobs", "Jobs that have not finished.", labels=["state"])
+    for state, number in [*now.jobs.items(), ("paused", now.paused_jobs)]:
+        jobs.add_metric([state], number)
+    yield jobs
+
+
+def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
+    def counter(name: str, help_text: str, counted: CounterName, label: str) -> Metric:
+        family = CounterMetricFamily(f"labelmill_{name}", help_text, labels=[label])
+        for value in _LABELS[counted]:
+            family.add_metric([value], sums.get((counted, value), 0.0))
+        return family
+
+    yield counter("images", "Outcomes recorded.", CounterName.IMAGES, "outcome")
+    yield counter("attempts", "Claims on a chunk that ended.", CounterName.ATTEMPTS, "end")
+    yield counter("jobs_finished", "Jobs that finished.", CounterName.JOBS, "state")
+    yield counter("training_runs", "Training runs that ended.", CounterName.TRAINING_RUNS, "state")
+    yield counter(
+        "chunk_stage_seconds",
+        "Spent on chunks that are done, by stage.",
+        CounterName.STAGE_SECONDS,
+        "stage",
+    )
+    buckets: list[tuple[str, float]] = []
+    so_far = 0.0
+    for bound in [*(f"{bound:g}" for bound in BUCKETS), INFINITE]:
+        so_far += sums.get((CounterName.CHUNK_BUCKET, bound), 0.0)
+        buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
+    yield HistogramMetricFamily(
+        "labelmill_chunk_seconds",
+        "From a chunk's message to its outcomes.",
+        buckets=buckets,
+        sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
+    )
+
+
+def _workers(connection: Connection) -> Iterator[Metric]:
+    alive = GaugeMetricFamily(
+        "labelmill_workers", "Workers that gave a sign of life within 30 seconds.", labels=["queue"]
+    )
+    processes = GaugeMetricFamily(
+        "labelmill_worker_processes", "Their processes that are ready for work.", labels=["queue"]
+    )
+    found = workers_by_queue(connection)
+    for queue in QUEUES:
+        number, ready = found.get(queue, (0, 0))
+        alive.add_metric([queue], number)
+        processes.add_metric([queue], ready)
+    yield alive
+    yield processes
+    last = _gauge("training_run_last_end_age_seconds", "Since the latest end of a training run.")
+    if (seconds := last_run_seconds(connection)) is not None:
+        last.add_metric([], seconds)
+    yield last
+
+
+def _gauge(name: str, help_text: str, value: float | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"labelmill_{name}", help_text, value=value)
+
+
+# ---- the broker ---------------------------------------------------------------------------------------
+
+
+def _broker_metrics(settings: Settings) -> Iterator[Metric]:
+    """Raises kombu's OperationalError, redis.RedisError, OSError."""
+    with broker_client(settings) as client:
+        messages = GaugeMetricFamily(
+            "labelmill_broker_messages", "Messages that wait on a queue.", labels=["queue"]
+        )
+        for queue in QUEUES:
+            messages.add_metric([queue], _as_number(client.llen(KEY_PREFIX + queue)))
+        yield messages
+        yield from _server_metrics(client)
+
+
+def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
+    memory: Any = client.info("memory")
+    stats: Any = client.info("stats")
+    yield _gauge("broker_memory_bytes", "Memory that the broker uses.", memory["used_memory"])
+    yield _gauge("broker_memory_max_bytes", "Memory that it may use; 0: no limit.", memory["maxmemory"])
+    yield CounterMetricFamily(
+        "labelmill_broker_evicted_keys",
+        "Keys that it dropped for want of memory: messages are among them.",
+        value=stats["evicted_keys"],
+    )
+
+
+def _as_number(answer: Any) -> int:
+    return int(answer)

@@ -1,0 +1,71 @@
+"""Whether a process of a deployment can do its work, for a health check: quick, and in one sentence."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from jobs.errors import LabelmillError
+from jobs.ledger.workers import WorkerStatus, list_workers
+from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.settings import Settings
+from labelmill.looking import broker_client, ledger_as_it_is
+
+
+class Part(StrEnum):
+    """A process of a deployment."""
+
+    WORKER = "worker"
+    TRAINER = "trainer"
+    BEAT = "beat"
+    PRODUCER = "producer"
+
+
+_QUEUES: Final = {Part.WORKER: CLASSIFY_QUEUE, Part.TRAINER: RETRAIN_QUEUE}
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The answer, and why."""
+
+    ready: bool
+    reason: str
+
+
+def readiness(settings: Settings, part: Part) -> Readiness:
+    """A worker or trainer is ready where this host's has given a sign of life lately and a child process has
+    its model loaded; its sign says that ledger and broker answer. Beat and producers are ready where both
+    answer here. Raises nothing.
+    """
+    try:
+        with ledger_as_it_is(settings) as ledger:
+            ledger.check()
+            if part in _QUEUES:
+                with ledger.reading() as connection:
+                    return _worker(part, list_workers(connection, host=socket.gethostname()))
+        with broker_client(settings) as client:
+            client.ping()
+    except (OperationalError, RedisError) as error:
+        return Readiness(False, f"the broker does not answer: {error}")
+    except (LabelmillError, OSError) as error:
+        return Readiness(False, str(error))
+    return Readiness(True, "ledger and broker answer")
+
+
+def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
+    """Of several on this host, the one that was seen last speaks for them."""
+    mine = [worker for worker in found if worker.queue == _QUEUES[part]]
+    if not mine:
+        return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has said that it is there")
+    last = min(mine, key=lambda worker: worker.seen_seconds)
+    seen = f"{last.name} was seen {last.seen_seconds:.0f} s ago"
+    if not last.alive:
+        return Readiness(False, f"{seen}, and not since")
+    if not last.processes:
+        return Readiness(False, f"{seen}, without a process that has started")
+    return Readiness(True, f"{seen}, with {last.processes} processes")

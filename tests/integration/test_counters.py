@@ -1,0 +1,295 @@
+"""What is counted: once, in the transaction in which it happens, and for good."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import ErrorCode, LeaseLost
+from jobs.ids import new_id
+from jobs.ledger import Ledger, counters
+from jobs.ledger.claims import bury_claim, end_job, release_chunk, withdraw_claim
+from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
+from jobs.ledger.intake import seal_job
+from jobs.ledger.outcomes import Outcome, Spent, record_outcomes
+from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
+from jobs.ledger.runs import cancel_run, claim_run, end_lost_runs, fail_run, interrupt_runs_of, request_run
+from jobs.schema import JobState, RunState, db_now, training_runs
+from jobs.schema import counters as table
+
+
+def counted(ledger: Ledger, name: CounterName) -> dict[str, float]:
+    """The sums of one counter by label."""
+    with ledger.reading() as connection:
+        return {label: value for (each, label), value in totals(connection).items() if each == name}
+
+
+def attempts(ledger: Ledger) -> dict[str, float]:
+    return counted(ledger, CounterName.ATTEMPTS)
+
+
+# ---- images and attempts ------------------------------------------------------------------------------
+
+
+def test_outcomes_are_counted_by_what_came_of_the_image(ledger, make_job, worker):
+    # Given two chunks, when their outcomes are recorded
+    job = make_job([3, 2])
+    worker.work(job.chunks[0])
+    bad = [Outcome("a", None, None, ErrorCode.CORRUPT), Outcome("b", None, None, ErrorCode.QUARANTINED)]
+    worker.work(job.chunks[1], bad)
+
+    # Then each image counts under its code, each attempt and the job under how they ended
+    assert counted(ledger, CounterName.IMAGES) == {"ok": 3, "corrupt": 1, "quarantined": 1}
+    assert attempts(ledger) == {"done": 2}
+    assert counted(ledger, CounterName.JOBS) == {"done": 1}
+
+
+def test_who_lost_the_chunk_counts_nothing(ledger, make_job, new_worker):
+    # Given a worker whose lease ran out, and another that has taken over and finished
+    job = make_job([3])
+    late = new_worker("late").must_claim(job.chunks[0], lease_seconds=-1)
+    new_worker("other").work(job.chunks[0])
+
+    # When the first comes with its outcomes, again and again, as for every copy of a message
+    for _ in range(3):
+        with pytest.raises(LeaseLost):
+            new_worker("late").finish(late)
+
+    # Then all is counted once, and the lease that ran out
+    assert counted(ledger, CounterName.IMAGES) == {"ok": 3}
+    assert attempts(ledger) == {"expired": 1, "done": 1}
+    assert counted(ledger, CounterName.JOBS) == {"done": 1}
+
+
+def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
+    # Given chunks, when their attempts end in every way there is
+    job = make_job([4, 1, 1, 1, 1])
+    for _ in range(2):
+        worker.crash(worker.must_claim(job.chunks[0]))
+    worker.split(worker.must_claim(job.chunks[0]))
+    worker.release(worker.must_claim(job.chunks[1]))
+    worker.must_claim(job.chunks[2], lease_seconds=-1)
+    worker.must_claim(job.chunks[2])
+    token = new_id()
+    worker.must_claim(job.chunks[3])
+    with ledger.transaction() as connection:
+        bury_claim(
+            connection, job.chunks[3].id, owner=worker.name, code=ErrorCode.QUARANTINED, error="it died"
+        )
+        withdraw_claim(connection, job.chunks[3].id, token)  # was never committed
+
+    # Then each is counted once, by how it ended; an attempt that goes on is not counted yet
+    assert attempts(ledger) == {"crashed": 3, "split": 1, "released": 1, "expired": 1}
+
+
+def test_a_release_that_comes_too_late_is_not_counted(ledger, make_job, worker):
+    job = make_job([1])
+    claim = worker.must_claim(job.chunks[0])
+    worker.release(claim)
+    worker.release(claim)
+    worker.crash(claim)
+    assert attempts(ledger) == {"released": 1}
+
+
+def test_jobs_are_counted_once_whatever_comes_after_their_end(ledger, make_job, worker):
+    # Given a job that is cancelled while a worker is at it, one that is sealed when all is done, one of many
+    # errors
+    cancelled = make_job([1])
+    claim = worker.must_claim(cancelled.chunks[0])
+    for _ in range(2):
+        with ledger.transaction() as connection:
+            end_job(connection, cancelled.id, JobState.CANCELLED)
+    worker.finish(claim)
+    early = make_job([1], sealed=False)
+    worker.work(early.chunks[0])
+    with ledger.transaction() as connection:
+        seal_job(connection, early.id, fingerprint=None)
+
+    # Then each is counted once
+    assert counted(ledger, CounterName.JOBS) == {"cancelled": 1, "done": 1}
+
+
+def test_a_transaction_that_rolls_back_counts_nothing(ledger):
+    # Given something that is counted, and goes wrong
+    def stumble() -> None:
+        with ledger.transaction() as connection:
+            count(connection, {(CounterName.IMAGES, "ok"): 1})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stumble()
+
+    # Then it is not counted, nor by the next transaction
+    with ledger.transaction() as connection:
+        count(connection, {(CounterName.IMAGES, "corrupt"): 1})
+    assert counted(ledger, CounterName.IMAGES) == {"corrupt": 1}
+
+
+def test_a_purge_leaves_the_counters_alone(ledger, make_job, worker):
+    # Given a job that is done
+    job = make_job([3])
+    worker.work(job.chunks[0])
+    with ledger.reading() as connection:
+        before = totals(connection)
+
+    # When all of it is removed
+    with ledger.transaction() as connection:
+        assert mark_purged(connection, job.id)
+        delete_predictions(connection, job.id, range(3))
+        delete_chunks(connection, job.id)
+        assert delete_job(connection, job.id)
+
+    # Then what it counted for stays
+    with ledger.reading() as connection:
+        assert totals(connection) == before
+    assert before[CounterName.IMAGES, "ok"] == 3
+
+
+# ---- time ---------------------------------------------------------------------------------------------
+
+
+def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, worker):
+    # Given a chunk, and where its time went
+    job = make_job([1, 1])
+    claim = worker.must_claim(job.chunks[0])
+    with worker.ledger.transaction() as connection:
+        spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
+        record_outcomes(connection, claim, [Outcome("a", "7", 0.5)], None, spent)
+
+    # Then each stage is counted, recording among them, and the whole in one bucket
+    stages = counted(ledger, CounterName.STAGE_SECONDS)
+    assert (stages["read"], stages["decode"]) == (0.5, 1.25)
+    assert 0 < stages["record"] < 30
+    [seconds] = counted(ledger, CounterName.CHUNK_SECONDS).values()
+    assert 2.0 <= seconds < 30
+    assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
+
+    # And a chunk whose time nobody took counts for none of it
+    worker.work(job.chunks[1])
+    assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(0.0, "0.1"), (0.1, "0.1"), (0.11, "0.25"), (60.0, "60"), (60.1, "+Inf")]
+)
+def test_a_chunk_falls_into_the_least_bucket_that_holds_it(seconds, bucket):
+    assert bucket_of(seconds) == bucket
+    assert list(BUCKETS) == sorted(BUCKETS)
+
+
+# ---- training runs ------------------------------------------------------------------------------------
+
+
+def new_run(ledger: Ledger, *, claim: bool = True) -> str:
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+        if claim:
+            assert claim_run(connection, run_id, owner="trainer") is not None
+    return run_id
+
+
+def test_training_runs_are_counted_by_how_they_ended(ledger):
+    # Given a run that fails, one that is cancelled, one whose trainer is told to stop, one whose trainer dies
+    with ledger.transaction() as connection:
+        request_run(connection, new_id(), recipe={})
+        claim = claim_run(connection, connection.scalar(sa.select(training_runs.c.id)), owner="trainer")
+        assert claim is not None
+        fail_run(connection, claim, "no data")
+    cancelled = new_run(ledger, claim=False)
+    with ledger.transaction() as connection:
+        cancel_run(connection, cancelled)
+    new_run(ledger)
+    with ledger.transaction() as connection:
+        interrupt_runs_of(connection, ["trainer"], error="stopped")
+        interrupt_runs_of(connection, ["trainer"], error="stopped")
+    new_run(ledger)
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+        end_lost_runs(connection)
+        end_lost_runs(connection)
+
+    # Then each is counted once
+    assert counted(ledger, CounterName.TRAINING_RUNS) == {
+        RunState.FAILED: 1,
+        RunState.CANCELLED: 1,
+        RunState.INTERRUPTED: 2,
+    }
+
+
+# ---- many at once -------------------------------------------------------------------------------------
+
+
+def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, monkeypatch):
+    # Given workers that all hit the same rows, and note them in different orders
+    monkeypatch.setattr(counters, "SHARDS", 1)
+    names = [f"n{number}" for number in range(8)]
+    start = threading.Barrier(4, timeout=60)
+
+    def work(number: int) -> None:
+        with closing(Ledger(ledger_url)) as own:
+            start.wait()
+            for round_ in range(25):
+                with own.transaction() as connection:
+                    order = names if (number + round_) % 2 else names[::-1]
+                    for name in order:
+                        count(connection, {(CounterName.IMAGES, name): 1})
+
+    # When they count, Then none is told to try again, and nothing is lost
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert counted(ledger, CounterName.IMAGES) == dict.fromkeys(names, 100)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url):
+    # Given many sessions that count the same
+    with closing(Ledger(ledger_url, pooled=False)) as own:
+        for _ in range(SHARDS):
+            with own.transaction() as connection:
+                count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): 1})
+
+    # Then they are spread over rows, whose sum is what counts
+    with ledger.reading() as connection:
+        shards = Counter(connection.scalars(sa.select(table.c.shard)))
+    assert len(shards) > 1
+    assert attempts(ledger) == {"done": SHARDS}
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worker, new_worker, monkeypatch):
+    """A counter is the last lock of a transaction: two that take job and counter in different orders would
+    wait for each other.
+    """
+    # Given one shard, and a worker that gives a chunk back and stops the job in one transaction
+    monkeypatch.setattr(counters, "SHARDS", 1)
+    job = make_job([1, 1])
+    first = worker.must_claim(job.chunks[0])
+    second = new_worker("second")
+    other = second.must_claim(job.chunks[1])
+    halfway, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        with worker.ledger.transaction() as connection:
+            release_chunk(connection, first, error="damaged")
+            halfway.set()
+            assert go_on.wait(60)
+            end_job(connection, job.id, JobState.FAILED, error="damaged")
+
+    # When another one finishes its chunk of the job in the middle of that
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(stop)
+        assert halfway.wait(60)
+        finishing = pool.submit(second.finish, other)
+        finishing.result(60)
+        go_on.set()
+
+        # Then both go through
+        stopping.result(60)
+    assert attempts(ledger) == {"released": 1, "done": 1}

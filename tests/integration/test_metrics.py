@@ -1,0 +1,339 @@
+"""What Prometheus scrapes: it is what ledger and broker hold, costs little, and never fails to come."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger import backlog as backlog_module
+from jobs.ledger.backlog import backlog
+from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, end_job
+from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.outcomes import Outcome, Spent, record_outcomes
+from jobs.ledger.pausing import pause_job
+from jobs.ledger.runs import cancel_run, request_run
+from jobs.ledger.workers import Presence, report_worker
+from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.schema import JobState, chunks, db_now, workers
+from jobs.settings import Settings
+from labelmill import metrics
+from labelmill.metrics import LabelmillCollector
+from tests.scraping import Scrape, collected, exporter, scrape
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+@pytest.fixture
+def look(settings: Settings):
+    """`look()`: a scrape of this test's ledger and broker, without a server."""
+    collector = LabelmillCollector(settings)
+    return lambda: collected(collector)
+
+
+# ---- what is told -------------------------------------------------------------------------------------
+
+
+def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, worker, look):
+    # Given a job of which a chunk is done, one is worked on, one has lost its worker and one waits, and a
+    # paused job of which one is worked on
+    job = make_job([5, 4, 3, 2])
+    worker.work(job.chunks[0])
+    worker.must_claim(job.chunks[1])
+    worker.must_claim(job.chunks[2], lease_seconds=-1)
+    paused = make_job([10, 20])
+    worker.must_claim(paused.chunks[0])
+    make_job([1], sealed=False)
+    with ledger.transaction() as connection:
+        pause_job(connection, paused.id)
+        connection.execute(
+            chunks.update().where(chunks.c.id == job.chunks[3].id).values(created_at=db_now(-90))
+        )
+
+    # When it is scraped
+    now = look()
+
+    # Then each image is counted where it is
+    assert (now["pending_images"], now["pending_chunks"]) == (3 + 2 + 1, 3)
+    assert (now["claimed_images"], now["claimed_chunks"]) == (4 + 10, 2)
+    assert (now["held_images"], now["held_chunks"]) == (20, 1)
+    assert now.by("jobs") == {"running": 1, "receiving": 1, "paused": 1}
+    assert 90 <= now["pending_chunk_oldest_age_seconds"] < 200
+
+
+def test_nothing_waits_where_all_is_done_or_was_stopped(ledger, make_job, worker, look):
+    # Given a job that is done, and one that is stopped while a worker is at it
+    done = make_job([5])
+    worker.work(done.chunks[0])
+    stopped = make_job([4, 3])
+    worker.must_claim(stopped.chunks[0])
+    with ledger.transaction() as connection:
+        end_job(connection, stopped.id, JobState.CANCELLED)
+
+    # Then nothing waits, one is being worked on, and the past is told
+    now = look()
+    for name in ("pending_images", "pending_chunks", "pending_chunk_oldest_age_seconds", "held_images"):
+        assert now[name] == 0, name
+    assert (now["claimed_images"], now["claimed_chunks"]) == (4, 1)
+    assert now.by("jobs") == {}
+    assert now.by("jobs_finished_total") == {"done": 1, "cancelled": 1}
+    assert now.by("images_total") == {"ok": 5}
+    assert now.by("attempts_total") == {"done": 1}
+
+
+def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
+    # Given a chunk that took two seconds, and one that took twenty
+    job = make_job([1, 1])
+    for chunk, seconds in zip(job.chunks, (2.0, 20.0), strict=True):
+        claim = worker.must_claim(chunk)
+        with worker.ledger.transaction() as connection:
+            spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
+            record_outcomes(connection, claim, [Outcome("a", "7", 0.5)], None, spent)
+
+    # Then both are in the buckets above them
+    now = look()
+    buckets = now.by("chunk_seconds_bucket")
+    assert (buckets.get("1.0"), buckets["2.5"], buckets["10.0"], buckets["30.0"], buckets["+Inf"]) == (
+        *(None, 1, 1, 2, 2),
+    )
+    assert now["chunk_seconds_count"] == 2
+    assert 22 <= now["chunk_seconds_sum"] < 40
+    assert now.by("chunk_stage_seconds_total")["decode"] == 11
+
+
+def test_the_champion_is_told_with_what_people_say_of_it(ledger, make_job, champion, look, monkeypatch):
+    # Given a champion, of whose predictions two were corrected and one was confirmed
+    job = make_job([4])
+    labels = [("7", "7"), ("1", "7"), ("2", "7"), ("3", None)]
+
+    def correct(number: int) -> None:
+        label, predicted = labels[number]
+        row = NewCorrection(job.id, number, "a.png", label, predicted, 0.5, champion.id, "0" * 64)
+        with ledger.transaction() as connection:
+            save_corrections(connection, [row])
+
+    correct(0)
+    correct(1)
+
+    # Then its accuracy is told, by its evaluation and by people
+    now = look()
+    assert now.labels("champion_info") == {"model": champion.id, "architecture": "dense"}
+    assert now["champion_accuracy_ratio"] == 0.975
+    assert (now["champion_live_accuracy_ratio"], now["champion_corrections"]) == (0.5, 2)
+
+    # And is not asked for anew at every scrape, but in a while; what got no label is no answer of its
+    correct(2)
+    correct(3)
+    assert look()["champion_corrections"] == 2
+    monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.0)
+    assert look()["champion_corrections"] == 3
+
+
+def test_workers_that_are_there_are_told_by_queue(ledger, look):
+    # Given two workers, one that was not seen for a while, and a trainer
+    with ledger.transaction() as connection:
+        for name, queue, children in [
+            ("a/1", CLASSIFY_QUEUE, ["a/2", "a/3"]),
+            ("b/1", CLASSIFY_QUEUE, ["b/2"]),
+            ("c/1", CLASSIFY_QUEUE, ["c/2"]),
+            ("t/1", RETRAIN_QUEUE, ["t/2"]),
+        ]:
+            report_worker(connection, Presence(name, name[0], queue, children, "0"), up_seconds=1)
+        connection.execute(workers.update().where(workers.c.host == "c").values(seen_at=db_now(-31)))
+
+    # Then those that were seen lately are told, and the processes that are ready
+    now = look()
+    assert now.by("workers") == {CLASSIFY_QUEUE: 2, RETRAIN_QUEUE: 1}
+    assert now.by("worker_processes") == {CLASSIFY_QUEUE: 3, RETRAIN_QUEUE: 1}
+
+
+def test_training_runs_are_told_by_their_end(ledger, look):
+    # Given no run yet, then one that is cancelled
+    assert "training_run_last_end_age_seconds" not in look()
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+        cancel_run(connection, run_id)
+
+    # Then it is told, and how long ago that was
+    now = look()
+    assert now.by("training_runs_total") == {"cancelled": 1}
+    assert 0 <= now["training_run_last_end_age_seconds"] < 60
+
+
+def test_what_waits_in_the_broker_is_told(make_job, bell, look):
+    job = make_job([1, 1])
+    bell.ring(chunk.id for chunk in job.chunks)
+    now = look()
+    assert now.by("broker_messages") == {CLASSIFY_QUEUE: 2}
+    assert now["broker_memory_bytes"] > 100_000
+    assert (now["broker_memory_max_bytes"], now["broker_evicted_keys_total"]) == (0, 0)
+
+
+def test_what_was_never_counted_is_told_as_nothing(look):
+    # Prometheus sees no increase in a counter that begins with its first event.
+    now = look()
+    assert now.by("images_total") == {}
+    for family in now.families:
+        if family.name == "labelmill_images":
+            assert {sample.labels["outcome"] for sample in family.samples} > {"ok", "corrupt"}
+            return
+    pytest.fail("there is no such metric")
+
+
+# ---- what is away -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_broker_that_is_away_costs_its_own_metrics_alone(settings, make_job, short_folder):
+    make_job([3])
+    away = settings.model_copy(update={"broker_url": f"redis+socket://{short_folder}/nobody.sock"})
+    now = collected(LabelmillCollector(away))
+    assert (now["ledger_up"], now["broker_up"], now["pending_images"]) == (1, 0, 3)
+    assert "broker_messages" not in now
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_ledger_that_is_away_costs_its_own_metrics_alone(settings, short_folder, postgresql_server):
+    # Given a ledger that nobody has made, one that is not there, and one that was never migrated
+    nobodys = short_folder / "nobodys" / "ledger.sqlite3"
+    empty = short_folder / "empty.sqlite3"
+    empty.touch()
+    for url in (f"sqlite:///{nobodys}", postgresql_server.url("nowhere"), f"sqlite:///{empty}"):
+        now = collected(LabelmillCollector(settings.model_copy(update={"ledger_url": url})))
+        assert (now["ledger_up"], now["broker_up"]) == (0, 1), url
+        assert "pending_images" not in now
+    # And none was made by looking for it
+    assert not nobodys.exists()
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """Of a server that takes connections and says nothing."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkeypatch):
+    # Given a ledger that takes connections and never answers
+    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.5)
+    mute = settings.model_copy(update={"ledger_url": f"postgresql+psycopg://127.0.0.1:{mute_port}/x"})
+    collector = LabelmillCollector(mute)
+
+    # When it is scraped twice, Then the answer comes in time, with what the broker says
+    began = time.monotonic()
+    for _ in range(2):
+        now = collected(collector)
+        assert (now["ledger_up"], now["broker_up"]) == (0, 1)
+    assert time.monotonic() - began < 4
+
+    # And one thread is at it, not one a scrape
+    assert sum(thread.name == "metrics-ledger" for thread in threading.enumerate()) == 1
+
+
+# ---- the real thing -----------------------------------------------------------------------------------
+
+
+def test_the_exporter_answers_as_a_process(settings, make_job, worker):
+    # Given the exporter, and a job
+    job = make_job([3, 2])
+    with exporter(settings) as port:
+        assert scrape(port)["pending_images"] == 5
+
+        # When a chunk is done, Then the next scrape says so
+        worker.work(job.chunks[0])
+        now = scrape(port)
+        assert (now["pending_images"], now["ledger_up"], now["broker_up"]) == (2, 1, 1)
+        assert now.by("images_total") == {"ok": 3}
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
+    # Given a ledger in which every metric has a value
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+        cancel_run(connection, run_id)
+        row = NewCorrection(run_id, 0, "a.png", "7", "7", 0.5, champion.id, "0" * 64)
+        save_corrections(connection, [row])
+
+    # When all that is told is compared with the document: names, types and labels, Then they are the same
+    rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
+    documented = {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
+    assert documented == set(_told(look()))
+
+
+def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for family in now.families:
+        assert family.documentation
+        name, kind = family.name, family.type
+        if kind == "counter":
+            name += "_total"
+        labels = {label for sample in family.samples for label in sample.labels if label != "le"}
+        yield name, kind, tuple(sorted(labels))
+
+
+# ---- what it costs ------------------------------------------------------------------------------------
+
+
+def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
+    # Given a ledger, and the statements of a scrape as they are sent
+    job = make_job([1, 1])
+    worker.must_claim(job.chunks[0])
+    sent: list[tuple[str, object]] = []
+
+    def note(_conn, _cursor, statement, parameters, _context, _many):
+        sent.append((statement, parameters))
+
+    sa.event.listen(ledger.engine, "before_cursor_execute", note)
+    with ledger.reading() as connection:
+        backlog(connection)
+    sa.event.remove(ledger.engine, "before_cursor_execute", note)
+
+    # When the database is asked how it goes about them, Then it reads chunks and jobs by the small indexes
+    for statement, parameters in sent:
+        plan = plan_of(ledger, statement, parameters)
+        for table, index in (("chunks", "ix_chunks_open"), ("jobs", "ix_jobs_open")):
+            if f"FROM {table}" in statement.replace("\n", " "):
+                assert index in plan, f"{statement}\n{plan}"
+        assert "Seq Scan" not in plan, f"{statement}\n{plan}"
+        assert not re.search(r"SCAN (chunks|jobs)(?! USING)", plan), f"{statement}\n{plan}"
+
+
+def plan_of(ledger: Ledger, statement: str, parameters: object) -> str:
+    with ledger.reading() as connection:
+        if connection.dialect.name == "postgresql":
+            # Of a table with three rows PostgreSQL would read all three.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+            rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+        else:
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return "\n".join(str(tuple(row)) for row in rows)
+
+
+@pytest.mark.parametrize("wanted", [chunk_is_due, chunk_is_in_work])
+def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
+    # Each worker's reconciler asks every two seconds, whatever was done before.
+    with ledger.reading() as connection:
+        query = sa.select(chunks.c.id).where(wanted()).compile(connection)
+        parameters = (
+            query.params
+            if query.positiontup is None
+            else tuple(query.params[name] for name in query.positiontup)
+        )
+    assert "ix_chunks_open" in plan_of(ledger, str(query), parameters)
+
+
+def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
+    assert all(f"'{state}'" in str(backlog_module._UNFINISHED_JOBS) for state in backlog_module.UNFINISHED)
