@@ -6,7 +6,6 @@ The workers have the classifier of the fault tests, which starts in no time (`te
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -28,6 +27,7 @@ from jobs.queue import CLASSIFY_QUEUE
 from tests.console import Home, until
 from tests.faults.mill import Mill
 from tests.faults.pictures import pictures
+from tests.programs import need_program
 from tests.scraping import exporter, scrape
 
 IMAGES = 3_000
@@ -139,14 +139,8 @@ def test_a_worker_is_ready_until_it_stops_or_is_killed(mill: Mill) -> None:
 
 @pytest.fixture
 def prometheus() -> str:
-    """The program. It is no Python package, so a laptop may be without it; CI may not."""
-    found = shutil.which("prometheus")
-    if found is None:
-        missing = "there is no prometheus: apt-get install --no-install-recommends prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
+    """The program."""
+    return need_program("prometheus", package="prometheus")
 
 
 class Prometheus:
