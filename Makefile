@@ -51,10 +51,15 @@ bench: install
 # Pins: hashes and versions, no addresses. For all of Python 3.11 to 3.13 on Linux and macOS.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
           --no-header pyproject.toml
+# CUDA is for the image with a GPU alone: it is as large as all the rest.
 lock: install
-	$(COMPILE) --all-extras --group dev -o requirements/dev.txt
-	$(COMPILE) --extra postgres -o requirements/producer.txt --constraints requirements/dev.txt
-	$(COMPILE) --extra postgres --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
+	$(COMPILE) $(foreach extra,worker local postgres parquet demo otel,--extra $(extra)) --group dev -o requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel -o requirements/producer.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra worker -o requirements/worker.txt --constraints requirements/dev.txt
+	$(COMPILE) --extra postgres --extra otel --extra worker --extra gpu -o requirements/worker-gpu.txt \
+	  --constraints requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
