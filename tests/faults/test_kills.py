@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
-from tests.faults.mill import Mill
+from tests.faults.mill import HEALED_SECONDS, Mill
 from tests.faults.pictures import Picture, pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix, Trials
@@ -52,10 +52,19 @@ def _kill_at_random(
             until(lambda mill=mill, job=job: mill.done(job) > 0, "the first chunk is done")
 
         # when, at any moment, a child or its parent is killed, again and again
-        times = dict.fromkeys(mills, 0)
+        times, claims = dict.fromkeys(mills, 0), dict.fromkeys(mills, 0)
         while killed < trials.wanted and (busy := [mill for mill in mills if not mill.is_over(jobs[mill])]):
             time.sleep(chance.uniform(*pause_seconds) / len(busy))
             mill = chance.choice(busy)
+            # but not while its processes only start: on a machine that is very busy no kill would meet work
+            until(
+                lambda mill=mill, job=jobs[mill], seen=claims[mill]: (
+                    mill.is_over(job) or _claims(mill, job) > seen
+                ),
+                "somebody is at work again",
+                seconds=HEALED_SECONDS,
+            )
+            claims[mill] = _claims(mill, jobs[mill])
             victim = _victim(mill, chance)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
@@ -68,10 +77,15 @@ def _kill_at_random(
             trials.ran(times[mill], mill.judge(job, images))
             assert attempts_are_bounded(mill.url, job), f"seed {seed}"
             met += sum(chunk["attempts"] - 1 for chunk in chunk_rows(mill.url, job))
-    # and kills met chunks, not only processes that were waiting or starting
+    # and kills met chunks, not only processes that were waiting
     assert met > killed // 10, f"{met} of {killed} kills met a chunk; seed {seed}"
     for mill in mills:
         mill.wait_for_silence(orphans=parents[mill] * mill.settings.processes)
+
+
+def _claims(mill: Mill, job: str) -> int:
+    """How often a chunk of the job was claimed so far."""
+    return sum(chunk["attempts"] for chunk in chunk_rows(mill.url, job))
 
 
 def _victim(mill: Mill, chance: random.Random) -> int:
