@@ -14,7 +14,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
-from labelmill.looking import broker_client, ledger_as_it_is
+from labelmill.looking import broker_client, ledger_as_it_is, words_of
 
 
 class Part(StrEnum):
@@ -51,9 +51,9 @@ def readiness(settings: Settings, part: Part) -> Readiness:
         with broker_client(settings) as client:
             client.ping()
     except (OperationalError, RedisError) as error:
-        return Readiness(False, f"the broker does not answer: {error}")
+        return Readiness(False, f"the broker does not answer: {words_of(error, settings)}")
     except (LabelmillError, OSError) as error:
-        return Readiness(False, str(error))
+        return Readiness(False, words_of(error, settings))
     return Readiness(True, "ledger and broker answer")
 
 
