@@ -1,6 +1,7 @@
 """Looking at ledger and broker as they are: nothing is made or migrated, and nobody waits for long.
 
-For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`.
+For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`. What talks to the broker
+is imported where it is needed: it takes as long as all the rest, and a worker's health check asks the ledger alone.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
-import redis
 import sqlalchemy as sa
-from kombu import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    import redis
 
 #: How long a service may take to connect, and to answer; for the ledger, a statement or the wait for a lock.
 ANSWER_SECONDS: Final = 3.0
@@ -71,6 +73,9 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
 
     Raises kombu's OperationalError, redis.RedisError, OSError.
     """
+    import redis
+    from kombu import Connection
+
     options = {
         "max_retries": 1,
         "interval_start": 0,
