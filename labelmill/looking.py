@@ -1,7 +1,7 @@
 """Looking at ledger and broker as they are: nothing is made or migrated, and nobody waits for long.
 
-For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`. What talks to the broker
-is imported where it is needed: it takes as long as all the rest, and a worker's health check asks the ledger alone.
+For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`. What talks to the
+broker is imported where it is needed: a worker's health check asks the ledger alone, and has to be quick.
 """
 
 from __future__ import annotations
