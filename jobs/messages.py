@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from jobs.errors import LabelmillError
 from jobs.ids import is_id
+
+#: Training has a queue and a worker of its own: it takes minutes, and must not hold up images.
+CLASSIFY_QUEUE: Final = "labelmill.classify"
+RETRAIN_QUEUE: Final = "labelmill.retrain"
 
 
 class MessageError(LabelmillError):

@@ -12,6 +12,8 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from jobs.messages import CLASSIFY_QUEUE as CLASSIFY_QUEUE
+from jobs.messages import RETRAIN_QUEUE as RETRAIN_QUEUE
 from jobs.messages import Message
 from jobs.settings import Settings
 
@@ -19,10 +21,6 @@ logger = logging.getLogger(__name__)
 
 CLASSIFY_TASK: Final = "labelmill.classify"
 RETRAIN_TASK: Final = "labelmill.retrain"
-
-#: Training has a queue and a worker of its own: it takes minutes, and must not hold up images.
-CLASSIFY_QUEUE: Final = "labelmill.classify"
-RETRAIN_QUEUE: Final = "labelmill.retrain"
 
 #: All our keys in Redis start with this, so that nobody else's application meets them.
 KEY_PREFIX: Final = "labelmill:"

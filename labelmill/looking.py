@@ -1,6 +1,7 @@
 """Looking at ledger and broker as they are: nothing is made or migrated, and nobody waits for long.
 
-For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`.
+For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`. What talks to the
+broker is imported where it is needed: a worker's health check asks the ledger alone, and has to be quick.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote
 
-import redis
 import sqlalchemy as sa
-from kombu import Connection
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    import redis
 
 #: How long a service may take to connect, and to answer; for the ledger, a statement or the wait for a lock.
 ANSWER_SECONDS: Final = 3.0
@@ -69,6 +73,9 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
 
     Raises kombu's OperationalError, redis.RedisError, OSError.
     """
+    import redis
+    from kombu import Connection
+
     options = {
         "max_retries": 1,
         "interval_start": 0,
@@ -82,3 +89,23 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
         yield redis.Redis(connection_pool=channel.client.connection_pool)
     finally:
         connection.close()
+
+
+def words_of(error: BaseException, settings: Settings) -> str:
+    """What somebody else's error says: its first line, without anything secret that the settings hold."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for url in (settings.ledger_url, settings.broker_url, settings.store_url):
+        for secret in _secrets(url):
+            text = text.replace(secret, "***")
+    return text.rstrip(".")
+
+
+def _secrets(url: str | None) -> set[str]:
+    """The whole URL, and its password in both its forms; nothing where there is no password in it."""
+    try:
+        password = make_url(url).password if url else None
+    except (ArgumentError, ValueError):  # the latter where the port is no number
+        password = None
+    if url is None or not password:
+        return set()
+    return {url, str(password), quote(str(password), safe=""), unquote(str(password))}

@@ -38,7 +38,7 @@ from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
-from labelmill.looking import brief_ledger, broker_client, check_there
+from labelmill.looking import brief_ledger, broker_client, check_there, words_of
 
 #: How long a scrape waits for ledger and broker. Left alone, Prometheus waits for ten seconds.
 PATIENCE_SECONDS: Final = 5.0
@@ -84,8 +84,8 @@ class LabelmillCollector(Collector):
 
     def __init__(self, settings: Settings) -> None:
         self._parts = [
-            _Part("ledger", _LedgerMetrics(settings).read),
-            _Part("broker", lambda: list(_broker_metrics(settings))),
+            _Part("ledger", settings, _LedgerMetrics(settings).read),
+            _Part("broker", settings, lambda: list(_broker_metrics(settings))),
         ]
 
     def describe(self) -> list[Metric]:
@@ -110,8 +110,9 @@ class _Part:
     and nobody is sent after it.
     """
 
-    def __init__(self, name: str, read: Reading) -> None:
+    def __init__(self, name: str, settings: Settings, read: Reading) -> None:
         self.name = name
+        self._settings = settings
         self._read = read
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -141,7 +142,7 @@ class _Part:
             trouble = ""
         except Exception as error:  # whatever a driver raises: the scrape has to be answered
             self._found = None
-            trouble = str(error) or repr(error)
+            trouble = words_of(error, self._settings)
         self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:

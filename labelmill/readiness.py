@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from jobs.errors import LabelmillError
 from jobs.ledger.workers import WorkerStatus, list_workers
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
-from labelmill.looking import broker_client, ledger_as_it_is
+from labelmill.looking import broker_client, ledger_as_it_is, words_of
 
 
 class Part(StrEnum):
@@ -48,12 +45,20 @@ def readiness(settings: Settings, part: Part) -> Readiness:
             if part in _QUEUES:
                 with ledger.reading() as connection:
                     return _worker(part, list_workers(connection, host=socket.gethostname()))
+    except (LabelmillError, OSError) as error:
+        return Readiness(False, words_of(error, settings))
+    return _broker(settings)
+
+
+def _broker(settings: Settings) -> Readiness:
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError
+
+    try:
         with broker_client(settings) as client:
             client.ping()
-    except (OperationalError, RedisError) as error:
-        return Readiness(False, f"the broker does not answer: {error}")
-    except (LabelmillError, OSError) as error:
-        return Readiness(False, str(error))
+    except (OperationalError, RedisError, OSError) as error:
+        return Readiness(False, f"the broker does not answer: {words_of(error, settings)}")
     return Readiness(True, "ledger and broker answer")
 
 

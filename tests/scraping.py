@@ -86,4 +86,4 @@ def exporter(settings: Settings) -> Iterator[int]:
         assert process.poll() is None
     finally:
         process.terminate()
-        process.wait(30)
+        assert process.wait(30) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -29,9 +31,16 @@ def metrics(
     from labelmill.metrics import Exporter
 
     address, port = _address(listen)
+    over = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        over.set()
+
+    # Said aloud: the first process of a container is told nothing by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, end)
     with Exporter(Settings.load(), address=address, port=port) as exporter:
         say(f"metrics at http://{address}:{exporter.port}/metrics; Ctrl-C ends it")
-        threading.Event().wait()
+        over.wait()
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -13,13 +13,14 @@ from typing import Final
 from jobs.settings import Settings
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_settings
-from labelmill.doctor.findings import Area, Finding, Level, words_of
+from labelmill.doctor.findings import Area, Finding, Level
 from labelmill.doctor.home import check_home
 from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.training import check_training
 from labelmill.doctor.work import check_work
+from labelmill.looking import words_of
 
 __all__ = ["Finding", "Level", "examine"]
 

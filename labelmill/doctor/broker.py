@@ -15,8 +15,8 @@ from jobs.ids import new_id
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
-from labelmill.doctor.findings import Area, Finding, words_of
-from labelmill.looking import broker_client
+from labelmill.doctor.findings import Area, Finding
+from labelmill.looking import broker_client, words_of
 
 _area = Area("broker")
 

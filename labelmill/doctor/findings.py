@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import quote, unquote
-
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
-from jobs.settings import Settings
 
 
 class Level(StrEnum):
@@ -56,23 +50,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds:.0f} seconds"
-
-
-def words_of(error: BaseException, settings: Settings) -> str:
-    """What somebody else's error says: its first line, without anything secret that the settings hold."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    for url in (settings.ledger_url, settings.broker_url, settings.store_url):
-        for secret in _secrets(url):
-            text = text.replace(secret, "***")
-    return text.rstrip(".")
-
-
-def _secrets(url: str | None) -> set[str]:
-    """The whole URL, and its password in both its forms; nothing where there is no password in it."""
-    try:
-        password = make_url(url).password if url else None
-    except (ArgumentError, ValueError):  # the latter where the port is no number
-        password = None
-    if url is None or not password:
-        return set()
-    return {url, str(password), quote(str(password), safe=""), unquote(str(password))}

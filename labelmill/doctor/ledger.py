@@ -21,8 +21,8 @@ from jobs.ledger.database import REVISION, revision
 from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.disk import check_space, network_file_system
-from labelmill.doctor.findings import Area, Finding, words_of
-from labelmill.looking import NoLedgerYet, ledger_as_it_is
+from labelmill.doctor.findings import Area, Finding
+from labelmill.looking import NoLedgerYet, ledger_as_it_is, words_of
 
 _area = Area("ledger")
 

@@ -14,9 +14,9 @@ from jobs.model import Model
 from jobs.registry import model_key
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.doctor.findings import Area, Finding, words_of
+from labelmill.doctor.findings import Area, Finding
 from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
-from labelmill.looking import NoLedgerYet
+from labelmill.looking import NoLedgerYet, words_of
 
 _area = Area("models")
 

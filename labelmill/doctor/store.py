@@ -12,7 +12,8 @@ from jobs.ids import new_id
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.doctor.disk import check_space
-from labelmill.doctor.findings import Area, Finding, words_of
+from labelmill.doctor.findings import Area, Finding
+from labelmill.looking import words_of
 
 _area = Area("store")
 

@@ -13,9 +13,9 @@ from jobs.ledger.diagnosis import now
 from jobs.ledger.runs import find_active_run, latest_runs
 from jobs.schema import RunState
 from jobs.settings import Settings
-from labelmill.doctor.findings import Area, Finding, duration, words_of
+from labelmill.doctor.findings import Area, Finding, duration
 from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
-from labelmill.looking import NoLedgerYet
+from labelmill.looking import NoLedgerYet, words_of
 from worker.schedule import beat_schedule
 
 _area = Area("training")

@@ -56,6 +56,18 @@ LAWS: Final = {
         OR (state = 'running' AND (chunks_done = chunks OR submitted_at IS NULL))""",
     "a job that has ended says when": """
         SELECT id FROM jobs WHERE (finished_at IS NULL) <> (state IN ('receiving', 'running'))""",
+    # No equations: what is taken back or purged stays counted.
+    "what was recorded was counted": """
+        SELECT 'images' AS id WHERE (SELECT count(*) FROM predictions) > (
+            SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'images')
+        UNION ALL SELECT c.state FROM chunks c WHERE c.state IN ('done', 'split') GROUP BY c.state
+        HAVING count(*) > (
+            SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'attempts' AND label = c.state)
+        UNION ALL SELECT 'released' WHERE (SELECT coalesce(sum(releases), 0) FROM chunks) > (
+            SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'attempts' AND label = 'released')
+        UNION ALL SELECT j.state FROM jobs j WHERE j.state IN ('done', 'failed', 'cancelled') GROUP BY j.state
+        HAVING count(*) > (
+            SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'jobs' AND label = j.state)""",
     "a label comes from the model that the job is pinned to": """
         SELECT p.job_id AS id FROM predictions p JOIN jobs j ON j.id = p.job_id
         WHERE p.label IS NOT NULL AND p.label <> j.model_id""",

@@ -88,6 +88,7 @@ def _retraining_mutant(name: str, test: str, *changes: Change, database: str = "
 
 
 _CLAIMS: Final = "jobs/ledger/claims.py"
+_COUNTERS: Final = "jobs/ledger/counters.py"
 _ISOLATION: Final = "jobs/ledger/isolation.py"
 _OUTCOMES: Final = "jobs/ledger/outcomes.py"
 _INTAKE: Final = "jobs/ledger/intake.py"
@@ -358,6 +359,25 @@ MUTANTS: Final = (
                 _CLAIMS,
                 "        .with_for_update(skip_locked=True)\n    )\n    drop_chunks(connection, waiting)",
                 "    )\n    drop_chunks(connection, waiting)",
+            ),
+        ),
+        "postgresql",
+    ),
+    Mutant(
+        "counters are locked in any order",
+        ("tests/integration/test_counters.py::test_many_count_at_once_and_nobody_waits_in_a_circle",),
+        (Change(_COUNTERS, "enumerate(sorted(noted.items()))", "enumerate(noted.items())"),),
+        "postgresql",
+    ),
+    Mutant(
+        "a counter is locked before the job",
+        ("tests/integration/test_counters.py::test_who_waits_for_a_counter_holds_all_else_it_needs",),
+        (
+            Change(
+                _COUNTERS,
+                "        noted[key] = noted.get(key, 0.0) + amount\n",
+                "        noted[key] = noted.get(key, 0.0) + amount\n"
+                "    write_counts(connection)\n    noted.clear()\n",
             ),
         ),
         "postgresql",

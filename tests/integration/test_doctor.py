@@ -39,7 +39,8 @@ from labelmill.doctor import configuration, disk, home, training, work
 from labelmill.doctor import ledger as ledger_checks
 from labelmill.doctor import models as model_checks
 from labelmill.doctor import store as store_checks
-from labelmill.doctor.findings import Area, Finding, Level, words_of
+from labelmill.doctor.findings import Area, Finding, Level
+from labelmill.looking import words_of
 from tests.conftest import Broker, PostgresqlServer
 from worker.reconcile import Reconciler
 
