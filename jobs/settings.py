@@ -32,12 +32,43 @@ TIME_LIMIT_SHARE: Final = 0.85
 #: ledger's lease is what decides and a second delivery is only noise.
 VISIBILITY_LEASES: Final = 4
 
+#: Settings with a password in them. Each may be in a file instead, which LABELMILL_<NAME>_FILE names: what is
+#: in a container's environment is shown to everybody who may look at containers.
+SECRETS: Final = ("ledger_url", "broker_url", "store_url")
+
 
 def _home(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{path} names a user who has no home here") from None
+
+
+def known_variables() -> set[str]:
+    """The names of all environment variables that are read."""
+    names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    return names | {f"{ENV_PREFIX}{name.upper()}_FILE" for name in SECRETS}
+
+
+def _secrets_in_files() -> dict[str, str]:
+    """What the files say that `LABELMILL_<NAME>_FILE` name. Raises SettingsError."""
+    found = {}
+    for name in SECRETS:
+        variable = ENV_PREFIX + name.upper()
+        path = os.environ.get(f"{variable}_FILE")
+        if not path:
+            continue
+        if os.environ.get(variable):
+            raise SettingsError(f"{variable} and {variable}_FILE are both set: unset one of them.")
+        try:
+            found[name] = Path(path).read_text("utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"{variable}_FILE: {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"{variable}_FILE: {path} is no text") from None
+        if not found[name]:
+            raise SettingsError(f"{variable}_FILE: {path} is empty")
+    return found
 
 
 def _split(value: object) -> object:
@@ -192,9 +223,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
-        """Reads the environment. Raises SettingsError naming each setting that is wrong, and why."""
+        """Reads the environment, and the files it names for secrets. Raises SettingsError naming each setting
+        that is wrong, and why.
+        """
         try:
-            return cls(**overrides)  # type: ignore[arg-type]
+            return cls(**(_secrets_in_files() | overrides))  # type: ignore[arg-type]
         except ValidationError as error:
             lines = []
             for problem in error.errors():
@@ -294,8 +327,10 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for the processes the local stack starts."""
-        return {
+        values = {
             ENV_PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }
+        # The files were read: what they name must not be read beside it.
+        return values | {f"{ENV_PREFIX}{name.upper()}_FILE": "" for name in SECRETS}

@@ -46,5 +46,6 @@ def worker(
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=processes or settings.processes, name="worker", loglevel=loglevel
         )
-    # In place of this process: signals of whoever supervises it reach Celery itself.
-    os.execve(command[0], command, os.environ | settings.environment())  # noqa: S606 -- our own command line
+    # In place of this process: signals of whoever supervises it reach Celery itself. It reads the same
+    # environment again, so a secret that is in a file stays there.
+    os.execv(command[0], command)  # noqa: S606 -- our own command line

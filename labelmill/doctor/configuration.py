@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from jobs.queue import make_app
-from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings
+from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, known_variables
 from labelmill.doctor.findings import Area, Finding
 
 _area = Area("settings")
@@ -82,7 +82,7 @@ def _chunk_images(settings: Settings) -> Finding:
 
 
 def _names() -> Finding:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = known_variables()
     unknown = sorted({name for name in os.environ if name.upper().startswith(ENV_PREFIX)} - known)
     # What is not in capitals is a setting all the same: names are read without regard to them.
     unknown = [name for name in unknown if name.upper() not in known]

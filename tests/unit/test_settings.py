@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 
 from jobs.errors import SettingsError
 from jobs.limits import ArchiveLimits, ImageLimits, JobLimits
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.settings import ENV_PREFIX, SECRETS, Settings
 from jobs.store import Store
 
 
@@ -264,6 +264,70 @@ def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch,
         monkeypatch.setenv(name, value)
 
     # Then it has the same
+    assert Settings.load() == settings
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
+    # Given a file as an editor leaves it, with a line's end
+    urls = {
+        "ledger_url": "postgresql+psycopg://user:secret@host/db",
+        "broker_url": "redis://:secret@host:6379/0",
+        "store_url": "s3://key:secret@bucket",
+    }
+    (tmp_path / name).write_text(urls[name] + "\n")
+    setenv(**{f"{name.upper()}_FILE": str(tmp_path / name)})
+
+    # When the settings are read, then that is what it is set to
+    assert getattr(Settings.load(), name) == urls[name]
+
+    # and what a program sets goes before it
+    assert getattr(Settings.load(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xff\xfe", "is no text"),
+    ],
+)
+def test_a_file_without_a_secret_is_named(setenv, tmp_path, content, words):
+    path = tmp_path / "url"
+    if content is not None:
+        path.write_bytes(content)
+    setenv(BROKER_URL_FILE=str(path))
+    with pytest.raises(SettingsError, match=f"^LABELMILL_BROKER_URL_FILE: {path} {words}$"):
+        Settings.load()
+
+
+def test_what_a_file_says_is_checked_and_not_shown(setenv, tmp_path):
+    (tmp_path / "url").write_text("amqp://:secret@host")
+    setenv(BROKER_URL_FILE=str(tmp_path / "url"))
+    with pytest.raises(SettingsError, match=r"^LABELMILL_BROKER_URL: ") as wrong:
+        Settings.load()
+    assert "secret" not in str(wrong.value)
+
+
+def test_a_secret_and_a_file_with_it_are_one_too_many(setenv, tmp_path):
+    setenv(BROKER_URL="redis://:old@host", BROKER_URL_FILE=str(tmp_path / "new"))
+    with pytest.raises(SettingsError, match="BROKER_URL and LABELMILL_BROKER_URL_FILE are both set"):
+        Settings.load()
+
+
+def test_the_processes_of_a_stack_do_not_read_a_secrets_file_again(setenv, monkeypatch, tmp_path):
+    # Given a stack whose broker is in a file
+    (tmp_path / "url").write_text("redis://:secret@host:6379/0")
+    setenv(BROKER_URL_FILE=str(tmp_path / "url"))
+    settings = Settings.load()
+
+    # When its processes read what they are given, with what they inherit
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    # Then they have the same settings
     assert Settings.load() == settings
 
 
