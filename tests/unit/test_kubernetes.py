@@ -1,5 +1,5 @@
-"""What is in deploy/kubernetes: rendered by kustomize, as kubectl does it, and held to Kubernetes' schemas, to
-the code, to docker-compose.yml and to what docs/kubernetes.md promises. No cluster is needed.
+"""What is in deploy/kubernetes: rendered by kustomize, as kubectl does it, and held to Kubernetes' schemas,
+to the code, to docker-compose.yml and to what docs/kubernetes.md promises. No cluster is needed.
 """
 
 from __future__ import annotations
