@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from itertools import product
@@ -49,11 +50,7 @@ Object = dict[str, Any]
 
 def render(overlay: str, components: tuple[str, ...], folder: Path) -> list[Object]:
     """All objects of an installation, made as docs/kubernetes.md says: by a kustomization of one's own."""
-    kustomize = shutil.which("kustomize")
-    if kustomize is None:
-        told = "kustomize is not installed: apt-get install kustomize"
-        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
-    above = os.path.relpath(KUBERNETES.resolve(), folder.resolve())
+    above = _way_to_ours(folder)
     (folder / "kustomization.yaml").write_text(
         yaml.safe_dump(
             {
@@ -62,6 +59,20 @@ def render(overlay: str, components: tuple[str, ...], folder: Path) -> list[Obje
             }
         )
     )
+    return build(folder)
+
+
+def _way_to_ours(folder: Path) -> str:
+    # kustomize takes no absolute path.
+    return os.path.relpath(KUBERNETES.resolve(), folder.resolve())
+
+
+def build(folder: Path) -> list[Object]:
+    """What kustomize makes of the kustomization in a folder."""
+    kustomize = shutil.which("kustomize")
+    if kustomize is None:
+        told = "kustomize is not installed: apt-get install kustomize"
+        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
     done = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # what will not be understood for much longer
@@ -287,13 +298,13 @@ def test_nobody_has_a_token_for_the_cluster(objects: list[Object]) -> None:
 def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[Object]) -> None:
     dockerfile = (PROJECT / "Dockerfile").read_text()
     [user] = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
-    [home] = re.findall(r"LABELMILL_HOME=(\S+)", dockerfile)
-    cache = str(Settings(home=Path(home)).cache_dir)
     for pod in ours(objects).values():
         assert pod["spec"]["securityContext"]["runAsUser"] == int(user)
         assert pod["spec"]["securityContext"]["fsGroup"] == int(user)  # or it could not read the secrets
         empty = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
         [container] = pod["spec"]["containers"]
+        home = environment(objects, container)[f"{ENV_PREFIX}HOME"]
+        cache = str(Settings(home=Path(home)).cache_dir)
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert {mounts[cache], mounts["/tmp"]} <= empty
 
@@ -411,17 +422,21 @@ def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
 # ---- the same as elsewhere ----------------------------------------------------------------------------
 
 
-def test_images_and_commands_are_those_of_the_compose_file(objects: list[Object]) -> None:
+def test_images_and_commands_are_those_of_the_compose_file(
+    installation: tuple[str, tuple[str, ...]], objects: list[Object]
+) -> None:
+    _, components = installation
     there = ours(objects)
     services = {
         name: service
         for name, service in COMPOSE["services"].items()
-        if service.get("image", "").startswith("labelmill-") and name != "producer"
+        if service.get("image", "").startswith("labelmill-") and "profiles" not in service
     }
     assert set(services) <= set(there)
     for name, service in services.items():
         [container] = there[name]["spec"]["containers"]
-        assert container["image"].partition(":")[0] == service["image"], name
+        variant = "-gpu" if name == "worker" and "gpu" in components else ""
+        assert container["image"].partition(":")[0] == service["image"] + variant, name
         assert container.get("command") == service.get("entrypoint"), name
         assert container.get("args") == service["command"], name
     for name in set(workloads(objects)) - set(there):
@@ -724,3 +739,28 @@ def test_the_document_names_every_secret_overlay_and_component(objects: list[Obj
         assert f"{folder.parent.name}/{folder.name}" in text, folder
     for name in workloads(objects):
         assert f"`{name}`" in text, name
+
+
+def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
+    # Given the one that the document shows, with all the patches it shows elsewhere
+    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)]
+    [shown] = [block for block in blocks if "# kustomization.yaml" in block]
+    patches = [block for block in blocks if block.lstrip().startswith("patches:")]
+    assert len(patches) == 2
+    own = yaml.safe_load(shown.replace("labelmill/deploy/kubernetes", _way_to_ours(tmp_path)))
+    own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+
+    # When kustomize makes it
+    objects = build(tmp_path)
+
+    # Then images come from the registry, the setting is there, and the patches have been applied
+    for _, container in containers(objects):
+        assert container["image"].startswith("registry.example.org/labelmill-")
+    [settings] = of_kind(objects, "ConfigMap")
+    assert settings["data"] == {"LABELMILL_LEASE_SECONDS": "60", "LABELMILL_RETRAIN_CRON": "30 2 * * 6"}
+    [scaled] = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"
+    assert workloads(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] == 270
+    assert of_kind(objects, "ServiceMonitor")
