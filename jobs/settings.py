@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
+from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
@@ -140,7 +141,7 @@ class Settings(BaseSettings):
         "after this time.",
     )
     processes: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=usable_cores,
         ge=1,
         le=1024,
         description="How many processes of a worker classify, each with its own model. "

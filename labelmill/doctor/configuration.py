@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
+from jobs.cores import usable_cores
 from jobs.queue import make_app
 from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, known_variables
 from labelmill.doctor.findings import Area, Finding
@@ -130,12 +131,6 @@ def _processes(settings: Settings) -> Finding:
         f"{settings.processes} processes on {cores} cores: they only take each other's time and memory",
         fix=f"{ENV_PREFIX}PROCESSES={cores}",
     )
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    # Linux: a container or taskset may leave it fewer than there are.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory(settings: Settings) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cores import usable_cores
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.stack import broker_answers
 from tests.console import (
@@ -34,7 +34,7 @@ def test_the_parent_has_no_tensorflow_and_each_child_has_its_own(stack: Home, fe
     assert len(parents) == 3
     assert not any(map(has_tensorflow, parents))
     classifying = [pid for pid in children if "labelmill.classify" in _command(pid)]
-    assert len(classifying) == (os.cpu_count() or 1)
+    assert len(classifying) == usable_cores()
     until(lambda: all(map(has_tensorflow, classifying)), "all children are warm")
 
 

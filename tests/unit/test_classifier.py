@@ -188,7 +188,7 @@ def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
 from pathlib import Path
 from jobs.model import MNIST_INPUT
 from worker.predicting.classifier import Classifier, configure_threads
-from worker.predicting.runtime import tf, usable_cores
+from worker.predicting.runtime import tf
 import numpy as np
 configure_threads(1000)
 configure_threads(1000)

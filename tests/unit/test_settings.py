@@ -10,6 +10,7 @@ import pytest
 from kombu.utils.url import parse_url
 from sqlalchemy.engine import make_url
 
+from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.limits import ArchiveLimits, ImageLimits, JobLimits
 from jobs.settings import ENV_PREFIX, SECRETS, Settings
@@ -57,7 +58,7 @@ def test_without_a_setting_everything_is_embedded(monkeypatch, tmp_path):
 
     # And the rest is what it is documented to be
     assert (settings.chunk_images, settings.lease_seconds, settings.mnist_dir) == (2048, 60.0, None)
-    assert settings.processes == os.cpu_count()
+    assert settings.processes == usable_cores()
     assert settings.retrain_cron == "0 3 * * 0"
 
 

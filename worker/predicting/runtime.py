@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jobs.cores import usable_cores
+
 # Keras reads keras.json from this folder and writes one where there is none. On the null device it can do
 # neither: a file in someone's home can't change our number formats, and nothing is left behind there.
 os.environ.setdefault("KERAS_HOME", os.devnull)
@@ -67,14 +69,7 @@ with _without_noise(), _without_extras():
     import keras
     import tensorflow as tf
 
-__all__ = ["configure_threads", "keras", "tf", "usable_cores"]
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on: fewer than the machine has where it is confined to some."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+__all__ = ["configure_threads", "keras", "tf"]
 
 
 def configure_threads(processes: int) -> None:

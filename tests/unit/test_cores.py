@@ -1,0 +1,43 @@
+"""How many cores there are to share: the machine's, or those that a container may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import cores
+from jobs.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("limit", "there_are"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),  # a part of a core counts as one
+        ("10000 100000", 1),
+        ("1600000 100000", 8),  # more than the machine has
+        ("", 8),
+    ],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, there_are: int
+) -> None:
+    # Given a machine of eight cores, and what Linux says of the container's share of it
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(cores, "_CONTAINER_CORES", tmp_path / "cpu.max")
+
+    # Then that many processes classify where nothing else is set
+    assert cores.usable_cores() == there_are
+    assert Settings().processes == there_are
+
+
+def test_without_a_container_it_is_the_cores_this_process_may_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5, 6}, raising=False)
+    monkeypatch.setattr(cores, "_CONTAINER_CORES", tmp_path / "cpu.max")
+    assert cores.usable_cores() == 3

@@ -1,0 +1,763 @@
+"""What is in deploy/kubernetes: rendered by kustomize, as kubectl does it, and held to Kubernetes' schemas,
+to the code, to docker-compose.yml and to what docs/kubernetes.md promises. No cluster is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from jobs.settings import ENV_PREFIX, Settings, known_variables
+from labelmill.cli import COMMANDS, load_command
+from tests.programs import need_program
+
+PROJECT: Final = Path(__file__).parents[2]
+KUBERNETES: Final = PROJECT / "deploy" / "kubernetes"
+COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
+
+#: Those that are put in by whoever wants them; the others are each a part of an overlay.
+WANTED: Final = ("gpu", "keda", "prometheus")
+
+#: An overlay, and what is added to it: nothing, one component, all of them.
+INSTALLATIONS: Final = list(product(("local", "production"), [(), *((name,) for name in WANTED), WANTED]))
+
+#: The oldest Kubernetes that docs/kubernetes.md promises, and the newest there is a schema for.
+VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
+
+#: What a process of a worker reached on MNIST, measured.
+PROCESS_BYTES: Final = 650 * 2**20
+
+#: Objects of others, whose schemas are not among Kubernetes' own.
+CUSTOM: Final = ("ScaledObject", "ServiceMonitor")
+
+Object = dict[str, Any]
+
+# ---- rendering ----------------------------------------------------------------------------------------
+
+
+def render(overlay: str, components: tuple[str, ...], folder: Path) -> list[Object]:
+    """All objects of an installation, made as docs/kubernetes.md says: by a kustomization of one's own."""
+    above = _way_to_ours(folder)
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "resources": [f"{above}/overlays/{overlay}"],
+                "components": [f"{above}/components/{name}" for name in components],
+            }
+        )
+    )
+    return build(folder)
+
+
+def _way_to_ours(folder: Path) -> str:
+    # kustomize takes no absolute path.
+    return os.path.relpath(KUBERNETES.resolve(), folder.resolve())
+
+
+def build(folder: Path) -> list[Object]:
+    """What kustomize makes of the kustomization in a folder."""
+    kustomize = need_program("kustomize", package="kustomize")
+    done = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr  # what will not be understood for much longer
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+@pytest.fixture(scope="module", params=INSTALLATIONS, ids=lambda made: "+".join((made[0], *made[1])))
+def installation(request: pytest.FixtureRequest) -> tuple[str, tuple[str, ...]]:
+    """An overlay's name, and the components that were added to it."""
+    made: tuple[str, tuple[str, ...]] = request.param
+    return made
+
+
+@pytest.fixture(scope="module")
+def objects(
+    installation: tuple[str, tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> list[Object]:
+    """All objects of an installation."""
+    return render(*installation, tmp_path_factory.mktemp("installation"))
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    [found] = [each for each in of_kind(objects, kind) if each["metadata"]["name"] == name]
+    return found
+
+
+def workloads(objects: list[Object]) -> dict[str, Object]:
+    """The pod of each Deployment, StatefulSet and Job, by its name."""
+    found = of_kind(objects, "Deployment", "StatefulSet", "Job")
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in found}
+
+
+def ours(objects: list[Object]) -> dict[str, Object]:
+    """Those that run an image of ours."""
+    return {
+        name: pod
+        for name, pod in workloads(objects).items()
+        if pod["spec"]["containers"][0]["image"].startswith("labelmill-")
+    }
+
+
+def containers(objects: list[Object]) -> Iterator[tuple[Object, Object]]:
+    """Each container, also of those that run before the others, with its pod's spec."""
+    for pod in workloads(objects).values():
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+            yield pod["spec"], container
+
+
+def environment(objects: list[Object], container: Object) -> dict[str, str]:
+    """A container's settings: its own, and those of the ConfigMaps it names."""
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        if reference := source.get("configMapRef"):
+            found |= named(objects, "ConfigMap", reference["name"])["data"]
+    return found | {each["name"]: each.get("value", "") for each in container.get("env", [])}
+
+
+def quantity(text: str | int) -> float:
+    """Kubernetes' numbers: cores, or bytes."""
+    number, unit = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|)", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * {"": 1, "m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[unit]
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in an object."""
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+# ---- what Kubernetes and others say -------------------------------------------------------------------
+
+
+def test_every_component_is_rendered_here() -> None:
+    there_are = {folder.name for folder in (KUBERNETES / "components").iterdir()}
+    in_overlays = {
+        Path(name).name
+        for path in (KUBERNETES / "overlays").glob("*/kustomization.yaml")
+        for name in yaml.safe_load(path.read_text()).get("components", [])
+    }
+    assert there_are == in_overlays | set(WANTED)
+    assert {folder.name for folder in (KUBERNETES / "overlays").iterdir()} == {
+        overlay for overlay, _ in INSTALLATIONS
+    }
+
+
+def test_every_object_is_one_that_kubernetes_takes(objects: list[Object]) -> None:
+    for each, version in product(objects, VERSIONS):
+        if each["kind"] not in CUSTOM:
+            # Strictly: a mistyped field is an error, where Kubernetes would drop it without a word.
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+#: The fields that a ScaledObject may have here, as KEDA 2.14 and later have them (keda.sh/v1alpha1).
+SCALED_OBJECT: Final = {
+    "scaleTargetRef": {"apiVersion": str, "kind": str, "name": str, "envSourceContainerName": str},
+    "pollingInterval": int,
+    "cooldownPeriod": int,
+    "initialCooldownPeriod": int,
+    "idleReplicaCount": int,
+    "minReplicaCount": int,
+    "maxReplicaCount": int,
+    "fallback": {"failureThreshold": int, "replicas": int, "behavior": str},
+    "advanced": {
+        "restoreToOriginalReplicaCount": bool,
+        # As in a HorizontalPodAutoscaler: the test below has Kubernetes' schema look at it.
+        "horizontalPodAutoscalerConfig": {"name": str, "behavior": dict},
+    },
+    "triggers": [
+        {
+            "type": str,
+            "name": str,
+            "metricType": str,
+            "useCachedMetrics": bool,
+            # Every value of a trigger's is a text, numbers too.
+            "metadata": {
+                "url": str,
+                "format": str,
+                "valueLocation": str,
+                "targetValue": str,
+                "activationTargetValue": str,
+                "unsafeSsl": str,
+                "timeout": str,
+            },
+        }
+    ],
+}
+
+#: And a ServiceMonitor, as the Prometheus operator has them (monitoring.coreos.com/v1).
+SERVICE_MONITOR: Final = {
+    "selector": {"matchLabels": dict},
+    "namespaceSelector": {"matchNames": list},
+    "endpoints": [{"port": str, "path": str, "scheme": str, "interval": str, "scrapeTimeout": str}],
+}
+
+
+def check_fields(value: Any, known: Any, where: str) -> None:
+    if isinstance(known, dict):
+        assert isinstance(value, dict), where
+        for name, each in value.items():
+            assert name in known, f"{where}: there is no {name}"
+            check_fields(each, known[name], f"{where}.{name}")
+    elif isinstance(known, list):
+        assert isinstance(value, list), where
+        for each in value:
+            check_fields(each, known[0], where)
+    else:
+        assert type(value) is known, f"{where} is {value!r}"
+
+
+def test_a_scaled_object_is_one_that_keda_takes(objects: list[Object]) -> None:
+    for each in of_kind(objects, "ScaledObject"):
+        assert each["apiVersion"] == "keda.sh/v1alpha1"
+        spec = each["spec"]
+        check_fields(spec, SCALED_OBJECT, "spec")
+        [trigger] = spec["triggers"]
+        assert trigger["type"] == "metrics-api"
+        assert trigger["metricType"] == "AverageValue"  # or every worker would count for all images
+        assert trigger["metadata"]["format"] == "prometheus"
+        assert float(trigger["metadata"]["targetValue"]) > 0
+        autoscaler = {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "worker"},
+            "spec": {
+                "scaleTargetRef": {"kind": "Deployment", "name": "worker"},
+                "maxReplicas": spec["maxReplicaCount"],
+                "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
+            },
+        }
+        kubernetes_validate.validate(autoscaler, VERSIONS[-1], strict=True)
+
+
+def test_a_service_monitor_is_one_that_the_operator_takes(objects: list[Object]) -> None:
+    for each in of_kind(objects, "ServiceMonitor"):
+        assert each["apiVersion"] == "monitoring.coreos.com/v1"
+        check_fields(each["spec"], SERVICE_MONITOR, "spec")
+
+
+def test_everything_is_in_the_one_namespace(objects: list[Object]) -> None:
+    [namespace] = of_kind(objects, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for each in objects:
+        if each is not namespace:
+            assert each["metadata"].get("namespace") == namespace["metadata"]["name"], each["metadata"]
+
+
+# ---- what a container may -----------------------------------------------------------------------------
+
+
+def test_no_container_may_do_more_than_it_has_to(objects: list[Object]) -> None:
+    for pod, container in containers(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+
+
+def test_nobody_has_a_token_for_the_cluster(objects: list[Object]) -> None:
+    for pod in workloads(objects).values():
+        assert pod["spec"]["automountServiceAccountToken"] is False
+    for account in of_kind(objects, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+    for pod in ours(objects).values():
+        assert named(objects, "ServiceAccount", pod["spec"]["serviceAccountName"])
+
+
+def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[Object]) -> None:
+    dockerfile = (PROJECT / "Dockerfile").read_text()
+    [user] = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
+    for pod in ours(objects).values():
+        assert pod["spec"]["securityContext"]["runAsUser"] == int(user)
+        assert pod["spec"]["securityContext"]["fsGroup"] == int(user)  # or it could not read the secrets
+        empty = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
+        [container] = pod["spec"]["containers"]
+        home = environment(objects, container)[f"{ENV_PREFIX}HOME"]
+        cache = str(Settings(home=Path(home)).cache_dir)
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert {mounts[cache], mounts["/tmp"]} <= empty
+
+
+def test_every_container_has_limits(objects: list[Object]) -> None:
+    for pod, container in containers(objects):
+        resources = container["resources"]
+        for what in ("cpu", "memory"):
+            request, limit = resources["requests"][what], resources["limits"][what]
+            assert 0 < quantity(request) <= quantity(limit), (container["name"], what)
+        for volume in pod["volumes"]:
+            if "emptyDir" in volume:
+                assert volume["emptyDir"]["sizeLimit"], volume
+
+
+def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_each(objects: list[Object]) -> None:
+    [container] = workloads(objects)["worker"]["spec"]["containers"]
+    [processes] = [each for each in container["env"] if each["name"] == f"{ENV_PREFIX}PROCESSES"]
+    limits = container["resources"]["limits"]
+    if "nvidia.com/gpu" in limits:
+        assert processes == {"name": f"{ENV_PREFIX}PROCESSES", "value": "1"}
+        assert quantity(limits["nvidia.com/gpu"]) == 1
+        count = 1.0
+    else:
+        # Left out it were a process a core of the node, which may have far more than the limit.
+        assert processes["valueFrom"]["resourceFieldRef"] == {
+            "containerName": container["name"],
+            "resource": "limits.cpu",
+        }
+        count = quantity(limits["cpu"])
+    # docs/settings.md: up to 8 bytes a pixel for a moment.
+    largest = Settings().max_image_pixels * 8
+    assert count * (PROCESS_BYTES + largest) <= quantity(limits["memory"])
+    assert count * PROCESS_BYTES <= quantity(container["resources"]["requests"]["memory"])
+
+
+# ---- when it starts and stops -------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_told_to_stop_has_time_for_its_chunk(
+    objects: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = workloads(objects)["worker"]["spec"]
+    [container] = pod["containers"]
+    lease = environment(objects, container)[f"{ENV_PREFIX}LEASE_SECONDS"]
+    monkeypatch.setenv(f"{ENV_PREFIX}LEASE_SECONDS", lease)
+    settings = Settings.load()
+    # Five seconds for the processes to end. Longer than Redis waits makes no sense: the message has another
+    # worker then.
+    assert settings.time_limit + 5 <= pod["terminationGracePeriodSeconds"] < settings.visibility_timeout
+
+
+def test_all_have_the_same_settings_and_they_are_sound(
+    objects: list[Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = of_kind(objects, "ConfigMap")
+    assert len(maps) == 1
+    for name, value in maps[0]["data"].items():
+        monkeypatch.setenv(name, value)
+    Settings.load()
+    for pod in ours(objects).values():
+        [container] = pod["spec"]["containers"]
+        assert {"configMapRef": {"name": maps[0]["metadata"]["name"]}} in container["envFrom"]
+    # A changed setting is another name, and so other pods.
+    assert re.fullmatch(r"labelmill-\w{10}", maps[0]["metadata"]["name"])
+
+
+def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
+    for deployment in of_kind(objects, "Deployment", "StatefulSet"):
+        name = deployment["metadata"]["name"]
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        probes = {kind: container[kind] for kind in container if kind.endswith("Probe")}
+        if name == "producer":  # nothing runs in it but what somebody types
+            assert not probes
+            continue
+        # Whether ledger and broker answer says nothing of beat.
+        liveness = set() if name == "beat" else {"livenessProbe"}
+        assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
+        for kind, probe in probes.items():
+            if name in ("worker", "trainer", "beat"):
+                assert probe["exec"]["command"] == ["labelmill", "ready", name]
+                # A Python starts in a second, or in several where all cores have work.
+                assert probe["timeoutSeconds"] >= 10
+                assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
+        if name in ("worker", "trainer"):
+            # While ledger or broker are away nobody is ready; that must not be what ends them.
+            probe = probes["livenessProbe"]
+            assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
+
+
+def test_one_beat_and_one_trainer_at_a_time(objects: list[Object]) -> None:
+    for name in ("beat", "trainer"):
+        spec = named(objects, "Deployment", name)["spec"]
+        assert spec["replicas"] == 1
+        assert spec["strategy"] == {"type": "Recreate"}
+
+
+def test_nobody_starts_before_the_migration(objects: list[Object]) -> None:
+    for name, pod in ours(objects).items():
+        first = [each["name"] for each in pod["spec"].get("initContainers", [])]
+        assert first == ([] if name == "migrate" else ["wait"]), name
+
+
+def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
+    [budget] = of_kind(objects, "PodDisruptionBudget")
+    # With minAvailable a node with the only worker could never be emptied.
+    assert budget["spec"]["maxUnavailable"] == "25%"
+    spread = workloads(objects)["worker"]["spec"]["topologySpreadConstraints"]
+    assert {each["topologyKey"] for each in spread} == {
+        "kubernetes.io/hostname",
+        "topology.kubernetes.io/zone",
+    }
+
+
+# ---- the same as elsewhere ----------------------------------------------------------------------------
+
+
+def test_images_and_commands_are_those_of_the_compose_file(
+    installation: tuple[str, tuple[str, ...]], objects: list[Object]
+) -> None:
+    _, components = installation
+    there = ours(objects)
+    services = {
+        name: service
+        for name, service in COMPOSE["services"].items()
+        if service.get("image", "").startswith("labelmill-") and "profiles" not in service
+    }
+    assert set(services) <= set(there)
+    for name, service in services.items():
+        [container] = there[name]["spec"]["containers"]
+        variant = "-gpu" if name == "worker" and "gpu" in components else ""
+        assert container["image"].partition(":")[0] == service["image"] + variant, name
+        assert container.get("command") == service.get("entrypoint"), name
+        assert container.get("args") == service["command"], name
+    for name in set(workloads(objects)) - set(there):
+        [container] = workloads(objects)[name]["spec"]["containers"]
+        assert container["image"] == COMPOSE["services"][name]["image"]
+
+
+def test_our_images_are_of_this_version(objects: list[Object]) -> None:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    for _, container in containers(objects):
+        name, _, tag = container["image"].partition(":")
+        assert tag == (version if name.startswith("labelmill-") else tag), container["image"]
+        assert tag not in ("", "latest")
+
+
+def test_every_setting_that_is_named_exists(objects: list[Object]) -> None:
+    for _, container in containers(objects):
+        for name in environment(objects, container):
+            assert name in known_variables() or not name.startswith(ENV_PREFIX), name
+
+
+def _typed(objects: list[Object]) -> Iterator[list[str]]:
+    """Every command line of ours that is run in a pod, without `labelmill`."""
+    for _, container in containers(objects):
+        if not container["image"].startswith("labelmill-"):
+            continue
+        lines = [container.get("command", ["labelmill"]) + container.get("args", [])]
+        lines += [
+            container[kind]["exec"]["command"]
+            for kind in container
+            if kind.endswith("Probe") and "exec" in container[kind]
+        ]
+        for line in lines:
+            if line[0] == "labelmill":
+                yield line[1:]
+            elif line[:2] == ["sh", "-c"]:
+                yield from (shlex.split(found) for found in re.findall(r"\blabelmill ([\w -]+)", line[2]))
+
+
+#: Commands that another change brings.
+PROMISED: Final = {"metrics", "ready"} - set(COMMANDS)
+
+
+def test_every_command_exists_and_takes_these_options(objects: list[Object]) -> None:
+    lines = list(_typed(objects))
+    assert ["jobs", "--limit", "1"] in lines
+    for name, *options in lines:
+        if name in PROMISED:
+            continue
+        command = load_command(name)
+        if subcommands := getattr(command, "commands", None):
+            command = subcommands[options.pop(0)]
+        command.make_context(name, options)  # raises where there is no such option
+
+
+# ---- secrets ------------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_here(objects: list[Object]) -> None:
+    assert not of_kind(objects, "Secret")
+    for text in texts(objects):
+        assert not re.search(r"://[^/\s]*@", text), "a URL with a password"
+    for _, container in containers(objects):
+        for each in container.get("env", []):
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN|(LEDGER|BROKER)_URL", each["name"]):
+                # Nor by the environment, which is shown to everybody who may look at pods' processes.
+                assert each["name"].endswith("_FILE"), each["name"]
+                assert any(
+                    each["value"].startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"]
+                )
+
+
+def _secret_keys(pod: Object) -> set[tuple[str, str]]:
+    """Secrets and their keys that a pod has to have."""
+    return {
+        (volume["secret"]["secretName"], item["key"])
+        for volume in pod["spec"]["volumes"]
+        if "secret" in volume
+        for item in volume["secret"]["items"]
+    }
+
+
+def test_every_file_that_is_named_is_a_key_of_a_secret(objects: list[Object]) -> None:
+    for pod in workloads(objects).values():
+        keys = {key for _, key in _secret_keys(pod)}
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+            files = [each["value"] for each in container.get("env", []) if each["name"].endswith("_FILE")]
+            assert {Path(file).name for file in files} <= keys
+
+
+def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], objects: list[Object]) -> None:
+    overlay, _ = installation
+    owner = "labelmill-owner" if overlay == "production" else "labelmill"
+    urls = {("labelmill", "ledger-url"), ("labelmill", "broker-url")}
+    everything = urls | ({("labelmill", "store-url")} if overlay == "production" else set())
+    assert {name: _secret_keys(pod) for name, pod in ours(objects).items()} == {
+        "migrate": {(owner, "ledger-url")},
+        "beat": urls,
+        "metrics": urls,
+        "worker": everything,
+        "trainer": everything,
+        "producer": everything,
+    }
+
+
+# ---- who finds and reaches whom -----------------------------------------------------------------------
+
+
+def selects(selector: Object, labels: dict[str, str]) -> bool:
+    """Whether a label selector means something with these labels."""
+    assert set(selector) <= {"matchLabels", "matchExpressions"}
+    if not selector.get("matchLabels", {}).items() <= labels.items():
+        return False
+    for each in selector.get("matchExpressions", []):
+        assert each["operator"] == "In"
+        if labels.get(each["key"]) not in each["values"]:
+            return False
+    return True
+
+
+def pods_of(objects: list[Object], selector: Object) -> dict[str, Object]:
+    return {
+        name: pod for name, pod in workloads(objects).items() if selects(selector, pod["metadata"]["labels"])
+    }
+
+
+def test_every_selector_finds_its_pod(objects: list[Object]) -> None:
+    for each in of_kind(objects, "Deployment", "StatefulSet", "PodDisruptionBudget"):
+        assert set(pods_of(objects, each["spec"]["selector"])) == {each["metadata"]["name"]}
+    for service in of_kind(objects, "Service"):
+        [(name, pod)] = pods_of(objects, {"matchLabels": service["spec"]["selector"]}).items()
+        assert name == service["metadata"]["name"]
+        for port in service["spec"]["ports"]:
+            assert port["port"] == _ports(pod)[port["targetPort"]]
+    for name, pod in workloads(objects).items():
+        for constraint in pod["spec"].get("topologySpreadConstraints", []):
+            assert set(pods_of(objects, constraint["labelSelector"])) == {name}
+
+
+def test_every_selector_of_a_monitor_or_a_policy_finds_something(objects: list[Object]) -> None:
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        [service] = [
+            each
+            for each in of_kind(objects, "Service")
+            if selects(monitor["spec"]["selector"], each["metadata"]["labels"])
+        ]
+        names = {port["name"] for port in service["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= names
+    for policy in of_kind(objects, "NetworkPolicy"):
+        assert pods_of(objects, policy["spec"]["podSelector"])
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", []):
+                if "namespaceSelector" not in peer and "podSelector" in peer:
+                    assert pods_of(objects, peer["podSelector"])
+
+
+def _ports(pod: Object) -> dict[str, int]:
+    return {
+        port["name"]: port["containerPort"]
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports", [])
+    }
+
+
+def test_every_port_of_a_policy_exists(objects: list[Object]) -> None:
+    for policy in of_kind(objects, "NetworkPolicy"):
+        spec = policy["spec"]
+        for rule in spec.get("ingress", []):
+            for pod in pods_of(objects, spec["podSelector"]).values():
+                assert {port["port"] for port in rule["ports"]} <= set(_ports(pod))
+        for rule in spec.get("egress", []):
+            for peer in rule.get("to", []):
+                if set(peer) == {"podSelector"}:
+                    for pod in pods_of(objects, peer["podSelector"]).values():
+                        assert {port["port"] for port in rule["ports"]} <= set(_ports(pod))
+
+
+def test_nobody_is_allowed_anything_by_default(objects: list[Object]) -> None:
+    assert named(objects, "NetworkPolicy", "deny")["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]:
+            assert rule["ports"]
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            assert rule["from"]
+
+
+def _leaves(objects: list[Object], name: str) -> set[tuple[str, str | int]]:
+    """Where a pod may connect to: the pods of this namespace, or `outside`, and the port."""
+    labels = workloads(objects)[name]["metadata"]["labels"]
+    found: set[tuple[str, str | int]] = set()
+    for policy in of_kind(objects, "NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"], labels):
+            continue
+        for rule in policy["spec"].get("egress", []):
+            for port in rule["ports"]:
+                for peer in rule.get("to", [{}]):
+                    if "namespaceSelector" in peer:
+                        found.add(("names", port["port"]))
+                    elif "podSelector" in peer:
+                        found |= {(other, port["port"]) for other in pods_of(objects, peer["podSelector"])}
+                    else:
+                        found.add(("outside", port["port"]))
+    return found
+
+
+def _is_entered(objects: list[Object], name: str) -> set[tuple[str, str]]:
+    """Who may connect to a pod: the pods of this namespace, or another namespace, and the port."""
+    labels = workloads(objects)[name]["metadata"]["labels"]
+    found: set[tuple[str, str]] = set()
+    for policy in of_kind(objects, "NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"], labels):
+            continue
+        for rule in policy["spec"].get("ingress", []):
+            for port, peer in product(rule["ports"], rule["from"]):
+                if "namespaceSelector" in peer:
+                    [namespace] = peer["namespaceSelector"]["matchLabels"].values()
+                    found.add((namespace, port["port"]))
+                else:
+                    found |= {(other, port["port"]) for other in pods_of(objects, peer["podSelector"])}
+    return found
+
+
+def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
+    installation: tuple[str, tuple[str, ...]], objects: list[Object]
+) -> None:
+    overlay, components = installation
+    names: set[tuple[str, str | int]] = {("names", 53)}
+    ledger: set[tuple[str, str | int]]
+    broker: set[tuple[str, str | int]]
+    if overlay == "local":
+        ledger, broker, store = {("db", "postgresql")}, {("redis", "redis")}, set()
+    else:
+        ledger, broker = {("outside", 5432)}, {("outside", 6379), ("outside", 6380)}
+        store = {("outside", 443)}
+    download: set[tuple[str, str | int]] = {("outside", 443)}
+    assert {name: _leaves(objects, name) for name in ours(objects)} == {
+        "migrate": names | ledger,
+        "beat": names | ledger | broker,
+        "metrics": names | ledger | broker,
+        "worker": names | ledger | broker | store,
+        "trainer": names | ledger | broker | store | download,
+        "producer": names | ledger | broker | store,
+    }
+    entered = {name: _is_entered(objects, name) for name in workloads(objects)}
+    users = {"beat", "metrics", "worker", "trainer", "producer"}
+    if overlay == "local":
+        assert entered.pop("db") == {(name, "postgresql") for name in users | {"migrate"}}
+        assert entered.pop("redis") == {(name, "redis") for name in users}
+    asking = {"keda": "keda", "prometheus": "monitoring"}
+    assert entered.pop("metrics") == {(asking[name], "metrics") for name in components if name in asking}
+    assert not any(entered.values())
+
+
+# ---- scaling ------------------------------------------------------------------------------------------
+
+
+def test_keda_reads_the_exporter_and_scales_the_worker(objects: list[Object]) -> None:
+    for scaled in of_kind(objects, "ScaledObject"):
+        spec = scaled["spec"]
+        worker = named(objects, "Deployment", spec["scaleTargetRef"]["name"])
+        assert worker["metadata"]["name"] == "worker"
+        # The reconciler runs inside the workers: without one nobody rings again.
+        assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
+        [trigger] = spec["triggers"]
+        url = urlsplit(trigger["metadata"]["url"])
+        service = named(objects, "Service", "metrics")
+        assert url.hostname == f"metrics.{service['metadata']['namespace']}.svc"
+        assert [url.port] == [port["port"] for port in service["spec"]["ports"]]
+        assert trigger["metadata"]["valueLocation"] == "labelmill_pending_images"
+        [container] = workloads(objects)["metrics"]["spec"]["containers"]
+        assert url.path == container["readinessProbe"]["httpGet"]["path"]
+
+
+def test_the_number_of_workers_is_said_once(objects: list[Object]) -> None:
+    worker = named(objects, "Deployment", "worker")["spec"]
+    assert ("replicas" in worker) is not bool(of_kind(objects, "ScaledObject"))
+
+
+def test_the_exporter_listens_where_it_is_looked_for(objects: list[Object]) -> None:
+    pod = workloads(objects)["metrics"]
+    [container] = pod["spec"]["containers"]
+    assert container["args"][:2] == ["metrics", "--listen"]
+    assert int(container["args"][2].rpartition(":")[2]) == _ports(pod)["metrics"]
+
+
+# ---- the document -------------------------------------------------------------------------------------
+
+
+def test_the_document_names_every_secret_overlay_and_component(objects: list[Object]) -> None:
+    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    for pod in workloads(objects).values():
+        for secret, key in _secret_keys(pod):
+            assert f"secret generic {secret} " in text, secret
+            assert f"--from-file={key}=" in text or f"--from-literal={key}=" in text, key
+    for folder in [*(KUBERNETES / "overlays").iterdir(), *(KUBERNETES / "components").iterdir()]:
+        assert f"{folder.parent.name}/{folder.name}" in text, folder
+    for name in workloads(objects):
+        assert f"`{name}`" in text, name
+
+
+def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
+    # Given the one that the document shows, with all the patches it shows elsewhere
+    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)]
+    [shown] = [block for block in blocks if "# kustomization.yaml" in block]
+    patches = [block for block in blocks if block.lstrip().startswith("patches:")]
+    assert len(patches) == 2
+    own = yaml.safe_load(shown.replace("labelmill/deploy/kubernetes", _way_to_ours(tmp_path)))
+    own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+
+    # When kustomize makes it
+    objects = build(tmp_path)
+
+    # Then images come from the registry, the setting is there, and the patches have been applied
+    for _, container in containers(objects):
+        assert container["image"].startswith("registry.example.org/labelmill-")
+    [settings] = of_kind(objects, "ConfigMap")
+    assert settings["data"] == {"LABELMILL_LEASE_SECONDS": "60", "LABELMILL_RETRAIN_CRON": "30 2 * * 6"}
+    [scaled] = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"
+    assert workloads(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] == 270
+    assert of_kind(objects, "ServiceMonitor")
