@@ -6,7 +6,6 @@ The parent process imports this and never TensorFlow; each child loads its model
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init
@@ -15,6 +14,7 @@ from jobs.errors import LabelmillError, SettingsError
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
 from jobs.settings import Settings
 from worker.gate import close_gate
+from worker.logs import refuse_to_start, set_up_logs
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
 from worker.stopping import limit_cold_shutdown
@@ -28,8 +28,8 @@ try:
     app.conf.beat_schedule = beat_schedule(settings)
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"
 except SettingsError as error:
-    sys.stderr.write(f"labelmill: {error}\n")
-    sys.exit(error.exit_code)
+    refuse_to_start(error)
+set_up_logs(app, settings)
 close_gate()
 limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes

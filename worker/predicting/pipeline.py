@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
+from structlog.contextvars import bind_contextvars
 
 from jobs.errors import ErrorCode, ImageError, JobError, JobStopped, LeaseLost, Unavailable
 from jobs.ids import new_id
@@ -40,6 +41,7 @@ from jobs.schema import JobState
 from worker.bench import Bench
 from worker.predicting.deadline import Deadline
 from worker.predicting.shadow import TIME_SHARE, Shadow
+from worker.predicting.stages import Stages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,34 +69,43 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
     back with its crash counted.
     """
+    stages = Stages()
     claimed = _claim(chunk_id, bench)
     if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
     claim, challenger_id = claimed
+    _name_in_log(claim)
     try:
         if must_split(claim):
             _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
             logger.warning(
-                "chunk %s of %d images crashed (%s) and was split", chunk_id, claim.images, claim.error
+                "chunk %s of %d images crashed (%s) and was split",
+                chunk_id,
+                claim.images,
+                claim.error,
+                extra=_facts(claim, stages),
             )
             return 0
-        outcomes, shadowed = _outcomes(claim, challenger_id, bench)
-        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes, shadowed))
+        outcomes = _classify(claim, challenger_id, bench, stages)
     except LeaseLost:
-        logger.warning("chunk %s was taken over by somebody else; nothing of ours was recorded", chunk_id)
+        logger.warning(
+            "chunk %s was taken over by somebody else; nothing of ours was recorded",
+            chunk_id,
+            extra=_facts(claim, stages),
+        )
         return 0
     except JobStopped:
-        logger.info("chunk %s is dropped: its job was stopped", chunk_id)
+        logger.info("chunk %s is dropped: its job was stopped", chunk_id, extra=_facts(claim, stages))
         _give_back(bench, claim, error="its job was stopped")
         return 0
     except Unavailable as error:
         # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
-        logger.warning("chunk %s is given back: %s", chunk_id, error)
+        logger.warning("chunk %s is given back: %s", chunk_id, error, extra=_facts(claim, stages))
         _give_back(bench, claim, error=str(error))
         return 0
     except JobError as error:
-        logger.error("job %s cannot go on: %s", claim.job_id, error)
+        logger.error("job %s cannot go on: %s", claim.job_id, error, extra=_facts(claim, stages))
         with bench.ledger.transaction() as connection:
             # The chunk first, as everywhere: two who lock them in different orders wait for each other.
             release_chunk(connection, claim, error=str(error))
@@ -108,13 +119,53 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         # MemoryError of a child with the end of the whole worker.
         code = ErrorCode.TIMEOUT if isinstance(error, SoftTimeLimitExceeded) else ErrorCode.QUARANTINED
         reason = "it took longer than its time limit" if code == ErrorCode.TIMEOUT else "it ran out of memory"
-        logger.warning("chunk %s is given back: %s", chunk_id, reason)
+        logger.warning("chunk %s is given back: %s", chunk_id, reason, extra=_facts(claim, stages))
         _crash(bench, claim, code=code, error=reason)
         return 0
     except BaseException as error:
         _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
         raise
+    _say_done(claim, outcomes, stages)
     return len(outcomes)
+
+
+def _classify(claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages) -> list[Outcome]:
+    """From the payload to the rows. Raises whatever ends the attempt before them."""
+    outcomes, shadowed = _outcomes(claim, challenger_id, bench, stages)
+    with stages.timed("record"):
+        _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes, shadowed))
+    return outcomes
+
+
+def _errors_of(outcomes: list[Outcome]) -> int:
+    return sum(outcome.error is not None for outcome in outcomes)
+
+
+def _say_done(claim: Claim, outcomes: list[Outcome], stages: Stages) -> None:
+    """The one line that a chunk has in the log when all went well."""
+    facts = _facts(claim, stages)
+    errors = _errors_of(outcomes)
+    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items())
+    logger.info(
+        "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
+        claim.chunk_id,
+        claim.job_id,
+        claim.images,
+        errors,
+        claim.attempts,
+        parts,
+        extra=facts | {"errors": errors},
+    )
+
+
+def _facts(claim: Claim, stages: Stages) -> dict[str, Any]:
+    """What a line about a chunk has beside its words (`worker.logs.FIELDS`)."""
+    return {"images": claim.images, "attempt": claim.attempts, "seconds": stages.seconds()}
+
+
+def _name_in_log(claim: Claim) -> None:
+    """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
+    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id, model=claim.model_id)
 
 
 def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
@@ -139,10 +190,13 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
         raise
 
 
-def _outcomes(claim: Claim, challenger_id: str | None, bench: Bench) -> tuple[list[Outcome], Shadowed | None]:
-    payload = read_payload(
-        bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
-    )
+def _outcomes(
+    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
+) -> tuple[list[Outcome], Shadowed | None]:
+    with stages.timed("read"):
+        payload = read_payload(
+            bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
+        )
     if must_give_up(claim):
         return [outcome_of_the_lone(claim, payload.names[0])], None
     classifier = bench.classifier(claim.model_id)
@@ -154,11 +208,13 @@ def _outcomes(claim: Claim, challenger_id: str | None, bench: Bench) -> tuple[li
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
         between_images=_looking(bench, claim),
+        stages=stages,
     )
     shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
     if shadow is None:
         return classify(), None
-    return classify(after_batch=shadow.see), shadow.result()
+    see = stages.timed("shadow")(shadow.see)
+    return classify(after_batch=see), shadow.result()
 
 
 def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Bench) -> Shadow | None:
@@ -210,10 +266,12 @@ def classify_payload(
     image_seconds: float,
     between_images: Callable[[], None] = lambda: None,
     after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
+    stages: Stages | None = None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last. `after_batch` gets the
-    pixels of each, the places of its images, and the answers.
+    pixels of each, the places of its images, and the answers. `stages` gets the seconds of decoding, with the
+    reading of referenced images in it, and of predicting.
 
     To be called from the main thread. Raises Unavailable where a referenced image's store is away.
     """
@@ -226,21 +284,24 @@ def classify_payload(
     outcomes: list[Outcome | None] = [None] * len(payload.names)
     pixels = np.empty((BATCH, *classifier.spec.shape), np.uint8)
     places: list[int] = []
+    stages = stages or Stages()
 
     def predict() -> None:
-        found = classifier.predict(pixels[: len(places)])
-        labels = found.class_index.tolist()
-        confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
-        for place, label, confidence in zip(places, labels, confidences, strict=True):
-            name = payload.names[place]
-            if label < 0:
-                outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "no probability came out")
-            else:
-                outcomes[place] = Outcome(name, classifier.classes[label], confidence)
+        with stages.timed("predict"):
+            found = classifier.predict(pixels[: len(places)])
+            labels = found.class_index.tolist()
+            confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
+            for place, label, confidence in zip(places, labels, confidences, strict=True):
+                name = payload.names[place]
+                if label < 0:
+                    detail = "no probability came out"
+                    outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, detail)
+                else:
+                    outcomes[place] = Outcome(name, classifier.classes[label], confidence)
         after_batch(pixels[: len(places)], places, found)
         places.clear()
 
-    with Deadline(image_seconds) as deadline:
+    with stages.timed("decode"), Deadline(image_seconds) as deadline:
         for place, content in enumerate(payload.contents):
             between_images()
             try:
