@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery.signals import celeryd_after_setup, worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
 from jobs.errors import LabelmillError, SettingsError
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
@@ -18,7 +18,7 @@ from worker.logs import refuse_to_start, set_up_logs
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
 from worker.stopping import limit_cold_shutdown
-from worker.tasks import bench_of_this_process, register_tasks
+from worker.tasks import bench_of_this_process, close_bench_of_this_process, register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -60,3 +60,9 @@ def _warm_up(**_: Any) -> None:
         bench_of_this_process(settings, app.conf.worker_concurrency).warm_up()
     except LabelmillError as error:
         logger.warning("not warm yet: %s", error)
+
+
+@worker_process_shutdown.connect
+def _clear_up(**_: Any) -> None:
+    """A child ends without Python's own end, in which the last spans of its traces would be sent."""
+    close_bench_of_this_process()

@@ -42,6 +42,14 @@ def bench_of_this_process(settings: Settings, processes: int) -> Bench:
     return _bench
 
 
+def close_bench_of_this_process() -> None:
+    """For a process that ends."""
+    global _bench
+    if _bench is not None:
+        _bench.close()
+        _bench = None
+
+
 class _ChunkTask(Task):  # type: ignore[misc]  # Celery has no types
     """A task whose message names a chunk."""
 

@@ -26,7 +26,7 @@ CONNECT_SECONDS: Final = 5
 STANDSTILL_SECONDS: Final = 10
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0003"
+REVISION: Final = "0005"
 
 
 class Ledger:

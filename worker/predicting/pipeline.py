@@ -38,6 +38,7 @@ from jobs.limits import ImageLimits
 from jobs.payloads import Payload, read_payload
 from jobs.references import Reference, Roots
 from jobs.schema import JobState
+from jobs.traces import Part
 from worker.bench import Bench
 from worker.predicting.deadline import Deadline
 from worker.predicting.shadow import TIME_SHARE, Shadow
@@ -131,6 +132,40 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
 
 def _classify(claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages) -> list[Outcome]:
     """From the payload to the rows. Raises whatever ends the attempt before them."""
+    if bench.tracing is None:
+        return _from_payload_to_rows(claim, challenger_id, bench, stages)
+    attributes: dict[str, str | int] = {
+        "chunk": claim.chunk_id,
+        "job": claim.job_id,
+        "model": claim.model_id,
+        "images": claim.images,
+        "attempt": claim.attempts,
+    }
+    failed: str | None = None
+    try:
+        outcomes = _from_payload_to_rows(claim, challenger_id, bench, stages)
+        attributes["errors"] = _errors_of(outcomes)
+        return outcomes
+    except BaseException as error:
+        failed = type(error).__name__
+        raise
+    finally:
+        bench.tracing.record(
+            "chunk",
+            traceparent=claim.traceparent,
+            began=stages.began,
+            ended=time.time_ns(),
+            attributes=attributes,
+            parts=[
+                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in stages.found.items()
+            ],
+            error=failed,
+        )
+
+
+def _from_payload_to_rows(
+    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Outcome]:
     outcomes, shadowed = _outcomes(claim, challenger_id, bench, stages)
     with stages.timed("record"):
         _write(bench.ledger, claim, lambda connection: record_outcomes(connection, claim, outcomes, shadowed))
@@ -166,6 +201,8 @@ def _facts(claim: Claim, stages: Stages) -> dict[str, Any]:
 def _name_in_log(claim: Claim) -> None:
     """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
     bind_contextvars(chunk=claim.chunk_id, job=claim.job_id, model=claim.model_id)
+    if claim.traceparent is not None:
+        bind_contextvars(trace=claim.traceparent.split("-")[1])
 
 
 def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
