@@ -37,7 +37,7 @@ FIELDS: Final = ("job", "chunk", "model", "run", "images", "errors", "attempt", 
 #: A password in a URL of which the settings know nothing.
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 
-#: Of this process; the stream of stderr that Celery may have put something else in the place of.
+#: The descriptor of stderr, whatever Celery has put in the place of `sys.stderr`.
 _STDERR: Final = 2
 
 
@@ -48,13 +48,11 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
         _listen(lambda handler: handler.setFormatter(_Redacted(handler.formatter, redact)))
         return
     formatter = JsonFormatter(redact)
-    early = logging.StreamHandler(WholeLines())  # type: ignore[type-var]
+    early = logging.StreamHandler(sys.__stderr__)
     early.setFormatter(formatter)
 
     def take_over(handler: logging.Handler) -> None:
         handler.setFormatter(formatter)
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
-            handler.setStream(early.stream)
         # From here on the root logger's handler has them.
         logging.getLogger("py.warnings").removeHandler(early)
 
@@ -64,7 +62,13 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(early)
     _log_the_uncaught()
-    _silence_banners(app, lambda text: early.handle(_record("celery.worker", logging.INFO, text)))
+
+    def say(text: str) -> None:
+        # Past Python's buffer: the signal may have come while that is being written.
+        line = formatter.format(_record("celery.worker", logging.INFO, text))
+        os.write(_STDERR, f"{line}\n".encode())
+
+    _silence_banners(app, say)
 
 
 def refuse_to_start(error: SettingsError) -> NoReturn:
@@ -104,21 +108,6 @@ class JsonFormatter(structlog.stdlib.ProcessorFormatter):
             ],
             processors=[shape, structlog.processors.JSONRenderer()],
         )
-
-
-class WholeLines:
-    """Stderr, of which each line is written at once: processes share it, and a traceback that is written in
-    pieces could have another one's line in the middle. It may be used in a signal's handler.
-    """
-
-    def write(self, text: str) -> None:
-        """Writes whole lines."""
-        rest = text.encode(errors="backslashreplace")
-        while rest:
-            rest = rest[os.write(_STDERR, rest) :]
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
 
 
 class _Redacted(logging.Formatter):
