@@ -53,6 +53,8 @@ def open_tracing(service: str) -> Tracing | None:
     except ImportError:
         logger.info("no traces, though %s is set: pip install 'labelmill[otel]'", ENDPOINT_VARIABLE)
         return None
+    # A collector that is away is in the log of whoever has one, not on the screen of a person who submits.
+    logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     return Tracing(service, BatchSpanProcessor(OTLPSpanExporter()))
 
 
@@ -75,14 +77,19 @@ class Tracing:
         atexit.register(self.close)
 
     @contextmanager
-    def span(self, name: str, **attributes: str | int) -> Iterator[Span]:
-        """A span around what happens inside, below the one that the calling program is in. An exception makes
-        it a failed one, with its class alone: its words may have an image's name in them.
+    def span(self, name: str, *, began: int, **attributes: str | int) -> Iterator[Span]:
+        """A span around what happens inside, below the one that the calling program is in; it may have begun
+        earlier, `began` is in nanoseconds since 1970. An exception makes it a failed one, with its class
+        alone: its words may have an image's name in them.
         """
         from opentelemetry.trace import Status, StatusCode
 
         with self._tracer.start_as_current_span(
-            name, attributes=_named(attributes), record_exception=False, set_status_on_exception=False
+            name,
+            start_time=began,
+            attributes=_named(attributes),
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             try:
                 yield span

@@ -129,6 +129,7 @@ def submit(
     `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
     exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
     """
+    began = time.time_ns()
     with ledger.reading() as connection:
         champion = find_champion(connection)
     if champion is None:
@@ -160,6 +161,7 @@ def submit(
                 bell=bell,
                 on_progress=on_progress,
                 tracing=tracing,
+                began=began,
             )
         except _KeyTaken as taken:
             # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
@@ -181,6 +183,7 @@ def submit_again(
     """Submits names and contents that come from the payloads of another job, pinned to that job's model. None
     where there is not one image. Raises, and leaves behind, what `submit` does.
     """
+    began = time.time_ns()
     items = (
         (name, content, content.url if isinstance(content, Reference) else None) for name, content in images
     )
@@ -197,6 +200,7 @@ def submit_again(
         bell=bell,
         on_progress=on_progress,
         tracing=tracing,
+        began=began,
     )
 
 
@@ -218,6 +222,7 @@ def _store_job(
     bell: Bell,
     on_progress: Callable[[int], None],
     tracing: Tracing | None,
+    began: int,
 ) -> Submitted:
     def store_chunks(traceparent: str | None) -> Submitted:
         return _store_chunks(
@@ -234,7 +239,7 @@ def _store_job(
         return store_chunks(None)
     from jobs.traces import traceparent_of
 
-    with tracing.span("submit", job=job_id, model=terms.model_id) as span:
+    with tracing.span("submit", began=began, job=job_id, model=terms.model_id) as span:
         submitted = store_chunks(traceparent_of(span))
         span.set_attribute("labelmill.images", submitted.images)
         return submitted

@@ -58,6 +58,9 @@ _LOOK_SECONDS: Final = 1.0
 #: And where leases are short, after this share of it: early enough for a second try.
 _RENEW_SHARE: Final = 1 / 3
 
+#: Where the trace's id is in W3C's `traceparent`.
+_TRACE_ID: Final = slice(3, 35)
+
 #: How long to wait before outcomes that are ready are written again: a database that is restarted takes
 #: seconds, and what was computed would have to be computed again.
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
@@ -114,6 +117,9 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         return 0
     except (SystemExit, KeyboardInterrupt):
         _give_back(bench, claim, error="its worker was told to stop")
+        logger.info(
+            "chunk %s is given back: its worker was told to stop", chunk_id, extra=_facts(claim, stages)
+        )
         raise
     except (SoftTimeLimitExceeded, MemoryError) as error:
         # One of its images is too slow or too large, or all of them together. Not raised: Celery answers a
@@ -125,6 +131,8 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         return 0
     except BaseException as error:
         _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
+        # In one line: Celery tells the traceback.
+        logger.error("chunk %s crashed: %s", chunk_id, repr(error), extra=_facts(claim, stages))
         raise
     _say_done(claim, outcomes, stages)
     return len(outcomes)
@@ -202,7 +210,7 @@ def _name_in_log(claim: Claim) -> None:
     """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
     bind_contextvars(chunk=claim.chunk_id, job=claim.job_id, model=claim.model_id)
     if claim.traceparent is not None:
-        bind_contextvars(trace=claim.traceparent.split("-")[1])
+        bind_contextvars(trace=claim.traceparent[_TRACE_ID])
 
 
 def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
