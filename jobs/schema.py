@@ -275,6 +275,7 @@ jobs = Table(
     Column("error_rate_limit", Double),
     Column("error_rate_sample", BigInteger),
     Column("retry_of", _Id),  # the job whose images without a label these are; it may be purged by now
+    Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
     Column("paused_at", UtcTime),  # work on it is held up since then
     Column("purged_at", UtcTime),  # its payloads are gone since then
     Column("created_at", UtcTime, nullable=False),

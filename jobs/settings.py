@@ -147,6 +147,10 @@ class Settings(BaseSettings):
         description="How many processes of a worker classify, each with its own model. "
         "Left out: one per core.",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="How worker, trainer and beat write their logs: `text`, or `json`, one object a line.",
+    )
     max_image_bytes: int = Field(
         default=ImageLimits().max_bytes, ge=1, description="Bytes an image's file may have."
     )

@@ -162,13 +162,18 @@ def _check_postgresql(url: URL) -> None:
 
 
 def without_secrets(text: str, url: str) -> str:
-    """Somebody else's words, without the secrets of a URL that they may quote: its password, as it is written
-    there and as it is meant, and its query, where stores have keys and signatures.
+    """Somebody else's words, without the secrets of a URL that they may quote."""
+    for secret in secrets_of(url):
+        text = text.replace(secret, "***")
+    return text
+
+
+def secrets_of(url: str) -> list[str]:
+    """What nobody must see of a URL: its password, as it is written there and as it is meant, and its query,
+    where stores have keys and signatures. The longest first: one may be a part of another.
     """
     _, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     password = rest.rpartition("@")[0].partition(":")[2]
-    for secret in (query, unquote(query), password, unquote(password)):
-        if secret:
-            text = text.replace(secret, "***")
-    return text
+    found = {query, unquote(query), password, unquote(password)} - {""}
+    return sorted(found, key=len, reverse=True)

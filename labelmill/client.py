@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -61,6 +62,7 @@ from producer.sources import Sources
 
 if TYPE_CHECKING:
     from jobs.queue import Bell
+    from jobs.traces import Tracing
     from labelmill.correcting import Corrector
     from producer.retry import Retried
     from producer.submit import Submitted
@@ -145,7 +147,14 @@ class Client:
                 error_limits=error_limits,
                 limits=self.settings.job_limits,
                 on_progress=on_progress,
+                tracing=self._tracing,
             )
+
+    @cached_property
+    def _tracing(self) -> Tracing | None:
+        from jobs.traces import open_tracing
+
+        return open_tracing("labelmill-producer")
 
     @contextmanager
     def _ringing(self) -> Iterator[Bell]:
@@ -250,6 +259,7 @@ class Client:
                 bell=bell,
                 chunk_images=self.settings.chunk_images,
                 on_progress=on_progress,
+                tracing=self._tracing,
             )
 
     def predictions(
@@ -440,6 +450,9 @@ class Client:
     def close(self) -> None:
         """Gives the connections back."""
         self.ledger.close()
+        tracing = self.__dict__.get("_tracing")  # not made only to be closed
+        if tracing is not None:
+            tracing.close()
 
     def __enter__(self) -> Self:
         return self

@@ -176,9 +176,12 @@ class Stack:
 
     def _start(self, service: _Service) -> None:
         output: IO[bytes] | None = None
-        if self._logs is not None:
-            make_private_folder(self._logs)
-            output = append_privately(self._logs / f"{service.name}.log")
+        logs = self._logs
+        if logs is None and service.name == "broker" and self._settings.log_format == "json":
+            logs = self._settings.home / "logs"  # Valkey knows no JSON
+        if logs is not None:
+            make_private_folder(logs)
+            output = append_privately(logs / f"{service.name}.log")
         try:
             with _signals_held():
                 service.process = subprocess.Popen(  # noqa: S603 -- our own command line

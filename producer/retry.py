@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.errors import ImageError
 from jobs.ledger import Ledger
@@ -12,6 +12,9 @@ from jobs.payloads import Content, read_payload
 from jobs.queue import Bell
 from jobs.store import Store
 from producer.submit import Submitted, submit_again
+
+if TYPE_CHECKING:
+    from jobs.traces import Tracing
 
 
 class Retried(NamedTuple):
@@ -33,6 +36,7 @@ def retry(
     bell: Bell,
     chunk_images: int,
     on_progress: Callable[[int], None] = lambda _images: None,
+    tracing: Tracing | None = None,
 ) -> Retried:
     """Submits those images of the job that have no label, with the names and contents they were submitted
     with. `failed_only`: only those that got an error, not those that never got an outcome.
@@ -52,6 +56,7 @@ def retry(
         bell=bell,
         chunk_images=chunk_images,
         on_progress=on_progress,
+        tracing=tracing,
     )
     return Retried(submitted, images.unreadable)
 

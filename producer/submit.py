@@ -11,9 +11,9 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable
 from jobs.ids import new_id
@@ -27,6 +27,9 @@ from jobs.references import Reference, Roots
 from jobs.remote import is_url
 from jobs.store import Store
 from producer.sources import SourceImage
+
+if TYPE_CHECKING:
+    from jobs.traces import Tracing
 
 #: A chunk is closed before it grows beyond this many bytes of images: it is held in memory whole, by the
 #: producer and by a worker, and must be done within its lease.
@@ -60,6 +63,7 @@ class _Terms:
     key: str | None = None
     error_limits: ErrorLimits | None = None
     retry_of: str | None = None
+    traceparent: str | None = None
 
 
 #: One image on its way into a payload: its name, its content, and where its bytes were read, or are to be.
@@ -113,17 +117,19 @@ def submit(
     error_limits: ErrorLimits | None = None,
     limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
+    tracing: Tracing | None = None,
 ) -> Submitted:
     """Submits one job of all `images`; when this returns, the job is committed in the ledger.
 
     With `by_reference`, payloads say where images lie, below these roots, and what their SHA-256 is, instead
     of holding their bytes. With `error_limits`, the job is stopped early where it has too many errors. Memory
-    holds one chunk at a time. `on_progress` is called with the number of images stored so far. Raises
-    SourceError where there is not one image, more than `limits` allow, or one that cannot be submitted by
-    reference; NotFound where there is no model yet, Conflict where `key` was used for other content,
-    Unavailable where the ledger or the store cannot be reached. After any exception, Ctrl-C included, nothing
-    of the job is left; but for Stopped, where somebody cancelled it.
+    holds one chunk at a time. `on_progress` is called with the number of images stored so far; `tracing`,
+    where there is one, gets a span. Raises SourceError where there is not one image, more than `limits`
+    allow, or one that cannot be submitted by reference; NotFound where there is no model yet, Conflict where
+    `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
+    exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
     """
+    began = time.time_ns()
     with ledger.reading() as connection:
         champion = find_champion(connection)
     if champion is None:
@@ -154,6 +160,8 @@ def submit(
                 store=store,
                 bell=bell,
                 on_progress=on_progress,
+                tracing=tracing,
+                began=began,
             )
         except _KeyTaken as taken:
             # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
@@ -170,10 +178,12 @@ def submit_again(
     bell: Bell,
     chunk_images: int,
     on_progress: Callable[[int], None] = lambda _images: None,
+    tracing: Tracing | None = None,
 ) -> Submitted | None:
     """Submits names and contents that come from the payloads of another job, pinned to that job's model. None
     where there is not one image. Raises, and leaves behind, what `submit` does.
     """
+    began = time.time_ns()
     items = (
         (name, content, content.url if isinstance(content, Reference) else None) for name, content in images
     )
@@ -189,6 +199,8 @@ def submit_again(
         store=store,
         bell=bell,
         on_progress=on_progress,
+        tracing=tracing,
+        began=began,
     )
 
 
@@ -201,6 +213,39 @@ class _KeyTaken(Conflict):
 
 
 def _store_job(
+    job_id: str,
+    terms: _Terms,
+    drafts: Iterator[_ChunkDraft],
+    *,
+    ledger: Ledger,
+    store: Store,
+    bell: Bell,
+    on_progress: Callable[[int], None],
+    tracing: Tracing | None,
+    began: int,
+) -> Submitted:
+    def store_chunks(traceparent: str | None) -> Submitted:
+        return _store_chunks(
+            job_id,
+            replace(terms, traceparent=traceparent),
+            drafts,
+            ledger=ledger,
+            store=store,
+            bell=bell,
+            on_progress=on_progress,
+        )
+
+    if tracing is None:
+        return store_chunks(None)
+    from jobs.traces import traceparent_of
+
+    with tracing.span("submit", began=began, job=job_id, model=terms.model_id) as span:
+        submitted = store_chunks(traceparent_of(span))
+        span.set_attribute("labelmill.images", submitted.images)
+        return submitted
+
+
+def _store_chunks(
     job_id: str,
     terms: _Terms,
     drafts: Iterator[_ChunkDraft],
@@ -226,6 +271,7 @@ def _store_job(
                             key=terms.key,
                             error_limits=terms.error_limits,
                             retry_of=terms.retry_of,
+                            traceparent=terms.traceparent,
                         )
                     except Conflict:
                         raise _KeyTaken(draft) from None

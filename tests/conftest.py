@@ -51,7 +51,7 @@ from tests.kerasfile import keras_file
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-pytest_plugins = ["tests.console", "tests.faults.trials", "tests.secured"]
+pytest_plugins = ["tests.console", "tests.faults.trials", "tests.otlp", "tests.secured"]
 
 #: How long a server may take to start or to stop.
 SERVER_SECONDS: Final = 30.0

@@ -6,19 +6,19 @@ The parent process imports this and never TensorFlow; each child loads its model
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
-from celery.signals import celeryd_after_setup, worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
 from jobs.errors import LabelmillError, SettingsError
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
 from jobs.settings import Settings
 from worker.gate import close_gate
+from worker.logs import refuse_to_start, set_up_logs
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
 from worker.stopping import limit_cold_shutdown
-from worker.tasks import bench_of_this_process, register_tasks
+from worker.tasks import bench_of_this_process, close_bench_of_this_process, register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ try:
     app.conf.beat_schedule = beat_schedule(settings)
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"
 except SettingsError as error:
-    sys.stderr.write(f"labelmill: {error}\n")
-    sys.exit(error.exit_code)
+    refuse_to_start(error)
+set_up_logs(app, settings)
 close_gate()
 limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes
@@ -60,3 +60,9 @@ def _warm_up(**_: Any) -> None:
         bench_of_this_process(settings, app.conf.worker_concurrency).warm_up()
     except LabelmillError as error:
         logger.warning("not warm yet: %s", error)
+
+
+@worker_process_shutdown.connect
+def _clear_up(**_: Any) -> None:
+    """A child ends without Python's own end, in which the last spans of its traces would be sent."""
+    close_bench_of_this_process()

@@ -22,6 +22,7 @@ from jobs.references import Roots
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.traces import open_tracing
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -46,6 +47,7 @@ class Bench:
         self.store = Store(settings.store)
         self.roots = Roots(settings.reference_roots)
         self.owner = owner_name(os.getpid())
+        self.tracing = open_tracing("labelmill-worker")
         self._processes = processes
         self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
         self._refused: set[str] = set()
@@ -95,8 +97,10 @@ class Bench:
             self.classifier(champion.id)
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Gives the connections back, and sends the last spans."""
         self.ledger.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def __enter__(self) -> Self:
         return self

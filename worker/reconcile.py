@@ -55,12 +55,14 @@ class Reconciler:
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
             for job_id in fail_abandoned_jobs(connection):
-                logger.warning("job %s failed: its producer stopped halfway", job_id)
+                logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
             for run in end_lost_runs(connection):
-                logger.warning("training run %s is %s: %s", run.id, run.state, run.error)
+                logger.warning(
+                    "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
+                )
             run_id = run_to_ring(connection)
             due = count_due(connection, limit=MAX_OUTSTANDING)
         if run_id is not None and not self._bell.waiting(RETRAIN_QUEUE):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from kombu.transport import virtual
 from sqlalchemy.engine import Connection
+from structlog.contextvars import bound_contextvars
 
 from jobs.errors import ErrorCode, LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.claims import bury_claim
 from jobs.ledger.runs import interrupt_runs_of
-from jobs.messages import Message
+from jobs.messages import Message, MessageError
 from worker.bench import owner_name
 
 logger = logging.getLogger(__name__)
@@ -55,20 +57,34 @@ class ClaimingRequest(LastingRequest):
     down in its name, so that nobody waits for the lease to run out.
     """
 
+    #: What its message names, as the log calls it.
+    kind: ClassVar[str]
+
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """The task raised, or its process died of whatever it was: a signal, the kernel out of memory."""
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):  # billiard's wrapping, even within one process
             error = error.exc
-        if isinstance(error, WorkerLostError):
-            self._bury(ErrorCode.QUARANTINED, _how_it_died(error))
-        return super().on_failure(exc_info, *args, **kwargs)
+        with self._naming_it():
+            if isinstance(error, WorkerLostError):
+                self._bury(ErrorCode.QUARANTINED, _how_it_died(error))
+            return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """The hard limit: the process hangs where no exception can reach it, and is killed now."""
-        if not soft:
-            self._bury(ErrorCode.TIMEOUT, f"its process was killed after {timeout:g} s")
-        return super().on_timeout(soft, timeout)
+        with self._naming_it():
+            if not soft:
+                self._bury(ErrorCode.TIMEOUT, f"its process was killed after {timeout:g} s")
+            return super().on_timeout(soft, timeout)
+
+    @contextmanager
+    def _naming_it(self) -> Iterator[None]:
+        """Lines of the log are about what the message names: the main process says what became of it."""
+        ids: dict[str, str] = {}
+        with suppress(MessageError):
+            ids[self.kind] = Message.decode(self.args, self.kwargs).id
+        with bound_contextvars(**ids):
+            yield
 
     def _bury(self, code: ErrorCode, error: str) -> None:
         if not self.worker_pid:
@@ -91,12 +107,16 @@ class ClaimingRequest(LastingRequest):
 class ChunkRequest(ClaimingRequest):
     """A chunk's message: the chunk is given back."""
 
+    kind = "chunk"
+
     def _end_claim(self, connection: Connection, named: str, owner: str, code: ErrorCode, error: str) -> None:
         bury_claim(connection, named, owner=owner, code=code, error=error)
 
 
 class RunRequest(ClaimingRequest):
     """A training run's message: the run is interrupted. It has changed nothing, and is not begun again."""
+
+    kind = "run"
 
     def _end_claim(
         self,

@@ -74,7 +74,7 @@ def open_slot(ledger: Ledger, bell: Bell, settings: Settings, slot: datetime) ->
     if state is None:
         logger.info("the slot %s has its training run already", slot)
     else:
-        logger.info("training run %s of the slot %s is %s", run_id, slot, state)
+        logger.info("training run %s of the slot %s is %s", run_id, slot, state, extra={"run": run_id})
     if state == RunState.PENDING:
         bell.ring_for_run(run_id)
     return state

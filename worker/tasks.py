@@ -11,6 +11,8 @@ from contextlib import closing
 from typing import Any, Final
 
 from celery import Celery, Task
+from celery.signals import task_postrun
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from jobs.errors import LabelmillError, NotFound
 from jobs.ledger import Ledger
@@ -38,6 +40,14 @@ def bench_of_this_process(settings: Settings, processes: int) -> Bench:
     if _bench is None:
         _bench = Bench(settings, processes=processes)
     return _bench
+
+
+def close_bench_of_this_process() -> None:
+    """For a process that ends."""
+    global _bench
+    if _bench is not None:
+        _bench.close()
+        _bench = None
 
 
 class _ChunkTask(Task):  # type: ignore[misc]  # Celery has no types
@@ -71,6 +81,12 @@ def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
         return claim
 
 
+@task_postrun.connect
+def _forget_ids(**_: Any) -> None:
+    """The ids that the log's lines were about. After the task, when Celery has said what became of it."""
+    clear_contextvars()
+
+
 def register_tasks(app: Celery, settings: Settings) -> None:
     """Makes the tasks of this application."""
     app.labelmill_settings = settings
@@ -81,6 +97,7 @@ def register_tasks(app: Celery, settings: Settings) -> None:
         """Classifies the chunk that the message names."""
         try:
             chunk_id = Message.decode(args, kwargs).id
+            bind_contextvars(chunk=chunk_id)
             bench = bench_of_this_process(settings, app.conf.worker_concurrency)
             if not classify_chunk(chunk_id, bench) and not _is_known(chunk_id, bench):
                 note_dropped("it names no chunk of this ledger")
@@ -99,7 +116,9 @@ def register_tasks(app: Celery, settings: Settings) -> None:
     def retrain(*args: Any, **kwargs: Any) -> None:
         """Does the training run that the message names."""
         try:
-            claim = _claim_run(Message.decode(args, kwargs).id, settings)
+            run_id = Message.decode(args, kwargs).id
+            bind_contextvars(run=run_id)
+            claim = _claim_run(run_id, settings)
             if claim is not None:
                 # Imported in the child, and by trainers only: TensorFlow comes with it.
                 from worker.learning.retrain import retrain as run

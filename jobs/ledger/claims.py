@@ -52,6 +52,8 @@ class Claim:
     crash_code: ErrorCode | None
     #: How the latest attempt ended that did not finish.
     error: str | None
+    #: The trace that the job belongs to, if to any (`jobs.traces`).
+    traceparent: str | None = None
 
 
 def claim_chunk(
@@ -72,7 +74,7 @@ def claim_chunk(
             return None
         _count_end(connection, AttemptEnd.EXPIRED)
     job = connection.execute(
-        sa.select(jobs.c.model_id, jobs.c.started_at).where(jobs.c.id == taken.job_id)
+        sa.select(jobs.c.model_id, jobs.c.started_at, jobs.c.traceparent).where(jobs.c.id == taken.job_id)
     ).one()
     if job.started_at is None:
         connection.execute(
@@ -94,6 +96,7 @@ def claim_chunk(
         crashes=taken.crashes,
         crash_code=ErrorCode(taken.crash_code) if taken.crash_code else None,
         error=taken.error,
+        traceparent=job.traceparent,
     )
 
 

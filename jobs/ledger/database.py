@@ -27,7 +27,7 @@ CONNECT_SECONDS: Final = 5
 STANDSTILL_SECONDS: Final = 10
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 
 
 class Ledger:

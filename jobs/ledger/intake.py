@@ -41,6 +41,7 @@ def open_job(
     key: str | None,
     error_limits: ErrorLimits | None = None,
     retry_of: str | None = None,
+    traceparent: str | None = None,
 ) -> None:
     """A job in state `receiving`. Raises Conflict where another job holds the key."""
     limits = error_limits or ErrorLimits()
@@ -55,6 +56,7 @@ def open_job(
                 error_rate_limit=limits.rate,
                 error_rate_sample=limits.sample,
                 retry_of=retry_of,
+                traceparent=traceparent,
                 created_at=db_now(),
                 touched_at=db_now(),
             )

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from jobs.settings import ENV_PREFIX, Settings, known_variables
-from labelmill.cli import COMMANDS, load_command
+from labelmill.cli import load_command
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
@@ -481,16 +481,10 @@ def _typed(objects: list[Object]) -> Iterator[list[str]]:
                 yield from (shlex.split(found) for found in re.findall(r"\blabelmill ([\w -]+)", line[2]))
 
 
-#: Commands that another change brings.
-PROMISED: Final = {"metrics", "ready"} - set(COMMANDS)
-
-
 def test_every_command_exists_and_takes_these_options(objects: list[Object]) -> None:
     lines = list(_typed(objects))
     assert ["jobs", "--limit", "1"] in lines
     for name, *options in lines:
-        if name in PROMISED:
-            continue
         command = load_command(name)
         if subcommands := getattr(command, "commands", None):
             command = subcommands[options.pop(0)]
@@ -764,7 +758,11 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     for _, container in containers(objects):
         assert container["image"].startswith("registry.example.org/labelmill-")
     [settings] = of_kind(objects, "ConfigMap")
-    assert settings["data"] == {"LABELMILL_LEASE_SECONDS": "60", "LABELMILL_RETRAIN_CRON": "30 2 * * 6"}
+    assert settings["data"] == {
+        "LABELMILL_LEASE_SECONDS": "60",
+        "LABELMILL_LOG_FORMAT": "json",
+        "LABELMILL_RETRAIN_CRON": "30 2 * * 6",
+    }
     [scaled] = of_kind(objects, "ScaledObject")
     assert scaled["spec"]["triggers"][0]["metadata"]["targetValue"] == "20000"
     assert workloads(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] == 270

@@ -12,6 +12,8 @@ import threading
 from contextlib import closing
 from typing import Final, Self
 
+from structlog.contextvars import bind_contextvars
+
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.runs import RunClaim, RunLost, renew_run
@@ -47,6 +49,7 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        bind_contextvars(run=self._claim.run_id)  # a thread has a context of its own
         with closing(Ledger(self._settings.ledger, pooled=False)) as ledger:
             while not self._over.wait(HEARTBEAT_SECONDS):
                 try:

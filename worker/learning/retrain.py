@@ -175,7 +175,7 @@ def _retrain(
     reason = _conclude(
         settings, ledger, claim, model, evaluated, data.evaluation_fingerprint, recipe, replace
     )
-    logger.info("training run %s: model %s %s", claim.run_id, model.id, reason)
+    logger.info("training run %s: model %s %s", claim.run_id, model.id, reason, extra={"model": model.id})
     with ledger.reading() as connection:
         return Retrained(claim.run_id, get_model(connection, model.id), reason)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
+from structlog.contextvars import bind_contextvars
 
 from jobs.errors import ErrorCode, ImageError, JobError, JobStopped, LeaseLost, Unavailable
 from jobs.ids import new_id
@@ -31,15 +32,17 @@ from jobs.ledger.claims import (
     withdraw_claim,
 )
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, Spent, record_outcomes
+from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, record_outcomes
 from jobs.ledger.shadows import Shadowed, find_challenger
 from jobs.limits import ImageLimits
 from jobs.payloads import Payload, read_payload
 from jobs.references import Reference, Roots
 from jobs.schema import JobState
+from jobs.traces import Part
 from worker.bench import Bench
 from worker.predicting.deadline import Deadline
 from worker.predicting.shadow import TIME_SHARE, Shadow
+from worker.predicting.stages import Stages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,37 +58,12 @@ _LOOK_SECONDS: Final = 1.0
 #: And where leases are short, after this share of it: early enough for a second try.
 _RENEW_SHARE: Final = 1 / 3
 
+#: Where the trace's id is in W3C's `traceparent`.
+_TRACE_ID: Final = slice(3, 35)
+
 #: How long to wait before outcomes that are ready are written again: a database that is restarted takes
 #: seconds, and what was computed would have to be computed again.
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
-
-
-class Clock:
-    """What each stage of a chunk takes, in seconds. Read a few times a batch, never once an image: where it
-    is read that often, it is beside something that takes far longer.
-    """
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Adds to the stage what is done inside."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - began)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Adds to the stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
-
-    @property
-    def spent(self) -> Spent:
-        """What was measured so far."""
-        return Spent(self.began, self.stages)
 
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
@@ -95,40 +73,44 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
     back with its crash counted.
     """
-    clock = Clock()
-    with clock("claim"):
+    stages = Stages()
+    with stages.timed("claim"):
         claimed = _claim(chunk_id, bench)
     if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
     claim, challenger_id = claimed
+    _name_in_log(claim)
     try:
         if must_split(claim):
             _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
             logger.warning(
-                "chunk %s of %d images crashed (%s) and was split", chunk_id, claim.images, claim.error
+                "chunk %s of %d images crashed (%s) and was split",
+                chunk_id,
+                claim.images,
+                claim.error,
+                extra=_facts(claim, stages),
             )
             return 0
-        outcomes, shadowed = _outcomes(claim, challenger_id, bench, clock)
-        _write(
-            bench.ledger,
-            claim,
-            lambda connection: record_outcomes(connection, claim, outcomes, shadowed, clock.spent),
-        )
+        outcomes = _classify(claim, challenger_id, bench, stages)
     except LeaseLost:
-        logger.warning("chunk %s was taken over by somebody else; nothing of ours was recorded", chunk_id)
+        logger.warning(
+            "chunk %s was taken over by somebody else; nothing of ours was recorded",
+            chunk_id,
+            extra=_facts(claim, stages),
+        )
         return 0
     except JobStopped:
-        logger.info("chunk %s is dropped: its job was stopped", chunk_id)
+        logger.info("chunk %s is dropped: its job was stopped", chunk_id, extra=_facts(claim, stages))
         _give_back(bench, claim, error="its job was stopped")
         return 0
     except Unavailable as error:
         # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
-        logger.warning("chunk %s is given back: %s", chunk_id, error)
+        logger.warning("chunk %s is given back: %s", chunk_id, error, extra=_facts(claim, stages))
         _give_back(bench, claim, error=str(error))
         return 0
     except JobError as error:
-        logger.error("job %s cannot go on: %s", claim.job_id, error)
+        logger.error("job %s cannot go on: %s", claim.job_id, error, extra=_facts(claim, stages))
         with bench.ledger.transaction() as connection:
             # The chunk first, as everywhere: two who lock them in different orders wait for each other.
             release_chunk(connection, claim, error=str(error))
@@ -136,19 +118,104 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         return 0
     except (SystemExit, KeyboardInterrupt):
         _give_back(bench, claim, error="its worker was told to stop")
+        logger.info(
+            "chunk %s is given back: its worker was told to stop", chunk_id, extra=_facts(claim, stages)
+        )
         raise
     except (SoftTimeLimitExceeded, MemoryError) as error:
         # One of its images is too slow or too large, or all of them together. Not raised: Celery answers a
         # MemoryError of a child with the end of the whole worker.
         code = ErrorCode.TIMEOUT if isinstance(error, SoftTimeLimitExceeded) else ErrorCode.QUARANTINED
         reason = "it took longer than its time limit" if code == ErrorCode.TIMEOUT else "it ran out of memory"
-        logger.warning("chunk %s is given back: %s", chunk_id, reason)
+        logger.warning("chunk %s is given back: %s", chunk_id, reason, extra=_facts(claim, stages))
         _crash(bench, claim, code=code, error=reason)
         return 0
     except BaseException as error:
         _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
+        # In one line: Celery tells the traceback.
+        logger.error("chunk %s crashed: %s", chunk_id, repr(error), extra=_facts(claim, stages))
         raise
+    _say_done(claim, outcomes, stages)
     return len(outcomes)
+
+
+def _classify(claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages) -> list[Outcome]:
+    """From the payload to the rows. Raises whatever ends the attempt before them."""
+    if bench.tracing is None:
+        return _from_payload_to_rows(claim, challenger_id, bench, stages)
+    attributes: dict[str, str | int] = {
+        "chunk": claim.chunk_id,
+        "job": claim.job_id,
+        "model": claim.model_id,
+        "images": claim.images,
+        "attempt": claim.attempts,
+    }
+    failed: str | None = None
+    try:
+        outcomes = _from_payload_to_rows(claim, challenger_id, bench, stages)
+        attributes["errors"] = _errors_of(outcomes)
+        return outcomes
+    except BaseException as error:
+        failed = type(error).__name__
+        raise
+    finally:
+        bench.tracing.record(
+            "chunk",
+            traceparent=claim.traceparent,
+            began=stages.began,
+            ended=time.time_ns(),
+            attributes=attributes,
+            parts=[
+                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in stages.found.items()
+            ],
+            error=failed,
+        )
+
+
+def _from_payload_to_rows(
+    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Outcome]:
+    outcomes, shadowed = _outcomes(claim, challenger_id, bench, stages)
+    with stages.timed("record"):
+        _write(
+            bench.ledger,
+            claim,
+            lambda connection: record_outcomes(connection, claim, outcomes, shadowed, stages.spent()),
+        )
+    return outcomes
+
+
+def _errors_of(outcomes: list[Outcome]) -> int:
+    return sum(outcome.error is not None for outcome in outcomes)
+
+
+def _say_done(claim: Claim, outcomes: list[Outcome], stages: Stages) -> None:
+    """The one line that a chunk has in the log when all went well."""
+    facts = _facts(claim, stages)
+    errors = _errors_of(outcomes)
+    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items())
+    logger.info(
+        "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
+        claim.chunk_id,
+        claim.job_id,
+        claim.images,
+        errors,
+        claim.attempts,
+        parts,
+        extra=facts | {"errors": errors},
+    )
+
+
+def _facts(claim: Claim, stages: Stages) -> dict[str, Any]:
+    """What a line about a chunk has beside its words (`worker.logs.FIELDS`)."""
+    return {"images": claim.images, "attempt": claim.attempts, "seconds": stages.seconds()}
+
+
+def _name_in_log(claim: Claim) -> None:
+    """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
+    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id, model=claim.model_id)
+    if claim.traceparent is not None:
+        bind_contextvars(trace=claim.traceparent[_TRACE_ID])
 
 
 def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
@@ -174,15 +241,15 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
 
 
 def _outcomes(
-    claim: Claim, challenger_id: str | None, bench: Bench, clock: Clock
+    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
 ) -> tuple[list[Outcome], Shadowed | None]:
-    with clock("read"):
+    with stages.timed("read"):
         payload = read_payload(
             bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
         )
     if must_give_up(claim):
         return [outcome_of_the_lone(claim, payload.names[0])], None
-    with clock("load"):
+    with stages.timed("load"):
         classifier = bench.classifier(claim.model_id)
     classify = partial(
         classify_payload,
@@ -192,12 +259,13 @@ def _outcomes(
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
         between_images=_looking(bench, claim),
-        clock=clock,
+        stages=stages,
     )
     shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
     if shadow is None:
         return classify(), None
-    return classify(after_batch=shadow.see), shadow.result()
+    see = stages.timed("shadow")(shadow.see)
+    return classify(after_batch=see), shadow.result()
 
 
 def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Bench) -> Shadow | None:
@@ -248,13 +316,13 @@ def classify_payload(
     limits: ImageLimits,
     image_seconds: float,
     between_images: Callable[[], None] = lambda: None,
-    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] | None = None,
-    clock: Clock | None = None,
+    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
+    stages: Stages | None = None,
 ) -> list[Outcome]:
     """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last. `after_batch` gets the
-    pixels of each, the places of its images, and the answers. The `clock` gets the seconds of the stages
-    predict, shadow and read (of references), and of decode what is left of the whole.
+    pixels of each, the places of its images, and the answers. `stages` gets the seconds of reading referenced
+    images, of predicting, and of all the rest as decoding.
 
     To be called from the main thread. Raises Unavailable where a referenced image's store is away.
     """
@@ -264,33 +332,31 @@ def classify_payload(
     from worker.predicting.classifier import BATCH
     from worker.predicting.decode import decode
 
-    clock = clock or Clock()
-    began, before = time.perf_counter(), sum(clock.stages.values())
     outcomes: list[Outcome | None] = [None] * len(payload.names)
     pixels = np.empty((BATCH, *classifier.spec.shape), np.uint8)
     places: list[int] = []
+    stages = stages or Stages()
 
     def predict() -> None:
-        with clock("predict"):
+        with stages.timed("predict"):
             found = classifier.predict(pixels[: len(places)])
-        labels = found.class_index.tolist()
-        confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
-        for place, label, confidence in zip(places, labels, confidences, strict=True):
-            name = payload.names[place]
-            if label < 0:
-                outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, "no probability came out")
-            else:
-                outcomes[place] = Outcome(name, classifier.classes[label], confidence)
-        if after_batch is not None:
-            with clock("shadow"):
-                after_batch(pixels[: len(places)], places, found)
+            labels = found.class_index.tolist()
+            confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
+            for place, label, confidence in zip(places, labels, confidences, strict=True):
+                name = payload.names[place]
+                if label < 0:
+                    detail = "no probability came out"
+                    outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, detail)
+                else:
+                    outcomes[place] = Outcome(name, classifier.classes[label], confidence)
+        after_batch(pixels[: len(places)], places, found)
         places.clear()
 
-    with Deadline(image_seconds) as deadline:
+    with stages.timed("decode"), Deadline(image_seconds) as deadline:
         for place, content in enumerate(payload.contents):
             between_images()
             try:
-                data = _bytes_of(content, roots, limits, clock)
+                data = _bytes_of(content, roots, limits, stages)
                 deadline.begin()
                 pixels[len(places)] = decode(data, classifier.spec, limits)
                 deadline.end()
@@ -303,18 +369,17 @@ def classify_payload(
                 predict()
     if places:
         predict()
-    clock.add("decode", time.perf_counter() - began - (sum(clock.stages.values()) - before))
     return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _bytes_of(
-    content: bytes | Reference | ImageError, roots: Roots, limits: ImageLimits, clock: Clock
+    content: bytes | Reference | ImageError, roots: Roots, limits: ImageLimits, stages: Stages
 ) -> bytes:
     """Of an image in a payload. Raises ImageError, Unavailable."""
     if isinstance(content, ImageError):
         raise content
     if isinstance(content, Reference):
-        with clock("read"):
+        with stages.timed("read"):
             return roots.read(content, max_bytes=limits.max_bytes)
     return content
 

@@ -1,0 +1,258 @@
+"""What a line of the log looks like, and what is never in one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from celery.signals import task_postrun
+from structlog.contextvars import bind_contextvars, bound_contextvars
+
+import worker.tasks
+from jobs.settings import ENV_PREFIX, Settings
+from worker.logs import FIELDS, JsonFormatter, _redactor
+
+
+def record(message: str, *arguments: object, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
+    return logging.getLogger("worker.test").makeRecord(
+        "worker.test", level, __file__, 1, message, arguments, None, extra=extra
+    )
+
+
+def parsed(line: logging.LogRecord) -> dict[str, Any]:
+    text = JsonFormatter(str).format(line)
+    assert "\n" not in text
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def said(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own, with these settings."""
+    environment = {ENV_PREFIX + name.upper(): value for name, value in settings.items()}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_a_line_says_when_how_bad_who_and_what() -> None:
+    # when a line is made
+    line = parsed(record("%d images\nof %s", 3, "a chunk"))
+
+    # then its time is UTC, and a message of several lines is one
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "info",
+        "logger": "worker.test",
+        "message": "3 images\nof a chunk",
+        "process": "MainProcess",
+        "pid": os.getpid(),
+    }
+
+
+def test_the_time_is_that_of_the_line() -> None:
+    made = record("a line")
+    made.created = datetime(2026, 11, 25, 3, 4, 5, 678_000, tzinfo=UTC).timestamp()
+    assert parsed(made)["time"] == "2026-11-25T03:04:05.678Z"
+
+
+def test_ids_that_are_bound_are_in_every_line_and_gone_afterwards() -> None:
+    with bound_contextvars(job="J", chunk="C", model="M"):
+        line = parsed(record("a line"))
+        assert (line["job"], line["chunk"], line["model"]) == ("J", "C", "M")
+    assert "job" not in parsed(record("a line"))
+
+
+def test_ids_are_forgotten_when_celery_is_done_with_a_task() -> None:
+    # given the ids that a task has bound
+    assert worker.tasks
+    bind_contextvars(job="J", chunk="C")
+
+    # when Celery has said what became of it
+    task_postrun.send(sender=None)
+
+    # then the next line is about nothing
+    assert "job" not in parsed(record("a line"))
+
+
+def test_a_line_has_our_facts_and_nothing_else_that_hangs_on_it() -> None:
+    # Celery hangs a task's arguments on its lines, as `data`
+    line = parsed(record("a line", images=3, seconds={"read": 0.1}, data={"args": "('secret',)"}))
+    assert (line["images"], line["seconds"]) == (3, {"read": 0.1})
+    assert "data" not in line
+    assert "data" not in FIELDS
+
+
+def test_an_exception_is_a_field() -> None:
+    # given a line about an exception
+    try:
+        raise ZeroDivisionError("a mistake")
+    except ZeroDivisionError:
+        made = record("it broke")
+        made.exc_info = sys.exc_info()
+
+    # then its traceback is in the same line
+    line = parsed(made)
+    assert line["message"] == "it broke"
+    assert line["exception"].startswith("Traceback (most recent call last)")
+    assert line["exception"].endswith("ZeroDivisionError: a mistake")
+
+
+def test_what_is_no_json_is_told_all_the_same() -> None:
+    assert parsed(record("a line", images=object()))["images"].startswith("<object")
+
+
+# ---- secrets ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings_with_passwords() -> Settings:
+    return Settings.load(
+        ledger_url="postgresql://mill:led%2Fger@db.example.org/mill",
+        broker_url="redis://:br%40ker@redis.example.org:6379/0",
+        store_url="s3://key:st%3Fore@bucket/mill?token=abc",
+    )
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["led%2Fger", "led/ger", "br%40ker", "br@ker", "st%3Fore", "st?ore", "token=abc"],
+)
+def test_passwords_of_the_settings_are_in_no_line(settings_with_passwords: Settings, secret: str) -> None:
+    redact = _redactor(settings_with_passwords)
+    assert redact(f"cannot use '{secret}' there") == "cannot use '***' there"
+
+
+def test_a_password_in_any_other_url_is_in_no_line(settings_with_passwords: Settings) -> None:
+    redact = _redactor(settings_with_passwords)
+    assert redact("no answer of ftp://anna:hers@host/x") == "no answer of ftp://anna:***@host/x"
+    assert redact("no answer of redis://host:6379/0 for a@b") == "no answer of redis://host:6379/0 for a@b"
+
+
+def test_secrets_are_taken_out_of_messages_exceptions_and_ids(settings_with_passwords: Settings) -> None:
+    # given a line with a password wherever it can be
+    try:
+        raise OSError("br@ker refused")
+    except OSError:
+        made = record("no br@ker", job="br@ker")
+        made.exc_info = sys.exc_info()
+
+    # then it is nowhere in what is written
+    line = JsonFormatter(_redactor(settings_with_passwords)).format(made)
+    assert "br@ker" not in line
+    assert json.loads(line)["message"] == "no ***"
+
+
+def test_a_password_that_begins_like_another_does_not_leave_the_rest_of_it() -> None:
+    redact = _redactor(
+        Settings.load(
+            broker_url="redis://:open@redis.example.org/0",
+            ledger_url="postgresql://mill:opensesame@db.example.org/mill",
+        )
+    )
+    assert redact("neither opensesame nor open") == "neither *** nor ***"
+
+
+def test_settings_without_urls_have_no_secrets() -> None:
+    text = "/home/a:b@c/.labelmill is a path"
+    assert _redactor(Settings(home="/home/a:b@c/.labelmill"))(text) == text
+
+
+# ---- processes ----------------------------------------------------------------------------------------
+
+_SET_UP = "from worker.app import app; import logging; app.log.setup(loglevel='DEBUG'); "
+
+
+def test_text_is_as_celery_writes_it_without_secrets() -> None:
+    # given a process that logs as text, which is the default
+    done = said(
+        _SET_UP + "logging.getLogger('worker.x').info('no redis://:hers@host'); "
+        "logging.getLogger('celery.task').warning('nor her%20s')",
+        broker_url="redis://:her%20s@127.0.0.1:1/0",
+    )
+
+    # then its lines are Celery's
+    first, second = done.stderr.splitlines()
+    assert re.fullmatch(r"\[[\d-]{10} [\d:,]{12}: INFO/MainProcess\] no redis://:\*\*\*@host", first)
+    assert re.fullmatch(r"\[.*: WARNING/MainProcess\] .*nor \*\*\*", second)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_other_libraries_begin_at_warning(log_format: str) -> None:
+    done = said(
+        _SET_UP + "[logging.getLogger(name).log(level, f'{name} {level}')"
+        " for name in ('a_library', 'kombu', 'jobs.x', 'worker.x', 'celery.x') for level in (10, 20, 30)]",
+        log_format=log_format,
+    )
+    found = re.findall(r"(a_library|kombu|jobs\.x|worker\.x|celery\.x) (\d+)", done.stderr)
+    ours = [(name, str(level)) for name in ("jobs.x", "worker.x", "celery.x") for level in (10, 20, 30)]
+    assert [*found] == [("a_library", "30"), ("kombu", "30"), *ours]
+
+
+def test_in_json_whatever_a_process_says_is_a_line() -> None:
+    # given a process that warns, prints, loses an exception in a thread, and dies of another one, before
+    # Celery has set up anything and after
+    done = said(
+        """
+import logging, sys, threading, warnings
+from worker.app import app
+logging.getLogger("early").warning("an early line")
+warnings.warn("an early warning")
+app.log.setup(loglevel="INFO", redirect_stdouts=True)
+warnings.warn("a late warning")
+print("printed")
+sys.stderr.write("written\\n")
+def fail(): raise KeyError("in a thread")
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+class Lost:
+    def __del__(self): raise ValueError("in a finalizer")
+Lost()
+raise RuntimeError("the end of ftp://anna:hers@host")
+""",
+        log_format="json",
+    )
+
+    # then each is one line of JSON, once
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    messages = [line["message"] for line in lines]
+    for number, expected in enumerate(
+        ("an early line", "an early warning", "a late warning", "printed", "written", "in a thread")
+    ):
+        assert expected in messages[number]
+    assert "in a finalizer" in lines[6]["exception"]
+    assert lines[7]["level"] == "critical"
+    assert "the end of ftp://anna:***@host" in lines[7]["exception"]
+    assert len(lines) == 8
+
+
+def test_a_log_file_that_celery_was_told_is_written_in_json(tmp_path: Any) -> None:
+    path = tmp_path / "a.log"
+    done = said(
+        f"from worker.app import app; import logging; app.log.setup(loglevel='INFO', logfile={str(path)!r});"
+        " logging.getLogger('worker.x').info('a line')",
+        log_format="json",
+    )
+    assert done.stderr == ""
+    assert json.loads(path.read_text())["message"] == "a line"
+
+
+@pytest.mark.parametrize(("log_format", "begins"), [("text", "labelmill: "), ("json", '{"time": ')])
+def test_a_wrong_setting_is_told_in_the_format_that_was_asked_for(log_format: str, begins: str) -> None:
+    done = said("import worker.app", log_format=log_format, lease_seconds="long")
+    assert done.returncode == 2
+    assert done.stderr.startswith(begins)
+    assert done.stderr.count("\n") == 1
+    assert f"{ENV_PREFIX}LEASE_SECONDS" in done.stderr

@@ -1,0 +1,57 @@
+"""Where a chunk's time goes: the seconds of each stage.
+
+Timed once a chunk or batch, and once an image only where that takes far longer: where it has to be fetched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jobs.ledger.outcomes import Spent
+
+
+@dataclass(slots=True)
+class Stage:
+    """A part of the work on one chunk, in one piece or in several."""
+
+    began: int  # the first of its pieces, in nanoseconds since 1970
+    ended: int  # the last one
+    seconds: float = 0.0  # all pieces together, without what was timed inside them
+
+
+class Stages:
+    """The stages of one chunk, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.began = time.time_ns()
+        self.found: dict[str, Stage] = {}
+        self._start = time.perf_counter()
+        self._inside = 0.0  # seconds timed within the piece that is under way
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Times what happens inside. A stage may be inside another, which is then not counted for it."""
+        stage = self.found.get(name)
+        if stage is None:
+            stage = self.found[name] = Stage(time.time_ns(), 0)
+        outside, self._inside = self._inside, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - start
+            stage.seconds += took - self._inside
+            stage.ended = time.time_ns()
+            self._inside = outside + took
+
+    def spent(self) -> Spent:
+        """For the ledger's counters."""
+        return Spent(self._start, {name: stage.seconds for name, stage in self.found.items()})
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, to the millisecond; `total` is what went by since this was made."""
+        found = {name: round(stage.seconds, 3) for name, stage in self.found.items()}
+        return found | {"total": round(time.perf_counter() - self._start, 3)}
