@@ -26,6 +26,7 @@ from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
     drop_leftover_chunks,
+    end_standing_copies,
     fail_abandoned_jobs,
     take_lock,
 )
@@ -54,6 +55,8 @@ class Reconciler:
         with self._ledger.transaction() as connection:
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
+            if ended := end_standing_copies(connection):
+                logger.warning("ended %d sessions in which a worker stood still while recording", ended)
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
             drop_leftover_chunks(connection)

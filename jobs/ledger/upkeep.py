@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
-from jobs.ledger.database import insert_into
+from jobs.ledger.database import STANDSTILL_SECONDS, insert_into
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
+from jobs.ledger.outcomes import COPY
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 
 #: The lock of whoever reconciles.
@@ -17,6 +18,15 @@ RECONCILE_LOCK: Final = "reconcile"
 
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
+
+#: A COPY takes as long as its rows take to be sent: less than a second for the largest chunk.
+_END_STANDING_COPIES: Final = sa.text("""
+    SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND query = :copy
+      AND state = 'active' AND wait_event = 'ClientRead'
+      AND query_start < clock_timestamp() - make_interval(secs => :seconds)
+""")
 
 
 def take_lock(connection: Connection, name: str, holder: str, *, seconds: float) -> bool:
@@ -45,7 +55,15 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[str]:
     so the caller must send the messages.
     """
     its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
-    wanted = sa.select(chunks.c.id).where(chunk_is_due(), its_time).order_by(chunks.c.created_at).limit(limit)
+    # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
+    # caller is a worker's main loop, which must not stand still because another worker does.
+    wanted = (
+        sa.select(chunks.c.id)
+        .where(chunk_is_due(), its_time)
+        .order_by(chunks.c.created_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
     ids = list(connection.scalars(wanted))
     if ids:
         connection.execute(
@@ -62,6 +80,19 @@ def drop_leftover_chunks(connection: Connection) -> None:
     # caller may have.
     left = sa.select(chunks.c.id).where(chunk_is_due(), job_was_stopped()).with_for_update(skip_locked=True)
     drop_chunks(connection, left)
+
+
+def end_standing_copies(connection: Connection) -> int:
+    """Ends the sessions on PostgreSQL in which a worker began to write outcomes and then stood still, so that
+    the chunks they hold locked can be claimed; gives back how many.
+
+    A process that is stopped, or whose machine is, in the middle of COPY is beyond all of PostgreSQL's own
+    timeouts: while a server waits for the next row it heeds nothing but an order to end. Only sessions of the
+    same user are seen, so all workers have to share one.
+    """
+    if connection.dialect.name != "postgresql":
+        return 0
+    return connection.scalar(_END_STANDING_COPIES, {"copy": COPY, "seconds": STANDSTILL_SECONDS}) or 0
 
 
 def fail_abandoned_jobs(connection: Connection) -> list[str]:

@@ -10,6 +10,7 @@ seam, so that one worker serves many trials.
 | `after claim` | the claim is committed |
 | `after predict` | the outcomes are computed; nothing is written |
 | `writing` | a transaction is open for the outcomes; nothing is written |
+| `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
 | `before COMMIT` | the outcomes are written in an open transaction |
 | `COMMIT` | the same, and what happens next happens to the COMMIT |
 | `after COMMIT` | the outcomes, or the halves, are committed |
@@ -35,7 +36,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -52,6 +53,7 @@ import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
+import jobs.ledger.outcomes
 import worker.predicting.decode
 import worker.reconcile
 import worker.requests
@@ -290,6 +292,17 @@ def _recording(original: Callable[..., None], connection: Any, *args: Any) -> No
             raise
     passing("before COMMIT")
     _Answer.lost = passing("COMMIT")
+
+
+@_wrap(jobs.ledger.outcomes, "_copy")
+def _copying(original: Callable[..., None], connection: Any, rows: Iterable[Any]) -> None:
+    def watched() -> Iterator[Any]:
+        for number, row in enumerate(rows):
+            yield row
+            if number == 0:
+                passing("COPY")
+
+    original(connection, watched())
 
 
 @_wrap(pipeline, "split_chunk")

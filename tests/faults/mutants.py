@@ -349,6 +349,29 @@ MUTANTS: Final = (
         "postgresql",
     ),
     Mutant(
+        "the reconciler stands still with a worker that stands still",
+        (
+            "tests/faults/test_ledger_races.py"
+            "::test_who_rings_passes_over_a_chunk_whose_worker_stands_still_with_it",
+        ),
+        (Change(_UPKEEP, ".limit(limit)\n        .with_for_update(skip_locked=True)", ".limit(limit)"),),
+        "postgresql",
+    ),
+    Mutant(
+        "who stands still in a COPY has its chunk for ever",
+        (
+            "tests/integration/test_upkeep.py::test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk",
+        ),
+        (
+            Change(
+                _UPKEEP,
+                "count(*) FILTER (WHERE pg_terminate_backend(pid))",
+                "count(*)",
+            ),
+        ),
+        "postgresql",
+    ),
+    Mutant(
         "who stops a job waits for its chunks",
         (
             "tests/faults/test_ledger_races.py"

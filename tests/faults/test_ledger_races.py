@@ -19,7 +19,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk, end_job, finish_chunk
 from jobs.ledger.intake import NewChunk, discard_job
 from jobs.ledger.isolation import split_chunk
-from jobs.ledger.upkeep import drop_leftover_chunks, fail_abandoned_jobs
+from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker
 
@@ -74,6 +74,26 @@ def test_who_stops_a_job_passes_over_a_chunk_that_is_being_claimed(
 
     # Then nobody waited, and what waited is dropped
     assert states(ledger) == ["done", "claimed", "dropped"]
+
+
+def test_who_rings_passes_over_a_chunk_whose_worker_stands_still_with_it(
+    ledger: Ledger, make_job: JobMaker, worker: Worker
+) -> None:
+    # Given a worker that stands still in the middle of a transaction about its chunk, beyond its lease
+    job = make_job([1, 1])
+    with ledger.transaction() as connection:
+        connection.execute(chunks.update().values(ring_after=None))
+    late = worker.must_claim(job.chunks[0], lease_seconds=-1)
+    with worker.ledger.transaction() as finishing:
+        finish_chunk(finishing, late)
+
+        # When another worker's reconciler looks what is due
+        with ledger.transaction() as connection:
+            waits_for_nobody(connection)
+            rung = chunks_to_ring(connection, limit=10)
+
+    # Then it does not stand still as well, and rings for the other chunk
+    assert rung == [job.chunks[1].id]
 
 
 def test_a_chunk_that_is_split_and_done_while_its_submission_is_taken_back_leaves_nothing(

@@ -56,16 +56,25 @@ def test_a_zombie_that_finishes_late_records_nothing(crowded_mills: list[Mill], 
                     trials.ran(len(zombies), mill.judge(job, images))
 
 
-def test_a_standstill_in_mid_transaction_holds_nobody_up_for_long(
-    postgresql_mill: Mill, matrix: Matrix
+@pytest.mark.parametrize(
+    ("where", "seam"),
+    [
+        # Its outcomes are written and not committed: it has its job's row locked, which all others need.
+        ("mid-transaction", "before COMMIT"),
+        # PostgreSQL waits for its next row and heeds none of its timeouts: it has its chunk's row
+        # locked, which whoever takes over needs.
+        ("mid-COPY", "COPY"),
+    ],
+)
+def test_a_standstill_while_recording_holds_nobody_up_for_long(
+    postgresql_mill: Mill, matrix: Matrix, where: str, seam: str
 ) -> None:
-    with matrix.trials("SIGSTOP in mid-transaction, PostgreSQL", "I1-I3", short=1, long=10) as trials:
+    with matrix.trials(f"SIGSTOP in {where}, PostgreSQL", "I1-I3", short=1, long=10) as trials:
         mill = postgresql_mill
         other = mill.add_worker("other", processes=1)
         for _ in range(trials.wanted):
-            # given a worker that stands still with its outcomes written and not committed: it has the job's
-            # row locked, which every other worker needs
-            mill.plan.set(Rule("before COMMIT", "stop both", times=1, every=5))
+            # given a worker that stands still while it records
+            mill.plan.set(Rule(seam, "stop both", times=1, every=5))
             images = pictures(400)
             job = mill.submit(images, chunk_images=20)
             with ExitStack() as stack:

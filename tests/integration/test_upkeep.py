@@ -5,23 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import pytest
 import sqlalchemy as sa
 
+from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
+from jobs.ledger.outcomes import Outcome
 from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import (
     ABANDONED,
     chunks_to_ring,
     count_due,
     drop_leftover_chunks,
+    end_standing_copies,
     fail_abandoned_jobs,
     take_lock,
 )
-from jobs.schema import JobState, chunks, db_now, jobs
+from jobs.schema import JobState, chunks, db_now, jobs, predictions
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
@@ -287,3 +291,92 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 1
         assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+
+
+# ---- who stands still ---------------------------------------------------------------------------------
+
+
+class Standing(list):
+    """Outcomes of which the second does not come before it is let go."""
+
+    def __init__(self, outcomes):
+        super().__init__(outcomes)
+        self.stands = threading.Event()
+        self.goes_on = threading.Event()
+
+    def __iter__(self):
+        for number, outcome in enumerate(super().__iter__()):
+            if number == 1:
+                self.stands.set()
+                self.goes_on.wait(30)
+            yield outcome
+
+
+@contextmanager
+def standing_still(worker, claim):
+    """A worker that has begun to record and says nothing more until the end. Gives back what comes of it."""
+    outcomes = Standing([Outcome(f"{number}.png", "7", 0.75) for number in range(claim.images)])
+    with ThreadPoolExecutor(1) as pool:
+        recorded = pool.submit(worker.finish, claim, outcomes)
+        try:
+            assert outcomes.stands.wait(30)
+            yield recorded
+        finally:
+            outcomes.goes_on.set()
+
+
+def end_standing(ledger):
+    with ledger.transaction() as connection:
+        return end_standing_copies(connection)
+
+
+on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+
+
+@on_postgresql
+def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
+    ledger, make_job, worker, new_worker, monkeypatch
+):
+    # Given a worker that stands still in the middle of recording, beyond its lease and our patience
+    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0.2)
+    job = make_job([2])
+    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
+    with standing_still(worker, claim) as recorded:
+        time.sleep(0.3)
+
+        # When the reconciler looks
+        assert end_standing(ledger) == 1
+
+        # Then another worker can do the chunk
+        new_worker("ben").work(job.chunks[0], [Outcome("a.png", "3", 0.5), Outcome("b.png", "3", 0.5)])
+
+    # and the first, when it goes on, learns that it has recorded nothing
+    with pytest.raises(Unavailable):
+        recorded.result(30)
+    with ledger.reading() as connection:
+        assert list(connection.scalars(sa.select(predictions.c.label))) == ["3", "3"]
+
+
+@on_postgresql
+def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, worker):
+    job = make_job([2])
+    with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:
+        assert end_standing(ledger) == 0
+    recorded.result(30)
+
+
+@on_postgresql
+def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
+    make_job, worker, empty_postgresql_url, monkeypatch
+):
+    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0)
+    job = make_job([2])
+    with closing(Ledger(empty_postgresql_url)) as other:
+        with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:
+            assert end_standing(other) == 0
+        recorded.result(30)
+
+
+def test_on_sqlite_nobody_can_stand_still_in_a_copy(empty_sqlite_url):
+    with closing(Ledger(empty_sqlite_url)) as ledger:
+        assert end_standing(ledger) == 0
