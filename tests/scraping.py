@@ -24,6 +24,7 @@ class Scrape:
     """What one scrape said."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.families = list(text_string_to_metric_families(text))
         self._values = {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value

@@ -23,8 +23,10 @@ from jobs.schema import metadata
 from jobs.settings import ENV_PREFIX
 from jobs.store import Store
 from labelmill.cli import COMMANDS
-from tests.console import COMMAND_SECONDS, Home, processes_below, until
+from labelmill.readiness import Part
+from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
 from tests.kerasfile import keras_file
+from tests.scraping import scrape
 from tests.secured import TlsBroker, TlsLedger
 from worker.learning import mnist
 
@@ -126,14 +128,20 @@ def test_nothing_that_works_says_a_secret(
     run, job = deployment.run, deployment.job
     (tmp_path / "no picture.png").write_text("no picture")
     assert run("train").returncode == 0
-    worker = [str(Path(sys.executable).with_name("labelmill")), "worker", "--loglevel", "debug"]
+    worker = [str(LABELMILL), "worker", "--loglevel", "debug"]
     beat = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--loglevel", "debug"]
     with (
         deployment.process(*worker) as log,
         deployment.process(*worker, "--trainer") as trainer_log,
         deployment.process(*beat) as beat_log,
+        deployment.process(str(LABELMILL), "metrics", "--listen", "127.0.0.1:0") as metrics_log,
     ):
-        for started, word in ((log, "ready."), (trainer_log, "ready."), (beat_log, "beat: Starting")):
+        for started, word in (
+            (log, "ready."),
+            (trainer_log, "ready."),
+            (beat_log, "beat: Starting"),
+            (metrics_log, "/metrics;"),
+        ):
             until(partial(_says, started, word), "all have begun")
 
         # when every command is used
@@ -162,6 +170,14 @@ def test_nothing_that_works_says_a_secret(
         run("doctor", "--json")
         run("doctor")
         run("db", "upgrade")
+        run("workers")
+        run("workers", "--json")
+        for part in Part:
+            run("ready", part)
+        [port] = re.findall(r"127\.0\.0\.1:(\d+)/metrics", metrics_log.read_text())
+        scraped = scrape(int(port))
+        assert scraped["ledger_up"] == scraped["broker_up"] == 1
+        deployment.said["metrics"] = scraped.text
         run("up", "--help")
         assert run("demo").returncode == 0
     covered = {name for name in COMMANDS if any(said.startswith(name) for said in deployment.said)}
