@@ -223,8 +223,10 @@ class Client:
 
     def resume(self, job_id: str) -> JobStatus:
         """Lets a paused job go on. Raises NotFound, or Conflict where it is not paused."""
+        from jobs.queue import MAX_OUTSTANDING
+
         with self.ledger.transaction() as connection:
-            chunk_ids = resume_job(connection, job_id)
+            chunk_ids = resume_job(connection, job_id, limit=MAX_OUTSTANDING)
             status = job_status(connection, job_id)
         if chunk_ids is None:
             raise Conflict(

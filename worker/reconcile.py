@@ -26,7 +26,7 @@ from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
     drop_leftover_chunks,
-    end_standing_copies,
+    end_standing_sessions,
     fail_abandoned_jobs,
     take_lock,
 )
@@ -53,10 +53,12 @@ class Reconciler:
     def tick(self) -> int:
         """One look; gives back for how many chunks was rung. Raises Unavailable, kombu's OperationalError."""
         with self._ledger.transaction() as connection:
+            # In a transaction of its own: who stands still later must not keep the others waiting here.
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
-            if ended := end_standing_copies(connection):
-                logger.warning("ended %d sessions in which a worker stood still while recording", ended)
+        with self._ledger.transaction() as connection:
+            if ended := end_standing_sessions(connection):
+                logger.warning("ended %d sessions that stood still in the middle of writing", ended)
             for job_id in fail_abandoned_jobs(connection):
                 logger.warning("job %s failed: its producer stopped halfway", job_id, extra={"job": job_id})
             drop_leftover_chunks(connection)
@@ -94,8 +96,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             self._presence: SignOfLife | None = None
 
         def start(self, worker: Any) -> None:
-            # No pool of connections: one that is open at a fork would be shared with the child.
-            ledger = Ledger(settings.ledger, pooled=False)
+            ledger = Ledger.of_a_main_loop(settings.ledger)
             holder = owner_name(os.getpid())
             bell = Bell(worker.app)
             reconciler = Reconciler(ledger, bell, holder=holder)
@@ -136,7 +137,7 @@ def _interrupt_training(settings: Settings, pids: list[int]) -> None:
     """This trainer was told to stop, and waits for its children next. A training would take minutes: the
     child notices that its run is its own no more, and ends.
     """
-    with closing(Ledger(settings.ledger, pooled=False)) as ledger:
+    with closing(Ledger.of_a_main_loop(settings.ledger)) as ledger:
         try:
             with ledger.transaction() as connection:
                 interrupt_runs_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
@@ -74,6 +76,10 @@ class ClaimingRequest(LastingRequest):
         """The hard limit: the process hangs where no exception can reach it, and is killed now."""
         with self._naming_it():
             if not soft:
+                # Killed here already: Celery does it when this has returned, and until then the process may
+                # hold locked what is to be written.
+                with suppress(ProcessLookupError):
+                    os.kill(self.worker_pid, signal.SIGKILL)
                 self._bury(ErrorCode.TIMEOUT, f"its process was killed after {timeout:g} s")
             return super().on_timeout(soft, timeout)
 
@@ -89,8 +95,7 @@ class ClaimingRequest(LastingRequest):
     def _bury(self, code: ErrorCode, error: str) -> None:
         if not self.worker_pid:
             return
-        # No pool: a connection that is open at the next fork would be shared with the child.
-        ledger = Ledger(self.app.labelmill_settings.ledger, pooled=False)
+        ledger = Ledger.of_a_main_loop(self.app.labelmill_settings.ledger)
         try:
             named = Message.decode(self.args, self.kwargs).id
             with ledger.transaction() as connection:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,6 +27,17 @@ CONNECT_SECONDS: Final = 5
 #: its machine is gone, and the job's row that it holds locked keeps every other worker from recording.
 STANDSTILL_SECONDS: Final = 10
 
+#: What PostgreSQL calls our sessions.
+APPLICATION: Final = "labelmill"
+
+#: How long a process that others depend on waits for a lock. While a worker's main loop waits, nobody is
+#: killed at the time limit, nothing is acknowledged, nothing is rung for.
+BRIEFLY_SECONDS: Final = 2
+
+#: PostgreSQL looks this often whether who waits for a lock in a statement is still there. Left alone it never
+#: does: a process that was killed keeps what it has locked until it gets what it waits for.
+VANISHED_SECONDS: Final = 1
+
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
 REVISION: Final = "0005"
 
@@ -33,14 +45,17 @@ REVISION: Final = "0005"
 class Ledger:
     """One process's door to the ledger. Not to be shared across a fork: each child opens its own."""
 
-    def __init__(self, url: str | URL, *, pooled: bool = True) -> None:
+    def __init__(self, url: str | URL, *, pooled: bool = True, lock_seconds: float | None = None) -> None:
+        """`pooled`: connections are kept open. `lock_seconds`: who finds something locked for so long gives
+        up, and gets Unavailable; left out, waits as long as it takes (on SQLite: `SQLITE_BUSY_SECONDS`).
+        """
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self._create_private_folder()
         self.engine = sa.create_engine(
             self._url,
-            connect_args=_sqlite_arguments() if self.is_sqlite else _postgresql_arguments(),
+            connect_args=_sqlite_arguments(lock_seconds) if self.is_sqlite else _postgresql_arguments(),
             poolclass=None if pooled else sa.NullPool,
             **({} if self.is_sqlite or not pooled else {"pool_pre_ping": True, "pool_size": 2}),
         )
@@ -48,7 +63,14 @@ class Ledger:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
-            sa.event.listen(self.engine, "connect", _set_up_postgresql)
+            sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
+
+    @classmethod
+    def of_a_main_loop(cls, url: str | URL) -> Self:
+        """A door for a process that others depend on. It waits for no lock for long, and keeps no connection:
+        one that is open at a fork would be shared with the child.
+        """
+        return cls(url, pooled=False, lock_seconds=BRIEFLY_SECONDS)
 
     def __repr__(self) -> str:
         # Without its options: a key's pass phrase may be among them.
@@ -69,7 +91,9 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """One read-only snapshot; takes no write lock. Raises Unavailable."""
+        """To look only; takes no write lock. On SQLite all its statements see one state, on PostgreSQL each
+        sees what was committed before it. Raises Unavailable.
+        """
         with _translated(), self.engine.connect() as connection:
             yield connection.execution_options(labelmill_readonly=True)
 
@@ -108,15 +132,15 @@ def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | 
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def _sqlite_arguments() -> dict[str, Any]:
+def _sqlite_arguments(lock_seconds: float | None) -> dict[str, Any]:
     # isolation_level None: the driver must not begin transactions by itself, `_begin_sqlite` does.
-    return {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None}
+    return {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
 
 
 def _postgresql_arguments() -> dict[str, Any]:
     return {
         "connect_timeout": CONNECT_SECONDS,
-        "application_name": "labelmill",
+        "application_name": APPLICATION,
         # A connection whose peer vanished must be noticed well before a lease runs out.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -134,10 +158,16 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _set_up_postgresql(connection: Any, _record: Any) -> None:
+def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any) -> None:
+    import psycopg  # only where the ledger is on PostgreSQL
+
     # Outside of a transaction: a SET is taken back with the one it stands in.
     connection.autocommit = True
     connection.execute(f"SET idle_in_transaction_session_timeout = {STANDSTILL_SECONDS * 1000}")
+    if lock_seconds is not None:
+        connection.execute(f"SET lock_timeout = {lock_seconds * 1000:.0f}")
+    with suppress(psycopg.Error):  # a server from before 14, or on a system that cannot tell
+        connection.execute(f"SET client_connection_check_interval = {VANISHED_SECONDS * 1000}")
     connection.autocommit = False
 
 

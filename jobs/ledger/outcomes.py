@@ -42,8 +42,7 @@ class Spent(NamedTuple):
 RECORD_STAGE: Final = "record"
 
 _COLUMNS = '(job_id, "index", name, label, confidence, error, detail)'
-#: How rows reach PostgreSQL; `jobs.ledger.upkeep` knows a session that does it by this text.
-COPY: Final = f"COPY predictions {_COLUMNS} FROM STDIN"
+_COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
 _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
 
 
@@ -160,7 +159,7 @@ def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
     try:
-        with driver.cursor() as cursor, cursor.copy(COPY) as copy:
+        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
             for row in rows:
                 copy.write_row(row)
     except psycopg.OperationalError as error:

@@ -27,9 +27,9 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     return True
 
 
-def resume_job(connection: Connection, job_id: str) -> list[str] | None:
-    """Lets a paused job go on; gives back its waiting chunks in order, to be rung for. None where it is not
-    paused.
+def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[str] | None:
+    """Lets a paused job go on; gives back the first `limit` of its waiting chunks, to be rung for. None
+    where it is not paused.
     """
     resumed = connection.execute(
         jobs.update()
@@ -38,13 +38,18 @@ def resume_job(connection: Connection, job_id: str) -> list[str] | None:
     )
     if resumed.rowcount != 1:
         return None
-    rows = connection.execute(
+    connection.execute(
         chunks.update()
         .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.HELD)
         .values(state=ChunkState.PENDING, ring_after=None)
-        .returning(chunks.c.first_index, chunks.c.id)
     )
-    return [chunk_id for _, chunk_id in sorted((row.first_index, row.id) for row in rows)]
+    waiting = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING, chunks.c.ring_after.is_(None))
+        .order_by(chunks.c.first_index)
+        .limit(limit)
+    )
+    return list(connection.scalars(waiting))
 
 
 def hold_leftover_chunks(connection: Connection) -> None:

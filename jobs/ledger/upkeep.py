@@ -8,9 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
-from jobs.ledger.database import STANDSTILL_SECONDS, insert_into
+from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
-from jobs.ledger.outcomes import COPY
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 
 #: The lock of whoever reconciles.
@@ -19,12 +18,13 @@ RECONCILE_LOCK: Final = "reconcile"
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
 
-#: A COPY takes as long as its rows take to be sent: less than a second for the largest chunk.
-_END_STANDING_COPIES: Final = sa.text("""
+#: Of this ledger and this user: in the middle of a statement, having written, and the other end silent. That
+#: end reads or sends a chunk's rows, which takes less than a second.
+_END_STANDING_SESSIONS: Final = sa.text("""
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
     FROM pg_stat_activity
-    WHERE datname = current_database() AND usename = current_user AND query = :copy
-      AND state = 'active' AND wait_event = 'ClientRead'
+    WHERE datname = current_database() AND usename = current_user AND application_name = :application
+      AND state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite') AND backend_xid IS NOT NULL
       AND query_start < clock_timestamp() - make_interval(secs => :seconds)
 """)
 
@@ -82,26 +82,28 @@ def drop_leftover_chunks(connection: Connection) -> None:
     drop_chunks(connection, left)
 
 
-def end_standing_copies(connection: Connection) -> int:
-    """Ends the sessions on PostgreSQL in which a worker began to write outcomes and then stood still, so that
-    the chunks they hold locked can be claimed; gives back how many.
+def end_standing_sessions(connection: Connection) -> int:
+    """Ends the sessions on PostgreSQL whose process stood still in the middle of writing, so that what they
+    hold locked is free again; gives back how many.
 
-    A process that is stopped, or whose machine is, in the middle of COPY is beyond all of PostgreSQL's own
-    timeouts: while a server waits for the next row it heeds nothing but an order to end. Only sessions of the
-    same user are seen, so all workers have to share one.
+    A process that is stopped, or whose machine is, in the middle of COPY, of a pipeline or of reading what it
+    has changed is beyond all of PostgreSQL's own timeouts: while a server waits for the other end it heeds
+    nothing but an order to end. Only those of the same user can be ended, so all workers have to share one.
     """
     if connection.dialect.name != "postgresql":
         return 0
-    return connection.scalar(_END_STANDING_COPIES, {"copy": COPY, "seconds": STANDSTILL_SECONDS}) or 0
+    ended = connection.scalar(
+        _END_STANDING_SESSIONS, {"application": APPLICATION, "seconds": STANDSTILL_SECONDS}
+    )
+    return ended or 0
 
 
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
-    # Asked again when a job's row is locked: its producer may have given a sign of life at this moment.
-    abandoned = (jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS))
-    job_ids = list(connection.scalars(sa.select(jobs.c.id).where(*abandoned)))
-    return [
-        job_id
-        for job_id in job_ids
-        if end_job(connection, job_id, JobState.FAILED, *abandoned, error=ABANDONED)
-    ]
+    abandoned = sa.select(jobs.c.id).where(
+        jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
+    )
+    # Skipping what is locked: that job's producer may be giving a sign of life at this moment, or somebody
+    # holds the row for long, for whom nobody else's job shall wait.
+    job_ids = connection.scalars(abandoned.with_for_update(skip_locked=True)).all()
+    return [job_id for job_id in job_ids if end_job(connection, job_id, JobState.FAILED, error=ABANDONED)]

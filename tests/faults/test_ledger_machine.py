@@ -667,7 +667,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _resume(self, job: JobModel) -> None:
         with self.ledger.transaction() as connection:
-            waiting = resume_job(connection, job.id)
+            waiting = resume_job(connection, job.id, limit=1_000)
         if job.paused and job.state in UNDER_WAY:
             self.tally["a job was resumed"] += 1
             assert waiting == job.was_resumed()

@@ -10,6 +10,7 @@ import sys
 import pytest
 import sqlalchemy as sa
 
+from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.schema import db_now, locks
 
@@ -41,3 +42,45 @@ def test_a_second_door_in_a_process_leaves_the_first_its_locks(ledger: Ledger, l
         connection.execute(locks.insert().values(name="ours too", holder="us", until=db_now()))
     with contextlib.closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM locks").fetchone() == (3,)
+
+
+def test_a_main_loop_waits_for_no_lock_for_long(
+    ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given somebody who has a row locked, and on SQLite all there is
+    monkeypatch.setattr("jobs.ledger.database.BRIEFLY_SECONDS", 0.2)
+    with ledger.transaction() as connection:
+        connection.execute(locks.insert().values(name="theirs", holder="them", until=db_now()))
+    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, ledger.transaction() as connection:
+        connection.execute(locks.update().values(holder="them, still"))
+
+        # when a main loop wants it as well, then it is told so soon
+        with pytest.raises(Unavailable, match="lock"), loop.transaction() as waiting:
+            waiting.execute(locks.update().values(holder="us"))
+
+    # and has it afterwards
+    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, loop.transaction() as connection:
+        connection.execute(locks.update().values(holder="us"))
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger_url: str) -> None:
+    # given two rows, of which one is locked, and a process that has the other and waits for the first
+    with ledger.transaction() as connection:
+        for name in ("first", "second"):
+            connection.execute(locks.insert().values(name=name, holder="nobody", until=db_now()))
+    vanishing = Ledger(ledger_url).engine.raw_connection()
+    with ledger.transaction() as connection:
+        connection.execute(locks.update().where(locks.c.name == "first").values(holder="us"))
+        driver = vanishing.driver_connection
+        assert driver is not None
+        driver.execute("UPDATE locks SET holder = 'it' WHERE name = 'second'")
+        driver.pgconn.send_query(b"UPDATE locks SET holder = 'it' WHERE name = 'first'")
+        driver.pgconn.flush()
+
+        # when it dies, as far as the server can see: its socket is closed, and no word was said
+        vanishing.invalidate()
+
+        # then its row is free while the other is still locked
+        with contextlib.closing(Ledger(ledger_url, lock_seconds=15)) as other, other.transaction() as theirs:
+            theirs.execute(locks.update().where(locks.c.name == "second").values(holder="them"))

@@ -39,7 +39,7 @@ def pause(ledger: Ledger, job) -> bool:
 
 def resume(ledger: Ledger, job) -> list[str] | None:
     with ledger.transaction() as connection:
-        return resume_job(connection, job.id)
+        return resume_job(connection, job.id, limit=1_000)
 
 
 def cancel(ledger: Ledger, job) -> bool:
@@ -149,7 +149,7 @@ def test_what_has_finished_is_neither_paused_nor_resumed(ledger, make_job, worke
 def test_a_job_that_nobody_knows_is_not_paused(ledger):
     with ledger.transaction() as connection:
         assert not pause_job(connection, new_id())
-        assert resume_job(connection, new_id()) is None
+        assert resume_job(connection, new_id(), limit=1_000) is None
 
 
 # ---- what was in work ---------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, mak
     pause(ledger, job)
     worker.release(claim)
     with ledger.transaction() as connection:
-        assert resume_job(connection, job.id) == ids(job, 1)
+        assert resume_job(connection, job.id, limit=1_000) == ids(job, 1)
 
         # When the reconciler looks before the resume is committed, Then it neither waits nor holds anything
         hold_leftovers(ledger)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
 import pytest
 import sqlalchemy as sa
 from kombu.exceptions import OperationalError
@@ -217,3 +221,47 @@ def test_nobody_is_called_for_what_a_stopped_job_left(ledger, make_job, worker, 
     assert broker.waiting() == 0
     with ledger.reading() as connection:
         assert count_due(connection, limit=1) == 0
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_reconciler_that_stands_still_keeps_no_other_waiting(ledger, ledger_url, bell, monkeypatch):
+    # Given a reconciler that stands still in the middle of a look
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand_still(_connection):
+        stands.set()
+        goes_on.wait(30)
+
+    monkeypatch.setattr(reconcile, "drop_leftover_chunks", stand_still)
+    with ThreadPoolExecutor(1) as pool, closing(Ledger.of_a_main_loop(ledger_url)) as own:
+        standing = pool.submit(Reconciler(ledger, bell, holder="anna").tick)
+        try:
+            assert stands.wait(30)
+
+            # When another one comes, Then it is told that it is not its turn, and does not wait
+            assert Reconciler(own, bell, holder="ben").tick() == 0
+        finally:
+            goes_on.set()
+        assert standing.result(30) == 0
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_holds_one_jobs_row_holds_up_no_other_job(ledger, ledger_url, make_job, bell, worker):
+    # Given somebody who has the row of an abandoned job locked, and a job that waits
+    abandoned = make_job([1], sealed=False)
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().values(touched_at=db_now(-2 * ABANDONED_SECONDS)))
+    waiting = make_job([1])
+    some_time_goes_by(ledger)
+    with worker.ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == abandoned.id).values(error="mine"))
+
+        # When the reconciler looks, Then it rings all the same
+        with closing(Ledger.of_a_main_loop(ledger_url)) as own:
+            assert Reconciler(own, bell, holder="anna").tick() == 2
+
+    # and fails the abandoned job when it can
+    Reconciler(ledger, bell, holder="anna").tick()
+    with ledger.reading() as connection:
+        assert job_status(connection, abandoned.id).state == JobState.FAILED
+        assert job_status(connection, waiting.id).state == JobState.RUNNING

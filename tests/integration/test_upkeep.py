@@ -21,7 +21,7 @@ from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
     drop_leftover_chunks,
-    end_standing_copies,
+    end_standing_sessions,
     fail_abandoned_jobs,
     take_lock,
 )
@@ -250,22 +250,21 @@ SEALED_MEANWHILE = "looks, then waits for the job's row, and does not look again
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, wait_until_blocked):
-    # Given a producer that was silent for too long, and at this moment seals its job
-    job = make_job([1], sealed=False)
-    fall_silent(ledger, job, ABANDONED_SECONDS + 1)
-    with ThreadPoolExecutor(1) as pool:
-        with ledger.transaction() as connection:
-            seal_job(connection, job.id, fingerprint=None)
+def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker):
+    # Given two producers that were silent for too long, of which one seals its job at this moment
+    sealing, silent = make_job([1], sealed=False), make_job([1], sealed=False)
+    for job in (sealing, silent):
+        fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+    with worker.ledger.transaction() as connection:
+        seal_job(connection, sealing.id, fingerprint=None)
 
-            # When the reconciler looks before the producer's commit
-            failed = pool.submit(fail_abandoned, ledger)
-            wait_until_blocked()
+        # When the reconciler looks before that commit, Then it waits for nobody, and fails the other
+        assert fail_abandoned(ledger) == [silent.id]
 
-        # Then the job was submitted, and goes on
-        assert failed.result(30) == []
+    # and the first was submitted, and goes on
+    assert fail_abandoned(ledger) == []
     with ledger.reading() as connection:
-        assert job_status(connection, job.id).state == JobState.RUNNING
+        assert job_status(connection, sealing.id).state == JobState.RUNNING
     assert due(ledger) == 1
 
 
@@ -327,7 +326,7 @@ def standing_still(worker, claim):
 
 def end_standing(ledger):
     with ledger.transaction() as connection:
-        return end_standing_copies(connection)
+        return end_standing_sessions(connection)
 
 
 on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -358,6 +357,29 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
 
 
 @on_postgresql
+def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
+    # Given somebody who has a job's row locked, and does not read the long answer to its statement
+    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0.2)
+    job = make_job([1])
+    standing = Ledger(ledger.engine.url).engine.raw_connection()
+    try:
+        standing.driver_connection.execute("UPDATE jobs SET error = 'standing still'")
+        standing.driver_connection.pgconn.send_query(
+            b"SELECT repeat('x', 1000) FROM generate_series(1, 100000)"
+        )
+        standing.driver_connection.pgconn.flush()
+        time.sleep(0.5)
+
+        # When the reconciler looks, Then the row is free
+        assert end_standing(ledger) == 1
+        worker.work(job.chunks[0])
+    finally:
+        standing.invalidate()
+    with ledger.reading() as connection:
+        assert job_status(connection, job.id).state == JobState.DONE
+
+
+@on_postgresql
 def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, worker):
     job = make_job([2])
     with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:
@@ -377,6 +399,6 @@ def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
         recorded.result(30)
 
 
-def test_on_sqlite_nobody_can_stand_still_in_a_copy(empty_sqlite_url):
+def test_on_sqlite_there_are_no_sessions_to_end(empty_sqlite_url):
     with closing(Ledger(empty_sqlite_url)) as ledger:
         assert end_standing(ledger) == 0

@@ -104,7 +104,7 @@ _RECIPES: Final = {
     ("cnn", "long"): Recipe(
         architecture="cnn",
         profile="long",
-        epochs=40,
+        epochs=60,
         batch_size=128,
         learning_rate=0.004,
         warm_up=0.1,

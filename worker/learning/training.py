@@ -118,7 +118,7 @@ def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
     elif architecture == "cnn":
         hidden = [
             *([] if len(spec.shape) == 3 else [layers.Reshape((*spec.shape, 1))]),
-            # Without padding a picture of 28x28 becomes 26, 24, 12, then 10, 8, 4, and then one point: a third
+            # Without padding, a picture of 28x28 becomes 26, 24, 12, then 10, 8, 4, then one point: a third
             # of the work that padding makes, and what lies at the border of a digit is black.
             *_convolutions(32, 3, 3, 5),
             *_convolutions(64, 3, 3, 5),
