@@ -119,6 +119,10 @@ def _stop_both() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _stop_child() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _raise() -> None:
     raise RuntimeError("a failpoint")
 
@@ -173,6 +177,7 @@ _ACTIONS: _Actions = {
     "kill parent": _kill_parent,
     "kill both": _kill_both,
     "stop both": _stop_both,
+    "stop child": _stop_child,
     "raise": _raise,
     "out of memory": _run_out_of_memory,
     "terminate backend": _terminate_backend,

@@ -89,6 +89,7 @@ def _retraining_mutant(name: str, test: str, *changes: Change, database: str = "
 
 _CLAIMS: Final = "jobs/ledger/claims.py"
 _COUNTERS: Final = "jobs/ledger/counters.py"
+_DATABASE: Final = "jobs/ledger/database.py"
 _ISOLATION: Final = "jobs/ledger/isolation.py"
 _OUTCOMES: Final = "jobs/ledger/outcomes.py"
 _INTAKE: Final = "jobs/ledger/intake.py"
@@ -384,6 +385,36 @@ MUTANTS: Final = (
                 "    )\n    drop_chunks(connection, waiting)",
             ),
         ),
+        "postgresql",
+    ),
+    Mutant(
+        "a main loop waits for a lock as long as it takes",
+        ("tests/integration/test_database.py::test_a_main_loop_waits_for_no_lock_for_long",),
+        (Change(_DATABASE, "pooled=False, lock_seconds=BRIEFLY_SECONDS)", "pooled=False)"),),
+        "postgresql",
+    ),
+    Mutant(
+        "who died while it waited keeps what it has locked",
+        ("tests/integration/test_database.py::test_who_vanishes_while_it_waits_keeps_nothing_locked",),
+        (Change(_DATABASE, "{VANISHED_SECONDS * 1000}", "0"),),
+        "postgresql",
+    ),
+    Mutant(
+        "a reconciler that stands still keeps its lock's row",
+        ("tests/integration/test_reconcile.py::test_a_reconciler_that_stands_still_keeps_no_other_waiting",),
+        (
+            Change(
+                _RECONCILE,
+                "                return 0\n        with self._ledger.transaction() as connection:\n",
+                "                return 0\n",
+            ),
+        ),
+        "postgresql",
+    ),
+    Mutant(
+        "the reconciler waits for the row of an abandoned job",
+        ("tests/integration/test_reconcile.py::test_who_holds_one_jobs_row_holds_up_no_other_job",),
+        (Change(_UPKEEP, "abandoned.with_for_update(skip_locked=True)", "abandoned.with_for_update()"),),
         "postgresql",
     ),
     Mutant(

@@ -87,6 +87,25 @@ def test_a_standstill_while_recording_holds_nobody_up_for_long(
         mill.remove_worker(other, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("seam", ["COPY", "before COMMIT"])
+def test_a_child_that_stands_still_while_recording_does_not_stop_its_worker(
+    postgresql_mill: Mill, matrix: Matrix, seam: str
+) -> None:
+    with matrix.trials(f"SIGSTOP of a child, {seam}, PostgreSQL", "I1-I4", short=1, long=10) as trials:
+        mill = postgresql_mill
+        for _ in range(trials.wanted):
+            # given a worker, the only one, of which one process stands still with rows locked
+            mill.plan.set(Rule(seam, "stop child", times=1, every=3))
+            images = pictures(200)
+            job = mill.submit(images, chunk_images=20)
+
+            # when its time is up, then it is killed, and the job ends: the main process, which writes down
+            # that it died, does not wait for what it has locked
+            verdict = mill.judge(job, images)
+            assert mill.plan.events("stop child")
+            trials.ran(1, verdict)
+
+
 def _too_late(mill: Mill) -> set[int]:
     """The processes that wanted to record and learnt that they own the chunk no more."""
     return {event["pid"] for event in mill.plan.events("lease lost")}
