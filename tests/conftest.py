@@ -281,21 +281,23 @@ def empty_ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def wait_until_blocked(ledger: Ledger) -> Callable[[], None]:
-    """`wait_until_blocked()`: until somebody waits for a lock that somebody else holds. PostgreSQL only."""
+def wait_until_blocked(ledger: Ledger) -> Callable[..., None]:
+    """`wait_until_blocked()`: until somebody waits for a lock that somebody else holds, or so many do.
+    PostgreSQL only.
+    """
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
 
-    def wait_until_blocked() -> None:
+    def wait_until_blocked(number: int = 1) -> None:
         deadline = time.monotonic() + SERVER_SECONDS
         while time.monotonic() < deadline:
             with ledger.reading() as connection:
-                if connection.scalar(waiting):
+                if (connection.scalar(waiting) or 0) >= number:
                     return
             time.sleep(0.01)
-        pytest.fail("nobody waits for a lock")
+        pytest.fail(f"there are no {number} who wait for a lock")
 
     return wait_until_blocked
 

@@ -419,7 +419,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "counters are locked in any order",
-        ("tests/integration/test_counters.py::test_many_count_at_once_and_nobody_waits_in_a_circle",),
+        ("tests/integration/test_counters.py::test_two_that_note_in_other_orders_lock_in_one",),
         (Change(_COUNTERS, "enumerate(sorted(noted.items()))", "enumerate(noted.items())"),),
         "postgresql",
     ),

@@ -248,6 +248,33 @@ def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, mon
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_two_that_note_in_other_orders_lock_in_one(ledger, new_worker, wait_until_blocked, monkeypatch):
+    # Given rows that all count on, of which somebody has the middle one locked
+    monkeypatch.setattr(counters, "SHARDS", 1)
+    names = [f"n{number}" for number in range(8)]
+    with ledger.transaction() as connection:
+        count(connection, {(CounterName.IMAGES, name): 1 for name in names})
+
+    def work(order: list[str]) -> None:
+        with new_worker().ledger.transaction() as connection:
+            for name in order:
+                count(connection, {(CounterName.IMAGES, name): 1})
+
+    with ThreadPoolExecutor(2) as pool:
+        with ledger.transaction() as connection:
+            connection.execute(table.update().where(table.c.label == "n4").values(value=table.c.value))
+
+            # When two come that note the rows from either end, and go on when it is free
+            both = [pool.submit(work, names), pool.submit(work, names[::-1])]
+            wait_until_blocked(2)
+
+        # Then neither has what the other needs next
+        for each in both:
+            each.result(30)
+    assert counted(ledger, CounterName.IMAGES) == dict.fromkeys(names, 3)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url):
     # Given many sessions that count the same
     with closing(Ledger(ledger_url, pooled=False)) as own:

@@ -305,9 +305,9 @@ class Standing(list):
 
     def __iter__(self):
         for number, outcome in enumerate(super().__iter__()):
-            if number == 1:
+            if number == 1 and not self.stands.is_set():
                 self.stands.set()
-                self.goes_on.wait(30)
+                self.goes_on.wait(15)
             yield outcome
 
 
