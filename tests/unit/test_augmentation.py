@@ -24,8 +24,10 @@ def a_bar() -> np.ndarray:
     return picture
 
 
-def distorted(picture: np.ndarray, augmentation: Augmentation, seed: np.ndarray = SEED) -> np.ndarray:
-    return np.asarray(distorter(augmentation, *picture.shape[1:3])(picture, seed))
+def distorted(
+    picture: np.ndarray, augmentation: Augmentation, seed: np.ndarray = SEED, share: float = 1.0
+) -> np.ndarray:
+    return np.asarray(distorter(augmentation, *picture.shape[1:3])(picture, seed, np.float32(share)))
 
 
 def test_no_distortion_is_the_picture_itself():
@@ -40,6 +42,14 @@ def test_the_same_seed_bends_the_same_way_and_each_image_another():
     assert (once == distorted(pictures, augmentation)).all()
     assert (once != distorted(pictures, augmentation, np.array((3, 2), np.int32))).any()
     assert (once[0] != once[1]).any()
+
+
+def test_of_no_share_of_it_nothing_is_left_and_of_half_of_it_half():
+    noise = np.random.default_rng(1).integers(256, size=(4, 29, 29), dtype=np.uint8)
+    all_of_it = Augmentation(rotation=20, zoom=0.2, shear=0.2, elastic=2.0)
+    half_of_it = Augmentation(rotation=10, zoom=0.1, shear=0.1, elastic=1.0)
+    assert (distorted(noise, all_of_it, share=0.0) == noise).all()
+    assert (distorted(noise, all_of_it, share=0.5) == distorted(noise, half_of_it)).mean() > 0.99
 
 
 def test_a_bar_is_turned_within_its_limits():
@@ -122,6 +132,10 @@ def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
         recipe_for("mlp", "endless", seed=1)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name != "smoothness"])
+#: Fields of an `Augmentation` that say how, not how much.
+HOW = ("smoothness", "at_the_end")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
 def test_whatever_is_more_than_a_shift_bends(name):
     assert Augmentation(**{name: 1}).bends == (name != "shift")

@@ -12,7 +12,7 @@ import pytest
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning import mnist
 from worker.learning.recipes import Augmentation, Recipe
-from worker.learning.training import EpochResult, build, one_step, save, train
+from worker.learning.training import EpochResult, build, one_step, save, share_of_distortion, train
 from worker.predicting.decode import prepare_arrays
 from worker.predicting.runtime import keras
 
@@ -156,10 +156,18 @@ def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) ->
     pixels = prepare_arrays(data.train_images[:32], MNIST_INPUT)
     labels = data.train_labels[:32].astype(np.int32)
     for number in range(3):
-        step(pixels, labels, np.array((1, number), np.int32))
+        step(pixels, labels, np.array((1, number), np.int32), np.float32(1.0))
         for place, weights in enumerate(model.get_weights()[1:]):
             expected[place] = 0.1 * expected[place] + 0.9 * weights
             assert averaged.get_weights()[1:][place] == pytest.approx(expected[place], abs=1e-6)
+
+
+def test_the_distortion_goes_down_to_what_is_left_at_the_end() -> None:
+    recipe = replace(RECIPE, augmentation=Augmentation(rotation=10, at_the_end=0.5))
+    shares = [float(share_of_distortion(recipe, done / 100)) for done in range(101)]
+    assert (shares[0], shares[50], shares[100]) == pytest.approx((1.0, 0.75, 0.5))
+    assert shares == sorted(shares, reverse=True)
+    assert share_of_distortion(replace(RECIPE, augmentation=None), 0.5) == 1
 
 
 def test_pictures_are_bent_in_training_and_only_there(data: mnist.Mnist) -> None:

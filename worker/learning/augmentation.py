@@ -20,9 +20,10 @@ from worker.predicting.runtime import tf
 _BUMPS_PER_WIDTH = 1.0
 
 
-def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[Any, Any], Any]:
-    """A function of TensorFlow's graph: uint8 (n, height, width) and a seed, int32 (2,), to uint8 of the same
-    shape. The same seed distorts the same way. What comes in from outside the picture is 0.
+def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[Any, Any, Any], Any]:
+    """A function of TensorFlow's graph: uint8 (n, height, width), a seed, int32 (2,), and how much of the
+    distortion, float32 from 0 to 1, to uint8 of the same shape. The same seed distorts the same way. What
+    comes in from outside the picture is 0.
     """
     rows = _bumps(height, augmentation.smoothness)
     columns = _bumps(width, augmentation.smoothness)
@@ -32,9 +33,9 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
         indexing="ij",
     )
 
-    def distort(images: Any, seed: Any) -> Any:
+    def distort(images: Any, seed: Any, share: Any) -> Any:
         count = tf.shape(images)[0]
-        dice = tf.random.stateless_uniform((4, count, 1, 1), seed, -1.0, 1.0)
+        dice = share * tf.random.stateless_uniform((4, count, 1, 1), seed, -1.0, 1.0)
         turn = dice[0] * math.radians(augmentation.rotation)
         zoom_y, zoom_x = 1.0 + dice[1] * augmentation.zoom, 1.0 + dice[2] * augmentation.zoom
         slant = dice[3] * augmentation.shear
@@ -45,7 +46,9 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
         from_x = (cosine * slanted - sine * y) / zoom_x
         if augmentation.elastic:
             noise = tf.random.stateless_normal((2, count, rows.shape[1], columns.shape[1]), seed + 1)
-            field = augmentation.elastic * tf.matmul(tf.matmul(rows, noise), columns, transpose_b=True)
+            field = (
+                share * augmentation.elastic * tf.matmul(tf.matmul(rows, noise), columns, transpose_b=True)
+            )
             from_y, from_x = from_y + field[0], from_x + field[1]
         return _sample(images, from_y + (height - 1) / 2, from_x + (width - 1) / 2)
 

@@ -24,6 +24,7 @@ class Augmentation:
     shear: float = 0.0  # 0.1: a tenth of a pixel sideways for each pixel up
     elastic: float = 0.0  # pixels that a point strays, standard deviation
     smoothness: float = 4.0  # pixels over which neighbouring points stray together
+    at_the_end: float = 1.0  # the share of all this, but the shift, that is left at the end
 
     @property
     def bends(self) -> bool:
@@ -81,7 +82,9 @@ PLAIN: Final = Recipe(
     augmentation=None,
 )
 
-_DISTORTED: Final = Augmentation(shift=1, rotation=12, zoom=0.12, shear=0.15, elastic=1.2, smoothness=4.0)
+_DISTORTED: Final = Augmentation(
+    shift=1, rotation=12, zoom=0.12, shear=0.15, elastic=1.2, smoothness=4.0, at_the_end=0.5
+)
 
 _RECIPES: Final = {
     ("mlp", "quick"): Recipe(),

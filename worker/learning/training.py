@@ -81,8 +81,10 @@ def train(
         for number in range(steps):
             chosen = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
             down, right = dice.integers(2 * shift + 1, size=(2, len(chosen)))
-            seed = np.array((recipe.seed, (epoch - 1) * steps + number), np.int32)
-            batch_loss, batch_hits = step(seen[chosen, down, right], labels[chosen], seed)
+            done = (epoch - 1) * steps + number
+            seed = np.array((recipe.seed, done), np.int32)
+            share = share_of_distortion(recipe, done / (steps * recipe.epochs))
+            batch_loss, batch_hits = step(seen[chosen, down, right], labels[chosen], seed, share)
             # Tensors: asking for their values here would wait for the step.
             loss, hits = loss + batch_loss, hits + batch_hits
             if on_batch:
@@ -178,6 +180,16 @@ def _rate(recipe: Recipe, steps: int) -> Any:
     return OneCycle()
 
 
+def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
+    """How much of the distortion is left when this share of the training is done.
+
+    It goes down with the rate. What is learnt at the end stays, and a network that is too small for all that
+    distortion does to a digit should then be seeing digits as they come.
+    """
+    end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
+    return np.float32(end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
 def one_step(
     model: keras.Model, averaged: keras.Model, optimizer: Any, recipe: Recipe, spec: InputSpec
 ) -> Callable[..., Any]:
@@ -189,9 +201,9 @@ def one_step(
         distort = distorter(recipe.augmentation, spec.height, spec.width)
     classes = model.output_shape[-1]
 
-    def step(images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:
+    def step(images: Any, labels: Any, seed: Any, share: Any) -> tuple[Any, Any]:
         if distort is not None:
-            images = distort(images, seed)
+            images = distort(images, seed, share)
         truth = tf.one_hot(labels, classes)
         with tf.GradientTape() as tape:
             scores = model(images, training=True)
@@ -214,6 +226,7 @@ def one_step(
         tf.TensorSpec((None, *spec.shape), tf.uint8),
         tf.TensorSpec((None,), tf.int32),
         tf.TensorSpec((2,), tf.int32),
+        tf.TensorSpec((), tf.float32),
     ]
     graph: Callable[..., Any] = tf.function(step, input_signature=signature, autograph=False)
     return graph
