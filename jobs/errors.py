@@ -70,7 +70,7 @@ class JobStopped(LabelmillError):
 
 
 class Stopped(LabelmillError):
-    """The job was stopped while it was being submitted; what was classified until then is kept."""
+    """The job was stopped, or removed, while it was being submitted."""
 
 
 class UserError(LabelmillError):

@@ -248,7 +248,8 @@ class Client:
         """Submits those images of a finished job that have no label, as a job under the same model; with
         `failed_only` only those that got an error, not those that a stopped job never came to.
 
-        Raises NotFound; Conflict where the job has not finished or its payloads were purged.
+        Raises NotFound; Conflict where the job has not finished or its payloads were purged, if only halfway
+        through.
         """
         from producer.retry import retry
 
@@ -278,7 +279,8 @@ class Client:
         """The job's predictions in index order, read a page at a time.
 
         Only those with this `label`; with a confidence `below`; that are `errors`; whose `name` matches the
-        glob; with an index over `after`; at most `limit` of them. Raises NotFound.
+        glob; with an index over `after`; at most `limit` of them. Raises NotFound; Conflict at the end where
+        the job was purged as a whole meanwhile: what came until then is a part.
         """
         self.status(job_id)
         wanted = Filter(label=label, below=below, errors=errors, name=name)

@@ -1,8 +1,8 @@
 """Removing what is old: the order of the steps, so that a purge can be killed anywhere and run again.
 
 A job's row says that its payloads are gone before the first file is removed; where the files of such a job
-are still there, the next purge removes them. A job that is removed as a whole loses its predictions and
-chunks part by part, and its row last.
+are still there, the next purge removes them. A job that is removed as a whole loses its chunks and then its
+predictions, part by part, and its row last: who reads predictions knows by the chunks that all are there.
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class Purge:
             if self._dry_run:
                 self.purged.predictions += job_status(connection, job_id).done
                 return
+        gone = 1
+        while gone:
+            with self._ledger.transaction() as connection:
+                gone = delete_chunks(connection, job_id)
         for indices in ranges:
             started = time.monotonic()
             with self._ledger.transaction() as connection:
@@ -139,9 +143,5 @@ class Purge:
             self._on_progress(self.purged)
             # SQLite has one write lock, and no queue for it: who takes it again at once has it all the time.
             time.sleep(time.monotonic() - started)
-        gone = 1
-        while gone:
-            with self._ledger.transaction() as connection:
-                gone = delete_chunks(connection, job_id)
         with self._ledger.transaction() as connection:
             delete_job(connection, job_id)

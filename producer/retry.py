@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from jobs.errors import ImageError
+from jobs.errors import ImageError, PayloadDamaged
 from jobs.ledger import Ledger
-from jobs.ledger.retries import check_retry, images_without_label
-from jobs.payloads import Content, read_payload
+from jobs.ledger.retries import Unlabelled, check_not_purged, check_retry, images_without_label
+from jobs.payloads import Content, Payload, read_payload
 from jobs.queue import Bell
 from jobs.store import Store
 from producer.submit import Submitted, submit_again
@@ -42,7 +42,7 @@ def retry(
     with. `failed_only`: only those that got an error, not those that never got an outcome.
 
     Memory holds a chunk of the old job and one of the new. Raises NotFound; Conflict where the job has not
-    finished, or its payloads were purged; and what `submit` raises.
+    finished, or its payloads were purged, if only halfway through; and what `submit` raises.
     """
     with ledger.transaction() as connection:
         model_id = check_retry(connection, job_id)
@@ -73,16 +73,25 @@ class _Images:
 
     def __iter__(self) -> Iterator[tuple[str, Content]]:
         for chunk in images_without_label(self._ledger, self._job_id, failed_only=self._failed_only):
-            names, contents = read_payload(
-                self._store,
-                chunk.payload,
-                chunk.payload_sha256,
-                offset=chunk.payload_offset,
-                images=chunk.images,
-            )
+            names, contents = self._read(chunk)
             for place in chunk.places:
                 # One that never got an outcome is taken along all the same: it must get one.
                 if chunk.failed and isinstance(contents[place], ImageError):
                     self.unreadable += 1
                 else:
                     yield names[place], contents[place]
+
+    def _read(self, chunk: Unlabelled) -> Payload:
+        try:
+            return read_payload(
+                self._store,
+                chunk.payload,
+                chunk.payload_sha256,
+                offset=chunk.payload_offset,
+                images=chunk.images,
+            )
+        except PayloadDamaged:
+            # A payload that was purged a moment ago is no damage, and nobody should look for one.
+            with self._ledger.reading() as connection:
+                check_not_purged(connection, self._job_id)
+            raise

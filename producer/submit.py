@@ -26,6 +26,7 @@ from jobs.queue import Bell
 from jobs.references import Reference, Roots
 from jobs.remote import is_url
 from jobs.store import Store
+from producer.alive import SignsOfLife
 from producer.sources import SourceImage
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 
 #: And before it has more images than these from URLs, which are fetched one by one. At a tenth of a second
-#: each a chunk takes less than a lease, for the worker that fetches it by reference, and less than the time
-#: after which a producer counts as gone.
+#: each a chunk takes less than a lease, for the worker that fetches it by reference.
 MAX_CHUNK_URLS: Final = 256
 
 _DEFAULT_LIMITS: Final = JobLimits()
@@ -126,8 +126,11 @@ def submit(
     holds one chunk at a time. `on_progress` is called with the number of images stored so far; `tracing`,
     where there is one, gets a span. Raises SourceError where there is not one image, more than `limits`
     allow, or one that cannot be submitted by reference; NotFound where there is no model yet, Conflict where
-    `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
-    exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
+    `key` was used for other content, Unavailable where the ledger or the store cannot be reached, Stopped
+    where the job was cancelled, has failed or was removed before all of it was in. After any exception,
+    Ctrl-C included, nothing of the job is left; but for Stopped, after which it is as it was stopped.
+
+    `images` may take as long as they like: while they are waited for, a thread says that we are alive.
     """
     began = time.time_ns()
     with ledger.reading() as connection:
@@ -258,6 +261,7 @@ def _store_chunks(
     fingerprint = _Fingerprint() if terms.key is not None else None
     total = 0
     opened = False
+    signs = SignsOfLife(ledger, job_id)
     try:
         for draft in drafts:
             chunk = _store_payload(store, job_id, total, draft)
@@ -277,20 +281,24 @@ def _store_chunks(
                         raise _KeyTaken(draft) from None
                 add_chunk(connection, job_id, chunk)
             opened = True
+            signs.begin()
             bell.ring([chunk.id])
             if fingerprint is not None:
                 for name, content in zip(draft.names, draft.contents, strict=True):
                     fingerprint.add(name, content)
             total += chunk.images
             on_progress(total)
+        signs.end()
         with ledger.transaction() as connection:
             seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
     except Stopped:
-        raise  # somebody cancelled it, and keeps what there is
+        signs.end()
+        raise  # somebody stopped it, and keeps what there is
     except BaseException as error:
         # Ctrl-C may have hit the very code that ends a transaction. The frames it came through then hold that
         # transaction open, and SQLite has one writer only: they are let go.
         traceback.clear_frames(error.__traceback__)
+        signs.end()  # only now: one may be waiting for just that transaction
         try:
             taken_back = _take_back(ledger, store, job_id)
         except Unavailable as trouble:

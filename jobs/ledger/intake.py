@@ -15,7 +15,7 @@ from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
 #: A job still being received whose producer gave no sign of life for this long was abandoned: its producer
-#: was killed. Between two signs lies at most the reading of one chunk's images.
+#: was killed, or stands still. Signs come every ten seconds (`producer.alive`), and with every chunk.
 ABANDONED_SECONDS: Final = 120.0
 
 #: A chunk is not rung for again within this time: its message may just be on its way.
@@ -99,6 +99,18 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
     )
 
 
+def touch_job(connection: Connection, job_id: str) -> bool:
+    """A sign of life of the job's producer. False, and nothing happens, where the job is no longer being
+    received.
+    """
+    touched = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
+        .values(touched_at=db_now())
+    )
+    return touched.rowcount == 1
+
+
 def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) -> None:
     """All chunks are in. Raises Stopped where the job is no longer being received."""
     sealed = connection.execute(
@@ -121,9 +133,18 @@ def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) ->
 
 
 def _stopped(connection: Connection, job_id: str) -> Stopped:
-    error = connection.scalar(sa.select(jobs.c.error).where(jobs.c.id == job_id))
-    why = f": {error.rstrip('.')}" if error else ""
-    return Stopped(f"Job {job_id} was stopped while it was being submitted{why}; what is classified is kept.")
+    job = connection.execute(sa.select(jobs.c.error, jobs.c.key).where(jobs.c.id == job_id)).one_or_none()
+    if job is None:
+        return Stopped(
+            f"Job {job_id} was removed while it was being submitted, by another submission under its key or "
+            "by a purge: nothing of it is kept."
+        )
+    why = f": {job.error.rstrip('.')}" if job.error else ""
+    # A job that was never sealed gives way to the next one that is submitted under its key.
+    until = "" if job.key is None else f" until something is submitted under the key {job.key!r} again"
+    return Stopped(
+        f"Job {job_id} was stopped while it was being submitted{why}; what is classified is kept{until}."
+    )
 
 
 def discard_job(connection: Connection, job_id: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.errors import ErrorCode, NotFound
+from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ledger.database import Ledger
 from jobs.schema import FINISHED, ChunkState, JobState, chunks, db_now, jobs, predictions
 
@@ -190,18 +190,32 @@ def stream_predictions(
     ledger: Ledger, job_id: str, wanted: Filter, *, after: int = -1, limit: int | None = None
 ) -> Iterator[Prediction]:
     """Predictions in index order, read a page at a time: constant memory, and no transaction held open while
-    whoever reads them thinks.
+    whoever reads them thinks. Raises Conflict, at the end, where the job was purged as a whole meanwhile.
     """
     left = limit
     while left is None or left > 0:
         size = PAGE_ROWS if left is None else min(PAGE_ROWS, left)
         with ledger.reading() as connection:
             page = page_of_predictions(connection, job_id, wanted, after=after, limit=size)
+            last = len(page) < size or size == left
+            if last:
+                _check_all_there(connection, job_id)
         yield from page
-        if len(page) < size:
+        if last:
             return
         after = page[-1].index
         left = None if left is None else left - size
+
+
+def _check_all_there(connection: Connection, job_id: str) -> None:
+    """Raises Conflict where a purge has removed predictions of the job. That its payloads were removed says
+    nothing about them; but no job is without a chunk, and a purge deletes these before the first prediction.
+    """
+    if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
+        raise Conflict(
+            f"Job {job_id} was purged, before its predictions were read or meanwhile: those that were read "
+            "are not all of them."
+        )
 
 
 def glob_to_regex(glob: str) -> str:

@@ -1,7 +1,8 @@
 """What is removed when it is old: the payloads of finished jobs, and finished jobs as a whole.
 
 Every statement is a small transaction of its own, and they can break off anywhere: a job's mark comes before
-its files are removed, and its row goes last, so that whoever goes on finds what is left.
+its files are removed, and its row goes last, so that whoever goes on finds what is left. Its chunks go before
+its predictions: as long as it has one, no prediction is missing (`jobs.ledger.progress`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from jobs.errors import Conflict
 from jobs.ledger.database import Ledger
 from jobs.ledger.progress import job_status
 from jobs.ledger.settling import settle_job
-from jobs.schema import ChunkState, chunks, predictions
+from jobs.schema import ChunkState, chunks, jobs, predictions
 
 #: Chunks looked at in one statement: as many errors as they have images are held in memory.
 _PAGE_CHUNKS: Final = 64
@@ -52,15 +52,29 @@ def check_retry(connection: Connection, job_id: str) -> str:
     return status.model
 
 
+def check_not_purged(connection: Connection, job_id: str) -> None:
+    """Raises Conflict where the job is being purged, or is gone. Otherwise what was read of its rows before
+    is all there was: a purge marks the job before it removes anything.
+    """
+    kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
+    if connection.scalar(kept) is None:
+        raise Conflict(
+            f"Job {job_id} was purged while its images were being submitted again, so nothing of that is "
+            "kept: submit them from where they came."
+        )
+
+
 def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> Iterator[Unlabelled]:
     """In the order of the images, read a page at a time. `failed_only`: only those that got an error; else
-    also those that never got an outcome.
+    also those that never got an outcome. Raises Conflict where the job is purged meanwhile.
     """
     after = -1
     while True:
         with ledger.reading() as connection:
             page = connection.execute(_chunks_after(job_id, after)).all()
             errors = list(connection.scalars(_errors_of(job_id, page))) if page else []
+            # After the rows, of which a purge may have left a part; and for the page that ends it as well.
+            check_not_purged(connection, job_id)
         for chunk in page:
             failed = chunk.state == ChunkState.DONE
             if failed:  # all its images have an outcome: they are recorded together

@@ -18,10 +18,13 @@ from jobs.ledger.intake import (
     KeyHolder,
     NewChunk,
     add_chunk,
+    discard_job,
     find_key,
     open_job,
     seal_job,
+    touch_job,
 )
+from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
@@ -96,6 +99,68 @@ def test_each_chunk_is_a_sign_of_life(ledger, make_job):
     with ledger.transaction() as connection:
         add_chunk(connection, job.id, chunk(1, 1))
     assert holder_of(ledger, "mine").receiving
+
+
+def touch(ledger: Ledger, job_id: str) -> bool:
+    with ledger.transaction() as connection:
+        return touch_job(connection, job_id)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, paused):
+    # Given two producers that were silent for long, their jobs paused or not
+    job, other = (make_job([1], sealed=False, key=key) for key in ("mine", "another's"))
+    for one in (job, other):
+        fall_silent(ledger, one.id, 1000)
+        if paused:
+            with ledger.transaction() as connection:
+                assert pause_job(connection, one.id)
+
+    # When one of them gives a sign, Then it is alive, and has no more chunks than before
+    assert touch(ledger, job.id)
+    assert holder_of(ledger, "mine").receiving
+    assert not holder_of(ledger, "another's").receiving
+    assert status_of(ledger, job.id).total == 1
+
+
+@pytest.mark.parametrize("end", ["sealed", "cancelled", "failed"])
+def test_a_job_that_is_not_received_any_more_is_not_touched(ledger, make_job, end):
+    # Given a job that is complete, or was stopped, long after its producer's last sign
+    job = make_job([1], sealed=end == "sealed")
+    if end != "sealed":
+        with ledger.transaction() as connection:
+            assert end_job(connection, job.id, JobState(end))
+    fall_silent(ledger, job.id, 1000)
+    with ledger.reading() as connection:
+        before = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+
+    # When its producer would give another, Then it is told that there is nothing to give it for
+    assert not touch(ledger, job.id)
+    assert not touch(ledger, new_id())
+    with ledger.reading() as connection:
+        assert connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one() == before
+
+
+def test_who_is_stopped_is_told_what_is_kept(ledger, make_job):
+    def told(job_id: str) -> str:
+        with pytest.raises(Stopped) as stopped, ledger.transaction() as connection:
+            add_chunk(connection, job_id, chunk(1, 1))
+        return str(stopped.value)
+
+    # Given jobs that were stopped while they were received: one with a key, one without
+    keyed, plain = make_job([1], sealed=False, key="mine"), make_job([1], sealed=False)
+    with ledger.transaction() as connection:
+        end_job(connection, plain.id, JobState.FAILED, error="It was too much.")
+        end_job(connection, keyed.id, JobState.CANCELLED)
+
+    # Then what is classified is kept, of the one with a key as long as nobody uses that
+    assert told(plain.id).endswith("being submitted: It was too much; what is classified is kept.")
+    assert told(keyed.id).endswith("is kept until something is submitted under the key 'mine' again.")
+
+    # And when somebody did, nothing is
+    with ledger.transaction() as connection:
+        assert discard_job(connection, keyed.id)
+    assert told(keyed.id).endswith("nothing of it is kept.")
 
 
 def test_nothing_is_added_to_a_sealed_job(ledger, make_job):

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import ErrorCode, NotFound
+from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
 from jobs.ledger.claims import end_job
@@ -335,5 +335,6 @@ def test_an_odd_glob_finds_what_a_shell_would(ledger, named):
     assert found == {glob: expected_of(glob) for glob in BROKEN_GLOBS}
 
 
-def test_reading_a_job_id_that_is_none_finds_nothing(ledger):
-    assert list(stream_predictions(ledger, new_id(), EVERYTHING)) == []
+def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger):
+    with pytest.raises(Conflict, match="purged"):
+        list(stream_predictions(ledger, new_id(), EVERYTHING))

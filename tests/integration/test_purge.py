@@ -16,17 +16,19 @@ import sqlalchemy as sa
 from jobs import ids
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, progress
 from jobs.ledger import retention as retention_module
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import NewChunk
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.progress import Filter, JobStatus, job_status, stream_predictions
 from jobs.ledger.retention import delete_job, mark_purged
 from jobs.ledger.settling import settle_job
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.client import Client
+from labelmill.commands import predictions as command
 from labelmill.purging import Purge, Purged
 from producer.retry import retry
 from producer.sources import SourceImage
@@ -403,6 +405,77 @@ def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, su
     assert sum(purged.predictions for purged in both) == 40
     assert all(rows_of(ledger, job) == (0, 0, 0) for job in old)
     assert store.folders("payloads") == []
+
+
+# ---- while somebody reads predictions -----------------------------------------------------------------
+
+
+@pytest.fixture
+def read_to_the_end(ledger, submitted, worker, monkeypatch):
+    """`read_to_the_end(meanwhile, wanted, limit)`: a job of ten predictions, read four at a time, where
+    `meanwhile` happens after the first is read; gives back the indices.
+    """
+
+    def read_to_the_end(
+        meanwhile: Callable[[], object],
+        wanted: Filter,
+        *,
+        limit: int | None = None,
+    ) -> list[int]:
+        monkeypatch.setattr(progress, "PAGE_ROWS", 4)
+        job = submitted(10)
+        finish(worker, job)
+        finished_ago(ledger, job, 40)
+        stream = stream_predictions(ledger, job.id, wanted, limit=limit)
+        first = next(stream)
+        meanwhile()
+        return [first.index, *(prediction.index for prediction in stream)]
+
+    return read_to_the_end
+
+
+@pytest.mark.parametrize("limit", [None, 6, 8])
+@pytest.mark.parametrize("wanted", [Filter(), Filter(label="7", name="*.png")], ids=["all", "some"])
+def test_who_reads_a_job_that_is_purged_as_a_whole_is_told(purge, read_to_the_end, wanted, limit):
+    with pytest.raises(Conflict, match=r"was purged.* not all of them"):
+        read_to_the_end(lambda: purge(jobs=30), wanted, limit=limit)
+
+
+@pytest.mark.parametrize("stop_after", [4, 5, 6])
+def test_who_reads_a_job_that_is_being_purged_is_told(settings, read_to_the_end, stop_after):
+    # Given a purge that has come as far as the first, the second or the last part of the predictions
+    def purge_in_part():
+        with stopping_purge(settings, stop_after) as said:
+            assert said == "stopped"
+
+    # Then whoever read the job's first page is told, wherever the next one begins
+    with pytest.raises(Conflict, match="purged"):
+        read_to_the_end(purge_in_part, Filter())
+
+
+def test_who_reads_a_job_whose_payloads_are_purged_gets_all_of_it(purge, read_to_the_end):
+    assert read_to_the_end(lambda: purge(payloads=7), Filter()) == list(range(10))
+
+
+def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
+    # Four were asked for, and read with the first of them
+    assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
+
+
+def test_an_export_of_a_job_that_is_half_gone_fails(ledger, settings, submitted, worker, monkeypatch, capsys):
+    # Given a purge that was killed after a part of a job's predictions
+    job = submitted(10)
+    finish(worker, job)
+    finished_ago(ledger, job, 40)
+    with stopping_purge(settings, 4) as said:
+        assert said == "stopped"
+
+    # When what is left is exported, Then the command says so, and its exit code is no success
+    monkeypatch.setattr(command, "Client", lambda: Client(settings))
+    with pytest.raises(SystemExit) as end:
+        command.predictions(job.id, None, None, form=command.Format.CSV, limit=None, output=None)
+    assert end.value.code == 2
+    assert f"{job.id} was purged" in " ".join(capsys.readouterr().err.split())
 
 
 # ---- a purge that is killed ---------------------------------------------------------------------------

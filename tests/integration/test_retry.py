@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, retries
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.retention import mark_purged
-from jobs.payloads import Content, payload_folder, read_payload
+from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, chunks, jobs
 from jobs.settings import Settings
+from jobs.store import Store
 from labelmill.client import Client
+from labelmill.purging import Purge
+from producer import retry as retry_module
 from producer.retry import Retried, retry
 from producer.sources import SourceImage, Sources
 from producer.submit import submit
@@ -361,6 +364,121 @@ def test_a_retry_that_fails_halfway_leaves_nothing(ledger, store, settings, subm
         assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
     assert store.folders("payloads") == [job.id]
     assert store.folder_bytes(payload_folder(job.id)) > 0
+
+
+# ---- while it is purged -------------------------------------------------------------------------------
+
+
+def purge(ledger: Ledger, store: Store, *, payloads_only: bool = False) -> None:
+    """All jobs that have finished, as a whole or their payloads."""
+    one = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
+    if payloads_only:
+        one.payloads(days=-1)
+    else:
+        one.whole_jobs(days=-1)
+
+
+@pytest.fixture
+def nothing_of_a_retry(ledger, store):
+    """Whether there is no other job than this, if it still is, and no payload of another."""
+
+    def nothing_of_a_retry(job: Job) -> bool:
+        with ledger.reading() as connection:
+            job_ids = set(connection.scalars(sa.select(jobs.c.id)))
+        return job_ids | set(store.folders("payloads")) <= {job.id}
+
+    return nothing_of_a_retry
+
+
+@pytest.mark.parametrize("errors", [9, 8, 3, 1], ids=lambda errors: f"{errors} errors")
+def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
+    ledger, store, submitted, again, worker, monkeypatch, nothing_of_a_retry, errors
+):
+    # Given a job of three chunks, looked at one by one, whose first images got an error
+    monkeypatch.setattr(retries, "_PAGE_CHUNKS", 1)
+    job = submitted(9)
+    finish(worker, job, errors=range(errors))
+
+    # And somebody who purges it as soon as the first chunk's images were read
+    real = retry_module.read_payload
+    purged: list[Job] = []
+
+    def read_and_purge(*arguments: Any, **options: Any) -> Payload:
+        found = real(*arguments, **options)
+        if not purged:
+            purged.append(job)
+            purge(ledger, store)
+        return found
+
+    monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+
+    # When it is tried again, Then it is said what happened, and no job has a part of the images
+    with pytest.raises(Conflict, match=f"{job.id} was purged while"):
+        again(job, failed_only=True)
+    assert purged
+    assert nothing_of_a_retry(job)
+
+
+def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
+    ledger, store, submitted, again, worker, monkeypatch
+):
+    # Given a job with an error, and somebody who purges it just after it was found fit
+    job = submitted(3)
+    finish(worker, job, errors=[1])
+    real = retry_module.images_without_label
+
+    def purge_and_look(*arguments: Any, **options: Any) -> Iterator[retries.Unlabelled]:
+        purge(ledger, store)
+        yield from real(*arguments, **options)
+
+    monkeypatch.setattr(retry_module, "images_without_label", purge_and_look)
+
+    # When it is tried again, Then it is not said that there is nothing to try
+    with pytest.raises(Conflict, match="purged"):
+        again(job)
+
+
+@pytest.mark.parametrize("payloads_only", [True, False])
+def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
+    ledger, submitted, again, worker, monkeypatch, nothing_of_a_retry, payloads_only
+):
+    # Given a job whose chunks were all looked at when somebody removes its payloads
+    job = submitted(9)
+    finish(worker, job, errors=range(9))
+    real = retry_module.read_payload
+
+    def read_the_second_too_late(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
+        if key == job.chunks[1].payload:
+            purge(ledger, store, payloads_only=payloads_only)
+        return real(store, key, *arguments, **options)
+
+    monkeypatch.setattr(retry_module, "read_payload", read_the_second_too_late)
+
+    # When it is tried again, Then it is said that it was purged, not that the store is damaged
+    with pytest.raises(Conflict, match="purged while"):
+        again(job)
+    assert nothing_of_a_retry(job)
+
+
+def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
+    ledger, submitted, again, worker, monkeypatch, images_of
+):
+    # Given a job of which the last payload was read when somebody purges it
+    job = submitted(9)
+    finish(worker, job, errors=range(9))
+    real = retry_module.read_payload
+
+    def read_and_purge(store: Store, key: str, *arguments: Any, **options: Any) -> Payload:
+        found = real(store, key, *arguments, **options)
+        if key == job.chunks[-1].payload:
+            purge(ledger, store)
+        return found
+
+    monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
+
+    # When it is tried again, Then the retry has all of it: it needs nothing more of the first
+    new = again(job).submitted
+    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in range(9)]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

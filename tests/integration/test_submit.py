@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import threading
 import time
 import zipfile
@@ -22,8 +23,9 @@ from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, open_job
+from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
 from jobs.ledger.progress import job_status, latest_jobs
+from jobs.ledger.upkeep import fail_abandoned_jobs
 from jobs.limits import JobLimits
 from jobs.payloads import Payload, payload_key, read_payload
 from jobs.queue import CLASSIFY_TASK, Bell, make_app
@@ -32,9 +34,11 @@ from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client
+from producer import alive
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
+from tests.console import until
 
 
 def image(name: str, data: bytes = b"pixels") -> SourceImage:
@@ -674,6 +678,160 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     with ledger.reading() as connection:
         [job] = latest_jobs(connection, limit=1)
     assert (job.state, job.total) == (JobState.CANCELLED, 2)
+
+
+# ---- a producer that is slow --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signs_come_fast(monkeypatch) -> None:
+    monkeypatch.setattr(alive, "SIGN_SECONDS", 0.02)
+
+
+def signs_are_given() -> bool:
+    return any(thread.name == "signs of life" for thread in threading.enumerate())
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_count):
+    # Given paths that come through a pipe: two, which make one chunk, and then none for long
+    reading, writing = os.pipe()
+    with (
+        ThreadPoolExecutor(1) as pool,
+        os.fdopen(reading) as stdin,
+        os.fdopen(writing, "w", buffering=1) as paths,
+    ):
+        submitting = pool.submit(run, Sources(["-"], stdin=stdin), chunk_images=1, key="mine")
+        paths.write(f"{photos}/a.png\n{photos}/b.png\n")
+        until(lambda: job_count() == 1, "the first chunk", seconds=30)
+
+        # When its job's row looks as if its producer had been silent for a quarter of an hour
+        with ledger.transaction() as connection:
+            connection.execute(jobs.update().values(touched_at=db_now(-900)))
+
+        # Then the next sign comes all the same: nobody fails the job or takes its key
+        def is_alive() -> bool:
+            with ledger.reading() as connection:
+                return find_key(connection, "mine").receiving
+
+        until(is_alive, "a sign of life", seconds=30)
+        with ledger.transaction() as connection:
+            assert fail_abandoned_jobs(connection) == []
+
+        # And when the last path has come, the job is whole
+        paths.write(f"{photos}/deep/c.png\n")
+        paths.close()
+        assert submitting.result(30).images == 3
+    assert not signs_are_given()
+
+
+def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, job_count):
+    # Given images that look around while they are read, two to a chunk
+    seen: list[tuple[int, bool]] = []
+
+    def source() -> Iterator[SourceImage]:
+        for one in images(4):
+            seen.append((job_count(), signs_are_given()))
+            yield one
+
+    # When they are submitted, Then there is a job when the third was read, and from then on signs of life
+    run(source())
+    assert seen == [(0, False), (0, False), (0, False), (1, True)]
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+@pytest.mark.parametrize(
+    ("step", "happens"),
+    [("seal_job", lambda: None), ("discard_job", raises(KeyboardInterrupt()))],
+    ids=["sealed", "taken back"],
+)
+def test_signs_end_before_the_job_is_received_no_more(run, monkeypatch, step, happens):
+    # Given somebody who looks when the job is sealed, or taken back
+    real = getattr(submit_module, step)
+    seen: list[bool] = []
+
+    def look(*arguments, **options):
+        seen.append(signs_are_given())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(submit_module, step, look)
+
+    # When a submission comes to its end, or is interrupted, Then no sign is given any more
+    with contextlib.suppress(KeyboardInterrupt):
+        run(breaks_after(5, happens))
+    assert seen == [False]
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
+    # Given somebody who cancels the job while its producer waits for its source
+    def cancel():
+        assert signs_are_given()
+        with ledger.transaction() as connection:
+            [job] = latest_jobs(connection, limit=1)
+            end_job(connection, job.id, JobState.CANCELLED)
+        until(lambda: not signs_are_given(), "the last sign", seconds=30)
+
+    # When the source goes on, Then its producer is told as ever
+    with pytest.raises(Stopped, match="what is classified is kept"):
+        run(breaks_after(3, cancel))
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run, ledger, monkeypatch):
+    # Given signs that find the ledger away for good, and somebody who cancels the job
+    def away(*_: object) -> bool:
+        raise Unavailable
+
+    monkeypatch.setattr(alive, "touch_job", away)
+
+    def cancel():
+        with ledger.transaction() as connection:
+            [job] = latest_jobs(connection, limit=1)
+            end_job(connection, job.id, JobState.CANCELLED)
+
+    with pytest.raises(Stopped):
+        run(breaks_after(3, cancel))
+    assert not signs_are_given()
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
+    # Given a ledger that is away for the first three signs
+    real = alive.touch_job
+    lost: list[bool] = []
+    given = threading.Event()
+
+    def away_at_first(*arguments) -> bool:
+        if len(lost) < 3:
+            lost.append(True)
+            raise Unavailable
+        given.set()
+        return real(*arguments)
+
+    monkeypatch.setattr(alive, "touch_job", away_at_first)
+
+    # When a producer waits, Then another one is given, and its job is submitted
+    assert run(breaks_after(3, lambda: given.wait(30))).images == 6
+    assert given.is_set()
+
+
+@pytest.mark.usefixtures("signs_come_fast")
+def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(run, ledger, nothing_is_left):
+    # Given Ctrl-C in a transaction that holds the job's row, or all of SQLite, and a sign that waits for it
+    def interrupt(_images: int) -> None:
+        transaction = ledger.transaction()
+        connection = transaction.__enter__()
+        connection.execute(jobs.update().values(total=jobs.c.total))
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    # When the submission is broken off by it, Then it is taken back at once: nobody waits for the other
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(images(5), on_progress=interrupt)
+    assert time.monotonic() - began < 8
+    assert nothing_is_left()
 
 
 # ---- a broker that is away ----------------------------------------------------------------------------
