@@ -8,6 +8,7 @@ seam, so that one worker serves many trials.
 | --- | --- |
 | `after pop` | a child has the message; nothing is claimed |
 | `after claim` | the claim is committed |
+| `reading` | the payload is about to be read |
 | `after predict` | the outcomes are computed; nothing is written |
 | `writing` | a transaction is open for the outcomes; nothing is written |
 | `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
@@ -123,6 +124,11 @@ def _stop_child() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _hang() -> None:
+    """In Python, as in a package that waits for its server: the soft time limit ends it."""
+    time.sleep(600)
+
+
 def _raise() -> None:
     raise RuntimeError("a failpoint")
 
@@ -178,6 +184,7 @@ _ACTIONS: _Actions = {
     "kill both": _kill_both,
     "stop both": _stop_both,
     "stop child": _stop_child,
+    "hang": _hang,
     "raise": _raise,
     "out of memory": _run_out_of_memory,
     "terminate backend": _terminate_backend,
@@ -276,6 +283,12 @@ def _claimed(original: Callable[..., Any], *args: Any) -> Any:
     if claim is not None:
         passing("after claim")
     return claim
+
+
+@_wrap(pipeline, "read_payload")
+def _reading(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    passing("reading")
+    return original(*args, **kwargs)
 
 
 @_wrap(pipeline, "_outcomes")

@@ -87,6 +87,13 @@ def _retraining_mutant(name: str, test: str, *changes: Change, database: str = "
     return Mutant(name, (f"tests/{test}",), changes, database)
 
 
+def _time_limit_mutant(name: str, test: str, change: Change, database: str = "sqlite") -> Mutant:
+    """`test`: the one that is about this guard, in tests/integration/test_pipeline.py. The state machine has
+    no time limit.
+    """
+    return Mutant(name, (f"tests/integration/test_pipeline.py::{test}",), (change,), database)
+
+
 _CLAIMS: Final = "jobs/ledger/claims.py"
 _COUNTERS: Final = "jobs/ledger/counters.py"
 _DATABASE: Final = "jobs/ledger/database.py"
@@ -96,6 +103,7 @@ _INTAKE: Final = "jobs/ledger/intake.py"
 _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
 _RECONCILE: Final = "worker/reconcile.py"
+_PIPELINE: Final = "worker/predicting/pipeline.py"
 _RUNS: Final = "jobs/ledger/runs.py"
 _PROMOTION: Final = "worker/learning/promotion.py"
 _SCHEDULE: Final = "worker/schedule.py"
@@ -433,6 +441,52 @@ MUTANTS: Final = (
                 "        noted[key] = noted.get(key, 0.0) + amount\n"
                 "    write_counts(connection)\n    noted.clear()\n",
             ),
+        ),
+        "postgresql",
+    ),
+    _time_limit_mutant(
+        "a store that hangs counts as a crash",
+        "test_a_service_that_hangs_is_no_images_fault",
+        Change(_PIPELINE, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return True"),
+    ),
+    _time_limit_mutant(
+        "images that leave no time for recording are never split",
+        "test_images_that_took_the_time_are_to_blame_wherever_the_limit_strikes",
+        Change(_PIPELINE, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return False"),
+    ),
+    _time_limit_mutant(
+        "a lone reference is given up for its store",
+        "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
+        Change(
+            _PIPELINE, '    if claim.images > 1 and "read" in stages.found:', '    if "read" in stages.found:'
+        ),
+    ),
+    _time_limit_mutant(
+        "references that hang hold up their neighbours",
+        "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
+        Change(_PIPELINE, '    if claim.images > 1 and "read" in stages.found:', "    if False:"),
+    ),
+    _time_limit_mutant(
+        "a claim that hung at its commit is not withdrawn",
+        "test_a_claim_whose_commit_breaks_off_is_withdrawn",
+        Change(
+            _PIPELINE,
+            "    except (Unavailable, SoftTimeLimitExceeded) as error:\n        # Committed",
+            "    except Unavailable as error:\n        # Committed",
+        ),
+    ),
+    _time_limit_mutant(
+        "a time limit that strikes as a chunk is given back leaves its lease",
+        "test_a_time_limit_that_strikes_while_a_chunk_is_given_back_costs_it_nothing",
+        Change(_PIPELINE, "    for _ in range(2):", "    for _ in range(1):"),
+    ),
+    _time_limit_mutant(
+        "outcomes are written again after the time limit",
+        "test_who_waits_for_a_lock_when_the_time_limit_strikes_does_not_write_again",
+        Change(
+            _PIPELINE,
+            "            if pause is None or _time_ran_out(error):",
+            "            if pause is None:",
         ),
         "postgresql",
     ),

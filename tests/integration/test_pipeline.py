@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
 from jobs.model import MNIST_INPUT, Model
-from jobs.payloads import pack_payload, payload_digest, payload_key
+from jobs.payloads import Content, pack_payload, payload_digest, payload_key
+from jobs.references import Reference
 from jobs.registry import register_model
-from jobs.schema import ChunkState, JobState, chunks, predictions
+from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.bench import Bench
@@ -65,7 +67,7 @@ class Mill:
     bench: Bench
     model: Model
 
-    def chunk(self, contents: Sequence[bytes | ImageError]) -> tuple[str, NewChunk]:
+    def chunk(self, contents: Sequence[Content]) -> tuple[str, NewChunk]:
         """A sealed job of one chunk."""
         job_id, chunk_id = new_id(), new_id()
         data = pack_payload([f"{number}.png" for number in range(len(contents))], contents)
@@ -281,20 +283,232 @@ def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_
     assert mill.chunk_row(chunk).attempts == 1
 
 
+def time_out(seconds: float = 0.3) -> Callable[..., None]:
+    """Something that hangs until Celery's time limit strikes."""
+
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(seconds)
+        raise SoftTimeLimitExceeded
+
+    return hang
+
+
 def test_a_chunk_that_takes_too_long_as_a_whole_is_given_back_as_a_crash(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given Celery's time limit, which strikes in the middle
-    def strikes(*_: object) -> None:
-        raise SoftTimeLimitExceeded
-
+    # given images that take all the time there is
     _, chunk = mill.chunk([png(), png()])
-    monkeypatch.setattr("worker.predicting.decode.decode", strikes)
+    mill.bench.classifier(mill.model.id)
+    monkeypatch.setattr("worker.predicting.decode.decode", time_out())
 
-    # when it does, then the chunk is pending, with a crash and what kind it was
+    # when the time limit strikes, then the chunk is pending, with a crash and what kind it was
     assert classify_chunk(chunk.id, mill.bench) == 0
     row = mill.chunk_row(chunk)
     assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("hangs", "loaded", "reason"),
+    [
+        ("worker.predicting.pipeline.read_payload", True, "the store did not answer"),
+        ("worker.bench.fetch_model", False, "its model was not loaded"),
+        ("worker.predicting.runtime.keras.saving.load_model", False, "its model was not loaded"),
+        ("worker.predicting.pipeline.record_outcomes", True, "the ledger did not answer"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_service_that_hangs_is_no_images_fault(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, hangs: str, loaded: bool, reason: str, images: int
+) -> None:
+    # given a service that hangs until the time limit strikes
+    job_id, chunk = mill.chunk([png()] * images)
+    if loaded:
+        mill.bench.classifier(mill.model.id)
+    with monkeypatch.context() as patch:
+        patch.setattr(hangs, time_out())
+
+        # when the chunk comes, more often than a lone image may crash
+        for _ in range(CRASHES_TO_GIVE_UP + 1):
+            assert classify_chunk(chunk.id, mill.bench) == 0
+
+    # then each time it was given back, for later, with what it waited for
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
+    assert row.ring_after is not None
+    assert reason in row.error
+
+    # and it is done when the service is back
+    assert classify_chunk(chunk.id, mill.bench) == images
+    assert [row.error for row in mill.predictions(job_id)] == [None] * images
+
+
+def test_a_store_that_took_the_time_is_not_the_first_images_fault(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that answers just before the time limit strikes, which then meets the first image
+    from worker.predicting import pipeline
+
+    _, chunk = mill.chunk([png()])
+    mill.bench.classifier(mill.model.id)
+    real = pipeline.read_payload
+
+    def late(*arguments: object, **named: object) -> object:
+        time.sleep(0.3)
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "read_payload", late)
+    monkeypatch.setattr("worker.predicting.decode.decode", time_out(0.0))
+
+    # when the chunk comes, then it is given back without a crash
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.releases, row.crashes) == (1, 0)
+    assert "the store did not answer" in row.error
+
+
+def test_images_that_took_the_time_are_to_blame_wherever_the_limit_strikes(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given images that leave no time for writing what came of them
+    from worker.predicting import decode as module
+
+    _, chunk = mill.chunk([png(), png()])
+    mill.bench.classifier(mill.model.id)
+    real = module.decode
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.2)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", slow)
+    monkeypatch.setattr("worker.predicting.pipeline.record_outcomes", time_out(0.0))
+
+    # when the chunk comes, then that is a crash: in halves they get through, as they are never
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.releases, row.crashes, row.crash_code) == (0, 1, ErrorCode.TIMEOUT)
+
+
+@pytest.mark.parametrize(("images", "releases", "crashes"), [(2, 0, 1), (1, 1, 0)])
+def test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, images: int, releases: int, crashes: int
+) -> None:
+    # given images by reference, in a store that hangs
+    _, chunk = mill.chunk([Reference("/far/away.png", "0" * 64, 100)] * images)
+    mill.bench.classifier(mill.model.id)
+    monkeypatch.setattr("jobs.references.Roots.read", time_out())
+
+    # when the chunk comes, then several are tried apart, so that the others finish, and one is not given up
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, releases, crashes)
+
+
+def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a ledger that hangs when a long chunk looks up between two images
+    _, chunk = mill.chunk([png(), png()])
+    mill.bench.classifier(mill.model.id)
+    monkeypatch.setattr("worker.predicting.pipeline._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("worker.predicting.pipeline.renew_lease", time_out())
+
+    # when the time limit strikes there, then the chunk is given back without a crash
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.releases, row.crashes) == (1, 0)
+    assert "the ledger did not answer" in row.error
+
+
+def test_a_lone_image_that_is_given_up_gets_its_outcome_when_the_store_is_back(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a lone image that crashed as often as may be, and a store that hangs and has its name
+    job_id, chunk = mill.chunk([png()])
+    for _ in range(CRASHES_TO_GIVE_UP):
+        with mill.ledger.transaction() as connection:
+            assert claim_chunk(connection, chunk.id, lease_seconds=-1, owner="the dead")
+    monkeypatch.setattr("worker.predicting.decode.decode", lambda *_: pytest.fail("it was looked at"))
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.predicting.pipeline.read_payload", time_out(0.0))
+        for _ in range(2):
+            assert classify_chunk(chunk.id, mill.bench) == 0
+
+    # then it has no crash more
+    row = mill.chunk_row(chunk)
+    assert (row.crashes, row.releases) == (CRASHES_TO_GIVE_UP, 2)
+
+    # and when the store is back, it ends
+    assert classify_chunk(chunk.id, mill.bench) == 1
+    assert [(row.name, row.error) for row in mill.predictions(job_id)] == [("0.png", ErrorCode.QUARANTINED)]
+
+
+def test_a_time_limit_that_strikes_while_a_chunk_is_given_back_costs_it_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that is away, and a time limit that strikes when that has just been found out
+    from worker.predicting import pipeline
+
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("The store cannot be read")
+
+    strikes = iter([True])
+    real = pipeline.release_chunk
+
+    def release(*arguments: object, **named: object) -> None:
+        real(*arguments, **named)  # type: ignore[arg-type]
+        if next(strikes, False):
+            raise SoftTimeLimitExceeded
+
+    _, chunk = mill.chunk([png()])
+    monkeypatch.setattr(pipeline, "read_payload", away)
+    monkeypatch.setattr(pipeline, "release_chunk", release)
+
+    # when the chunk comes, then it is free at once, not when its lease has run out
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_who_waits_for_a_lock_when_the_time_limit_strikes_does_not_write_again(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given somebody who locks the job's row, and the time limit, which comes as a signal
+    from worker.predicting import pipeline
+
+    _, chunk = mill.chunk([png()])
+    mill.bench.classifier(mill.model.id)
+    written: list[int] = []
+    real = pipeline.record_outcomes
+
+    def strike(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGALRM, strike)
+    with contextlib.closing(Ledger(mill.bench.settings.ledger)) as other, contextlib.ExitStack() as stack:
+
+        def record(*arguments: object) -> None:
+            if not written:
+                holder = stack.enter_context(other.transaction())
+                holder.execute(sa.select(jobs.c.id).with_for_update())
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+            written.append(1)
+            real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pipeline, "record_outcomes", record)
+        try:
+            # when the outcomes are written
+            assert classify_chunk(chunk.id, mill.bench) == 0
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    # then that was tried once, and the chunk was given back while the other still had the lock
+    assert len(written) == 1
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert "the ledger did not answer" in row.error
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
@@ -343,8 +557,11 @@ def test_a_commit_that_breaks_off_is_read_back_and_nothing_is_recorded_twice(
     assert (row.state, row.attempts, row.crashes) == (ChunkState.DONE, 1, 0)
 
 
-def test_a_claim_whose_commit_breaks_off_is_withdrawn(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a connection that breaks in the COMMIT of the claim, after it went through
+@pytest.mark.parametrize("breaks", [Unavailable, SoftTimeLimitExceeded])
+def test_a_claim_whose_commit_breaks_off_is_withdrawn(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, breaks: type[Exception]
+) -> None:
+    # given a connection that breaks in the COMMIT of the claim after it went through, or hangs there
     _, chunk = mill.chunk([png()])
     broken: list[bool] = []
     real = Ledger.transaction
@@ -355,7 +572,7 @@ def test_a_claim_whose_commit_breaks_off_is_withdrawn(mill: Mill, monkeypatch: p
             yield connection
         if not broken:
             broken.append(True)
-            raise Unavailable("the connection broke")
+            raise breaks("the connection broke")
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 

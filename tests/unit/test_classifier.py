@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
@@ -156,6 +157,19 @@ def test_a_damaged_or_missing_file_is_refused(file: Path, tmp_path: Path) -> Non
             Classifier.load(damaged, CLASSES, MNIST_INPUT)
     with pytest.raises(ModelRefused, match="could not be loaded"):
         Classifier.load(tmp_path / "missing.keras", CLASSES, MNIST_INPUT)
+
+
+def test_a_time_limit_that_strikes_while_a_model_is_loaded_is_not_the_models_fault(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given Celery's time limit, which strikes in the middle of Keras
+    def strike(*_: object, **__: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(keras.saving, "load_model", strike)
+    # Then nobody takes it for a file that cannot be used
+    with pytest.raises(SoftTimeLimitExceeded):
+        Classifier.load(file, CLASSES, MNIST_INPUT)
 
 
 def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def test_a_stage_inside_another_is_not_counted_for_it() -> None:
     parts = seconds["decode"] + seconds["predict"] + seconds["record"]
     assert parts == pytest.approx(seconds["total"], abs=0.1)
 
+    # and of the one inside it is known that it was
+    assert stages.found["predict"].nested == stages.found["predict"].seconds
+    assert stages.found["decode"].nested == stages.found["record"].nested == 0.0
+    assert stages.longest() == "predict"
+
     # and the times in which they began and ended
     decode, predict = stages.found["decode"], stages.found["predict"]
     assert stages.began <= decode.began <= predict.began <= predict.ended <= decode.ended

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
 from jobs.model import InputSpec
@@ -86,7 +87,7 @@ class Classifier:
             set_threads(threads)
         try:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (MemoryError, tf.errors.ResourceExhaustedError):
+        except (MemoryError, tf.errors.ResourceExhaustedError, SoftTimeLimitExceeded):
             raise  # the machine's fault: the model may load yet
         except Exception as error:
             # Keras raises nearly anything on a file it can't use; its first line says enough.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,6 +65,19 @@ _TRACE_ID: Final = slice(3, 35)
 #: seconds, and what was computed would have to be computed again.
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
+#: The images are to blame for the time limit where they took more than this share of the time. Not half of
+#: it: where the store is slow and the images are, too, the halves of a chunk are still to get through.
+_BLAMED_SHARE: Final = 0.25
+
+#: Who kept a chunk waiting until the time limit struck, by the stage that took the most time.
+_KEPT_WAITING: Final = {
+    "claim": "the ledger did not answer within the time limit",
+    "read": "the store did not answer within the time limit",
+    "load": "its model was not loaded within the time limit",
+    "shadow": "the model in the shadow took up the time limit",
+    "record": "the ledger did not answer within the time limit",
+}
+
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
     """Classifies the chunk if it is ours to take; gives back how many images were recorded, 0 if it was not.
@@ -80,19 +93,20 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
     claim, challenger_id = claimed
-    _name_in_log(claim)
     try:
-        if must_split(claim):
-            _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
-            logger.warning(
-                "chunk %s of %d images crashed (%s) and was split",
-                chunk_id,
-                claim.images,
-                claim.error,
-                extra=_facts(claim, stages),
-            )
-            return 0
-        outcomes = _classify(claim, challenger_id, bench, stages)
+        _name_in_log(claim)
+        with _showing_the_time_limit():
+            if must_split(claim):
+                _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
+                logger.warning(
+                    "chunk %s of %d images crashed (%s) and was split",
+                    chunk_id,
+                    claim.images,
+                    claim.error,
+                    extra=_facts(claim, stages),
+                )
+                return 0
+            outcomes = _classify(claim, challenger_id, bench, stages)
     except LeaseLost:
         logger.warning(
             "chunk %s was taken over by somebody else; nothing of ours was recorded",
@@ -123,12 +137,8 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         )
         raise
     except (SoftTimeLimitExceeded, MemoryError) as error:
-        # One of its images is too slow or too large, or all of them together. Not raised: Celery answers a
-        # MemoryError of a child with the end of the whole worker.
-        code = ErrorCode.TIMEOUT if isinstance(error, SoftTimeLimitExceeded) else ErrorCode.QUARANTINED
-        reason = "it took longer than its time limit" if code == ErrorCode.TIMEOUT else "it ran out of memory"
-        logger.warning("chunk %s is given back: %s", chunk_id, reason, extra=_facts(claim, stages))
-        _crash(bench, claim, code=code, error=reason)
+        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
+        _give_back_at_limit(error, claim, bench, stages)
         return 0
     except BaseException as error:
         _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
@@ -137,6 +147,57 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         raise
     _say_done(claim, outcomes, stages)
     return len(outcomes)
+
+
+def _give_back_at_limit(error: Exception, claim: Claim, bench: Bench, stages: Stages) -> None:
+    """Gives back a chunk that ran out of time or memory: with a crash where its images may have done it."""
+    code = None
+    if isinstance(error, MemoryError):
+        code, reason = ErrorCode.QUARANTINED, "it ran out of memory"
+    elif _images_took_it(claim, stages):
+        code, reason = ErrorCode.TIMEOUT, "it took longer than its time limit"
+    else:
+        reason = _KEPT_WAITING.get(stages.longest(), "something beside its images took up the time limit")
+    logger.warning("chunk %s is given back: %s", claim.chunk_id, reason, extra=_facts(claim, stages))
+    if code is None:
+        _give_back(bench, claim, error=reason)
+    else:
+        _crash(bench, claim, code=code, error=reason)
+
+
+def _images_took_it(claim: Claim, stages: Stages) -> bool:
+    """Whether the images may be to blame that the time limit struck: where the time went tells, not where the
+    limit struck. It may strike while outcomes are written that took all of the time to compute, or at the
+    first image after a store that took nearly all of it.
+    """
+    took = sum(stages.found[name].seconds for name in ("decode", "predict") if name in stages.found)
+    if claim.images > 1 and "read" in stages.found:
+        # Reading references one by one: there may be too many for the limit, or one may hold the others up.
+        # In smaller chunks they finish. Alone, an image is never given up for a store that keeps it waiting.
+        took += stages.found["read"].nested
+    return took > _BLAMED_SHARE * stages.elapsed()
+
+
+def _time_ran_out(error: BaseException | None) -> bool:
+    """Whether the time limit struck in what raised this, or while that was being cleaned up after."""
+    while error is not None and not isinstance(error, SoftTimeLimitExceeded):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@contextmanager
+def _showing_the_time_limit() -> Iterator[None]:
+    """Makes the time limit again of what others make of it. Celery raises it in the middle of anything: a
+    driver that was waiting for its database then cannot roll back, and says that the connection is broken.
+    """
+    try:
+        yield
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        if _time_ran_out(error):
+            raise SoftTimeLimitExceeded from error
+        raise
 
 
 def _classify(claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages) -> list[Outcome]:
@@ -222,7 +283,7 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
     """The claim, and the challenger that is to see the chunk, if one is. Raises Unavailable."""
     token = new_id()
     try:
-        with bench.ledger.transaction() as connection:
+        with _showing_the_time_limit(), bench.ledger.transaction() as connection:
             claim = claim_chunk(
                 connection,
                 chunk_id,
@@ -233,10 +294,11 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
             if claim is None:
                 return None
             return claim, find_challenger(connection, claim, share=bench.settings.shadow_share)
-    except Unavailable:
+    except (Unavailable, SoftTimeLimitExceeded) as error:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
-        with suppress(Unavailable), bench.ledger.transaction() as connection:
-            withdraw_claim(connection, chunk_id, token)
+        _let_go(bench, lambda connection: withdraw_claim(connection, chunk_id, token))
+        if isinstance(error, SoftTimeLimitExceeded):
+            raise Unavailable(_KEPT_WAITING["claim"]) from error
         raise
 
 
@@ -258,7 +320,7 @@ def _outcomes(
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
-        between_images=_looking(bench, claim),
+        between_images=_looking(bench, claim, stages),
         stages=stages,
     )
     shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
@@ -280,13 +342,14 @@ def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) ->
     """Ends the claim in one transaction, tried again where the ledger is away for a moment.
 
     Raises LeaseLost, Unavailable. A COMMIT that breaks off may have gone through: the token in the row tells.
+    Where the time limit struck it is not tried again: the hard one is near.
     """
     for pause in (*_WRITE_AGAIN_SECONDS, None):
         try:
             with ledger.transaction() as connection:
                 write(connection)
-        except Unavailable:
-            if pause is None:
+        except Unavailable as error:
+            if pause is None or _time_ran_out(error):
                 raise
             time.sleep(pause)
         except LeaseLost:
@@ -299,13 +362,27 @@ def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) ->
 
 
 def _give_back(bench: Bench, claim: Claim, *, error: str) -> None:
-    with suppress(Unavailable), bench.ledger.transaction() as connection:
-        release_chunk(connection, claim, error=error)
+    _let_go(bench, lambda connection: release_chunk(connection, claim, error=error))
 
 
 def _crash(bench: Bench, claim: Claim, *, code: ErrorCode, error: str) -> None:
-    with suppress(Unavailable), bench.ledger.transaction() as connection:
-        crash_chunk(connection, claim, code=code, error=error)
+    _let_go(bench, lambda connection: crash_chunk(connection, claim, code=code, error=error))
+
+
+def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
+    """Ends a claim without outcomes. Where the ledger is away, its lease runs out.
+
+    Again where the time limit strikes in here, which it does once: a lease that runs out counts as a crash.
+    """
+    for _ in range(2):
+        try:
+            with _showing_the_time_limit(), bench.ledger.transaction() as connection:
+                end(connection)
+        except SoftTimeLimitExceeded:
+            continue
+        except Unavailable:
+            pass
+        return
 
 
 def classify_payload(
@@ -384,7 +461,7 @@ def _bytes_of(
     return content
 
 
-def _looking(bench: Bench, claim: Claim) -> Callable[[], None]:
+def _looking(bench: Bench, claim: Claim, stages: Stages) -> Callable[[], None]:
     """Renews the lease now and then. Raises LeaseLost, JobStopped, Unavailable."""
     lease = bench.settings.lease_seconds
     pause = min(_LOOK_SECONDS, lease * _RENEW_SHARE)
@@ -394,7 +471,7 @@ def _looking(bench: Bench, claim: Claim) -> Callable[[], None]:
         nonlocal looked_at
         if time.monotonic() - looked_at < pause:
             return
-        with bench.ledger.transaction() as connection:
+        with stages.timed("claim"), bench.ledger.transaction() as connection:
             renew_lease(connection, claim, lease_seconds=lease)
         looked_at = time.monotonic()
 

@@ -20,6 +20,7 @@ class Stage:
     began: int  # the first of its pieces, in nanoseconds since 1970
     ended: int  # the last one
     seconds: float = 0.0  # all pieces together, without what was timed inside them
+    nested: float = 0.0  # of these, the seconds of the pieces that were inside another stage
 
 
 class Stages:
@@ -30,6 +31,7 @@ class Stages:
         self.found: dict[str, Stage] = {}
         self._start = time.perf_counter()
         self._inside = 0.0  # seconds timed within the piece that is under way
+        self._under_way = False
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -38,14 +40,26 @@ class Stages:
         if stage is None:
             stage = self.found[name] = Stage(time.time_ns(), 0)
         outside, self._inside = self._inside, 0.0
+        is_nested, self._under_way = self._under_way, True
         start = time.perf_counter()
         try:
             yield
         finally:
             took = time.perf_counter() - start
             stage.seconds += took - self._inside
+            if is_nested:
+                stage.nested += took - self._inside
             stage.ended = time.time_ns()
             self._inside = outside + took
+            self._under_way = is_nested
+
+    def elapsed(self) -> float:
+        """Seconds since this was made."""
+        return time.perf_counter() - self._start
+
+    def longest(self) -> str:
+        """The stage that took the most time; empty before the first."""
+        return max(self.found, key=lambda name: self.found[name].seconds, default="")
 
     def spent(self) -> Spent:
         """For the ledger's counters."""
@@ -54,4 +68,4 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         """By stage, to the millisecond; `total` is what went by since this was made."""
         found = {name: round(stage.seconds, 3) for name, stage in self.found.items()}
-        return found | {"total": round(time.perf_counter() - self._start, 3)}
+        return found | {"total": round(self.elapsed(), 3)}
