@@ -254,11 +254,14 @@ def test_a_whole_jpeg_is_decoded_and_a_cut_one_is_not_whatever_comes_behind(kind
     # Given a whole JPEG: it has the very pixels that Pillow finds, also with anything behind its end
     whole = JPEGS[kind]
     pixels = prepare(Image.open(io.BytesIO(whole)), GREY).tolist()
-    behind = [bytes(5000), b"\xff" * 5000, b"PK\x03\x04" + whole, b"\xff\xd8\xff", whole]
+    no_marker = b"\xff\x01\0\4ab\xff\xd9"  # nothing of a picture's, with the mark of an end behind it
+    behind = [bytes(5000), b"\xff" * 5000, b"PK\x03\x04" + whole, b"\xff\xd8\xff", whole, no_marker]
     for more in (b"", *behind):
         assert decode(whole + more, GREY).tolist() == pixels
-    # When its last scan is cut anywhere, and filled up with any of that
-    for length in range(whole.rindex(b"\xff\xda"), len(whole) - 1, 3):
+    # When its last scan is cut anywhere behind its header, and filled up with any of that
+    scan = whole.rindex(b"\xff\xda")
+    pixels_from = scan + 2 + whole[scan + 3]
+    for length in range(pixels_from, len(whole) - 1, 3):
         for more in (b"", *behind):
             # Then it never gets the pixels that libjpeg makes up.
             assert outcome_of(whole[:length] + more) is ErrorCode.CORRUPT, (length, more[:2])
@@ -278,9 +281,12 @@ def test_more_scans_than_any_picture_has_use_for_are_too_large() -> None:
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 100 scans")
 
 
-def test_a_png_that_leaves_out_what_it_announces_is_corrupt_and_says_so() -> None:
+def test_a_picture_that_leaves_out_what_it_announces_is_corrupt() -> None:
     # Given an animation's control chunk with nothing in it: the four bytes behind it are no number of frames
     assert code_of(png(28, 28, rows=bytes(29 * 28), extra=chunk(b"acTL", b""))) == ErrorCode.CORRUPT
+    # And the same of a JPEG: a frame header without pixels, before bytes that are no such number
+    short = after_start(JPEGS["baseline"], b"\xff\xc0\0\2\xff\xff\xff\xff\xff\xfe\0\2")
+    assert code_of(short) == ErrorCode.CORRUPT
     # And pixels that are places in a palette, without one
     error = error_of(png(28, 28, colour=3, rows=bytes(29 * 28)))
     assert (error.code, error.detail) == (ErrorCode.CORRUPT, "no palette")
@@ -361,6 +367,7 @@ def gif_frame(width: int, height: int, left: int = 0) -> bytes:
     [
         png(50_000, 50_000),
         png(10**9, 1),
+        b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, 50_000, 50_000, 1) + b"\1\x11\0",
         png(1, 10**9),
         png(2**31 - 1, 2**31 - 1),
         png(8192, 8193),
@@ -463,12 +470,15 @@ def test_more_comments_than_any_picture_has_use_for_are_too_large(format: str) -
 
 
 def test_pixels_may_come_in_any_number_of_parts() -> None:
-    # Given a PNG whose pixels are in more chunks than it may have others
+    # Given an animated PNG whose two frames each have their pixels in more chunks than it may have others
     packed = zlib.compress((b"\0" + b"\xff" * 28) * 28)
-    pixels = b"".join(chunk(b"IDAT", packed[at : at + 1]) for at in range(len(packed)))
+    frames = [struct.pack(">IIIIIHHBB", number, 28, 28, 0, 0, 1, 1, 0, 0) for number in (0, 1)]
     white = png(28, 28)
-    data = white[:33] + pixels + chunk(b"IDAT", b"") * 10_001 + white[-12:]
-    assert (decode(data, GREY) == 255).all()
+    data = white[:33] + chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", frames[0])
+    data += b"".join(chunk(b"IDAT", packed[at : at + 1]) for at in range(10_001)) + chunk(b"fcTL", frames[1])
+    data += b"".join(chunk(b"fdAT", struct.pack(">I", 2 + at) + packed[at : at + 1]) for at in range(10_001))
+    # Then it has its pixels
+    assert (decode(data + white[-12:], GREY) == 255).all()
 
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)

@@ -45,7 +45,7 @@ _JPEG: Final = b"\xff\xd8\xff"
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_LENGTH: Final = struct.Struct(">H")  # of a segment, with these two bytes and without its marker
 _JPEG_SIZE: Final = struct.Struct(">HBHH")  # a frame header's length, bits a sample, height, width
-_JPEG_MARK, _JPEG_START, _JPEG_END, _JPEG_SCAN = 0xFF, 0xD8, 0xD9, 0xDA
+_JPEG_MARK, _JPEG_END, _JPEG_SCAN = 0xFF, 0xD9, 0xDA
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all that can say how many pixels
 # Tables, comments and what applications add: what may stand between two scans, or behind the last.
 _JPEG_BETWEEN: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
@@ -137,7 +137,7 @@ def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
             elif kind in _JPEG_BETWEEN:
                 parts += 1
                 _check_parts(parts)
-            elif scans or kind == _JPEG_START:
+            elif scans:
                 break  # another picture begins, or what was taken for pixels are none
             elif kind in _JPEG_FRAMES and length >= _JPEG_SIZE.size:
                 _, _, height, width = _JPEG_SIZE.unpack_from(data, at)
