@@ -14,6 +14,10 @@ from jobs.errors import UserError
 #: corrupt memory, call Ghostscript or follow references: a setting may shorten this list, not lengthen it.
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
 
+#: Pixels, of an image's width or height; JPEG knows no longer ones. To shorten a side takes a table of up to
+#: 24 bytes for each of its pixels: one row of 64 million took up to 2.5 GB.
+MAX_SIDE: Final = 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
@@ -21,8 +25,9 @@ class ImageLimits:
 
     #: Of the file: far above any photograph, far below what would crowd a process.
     max_bytes: int = 32 * 1024 * 1024
-    #: Width times height. One pixel takes up to 4 bytes decoded and 4 more while it is converted, so the
-    #: largest picture needs half a gigabyte.
+    #: Width times height. One pixel takes up to 20 bytes for a moment: 4 decoded, as many again turned and
+    #: without its transparency, and WebP's decoder has three pictures beside. So the largest picture needs
+    #: up to 1.3 GB.
     max_pixels: int = 64 * 1024 * 1024
     #: Of an animation, of which the first is classified.
     max_frames: int = 1_000

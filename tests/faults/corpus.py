@@ -76,7 +76,7 @@ def images(digit: Pixels) -> dict[str, list[Case]]:
         "what unpacks without end": list(_decompression_bombs(digit)),
         "what is never decoded": list(_not_allowed(digit)),
         "what is unusual": list(_unusual(digit)),
-        "what has an archive behind it": [_with_archive(digit)],
+        "what has an archive behind it": list(_with_archive(digit)),
     }
 
 
@@ -101,8 +101,15 @@ def _broken(digit: Pixels) -> Iterator[Case]:
     flipped[whole_png.index(b"IDAT") + 10] ^= 0xFF
     checksum = bytearray(whole_png)
     checksum[-1] ^= 0xFF  # of the last chunk, behind all pixels
+    cut_jpeg = whole_jpeg[: len(whole_jpeg) * 2 // 3]
+    places = png_part(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 3, 0, 0, 0))
     for name, data in {
-        "truncated.jpg": whole_jpeg[: len(whole_jpeg) * 2 // 3],
+        "truncated.jpg": cut_jpeg,
+        "truncated-and-filled.jpg": cut_jpeg.ljust(len(whole_jpeg), b"\0"),
+        "truncated-with-zip-behind.jpg": cut_jpeg + _archive(),
+        "without-its-end.jpg": whole_jpeg[:-2],
+        "empty-control.png": png(28, 28, bytes(29 * 28), extra=png_part(b"acTL", b"")),
+        "without-palette.png": whole_png[:8] + places + whole_png[33:],
         "truncated.png": whole_png[: len(whole_png) // 2],
         "without-its-end.png": whole_png[:-12],
         "wrong-checksum-of-pixels.png": bytes(flipped),
@@ -129,6 +136,9 @@ def _too_large() -> Iterator[Case]:
     clearing = b"!\xf9\x04\x08\0\0\0\0"
     one_pixel = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
     promise = png_part(b"acTL", struct.pack(">II", 2**31, 0))
+    comments = one_pixel + b"!\xfe\x01a\0" * 3_000_000 + frame + b";"
+    scans = encode(Image.new("L", (2000, 2000), 3), "JPEG", progressive=True)
+    scan = scans[scans.rindex(b"\xff\xda") : -2]
     canvas = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xff\xff\0\xff\xff\0"
     for name, data in {
         "50000x50000.png": png(50_000, 50_000, b"\0" * 100_000),
@@ -138,6 +148,12 @@ def _too_large() -> Iterator[Case]:
         "wide.bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIIIII", 40, 10**9, 1, 1, 8, *[0] * 6),
         "65536x65536.webp": b"RIFF" + struct.pack("<I", len(canvas)) + canvas,
         "just-over-the-pixels.png": png(side, side + 1, depth=1),
+        "long.png": png(LIMITS.max_pixels, 1, bytes(1 + LIMITS.max_pixels)),
+        "tall.png": png(1, LIMITS.max_pixels, bytes(2 * LIMITS.max_pixels)),
+        "many-scans.jpg": scans[:-2] + scan * 2000 + scans[-2:],
+        "many-comments.gif": comments,
+        "many-comments.jpg": scans[:2] + b"\xff\xfe\0\2" * 3_000_000 + scans[2:],
+        "many-chunks.png": png(28, 28, bytes(29 * 28), extra=png_part(b"teSt", b"") * 1_000_000),
         "animated-bomb.gif": many_frames,
         "huge-frame.gif": one_pixel + clearing + large_frame,
         "endless-animation.png": png(28, 28, extra=promise),
@@ -200,6 +216,8 @@ def _unusual(digit: Pixels) -> Iterator[Case]:
         "1-bit.png": encode(Image.fromarray(digit > 100), "PNG"),
         "rotated-by-exif.jpg": encode(picture.rotate(90), "JPEG", quality=95, exif=turned),
         "progressive.jpg": encode(picture, "JPEG", quality=95, progressive=True),
+        "restarts.jpg": encode(picture, "JPEG", quality=95, restart_marker_blocks=1),
+        "several-pictures.jpg": encode(colour, "MPO", quality=95, save_all=True, append_images=[colour] * 2),
         "interlaced.png": png(28, 28, _interlaced(digit), interlaced=True),
         "picture.webp": encode(picture, "WEBP", lossless=True),
         "lossy.webp": encode(picture, "WEBP", quality=95),
@@ -230,8 +248,14 @@ def _interlaced(pixels: Pixels) -> bytes:
     )
 
 
-def _with_archive(digit: Pixels) -> Case:
+def _archive() -> bytes:
     behind = io.BytesIO()
     with zipfile.ZipFile(behind, "w") as archive:
         archive.writestr("../escaped.png", b"not a picture")
-    return Case("with-zip-behind.png", encode(Image.fromarray(digit), "PNG") + behind.getvalue(), None)
+    return behind.getvalue()
+
+
+def _with_archive(digit: Pixels) -> Iterator[Case]:
+    picture = Image.fromarray(digit)
+    yield Case("with-zip-behind.png", encode(picture, "PNG") + _archive(), None)
+    yield Case("with-zip-behind.jpg", encode(picture, "JPEG", quality=95) + _archive(), None)

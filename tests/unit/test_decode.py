@@ -193,10 +193,103 @@ def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[s
             allowed = {ErrorCode.CORRUPT} if length > 32 else {ErrorCode.CORRUPT, ErrorCode.UNIDENTIFIED}
             assert outcome in allowed, length
         else:
-            # or all its pixels are there: only the mark of its end is missing.
+            # or all its pixels are there: only the mark of its end is missing, and of a JPEG not even that.
             assert (outcome == expected).all(), length
             assert len(whole) - length <= 4, length
+            assert format != "JPEG", length
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def noise(side: int = 28) -> Image.Image:
+    """A picture every part of which matters."""
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def with_preview() -> bytes:
+    """A JPEG with a whole small one among its metadata, as cameras put it there."""
+    preview = encode(Image.new("L", (8, 8), 99), "JPEG")
+    words = b"Exif\0\0MM\0*\0\0\0\x08" + bytes(6) + preview
+    return after_start(encode(noise(), "JPEG"), b"\xff\xe1" + struct.pack(">H", 2 + len(words)) + words)
+
+
+def after_start(jpeg: bytes, what: bytes) -> bytes:
+    return jpeg[:2] + what + jpeg[2:]
+
+
+def filled(jpeg: bytes) -> bytes:
+    """With 0xFF before each marker of the header and before the end, as the standard allows."""
+    for kind in (b"\xe0", b"\xdb", b"\xc0", b"\xc4", b"\xda", b"\xd9"):
+        jpeg = jpeg.replace(b"\xff" + kind, b"\xff\xff\xff" + kind, 1)
+    return jpeg
+
+
+# 8 x 8 pixels, of which libjpeg's arithmetic encoder made this.
+ARITHMETIC = bytes.fromhex(
+    "ffd8ffdb004300080606070605080707070909080a0c140d0c0b0b0c1912130f141d1a1f1e1d1a1c1c20242e2720222c"
+    "231c1c2837292c30313434341f27393d38323c2e333432ffc9000b080008000801011100ffcc000600101005ffda0008"
+    "010100003f00ed202ddcb037827098f235b968544efbef70e596a3c29fc9e0b4564b1676c81fe81f45fd3cb0150ead01"
+    "c6f2c97cffd9"
+)
+
+# JPEGs in the ways that there are, all of them whole.
+JPEGS = {
+    "baseline": encode(noise(), "JPEG"),
+    "grey": encode(noise().convert("L"), "JPEG"),
+    "CMYK": encode(noise().convert("CMYK"), "JPEG"),
+    "progressive": encode(noise(), "JPEG", progressive=True),
+    "progressive, optimized": encode(noise(), "JPEG", progressive=True, optimize=True, quality=95),
+    "restarts": encode(noise(), "JPEG", restart_marker_blocks=1),
+    "progressive, restarts": encode(noise(), "JPEG", progressive=True, restart_marker_blocks=2),
+    "arithmetic": ARITHMETIC,
+    "preview": with_preview(),
+    "comments": encode(noise(), "JPEG", comment=b"\xff\xd9\xff\xd8" * 1000),
+    "filled": filled(encode(noise(), "JPEG")),
+    "junk before its end": encode(noise(), "JPEG")[:-2] + b"\0junk\xff\0\xff\xd0\xff\xd9",
+    "one pixel": encode(Image.new("L", (1, 1)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_whole_jpeg_is_decoded_and_a_cut_one_is_not_whatever_comes_behind(kind: str) -> None:
+    # Given a whole JPEG: it has the very pixels that Pillow finds, also with anything behind its end
+    whole = JPEGS[kind]
+    pixels = prepare(Image.open(io.BytesIO(whole)), GREY).tolist()
+    no_marker = b"\xff\x01\0\4ab\xff\xd9"  # nothing of a picture's, with the mark of an end behind it
+    behind = [bytes(5000), b"\xff" * 5000, b"PK\x03\x04" + whole, b"\xff\xd8\xff", whole, no_marker]
+    for more in (b"", *behind):
+        assert decode(whole + more, GREY).tolist() == pixels
+    # When its last scan is cut anywhere behind its header, and filled up with any of that
+    scan = whole.rindex(b"\xff\xda")
+    pixels_from = scan + 2 + whole[scan + 3]
+    for length in range(pixels_from, len(whole) - 1, 3):
+        for more in (b"", *behind):
+            # Then it never gets the pixels that libjpeg makes up.
+            assert outcome_of(whole[:length] + more) is ErrorCode.CORRUPT, (length, more[:2])
+
+
+def scans(number: int) -> bytes:
+    """A progressive JPEG with its last scan repeated until there are so many."""
+    whole = encode(noise().convert("L"), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * (number - whole.count(b"\xff\xda")) + whole[-2:]
+
+
+def test_more_scans_than_any_picture_has_use_for_are_too_large() -> None:
+    # Given a hundred scans, which is ten times what there is, and one more: each goes over all pixels
+    assert decode(scans(100), GREY).shape == (28, 28)
+    error = error_of(scans(101))
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 100 scans")
+
+
+def test_a_picture_that_leaves_out_what_it_announces_is_corrupt() -> None:
+    # Given an animation's control chunk with nothing in it: the four bytes behind it are no number of frames
+    assert code_of(png(28, 28, rows=bytes(29 * 28), extra=chunk(b"acTL", b""))) == ErrorCode.CORRUPT
+    # And the same of a JPEG: a frame header without pixels, before bytes that are no such number
+    short = after_start(JPEGS["baseline"], b"\xff\xc0\0\2\xff\xff\xff\xff\xff\xfe\0\2")
+    assert code_of(short) == ErrorCode.CORRUPT
+    # And pixels that are places in a palette, without one
+    error = error_of(png(28, 28, colour=3, rows=bytes(29 * 28)))
+    assert (error.code, error.detail) == (ErrorCode.CORRUPT, "no palette")
 
 
 @pytest.mark.parametrize(
@@ -265,8 +358,8 @@ def test_a_decompression_bomb_beside_the_pixels_is_corrupt_and_bounded(kind: byt
 # --- too large
 
 
-def gif_frame(width: int, height: int) -> bytes:
-    return b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+def gif_frame(width: int, height: int, left: int = 0) -> bytes:
+    return b"\x2c" + struct.pack("<HHHHB", left, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +367,7 @@ def gif_frame(width: int, height: int) -> bytes:
     [
         png(50_000, 50_000),
         png(10**9, 1),
+        b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, 50_000, 50_000, 1) + b"\1\x11\0",
         png(1, 10**9),
         png(2**31 - 1, 2**31 - 1),
         png(8192, 8193),
@@ -327,6 +421,64 @@ def test_of_every_format_the_last_pixel_allowed_is_decoded_and_one_more_is_not(f
         warnings.simplefilter("ignore")
         error = error_of(over, limits)
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "32 x 1 pixels, more than 31")
+
+
+LONGEST = 65_535
+
+
+def a_row(format: str, length: int) -> bytes:  # noqa: A002
+    """A picture one pixel high. The GIF's screen is small: its first frame makes it long."""
+    if format == "GIF":
+        return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + gif_frame(1, 1, left=length - 1)
+    if format == "WEBP":
+        canvas = b"WEBPVP8X" + struct.pack("<IIHI", 10, 0, (length - 1) & 0xFFFF, length - 1 >> 16)
+        return b"RIFF" + struct.pack("<I", len(canvas)) + canvas
+    return encode(Image.new("L", (length, 1), 255), format)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "PPM", "GIF", "WEBP"])
+def test_a_side_longer_than_any_is_too_large_however_few_the_pixels(format: str) -> None:  # noqa: A002
+    # Given a picture of one row, as long as a side may be: it has its pixels. WebP itself ends far below that
+    if format != "WEBP":
+        assert decode(a_row(format, LONGEST), GREY).shape == (28, 28)
+    # And one pixel longer, and the same upright: to shorten it would take many times the memory of its pixels
+    error = error_of(a_row(format, LONGEST + 1))
+    assert error.code == ErrorCode.TOO_LARGE
+    assert error.detail == "65,536 x 1 pixels, a side of more than 65,535"
+    if format in ("PNG", "BMP", "PPM"):
+        assert code_of(encode(Image.new("L", (1, LONGEST + 1)), format)) == ErrorCode.TOO_LARGE
+
+
+def parts(format: str, number: int) -> bytes:  # noqa: A002
+    """A white picture with so many parts that hold no pixels."""
+    white = encode(Image.new("L", (28, 28), 255), format)
+    if format == "JPEG":
+        others = sum(white.count(b"\xff" + kind) for kind in (b"\xe0", b"\xdb", b"\xc4"))
+        return after_start(white, b"\xff\xfe\0\x02" * (number - others))
+    if format == "GIF":
+        table = white.index(b",")
+        return white[:table] + b"!\xfe\x01a\0" * number + white[table:]
+    return png(28, 28, rows=(b"\0" + b"\xff" * 28) * 28, extra=chunk(b"teSt", b"") * (number - 1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF"])
+def test_more_comments_than_any_picture_has_use_for_are_too_large(format: str) -> None:  # noqa: A002
+    # Given ten thousand parts without a pixel, and one more: the decoder would keep each of them
+    assert (decode(parts(format, 10_000), GREY) == 255).all()
+    error = error_of(parts(format, 10_001))
+    assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 10,000 parts without pixels")
+
+
+def test_pixels_may_come_in_any_number_of_parts() -> None:
+    # Given an animated PNG whose two frames each have their pixels in more chunks than it may have others
+    packed = zlib.compress((b"\0" + b"\xff" * 28) * 28)
+    frames = [struct.pack(">IIIIIHHBB", number, 28, 28, 0, 0, 1, 1, 0, 0) for number in (0, 1)]
+    white = png(28, 28)
+    data = white[:33] + chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", frames[0])
+    data += b"".join(chunk(b"IDAT", packed[at : at + 1]) for at in range(10_001)) + chunk(b"fcTL", frames[1])
+    data += b"".join(chunk(b"fdAT", struct.pack(">I", 2 + at) + packed[at : at + 1]) for at in range(10_001))
+    # Then it has its pixels
+    assert (decode(data + white[-12:], GREY) == 255).all()
 
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)

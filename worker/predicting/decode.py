@@ -24,7 +24,7 @@ from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from worker.predicting.formats import HEAD_BYTES, decoded_format, other_format
-from worker.predicting.headers import check_header, too_many_pixels
+from worker.predicting.headers import check_header, check_size
 
 #: What an image may be where nobody says otherwise.
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -88,11 +88,12 @@ def decode(
     try:
         check_header(data, limits)
         image = Image.open(io.BytesIO(data), formats=limits.formats)
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise too_many_pixels(width, height, limits)
-        if image.format == "PNG" and "transparency" in image.info:
-            _scale_transparency(image, data)
+        check_size(*image.size, limits)
+        if image.format == "PNG":
+            if image.mode == "P" and image.palette is None:  # Pillow has an assertion for it, and no words
+                raise ImageError(ErrorCode.CORRUPT, "no palette")
+            if "transparency" in image.info:
+                _scale_transparency(image, data)
         return prepare(image, spec)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ErrorCode.TOO_LARGE, f"more than {limits.max_pixels:,} pixels") from error

@@ -1,5 +1,5 @@
 """What a picture's own words say of it, looked at before a decoder makes room for anything: how many pixels,
-how many frames, and of a PNG whether all of it is there.
+how many frames, and of a PNG and a JPEG whether all of it is there.
 
 Pillow makes room for a GIF's and a WebP's pixels as soon as it opens them, so they are looked at here first;
 for the others their size is enough once they are open.
@@ -13,12 +13,22 @@ import zlib
 from typing import Final
 
 from jobs.errors import ErrorCode, ImageError
-from jobs.limits import ImageLimits
+from jobs.limits import MAX_SIDE, ImageLimits
+
+# Of chunks, blocks and segments that hold no pixels. Pillow keeps each: 6.5 million comments in a GIF of
+# 32 MB took a gigabyte. A long comment or profile has few of them, since each is long itself.
+_MAX_PARTS: Final = 10_000
+
+# Of a JPEG's scans. A progressive one has about ten, any other one for each of four colours at the most. Each
+# goes over all pixels, however few bytes it has: 2,000 of them in 440 KB took three minutes, in C, where no
+# time limit is looked at.
+_MAX_SCANS: Final = 100
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_FIRST: Final = struct.Struct(">I4sII")  # a chunk's length, its kind; of the first one: width, height
 _PNG_LINK: Final = struct.Struct(">I I4s")  # the checksum that ends a chunk; the next one's length and kind
 _PNG_NUMBER: Final = struct.Struct(">I")
+_PNG_PIXELS: Final = (b"IDAT", b"fdAT")
 
 _GIF: Final = (b"GIF87a", b"GIF89a")
 _GIF_SCREEN: Final = struct.Struct("<HHB")  # width, height, flags
@@ -29,15 +39,30 @@ _GIF_COLOURS: Final = 0x80  # among the flags: a table of colours follows
 _WEBP_CHUNK: Final = struct.Struct("<4sI")  # its kind, its content's length
 _WEBP_ANIMATED: Final = 0x02  # among VP8X's flags
 
+_JPEG: Final = b"\xff\xd8\xff"
+# A marker, behind pixels, junk, or any number of 0xFF. With a zero 0xFF is a byte of the pixels, and with
+# what restarts the decoder (D0 to D7) a place among them.
+_JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_LENGTH: Final = struct.Struct(">H")  # of a segment, with these two bytes and without its marker
+_JPEG_SIZE: Final = struct.Struct(">HBHH")  # a frame header's length, bits a sample, height, width
+_JPEG_MARK, _JPEG_END, _JPEG_SCAN = 0xFF, 0xD9, 0xDA
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all that can say how many pixels
+# Tables, comments and what applications add: what may stand between two scans, or behind the last.
+_JPEG_BETWEEN: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
+_JPEG_SEGMENTS: Final = _JPEG_BETWEEN | _JPEG_FRAMES | {_JPEG_SCAN}
+
 
 def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Check what is to be checked before a PNG, GIF or WebP is opened; anything else is let pass.
+    """Check what is to be checked before a PNG, JPEG, GIF or WebP is opened; anything else is let pass.
 
-    Nothing is decoded, and memory is constant. Raises ImageError: TOO_LARGE, or CORRUPT for a PNG.
+    Nothing is decoded, and memory is constant. Raises ImageError: TOO_LARGE, or CORRUPT for a PNG or JPEG.
     """
     if data[:8] == _PNG:
         if "PNG" in limits.formats:
             _check_png(data, limits)
+    elif data[:3] == _JPEG:
+        if "JPEG" in limits.formats:
+            _check_jpeg(data, limits)
     elif data[:6] in _GIF:
         if "GIF" in limits.formats:
             _check_gif(data, limits)
@@ -45,14 +70,20 @@ def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
         _check_webp(memoryview(data), limits)
 
 
-def too_many_pixels(width: int, height: int, limits: ImageLimits) -> ImageError:
-    """What becomes of an image that has more pixels than an image may have."""
-    return ImageError(ErrorCode.TOO_LARGE, f"{width:,} x {height:,} pixels, more than {limits.max_pixels:,}")
-
-
-def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises ImageError: TOO_LARGE, for more pixels than an image may have, or a side that is too long."""
     if width * height > limits.max_pixels:
-        raise too_many_pixels(width, height, limits)
+        reason = f"more than {limits.max_pixels:,}"
+    elif width > MAX_SIDE or height > MAX_SIDE:
+        reason = f"a side of more than {MAX_SIDE:,}"
+    else:
+        return
+    raise ImageError(ErrorCode.TOO_LARGE, f"{width:,} x {height:,} pixels, {reason}")
+
+
+def _check_parts(parts: int) -> None:
+    if parts > _MAX_PARTS:
+        raise ImageError(ErrorCode.TOO_LARGE, f"more than {_MAX_PARTS:,} parts without pixels")
 
 
 def _check_frames(frames: int, limits: ImageLimits) -> None:
@@ -64,21 +95,24 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
     """Pixels, frames, and that each chunk up to the end is whole and has its checksum: Pillow checks neither
     the checksums of the pixels' chunks nor that there is an end.
     """
-    view, frames, at = memoryview(data), 0, len(_PNG)
+    view, frames, parts, at = memoryview(data), 0, 0, len(_PNG)
     try:
         length, kind, width, height = _PNG_FIRST.unpack_from(view, at)
-        if width * height > limits.max_pixels and kind == b"IHDR":
-            raise too_many_pixels(width, height, limits)
+        if kind == b"IHDR":
+            check_size(width, height, limits)
         while kind != b"IEND":
             end = at + 8 + length
             checksum, length, following = _PNG_LINK.unpack_from(view, end)
             if zlib.crc32(view[at + 4 : end]) != checksum:
                 raise ImageError(ErrorCode.CORRUPT, f"wrong checksum of its part {kind!r}")
             if kind == b"acTL":  # what an animation says of itself, before the first of them
-                _check_frames(_PNG_NUMBER.unpack_from(view, at + 8)[0], limits)
+                _check_frames(_PNG_NUMBER.unpack_from(view[at + 8 : end])[0], limits)
             elif kind == b"fcTL":  # and what there really is
                 frames += 1
                 _check_frames(frames, limits)
+            elif kind not in _PNG_PIXELS:
+                parts += 1
+                _check_parts(parts)
             at, kind = end + 4, following
         end = at + 8 + length
         if zlib.crc32(view[at + 4 : end]) != _PNG_NUMBER.unpack_from(view, end)[0]:
@@ -87,12 +121,52 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
         raise ImageError(ErrorCode.CORRUPT, "cut short") from None
 
 
+def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
+    """Pixels, scans, and that the end is there: of a cut file with anything behind it libjpeg makes up the
+    missing pixels, and its warnings of that go no further than Pillow. What follows the end is ignored: in an
+    MPO the other pictures. A preview within the metadata has its own markers; a segment is passed whole.
+    """
+    at, parts, scans = 2, 0, 0
+    try:
+        while (at := _jpeg_marker(data, at)) and (kind := data[at - 1]) != _JPEG_END:
+            (length,) = _JPEG_LENGTH.unpack_from(data, at)
+            if kind == _JPEG_SCAN:
+                scans += 1
+                if scans > _MAX_SCANS:
+                    raise ImageError(ErrorCode.TOO_LARGE, f"more than {_MAX_SCANS} scans")
+            elif kind in _JPEG_BETWEEN:
+                parts += 1
+                _check_parts(parts)
+            elif scans:
+                break  # another picture begins, or what was taken for pixels are none
+            elif kind in _JPEG_FRAMES and length >= _JPEG_SIZE.size:
+                _, _, height, width = _JPEG_SIZE.unpack_from(data, at)
+                check_size(width, height, limits)
+            at += length
+        else:
+            if at:
+                return
+    except (struct.error, IndexError):
+        pass
+    raise ImageError(ErrorCode.CORRUPT, "cut short: no end behind its pixels")
+
+
+def _jpeg_marker(data: bytes | memoryview, at: int) -> int:
+    """Where the next marker from `at` on ends, 0 if there is none. Raises IndexError where the data ends."""
+    if data[at] == _JPEG_MARK and data[at + 1] in _JPEG_SEGMENTS:
+        return at + 2  # one right behind the other, as in most headers: quicker than a search
+    found = _JPEG_MARKER.search(data, at)
+    return found.end() if found else 0
+
+
 def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Pixels of the screen, and of the first frame, which may outgrow it; frames. Pillow tells the rest."""
-    frames = 0
+    """Pixels of the screen, and of the first frame, which may outgrow it; frames, and the extensions before
+    the first one, which Pillow keeps. Pillow tells the rest.
+    """
+    frames = parts = 0
     try:
         width, height, flags = _GIF_SCREEN.unpack_from(data, 6)
-        _check_pixels(width, height, limits)
+        check_size(width, height, limits)
         at = 13 + _gif_colours(flags)
         while (block := _GIF_BLOCK.search(data, at)) and (kind := block[0]) != b";":
             at = block.end()
@@ -101,8 +175,11 @@ def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
                 frames += 1
                 _check_frames(frames, limits)
                 if frames == 1:
-                    _check_pixels(max(width, left + frame_width), max(height, top + frame_height), limits)
+                    check_size(max(width, left + frame_width), max(height, top + frame_height), limits)
                 at += _GIF_FRAME.size + _gif_colours(flags)
+            elif not frames:
+                parts += 1
+                _check_parts(parts)
             at += 1  # how many bits the smallest code has, or the extension's kind
             while size := data[at]:
                 at += 1 + size
@@ -122,15 +199,15 @@ def _check_webp(data: memoryview, limits: ImageLimits) -> None:
         kind, _ = _WEBP_CHUNK.unpack_from(data, 12)
         if kind == b"VP8X":
             flags, width, height = data[20], data[24:27], data[27:30]
-            _check_pixels(int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1, limits)
+            check_size(int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1, limits)
             if flags & _WEBP_ANIMATED:
                 _check_frames(_webp_frames(data, limits.max_frames), limits)
         elif kind == b"VP8L":
             (bits,) = struct.unpack_from("<I", data, 21)
-            _check_pixels((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, limits)
+            check_size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, limits)
         elif kind == b"VP8 ":
             width, height = struct.unpack_from("<HH", data, 26)
-            _check_pixels(width & 0x3FFF, height & 0x3FFF, limits)
+            check_size(width & 0x3FFF, height & 0x3FFF, limits)
     except (struct.error, IndexError):  # cut short
         return
 
