@@ -27,12 +27,13 @@ from jobs.references import Reference, Roots
 from jobs.remote import is_url
 from jobs.store import Store
 from producer.sources import SourceImage
+from producer.sources.image import name_bytes
 
 if TYPE_CHECKING:
     from jobs.traces import Tracing
 
-#: A chunk is closed before it grows beyond this many bytes of images: it is held in memory whole, by the
-#: producer and by a worker, and must be done within its lease.
+#: A chunk is closed before it grows beyond this many bytes of images and their names: it is held in memory
+#: whole, by the producer and by a worker, and must be done within its lease.
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 
 #: And before it has more images than these from URLs, which are fetched one by one. At a tenth of a second
@@ -76,7 +77,8 @@ class _ChunkDraft:
 
     names: list[str] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
-    size: int = 0  # in bytes
+    size: int = 0  # of the images, in bytes
+    names_size: int = 0  # in bytes
 
 
 class _Fingerprint:
@@ -359,12 +361,15 @@ def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
         size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
         # The cheap question first: it is asked once an image.
         most = fetched if url is not None and "://" in url and is_url(url) else chunk_images
-        if draft.names and (len(draft.names) >= most or draft.size + size > MAX_CHUNK_BYTES):
+        named = name_bytes(name)
+        held = draft.size + draft.names_size
+        if draft.names and (len(draft.names) >= most or held + size + named > MAX_CHUNK_BYTES):
             yield draft
             draft = _ChunkDraft()
         draft.names.append(name)
         draft.contents.append(content)
         draft.size += size
+        draft.names_size += named
     if draft.names:
         yield draft
 
