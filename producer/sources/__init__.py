@@ -100,7 +100,7 @@ class Sources:
         self._stdin_read = True
         for line in self._stdin or ():
             if line.strip():
-                yield from _read_unchecked(line.removesuffix("\n"), reading)
+                yield from _read_unchecked(line.removesuffix("\n").removesuffix("\r"), reading)
 
 
 def _path(source: str) -> str:
