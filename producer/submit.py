@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
@@ -40,6 +40,9 @@ MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 #: each a chunk takes less than a lease, for the worker that fetches it by reference, and less than the time
 #: after which a producer counts as gone.
 MAX_CHUNK_URLS: Final = 256
+
+#: The most characters a submission key may have: PostgreSQL's index takes 2,700 bytes, a person fewer.
+MAX_KEY_LENGTH: Final = 256
 
 _DEFAULT_LIMITS: Final = JobLimits()
 
@@ -127,10 +130,13 @@ def submit(
     of holding their bytes. With `error_limits`, the job is stopped early where it has too many errors. Memory
     holds one chunk at a time. `on_progress` is called with the number of images stored so far; `tracing`,
     where there is one, gets a span. Raises SourceError where there is not one image, more than `limits`
-    allow, or one that cannot be submitted by reference; NotFound where there is no model yet, Conflict where
-    `key` was used for other content, Unavailable where the ledger or the store cannot be reached. After any
-    exception, Ctrl-C included, nothing of the job is left; but for Stopped, where somebody cancelled it.
+    allow, or one that cannot be submitted by reference; UserError for a key that is none; NotFound where
+    there is no model yet, Conflict where `key` was used for other content, Unavailable where the ledger or
+    the store cannot be reached. After any exception, Ctrl-C included, nothing of the job is left; but for
+    Stopped, where somebody cancelled it.
     """
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
     began = time.time_ns()
     with ledger.reading() as connection:
         champion = find_champion(connection)

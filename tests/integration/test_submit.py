@@ -18,7 +18,16 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import queue
-from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import (
+    Conflict,
+    ErrorCode,
+    ImageError,
+    NotFound,
+    SourceError,
+    Stopped,
+    Unavailable,
+    UserError,
+)
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
@@ -756,6 +765,20 @@ def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, set
     assert job_count() == 1
     assert files_of(settings) == files
     assert broker.waiting() == messages
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("key", ["", "k" * 257], ids=["empty", "long"])
+def test_what_is_no_key_is_refused_and_nothing_is_stored(run, nothing_is_left, key):
+    with pytest.raises(UserError, match="A submission key has 1 to 256 characters"):
+        run(images(3), key=key)
+    assert nothing_is_left()
+
+
+def test_the_longest_key_there_is_fits_the_index(run):
+    key = "\U0001f5dd" * 256
+    first = run(images(3), key=key)
+    assert run(images(3), key=key) == first._replace(new=False)
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
