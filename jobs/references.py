@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
 from jobs.reading import read_regular, too_large, why
-from jobs.remote import is_url, is_web, local_path, open_remote, read_object, shown_url
+from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
 
 #: What a network file system answers that is away, and a process that is out of something. The file is not
 #: to blame, the next try may go well.
@@ -152,7 +152,7 @@ def _normal(url: str) -> str:
     """One spelling for a URL's scheme and host, the rest as it is. Raises ValueError where a server, or
     fsspec, could take it for another place than it says.
     """
-    if "::" in url:
+    if is_chained(url):
         raise ValueError("it chains file systems")
     if any(character < " " or character in "\\\x7f" for character in url):
         raise ValueError("it has a character that no URL has")

@@ -21,6 +21,9 @@ from jobs.reading import read_up_to, too_large
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+#: Scheme, user and address of a URL, where the address is one of IPv6.
+_IPV6_HOST: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/@]*@)?\[[0-9A-Fa-f:.]+\]")
+
 #: HTTP's answers that say the same as an OSError.
 _MISSING: Final = (404, 410)
 _REFUSED: Final = (401, 403)
@@ -61,12 +64,25 @@ def is_web(scheme: str) -> bool:
     return scheme.lower() in ("http", "https")
 
 
+def is_chained(url: str) -> bool:
+    """Whether a URL is several, one within the other: `zip://a.png::s3://bucket/photos.zip`. The colons of an
+    IPv6 address are none of that.
+    """
+    return "::" in _IPV6_HOST.sub("", url, count=1)
+
+
 def open_remote(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path there. Raises ValueError or ImportError where nothing here reads
     such URLs, Unavailable.
     """
     with reaching(url, ValueError, ImportError):
-        filesystem, path = fsspec.core.url_to_fs(url)
+        if "::" not in url or is_chained(url):
+            filesystem, path = fsspec.core.url_to_fs(url)
+        else:  # fsspec would take the address apart
+            scheme = url.partition("://")[0]
+            kind = fsspec.get_filesystem_class(scheme)
+            filesystem = fsspec.filesystem(scheme, **kind._get_kwargs_from_urls(url))
+            path = kind._strip_protocol(url)
     return filesystem, path
 
 

@@ -38,6 +38,8 @@ def check_ledger_url(text: str) -> str:
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise ValueError("names no file; several processes share the ledger, so it cannot live in memory")
+        if not Path(url.database or "").is_absolute():
+            raise ValueError("names a relative path; a whole one is sqlite:////data/ledger.sqlite3")
     else:
         if text.count("@") > 1:  # what follows the first one would be taken for the host
             raise ValueError(_NO_LEDGER)

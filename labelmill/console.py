@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import IntEnum
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, Final, NoReturn, ParamSpec
 
 from rich.console import Console
 
-from jobs.errors import LabelmillError
+from jobs.errors import LabelmillError, UserError
 from jobs.ledger.progress import JobStatus
 from jobs.schema import JobState
+from jobs.text import storable
+from producer.export import printable
 
 P = ParamSpec("P")
+
+#: The largest number that both databases take.
+_LARGEST: Final = 2**63 - 1
+
+#: Arguments that are lists of paths: on disk, a name may be any bytes.
+_PATHS: Final = ("sources",)
 
 #: For people. Data never goes here.
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -60,7 +68,7 @@ def command_name() -> str:
 
 def say(text: str) -> None:
     """A line for people."""
-    err.print(text, markup=False)
+    err.print(_safe(text), markup=False)
 
 
 def time_words(moment: datetime | None) -> str:
@@ -71,7 +79,7 @@ def time_words(moment: datetime | None) -> str:
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
     """Says what is wrong and exits."""
     err.print("[bold red]labelmill:[/] ", end="")
-    err.print(text, markup=False)
+    err.print(_safe(text), markup=False)
     raise SystemExit(code)
 
 
@@ -88,6 +96,7 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            _check_arguments(kwargs)
             command(*args, **kwargs)
         except LabelmillError as error:
             fail(str(error), ExitCode(error.exit_code))
@@ -103,6 +112,22 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
             fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
     return run
+
+
+def _check_arguments(arguments: Mapping[str, object]) -> None:
+    """Raises UserError for what no ledger could hold or be asked for. Paths may be any bytes."""
+    for name, value in arguments.items():
+        if isinstance(value, int) and not -_LARGEST - 1 <= value <= _LARGEST:
+            raise UserError(f"{value} is too large a number: {_LARGEST:,} at the most.")
+        texts = [] if name in _PATHS else value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, str) and storable(text) != text:
+                raise UserError(f"{storable(text)} is not UTF-8, as ids, keys, names and labels are.")
+
+
+def _safe(text: str) -> str:
+    """A message in which nothing that it quotes moves the cursor; it may have several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _plain(value: Any) -> Any:

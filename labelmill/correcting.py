@@ -327,6 +327,8 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserE
                 value = json.loads(line)
             except ValueError as error:
                 yield number, UserError(f"it is not JSON: {error}.")
+            except RecursionError:  # brackets within brackets, thousands of them
+                yield number, UserError("it is no JSON object.")
             else:
                 yield number, value if isinstance(value, dict) else UserError("it is no JSON object.")
 

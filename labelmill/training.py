@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import UserError
 from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.progress import ProgressLine
+
+#: TensorFlow's dice take a seed of 32 bits with a sign.
+MAX_SEED: Final = 2**31 - 1
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row

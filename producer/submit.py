@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
@@ -28,17 +28,21 @@ from jobs.remote import is_url
 from jobs.store import Store
 from producer.alive import SignsOfLife
 from producer.sources import SourceImage
+from producer.sources.image import name_bytes
 
 if TYPE_CHECKING:
     from jobs.traces import Tracing
 
-#: A chunk is closed before it grows beyond this many bytes of images: it is held in memory whole, by the
-#: producer and by a worker, and must be done within its lease.
+#: A chunk is closed before it grows beyond this many bytes of images and their names: it is held in memory
+#: whole, by the producer and by a worker, and must be done within its lease.
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 
 #: And before it has more images than these from URLs, which are fetched one by one. At a tenth of a second
 #: each a chunk takes less than a lease, for the worker that fetches it by reference.
 MAX_CHUNK_URLS: Final = 256
+
+#: The most characters a submission key may have: PostgreSQL's index takes 2,700 bytes, a person fewer.
+MAX_KEY_LENGTH: Final = 256
 
 _DEFAULT_LIMITS: Final = JobLimits()
 
@@ -76,7 +80,8 @@ class _ChunkDraft:
 
     names: list[str] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
-    size: int = 0  # in bytes
+    size: int = 0  # of the images, in bytes
+    names_size: int = 0  # in bytes
 
 
 class _Fingerprint:
@@ -125,13 +130,16 @@ def submit(
     of holding their bytes. With `error_limits`, the job is stopped early where it has too many errors. Memory
     holds one chunk at a time. `on_progress` is called with the number of images stored so far; `tracing`,
     where there is one, gets a span. Raises SourceError where there is not one image, more than `limits`
-    allow, or one that cannot be submitted by reference; NotFound where there is no model yet, Conflict where
-    `key` was used for other content, Unavailable where the ledger or the store cannot be reached, Stopped
-    where the job was cancelled, has failed or was removed before all of it was in. After any exception,
-    Ctrl-C included, nothing of the job is left; but for Stopped, after which it is as it was stopped.
+    allow, or one that cannot be submitted by reference; UserError for a key that is none; NotFound where
+    there is no model yet, Conflict where `key` was used for other content, Unavailable where the ledger or
+    the store cannot be reached, Stopped where the job was cancelled, has failed or was removed before all of
+    it was in. After any exception, Ctrl-C included, nothing of the job is left; but for Stopped, after which
+    it is as it was stopped.
 
     `images` may take as long as they like: while they are waited for, a thread says that we are alive.
     """
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
     began = time.time_ns()
     with ledger.reading() as connection:
         champion = find_champion(connection)
@@ -367,12 +375,15 @@ def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
         size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
         # The cheap question first: it is asked once an image.
         most = fetched if url is not None and "://" in url and is_url(url) else chunk_images
-        if draft.names and (len(draft.names) >= most or draft.size + size > MAX_CHUNK_BYTES):
+        named = name_bytes(name)
+        held = draft.size + draft.names_size
+        if draft.names and (len(draft.names) >= most or held + size + named > MAX_CHUNK_BYTES):
             yield draft
             draft = _ChunkDraft()
         draft.names.append(name)
         draft.contents.append(content)
         draft.size += size
+        draft.names_size += named
     if draft.names:
         yield draft
 

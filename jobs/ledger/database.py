@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -85,7 +86,7 @@ class Ledger:
         transaction as the victim of a deadlock. After Unavailable from the COMMIT itself the outcome is
         unknown: read the ledger before doing anything again.
         """
-        with _translated(), self.engine.begin() as connection:
+        with _translated(self._url), self.engine.begin() as connection:
             yield connection.execution_options(**{NOTED: {}})
             write_counts(connection)
 
@@ -94,7 +95,7 @@ class Ledger:
         """To look only; takes no write lock. On SQLite all its statements see one state, on PostgreSQL each
         sees what was committed before it. Raises Unavailable.
         """
-        with _translated(), self.engine.connect() as connection:
+        with _translated(self._url), self.engine.connect() as connection:
             yield connection.execution_options(labelmill_readonly=True)
 
     def check(self) -> None:
@@ -179,7 +180,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(url: URL) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, ProgrammingError) as error:
@@ -190,6 +191,12 @@ def _translated() -> Iterator[None]:
             raise
         raise Unavailable(f"The ledger cannot be reached: {reason}") from error
     except DBAPIError as error:
+        # No subclass: that is what SQLite says of a file that is no database, or one with broken pages.
+        if type(error.orig) is sqlite3.DatabaseError:
+            raise Unavailable(
+                f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
+                "(docs/operations.md, Backup), or name another one in LABELMILL_LEDGER_URL."
+            ) from error
         if not error.connection_invalidated:
             raise
         raise Unavailable("The connection to the ledger broke.") from error

@@ -14,6 +14,7 @@ from labelmill.console import examples, exit_code_of, say, tells_errors
 from labelmill.stack import Stack, broker_answers
 from labelmill.watching import watch
 from producer.export import write_jsonl, write_table
+from producer.sources.lines import paths_on_stdin
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +33,7 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
-        images = client.sources(sources, stdin=sys.stdin)
+        images = client.sources(sources, stdin=paths_on_stdin())
         job_id = client.submission(images).job_id
         with _whatever_is_missing(settings) as stack:
             status = watch(client, job_id, own_stack=stack is not None)

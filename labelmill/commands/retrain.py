@@ -13,7 +13,7 @@ from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
 from labelmill.stack import Stack, broker_answers
-from labelmill.training import need_tensorflow
+from labelmill.training import MAX_SEED, need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -33,7 +33,8 @@ def retrain(
         typer.Option(help="How long it is trained. Left out: LABELMILL_RETRAIN_PROFILE."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Where chance begins. Left out: another one each time.")
+        int | None,
+        typer.Option(min=0, max=MAX_SEED, help="Where chance begins. Left out: another one each time."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Promote the model whatever the gate says. It is recorded.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
 from labelmill.watching import status_to_json, watch
+from producer.sources.lines import paths_on_stdin
 
 app = typer.Typer(add_completion=False)
 
@@ -72,7 +72,7 @@ def submit(
     The job runs whether or not anybody watches. After Ctrl-C while submitting, nothing is stored.
     """
     with Client() as client:
-        images = client.sources(sources, stdin=sys.stdin)
+        images = client.sources(sources, stdin=paths_on_stdin())
         with ProgressLine("submitting") as progress:
             submitted = client.submission(
                 images,

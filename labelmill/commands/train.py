@@ -9,7 +9,7 @@ import typer
 from jobs.settings import Settings
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.migrating import open_ledger
-from labelmill.training import train_with_progress
+from labelmill.training import MAX_SEED, train_with_progress
 from worker.learning.recipes import recipe_for
 
 app = typer.Typer(add_completion=False)
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 def train(
     architecture: Annotated[Literal["mlp", "cnn"], typer.Option(help="The network.")] = "mlp",
     profile: Annotated[Literal["quick", "long"], typer.Option(help="How long it is trained.")] = "quick",
-    seed: Annotated[int, typer.Option(min=0, help="Where chance begins.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Where chance begins.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Train a model on MNIST; it becomes the champion if there is none.

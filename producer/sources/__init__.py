@@ -15,10 +15,10 @@ from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.reading import why
 from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
-from producer.sources.files import head, read_file, read_folder, read_special, shown
+from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
-from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed
-from producer.sources.patterns import is_pattern, matches
+from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed, well_named
+from producer.sources.patterns import folder_of, is_pattern, matches
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
@@ -70,7 +70,7 @@ class Sources:
 
     def _read(self, reading: Reading) -> Iterator[SourceImage]:
         for source, reader in self._sources:
-            yield from reader(source, reading)
+            yield from map(well_named, reader(source, reading))
 
     def _reader_of(self, source: str) -> _Reader:
         """Who reads a named source. Raises SourceError where nobody could."""
@@ -100,7 +100,7 @@ class Sources:
         self._stdin_read = True
         for line in self._stdin or ():
             if line.strip():
-                yield from _read_unchecked(line.removesuffix("\n"), reading)
+                yield from _read_unchecked(line.removesuffix("\n").removesuffix("\r"), reading)
 
 
 def _path(source: str) -> str:
@@ -139,12 +139,22 @@ def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
 
 
 def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
-    for path in matches(pattern):
-        yield from _read_unchecked(path, reading)
+    root = folder_of(pattern)
+    for path, resolved, leaves in matches(pattern):
+        if leaves:
+            yield leaving(path)
+        else:
+            yield from _read_unchecked(path, reading, root=root, resolved=resolved)
 
 
-def _read_unchecked(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself."""
+def _read_unchecked(
+    path: str, reading: Reading, *, root: str | None = None, resolved: str | None = None
+) -> Iterator[SourceImage]:
+    """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself.
+
+    `root`: the folder that no symlink below the path may leave; left out, that is the path. `resolved`: where
+    the path leads to, if it is a symlink that was looked at.
+    """
     if is_url(path):
         yield from _read_unchecked_url(path, reading)
         return
@@ -159,7 +169,12 @@ def _read_unchecked(path: str, reading: Reading) -> Iterator[SourceImage]:
         yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
         return
     try:
-        yield from reader(path, reading)
+        if reader is read_folder:
+            yield from read_folder(path, reading, root)
+        elif reader is read_file and resolved is not None:
+            yield from read_link(path, resolved, reading)
+        else:
+            yield from reader(path, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.CORRUPT, str(error))
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from operator import attrgetter
+from typing import Final
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.reading import OPEN, read_regular, why
@@ -19,6 +20,8 @@ from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_i
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
 WINDOW = 65_536
+
+_LEAVES: Final = "a symlink that leaves its folder"
 
 _by_name = attrgetter("name")
 
@@ -52,15 +55,33 @@ def read_special(path: str, reading: Reading) -> Iterator[SourceImage]:  # noqa:
     yield failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
 
 
-def read_folder(path: str, reading: Reading) -> Iterator[SourceImage]:
+def read_link(path: str, resolved: str, reading: Reading) -> Iterator[SourceImage]:
+    """What a symlink was resolved to, called by the symlink's name; nothing more is followed: it may change
+    in between.
+    """
+    yield _load(resolved, shown(path), reading.max_bytes, follow=False)
+
+
+def leaving(path: str) -> SourceImage:
+    """What is said of a symlink that leads out of the folder it was found in."""
+    return failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, _LEAVES)
+
+
+def is_below(resolved: str, root: str) -> bool:
+    """Whether a path is in a folder, or is the folder; both without symlinks."""
+    return resolved == root or resolved.startswith(os.path.join(root, ""))
+
+
+def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterator[SourceImage]:
     """Every image below a folder, depth first, each folder's entries in the order of their names.
 
     Entries are sorted in windows of WINDOW, as the system lists them: memory stays the same for millions of
     files in one folder, and the same folder gives the same order. Hidden entries are passed over in silence,
     files with no image's extension are counted in `reading.skipped`. Symlinks to files within the folder are
-    read, symlinks to folders are not followed; what leads out of it or is no regular file is an error.
+    read, symlinks to folders are not followed; what leads out of it or is no regular file is an error. With
+    `root`, out of that folder above it.
     """
-    root = os.path.realpath(path)
+    root = os.path.realpath(path if root is None else root)
     name = shown(path)
     prefix = "" if name == "." else name.rstrip("/") + "/"
     cut = len(os.path.join(path, ""))
@@ -99,8 +120,8 @@ def _entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> S
     if entry.is_symlink():
         # Read what it was resolved to, without following anything more: it may change in between.
         path = os.path.realpath(path)
-        if path != root and not path.startswith(os.path.join(root, "")):
-            return failed(name, ErrorCode.SOURCE_FORBIDDEN, "a symlink that leaves its folder")
+        if not is_below(path, root):
+            return failed(name, ErrorCode.SOURCE_FORBIDDEN, _LEAVES)
         if os.path.isdir(path):
             return None
         regular = not os.path.exists(path) or os.path.isfile(path)

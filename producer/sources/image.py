@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ArchiveLimits
@@ -13,6 +13,14 @@ _READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
 #: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too.
 _REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif avif tga"
 IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
+
+
+#: The most bytes of UTF-8 that an image may be called by: Linux's PATH_MAX, longer paths lead nowhere. A
+#: compressed archive may give each of its members a name of hundreds of kilobytes, in a few hundred bytes.
+MAX_NAME_BYTES: Final = 4096
+
+#: How many characters are kept of a longer one.
+_KEPT_NAME: Final = 200
 
 
 class SourceImage(NamedTuple):
@@ -36,6 +44,20 @@ class Reading:
 def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
     """An image without bytes."""
     return SourceImage(name, None, ImageError(code, detail))
+
+
+def well_named(image: SourceImage) -> SourceImage:
+    """The image; or, where its name is too long, an error that has the beginning of it."""
+    # The cheap question first: no character takes more than 4 bytes.
+    if len(image.name) * 4 <= MAX_NAME_BYTES or name_bytes(image.name) <= MAX_NAME_BYTES:
+        return image
+    name = f"{image.name[:_KEPT_NAME]}..."
+    return failed(name, ErrorCode.SOURCE_FORBIDDEN, f"a name of more than {MAX_NAME_BYTES:,} bytes")
+
+
+def name_bytes(name: str) -> int:
+    """How many bytes of UTF-8 a name has."""
+    return len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
 
 
 def extension(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import too_large
-from jobs.remote import open_remote, reaching, read_object, shown_url
+from jobs.remote import is_chained, open_remote, reaching, read_object, shown_url
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
 
@@ -43,7 +43,7 @@ def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
 def _kind(url: str) -> tuple[Any, str, bool]:
     """The file system, the path there, and whether that is a folder."""
     shown = storable(shown_url(url))
-    if "::" in url:
+    if is_chained(url):
         raise SourceError(f"{shown} chains file systems, which cannot be read: fetch it to a disk first")
     if extension(url) in _ARCHIVES:
         raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")

@@ -51,6 +51,59 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "\udcff"], "\\xff is not UTF-8"),
+        (["predictions", "x", "--label", "\udcff"], "\\xff is not UTF-8"),
+        (["submit", "nowhere", "--key", "\udcff"], "\\xff is not UTF-8"),
+        (["submit", "nowhere\udcff\x1b[31m"], "nowhere\\xff\\x1b[31m"),
+        (["jobs", "--limit", str(2**63)], "is too large a number"),
+        (["predictions", "x", "--after", str(-(2**63) - 1)], "is too large a number"),
+        (["train", "--seed", str(2**31)], "--seed"),
+        (["retrain", "--seed", str(2**31)], "--seed"),
+    ],
+)
+def test_what_no_ledger_could_hold_is_a_mistake_too(idle: Home, arguments: list[str], message: str) -> None:
+    done = idle.run(*arguments)
+
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_key_is_none_and_stdin_is_no_image(idle: Home, few_digits: Path) -> None:
+    # given folders of images, when one is submitted with an empty key
+    done = idle.run("submit", few_digits, "--key", "")
+    # then that is refused
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "A submission key has" in done.stderr
+
+    # when an image's bytes are on stdin, or a line without end
+    for endless in ("\0", "x" * 100_000):
+        done = idle.run("submit", "-", stdin=endless)
+        # then that is refused, with what stdin must be
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "stdin must be paths and URLs, one a line" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["jobs", "workers", "ready worker", "db upgrade", "up"])
+def test_a_ledger_that_is_no_database_gets_a_message(tmp_path: Path, command: str) -> None:
+    # given a ledger's file that something else was written over
+    home = Home(tmp_path / "home")
+    home.path.mkdir(mode=0o700)
+    ledger = home.path / "ledger.sqlite3"
+    ledger.write_bytes(b"not a database" * 1000)
+
+    # when a command needs it, then it says which file, and all but a health check what to do
+    done = home.run(*command.split())
+    assert done.returncode == 1
+    assert f"file is not a database: {ledger}" in done.stdout + done.stderr
+    assert command.startswith("ready") or "Put it back from its backup" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("CHUNK_IMAGES", "many"),

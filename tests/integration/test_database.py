@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -84,3 +85,27 @@ def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger
         # then its row is free while the other is still locked
         with contextlib.closing(Ledger(ledger_url, lock_seconds=15)) as other, other.transaction() as theirs:
             theirs.execute(locks.update().where(locks.c.name == "second").values(holder="them"))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("damage", ["no database", "cut short"])
+def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
+    ledger_url: str, damage: str
+) -> None:
+    # given a ledger's file that something else was written over, or that was cut in the middle
+    path = Path(ledger_url.removeprefix("sqlite:///"))
+    for beside in path.parent.glob(f"{path.name}-*"):
+        beside.unlink()
+    data = path.read_bytes()
+    path.write_bytes(b"not a database" * 1000 if damage == "no database" else data[: len(data) // 2])
+
+    # when it is opened, then it says so
+    def look(ledger: Ledger) -> None:
+        ledger.check()
+        with ledger.reading() as connection:
+            connection.execute(sa.select(locks)).all()
+
+    with contextlib.closing(Ledger(ledger_url)) as ledger, pytest.raises(Unavailable) as told:
+        look(ledger)
+    assert str(path) in str(told.value)
+    assert "Put it back from its backup" in str(told.value)

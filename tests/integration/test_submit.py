@@ -19,7 +19,16 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import queue
-from jobs.errors import Conflict, ErrorCode, ImageError, NotFound, SourceError, Stopped, Unavailable
+from jobs.errors import (
+    Conflict,
+    ErrorCode,
+    ImageError,
+    NotFound,
+    SourceError,
+    Stopped,
+    Unavailable,
+    UserError,
+)
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
@@ -192,11 +201,25 @@ def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
     monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 10)
 
     # When images of these sizes are submitted
-    sizes = [4, 6, 1, 25, 5, 6, 10, 0, 0, 1]
-    job_id = run([image(f"{n}", b"x" * size) for n, size in enumerate(sizes)], chunk_images=100).job_id
+    sizes = [4, 6, 1, 25, 5, 6, 10, 1, 1, 1]
+    # each with a byte of them in its name
+    named = [image(f"{n}", b"x" * (size - 1)) for n, size in enumerate(sizes)]
+    job_id = run(named, chunk_images=100).job_id
 
     # Then a chunk is closed before it would grow over it; what is larger goes alone; what is empty goes along
-    assert sizes_of(ledger, job_id) == [2, 1, 1, 1, 1, 3, 1]
+    assert sizes_of(ledger, job_id) == [2, 1, 1, 1, 1, 1, 3]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_names_fill_chunks_too_and_are_no_bytes_of_the_job(run, ledger, monkeypatch):
+    # Given chunks of at most ten bytes, when images are submitted that are nothing but names, one of them of
+    # three letters with two bytes each
+    monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 10)
+    names = ["aaaaa", "bbbbb", "ccccc", "\u00e9\u00e9\u00e9", "dd", "ee"]
+    job_id = run([image(name, b"") for name in names], chunk_images=100, limits=JobLimits(max_bytes=1)).job_id
+
+    # Then the chunks are full of names, and the job is within its limit of bytes
+    assert sizes_of(ledger, job_id) == [2, 1, 3]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -312,8 +335,9 @@ def test_what_is_in_an_archive_cannot_be_submitted_by_reference(run, nothing_is_
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger, photos, monkeypatch):
-    # Given chunks of at most twice as many bytes as the first image has
-    size = (photos / "a.png").stat().st_size
+    # Given chunks of at most twice as many bytes as the first image has, and its name
+    first = photos / "a.png"
+    size = first.stat().st_size + len(str(first))
     monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 2 * size)
 
     # When the same is submitted in both ways, Then it is divided alike: a worker reads the bytes in both
@@ -899,6 +923,20 @@ def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, set
     assert job_count() == 1
     assert files_of(settings) == files
     assert broker.waiting() == messages
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("key", ["", "k" * 257], ids=["empty", "long"])
+def test_what_is_no_key_is_refused_and_nothing_is_stored(run, nothing_is_left, key):
+    with pytest.raises(UserError, match="A submission key has 1 to 256 characters"):
+        run(images(3), key=key)
+    assert nothing_is_left()
+
+
+def test_the_longest_key_there_is_fits_the_index(run):
+    key = "\U0001f5dd" * 256
+    first = run(images(3), key=key)
+    assert run(images(3), key=key) == first._replace(new=False)
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -37,6 +37,12 @@ def test_every_setting_that_a_document_names_exists() -> None:
             assert name in known, f"{document.name}: {name}"
 
 
+def test_every_command_is_in_the_table_of_commands() -> None:
+    table = "\n".join(line for line in read("docs/commands.md").splitlines() if line.startswith("| [`"))
+    missing = [name for name in COMMANDS if not re.search(rf"`{name}[ `]", table)]
+    assert missing == []
+
+
 def _commands() -> Iterator[tuple[str, Any]]:
     for name in COMMANDS:
         command = load_command(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.text import storable
 from producer.sources import SourceImage, Sources, files
+from producer.sources.lines import read_lines
 
 KINDS = (
     "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm "
@@ -477,3 +480,48 @@ def test_stdin_cannot_be_read_again() -> None:
     assert len(list(sources)) == 1
     with pytest.raises(SourceError, match="was read already"):
         list(sources)
+
+
+def test_stdin_is_bytes_as_the_file_system_has_them() -> None:
+    # Given files with names in UTF-8, in Latin-1 and with a space at the end, all of them on stdin, some of
+    # the lines ended as on Windows and the last one not at all
+    put("\u00e9.png", b"u")
+    put("\udce9.png", b"l")
+    put("a.png ", b"s")
+    stdin = io.BytesIO("\u00e9.png\n".encode() + b"\xe9.png\r\n\r\na.png \r\na.png ")
+    # When they are read, then each is found, and called as in a folder
+    assert outcomes(Sources(["-"], stdin=read_lines(stdin))) == [
+        ("\u00e9.png", b"u"),
+        ("\\xe9.png", b"l"),
+        ("a.png ", b"s"),
+        ("a.png ", b"s"),
+    ]
+    assert outcomes(Sources(["-"], stdin=["a.png \r\n"])) == [("a.png ", b"s")]
+
+
+class _Endless(io.RawIOBase):
+    """One byte again and again."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        buffer[:] = b"x" * len(buffer)
+        return len(buffer)
+
+
+def test_a_line_of_stdin_without_end_is_refused() -> None:
+    # Given the longest line there may be, when it is read, then it is one
+    assert [len(line) for line in read_lines(io.BytesIO(b"x" * 65_536 + b"\r\n" + b"y\n"))] == [65_536, 1]
+    # Given one that never ends, then it is refused
+    for too_long in (io.BytesIO(b"x" * 65_537 + b"\n"), io.BufferedReader(_Endless())):
+        with pytest.raises(SourceError, match="line 1 of stdin has more than 65,536 bytes: stdin must be"):
+            list(read_lines(too_long))
+
+
+@pytest.mark.parametrize("found", [b"a.png\0b.png\0", b"\0" * 100_000, b"PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_what_is_no_list_of_paths_is_refused(found: bytes) -> None:
+    with pytest.raises(
+        SourceError, match=r"line \d of stdin holds a NUL, as no path does: stdin must be paths"
+    ):
+        list(read_lines(io.BytesIO(found)))

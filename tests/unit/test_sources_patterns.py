@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
+from producer import sources as sources_module
 from producer.sources import Sources, files
 
 
@@ -64,6 +65,104 @@ def test_two_stars_follow_no_symlinked_folders() -> None:
     Path("photos/again").symlink_to("../photos")
     Path("photos/out").symlink_to("../outside")
     assert names("photos/**/*.png") == ["photos/a.png"]
+
+
+def _a_folder_with_links() -> None:
+    """`named` leads to a folder with good images and with links: to what is in it, out of it, to nowhere."""
+    put("photos/a.png", "photos/deep/b.png", "secret.png", "elsewhere/c.png")
+    Path("named").symlink_to("photos")
+    for name, target in {
+        "in.png": "a.png",
+        "deep/up.png": "../a.png",
+        "out.png": "../secret.png",
+        "deep/out.png": "../../secret.png",
+        "lost.png": "absent.png",
+        "lost-out.png": "../absent.png",
+        "folder-in": "deep",
+        "folder-out": "../elsewhere",
+    }.items():
+        Path("photos", name).symlink_to(target)
+
+
+def _outcomes(source: str) -> dict[str, bytes | ErrorCode | None]:
+    found = list(Sources([source]))
+    assert len({image.name for image in found}) == len(found)
+    return {image.name: image.error.code if image.error else image.data for image in found}
+
+
+@pytest.mark.parametrize("pattern", ["photos/*", "named/*", "./named/*", "photos/**", "named/**/*"])
+def test_a_pattern_and_its_folder_agree_about_symlinks(pattern: str) -> None:
+    # Given links that stay in the folder and links that leave it, some of them dangling
+    _a_folder_with_links()
+    # When the folder is named, and when a pattern names all that is in it
+    by_pattern = _outcomes(pattern)
+    # Then they give the same: what leaves is forbidden, nothing of what is outside is read
+    folder = pattern.removeprefix("./").partition("/")[0]
+    assert by_pattern == _outcomes(folder)
+    assert {name.removeprefix(f"{folder}/"): found for name, found in by_pattern.items()} == {
+        "a.png": b"photos/a.png",
+        "deep/b.png": b"photos/deep/b.png",
+        "deep/up.png": b"photos/a.png",
+        "in.png": b"photos/a.png",
+        "lost.png": ErrorCode.SOURCE_MISSING,
+        "lost-out.png": ErrorCode.SOURCE_FORBIDDEN,
+        "out.png": ErrorCode.SOURCE_FORBIDDEN,
+        "deep/out.png": ErrorCode.SOURCE_FORBIDDEN,
+        "folder-out": ErrorCode.SOURCE_FORBIDDEN,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "forbidden"),
+    [
+        ("photos/*.png", ["photos/lost-out.png", "photos/out.png"]),
+        ("photos/**/o*.png", ["photos/deep/out.png", "photos/out.png"]),
+        ("photos/*/*.png", ["photos/deep/out.png", "photos/folder-out"]),
+        ("photos/*/", ["photos/deep/out.png", "photos/folder-out"]),
+        ("photos/f*", ["photos/folder-out"]),
+        ("photos/folder-o[u]t/c.png", ["photos/folder-out"]),
+    ],
+)
+def test_what_a_pattern_names_through_a_link_out_of_its_folder_is_forbidden(
+    pattern: str, forbidden: list[str], tmp_path: Path
+) -> None:
+    # Given links to a file and a folder beside the pattern's folder, when the pattern is read
+    _a_folder_with_links()
+    found = _outcomes(pattern)
+    # Then they are forbidden, and not looked into
+    assert sorted(name for name, code in found.items() if code == ErrorCode.SOURCE_FORBIDDEN) == forbidden
+    assert not {b"secret.png", b"elsewhere/c.png"} & set(found.values())
+    # And by an absolute path it is the same
+    absolute = _outcomes(f"{tmp_path}/{pattern}")
+    assert {name.removeprefix(f"{tmp_path}/"): each for name, each in absolute.items()} == found
+
+
+def test_a_link_that_stays_in_the_folder_a_pattern_begins_with_leaves_nothing() -> None:
+    # Given the same links, when a pattern begins in the folder above all of them
+    _a_folder_with_links()
+    # Then a link to a file is read, and one to a folder is not followed
+    assert _outcomes("p*/out.png") == {"photos/out.png": b"secret.png"}
+    with pytest.raises(SourceError, match="no file matches"):
+        Sources(["p*/folder-out/*.png"])
+
+
+def test_a_match_swapped_for_another_link_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a link within the folder whose target becomes a link out of it after it was looked at
+    put("photos/a.png", "secret.png")
+    Path("photos/link.png").symlink_to("a.png")
+    sources = Sources(["photos/l*"])
+    seen = sources_module._mode
+
+    def swapped(path: str) -> int:
+        mode = seen(path)
+        Path("photos/a.png").unlink()
+        Path("photos/a.png").symlink_to("../secret.png")
+        return mode
+
+    # When it is read
+    monkeypatch.setattr(sources_module, "_mode", swapped)
+    # Then what is outside is not
+    assert [image.data for image in sources] == [None]
 
 
 @pytest.mark.parametrize("pattern", ["*.gif", "photos/*/x", "absent/*", "photos/**/b", "photos/a.png/*"])

@@ -10,6 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError, Unavailable
+from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
 
 
@@ -206,3 +207,15 @@ def test_stdin_may_name_urls_and_what_is_wrong_with_one_stops_only_itself(
         (f"{tmp_path}/d.png", ErrorCode.SOURCE_MISSING),
         ("file://server/e.png", ErrorCode.SOURCE_MISSING),
     ]
+
+
+def test_the_colons_of_an_ipv6_address_chain_nothing() -> None:
+    # Given URLs whose host is an IPv6 address, with a port and a user, and a chained one behind such a host
+    assert not is_chained("http://[::1]:8000/x.png")
+    assert not is_chained("https://user:word@[2001:db8::1]/x.png")
+    assert is_chained("zip://a.png::http://[::1]/photos.zip")
+    assert is_chained("http://[::1]/photos.zip::zip://a.png")
+    # When one is opened, then it is the whole address that is meant
+    filesystem, path = open_remote("memory://[::1]:8000/x.png")
+    assert isinstance(filesystem, MemoryFileSystem)
+    assert path.lstrip("/") == "[::1]:8000/x.png"

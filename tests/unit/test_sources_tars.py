@@ -451,6 +451,30 @@ def test_a_large_member_takes_no_memory_unless_it_is_read() -> None:
     assert outcomes(sources)[-1] == ("photos.tgz/a.png", b"1")
 
 
+def test_a_name_longer_than_a_path_may_be_is_forbidden_and_its_neighbours_go_on() -> None:
+    # Given members with names at the limit and over it, in one byte a letter and in two
+    short, long = "n" * (4096 - len("a.tar/")), "n" * (4097 - len("a.tar/"))
+    wide = "\u00e9" * 2048
+    pack("a.tar", {"a.png": b"a", short: b"s", long: b"l", wide: b"w", "z.png": b"z"})
+    # When the archive is read, then what is too long has no more than a beginning of its name
+    assert outcomes(Sources(["a.tar"])) == [
+        ("a.tar/a.png", b"a"),
+        (f"a.tar/{short}", b"s"),
+        (f"a.tar/{long}"[:200] + "...", ErrorCode.SOURCE_FORBIDDEN),
+        (f"a.tar/{wide}"[:200] + "...", ErrorCode.SOURCE_FORBIDDEN),
+        ("a.tar/z.png", b"z"),
+    ]
+
+
+def test_long_names_that_take_no_room_in_the_archive_take_none_in_memory() -> None:
+    # Given a small archive of many members, each with a name of 200 KB
+    pack("a.tgz", {f"{number}{'n' * 200_000}.png": b"x" for number in range(100)})
+    assert Path("a.tgz").stat().st_size < 200_000
+    # When all its images are held at once, as in a chunk
+    archives = ArchiveLimits(max_expansion=100_000)
+    assert peak_of(lambda: list(Sources(["a.tgz"], archives=archives))) < 3_000_000
+
+
 def test_members_are_forgotten_when_they_were_read() -> None:
     # Given thousands of members, each with attributes that are said to be those of all that follow
     def archive(members: int) -> None:
