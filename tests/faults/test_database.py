@@ -7,6 +7,9 @@ import random
 import sqlite3
 import time
 
+import psycopg
+from sqlalchemy.engine import make_url
+
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.mill import Mill
@@ -101,3 +104,29 @@ def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_mill: Mill, matrix
             # then the job ends
             trials.ran(locked - before, mill.judge(job, images))
             assert attempts_are_bounded(mill.url, job)
+
+
+def test_who_holds_one_jobs_row_harms_no_image_and_no_other_job(
+    postgresql_mill: Mill, matrix: Matrix
+) -> None:
+    with matrix.trials("a job's row locked beyond the time limit", "I1-I4", short=1, long=10) as trials:
+        mill = postgresql_mill
+        url = make_url(mill.url).set(drivername="postgresql")
+        for _ in range(trials.wanted):
+            # given a job under way, whose row somebody has locked before its first outcomes are written
+            mill.plan.set(Rule("writing", "sleep", times=2, every=1, value=1.0))
+            images, others = pictures(100), pictures(20)
+            job = mill.submit(images, chunk_images=20)
+            with psycopg.connect(url.render_as_string(hide_password=False)) as psql:
+                psql.execute("UPDATE jobs SET total = total WHERE id = %s", (job,))
+                assert mill.done(job) == 0
+
+                # when both processes of the only worker wait for it until their time is up, again and again
+                other = mill.submit(others, chunk_images=20)
+
+                # then the main process lets them go, and another job ends
+                trials.ran(1, mill.judge(other, others))
+                psql.rollback()
+
+            # and when the row is free, the job ends, and no image is blamed
+            trials.ran(0, mill.judge(job, images))
