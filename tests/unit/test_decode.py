@@ -481,6 +481,12 @@ def test_pixels_may_come_in_any_number_of_parts() -> None:
     assert (decode(data + white[-12:], GREY) == 255).all()
 
 
+def test_of_an_animated_gif_only_what_comes_before_its_first_frame_is_counted() -> None:
+    # Given an extension for each of many later frames, none of which is read
+    data = parts("GIF", 1)[:-1] + b"!\xfe\x01a\0" * 10_001 + b";"
+    assert (decode(data, GREY) == 255).all()
+
+
 @pytest.mark.parametrize("format", IMAGE_FORMATS)
 def test_a_picture_far_over_the_limit_is_refused_in_the_same_way(format: str) -> None:  # noqa: A002
     # Given a picture that Pillow's own limit would stop, too
