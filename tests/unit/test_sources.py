@@ -500,12 +500,16 @@ def test_stdin_is_bytes_as_the_file_system_has_them() -> None:
 
 
 class _Endless(io.RawIOBase):
-    """One byte again and again."""
+    """One byte again and again, a million times."""
+
+    left = 1_000_000
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        self.left -= len(buffer)
+        assert self.left > 0, "read on and on"
         buffer[:] = b"x" * len(buffer)
         return len(buffer)
 
