@@ -166,7 +166,7 @@ def test_limits_follow_from_the_lease():
         ("STORE_URL", "~/store"),
         ("STORE_URL", "file://store"),
         ("STORE_URL", "local://store"),
-        ("STORE_URL", "FILE:store"),
+        ("STORE_URL", "FILE://store"),
         ("STORE_URL", "memory://store"),
         ("BROKER_URL", "nonsense"),
         ("BROKER_URL", "amqp://user:secret@host"),
