@@ -25,7 +25,7 @@ from jobs.ledger.shadows import KEPT_DISAGREEMENTS, SHADOW, Comparison, Disagree
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.registry import model_key, register_model
-from jobs.schema import aliases, chunks, disagreements, jobs, shadowed_chunks
+from jobs.schema import aliases, chunks, disagreements, jobs, predictions, shadowed_chunks
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
@@ -528,7 +528,7 @@ def test_who_cannot_be_the_challenger(mill: Mill, client: Client) -> None:
 @pytest.mark.usefixtures("challenger")
 def test_what_was_compared_goes_with_its_job(mill: Mill, client: Client) -> None:
     # given a job that was shown to the challenger
-    job_id = mill.classify([picture(number) for number in range(20)])
+    mill.classify([picture(number) for number in range(20)])
     assert mill.rows(disagreements)
 
     # when it is purged as a whole
@@ -539,4 +539,4 @@ def test_what_was_compared_goes_with_its_job(mill: Mill, client: Client) -> None
     # then nothing of it is left
     assert mill.rows(shadowed_chunks) == mill.rows(disagreements) == []
     assert client.shadow()[1] == list[Disagreed]()
-    assert mill.predictions(job_id) == []
+    assert mill.rows(predictions) == []
