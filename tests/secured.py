@@ -92,7 +92,7 @@ def guest(postgresql_server: PostgresqlServer, postgresql_url: str) -> Iterator[
     """A role of the database that may read and write rows and no more, and needs its password; on the Unix
     socket, where everybody else needs none.
     """
-    with psycopg.connect(_conninfo(postgresql_url), autocommit=True) as admin:
+    with psycopg.connect(conninfo(postgresql_url), autocommit=True) as admin:
         [path] = admin.execute("SHOW hba_file").fetchone() or ("",)
         before = Path(path).read_text()
         Path(path).write_text(f"local all {USER} scram-sha-256\n{before}")
@@ -109,7 +109,8 @@ def guest(postgresql_server: PostgresqlServer, postgresql_url: str) -> Iterator[
             postgresql_server.execute(f"DROP ROLE {USER}")
 
 
-def _conninfo(url: str) -> str:
+def conninfo(url: str) -> str:
+    """A ledger's URL as the driver alone takes it."""
     return sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 

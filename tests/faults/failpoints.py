@@ -117,7 +117,7 @@ def _stop_both() -> None:
     """The whole worker stands still, as in a machine that is suspended. The test lets it go on."""
     with _nobody_writing():
         os.kill(PARENT, signal.SIGSTOP)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    _stop_child()
 
 
 def _stop_child() -> None:

@@ -8,7 +8,6 @@ import sqlite3
 import time
 
 import psycopg
-from sqlalchemy.engine import make_url
 
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
@@ -17,6 +16,7 @@ from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
 from tests.faults.trials import Matrix
+from tests.secured import conninfo
 
 
 def test_restarting_postgresql_loses_nothing(
@@ -111,13 +111,12 @@ def test_who_holds_one_jobs_row_harms_no_image_and_no_other_job(
 ) -> None:
     with matrix.trials("a job's row locked beyond the time limit", "I1-I4", short=1, long=10) as trials:
         mill = postgresql_mill
-        url = make_url(mill.url).set(drivername="postgresql")
         for _ in range(trials.wanted):
             # given a job under way, whose row somebody has locked before its first outcomes are written
             mill.plan.set(Rule("writing", "sleep", times=2, every=1, value=1.0))
             images, others = pictures(100), pictures(20)
             job = mill.submit(images, chunk_images=20)
-            with psycopg.connect(url.render_as_string(hide_password=False)) as psql:
+            with psycopg.connect(conninfo(mill.url)) as psql:
                 psql.execute("UPDATE jobs SET total = total WHERE id = %s", (job,))
                 assert mill.done(job) == 0
 
