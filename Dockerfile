@@ -8,10 +8,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     UV_LINK_MODE=copy \
     UV_PYTHON_DOWNLOADS=never
 COPY requirements/build.txt /src/
+# Not beside what the base image has installed: that may not be pip's to replace.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes -r /src/build.txt
-RUN uv venv /opt/labelmill
-ENV VIRTUAL_ENV=/opt/labelmill
+    python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r /src/build.txt
+RUN /opt/build/bin/uv venv /opt/labelmill
+ENV PATH=/opt/build/bin:$PATH \
+    VIRTUAL_ENV=/opt/labelmill
 WORKDIR /src
 
 FROM build AS wheel

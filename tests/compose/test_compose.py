@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import time
 import urllib.request
@@ -26,6 +27,9 @@ from tests.console import until
 
 #: MNIST's test images.
 IMAGES: Final = 10_000
+
+#: What the project's images are built on.
+BASE: Final = "python:3.13-slim-trixie"
 
 #: So many times over they take long enough to be caught in the middle.
 COPIES: Final = 10
@@ -44,10 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Path:
         (folder / label).mkdir()
     for index, (image, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
         Image.fromarray(image).save(folder / str(label) / f"{index:05}.png")
-    # The containers' user is nobody here: it reads what everybody may.
-    folder.chmod(0o755)
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)
+    folder.chmod(0o755)  # the containers' user is nobody here: it reads what everybody may
     return folder
 
 
@@ -56,7 +57,10 @@ def deployment(
     tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path, images: Path
 ) -> Iterator[Deployment]:
     """Built and brought up once; every test leaves it running."""
-    deployment = Deployment(tmp_path_factory.mktemp("deployment"), mnist=mnist_dir, images=images)
+    readable = tmp_path_factory.mktemp("data") / "mnist"
+    shutil.copytree(mnist_dir, readable)
+    readable.chmod(0o755)
+    deployment = Deployment(tmp_path_factory.mktemp("deployment"), mnist=readable, images=images)
     deployment.clean_up()
     deployment.compose("--profile", "producer", "build", timeout=BUILD_SECONDS)
     try:
@@ -279,15 +283,20 @@ def test_celery_is_what_the_init_watches(deployment: Deployment) -> None:
 
 @pytest.mark.usefixtures("deployment")
 def test_the_image_of_a_producer_is_small() -> None:
-    sizes = {}
-    for name in ("labelmill-producer", "labelmill-worker"):
-        [image] = json.loads(docker("image", "inspect", name))
-        sizes[name] = image["Size"] / 1e6
-        print(f"\n{name}: {sizes[name]:.0f} MB")  # noqa: T201 -- for who reads the run
-    assert sizes["labelmill-producer"] < 250
+    sizes = {name: size_of(name) for name in (BASE, "labelmill-producer", "labelmill-worker")}
+    for name, size in sizes.items():
+        print(f"\n{name}: {size:.0f} MB")  # noqa: T201 -- for who reads the run
+    # The base is what this machine has by that name; the official one has no more than 130 MB.
+    assert sizes["labelmill-producer"] - sizes[BASE] < 250 - 130
 
 
 # ---- helpers --------------------------------------------------------------------------------------------
+
+
+def size_of(image: str) -> float:
+    """Megabytes."""
+    [found] = json.loads(docker("image", "inspect", image))
+    return float(found["Size"]) / 1e6
 
 
 def in_work(deployment: Deployment) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import socket
 import struct
@@ -184,6 +185,18 @@ def test_the_evaluation_set_has_a_fingerprint_of_its_own(real: mnist.Mnist) -> N
     labels = real.test_labels.copy()
     labels[0] += 1
     assert replace(real, test_labels=labels).evaluation_fingerprint != real.evaluation_fingerprint
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(0)
+    me = os.geteuid()
+    os.seteuid(me or 65534)  # root may enter any
+    try:
+        with pytest.raises(DataUnavailable, match=r"closed cannot be read: .*Permission denied"):
+            mnist.read_folder(folder, print)
+    finally:
+        os.seteuid(me)
 
 
 def test_a_damaged_gzip_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -188,10 +188,13 @@ def _class_names(folder: Path, highest: int) -> tuple[str, ...]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    for stem in (name, name.replace("-idx", ".idx")):
-        for path in (folder / stem, folder / f"{stem}.gz"):
-            if path.is_file():
-                return path
+    try:
+        for stem in (name, name.replace("-idx", ".idx")):
+            for path in (folder / stem, folder / f"{stem}.gz"):
+                if path.is_file():
+                    return path
+    except OSError as error:  # the folder may not be entered: nothing in it is there or is not
+        raise DataUnavailable(f"{folder} cannot be read: {error}") from error
     raise DataUnavailable(f"{folder} holds no {name} and no {name}.gz")
 
 
