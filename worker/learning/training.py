@@ -29,6 +29,9 @@ from worker.predicting.runtime import keras, tf
 #: Held-out images are looked at in batches of this many.
 _LOOK_BATCH: Final = 1000
 
+#: The last fifth of a training is its end, for `Augmentation.at_the_end`.
+_AT_THE_END: Final = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
@@ -183,11 +186,11 @@ def _rate(recipe: Recipe, steps: int) -> Any:
 def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
     """How much of the distortion is left when this share of the training is done.
 
-    It goes down with the rate. What is learnt at the end stays, and a network that is too small for all that
-    distortion does to a digit should then be seeing digits as they come.
+    What is learnt at the end stays, and a network should then be seeing digits nearly as they come. Only then:
+    one that sees less of the distortion from the start learns its training images by heart.
     """
     end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
-    return np.float32(end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done)))
+    return np.float32(1.0 if done < 1 - _AT_THE_END else end)
 
 
 def one_step(
