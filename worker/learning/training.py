@@ -186,8 +186,8 @@ def _rate(recipe: Recipe, steps: int) -> Any:
 def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
     """How much of the distortion is left when this share of the training is done.
 
-    What is learnt at the end stays, and a network should then be seeing digits nearly as they come. Not before:
-    one that sees less and less of the distortion learns its training images by heart.
+    What is learnt at the end stays, and a network should then be seeing digits nearly as they come. Not
+    before: one that sees less and less of the distortion learns its training images by heart.
     """
     end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
     return np.float32(1.0 if done < 1 - _AT_THE_END else end)
