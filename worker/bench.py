@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections import OrderedDict
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ModelRefused
 from jobs.ledger import Ledger
@@ -38,6 +41,23 @@ def owner_name(pid: int) -> str:
     return f"{socket.gethostname()}/{pid}"
 
 
+@contextmanager
+def _time_limit_later() -> Iterator[None]:
+    """Celery's time limit, should it strike in here, strikes at the end. To be called from the main thread.
+
+    Where it strikes in the middle of an import, a half of TensorFlow stays behind that cannot be imported
+    again, and to that process no model is sound any more: job after job would fail by it.
+    """
+    frames: list[Any] = []
+    strike = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, strike)
+    if frames and callable(strike):
+        strike(SIG_SOFT_TIMEOUT, frames[0])
+
+
 class Bench:
     """A process's tools."""
 
@@ -57,15 +77,11 @@ class Bench:
         if model_id in self._classifiers:
             self._classifiers.move_to_end(model_id)
             return self._classifiers[model_id]
-        # TensorFlow is imported here and nowhere earlier: it must never be in the parent of a fork.
-        from worker.predicting.classifier import Classifier, configure_threads
-
-        with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
-            configure_threads(self._processes)
+        load = self._start_tensorflow().load
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)
         path = fetch_model(self.store, model, self.settings.cache_dir)
-        classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier = load(path, model.classes, model.input_spec)
         classifier.warm_up()
         self._classifiers[model_id] = classifier
         if len(self._classifiers) > MODELS_KEPT:
@@ -90,11 +106,20 @@ class Bench:
             return None
 
     def warm_up(self) -> None:
-        """Loads the champion, if there is one, so that the first chunk need not wait for it."""
+        """Starts TensorFlow, and loads the champion if there is one: no chunk need wait for them."""
+        self._start_tensorflow()
         with self.ledger.reading() as connection:
             champion = find_champion(connection)
         if champion is not None:
             self.classifier(champion.id)
+
+    def _start_tensorflow(self) -> type[Classifier]:
+        """Imported here and nowhere earlier: it must never be in the parent of a fork."""
+        with _time_limit_later():
+            from worker.predicting.classifier import Classifier, configure_threads
+        with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
+            configure_threads(self._processes)
+        return Classifier
 
     def close(self) -> None:
         """Gives the connections back, and sends the last spans."""

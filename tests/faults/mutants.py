@@ -490,6 +490,14 @@ MUTANTS: Final = (
         ),
         "postgresql",
     ),
+    Mutant(
+        "the time limit leaves half of TensorFlow behind",
+        (
+            "tests/integration/test_bench.py"
+            "::test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow",
+        ),
+        (Change("worker/bench.py", "        with _time_limit_later():\n", "        with suppress():\n"),),
+    ),
     _retraining_mutant(
         "a training run is anybody's: the trainer's fence",
         "integration/test_runs.py::test_a_trainer_with_another_token_may_nothing",

@@ -1,0 +1,57 @@
+"""What a classifying process has at hand, where its start goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+#: A process without a champion, whose time limit strikes when TensorFlow is imported by half.
+_STRUCK: Final = """
+import os, signal, sys, threading, time
+from billiard.exceptions import SoftTimeLimitExceeded
+from jobs.model import MNIST_INPUT
+from jobs.settings import Settings
+from labelmill.migrating import open_ledger
+from worker.bench import Bench
+
+def strike(*_):
+    raise SoftTimeLimitExceeded
+
+def wait_for_half_of_it():
+    while "tensorflow.python.trackable.data_structures" not in sys.modules:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+settings = Settings.load()
+open_ledger(settings).close()
+signal.signal(signal.SIGUSR1, strike)
+threading.Thread(target=wait_for_half_of_it, daemon=True).start()
+with Bench(settings, processes=1) as bench:
+    try:
+        bench.warm_up()
+    except SoftTimeLimitExceeded:
+        print("the time limit has struck")
+    try:
+        bench.warm_up()
+        from worker.learning.training import build
+        build("mlp", MNIST_INPUT, 10)
+    except Exception as error:
+        print(repr(error))
+    else:
+        print("and TensorFlow is whole")
+"""
+
+
+def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
+    # It did: every job after that failed in this process, because its model "could not be loaded".
+    done = subprocess.run(
+        [sys.executable, "-c", _STRUCK],
+        env=os.environ | {"LABELMILL_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["the time limit has struck", "and TensorFlow is whole"]
