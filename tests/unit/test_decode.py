@@ -855,4 +855,4 @@ def test_an_interruption_is_not_taken_for_a_broken_picture(
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", struck)
     # Then it comes out as it is.
     with pytest.raises(interruption):
-        decode(PNG, GREY)
+        decode(encode(Image.fromarray(digit()).convert("RGB")), GREY)  # no plain one: it is opened

@@ -25,6 +25,7 @@ from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from worker.predicting.formats import HEAD_BYTES, decoded_format, other_format
 from worker.predicting.headers import check_header, check_size
+from worker.predicting.plain import decode_plain
 
 #: What an image may be where nobody says otherwise.
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -87,6 +88,8 @@ def decode(
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         check_header(data, limits)
+        if "PNG" in limits.formats and (plain := decode_plain(data, spec)):
+            return _inverted(plain, spec)
         image = Image.open(io.BytesIO(data), formats=limits.formats)
         check_size(*image.size, limits)
         if image.format == "PNG":
@@ -122,7 +125,11 @@ def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), Image.Resampling[spec.resampling.upper()])
     # Quicker than np.asarray(image), which asks the image for its bytes in a roundabout way.
-    data = image.tobytes()
+    return _inverted(image.tobytes(), spec)
+
+
+def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """The pixels as an array, inverted where `spec.invert` says so."""
     pixels = np.frombuffer(data, np.uint8).reshape(spec.shape)
     if spec.invert == "always" or (spec.invert == "dark_on_light" and _has_light_border(data, spec)):
         return ~pixels
