@@ -17,7 +17,7 @@ from jobs.cores import usable_cores
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
-from jobs.urls import check_broker_url, check_ledger_url
+from jobs.urls import check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
 
@@ -94,18 +94,6 @@ def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
     return roots
 
 
-def _store_url(url: str) -> str:
-    # Everything else is fsspec's affair. These would work, each process by itself and elsewhere.
-    scheme, separator, path = url.partition("://")
-    if not separator:
-        scheme, path = "file", url
-    if scheme.lower() == "memory":
-        raise ValueError("names memory; several processes share the store, so it cannot live in one")
-    if scheme.lower() in ("file", "local") and not os.path.isabs(path):  # noqa: PTH117 -- a URL is no path
-        raise ValueError("names a relative path; write it whole, as in /data/store or file:///data/store")
-    return url
-
-
 class Settings(BaseSettings):
     """What can be set. A URL left out is derived from `home`: everything embedded, nothing to install."""
 
@@ -133,7 +121,7 @@ class Settings(BaseSettings):
         description="The Redis that carries messages. Left out: a Valkey on a Unix socket, started by "
         "`labelmill up`.",
     )
-    store_url: Annotated[str | None, AfterValidator(lambda url: url and _store_url(url))] = Field(
+    store_url: Annotated[str | None, AfterValidator(lambda url: url and check_store_url(url))] = Field(
         default=None,
         repr=False,
         description="Where payloads and model files are kept, as an fsspec URL every worker reaches. "

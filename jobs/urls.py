@@ -1,4 +1,4 @@
-"""What the URLs of the ledger and the broker may be, checked when the settings are read; and what is secret.
+"""What the URLs of ledger, broker and store may be, checked when the settings are read; and what is secret.
 
 The libraries below take a mistyped option for none, and an option that protects must not be lost that way:
 kombu, left alone, goes on without a check of the certificate. No message here repeats any of the URL but the
@@ -73,6 +73,20 @@ def check_broker_url(text: str) -> str:
     if "ssl_cert_reqs" in options:
         return text
     return f"{text.rstrip('?&')}{'&' if url.query else '?'}ssl_cert_reqs=required"
+
+
+def check_store_url(url: str) -> str:
+    """Any of fsspec's, or a folder's path. Raises ValueError for what would work, but in each process by
+    itself and elsewhere.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator:
+        scheme, path = "file", url
+    if scheme.lower() == "memory":
+        raise ValueError("names memory; several processes share the store, so it cannot live in one")
+    if scheme.lower() in ("file", "local") and not Path(path).is_absolute():
+        raise ValueError("names a relative path; write it whole, as in /data/store or file:///data/store")
+    return url
 
 
 def _check_parts(url: SplitResult) -> None:
