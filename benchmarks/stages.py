@@ -21,7 +21,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import find_champion
-from jobs.ledger.outcomes import record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.references import Roots
 from jobs.settings import Settings
@@ -79,8 +79,8 @@ class _Clock:
 def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Stages:
     import numpy as np
 
+    from worker.predicting.batches import classify_payloads
     from worker.predicting.decode import decode
-    from worker.predicting.pipeline import classify_payload
 
     clock, store, job_id, total = _Clock(), Store(settings.store), new_id(), 0
     with ledger.transaction() as connection:
@@ -115,15 +115,15 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
             classifier.predict(pixels)
         # Decodes and predicts once more; what it takes beyond these two is what holds them together.
         with clock("make outcomes"):
-            outcomes = classify_payload(
-                payload,
+            outcomes = classify_payloads(
+                [payload],
                 classifier,
                 roots=Roots(settings.reference_roots),
                 limits=settings.image_limits,
                 image_seconds=settings.image_seconds,
             )
         with clock("record the outcomes"), ledger.transaction() as connection:
-            record_outcomes(connection, claim, outcomes)
+            record_outcomes(connection, [Classified(claim, outcomes)])
         total += len(batch)
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from jobs.messages import CLASSIFY_QUEUE as CLASSIFY_QUEUE
 from jobs.messages import RETRAIN_QUEUE as RETRAIN_QUEUE
 from jobs.messages import Message
 from jobs.settings import Settings
+from jobs.transport import AHEAD, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ KEY_PREFIX: Final = "labelmill:"
 
 #: No more messages than this wait in Redis; more chunks wait in the ledger. Far more than workers can hold.
 MAX_OUTSTANDING: Final = 1_000
+
+#: But so many more of those that go ahead: a small job does not wait until there is room behind a large one.
+MAX_AHEAD: Final = 1_000
 
 #: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
 #: BRPOP takes by itself.
@@ -102,15 +106,17 @@ class Bell:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection = app.connection_for_write()
+        # Not by `broker_transport`: a URL that names its transport goes before it, as `redis+socket://` does.
+        self._connection.transport_cls = Transport
         # Left alone, kombu tries again and again to connect, and whoever submits would wait for it.
         self._connection.transport_options |= {"max_retries": 1, "interval_start": 0}
         self.silent = False
         #: Why the bell is silent: no answer, a wrong password or certificate, a command the user may not run.
         self.reason = ""
 
-    def ring(self, chunk_ids: Iterable[str]) -> int:
+    def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:
         """Sends a message for each chunk, as long as there is room for them; gives back how many were sent.
-        Never raises: the reconciler rings later for what was not.
+        `ahead`: of all messages that wait. Never raises: the reconciler rings later for what was not.
         """
         sent = 0
         for chunk_id in chunk_ids:
@@ -118,12 +124,17 @@ class Bell:
                 break
             with self._noting_silence():
                 if sent == 0:
-                    room = MAX_OUTSTANDING - self.waiting()
+                    room = MAX_OUTSTANDING + (MAX_AHEAD if ahead else 0) - self.waiting()
                 if sent >= room:
                     break
-                self._send(CLASSIFY_TASK, chunk_id)
+                self._send(CLASSIFY_TASK, chunk_id, ahead=ahead)
                 sent += 1
         return sent
+
+    def ring_for(self, waiting: Sequence[tuple[str, bool]]) -> int:
+        """Rings for chunks, each by its id and whether it goes ahead of all messages that wait."""
+        ahead = self.ring((chunk_id for chunk_id, is_ahead in waiting if is_ahead), ahead=True)
+        return ahead + self.ring(chunk_id for chunk_id, is_ahead in waiting if not is_ahead)
 
     def ring_for_run(self, run_id: str) -> None:
         """Sends the message of a training run. Never raises: the reconciler rings later for what was not."""
@@ -141,12 +152,13 @@ class Bell:
             raise OperationalError(str(error)) from error
         return int(declared.message_count)
 
-    def _send(self, task: str, identifier: str) -> None:
+    def _send(self, task: str, identifier: str, *, ahead: bool = False) -> None:
         self._app.send_task(
             task,
             args=Message(identifier).encode(),
             connection=self._connection,
             retry=False,
+            priority=AHEAD if ahead else None,
             # A worker would put its own in, and the gate takes no message that sets any.
             time_limit=None,
             soft_time_limit=None,

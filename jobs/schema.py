@@ -293,6 +293,14 @@ jobs = Table(
     ),
 )
 
+#: A job of so many images is small, if they are one chunk: it goes ahead of others, and is gathered with
+#: others of its kind (`jobs.ledger.gathering`).
+SMALL_JOB_IMAGES: Final = 64
+
+_FRESH_AND_SMALL: Final = text(
+    f"state = 'pending' AND attempts = 0 AND first_index = 0 AND images <= {SMALL_JOB_IMAGES}"
+)
+
 chunks = Table(
     "chunks",
     metadata,
@@ -326,6 +334,13 @@ chunks = Table(
         "created_at",
         postgresql_where=text("state IN ('pending', 'claimed')"),
         sqlite_where=text("state IN ('pending', 'claimed')"),
+    ),
+    # Who gathers small jobs must not walk past all chunks of a large one that wait before them.
+    Index(
+        "ix_chunks_fresh_small",
+        "created_at",
+        postgresql_where=_FRESH_AND_SMALL,
+        sqlite_where=_FRESH_AND_SMALL,
     ),
 )
 

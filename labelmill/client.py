@@ -226,16 +226,16 @@ class Client:
         from jobs.queue import MAX_OUTSTANDING
 
         with self.ledger.transaction() as connection:
-            chunk_ids = resume_job(connection, job_id, limit=MAX_OUTSTANDING)
+            waiting = resume_job(connection, job_id, limit=MAX_OUTSTANDING)
             status = job_status(connection, job_id)
-        if chunk_ids is None:
+        if waiting is None:
             raise Conflict(
                 f"Job {job_id} had finished before: it is {status.state}."
                 if status.finished
                 else f"Job {job_id} is not paused: it is {status.state}."
             )
         with self._ringing() as bell:
-            bell.ring(chunk_ids)
+            bell.ring_for(waiting)
         return status
 
     def retry(

@@ -25,6 +25,7 @@ from jobs.payloads import Content, pack_payload, payload_digest, payload_folder,
 from jobs.queue import Bell
 from jobs.references import Reference, Roots
 from jobs.remote import is_url
+from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
 from producer.alive import SignsOfLife
 from producer.sources import SourceImage
@@ -82,6 +83,7 @@ class _ChunkDraft:
     contents: list[Content] = field(default_factory=list)
     size: int = 0  # of the images, in bytes
     names_size: int = 0  # in bytes
+    is_all: bool = False  # of its job: there is no other
 
 
 class _Fingerprint:
@@ -290,7 +292,7 @@ def _store_chunks(
                 add_chunk(connection, job_id, chunk)
             opened = True
             signs.begin()
-            bell.ring([chunk.id])
+            bell.ring([chunk.id], ahead=draft.is_all and chunk.images <= SMALL_JOB_IMAGES)
             if fingerprint is not None:
                 for name, content in zip(draft.names, draft.contents, strict=True):
                     fingerprint.add(name, content)
@@ -369,7 +371,7 @@ def _same_job(known: tuple[str, str | None], key: str, drafts: Iterator[_ChunkDr
 
 
 def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
-    draft = _ChunkDraft()
+    yielded, draft = False, _ChunkDraft()
     fetched = min(chunk_images, MAX_CHUNK_URLS)
     for name, content, url in items:
         size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
@@ -379,12 +381,13 @@ def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:
         held = draft.size + draft.names_size
         if draft.names and (len(draft.names) >= most or held + size + named > MAX_CHUNK_BYTES):
             yield draft
-            draft = _ChunkDraft()
+            yielded, draft = True, _ChunkDraft()
         draft.names.append(name)
         draft.contents.append(content)
         draft.size += size
         draft.names_size += named
     if draft.names:
+        draft.is_all = not yielded
         yield draft
 
 

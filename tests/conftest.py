@@ -34,11 +34,11 @@ from celery import Celery
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, renew_lease
+from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, renew_leases
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.isolation import split_chunk
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.model import MNIST_INPUT, Model
 from jobs.payloads import payload_key
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
@@ -486,7 +486,7 @@ class Worker:
 
     def renew(self, claim: Claim, *, lease_seconds: float = 60.0) -> None:
         with self.ledger.transaction() as connection:
-            renew_lease(connection, claim, lease_seconds=lease_seconds)
+            renew_leases(connection, [claim], lease_seconds=lease_seconds)
 
     def release(self, claim: Claim) -> None:
         with self.ledger.transaction() as connection:
@@ -506,7 +506,7 @@ class Worker:
             last = claim.first_index + claim.images
             outcomes = [Outcome(f"{index}.png", "7", 0.75) for index in range(claim.first_index, last)]
         with self.ledger.transaction() as connection:
-            record_outcomes(connection, claim, outcomes)
+            record_outcomes(connection, [Classified(claim, outcomes)])
 
     def work(self, chunk: NewChunk, outcomes: Sequence[Outcome] | None = None) -> None:
         """Claims and finishes."""

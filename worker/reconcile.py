@@ -78,9 +78,9 @@ class Reconciler:
         if missing <= 0:
             return 0
         with self._ledger.transaction() as connection:
-            chunk_ids = chunks_to_ring(connection, limit=missing)
+            waiting = chunks_to_ring(connection, limit=missing)
         self._bell.silent = False
-        return self._bell.ring(chunk_ids)
+        return self._bell.ring_for(waiting)
 
 
 def reconcile_step(settings: Settings) -> type[bootsteps.Step]:

@@ -3,11 +3,12 @@
 Whoever claims a chunk writes a fresh token into it. Every later statement about the chunk carries the token
 and touches nothing where it is no longer the one in the row, so a worker that was declared dead and comes
 back cannot do harm. `jobs.ledger.outcomes` ends a claim with results, `jobs.ledger.isolation` one of a chunk
-that keeps crashing.
+that keeps crashing. Small chunks are claimed many at a time, under one token (`jobs.ledger.gathering`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,11 +83,16 @@ def claim_chunk(
             .where(jobs.c.id == taken.job_id, jobs.c.started_at.is_(None))
             .values(started_at=db_now())
         )
+    return claim_of(taken, model_id=job.model_id, traceparent=job.traceparent)
+
+
+def claim_of(taken: sa.Row[Any], *, model_id: str, traceparent: str | None) -> Claim:
+    """The claim on a chunk whose row, as it is now, holds its token."""
     return Claim(
-        chunk_id=chunk_id,
-        token=token,
+        chunk_id=taken.id,
+        token=taken.token,
         job_id=taken.job_id,
-        model_id=job.model_id,
+        model_id=model_id,
         first_index=taken.first_index,
         images=taken.images,
         payload=taken.payload,
@@ -96,7 +102,7 @@ def claim_chunk(
         crashes=taken.crashes,
         crash_code=ErrorCode(taken.crash_code) if taken.crash_code else None,
         error=taken.error,
-        traceparent=job.traceparent,
+        traceparent=traceparent,
     )
 
 
@@ -116,35 +122,21 @@ def _take(
             lease_until=db_now(lease_seconds),
             **crash_if_vanished(),
         )
-        .returning(
-            chunks.c.job_id,
-            chunks.c.first_index,
-            chunks.c.images,
-            chunks.c.payload,
-            chunks.c.payload_sha256,
-            chunks.c.payload_offset,
-            chunks.c.attempts,
-            chunks.c.crashes,
-            chunks.c.crash_code,
-            chunks.c.error,
-        )
+        .returning(chunks)
     ).one_or_none()
 
 
-def renew_lease(connection: Connection, claim: Claim, *, lease_seconds: float) -> None:
-    """A fresh lease for a chunk that takes long. Raises LeaseLost where somebody else has it, JobStopped
-    where its job needs it no more.
+def renew_leases(connection: Connection, claims: Sequence[Claim], *, lease_seconds: float) -> None:
+    """A fresh lease for chunks that take long, claimed under one token. Raises LeaseLost where none of them
+    is the caller's any more, JobStopped where no job of theirs needs them.
     """
     job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
-    state = connection.scalar(
-        chunks.update()
-        .where(*_mine(claim.chunk_id, claim.token))
-        .values(lease_until=db_now(lease_seconds))
-        .returning(job_state)
-    )
-    if state is None:
+    states = connection.scalars(
+        chunks.update().where(*_ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
+    ).all()
+    if not states:
         raise LeaseLost
-    if state in STOPPED:
+    if all(state in STOPPED for state in states):
         raise JobStopped
 
 
@@ -155,7 +147,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        *_mine(claim.chunk_id, claim.token),
+        *_ours([claim]),
         error=error,
         releases=chunks.c.releases + 1,
         ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
@@ -169,7 +161,7 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
     _give_back(
         connection,
         AttemptEnd.CRASHED,
-        *_mine(claim.chunk_id, claim.token),
+        *_ours([claim]),
         error=error,
         crashes=chunks.c.crashes + 1,
         crash_code=code,
@@ -178,15 +170,15 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
 
 
 def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: ErrorCode, error: str) -> None:
-    """Gives the chunk back in the name of a process that is known to be dead, so that nobody waits for its
-    lease to run out. Nothing happens where the claim is not that process's.
+    """Gives the chunk back, and all that were claimed with it, in the name of a process that is known to be
+    dead, so that nobody waits for the lease to run out. Nothing happens where the claim is somebody else's.
     """
+    named = chunks.alias()
+    token = sa.select(named.c.token).where(named.c.id == chunk_id, named.c.owner == owner).scalar_subquery()
     _give_back(
         connection,
         AttemptEnd.CRASHED,
-        chunks.c.id == chunk_id,
-        chunks.c.state == ChunkState.CLAIMED,
-        chunks.c.owner == owner,
+        *_claimed_under(token),
         error=error,
         crashes=chunks.c.crashes + 1,
         crash_code=code,
@@ -194,46 +186,50 @@ def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: Error
     )
 
 
-def withdraw_claim(connection: Connection, chunk_id: str, token: str) -> None:
-    """Gives back what was claimed under this token, if anything was: of the claim's COMMIT nobody knows
+def withdraw_claim(connection: Connection, token: str) -> None:
+    """Gives back all that was claimed under this token, if anything was: of the claim's COMMIT nobody knows
     whether it went through.
     """
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        *_mine(chunk_id, token),
+        *_claimed_under(token),
         error="the ledger was away when it was claimed",
         releases=chunks.c.releases + 1,
         ring_after=None,
     )
 
 
-def finish_chunk(connection: Connection, claim: Claim, state: ChunkState = ChunkState.DONE) -> None:
-    """Marks the chunk done, or split: the fence. Raises LeaseLost, and the caller's transaction must roll
-    back.
+def finish_chunks(
+    connection: Connection, claims: Sequence[Claim], state: ChunkState = ChunkState.DONE
+) -> set[str]:
+    """Marks chunks that were claimed under one token done, or split: the fence. Gives back the ids of those
+    that were the caller's; nothing may be written about others. Raises LeaseLost where none was, and the
+    caller's transaction must roll back.
     """
-    finished = connection.execute(
+    finished = connection.scalars(
         chunks.update()
-        .where(*_mine(claim.chunk_id, claim.token))
+        .where(*_ours(claims))
         .values(state=state, lease_until=None, finished_at=db_now())
-    )
-    if finished.rowcount != 1:
+        .returning(chunks.c.id)
+    ).all()
+    if not finished:
         raise LeaseLost
-    _count_end(connection, AttemptEnd.DONE if state == ChunkState.DONE else AttemptEnd.SPLIT)
+    _count_end(connection, AttemptEnd.DONE if state == ChunkState.DONE else AttemptEnd.SPLIT, len(finished))
+    return set(finished)
 
 
-def was_finished(connection: Connection, claim: Claim) -> bool:
-    """Whether the chunk was finished by this very claim: the answer after a COMMIT that broke off."""
-    return (
-        connection.scalar(
-            sa.select(chunks.c.id).where(
-                chunks.c.id == claim.chunk_id,
-                chunks.c.token == claim.token,
-                chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]),
-            )
-        )
-        is not None
+def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
+    """Whether any of the chunks was finished by these very claims, and with it all that were theirs: the
+    answer after a COMMIT that broke off.
+    """
+    ids, token = _named_by(claims)
+    finished = sa.select(chunks.c.id).where(
+        chunks.c.id.in_(ids),
+        chunks.c.token == token,
+        chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]),
     )
+    return connection.scalar(finished.limit(1)) is not None
 
 
 def end_job(
@@ -315,8 +311,19 @@ def job_is_paused() -> sa.ColumnElement[bool]:
     return sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.paused_at.is_not(None)).correlate(chunks)
 
 
-def _mine(chunk_id: str, token: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return (chunks.c.id == chunk_id, chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+def _named_by(claims: Sequence[Claim]) -> tuple[list[str], str]:
+    """The ids of their chunks, and the one token of all."""
+    (token,) = {claim.token for claim in claims}
+    return [claim.chunk_id for claim in claims], token
+
+
+def _ours(claims: Sequence[Claim]) -> tuple[sa.ColumnElement[bool], ...]:
+    ids, token = _named_by(claims)
+    return (chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+
+
+def _claimed_under(token: str | sa.ScalarSelect[str]) -> tuple[sa.ColumnElement[bool], ...]:
+    return (sa.and_(CHUNK_IS_OPEN, chunks.c.state == ChunkState.CLAIMED), chunks.c.token == token)
 
 
 def _give_back(
@@ -334,9 +341,9 @@ def _give_back(
             **values,
         )
     )
-    if given_back.rowcount == 1:
-        _count_end(connection, end)
+    if given_back.rowcount:
+        _count_end(connection, end, given_back.rowcount)
 
 
-def _count_end(connection: Connection, end: AttemptEnd) -> None:
-    count(connection, {(CounterName.ATTEMPTS, end): 1})
+def _count_end(connection: Connection, end: AttemptEnd, chunks: int = 1) -> None:
+    count(connection, {(CounterName.ATTEMPTS, end): chunks})

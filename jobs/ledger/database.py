@@ -40,7 +40,7 @@ BRIEFLY_SECONDS: Final = 2
 VANISHED_SECONDS: Final = 1
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0005"
+REVISION: Final = "0006"
 
 
 class Ledger:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
-from jobs.ledger.claims import Claim, finish_chunk
+from jobs.ledger.claims import Claim, finish_chunks
 from jobs.ledger.outcomes import Outcome
 from jobs.schema import ChunkState, chunks, db_now, jobs
 
@@ -41,7 +41,7 @@ def split_chunk(connection: Connection, claim: Claim) -> None:
     """Ends the claim with two chunks in the chunk's place, each with a half of its images. Raises LeaseLost
     where the claim is somebody else's by now; the transaction must then roll back.
     """
-    finish_chunk(connection, claim, ChunkState.SPLIT)
+    finish_chunks(connection, [claim], ChunkState.SPLIT)
     middle = claim.images // 2
     for offset, images in ((0, middle), (middle, claim.images - middle)):
         connection.execute(

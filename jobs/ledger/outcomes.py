@@ -1,4 +1,4 @@
-"""Results come in: the outcomes of one chunk, its end and its job's counters, in one transaction."""
+"""Results come in: the outcomes of chunks, their end and their jobs' counters, in one transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
-from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunk
+from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunks
 from jobs.ledger.counters import OK, CounterName, bucket_of, count
 from jobs.ledger.shadows import Shadowed, record_shadowed
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
@@ -46,59 +46,88 @@ _COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
 _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
 
 
-def record_outcomes(
-    connection: Connection,
-    claim: Claim,
-    outcomes: Sequence[Outcome],
-    shadowed: Shadowed | None = None,
-    spent: Spent | None = None,
-) -> None:
-    """Ends the claim with one outcome an image, in the chunk's order, with what a challenger said of them
-    where one has seen them, and with what they took where that was measured.
-
-    Raises LeaseLost where the claim is somebody else's by now; the transaction must then roll back, which
-    takes everything written here with it. Raises ValueError where outcomes are missing or too many.
+class Classified(NamedTuple):
+    """What came of one chunk: an outcome for each of its images, in order, and what a challenger said of them
+    where one has seen them.
     """
-    if len(outcomes) != claim.images:
-        raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
+
+    claim: Claim
+    outcomes: Sequence[Outcome]
+    shadowed: Shadowed | None = None
+
+
+def record_outcomes(
+    connection: Connection, classified: Sequence[Classified], spent: Spent | None = None
+) -> set[str]:
+    """Ends claims under one token with their outcomes, and notes what they took where that was measured.
+    Gives back the ids of the chunks that were recorded: of one that is somebody else's by now nothing is.
+
+    Raises LeaseLost where all are; the transaction must then roll back. Raises ValueError where outcomes are
+    missing or too many.
+    """
+    for claim, outcomes, _ in classified:
+        if len(outcomes) != claim.images:
+            raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
     began = time.perf_counter()
-    # The fence comes first: it locks the chunk's row, so that nobody can claim it while rows are written.
-    finish_chunk(connection, claim)
-    _insert(connection, claim, outcomes)
-    if shadowed is not None:
-        record_shadowed(connection, claim, shadowed)
-    codes = Counter(outcome.error or OK for outcome in outcomes)
-    succeeded = codes[OK]
-    # The hot row last: every worker of the job wants it, and it stays locked until the commit.
-    job = connection.execute(
-        _counted(claim.job_id, succeeded=succeeded, failed=len(outcomes) - succeeded).returning(
-            jobs.c.state,
-            jobs.c.error,
-            jobs.c.succeeded,
-            jobs.c.failed,
-            jobs.c.error_limit,
-            jobs.c.error_rate_limit,
-        )
-    ).one()
+    # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
+    ours = finish_chunks(connection, [one.claim for one in classified])
+    recorded = [one for one in classified if one.claim.chunk_id in ours]
+    # In key order: two transactions that insert the same keys in different orders deadlock.
+    recorded.sort(key=lambda one: (one.claim.job_id, one.claim.first_index))
+    _insert(connection, recorded)
+    for claim, _, shadowed in recorded:
+        if shadowed is not None:
+            record_shadowed(connection, claim, shadowed)
+    codes = Counter(outcome.error or OK for one in recorded for outcome in one.outcomes)
+    # The hot rows last: every worker of the job wants its row, and it stays locked until the commit.
+    _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
     count(connection, {(CounterName.IMAGES, code): number for code, number in codes.items() if number})
     if spent is not None:
-        _count_seconds(connection, spent, recording_since=began)
-    if job.state == JobState.DONE:  # by this chunk: no other comes after the last
-        count(connection, {(CounterName.JOBS, JobState.DONE): 1})
-    if job.state == JobState.FAILED and job.error is None:
-        count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
-        connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(error=_too_many(job)))
-        drop_waiting_chunks(connection, claim.job_id)
+        _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
+    return ours
 
 
-def _count_seconds(connection: Connection, spent: Spent, *, recording_since: float) -> None:
+def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
+    """Moves the counters of the chunks' jobs, and with the last chunk of one or one error too many its state.
+    `seconds`: for how long the chunks have been worked on.
+    """
+    moves: dict[str, dict[str, Any]] = {}  # in the order of the jobs' ids, as everybody locks their rows
+    for claim, outcomes, _ in recorded:
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        move = moves.setdefault(
+            claim.job_id, {"of_job": claim.job_id, "succeeded_now": 0, "failed_now": 0, "chunks_now": 0}
+        )
+        move["succeeded_now"] += len(outcomes) - failed
+        move["failed_now"] += failed
+        move["chunks_now"] += 1
+    # Who gathers chunks leaves their jobs' rows alone: that these have begun is only written now.
+    counted = _COUNT.values(started_at=sa.func.coalesce(jobs.c.started_at, db_now(-seconds)))
+    if len(moves) == 1:
+        ended = connection.execute(counted.returning(*_END), *moves.values()).all()
+    else:
+        connection.execute(counted, list(moves.values()))
+        ended = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
+    for job in ended:
+        if job.state == JobState.DONE:  # by these chunks: no other comes after the last
+            count(connection, {(CounterName.JOBS, JobState.DONE): 1})
+        if job.state == JobState.FAILED and job.error is None:
+            count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
+            drop_waiting_chunks(connection, job.id)
+
+
+def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recording_since: float) -> None:
+    """The stages' seconds are those of the process; each chunk took as long as all that were with it."""
     now = time.perf_counter()
     stages = {**spent.stages, RECORD_STAGE: now - recording_since}
     count(connection, {(CounterName.STAGE_SECONDS, stage): seconds for stage, seconds in stages.items()})
     seconds = now - spent.began
     count(
         connection,
-        {(CounterName.CHUNK_BUCKET, bucket_of(seconds)): 1, (CounterName.CHUNK_SECONDS, ""): seconds},
+        {
+            (CounterName.CHUNK_BUCKET, bucket_of(seconds)): chunks,
+            (CounterName.CHUNK_SECONDS, ""): seconds * chunks,
+        },
     )
 
 
@@ -111,11 +140,12 @@ def _too_many(job: sa.Row[Any]) -> str:
     return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
 
 
-def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
-    """One more chunk is done: the counters move, and with the last chunk or one error too many the state."""
-    new_failed = jobs.c.failed + failed
-    new_done = jobs.c.succeeded + succeeded + new_failed
-    under_way = jobs.c.state.in_(UNFINISHED)
+def _counting() -> sa.Update:
+    """So many chunks of a job are done: its counters move, and maybe its state."""
+    new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
+    new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
+    new_done = new_succeeded + new_failed
+    under_way = sa.or_(*(jobs.c.state == state for state in UNFINISHED))  # IN is no part of an executemany
     # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
     # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
     share = sa.cast(new_failed, sa.Double()) / sa.cast(new_done, sa.Double())
@@ -123,14 +153,14 @@ def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
         new_failed > jobs.c.error_limit,
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
     )
-    chunks_done = jobs.c.chunks_done + 1
+    chunks_done = jobs.c.chunks_done + sa.bindparam("chunks_now", type_=sa.Integer())
     complete = sa.and_(jobs.c.state == JobState.RUNNING, chunks_done == jobs.c.chunks)
     stopped = sa.and_(under_way, too_many)
     return (
         jobs.update()
-        .where(jobs.c.id == job_id)
+        .where(jobs.c.id == sa.bindparam("of_job"))
         .values(
-            succeeded=jobs.c.succeeded + succeeded,
+            succeeded=new_succeeded,
             failed=new_failed,
             chunks_done=chunks_done,
             state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
@@ -139,13 +169,21 @@ def _counted(job_id: str, *, succeeded: int, failed: int) -> sa.Update:
     )
 
 
-def _insert(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
-    """In key order: two transactions that insert the same keys in different orders deadlock."""
-    job_id, first = claim.job_id, claim.first_index
+_COUNT: Final = _counting()
+
+#: What tells whether a job has ended, and why.
+_END: Final = (
+    *(jobs.c.id, jobs.c.state, jobs.c.error, jobs.c.succeeded, jobs.c.failed),
+    *(jobs.c.error_limit, jobs.c.error_rate_limit),
+)
+
+
+def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
     # A name that PostgreSQL cannot take would keep its chunk from ever being recorded.
     rows = (
-        (job_id, first + offset, storable(name), label, confidence, error, detail and storable(detail))
-        for offset, (name, label, confidence, error, detail) in enumerate(outcomes)
+        (claim.job_id, index, storable(name), label, confidence, error, detail and storable(detail))
+        for claim, outcomes, _ in recorded
+        for index, (name, label, confidence, error, detail) in enumerate(outcomes, claim.first_index)
     )
     if connection.dialect.name == "postgresql":
         _copy(connection, rows)

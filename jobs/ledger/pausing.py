@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, crash_if_vanished, job_is_paused
+from jobs.ledger.gathering import of_a_small_job
 from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs
 
 #: Not finished. A job that ends while it is paused keeps its `paused_at`, which then means nothing.
@@ -27,9 +28,9 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     return True
 
 
-def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[str] | None:
-    """Lets a paused job go on; gives back the first `limit` of its waiting chunks, to be rung for. None
-    where it is not paused.
+def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[tuple[str, bool]] | None:
+    """Lets a paused job go on; gives back the first `limit` of its waiting chunks, to be rung for: by id, and
+    whether it goes ahead of others. None where it is not paused.
     """
     resumed = connection.execute(
         jobs.update()
@@ -44,12 +45,12 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[str] 
         .values(state=ChunkState.PENDING, ring_after=None)
     )
     waiting = (
-        sa.select(chunks.c.id)
+        sa.select(chunks.c.id, of_a_small_job().label("ahead"))
         .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING, chunks.c.ring_after.is_(None))
         .order_by(chunks.c.first_index)
         .limit(limit)
     )
-    return list(connection.scalars(waiting))
+    return [(row.id, bool(row.ahead)) for row in connection.execute(waiting)]
 
 
 def hold_leftover_chunks(connection: Connection) -> None:

@@ -82,13 +82,13 @@ def find_challenger(connection: Connection, claim: Claim, *, share: float) -> st
     and that only for the share of the chunks.
     """
     # A challenger that kills its process, or takes too long, must not do so to the same images twice.
-    if claim.attempts > 1 or claim.crashes or not _is_in(share, claim.chunk_id):
+    if claim.attempts > 1 or claim.crashes or not is_shadowed(share, claim.chunk_id):
         return None
-    challenger: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW))
+    challenger = find_shadow(connection)
     return None if challenger == claim.model_id else challenger
 
 
-def _is_in(share: float, chunk_id: str) -> bool:
+def is_shadowed(share: float, chunk_id: str) -> bool:
     """Whether the chunk is one of this share of them all: always the same answer for the same chunk."""
     drawn = int.from_bytes(hashlib.sha256(chunk_id.encode()).digest()[:8], "big")
     return drawn < share * 2**64

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
+from jobs.ledger.gathering import of_a_small_job
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 
@@ -50,28 +51,28 @@ def count_due(connection: Connection, *, limit: int) -> int:
     return connection.scalar(sa.select(sa.func.count()).select_from(due)) or 0
 
 
-def chunks_to_ring(connection: Connection, *, limit: int) -> list[str]:
-    """Up to `limit` due chunks whose time to be rung for has come; the oldest first. Marks them as rung now,
-    so the caller must send the messages.
+def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, bool]]:
+    """Up to `limit` due chunks whose time to be rung for has come, the oldest first: by id, and whether
+    it goes ahead of others. Marks them as rung now, so the caller must send the messages.
     """
     its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
     # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
     # caller is a worker's main loop, which must not stand still because another worker does.
     wanted = (
-        sa.select(chunks.c.id)
+        sa.select(chunks.c.id, of_a_small_job().label("ahead"))
         .where(chunk_is_due(), its_time)
         .order_by(chunks.c.created_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    ids = list(connection.scalars(wanted))
-    if ids:
+    waiting = [(row.id, bool(row.ahead)) for row in connection.execute(wanted)]
+    if waiting:
         connection.execute(
             chunks.update()
-            .where(chunks.c.id.in_(ids))
+            .where(chunks.c.id.in_([chunk_id for chunk_id, _ in waiting]))
             .values(rung_at=db_now(), ring_after=db_now(QUIET_SECONDS))
         )
-    return ids
+    return waiting
 
 
 def drop_leftover_chunks(connection: Connection) -> None:

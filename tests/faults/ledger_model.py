@@ -70,12 +70,19 @@ class ChunkModel:
         self.crash_code = "quarantined"
         self.expired = False
 
-    def claimed(self, token: str) -> None:
+    @property
+    def can_be_gathered(self) -> bool:
+        fresh = self.state == "pending" and not self.attempts and self.crash_code is None
+        job = self.job
+        return fresh and job.state == "running" and not job.paused and len(job.whole_chunks) == 1
+
+    def claimed(self, token: str, *, gathered: bool = False) -> None:
         if self.state == "claimed":
             self.vanished()
         self.state, self.token = "claimed", token
         self.attempts += 1
-        self.job.started = True
+        if not gathered:
+            self.job.started = True
 
     def given_back(self, *, quiet: bool = False) -> None:
         self.state = "dropped" if self.job.state in STOPPED else "pending"
@@ -94,6 +101,7 @@ class ChunkModel:
         """`outcomes`: label and error of each image, by its index."""
         self.state, self.expired = "done", False
         job = self.job
+        job.started = True
         job.outcomes |= outcomes
         if job.state in UNDER_WAY and job.too_many_errors:
             job.stopped("failed")

@@ -99,6 +99,7 @@ _COUNTERS: Final = "jobs/ledger/counters.py"
 _DATABASE: Final = "jobs/ledger/database.py"
 _ISOLATION: Final = "jobs/ledger/isolation.py"
 _OUTCOMES: Final = "jobs/ledger/outcomes.py"
+_GATHERING: Final = "jobs/ledger/gathering.py"
 _INTAKE: Final = "jobs/ledger/intake.py"
 _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
@@ -115,8 +116,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_who_lost_the_chunk_records_nothing_while_another_is_at_it",
         Change(
             _CLAIMS,
-            "return (chunks.c.id == chunk_id, chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
-            "return (chunks.c.id == chunk_id, chunks.c.state == ChunkState.CLAIMED)",
+            "return (chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
+            "return (chunks.c.id.in_(ids), chunks.c.state == ChunkState.CLAIMED)",
         ),
     ),
     _mutant(
@@ -187,8 +188,8 @@ MUTANTS: Final = (
         "test_claims.py::test_renewing_gives_a_whole_lease_again",
         Change(
             _CLAIMS,
-            "        .values(lease_until=db_now(lease_seconds))\n        .returning(job_state)",
-            "        .values(lease_until=chunks.c.lease_until)\n        .returning(job_state)",
+            ".values(lease_until=db_now(lease_seconds)).returning(job_state)",
+            ".values(lease_until=chunks.c.lease_until).returning(job_state)",
         ),
     ),
     _mutant(
@@ -196,8 +197,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_who_lost_the_chunk_records_nothing_after_another_has",
         Change(
             _CLAIMS,
-            "    if finished.rowcount != 1:\n        raise LeaseLost\n",
-            "",
+            "    if not finished:\n        raise LeaseLost\n",
+            "    if not finished:\n        return {claim.chunk_id for claim in claims}\n",
         ),
     ),
     _mutant(
@@ -205,8 +206,8 @@ MUTANTS: Final = (
         "test_claims.py::test_a_commit_that_broke_off_is_read_back_by_its_token",
         Change(
             _CLAIMS,
-            "                chunks.c.token == claim.token,\n                chunks.c.state.in_(",
-            "                chunks.c.state.in_(",
+            "        chunks.c.token == token,\n        chunks.c.state.in_(",
+            "        chunks.c.state.in_(",
         ),
     ),
     _mutant(
@@ -214,8 +215,8 @@ MUTANTS: Final = (
         "test_claims.py::test_a_claim_whose_commit_broke_off_is_withdrawn",
         Change(
             _CLAIMS,
-            "        *_mine(chunk_id, token),",
-            "        sa.false(),",
+            "        AttemptEnd.RELEASED,\n        *_claimed_under(token),",
+            "        AttemptEnd.RELEASED,\n        sa.false(),",
         ),
     ),
     _mutant(
@@ -259,9 +260,32 @@ MUTANTS: Final = (
         "test_claims.py::test_the_claim_of_a_dead_process_is_free_at_once",
         Change(
             _CLAIMS,
-            "        chunks.c.owner == owner,\n",
-            "",
+            "named.c.id == chunk_id, named.c.owner == owner)",
+            "named.c.id == chunk_id)",
         ),
+    ),
+    _mutant(
+        "who is buried leaves behind what it had gathered",
+        "test_gathering.py::test_a_dead_process_is_buried_with_all_that_it_had_gathered",
+        Change(
+            _CLAIMS,
+            "        AttemptEnd.CRASHED,\n        *_claimed_under(token),",
+            "        AttemptEnd.CRASHED,\n        chunks.c.id == chunk_id,\n        *_claimed_under(token),",
+        ),
+    ),
+    _mutant(
+        "of what was gathered that is recorded, too, which was lost",
+        "test_gathering.py::test_of_a_chunk_that_was_lost_nothing_is_recorded_and_of_the_others_all",
+        Change(
+            _OUTCOMES,
+            "recorded = [one for one in classified if one.claim.chunk_id in ours]",
+            "recorded = list(classified)",
+        ),
+    ),
+    _mutant(
+        "what was tried before is gathered again",
+        "test_gathering.py::test_what_is_not_small_fresh_and_free_is_left_alone",
+        Change(_GATHERING, "AND chunks.attempts = 0 ", ""),
     ),
     _mutant(
         "a job that has ended can be stopped",
@@ -458,13 +482,19 @@ MUTANTS: Final = (
         "a lone reference is given up for its store",
         "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
         Change(
-            _PIPELINE, '    if claim.images > 1 and "read" in stages.found:', '    if "read" in stages.found:'
+            _PIPELINE,
+            '    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:',
+            '    if "read" in stages.found:',
         ),
     ),
     _time_limit_mutant(
         "references that hang hold up their neighbours",
         "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
-        Change(_PIPELINE, '    if claim.images > 1 and "read" in stages.found:', "    if False:"),
+        Change(
+            _PIPELINE,
+            '    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:',
+            "    if False:",
+        ),
     ),
     _time_limit_mutant(
         "a claim that hung at its commit is not withdrawn",

@@ -20,7 +20,7 @@ class _Postman(Bell):
         self._mill = mill
         self.chunk_ids: list[str] = []
 
-    def ring(self, chunk_ids: Iterable[str]) -> int:
+    def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:  # noqa: ARG002
         self.chunk_ids += chunk_ids
         return 0
 

@@ -44,14 +44,15 @@ from jobs.ledger.claims import (
     crash_chunk,
     end_job,
     release_chunk,
-    renew_lease,
-    was_finished,
+    renew_leases,
+    were_finished,
     withdraw_claim,
 )
+from jobs.ledger.gathering import gather_chunks, may_gather
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.settling import settle_job
 from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs, take_lock
@@ -107,6 +108,9 @@ class Messages:
         ringing = list(chunk_ids)
         self.chunk_ids += ringing
         return len(ringing)
+
+    def ring_for(self, waiting: Iterable[tuple[str, bool]]) -> int:
+        return self.ring(chunk_id for chunk_id, _ in waiting)
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,13 @@ class LedgerMachine(RuleBasedStateMachine):
             created_at = db_now(chunk.age - 1_000_000)
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(created_at=created_at))
 
+    @happening(weight=2, sizes=st.lists(st.integers(1, 2), min_size=2, max_size=4), poison=PLACES, pick=PICK)
+    def small_jobs_come(self, sizes: list[int], poison: frozenset[int], pick: int) -> None:
+        """And the message of one of them, of which most are gathered."""
+        for size in sizes:
+            self._submit([size], poison, frozenset(), ErrorLimits(), sealed=True)
+        self._deliver(self.messages.chunk_ids.pop(-1 - pick % len(sizes)), room=sum(sizes))
+
     @happening(
         weight=2,
         when=lambda self: self.has_job("receiving"),
@@ -345,19 +356,26 @@ class LedgerMachine(RuleBasedStateMachine):
         when=lambda self: self.messages.chunk_ids,
         picks=st.lists(PICK, min_size=1, max_size=3),
         copies=st.integers(0, 2),
+        room=st.integers(0, 3 * MOST_IMAGES),
     )
-    def deliver(self, picks: list[int], copies: int) -> None:
+    def deliver(self, picks: list[int], copies: int, room: int) -> None:
         """Out of order, and some more than once."""
         for pick in picks:
             if self.messages.chunk_ids:
                 chunk_id = self.messages.chunk_ids.pop(pick % self.messages.waiting())
                 self.messages.ring([chunk_id] * copies)
-                self._deliver(chunk_id)
+                self._deliver(chunk_id, room=room)
 
-    def _deliver(self, chunk_id: str) -> Worker | None:
+    def _deliver(self, chunk_id: str, *, room: int = 0) -> Worker | None:
+        """`room`: for so many images of other small jobs."""
         owner, token = next(self.names), new_id()
+        others: list[Claim] = []
         with self.ledger.transaction() as connection:
             claim = claim_chunk(connection, chunk_id, lease_seconds=LEASE_SECONDS, owner=owner, token=token)
+            if claim is not None and may_gather(claim):
+                others = gather_chunks(
+                    connection, claim, images=room, lease_seconds=LEASE_SECONDS, owner=owner
+                )
         chunk = self.model.chunks.get(chunk_id)
         if chunk is None or not chunk.can_be_claimed:
             self.tally["a message met no work"] += 1
@@ -368,7 +386,28 @@ class LedgerMachine(RuleBasedStateMachine):
         chunk.claimed(token)
         self._check_claim(claim, chunk)
         self.workers.append(worker := Worker(owner, claim))
+        self._check_gathered(worker, others, room)
         return worker
+
+    def _check_gathered(self, worker: Worker, others: list[Claim], room: int) -> None:
+        """With the chunk came the oldest that may, up to the first that is too many."""
+        expected: list[ChunkModel] = []
+        if may_gather(worker.claim):
+            waiting = [chunk for chunk in self.model.chunks.values() if chunk.can_be_gathered]
+            of_its_model = [chunk for chunk in waiting if chunk.job.model_id == worker.claim.model_id]
+            for chunk in sorted(of_its_model, key=lambda chunk: chunk.age):
+                room -= chunk.images
+                if room < 0:
+                    break
+                expected.append(chunk)
+        assert {claim.chunk_id for claim in others} == {chunk.id for chunk in expected}
+        for claim in others:
+            chunk = self.model.chunks[claim.chunk_id]
+            chunk.claimed(worker.claim.token, gathered=True)
+            assert claim.token == worker.claim.token
+            self._check_claim(claim, chunk)
+            self.workers.append(Worker(worker.name, claim))
+            self.tally["a chunk was gathered"] += 1
 
     @staticmethod
     def _check_claim(claim: Claim, chunk: ChunkModel) -> None:
@@ -393,7 +432,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.ledger.transaction() if committed else self.a_commit_that_fails() as connection:
             claim = claim_chunk(connection, chunk_id, lease_seconds=LEASE_SECONDS, owner=owner, token=token)
         with self.ledger.transaction() as connection:
-            withdraw_claim(connection, chunk_id, token)
+            withdraw_claim(connection, token)
         chunk = self.model.chunks.get(chunk_id)
         assert (claim is not None) == (chunk is not None and chunk.can_be_claimed)
         if committed and chunk and claim:
@@ -417,6 +456,38 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self._end(worker)
 
+    @happening(weight=3, when=lambda self: self.workers, pick=PICK)
+    def work_together(self, pick: int) -> None:
+        """What was gathered is recorded in one transaction; what of it was lost is left out."""
+        together = [
+            worker
+            for worker in self._claimed_with(self.worker(pick))
+            if not self._is_poisoned(worker.claim)
+            and not must_split(worker.claim)
+            and not must_give_up(worker.claim)
+        ]
+        if not together:
+            return
+        ours = [chunk for worker in together if (chunk := self.chunk_of(worker.claim))]
+        classified = [Classified(worker.claim, self._outcomes(worker.claim)) for worker in together]
+        for worker in together:
+            self.workers.remove(worker)
+        if not ours:
+            with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
+                record_outcomes(connection, classified)
+            self.tally["a zombie was refused"] += 1
+            return
+        with self.ledger.transaction() as connection:
+            assert record_outcomes(connection, classified) == {chunk.id for chunk in ours}
+        if len(ours) > 1:
+            self.tally["chunks were recorded together"] += 1
+        for chunk in ours:
+            self._ended(chunk)
+
+    def _claimed_with(self, worker: Worker) -> list[Worker]:
+        """The chunks that a process has claimed at once, this one among them."""
+        return [other for other in self.workers if other.claim.token == worker.claim.token]
+
     def _is_poisoned(self, claim: Claim) -> bool:
         """Whether one of the images that are looked at kills whoever looks at it."""
         if must_split(claim) or must_give_up(claim) or claim.job_id not in self.model.jobs:
@@ -431,7 +502,7 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
                 self._write(connection, worker.claim)
             with self.ledger.reading() as connection:
-                assert not was_finished(connection, worker.claim), "it was somebody else who finished it"
+                assert not were_finished(connection, [worker.claim]), "it was somebody else who finished it"
             self.tally["a zombie was refused"] += 1
             return
         with self.ledger.transaction() as connection:
@@ -442,7 +513,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if must_split(claim):
             split_chunk(connection, claim)
         else:
-            record_outcomes(connection, claim, self._outcomes(claim))
+            record_outcomes(connection, [Classified(claim, self._outcomes(claim))])
 
     def _outcomes(self, claim: Claim) -> list[Outcome]:
         """An image's name says which it is, by its place in the payload."""
@@ -510,19 +581,37 @@ class LedgerMachine(RuleBasedStateMachine):
         self._crash(self.worker(pick), manner)
 
     def _crash(self, worker: Worker, manner: str) -> None:
-        self.workers.remove(worker)
-        chunk = self.chunk_of(worker.claim)
         if manner == "vanished":
+            self.workers.remove(worker)
             self._run_out(worker)
             return
         code = ErrorCode.TIMEOUT if manner == "timeout" else ErrorCode.QUARANTINED
+        if manner == "killed":
+            self._bury(worker, code)
+            return
+        self.workers.remove(worker)
+        chunk = self.chunk_of(worker.claim)
         with self.ledger.transaction() as connection:
-            if manner == "killed":
-                bury_claim(connection, worker.claim.chunk_id, owner=worker.name, code=code, error="it died")
-            else:
-                crash_chunk(connection, worker.claim, code=code, error="it gave up")
+            crash_chunk(connection, worker.claim, code=code, error="it gave up")
         if chunk:
             chunk.crashed(code)
+
+    def _bury(self, worker: Worker, code: ErrorCode) -> None:
+        """Its main process knows the chunk of the message. Where somebody else has that by now, leases run
+        out.
+        """
+        dead = self._claimed_with(worker)
+        named = self.model.chunks.get(worker.claim.chunk_id)
+        lost = [chunk for other in dead if (chunk := self.chunk_of(other.claim))]
+        with self.ledger.transaction() as connection:
+            bury_claim(connection, worker.claim.chunk_id, owner=worker.name, code=code, error="it died")
+        for other in dead:
+            self.workers.remove(other)
+        if named and named.token == worker.claim.token:
+            for chunk in lost:
+                chunk.crashed(code)
+        elif lost:
+            self._run_out(worker)
 
     @happening(when=lambda self: self.workers, pick=PICK)
     def a_lease_runs_out(self, pick: int) -> None:
@@ -543,8 +632,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 .where(chunks.c.token == worker.claim.token, chunks.c.lease_until.is_not(None))
                 .values(lease_until=db_now(-1))
             )
-        if chunk := self.chunk_of(worker.claim):
-            chunk.expired = True
+        for chunk in self.model.chunks.values():
+            if chunk.state == "claimed" and chunk.token == worker.claim.token:
+                chunk.expired = True
 
     @happening(when=lambda self: self.workers, pick=PICK)
     def renew(self, pick: int) -> None:
@@ -552,14 +642,14 @@ class LedgerMachine(RuleBasedStateMachine):
         chunk = self.chunk_of(worker.claim)
         if chunk is None:
             with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
-                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+                renew_leases(connection, [worker.claim], lease_seconds=LEASE_SECONDS)
         elif chunk.job.state in STOPPED:
             with pytest.raises(JobStopped), self.ledger.transaction() as connection:
-                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+                renew_leases(connection, [worker.claim], lease_seconds=LEASE_SECONDS)
             self._release(worker)
         else:
             with self.ledger.transaction() as connection:
-                renew_lease(connection, worker.claim, lease_seconds=LEASE_SECONDS)
+                renew_leases(connection, [worker.claim], lease_seconds=LEASE_SECONDS)
             chunk.expired = False
 
     @happening(when=lambda self: self.workers, pick=PICK)
@@ -619,7 +709,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.tally["a commit was read back"] += 1
         # Then the ledger says whose the end was
         with self.ledger.reading() as connection:
-            assert was_finished(connection, claim) == (chunk is not None and committed)
+            assert were_finished(connection, [claim]) == (chunk is not None and committed)
 
     @happening(
         when=lambda self: any(chunk.state == "done" for chunk in self.model.chunks.values()), pick=PICK
@@ -647,7 +737,7 @@ class LedgerMachine(RuleBasedStateMachine):
             None,
         )
         with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
-            record_outcomes(connection, claim, self._outcomes(claim))
+            record_outcomes(connection, [Classified(claim, self._outcomes(claim))])
         with self.ledger.transaction() as connection:
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="done"))
 
@@ -667,7 +757,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _resume(self, job: JobModel) -> None:
         with self.ledger.transaction() as connection:
-            waiting = resume_job(connection, job.id, limit=1_000)
+            resumed = resume_job(connection, job.id, limit=1_000)
+        waiting = None if resumed is None else [chunk_id for chunk_id, _ in resumed]
         if job.paused and job.state in UNDER_WAY:
             self.tally["a job was resumed"] += 1
             held = job.was_resumed()
@@ -750,7 +841,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.model.leftovers_were_held()
             else:
                 self._stop_the_clock(connection)
-                rung = chunks_to_ring(connection, limit=limit)
+                rung = [chunk_id for chunk_id, _ in chunks_to_ring(connection, limit=limit)]
                 self._check_rung(rung, limit=limit)
                 self.messages.ring(rung)
 
@@ -934,5 +1025,8 @@ def test_whatever_happens_each_image_has_one_outcome_at_the_end(
 
     # Then no step led elsewhere than it ought to, and all runs came to their end; and there was much to see
     assert tally["a run healed"] >= trials.wanted
-    for what in ("a chunk was split", "an image was given up", "a zombie was refused"):
+    for what in (
+        *("a chunk was split", "an image was given up", "a zombie was refused"),
+        *("a chunk was gathered", "chunks were recorded together"),
+    ):
         assert tally[what] >= 10, tally

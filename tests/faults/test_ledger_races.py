@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_chunk, end_job, finish_chunk
+from jobs.ledger.claims import claim_chunk, end_job, finish_chunks
 from jobs.ledger.intake import NewChunk, discard_job
 from jobs.ledger.isolation import split_chunk
 from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs
@@ -46,7 +46,7 @@ def test_who_drops_what_an_abandoned_job_left_passes_over_a_chunk_that_is_finish
     with ledger.transaction() as connection:
         connection.execute(jobs.update().values(touched_at=db_now(-1_000)))
     with worker.ledger.transaction() as finishing:
-        finish_chunk(finishing, late)
+        finish_chunks(finishing, [late])
 
         # When the reconciler ends the job and drops what is left, in one transaction
         with ledger.transaction() as connection:
@@ -85,7 +85,7 @@ def test_who_rings_passes_over_a_chunk_whose_worker_stands_still_with_it(
         connection.execute(chunks.update().values(ring_after=None))
     late = worker.must_claim(job.chunks[0], lease_seconds=-1)
     with worker.ledger.transaction() as finishing:
-        finish_chunk(finishing, late)
+        finish_chunks(finishing, [late])
 
         # When another worker's reconciler looks what is due
         with ledger.transaction() as connection:
@@ -93,7 +93,7 @@ def test_who_rings_passes_over_a_chunk_whose_worker_stands_still_with_it(
             rung = chunks_to_ring(connection, limit=10)
 
     # Then it does not stand still as well, and rings for the other chunk
-    assert rung == [job.chunks[1].id]
+    assert rung == [(job.chunks[1].id, False)]
 
 
 def test_a_chunk_that_is_split_and_done_while_its_submission_is_taken_back_leaves_nothing(

@@ -14,7 +14,7 @@ from jobs.errors import LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
-from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from labelmill.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
@@ -138,7 +138,9 @@ def _new_work(ledger: Ledger, _job: str, chunk_id: str) -> None:
         return
     indices = range(claim.first_index, claim.first_index + claim.images)
     with ledger.transaction() as connection:
-        record_outcomes(connection, claim, [Outcome(f"{i}.png", str(i % 10), 0.5) for i in indices])
+        record_outcomes(
+            connection, [Classified(claim, [Outcome(f"{i}.png", str(i % 10), 0.5) for i in indices])]
+        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Row
 from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import bury_claim, claim_chunk, end_job, was_finished, withdraw_claim
+from jobs.ledger.claims import bury_claim, claim_chunk, end_job, were_finished, withdraw_claim
 from jobs.ledger.intake import NewChunk
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
@@ -315,8 +315,8 @@ def test_a_claim_whose_commit_broke_off_is_withdrawn(ledger, make_job):
 
     # When it is withdrawn, and so is one that did not go through
     with ledger.transaction() as connection:
-        withdraw_claim(connection, job.chunks[0].id, token)
-        withdraw_claim(connection, job.chunks[1].id, new_id())
+        withdraw_claim(connection, token)
+        withdraw_claim(connection, new_id())
 
     # Then the chunk waits, and nothing was a crash
     for chunk, releases in zip(job.chunks, (1, 0), strict=True):
@@ -331,13 +331,13 @@ def test_a_commit_that_broke_off_is_read_back_by_its_token(ledger, make_job, new
     lost = slow.must_claim(chunk, lease_seconds=-1)
     theirs = other.must_claim(chunk)
     with ledger.reading() as connection:
-        assert not was_finished(connection, theirs)
+        assert not were_finished(connection, [theirs])
     other.finish(theirs)
 
     # When both ask, Then it was the other's doing
     with ledger.reading() as connection:
-        assert was_finished(connection, theirs)
-        assert not was_finished(connection, lost)
+        assert were_finished(connection, [theirs])
+        assert not were_finished(connection, [lost])
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])

@@ -17,7 +17,7 @@ from jobs.ledger import Ledger, counters
 from jobs.ledger.claims import bury_claim, end_job, withdraw_claim
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.intake import seal_job
-from jobs.ledger.outcomes import Outcome, Spent, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, Spent, record_outcomes
 from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.ledger.runs import cancel_run, claim_run, end_lost_runs, fail_run, interrupt_runs_of, request_run
 from jobs.schema import JobState, RunState, db_now, training_runs
@@ -82,7 +82,7 @@ def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
         bury_claim(
             connection, job.chunks[3].id, owner=worker.name, code=ErrorCode.QUARANTINED, error="it died"
         )
-        withdraw_claim(connection, job.chunks[3].id, token)  # was never committed
+        withdraw_claim(connection, token)  # was never committed
 
     # Then each is counted once, by how it ended; an attempt that goes on is not counted yet
     assert attempts(ledger) == {"crashed": 3, "split": 1, "released": 1, "expired": 1}
@@ -160,7 +160,7 @@ def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, work
     claim = worker.must_claim(job.chunks[0])
     with worker.ledger.transaction() as connection:
         spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
-        record_outcomes(connection, claim, [Outcome("a", "7", 0.5)], None, spent)
+        record_outcomes(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
 
     # Then each stage is counted, recording among them, and the whole in one bucket
     stages = counted(ledger, CounterName.STAGE_SECONDS)

@@ -19,7 +19,7 @@ from jobs.ledger import backlog as backlog_module
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.outcomes import Outcome, Spent, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, Spent, record_outcomes
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import Presence, report_worker
@@ -97,7 +97,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
         claim = worker.must_claim(chunk)
         with worker.ledger.transaction() as connection:
             spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
-            record_outcomes(connection, claim, [Outcome("a", "7", 0.5)], None, spent)
+            record_outcomes(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
 
     # Then both are in the buckets above them
     now = look()

@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.outcomes import Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 
@@ -537,7 +537,7 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
             pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
             end_it = f"SELECT pg_terminate_backend({pid}, 5000)"
             outcomes = Interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
-            record_outcomes(connection, claim, outcomes)
+            record_outcomes(connection, [Classified(claim, outcomes)])
 
     # When the outcomes are recorded, Then it is nobody's fault
     with pytest.raises(Unavailable):
@@ -558,7 +558,9 @@ def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_
     def record():
         with worker.ledger.transaction() as connection:
             connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
-            record_outcomes(connection, claim, Interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))
+            record_outcomes(
+                connection, [Classified(claim, Interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))]
+            )
 
     # When the rows come in slowly, Then it is nobody's fault
     with pytest.raises(Unavailable):
@@ -575,7 +577,7 @@ def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker)
         with worker.ledger.transaction() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-            record_outcomes(connection, claim, sevens(*["a rather long name.png"] * 5_000))
+            record_outcomes(connection, [Classified(claim, sevens(*["a rather long name.png"] * 5_000))])
 
     # When the outcomes are recorded, Then it is nobody's fault
     with pytest.raises(Unavailable, match="full"):

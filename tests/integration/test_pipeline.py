@@ -411,7 +411,7 @@ def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
     _, chunk = mill.chunk([png(), png()])
     mill.bench.classifier(mill.model.id)
     monkeypatch.setattr("worker.predicting.pipeline._LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("worker.predicting.pipeline.renew_lease", time_out())
+    monkeypatch.setattr("worker.predicting.pipeline.renew_leases", time_out())
 
     # when the time limit strikes there, then the chunk is given back without a crash
     assert classify_chunk(chunk.id, mill.bench) == 0
@@ -709,11 +709,11 @@ def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPat
     with contextlib.ExitStack() as stack:
         from worker.predicting import pipeline
 
-        real = pipeline.renew_lease
+        real = pipeline.renew_leases
         stack.callback(monkeypatch.undo)
         monkeypatch.setattr(
             pipeline,
-            "renew_lease",
+            "renew_leases",
             lambda *a, **k: (renewals.append(a), real(*a, **k)),  # type: ignore[func-returns-value]
         )
         _, chunk = mill.chunk([png(), b"no picture", png()])

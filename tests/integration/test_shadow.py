@@ -255,10 +255,10 @@ def test_the_share_says_how_many_chunks(mill: Mill, share: float, seen: int) -> 
 
 def test_a_share_is_drawn_evenly_and_for_each_chunk_once() -> None:
     ids = [new_id() for _ in range(4000)]
-    drawn = [each for each in ids if shadows._is_in(0.25, each)]
+    drawn = [each for each in ids if shadows.is_shadowed(0.25, each)]
     assert 0.2 < len(drawn) / len(ids) < 0.3
-    assert drawn == [each for each in ids if shadows._is_in(0.25, each)]
-    assert set(drawn) <= {each for each in ids if shadows._is_in(0.5, each)}
+    assert drawn == [each for each in ids if shadows.is_shadowed(0.25, each)]
+    assert set(drawn) <= {each for each in ids if shadows.is_shadowed(0.5, each)}
 
 
 # ---- which chunks -------------------------------------------------------------------------------------

@@ -422,10 +422,10 @@ class LookingBell(Bell):
         super().__init__(app)
         self._before = before
 
-    def ring(self, chunk_ids):
+    def ring(self, chunk_ids, *, ahead=False):
         chunk_ids = list(chunk_ids)
         self._before(chunk_ids)
-        return super().ring(chunk_ids)
+        return super().ring(chunk_ids, ahead=ahead)
 
 
 def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settings, app, store):

@@ -40,7 +40,7 @@ def due(ledger: Ledger, limit: int = 100) -> int:
 
 def ring(ledger: Ledger, limit: int = 100) -> list[str]:
     with ledger.transaction() as connection:
-        return chunks_to_ring(connection, limit=limit)
+        return [chunk_id for chunk_id, _ in chunks_to_ring(connection, limit=limit)]
 
 
 def ids(job, *numbers: int) -> list[str]:

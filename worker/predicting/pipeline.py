@@ -1,24 +1,25 @@
-"""One chunk from its message to its rows: claim, read, decode, predict, record.
+"""One chunk from its message to its rows: claim, read, decode, predict, record. Small ones, many at a time.
 
-The steps are told apart here; how a picture is decoded is in `worker.predicting.decode`, how a batch is
-predicted in `worker.predicting.classifier`, and what is written in `jobs.ledger.outcomes`. A challenger may
-see the same batches, see `worker.predicting.shadow`.
+The steps are told apart here; how images become outcomes is in `worker.predicting.batches`, how a picture is
+decoded in `worker.predicting.decode`, how a batch is predicted in `worker.predicting.classifier`, and what is
+written in `jobs.ledger.outcomes`. A challenger may see the same batches, see `worker.predicting.shadow`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
 from structlog.contextvars import bind_contextvars
 
-from jobs.errors import ErrorCode, ImageError, JobError, JobStopped, LeaseLost, Unavailable
+from jobs.errors import ErrorCode, JobError, JobStopped, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
@@ -27,30 +28,31 @@ from jobs.ledger.claims import (
     crash_chunk,
     end_job,
     release_chunk,
-    renew_lease,
-    was_finished,
+    renew_leases,
+    were_finished,
     withdraw_claim,
 )
+from jobs.ledger.gathering import gather_chunks, may_gather
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome, record_outcomes
-from jobs.ledger.shadows import Shadowed, find_challenger
-from jobs.limits import ImageLimits
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
 from jobs.payloads import Payload, read_payload
-from jobs.references import Reference, Roots
 from jobs.schema import JobState
 from jobs.traces import Part
 from worker.bench import Bench
-from worker.predicting.deadline import Deadline
+from worker.predicting.batches import classify_payloads
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from worker.predicting.classifier import Classifier
 
-    from worker.predicting.classifier import Classifier, Predictions
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+#: Images of small chunks that are classified together: a full batch (`worker.predicting.classifier.BATCH`).
+GATHERED_IMAGES: Final = 512
 
 #: How often a chunk that takes long looks at its lease and its job, at the most: an image may take seconds.
 _LOOK_SECONDS: Final = 1.0
@@ -80,7 +82,8 @@ _KEPT_WAITING: Final = {
 
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
-    """Classifies the chunk if it is ours to take; gives back how many images were recorded, 0 if it was not.
+    """Classifies the chunk if it is ours to take, and where it is a small one, others that wait along with
+    it; gives back how many images were recorded, 0 if it was not ours.
 
     Raises nothing that is the fault of an image, the job or a service: those end as outcomes, as a failed
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
@@ -92,88 +95,96 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
-    claim, challenger_id = claimed
+    claims, challenger_id = claimed
+    subject, facts = _subject(claims), partial(_facts, claims, stages)
     try:
-        _name_in_log(claim)
+        _name_in_log(claims)
         with _showing_the_time_limit():
-            if must_split(claim):
-                _write(bench.ledger, claim, lambda connection: split_chunk(connection, claim))
-                logger.warning(
-                    "chunk %s of %d images crashed (%s) and was split",
-                    chunk_id,
-                    claim.images,
-                    claim.error,
-                    extra=_facts(claim, stages),
-                )
+            if must_split(claims[0]):
+                _split(claims[0], bench, stages)
                 return 0
-            outcomes = _classify(claim, challenger_id, bench, stages)
+            classified = _classify(claims, challenger_id, bench, stages)
     except LeaseLost:
         logger.warning(
-            "chunk %s was taken over by somebody else; nothing of ours was recorded",
-            chunk_id,
-            extra=_facts(claim, stages),
+            "%s: taken over by somebody else; nothing of ours was recorded", subject, extra=facts()
         )
         return 0
     except JobStopped:
-        logger.info("chunk %s is dropped: its job was stopped", chunk_id, extra=_facts(claim, stages))
-        _give_back(bench, claim, error="its job was stopped")
+        logger.info("%s: dropped, its job was stopped", subject, extra=facts())
+        _give_back(bench, claims, error="its job was stopped")
         return 0
     except Unavailable as error:
         # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
-        logger.warning("chunk %s is given back: %s", chunk_id, error, extra=_facts(claim, stages))
-        _give_back(bench, claim, error=str(error))
+        logger.warning("%s: given back: %s", subject, error, extra=facts())
+        _give_back(bench, claims, error=str(error))
         return 0
     except JobError as error:
-        logger.error("job %s cannot go on: %s", claim.job_id, error, extra=_facts(claim, stages))
+        _fail(bench, claims, error, stages)
+        return 0
+    except (SystemExit, KeyboardInterrupt):
+        _give_back(bench, claims, error="its worker was told to stop")
+        logger.info("%s: given back: the worker was told to stop", subject, extra=facts())
+        raise
+    except (SoftTimeLimitExceeded, MemoryError) as error:
+        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
+        _give_back_at_limit(error, claims, bench, stages)
+        return 0
+    except BaseException as error:
+        _crash(bench, claims, code=ErrorCode.QUARANTINED, error=repr(error))
+        # In one line: Celery tells the traceback.
+        logger.error("%s: crashed: %s", subject, repr(error), extra=facts())
+        raise
+    return _say_done(classified, stages)
+
+
+def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
+    _write(bench.ledger, [claim], lambda connection: split_chunk(connection, claim))
+    logger.warning(
+        "chunk %s of %d images crashed (%s) and was split",
+        claim.chunk_id,
+        claim.images,
+        claim.error,
+        extra=_facts([claim], stages),
+    )
+
+
+def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
+    """Ends the chunks' jobs, which cannot go on."""
+    for claim in claims:
+        facts = _facts([claim], stages) | {"job": claim.job_id, "chunk": claim.chunk_id}
+        logger.error("job %s cannot go on: %s", claim.job_id, error, extra=facts)
         with bench.ledger.transaction() as connection:
             # The chunk first, as everywhere: two who lock them in different orders wait for each other.
             release_chunk(connection, claim, error=str(error))
             end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
-        return 0
-    except (SystemExit, KeyboardInterrupt):
-        _give_back(bench, claim, error="its worker was told to stop")
-        logger.info(
-            "chunk %s is given back: its worker was told to stop", chunk_id, extra=_facts(claim, stages)
-        )
-        raise
-    except (SoftTimeLimitExceeded, MemoryError) as error:
-        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
-        _give_back_at_limit(error, claim, bench, stages)
-        return 0
-    except BaseException as error:
-        _crash(bench, claim, code=ErrorCode.QUARANTINED, error=repr(error))
-        # In one line: Celery tells the traceback.
-        logger.error("chunk %s crashed: %s", chunk_id, repr(error), extra=_facts(claim, stages))
-        raise
-    _say_done(claim, outcomes, stages)
-    return len(outcomes)
 
 
-def _give_back_at_limit(error: Exception, claim: Claim, bench: Bench, stages: Stages) -> None:
-    """Gives back a chunk that ran out of time or memory: with a crash where its images may have done it."""
+def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, stages: Stages) -> None:
+    """Gives back what ran out of time or memory: with a crash where its images may have done it."""
     code = None
     if isinstance(error, MemoryError):
         code, reason = ErrorCode.QUARANTINED, "it ran out of memory"
-    elif _images_took_it(claim, stages):
+    elif _images_took_it(claims, stages):
         code, reason = ErrorCode.TIMEOUT, "it took longer than its time limit"
     else:
         reason = _KEPT_WAITING.get(stages.longest(), "something beside its images took up the time limit")
-    logger.warning("chunk %s is given back: %s", claim.chunk_id, reason, extra=_facts(claim, stages))
+    logger.warning("%s: given back: %s", _subject(claims), reason, extra=_facts(claims, stages))
     if code is None:
-        _give_back(bench, claim, error=reason)
+        _give_back(bench, claims, error=reason)
     else:
-        _crash(bench, claim, code=code, error=reason)
+        _crash(bench, claims, code=code, error=reason)
 
 
-def _images_took_it(claim: Claim, stages: Stages) -> bool:
+def _images_took_it(claims: list[Claim], stages: Stages) -> bool:
     """Whether the images may be to blame that the time limit struck: where the time went tells, not where the
     limit struck. It may strike while outcomes are written that took all of the time to compute, or at the
     first image after a store that took nearly all of it.
     """
     took = sum(stages.found[name].seconds for name in ("decode", "predict") if name in stages.found)
-    if claim.images > 1 and "read" in stages.found:
+    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:
         # Reading references one by one: there may be too many for the limit, or one may hold the others up.
         # In smaller chunks they finish. Alone, an image is never given up for a store that keeps it waiting.
+        # Where chunks were gathered, their payloads were read one by one: next time each is alone.
         took += stages.found["read"].nested
     return took > _BLAMED_SHARE * stages.elapsed()
 
@@ -200,87 +211,115 @@ def _showing_the_time_limit() -> Iterator[None]:
         raise
 
 
-def _classify(claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages) -> list[Outcome]:
-    """From the payload to the rows. Raises whatever ends the attempt before them."""
+def _classify(
+    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Classified]:
+    """From the payloads to the rows; gives back what was recorded. Raises whatever ends the attempt."""
     if bench.tracing is None:
-        return _from_payload_to_rows(claim, challenger_id, bench, stages)
-    attributes: dict[str, str | int] = {
-        "chunk": claim.chunk_id,
-        "job": claim.job_id,
-        "model": claim.model_id,
-        "images": claim.images,
-        "attempt": claim.attempts,
-    }
+        return _from_payloads_to_rows(claims, challenger_id, bench, stages)
+    recorded: list[Classified] = []
     failed: str | None = None
     try:
-        outcomes = _from_payload_to_rows(claim, challenger_id, bench, stages)
-        attributes["errors"] = _errors_of(outcomes)
-        return outcomes
+        recorded = _from_payloads_to_rows(claims, challenger_id, bench, stages)
+        return recorded
     except BaseException as error:
         failed = type(error).__name__
         raise
     finally:
-        bench.tracing.record(
-            "chunk",
-            traceparent=claim.traceparent,
-            began=stages.began,
-            ended=time.time_ns(),
-            attributes=attributes,
-            parts=[
-                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in stages.found.items()
-            ],
-            error=failed,
-        )
+        errors = {one.claim.chunk_id: _errors_of(one.outcomes) for one in recorded}
+        ended = time.time_ns()
+        for claim in claims:
+            attributes: dict[str, str | int] = {
+                "chunk": claim.chunk_id,
+                "job": claim.job_id,
+                "model": claim.model_id,
+                "images": claim.images,
+                "attempt": claim.attempts,
+            }
+            if claim.chunk_id in errors:
+                attributes["errors"] = errors[claim.chunk_id]
+            bench.tracing.record(
+                "chunk",
+                traceparent=claim.traceparent,
+                began=stages.began,
+                ended=ended,
+                attributes=attributes,
+                parts=[
+                    Part(name, stage.began, stage.ended, stage.seconds)
+                    for name, stage in stages.found.items()
+                ],
+                error=failed,
+            )
 
 
-def _from_payload_to_rows(
-    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
-) -> list[Outcome]:
-    outcomes, shadowed = _outcomes(claim, challenger_id, bench, stages)
+def _from_payloads_to_rows(
+    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Classified]:
+    classified = _outcomes(claims, challenger_id, bench, stages)
+    if not classified:
+        return []
+    kept = [one.claim for one in classified]
     with stages.timed("record"):
-        _write(
+        recorded = _write(
             bench.ledger,
-            claim,
-            lambda connection: record_outcomes(connection, claim, outcomes, shadowed, stages.spent()),
+            kept,
+            lambda connection: record_outcomes(connection, classified, stages.spent()),
         )
-    return outcomes
+    # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
+    return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
 
 
-def _errors_of(outcomes: list[Outcome]) -> int:
+def _errors_of(outcomes: Sequence[Outcome]) -> int:
     return sum(outcome.error is not None for outcome in outcomes)
 
 
-def _say_done(claim: Claim, outcomes: list[Outcome], stages: Stages) -> None:
-    """The one line that a chunk has in the log when all went well."""
-    facts = _facts(claim, stages)
-    errors = _errors_of(outcomes)
-    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items())
-    logger.info(
-        "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
-        claim.chunk_id,
-        claim.job_id,
-        claim.images,
-        errors,
-        claim.attempts,
-        parts,
-        extra=facts | {"errors": errors},
-    )
+def _say_done(classified: list[Classified], stages: Stages) -> int:
+    """One line for each chunk, when all went well; gives back how many images these are."""
+    images = 0
+    for claim, outcomes, _ in classified:
+        facts = _facts([claim], stages)
+        errors = _errors_of(outcomes)
+        logger.info(
+            "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
+            claim.chunk_id,
+            claim.job_id,
+            claim.images,
+            errors,
+            claim.attempts,
+            ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
+            extra=facts | {"errors": errors, "chunk": claim.chunk_id, "job": claim.job_id},
+        )
+        images += len(outcomes)
+    return images
 
 
-def _facts(claim: Claim, stages: Stages) -> dict[str, Any]:
-    """What a line about a chunk has beside its words (`worker.logs.FIELDS`)."""
-    return {"images": claim.images, "attempt": claim.attempts, "seconds": stages.seconds()}
+def _subject(claims: list[Claim]) -> str:
+    """What a line of the log is about."""
+    others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
+    return f"chunk {claims[0].chunk_id}{others}"
 
 
-def _name_in_log(claim: Claim) -> None:
+def _facts(claims: list[Claim], stages: Stages) -> dict[str, Any]:
+    """What a line about chunks has beside its words (`worker.logs.FIELDS`)."""
+    images = sum(claim.images for claim in claims)
+    return {"images": images, "attempt": claims[0].attempts, "seconds": stages.seconds()}
+
+
+def _name_in_log(claims: list[Claim]) -> None:
     """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
-    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id, model=claim.model_id)
+    claim = claims[0]
+    bind_contextvars(model=claim.model_id)
+    if len(claims) > 1:  # of several jobs: their own lines name them
+        return
+    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id)
     if claim.traceparent is not None:
         bind_contextvars(trace=claim.traceparent[_TRACE_ID])
 
 
-def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
-    """The claim, and the challenger that is to see the chunk, if one is. Raises Unavailable."""
+def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None:
+    """The claims, that on this chunk first, and the challenger that is to see it, if one is. Raises
+    Unavailable.
+    """
     token = new_id()
     try:
         with _showing_the_time_limit(), bench.ledger.transaction() as connection:
@@ -293,41 +332,94 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[Claim, str | None] | None:
             )
             if claim is None:
                 return None
-            return claim, find_challenger(connection, claim, share=bench.settings.shadow_share)
+            challenger_id = find_challenger(connection, claim, share=bench.settings.shadow_share)
+            if challenger_id is not None or not may_gather(claim):
+                return [claim], challenger_id
+            return [claim, *_gather(connection, claim, bench)], None
     except (Unavailable, SoftTimeLimitExceeded) as error:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
-        _let_go(bench, lambda connection: withdraw_claim(connection, chunk_id, token))
+        _let_go(bench, lambda connection: withdraw_claim(connection, token))
         if isinstance(error, SoftTimeLimitExceeded):
             raise Unavailable(_KEPT_WAITING["claim"]) from error
         raise
 
 
+def _gather(connection: Connection, claim: Claim, bench: Bench) -> list[Claim]:
+    share = bench.settings.shadow_share
+    # What a challenger is to see is left alone, to be shown to it. This chunk, where it is of the share, has
+    # asked for the challenger already, and there is none.
+    shadowed = (
+        share > 0
+        and not is_shadowed(share, claim.chunk_id)
+        and find_shadow(connection) not in (None, claim.model_id)
+    )
+    return gather_chunks(
+        connection,
+        claim,
+        images=GATHERED_IMAGES - claim.images,
+        lease_seconds=bench.settings.lease_seconds,
+        owner=bench.owner,
+        leave_out=partial(is_shadowed, share) if shadowed else None,
+    )
+
+
 def _outcomes(
-    claim: Claim, challenger_id: str | None, bench: Bench, stages: Stages
-) -> tuple[list[Outcome], Shadowed | None]:
-    with stages.timed("read"):
-        payload = read_payload(
-            bench.store, claim.payload, claim.payload_sha256, offset=claim.payload_offset, images=claim.images
-        )
-    if must_give_up(claim):
-        return [outcome_of_the_lone(claim, payload.names[0])], None
+    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Classified]:
+    """What came of the claims, but of those whose payload is damaged: their jobs have failed."""
+    # The first is read before the model is loaded, and by itself: what waits for the store is no decoding.
+    sources = _payloads(claims, bench, stages)
+    first = next(sources, None)
+    if first is None:
+        return []
+    lead, payload = first
+    if must_give_up(lead):
+        return [Classified(lead, [outcome_of_the_lone(lead, payload.names[0])])]
     with stages.timed("load"):
-        classifier = bench.classifier(claim.model_id)
+        classifier = bench.classifier(lead.model_id)
+    kept: list[Claim] = []
+
+    def payloads() -> Iterator[Payload]:
+        for claim, payload in chain([first], sources):
+            kept.append(claim)
+            yield payload
+
     classify = partial(
-        classify_payload,
-        payload,
+        classify_payloads,
+        payloads(),
         classifier,
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
-        between_images=_looking(bench, claim, stages),
+        between_images=_looking(bench, claims, stages),
         stages=stages,
     )
-    shadow = None if challenger_id is None else _shadow(claim, challenger_id, classifier, bench)
+    shadow = None if challenger_id is None else _shadow(lead, challenger_id, classifier, bench)
     if shadow is None:
-        return classify(), None
-    see = stages.timed("shadow")(shadow.see)
-    return classify(after_batch=see), shadow.result()
+        outcomes = iter(classify())
+        return [Classified(claim, list(islice(outcomes, claim.images))) for claim in kept]
+    outcomes = iter(classify(after_batch=stages.timed("shadow")(shadow.see)))
+    return [Classified(claim, list(outcomes), shadow.result()) for claim in kept]
+
+
+def _payloads(claims: list[Claim], bench: Bench, stages: Stages) -> Iterator[tuple[Claim, Payload]]:
+    """The payload of each claim, read when it is asked for. Where one is damaged, its job fails, and nothing
+    comes for it. Raises Unavailable.
+    """
+    for claim in claims:
+        try:
+            with stages.timed("read"):
+                payload = read_payload(
+                    bench.store,
+                    claim.payload,
+                    claim.payload_sha256,
+                    offset=claim.payload_offset,
+                    images=claim.images,
+                )
+        except JobError as error:
+            _fail(bench, [claim], error, stages)
+            continue
+        yield claim, payload
 
 
 def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Bench) -> Shadow | None:
@@ -338,8 +430,9 @@ def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Ben
     return Shadow(challenger_id, challenger, classifier, first_index=claim.first_index, seconds=seconds)
 
 
-def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) -> None:
-    """Ends the claim in one transaction, tried again where the ledger is away for a moment.
+def _write(ledger: Ledger, claims: list[Claim], write: Callable[[Connection], T]) -> T | None:
+    """Ends the claims in one transaction, tried again where the ledger is away for a moment. Gives back what
+    `write` does; None where an earlier try had gone through, of which that was not heard.
 
     Raises LeaseLost, Unavailable. A COMMIT that breaks off may have gone through: the token in the row tells.
     Where the time limit struck it is not tried again: the hard one is near.
@@ -347,26 +440,35 @@ def _write(ledger: Ledger, claim: Claim, write: Callable[[Connection], None]) ->
     for pause in (*_WRITE_AGAIN_SECONDS, None):
         try:
             with ledger.transaction() as connection:
-                write(connection)
+                written = write(connection)
         except Unavailable as error:
             if pause is None or _time_ran_out(error):
                 raise
             time.sleep(pause)
         except LeaseLost:
             with ledger.reading() as connection:
-                if was_finished(connection, claim):  # by us: an earlier COMMIT had gone through
-                    return
+                if were_finished(connection, claims):  # by us: an earlier COMMIT had gone through
+                    return None
             raise
         else:
-            return
+            return written
+    raise AssertionError("the last try returns or raises")
 
 
-def _give_back(bench: Bench, claim: Claim, *, error: str) -> None:
-    _let_go(bench, lambda connection: release_chunk(connection, claim, error=error))
+def _give_back(bench: Bench, claims: list[Claim], *, error: str) -> None:
+    def release(connection: Connection) -> None:
+        for claim in claims:
+            release_chunk(connection, claim, error=error)
+
+    _let_go(bench, release)
 
 
-def _crash(bench: Bench, claim: Claim, *, code: ErrorCode, error: str) -> None:
-    _let_go(bench, lambda connection: crash_chunk(connection, claim, code=code, error=error))
+def _crash(bench: Bench, claims: list[Claim], *, code: ErrorCode, error: str) -> None:
+    def crash(connection: Connection) -> None:
+        for claim in claims:
+            crash_chunk(connection, claim, code=code, error=error)
+
+    _let_go(bench, crash)
 
 
 def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
@@ -385,84 +487,8 @@ def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
         return
 
 
-def classify_payload(
-    payload: Payload,
-    classifier: Classifier,
-    *,
-    roots: Roots,
-    limits: ImageLimits,
-    image_seconds: float,
-    between_images: Callable[[], None] = lambda: None,
-    after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
-    stages: Stages | None = None,
-) -> list[Outcome]:
-    """One outcome an image, in the payload's order. An image that cannot be decoded leaves its place in the
-    batch to the next one, so that the model always sees full batches but for the last. `after_batch` gets the
-    pixels of each, the places of its images, and the answers. `stages` gets the seconds of reading referenced
-    images, of predicting, and of all the rest as decoding.
-
-    To be called from the main thread. Raises Unavailable where a referenced image's store is away.
-    """
-    # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
-    import numpy as np
-
-    from worker.predicting.classifier import BATCH
-    from worker.predicting.decode import decode
-
-    outcomes: list[Outcome | None] = [None] * len(payload.names)
-    pixels = np.empty((BATCH, *classifier.spec.shape), np.uint8)
-    places: list[int] = []
-    stages = stages or Stages()
-
-    def predict() -> None:
-        with stages.timed("predict"):
-            found = classifier.predict(pixels[: len(places)])
-            labels = found.class_index.tolist()
-            confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
-            for place, label, confidence in zip(places, labels, confidences, strict=True):
-                name = payload.names[place]
-                if label < 0:
-                    detail = "no probability came out"
-                    outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, detail)
-                else:
-                    outcomes[place] = Outcome(name, classifier.classes[label], confidence)
-        after_batch(pixels[: len(places)], places, found)
-        places.clear()
-
-    with stages.timed("decode"), Deadline(image_seconds) as deadline:
-        for place, content in enumerate(payload.contents):
-            between_images()
-            try:
-                data = _bytes_of(content, roots, limits, stages)
-                deadline.begin()
-                pixels[len(places)] = decode(data, classifier.spec, limits)
-                deadline.end()
-            except ImageError as error:
-                deadline.end()
-                outcomes[place] = Outcome(payload.names[place], None, None, error.code, error.detail or None)
-                continue
-            places.append(place)
-            if len(places) == BATCH:
-                predict()
-    if places:
-        predict()
-    return [outcome for outcome in outcomes if outcome is not None]
-
-
-def _bytes_of(
-    content: bytes | Reference | ImageError, roots: Roots, limits: ImageLimits, stages: Stages
-) -> bytes:
-    """Of an image in a payload. Raises ImageError, Unavailable."""
-    if isinstance(content, ImageError):
-        raise content
-    if isinstance(content, Reference):
-        with stages.timed("read"):
-            return roots.read(content, max_bytes=limits.max_bytes)
-    return content
-
-
-def _looking(bench: Bench, claim: Claim, stages: Stages) -> Callable[[], None]:
-    """Renews the lease now and then. Raises LeaseLost, JobStopped, Unavailable."""
+def _looking(bench: Bench, claims: list[Claim], stages: Stages) -> Callable[[], None]:
+    """Renews the leases now and then. Raises LeaseLost, JobStopped, Unavailable."""
     lease = bench.settings.lease_seconds
     pause = min(_LOOK_SECONDS, lease * _RENEW_SHARE)
     looked_at = time.monotonic()
@@ -472,7 +498,7 @@ def _looking(bench: Bench, claim: Claim, stages: Stages) -> Callable[[], None]:
         if time.monotonic() - looked_at < pause:
             return
         with stages.timed("claim"), bench.ledger.transaction() as connection:
-            renew_lease(connection, claim, lease_seconds=lease)
+            renew_leases(connection, claims, lease_seconds=lease)
         looked_at = time.monotonic()
 
     return look

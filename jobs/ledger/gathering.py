@@ -1,0 +1,118 @@
+"""Small jobs are gathered: who has claimed a small chunk takes others that wait along, and classifies them as
+one batch.
+
+A job of one image is a chunk of one image. Alone, each would cost a message, three transactions and a batch
+that is as good as empty; gathered, they share all but their message, which then finds nothing to do.
+
+All that are gathered carry the token of the claim that they were gathered for, so whoever is at them can let
+go of them, and the main process can bury them, knowing no more than one of them. Only a chunk that was never
+tried is gathered: what crashed, or was given back, is taken alone, so that none pays for another one twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ledger.claims import Claim, claim_of
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs, workers
+
+#: No more chunks than this at once: each has its payload to be read, while the first of them waits.
+MAX_GATHERED: Final = 512
+
+#: Of a chunk: small, waiting, and never tried. The condition of its index, to the letter: with parameters in
+#: the place of the constants, neither database sees that the index will do.
+_FRESH_AND_SMALL: Final = sa.text(
+    "chunks.state = 'pending' AND chunks.attempts = 0 AND chunks.first_index = 0 "
+    f"AND chunks.images <= {SMALL_JOB_IMAGES}"
+)
+
+
+def of_a_small_job() -> sa.ColumnElement[bool]:
+    """Of a chunk: all of its job, which is small."""
+    only = sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.chunks == 1).correlate(chunks)
+    return sa.and_(chunks.c.images <= SMALL_JOB_IMAGES, only)
+
+
+def may_gather(claim: Claim) -> bool:
+    """Whether this chunk is one to gather others for: small, and never tried before."""
+    return claim.images <= SMALL_JOB_IMAGES and claim.attempts == 1 and claim.crash_code is None
+
+
+def gather_chunks(
+    connection: Connection,
+    claim: Claim,
+    *,
+    images: int,
+    lease_seconds: float,
+    owner: str,
+    leave_out: Callable[[str], bool] | None = None,
+) -> list[Claim]:
+    """Claims the chunks of other small jobs that wait for the same model, the oldest first, with no more than
+    `images` in all, but for those whose id is to be left out. To be called in the transaction of the claim
+    that they join, whose token they get.
+
+    Leaves the other processes their share of what waits: images may be large, and then one process would be
+    at them for long while all others had nothing to do.
+    """
+    waiting = (
+        sa.select(chunks.c.id, chunks.c.images, jobs.c.traceparent)
+        .join(jobs, jobs.c.id == chunks.c.job_id)
+        .where(
+            _FRESH_AND_SMALL,
+            chunks.c.crash_code.is_(None),
+            jobs.c.model_id == claim.model_id,
+            jobs.c.state == JobState.RUNNING,
+            jobs.c.chunks == 1,
+            jobs.c.paused_at.is_(None),
+        )
+    )
+    share = _share(connection, waiting)
+    if not share:
+        return []
+    # Skipping what is locked: it is somebody's, or will be in a moment.
+    found = connection.execute(
+        waiting.order_by(chunks.c.created_at).limit(share).with_for_update(of=chunks, skip_locked=True)
+    )
+    traces: dict[str, str | None] = {}
+    for chunk_id, chunk_images, traceparent in found.all():
+        if leave_out is not None and leave_out(chunk_id):
+            continue
+        images -= chunk_images
+        if images < 0:
+            break
+        traces[chunk_id] = traceparent
+    if not traces:
+        return []
+    taken = connection.execute(
+        chunks.update()
+        .where(chunks.c.id.in_(traces))
+        .values(
+            state=ChunkState.CLAIMED,
+            token=claim.token,
+            owner=owner,
+            attempts=chunks.c.attempts + 1,
+            lease_until=db_now(lease_seconds),
+        )
+        .returning(chunks)
+    )
+    return [claim_of(row, model_id=claim.model_id, traceparent=traces[row.id]) for row in taken]
+
+
+def _share(connection: Connection, waiting: sa.Select[tuple[str, int, str | None]]) -> int:
+    """How many of the waiting chunks are for one of the processes that classify."""
+    few = waiting.with_only_columns(chunks.c.id).limit(MAX_GATHERED).subquery()
+    number: int
+    number, processes = connection.execute(
+        sa.select(
+            sa.select(sa.func.count()).select_from(few).scalar_subquery(),
+            sa.select(sa.func.sum(workers.c.processes))
+            .where(workers.c.queue == CLASSIFY_QUEUE)
+            .scalar_subquery(),
+        )
+    ).one()
+    return -(-number // max(1, processes or 1))
