@@ -596,6 +596,23 @@ class LedgerMachine(RuleBasedStateMachine):
         if chunk:
             chunk.crashed(code)
 
+    @happening(weight=4, when=lambda self: self.zombies(), pick=PICK)
+    def a_zombie_is_buried(self, pick: int) -> None:
+        """Late: somebody else has its chunk by now, whose claim it must not end."""
+        zombies = self.zombies()
+        self._bury(zombies[pick % len(zombies)], ErrorCode.QUARANTINED)
+        self.tally["a zombie was buried"] += 1
+
+    def zombies(self) -> list[Worker]:
+        """Those whose chunk is somebody else's at this moment."""
+        return [
+            worker
+            for worker in self.workers
+            if self.chunk_of(worker.claim) is None
+            and (chunk := self.model.chunks.get(worker.claim.chunk_id))
+            and chunk.state == "claimed"
+        ]
+
     def _bury(self, worker: Worker, code: ErrorCode) -> None:
         """Its main process knows the chunk of the message. Where somebody else has that by now, leases run
         out.
