@@ -1,0 +1,67 @@
+"""A producer in a process of its own, as a person's would be: the same files again and again, as one job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from benchmarks.processes import peak_kib
+from jobs.settings import Settings
+from labelmill.client import Client
+from producer.sources import SourceImage, Sources
+
+
+class Submission(NamedTuple):
+    """One job that was submitted."""
+
+    job_id: str
+    began: float  # by time.perf_counter, which all processes of a Linux machine share
+    submitted: float
+    peak_kib: int  # the most memory that the producer had in use, from its start to its end
+
+
+class Producer:
+    """A context manager: each submission gets a fresh process, so that its memory is its own."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._pool = ProcessPoolExecutor(
+            1,
+            # Spawned, not forked: nothing of this process's memory is in it.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_leave_ctrl_c,
+            max_tasks_per_child=1,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, images: int) -> Future[Submission]:
+        """Begins a job of so many images; the future holds what came of it, or what `submit` raises."""
+        return self._pool.submit(_submit, self._settings, self._folder, images)
+
+
+def _submit(settings: Settings, folder: Path, images: int) -> Submission:
+    with Client(settings) as client:
+        began = time.perf_counter()
+        job_id = client.submission(_again_and_again(folder, images)).job_id
+        return Submission(job_id, began, time.perf_counter(), peak_kib(os.getpid()))
+
+
+def _again_and_again(folder: Path, images: int) -> Iterator[SourceImage]:
+    return islice(chain.from_iterable(map(Sources, repeat([str(folder)]))), images)
+
+
+def _leave_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the parent, which then ends us
