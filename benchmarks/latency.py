@@ -84,16 +84,17 @@ def _measure(
             say(f"{work}: {jobs} jobs of one image, beside a job of {bulk_images:,}")
             with Bulk(pipeline.client, folder, bulk_images) as bulk:
                 busy = _timed(pipeline.client, watch, paths, jobs, under_way=bulk.under_way)
-    found: dict[str, Any] = {
-        name: milliseconds([total for total, _ in taken])
-        | {"submit": milliseconds([part for _, part in taken])}
-        for name, taken in (("idle", idle), ("busy", busy))
-    }
+    found = {"idle": _figures(idle), "busy": _figures(busy)}
     return found | {
         "ratio": round(found["busy"]["median"] / found["idle"]["median"], 3),
         "bulk_jobs": bulk.jobs,
         "database": both.facts,
     }
+
+
+def _figures(taken: list[tuple[float, float]]) -> dict[str, Any]:
+    """To the row, and of that until the call came back, in milliseconds."""
+    return milliseconds([total for total, _ in taken]) | {"submit": milliseconds([part for _, part in taken])}
 
 
 def _timed(
