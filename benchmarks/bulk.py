@@ -6,7 +6,7 @@ import contextlib
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
@@ -76,6 +76,6 @@ class Bulk:
                 raise RuntimeError(f"the large job has not begun after {JOB_SECONDS:g} seconds")
             time.sleep(_LOOK_SECONDS)
 
-    def _open(self) -> sa.Row[tuple[str, int]] | None:
+    def _open(self) -> sa.Row[Any, Any] | None:
         with self._client.ledger.reading() as connection:
             return connection.execute(_OPEN).first()

@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 import sqlalchemy as sa
@@ -121,8 +122,8 @@ def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, 
     taken: dict[str, list[float]] = {name: [] for name in (*depths, "status")}
     for _ in range(repeats):
         for name, depth in depths.items():
-            taken[name].append(_seconds(lambda depth=depth: _read_page(client, job_id, depth)))
-        taken["status"].append(_seconds(lambda: client.status(job_id)))
+            taken[name].append(_seconds(partial(_read_page, client, job_id, depth)))
+        taken["status"].append(_seconds(partial(client.status, job_id)))
     return {name: milliseconds(seconds) for name, seconds in taken.items()}
 
 

@@ -49,21 +49,21 @@ class _Tools:
 
     def scores(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The probability of each class, for one image."""
-        answer: npt.NDArray[np.float32] = self._model(pixels[None], training=False).numpy()
-        return answer[0]
+        answer: npt.NDArray[np.float32] = self._model(pixels[None], training=False).numpy()[0]
+        return answer
 
 
 _tools: _Tools | None = None
 
 
-@worker_process_init.connect
+@worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def _warm_up(**_: Any) -> None:
     global _tools
     _tools = _Tools()
     note_ready(settings)
 
 
-@app.task(name=TASK)
+@app.task(name=TASK)  # type: ignore[untyped-decorator]
 def classify(job_id: str, path: str) -> None:
     """One image, from its path to its row."""
     from worker.predicting.decode import decode

@@ -24,6 +24,7 @@ from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.plain_worker import PlainWorker
 from benchmarks.processes import parent_of, standing_still
+from benchmarks.producer import Door
 from benchmarks.report import write_measured
 from benchmarks.surroundings import (
     PROCESSES,
@@ -39,12 +40,9 @@ from benchmarks.surroundings import (
     short_folder,
 )
 from jobs.ledger import Ledger
-from jobs.queue import Bell, make_app
-from jobs.store import Store
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
 from producer.sources import Sources
-from producer.submit import submit
 
 #: Files there are; a job takes one of them.
 IMAGES: Final = 10_000
@@ -125,17 +123,10 @@ def _measure(
 
 
 def _submit(client: Client, paths: Sequence[str]) -> None:
-    """A job for each image. `Client.submit` would connect to the broker for each of them anew."""
-    store = Store(client.settings.store)
-    with contextlib.closing(Bell(make_app(client.settings))) as bell:
+    """A job for each image."""
+    with Door(client) as door:
         for path in paths:
-            submit(
-                Sources([path]),
-                ledger=client.ledger,
-                store=store,
-                bell=bell,
-                chunk_images=client.settings.chunk_images,
-            )
+            door.submit(Sources([path]))
 
 
 def _seconds(drained: Drained) -> dict[str, float]:
