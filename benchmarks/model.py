@@ -49,8 +49,8 @@ def train_once(work_dir: Path) -> TrainedModel:
     return TrainedModel(champion, fetch_model(Store(settings.store), champion, settings.cache_dir))
 
 
-def make_champion(model: TrainedModel, ledger: Ledger, settings: Settings) -> None:
-    """Registers the model in another ledger and store, as the champion."""
+def make_champion(model: TrainedModel, ledger: Ledger, settings: Settings) -> Model:
+    """Registers the model in another ledger and store, as the champion; gives back its row there."""
     registered = register_model(
         ledger,
         Store(settings.store),
@@ -63,3 +63,4 @@ def make_champion(model: TrainedModel, ledger: Ledger, settings: Settings) -> No
     )
     with ledger.transaction() as connection:
         point_alias(connection, CHAMPION, registered.id)
+    return registered

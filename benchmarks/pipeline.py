@@ -43,32 +43,37 @@ class Pipeline:
         self._settings = settings
         self._model = model
         self._stack = Stack(settings, logs=settings.home / "logs")
-        self._client = Client(settings)
+        self.client = Client(settings)
 
     def __enter__(self) -> Self:
         try:
-            make_champion(self._model, self._client.ledger, self._settings)
+            make_champion(self._model, self.client.ledger, self._settings)
             self._stack.__enter__()
         except BaseException:
-            self._client.close()
+            self.client.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.stop()
-        self._client.close()
+        self.client.close()
 
     def warm_up(self, folder: Path) -> None:
         """Classifies the folder until every worker process has taken part, which it does once it is warm."""
-        while self._processes_seen() < self._settings.processes:
+        while len(self.processes()) < self._settings.processes:
             self.classify(folder)
 
     def classify(self, folder: Path) -> Classified:
         """Submits the folder and waits until its job is done. Raises RuntimeError where that goes wrong."""
         began = time.perf_counter()
-        job_id = self._client.submit(folder)
-        submitted = time.perf_counter()
-        while not (status := self._client.status(job_id)).finished:
+        job_id = self.client.submit(folder)
+        return self.wait(job_id, began=began, submitted=time.perf_counter())
+
+    def wait(self, job_id: str, *, began: float, submitted: float) -> Classified:
+        """Waits until the job is done, which was begun and submitted at these times of `time.perf_counter`.
+        Raises RuntimeError where that goes wrong.
+        """
+        while not (status := self.client.status(job_id)).finished:
             if time.perf_counter() - began > JOB_SECONDS:
                 raise RuntimeError(f"the job has not ended after {JOB_SECONDS:g} seconds")
             left = 1 - status.done / status.total
@@ -78,6 +83,10 @@ class Pipeline:
             raise RuntimeError(f"the job ended {status.state} with {status.failed} errors: {status.error}")
         return Classified(job_id, ended - began, submitted - began)
 
-    def _processes_seen(self) -> int:
-        with self._client.ledger.reading() as connection:
-            return connection.scalar(sa.select(sa.func.count(chunks.c.owner.distinct()))) or 0
+    def processes(self) -> list[int]:
+        """The ids of the worker processes that have taken part so far."""
+        with self.client.ledger.reading() as connection:
+            owners = connection.scalars(
+                sa.select(chunks.c.owner).where(chunks.c.owner.is_not(None)).distinct()
+            )
+            return sorted(int(owner.rpartition("/")[2]) for owner in owners)

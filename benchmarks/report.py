@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Final
 
 from rich.console import Console
@@ -72,15 +73,9 @@ class Result:
             "processes": self.settings.processes,
             "chunk_images": self.settings.chunk_images,
             "rounds_seconds": [asdict(one) for one in self.rounds],
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "measured_at": _now(),
             "database": self.database,
-            "machine": {
-                "cpu": _cpu(),
-                "cores": os.cpu_count(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
-            "python": sys.version.split()[0],
-            "packages": {name: metadata.version(name) for name in _PACKAGES},
+            **_where(),
         }
 
 
@@ -108,14 +103,33 @@ def write_result(result: Result, folder: Path, load_average: float) -> Path:
     """Writes `<work>.json`, whole or not at all. The load average is the machine's before the run began: one
     well above zero says that others were at work on it.
     """
+    return _write(result.work, result.to_json() | _load(load_average), folder)
+
+
+def write_measured(name: str, measured: dict[str, Any], folder: Path, load_average: float) -> Path:
+    """Writes `<name>.json`: what was measured, when, on which machine, and its load before."""
+    return _write(name, measured | {"measured_at": _now(), **_where()} | _load(load_average), folder)
+
+
+def _write(name: str, value: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.work}.json"
+    path = folder / f"{name}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps(result.to_json() | {"load_average_before": round(load_average, 2)}, indent=2) + "\n"
-    )
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
     temporary.replace(path)
     return path
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 99th percentile and extremes, in milliseconds; of two or more."""
+    in_order = [1000 * one for one in seconds]
+    found = {
+        "median": median(in_order),
+        "p99": quantiles(in_order, n=100, method="inclusive")[98],
+        "least": min(in_order),
+        "most": max(in_order),
+    }
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def print_stages(stages: dict[str, float], processes: int, console: Console) -> None:
@@ -140,6 +154,26 @@ def _spread(figures: list[float]) -> dict[str, float]:
     return dict(
         zip(("median", "least", "most"), (round(figure, 1) for figure in _three(figures)), strict=True)
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _where() -> dict[str, Any]:
+    return {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _load(average: float) -> dict[str, float]:
+    return {"load_average_before": round(average, 2)}
 
 
 def _cpu() -> str:

@@ -1,0 +1,81 @@
+"""A very large job that is under way while something else is measured, and another one when it is through."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, Self
+
+import sqlalchemy as sa
+
+from benchmarks.pipeline import JOB_SECONDS
+from benchmarks.producer import Producer, Submission
+from jobs.errors import Conflict
+from jobs.schema import UNFINISHED, jobs
+from labelmill.client import Client
+
+#: How often to look whether the workers have begun.
+_LOOK_SECONDS: Final = 0.05
+
+#: The large job is told from those of one image by its size.
+_OPEN: Final = sa.select(jobs.c.id, jobs.c.chunks_done).where(jobs.c.state.in_(UNFINISHED), jobs.c.total > 1)
+
+
+class Bulk:
+    """A context manager: inside it the workers have a large job to do."""
+
+    def __init__(self, client: Client, folder: Path, images: int) -> None:
+        self.jobs = 0  # that were begun so far
+        self._client = client
+        self._images = images
+        self._producer = Producer(client.settings, folder)
+        self._future: Future[Submission] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def under_way(self) -> bool:
+        """Whether the large job is; where it was through, the next one is by now."""
+        if self._open() is not None:
+            return True
+        self._begin()
+        return False
+
+    def stop(self) -> None:
+        """Ends the job where it stands."""
+        if (found := self._open()) is not None:
+            with contextlib.suppress(Conflict):  # it was through at this moment
+                self._client.cancel(found.id)
+        if self._future is not None:
+            self._future.exception()  # a producer whose job is cancelled stops
+        self._producer.__exit__()
+
+    def _begin(self) -> None:
+        """Begins a job and waits until a chunk of it is done. Raises what the producer does, RuntimeError."""
+        if self._future is not None:
+            self._future.result()
+        self._future = self._producer.submit(self._images)
+        self.jobs += 1
+        deadline = time.monotonic() + JOB_SECONDS
+        while (found := self._open()) is None or not found.chunks_done:
+            if self._future.done():
+                self._future.result()
+                if self._open() is None:
+                    return  # so small that it is through already
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the large job has not begun after {JOB_SECONDS:g} seconds")
+            time.sleep(_LOOK_SECONDS)
+
+    def _open(self) -> sa.Row[Any, Any] | None:
+        with self._client.ledger.reading() as connection:
+            return connection.execute(_OPEN).first()

@@ -1,0 +1,179 @@
+"""`python -m benchmarks.paging`: how long a page of predictions and a status take in a job of ten million.
+
+The rows are made by PostgreSQL itself. What is measured is what `labelmill predictions --after --limit` and
+`labelmill status` call, on a connection that is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Final
+
+import sqlalchemy as sa
+import typer
+
+from benchmarks.databases import Work, databases
+from benchmarks.model import TrainedModel, make_champion
+from benchmarks.report import milliseconds, write_measured
+from benchmarks.surroundings import RESULTS, Json, WorkDir, prepare, run, settings_for, settle, short_folder
+from jobs.errors import LabelmillError
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.progress import Filter, page_of_predictions
+from jobs.schema import ChunkState, JobState, predictions
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.console import say, tells_errors
+
+PAGE: Final = 100
+
+#: Where a page begins, as a share of the rows.
+_DEPTHS: Final = (0.0, 0.1, 0.5, 0.999)
+
+#: PostgreSQL's names for reading an index in order.
+_INDEX_SCANS: Final = frozenset(("Index Scan", "Index Only Scan"))
+
+_JOB: Final = sa.text(
+    "INSERT INTO jobs (id, state, model_id, total, succeeded, failed, chunks, chunks_done, created_at,"
+    " touched_at, submitted_at, started_at, finished_at) VALUES (:job, :done, :model, :images, :images, 0,"
+    " :chunks, :chunks, now(), now(), now(), now(), now())"
+)
+#: A chunk's id begins with its job's chance; the digits after it are of the alphabet of ids.
+_CHUNKS: Final = sa.text(
+    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
+    " created_at, finished_at) SELECT right(:job, 8) || lpad(n::text, 8, '0'), :job, n * :size,"
+    " least(:size, :images - n * :size), 'payloads/' || n, repeat('0', 64), :done, 1, now(), now()"
+    " FROM generate_series(0, :chunks - 1) AS n"
+)
+_PREDICTIONS: Final = sa.text(
+    'INSERT INTO predictions (job_id, "index", name, label, confidence)'
+    " SELECT :job, n, 'scans/' || n % 10 || '/' || lpad(n::text, 8, '0') || '.png', (n % 10)::text,"
+    " 0.5 + 0.5 * random() FROM generate_series(0, :images - 1) AS n"
+)
+
+
+class NoIndexScan(LabelmillError):
+    """PostgreSQL reads the page in another way than along the primary key."""
+
+
+@tells_errors
+def main(
+    rows: Annotated[int, typer.Option(min=1_000, help="Predictions of the job.")] = 10_000_000,
+    repeats: Annotated[int, typer.Option(min=2, help="How often each is asked.")] = 200,
+    work_dir: WorkDir = None,
+    json: Json = RESULTS,
+) -> None:
+    """Time a page at several depths, and a status, in one large job on PostgreSQL."""
+    load_average = os.getloadavg()[0]
+    model, _ = prepare(work_dir, images=1)
+    with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
+        settings = settings_for(home, both.pipeline, 1)
+        with Client(settings) as client:
+            job_id = _fill(client.ledger, model, settings, rows)
+            before_analyze = _plan(client.ledger, job_id, rows // 2)
+            settle(both.settle)
+            with client.ledger.transaction() as connection:
+                connection.execute(sa.text("ANALYZE"))  # which autovacuum would do by and by
+            plan = _plan(client.ledger, job_id, rows // 2)
+            _check_index_scan(plan)
+            found = _measure(client, job_id, rows, repeats)
+    for name, figures in found.items():
+        say(f"{name}: median {figures['median']:.2f} ms, 99th percentile {figures['p99']:.2f} ms")
+    measured = {
+        "rows": rows,
+        "page": PAGE,
+        "repeats": repeats,
+        "milliseconds": found,
+        "plan": plan,
+        "plan_before_analyze": before_analyze,
+        "database": both.facts,
+    }
+    say(f"written to {write_measured('paging', measured, json, load_average)}")
+
+
+def _fill(ledger: Ledger, model: TrainedModel, settings: Settings, images: int) -> str:
+    """A job that is done, with all its rows; gives back its id."""
+    champion = make_champion(model, ledger, settings)
+    size = settings.chunk_images
+    values = {
+        "job": new_id(),
+        "model": champion.id,
+        "images": images,
+        "size": size,
+        "chunks": -(-images // size),
+    }
+    say(f"writing {images:,} rows")
+    began = time.perf_counter()
+    with ledger.transaction() as connection:
+        connection.execute(_JOB, values | {"done": JobState.DONE})
+        connection.execute(_CHUNKS, values | {"done": ChunkState.DONE})
+        connection.execute(_PREDICTIONS, values)
+    say(f"written in {time.perf_counter() - began:.0f} s")
+    return str(values["job"])
+
+
+def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each question. They take turns, so that none has a quieter machine than another."""
+    depths = {f"page at {int(rows * share):,}": int(rows * share) for share in _DEPTHS}
+    taken: dict[str, list[float]] = {name: [] for name in (*depths, "status")}
+    for _ in range(repeats):
+        for name, depth in depths.items():
+            taken[name].append(_seconds(partial(_read_page, client, job_id, depth)))
+        taken["status"].append(_seconds(partial(client.status, job_id)))
+    return {name: milliseconds(seconds) for name, seconds in taken.items()}
+
+
+def _read_page(client: Client, job_id: str, depth: int) -> None:
+    page = list(client.predictions(job_id, after=depth - 1, limit=PAGE))
+    if [one.index for one in page] != list(range(depth, depth + PAGE)):
+        raise LabelmillError(f"The page at {depth:,} does not hold what it should.")
+
+
+def _seconds(question: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    question()
+    return time.perf_counter() - began
+
+
+def _plan(ledger: Ledger, job_id: str, depth: int) -> dict[str, Any]:
+    """How PostgreSQL reads a page: the steps of the very statement that the library sends."""
+    sent: list[tuple[str, Any]] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    sa.event.listen(ledger.engine, "before_cursor_execute", listen)
+    with contextlib.ExitStack() as stack:
+        stack.callback(sa.event.remove, ledger.engine, "before_cursor_execute", listen)
+        connection = stack.enter_context(ledger.reading())
+        page_of_predictions(connection, job_id, Filter(), after=depth - 1, limit=PAGE)
+        [(statement, parameters)] = sent
+        plan: dict[str, Any] = connection.exec_driver_sql(
+            f"EXPLAIN (FORMAT JSON) {statement}", parameters
+        ).scalar_one()[0]["Plan"]
+    steps = _steps(plan)
+    [reading] = [step for step in steps if step.get("Relation Name") == predictions.name]
+    return {
+        "steps": [step["Node Type"] for step in steps],
+        "reads_by": reading["Node Type"],
+        "index": reading.get("Index Name"),
+        "condition": reading.get("Index Cond"),
+    }
+
+
+def _check_index_scan(plan: dict[str, Any]) -> None:
+    """Raises NoIndexScan."""
+    if plan["reads_by"] not in _INDEX_SCANS or "Sort" in plan["steps"]:
+        raise NoIndexScan(f"PostgreSQL reads a page by {', '.join(plan['steps'])}.")
+
+
+def _steps(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(step for part in plan.get("Plans", []) for step in _steps(part))]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,51 @@
+"""Other processes, as Linux shows them in /proc: their memory at its highest, and how to hold them still."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that the process had in use (VmHWM), in KiB, since it began or `forget_peak`."""
+    return _status(pid, "VmHWM")
+
+
+def forget_peak(pid: int) -> None:
+    """From here on, only what the process has in use from here on counts."""
+    (Path("/proc") / str(pid) / "clear_refs").write_text("5")
+
+
+def parent_of(pid: int) -> int:
+    """The process that started it."""
+    return _status(pid, "PPid")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that it started."""
+    return [int(child) for child in (Path("/proc") / f"{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextlib.contextmanager
+def standing_still(pids: Iterable[int]) -> Iterator[None]:
+    """Inside it the processes do nothing; after it they go on, as warm as they were."""
+    stopped: list[int] = []
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        yield
+    finally:
+        for pid in reversed(stopped):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _status(pid: int, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+)", (Path("/proc") / str(pid) / "status").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc says no {name} of process {pid}: it has ended, or this is not Linux")
+    return int(found[1])

@@ -1,0 +1,141 @@
+"""`python -m benchmarks.small_jobs`: jobs of one image a second, beside a worker that takes one at a time.
+
+All jobs are submitted while the workers, warm, stand still (SIGSTOP). The clock starts when they go on, and
+stops with the last row. Beside it, in turns: one message, one prediction, see `benchmarks.plain_worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Final
+
+import typer
+
+from benchmarks.databases import Work, databases
+from benchmarks.draining import Drained, check_drained, drained, make_mark
+from benchmarks.images import list_images
+from benchmarks.model import TrainedModel, make_champion
+from benchmarks.pipeline import Pipeline
+from benchmarks.plain_worker import PlainWorker
+from benchmarks.processes import parent_of, standing_still
+from benchmarks.producer import Door
+from benchmarks.report import write_measured
+from benchmarks.surroundings import (
+    PROCESSES,
+    RESULTS,
+    Json,
+    Processes,
+    WorkDir,
+    Works,
+    prepare,
+    run,
+    settings_for,
+    settle,
+    short_folder,
+)
+from jobs.ledger import Ledger
+from labelmill.client import Client
+from labelmill.console import say, tells_errors
+from producer.sources import Sources
+
+#: Files there are; a job takes one of them.
+IMAGES: Final = 10_000
+
+
+@tells_errors
+def main(
+    works: Works = None,
+    number: Annotated[int, typer.Option("--jobs", min=1, help="Jobs of one image.")] = 10_000,
+    plain: Annotated[int, typer.Option(min=1, help="Jobs of one image for the plain worker.")] = 2_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 3,
+    processes: Processes = PROCESSES,
+    work_dir: WorkDir = None,
+    json: Json = RESULTS,
+) -> None:
+    """Measure jobs of one image a second, beside one message and one prediction for each."""
+    load_average = os.getloadavg()[0]
+    model, folder = prepare(work_dir, images=IMAGES)
+    paths = list_images(folder)
+    measured = {}
+    for work in works or list(Work):
+        found = _measure(work, model, folder, _some(paths, number), _some(paths, plain), rounds, processes)
+        say(f"{work}: {found['ratio']:.1f} times as many jobs a second as one by one")
+        measured[str(work)] = found
+    facts = {"jobs": number, "plain_jobs": plain, "processes": processes}
+    say(f"written to {write_measured('small-jobs', facts | measured, json, load_average)}")
+
+
+def _some(paths: list[str], number: int) -> list[str]:
+    return list(islice(cycle(paths), number))
+
+
+def _measure(
+    work: Work,
+    model: TrainedModel,
+    folder: Path,
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    rounds: int,
+    processes: int,
+) -> dict[str, Any]:
+    turns = []
+    with short_folder() as home, databases(work, home) as both, contextlib.ExitStack() as stack:
+        settings = settings_for(home, both.pipeline, processes)
+        plain_settings = settings_for(home, both.bare_loop, processes)  # the same broker
+        pipeline = stack.enter_context(Pipeline(settings, model))
+        plain = PlainWorker(plain_settings)
+        make_champion(model, plain.ledger, plain_settings)
+        stack.enter_context(plain)
+        say(f"{work}: warming up")
+        pipeline.warm_up(folder)
+        children = pipeline.processes()
+        workers = [parent_of(children[0]), *children]
+
+        def drain(ledger: Ledger, pids: Sequence[int], send: Callable[[], None]) -> Drained:
+            with standing_still(pids):
+                mark = make_mark()
+                send()
+                settle(both.settle)
+            return drained(ledger, mark, datetime.now(UTC))
+
+        for turn in range(1, rounds + 1):
+            say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
+            with standing_still(plain.processes()):
+                gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
+            with standing_still(workers):
+                single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
+            check_drained((gathered, len(ours)), (single, len(theirs)))
+            say(f"{work}: round {turn}: {gathered.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")
+            turns.append((gathered, single))
+    return {
+        "jobs_per_second": round(median(gathered.rate for gathered, _ in turns), 1),
+        "plain_jobs_per_second": round(median(single.rate for _, single in turns), 1),
+        "ratio": round(median(gathered.rate / single.rate for gathered, single in turns), 2),
+        "rounds": [{"pipeline": _seconds(gathered), "plain": _seconds(single)} for gathered, single in turns],
+        "database": both.facts,
+    }
+
+
+def _submit(client: Client, paths: Sequence[str]) -> None:
+    """A job for each image."""
+    with Door(client) as door:
+        for path in paths:
+            door.submit(Sources([path]))
+
+
+def _seconds(drained: Drained) -> dict[str, float]:
+    return {
+        "jobs_per_second": round(drained.rate, 1),
+        "seconds": round(drained.seconds, 3),
+        "seconds_between_rows": round(drained.seconds_between_rows, 3),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

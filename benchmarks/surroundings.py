@@ -1,0 +1,97 @@
+"""What each measurement needs around it: a clean environment, folders, settings, images and a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final, NoReturn, TypeAlias
+
+import typer
+
+from benchmarks.databases import Work
+from benchmarks.images import make_images
+from benchmarks.model import TrainedModel, train_once
+from jobs.settings import ENV_PREFIX, Settings
+
+RESULTS: Final = Path(__file__).parent / "results"
+
+#: As many as the machine has cores to give: the figures in docs/performance.md are of two.
+PROCESSES: Final = 2
+
+#: What of a developer's environment may reach a measurement; a broker or ledger of theirs must not.
+_SETTINGS_HEEDED: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
+
+#: Options that several measurements have.
+Works: TypeAlias = Annotated[
+    list[Work] | None, typer.Option("--work", help="Which database; may be given twice. Left out: both.")
+]
+Processes: TypeAlias = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+WorkDir: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Where images and model are kept between runs.")
+]
+Json: TypeAlias = Annotated[
+    Path, typer.Option("--json", help="The folder that the JSON file is written into.")
+]
+
+
+def run(command: Callable[..., None]) -> None:
+    """Runs a measurement as a command of its own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+def prepare(work_dir: Path | None, *, images: int) -> tuple[TrainedModel, Path]:
+    """The trained model, and a folder with so many images. Takes this process's environment for the
+    measurement alone, and lets SIGTERM end it in order. Raises DataUnavailable, LabelmillError.
+    """
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        if name not in _SETTINGS_HEEDED:
+            del os.environ[name]
+    signal.signal(signal.SIGTERM, _interrupt)
+    kept = _kept_folder(work_dir)
+    model = train_once(kept)
+    return model, make_images(images, Settings.load(home=kept / "model"), kept)
+
+
+def settings_for(home: Path, ledger_url: str, processes: int) -> Settings:
+    """Everything embedded, below `home`, but the ledger."""
+    return Settings.load(
+        home=home / "home", ledger_url=ledger_url, broker_url=None, store_url=None, processes=processes
+    )
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for one run whose path has room for a Unix socket's name."""
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(database: Callable[[], None]) -> None:
+    """What one measurement has left for the disk is not the next one's to wait for."""
+    database()
+    os.sync()
+
+
+def _kept_folder(work_dir: Path | None) -> Path:
+    """Where images and model stay. In the temporary folder the name is known to all: it must be ours."""
+    if work_dir is None:
+        work_dir = Path(tempfile.gettempdir()) / f"labelmill-benchmarks-{os.getuid()}"
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if work_dir.stat().st_uid != os.getuid():
+        raise typer.BadParameter(f"{work_dir} belongs to somebody else.")
+    return work_dir.resolve()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
