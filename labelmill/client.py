@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike, fspath
@@ -161,9 +161,11 @@ class Client:
         # Imported where it is needed: Celery takes a sixth of a second, and most commands only read.
         from jobs.queue import Bell, make_app
 
-        self._bell = Bell(make_app(self.settings))
-        with closing(self._bell):
-            yield self._bell
+        # Kept: connecting takes as long as all the rest of submitting one image.
+        if self._bell is None:
+            self._bell = Bell(make_app(self.settings))
+        self._bell.silent, self._bell.reason = False, ""
+        yield self._bell
 
     @property
     def broker_was_away(self) -> bool:
@@ -454,6 +456,8 @@ class Client:
     def close(self) -> None:
         """Gives the connections back."""
         self.ledger.close()
+        if self._bell is not None:
+            self._bell.close()
         tracing = self.__dict__.get("_tracing")  # not made only to be closed
         if tracing is not None:
             tracing.close()

@@ -480,6 +480,21 @@ def test_a_resume_rings_at_once(client, broker, make_job):
     assert broker.waiting() == 2
 
 
+def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make_job):
+    # Given a client that has rung once
+    jobs = [make_job([1]), make_job([1])]
+    for job in jobs:
+        client.pause(job.id)
+    client.resume(jobs[0].id)
+    assert broker.waiting() == 1
+
+    # When the broker cuts its connection, as one does that is restarted, Then it rings all the same
+    assert broker.client.client_kill_filter(skipme=True) >= 1
+    client.resume(jobs[1].id)
+    assert broker.waiting() == 2
+    assert not client.broker_was_away
+
+
 def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
     # Given a broker that nobody reaches
     away = settings.model_copy(update={"broker_url": "redis+socket:///nowhere/valkey.sock"})

@@ -8,8 +8,9 @@ import json
 import pytest
 from celery import Celery
 
+from jobs import queue
 from jobs.ids import new_id
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, RETRAIN_TASK, Bell
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE, RETRAIN_TASK, Bell
 from jobs.settings import Settings
 from tests.conftest import Broker
 
@@ -33,6 +34,32 @@ def test_a_message_holds_the_chunks_id_in_json_and_nothing_else(bell: Bell, brok
     assert message["content-type"] == "application/json"
     args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
     assert (args, kwargs) == ([chunk_id], {})
+
+
+def test_what_goes_ahead_is_taken_before_all_that_waits(bell: Bell, broker: Broker) -> None:
+    # Given messages that wait, when one is to go ahead of them
+    waiting = [new_id(), new_id()]
+    small = new_id()
+    bell.ring(waiting)
+    bell.ring([small], ahead=True)
+
+    # Then it is the next that is taken, as workers take them, and the others come as they did
+    taken = []
+    while (message := broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)) is not None:
+        args, _, _ = json.loads(base64.b64decode(json.loads(message)["body"]))  # type: ignore[arg-type]
+        taken += args
+    assert taken == [small, *waiting]
+
+
+def test_what_goes_ahead_has_room_where_others_have_none(
+    bell: Bell, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 2)
+    monkeypatch.setattr(queue, "MAX_AHEAD", 1)
+
+    assert bell.ring_for([(new_id(), False)] * 3) == 2
+    assert bell.ring_for([(new_id(), True), (new_id(), True), (new_id(), False)]) == 1
+    assert broker.waiting() == 3
 
 
 def test_an_empty_queue_has_nothing_waiting(bell: Bell, broker: Broker) -> None:  # noqa: ARG001
