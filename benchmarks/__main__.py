@@ -20,7 +20,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 from rich.console import Console
 
-from benchmarks.bare_loop import BareLoop, Plan
+from benchmarks.bare_loop import BareLoop, plans
 from benchmarks.check import check_rows
 from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_IMAGES, make_images
@@ -93,11 +93,7 @@ def _measure(
 ) -> Result:
     with _short_folder() as home, databases(work, home) as both:
         settings = _settings(home, both.pipeline, processes)
-        plans = [
-            Plan(both.bare_loop, model.path, model.row.classes, model.row.input_spec, processes, number)
-            for number in range(processes)
-        ]
-        with Pipeline(settings, model) as pipeline, BareLoop(plans) as bare_loop:
+        with Pipeline(settings, model) as pipeline, BareLoop(plans(both.bare_loop, model, processes)) as bare_loop:
             say(f"{work}: warming up")
             pipeline.warm_up(folder)
             measured: list[Round] = []
