@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.databases import Work
+from benchmarks.images import Pictures
 from jobs.settings import Settings
 
 #: The packages whose versions decide the figures.
@@ -45,10 +46,16 @@ class Result:
     """One work, measured."""
 
     work: Work
+    pictures: Pictures
     images: int
     settings: Settings
     database: dict[str, str]
     rounds: list[Round]
+
+    @property
+    def name(self) -> str:
+        """What the result goes by: of digits the database, and photographs are for one database only."""
+        return str(self.work if self.pictures == Pictures.DIGITS else self.pictures)
 
     @property
     def efficiency(self) -> float:
@@ -58,11 +65,11 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """All that is known."""
         return {
-            "work": self.work,
+            "work": self.name,
             "efficiency": round(self.efficiency, 4),
             "images_per_second": {
-                "pipeline": _spread([self.images / one.pipeline for one in self.rounds]),
-                "bare_loop": _spread([self.images / one.bare_loop for one in self.rounds]),
+                "pipeline": spread([self.images / one.pipeline for one in self.rounds]),
+                "bare_loop": spread([self.images / one.bare_loop for one in self.rounds]),
             },
             "efficiency_range": [
                 round(min(one.efficiency for one in self.rounds), 4),
@@ -74,21 +81,17 @@ class Result:
             "rounds_seconds": [asdict(one) for one in self.rounds],
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "database": self.database,
-            "machine": {
-                "cpu": _cpu(),
-                "cores": os.cpu_count(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
+            "machine": machine(),
             "python": sys.version.split()[0],
-            "packages": {name: metadata.version(name) for name in _PACKAGES},
+            "packages": versions(),
         }
 
 
 def print_result(result: Result, console: Console) -> None:
     """A row a side, and one for the ratio of each pair."""
     table = Table(
-        title=f"{result.images:,} PNG files to {result.work} rows, {result.settings.processes} processes, "
-        f"{len(result.rounds)} rounds"
+        title=f"{result.images:,} {result.pictures} to {result.work} rows, "
+        f"{result.settings.processes} worker processes, {len(result.rounds)} rounds"
     )
     table.add_column("")
     for heading in ("median", "least", "most"):
@@ -100,20 +103,22 @@ def print_result(result: Result, console: Console) -> None:
         ("efficiency", [one.efficiency for one in result.rounds]),
     ):
         style = ",.0f" if "images" in name else ".2f"
-        table.add_row(name, *(format(figure, style) for figure in _three(figures)))
+        table.add_row(name, *(format(figure, style) for figure in three(figures)))
     console.print(table)
 
 
 def write_result(result: Result, folder: Path, load_average: float) -> Path:
-    """Writes `<work>.json`, whole or not at all. The load average is the machine's before the run began: one
+    """Writes `<name>.json`, whole or not at all. The load average is the machine's before the run began: one
     well above zero says that others were at work on it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.work}.json"
+    return write_json(folder / f"{result.name}.json", result.to_json(), load_average)
+
+
+def write_json(path: Path, value: dict[str, Any], load_average: float) -> Path:
+    """Writes the file, whole or not at all; gives its path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps(result.to_json() | {"load_average_before": round(load_average, 2)}, indent=2) + "\n"
-    )
+    temporary.write_text(json.dumps(value | {"load_average_before": round(load_average, 2)}, indent=2) + "\n")
     temporary.replace(path)
     return path
 
@@ -132,13 +137,25 @@ def print_stages(stages: dict[str, float], processes: int, console: Console) -> 
     console.print(f"{processes} cores that do nothing else: at most {processes / total:,.0f} images/s")
 
 
-def _three(figures: list[float]) -> tuple[float, float, float]:
+def versions() -> dict[str, str]:
+    """Of the packages that decide the figures."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """What a reader of the figures should know about the machine."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def three(figures: list[float]) -> tuple[float, float, float]:
+    """The median, the least, the most."""
     return median(figures), min(figures), max(figures)
 
 
-def _spread(figures: list[float]) -> dict[str, float]:
+def spread(figures: list[float]) -> dict[str, float]:
+    """The same three, by name, for JSON."""
     return dict(
-        zip(("median", "least", "most"), (round(figure, 1) for figure in _three(figures)), strict=True)
+        zip(("median", "least", "most"), (round(figure, 1) for figure in three(figures)), strict=True)
     )
 
 

@@ -1,0 +1,68 @@
+"""What every benchmark needs around it: no settings of a developer's, folders, and a disk that is at rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+import typer
+
+from jobs.settings import ENV_PREFIX, Settings
+
+#: What of a developer's environment may reach a benchmark; a broker or ledger of theirs must not.
+_SETTINGS_HEEDED: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
+
+
+def leave_developer_out() -> None:
+    """Forgets a developer's settings, and makes SIGTERM end a run as Ctrl-C does."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        if name not in _SETTINGS_HEEDED:
+            del os.environ[name]
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def kept_folder(work_dir: Path | None) -> Path:
+    """Where images and model stay. In the temporary folder the name is known to all: it must be ours.
+
+    Raises BadParameter where it is not.
+    """
+    if work_dir is None:
+        work_dir = Path(tempfile.gettempdir()) / f"labelmill-benchmarks-{os.getuid()}"
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if work_dir.stat().st_uid != os.getuid():
+        raise typer.BadParameter(f"{work_dir} belongs to somebody else.")
+    return work_dir.resolve()
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for one run whose path has room for a Unix socket's name."""
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings_in(home: Path, ledger_url: str, processes: int) -> Settings:
+    """A state folder in `home`, with the embedded broker and store."""
+    return Settings.load(
+        home=home / "home", ledger_url=ledger_url, broker_url=None, store_url=None, processes=processes
+    )
+
+
+def settle(database: Callable[[], None]) -> None:
+    """What one measurement has left for the disk is not the next one's to wait for."""
+    database()
+    os.sync()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
