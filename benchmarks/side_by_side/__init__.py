@@ -6,8 +6,10 @@ Each is set up as somebody who knows the tool would do it on one machine with so
 - the bare loop: no tool at all, the limit (`benchmarks.bare_loop`).
 - Celery, a task an image: a message for each path, thousands of them taken at once by the worker, a process
   for each core on one thread, the model traced for a single image, one INSERT a task, no results kept.
-- celery-batches: the same tasks, gathered by 512, one call of the model and one COPY for each batch.
+- celery-batches: the same tasks, gathered up to 512, one call of the model and one COPY for each batch.
 - Ray Data: `map_batches` over paths by 2,048, the model held by an actor for each core, one COPY a batch.
 - Keras: `predict` by 512 over `tf.data`, which reads and decodes with TensorFlow's operations on all cores,
   and one COPY at the end.
+
+The last four run in an environment of their own, with the versions that celery-batches and Ray allow.
 """

@@ -20,8 +20,8 @@ try:
 except ImportError:  # the way that needs it is skipped
     Batches = None
 
-#: The most messages in one batch, and how long a batch that is not full waits for more. Of 64, 128, 256 and
-#: 512, the last was the quickest.
+#: The most messages in one batch: more would save the model little. And how long a batch that is not full
+#: waits for more: messages take longer to send than to work on, so it is mostly this that ends a batch.
 FLUSH_EVERY: Final = 512
 FLUSH_SECONDS: Final = 0.2
 

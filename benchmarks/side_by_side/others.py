@@ -53,7 +53,7 @@ class Other:
 
     def __init__(self, way: Way, python: Path, places: Places) -> None:
         self._way = way
-        self._command = [str(python), "-m", f"{__package__}.{way.command[0]}", places.to_json()]
+        self._command = [str(python.absolute()), "-m", f"{__package__}.{way.command[0]}", places.to_json()]
         self._command += way.command[1:]
         self._log = Path(places.scratch) / "log"
         self._process: subprocess.Popen[str] | None = None
