@@ -86,12 +86,11 @@ def main(
     """Measure images a second from PNG files to rows in PostgreSQL, of Labelmill and of other ways."""
     leave_developer_out()
     load_average = os.getloadavg()[0]
-    kept = kept_folder(work_dir)
-    model = train_once(kept)
     versions = _versions(python)
     ways = [way for way in WAYS if only is None or any(word in way.name for word in only)]
     there = [way for way in ways if _is_there(way, versions, python)]
-
+    kept = kept_folder(work_dir)
+    model = train_once(kept)
     settings = Settings.load(home=kept / "model")
 
     def hall(count: int) -> Hall:

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from benchmarks.side_by_side.talk import Classify, Places, copy_rows, find_files, rows_of, serve
 
-BATCH: Final = 512
+#: Processor time on one core: batches of 512 take 54 µs an image, of 2,048 51.
+BATCH: Final = 2_048
 
 
 @contextmanager
@@ -26,12 +27,16 @@ def keras_predict(places: Places) -> Iterator[Classify]:
         pixels = tf.io.decode_png(tf.io.read_file(path), channels=1)
         return tf.ensure_shape(pixels, (28, 28, 1))[:, :, 0]
 
+    def read_all(paths: Any) -> Any:
+        return tf.map_fn(read, paths, fn_output_signature=tf.TensorSpec((28, 28), tf.uint8))
+
     def classify(folder: str, job_id: str) -> float:
         paths = find_files(folder)
         pictures = (
+            # Paths are batched first: a step for each image instead of each batch takes half as long again.
             tf.data.Dataset.from_tensor_slices(paths)
-            .map(read, num_parallel_calls=tf.data.AUTOTUNE)
             .batch(BATCH)
+            .map(read_all, num_parallel_calls=tf.data.AUTOTUNE)
             .prefetch(tf.data.AUTOTUNE)
         )
         scores = model.predict(pictures, verbose=0)
