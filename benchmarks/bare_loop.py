@@ -30,6 +30,9 @@ from jobs.model import InputSpec
 #: 15.4 µs an image, of 1,024 14.3, of 2,048 13.9.
 BATCH: Final = 2_048
 
+#: Processes beyond the cores.
+MORE_PROCESSES: Final = 1
+
 #: More than any file has.
 _FILE_BYTES: Final = 1 << 20
 
@@ -60,7 +63,7 @@ class Plan:
 
 def plans(url: str, model: TrainedModel, cores: int) -> list[Plan]:
     """A plan for each process that keeps `cores` cores busy."""
-    processes = cores + 1
+    processes = cores + MORE_PROCESSES
     return [
         Plan(url, model.path, model.row.classes, model.row.input_spec, processes, number)
         for number in range(processes)

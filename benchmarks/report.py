@@ -16,6 +16,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bare_loop import MORE_PROCESSES
 from benchmarks.databases import Work
 from benchmarks.images import Pictures
 from jobs.settings import Settings
@@ -77,6 +78,7 @@ class Result:
             ],
             "images": self.images,
             "processes": self.settings.processes,
+            "bare_loop_processes": self.settings.processes + MORE_PROCESSES,
             "chunk_images": self.settings.chunk_images,
             "rounds_seconds": [asdict(one) for one in self.rounds],
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
