@@ -54,9 +54,9 @@ def print_standings(standings: list[Standing], console: Console) -> None:
     """
     ours = standings[0]
     table = Table(title=f"PNG files to PostgreSQL rows, rounds: {len(ours.work_seconds)}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for heading in ("images", "start, s", "images/s", "least", "most", "ours/its"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in standings:
         faster = median(mine / theirs for mine, theirs in zip(ours.speeds, one.speeds, strict=True))
         table.add_row(
