@@ -17,16 +17,20 @@ class WrongRows(LabelmillError):
 
 def check_rows(pipeline: tuple[str, str], bare_loop: tuple[str, str], *, images: int) -> None:
     """Compares what the two sides, each a database's URL and a job's id, have written. Raises WrongRows."""
-    ours, theirs = _labels(*pipeline, images=images), _labels(*bare_loop, images=images)
+    compare_labels(read_labels(*pipeline, images=images), read_labels(*bare_loop, images=images))
+
+
+def compare_labels(ours: dict[str, str], theirs: dict[str, str], *, whose: str = "the bare loop") -> None:
+    """Compares labels by name. Raises WrongRows where an image or a label is not the same on both sides."""
     if ours.keys() != theirs.keys():
-        raise WrongRows("the pipeline and the bare loop have classified other images")
+        raise WrongRows(f"the pipeline and {whose} have classified other images")
     different = [name for name, label in ours.items() if label != theirs[name]]
     if different:
-        raise WrongRows(f"{len(different)} images got other labels than in the bare loop: {different[:3]}")
+        raise WrongRows(f"{len(different)} images got other labels than in {whose}: {different[:3]}")
 
 
-def _labels(url: str, job_id: str, *, images: int) -> dict[str, str]:
-    """The label of each image by its name."""
+def read_labels(url: str, job_id: str, *, images: int) -> dict[str, str]:
+    """The label of each image by its name. Raises WrongRows unless each of so many has one."""
     query = sa.select(predictions.c.name, predictions.c.label).where(predictions.c.job_id == job_id)
     with contextlib.closing(Ledger(url)) as ledger, ledger.reading() as connection:
         rows = connection.execute(query).all()

@@ -33,7 +33,7 @@ from benchmarks.surroundings import (
     Works,
     prepare,
     run,
-    settings_for,
+    settings_in,
     settle,
     short_folder,
 )
@@ -73,7 +73,7 @@ def _measure(
     work: Work, model: TrainedModel, folder: Path, jobs: int, bulk_images: int, processes: int
 ) -> dict[str, Any]:
     with short_folder() as home, databases(work, home) as both:
-        settings = settings_for(home, both.pipeline, processes)
+        settings = settings_in(home, both.pipeline, processes)
         with Pipeline(settings, model) as pipeline, RowWatch(pipeline.client.ledger) as watch:
             say(f"{work}: warming up")
             pipeline.warm_up(folder)

@@ -30,7 +30,7 @@ from benchmarks.surroundings import (
     Works,
     prepare,
     run,
-    settings_for,
+    settings_in,
     settle,
     short_folder,
 )
@@ -82,7 +82,7 @@ def _measure(
     work: Work, model: TrainedModel, folder: Path, small: int, large: int, processes: int
 ) -> dict[str, Any]:
     with short_folder() as home, databases(work, home) as both:
-        settings = settings_for(home, both.pipeline, processes)
+        settings = settings_in(home, both.pipeline, processes)
         with Pipeline(settings, model) as pipeline, Producer(settings, folder) as producer:
             say(f"{work}: warming up")
             pipeline.warm_up(folder)

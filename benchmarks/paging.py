@@ -19,7 +19,7 @@ import typer
 from benchmarks.databases import Work, databases
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.report import milliseconds, write_measured
-from benchmarks.surroundings import RESULTS, Json, WorkDir, prepare, run, settings_for, settle, short_folder
+from benchmarks.surroundings import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
 from jobs.errors import LabelmillError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -71,7 +71,7 @@ def main(
     load_average = os.getloadavg()[0]
     model, _ = prepare(work_dir, images=1)
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
-        settings = settings_for(home, both.pipeline, 1)
+        settings = settings_in(home, both.pipeline, 1)
         with Client(settings) as client:
             job_id = _fill(client.ledger, model, settings, rows)
             before_analyze = _plan(client.ledger, job_id, rows // 2)

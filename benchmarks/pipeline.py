@@ -61,7 +61,9 @@ class Pipeline:
     def warm_up(self, folder: Path) -> None:
         """Classifies the folder until every worker process has taken part, which it does once it is warm."""
         while len(self.processes()) < self._settings.processes:
-            self.classify(folder)
+            # As many at once: where a folder makes a single chunk, the first process would take each of them.
+            for job_id in [self.client.submit(folder) for _ in range(self._settings.processes)]:
+                self.client.wait(job_id, timeout=JOB_SECONDS)
 
     def classify(self, folder: Path) -> Classified:
         """Submits the folder and waits until its job is done. Raises RuntimeError where that goes wrong."""

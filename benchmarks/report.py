@@ -17,7 +17,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bare_loop import MORE_PROCESSES
 from benchmarks.databases import Work
+from benchmarks.images import Pictures
 from jobs.settings import Settings
 
 #: The packages whose versions decide the figures.
@@ -46,10 +48,16 @@ class Result:
     """One work, measured."""
 
     work: Work
+    pictures: Pictures
     images: int
     settings: Settings
     database: dict[str, str]
     rounds: list[Round]
+
+    @property
+    def name(self) -> str:
+        """What the result goes by: of digits the database, and photographs are for one database only."""
+        return str(self.work if self.pictures == Pictures.DIGITS else self.pictures)
 
     @property
     def efficiency(self) -> float:
@@ -59,11 +67,11 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """All that is known."""
         return {
-            "work": self.work,
+            "work": self.name,
             "efficiency": round(self.efficiency, 4),
             "images_per_second": {
-                "pipeline": _spread([self.images / one.pipeline for one in self.rounds]),
-                "bare_loop": _spread([self.images / one.bare_loop for one in self.rounds]),
+                "pipeline": spread([self.images / one.pipeline for one in self.rounds]),
+                "bare_loop": spread([self.images / one.bare_loop for one in self.rounds]),
             },
             "efficiency_range": [
                 round(min(one.efficiency for one in self.rounds), 4),
@@ -71,6 +79,7 @@ class Result:
             ],
             "images": self.images,
             "processes": self.settings.processes,
+            "bare_loop_processes": self.settings.processes + MORE_PROCESSES,
             "chunk_images": self.settings.chunk_images,
             "rounds_seconds": [asdict(one) for one in self.rounds],
             "measured_at": _now(),
@@ -82,8 +91,8 @@ class Result:
 def print_result(result: Result, console: Console) -> None:
     """A row a side, and one for the ratio of each pair."""
     table = Table(
-        title=f"{result.images:,} PNG files to {result.work} rows, {result.settings.processes} processes, "
-        f"{len(result.rounds)} rounds"
+        title=f"{result.images:,} {result.pictures} to {result.work} rows, "
+        f"{result.settings.processes} worker processes, {len(result.rounds)} rounds"
     )
     table.add_column("")
     for heading in ("median", "least", "most"):
@@ -95,27 +104,28 @@ def print_result(result: Result, console: Console) -> None:
         ("efficiency", [one.efficiency for one in result.rounds]),
     ):
         style = ",.0f" if "images" in name else ".2f"
-        table.add_row(name, *(format(figure, style) for figure in _three(figures)))
+        table.add_row(name, *(format(figure, style) for figure in three(figures)))
     console.print(table)
 
 
 def write_result(result: Result, folder: Path, load_average: float) -> Path:
-    """Writes `<work>.json`, whole or not at all. The load average is the machine's before the run began: one
+    """Writes `<name>.json`, whole or not at all. The load average is the machine's before the run began: one
     well above zero says that others were at work on it.
     """
-    return _write(result.work, result.to_json() | _load(load_average), folder)
+    return write_json(folder / f"{result.name}.json", result.to_json(), load_average)
 
 
 def write_measured(name: str, measured: dict[str, Any], folder: Path, load_average: float) -> Path:
     """Writes `<name>.json`: what was measured, when, on which machine, and its load before."""
-    return _write(name, measured | {"measured_at": _now(), **_where()} | _load(load_average), folder)
+    measured = measured | {"measured_at": _now(), **_where()}
+    return write_json(folder / f"{name}.json", measured, load_average)
 
 
-def _write(name: str, value: dict[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+def write_json(path: Path, value: dict[str, Any], load_average: float) -> Path:
+    """Writes the file, whole or not at all; gives its path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(json.dumps(value | {"load_average_before": round(load_average, 2)}, indent=2) + "\n")
     temporary.replace(path)
     return path
 
@@ -146,13 +156,25 @@ def print_stages(stages: dict[str, float], processes: int, console: Console) -> 
     console.print(f"{processes} cores that do nothing else: at most {processes / total:,.0f} images/s")
 
 
-def _three(figures: list[float]) -> tuple[float, float, float]:
+def versions() -> dict[str, str]:
+    """Of the packages that decide the figures."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """What a reader of the figures should know about the machine."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def three(figures: list[float]) -> tuple[float, float, float]:
+    """The median, the least, the most."""
     return median(figures), min(figures), max(figures)
 
 
-def _spread(figures: list[float]) -> dict[str, float]:
+def spread(figures: list[float]) -> dict[str, float]:
+    """The same three, by name, for JSON."""
     return dict(
-        zip(("median", "least", "most"), (round(figure, 1) for figure in _three(figures)), strict=True)
+        zip(("median", "least", "most"), (round(figure, 1) for figure in three(figures)), strict=True)
     )
 
 
@@ -161,19 +183,7 @@ def _now() -> str:
 
 
 def _where() -> dict[str, Any]:
-    return {
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-    }
-
-
-def _load(average: float) -> dict[str, float]:
-    return {"load_average_before": round(average, 2)}
+    return {"machine": machine(), "python": sys.version.split()[0], "packages": versions()}
 
 
 def _cpu() -> str:

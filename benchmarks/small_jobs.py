@@ -35,7 +35,7 @@ from benchmarks.surroundings import (
     Works,
     prepare,
     run,
-    settings_for,
+    settings_in,
     settle,
     short_folder,
 )
@@ -86,8 +86,8 @@ def _measure(
 ) -> dict[str, Any]:
     turns = []
     with short_folder() as home, databases(work, home) as both, contextlib.ExitStack() as stack:
-        settings = settings_for(home, both.pipeline, processes)
-        plain_settings = settings_for(home, both.bare_loop, processes)  # the same broker
+        settings = settings_in(home, both.pipeline, processes)
+        plain_settings = settings_in(home, both.bare_loop, processes)  # the same broker
         pipeline = stack.enter_context(Pipeline(settings, model))
         plain = PlainWorker(plain_settings)
         make_champion(model, plain.ledger, plain_settings)

@@ -1,4 +1,4 @@
-"""What each measurement needs around it: a clean environment, folders, settings, images and a model."""
+"""What every benchmark needs around it: no settings of a developer's, folders, images, a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Final, NoReturn, TypeAlias
 import typer
 
 from benchmarks.databases import Work
-from benchmarks.images import make_images
+from benchmarks.images import Pictures, make_images
 from benchmarks.model import TrainedModel, train_once
 from jobs.settings import ENV_PREFIX, Settings
 
@@ -23,9 +23,6 @@ RESULTS: Final = Path(__file__).parent / "results"
 
 #: As many as the machine has cores to give: the figures in docs/performance.md are of two.
 PROCESSES: Final = 2
-
-#: What of a developer's environment may reach a measurement; a broker or ledger of theirs must not.
-_SETTINGS_HEEDED: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
 
 #: Options that several measurements have.
 Works: TypeAlias = Annotated[
@@ -39,6 +36,9 @@ Json: TypeAlias = Annotated[
     Path, typer.Option("--json", help="The folder that the JSON file is written into.")
 ]
 
+#: What of a developer's environment may reach a benchmark; a broker or ledger of theirs must not.
+_SETTINGS_HEEDED: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
+
 
 def run(command: Callable[..., None]) -> None:
     """Runs a measurement as a command of its own."""
@@ -48,23 +48,34 @@ def run(command: Callable[..., None]) -> None:
 
 
 def prepare(work_dir: Path | None, *, images: int) -> tuple[TrainedModel, Path]:
-    """The trained model, and a folder with so many images. Takes this process's environment for the
-    measurement alone, and lets SIGTERM end it in order. Raises DataUnavailable, LabelmillError.
+    """The trained model, and a folder with so many digits. Leaves the developer's settings out. Raises
+    DataUnavailable, LabelmillError.
     """
+    leave_developer_out()
+    kept = kept_folder(work_dir)
+    model = train_once(kept)
+    return model, make_images(Pictures.DIGITS, images, Settings.load(home=kept / "model"), kept)
+
+
+def leave_developer_out() -> None:
+    """Forgets a developer's settings, and makes SIGTERM end a run as Ctrl-C does."""
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         if name not in _SETTINGS_HEEDED:
             del os.environ[name]
     signal.signal(signal.SIGTERM, _interrupt)
-    kept = _kept_folder(work_dir)
-    model = train_once(kept)
-    return model, make_images(images, Settings.load(home=kept / "model"), kept)
 
 
-def settings_for(home: Path, ledger_url: str, processes: int) -> Settings:
-    """Everything embedded, below `home`, but the ledger."""
-    return Settings.load(
-        home=home / "home", ledger_url=ledger_url, broker_url=None, store_url=None, processes=processes
-    )
+def kept_folder(work_dir: Path | None) -> Path:
+    """Where images and model stay. In the temporary folder the name is known to all: it must be ours.
+
+    Raises BadParameter where it is not.
+    """
+    if work_dir is None:
+        work_dir = Path(tempfile.gettempdir()) / f"labelmill-benchmarks-{os.getuid()}"
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if work_dir.stat().st_uid != os.getuid():
+        raise typer.BadParameter(f"{work_dir} belongs to somebody else.")
+    return work_dir.resolve()
 
 
 @contextlib.contextmanager
@@ -77,20 +88,17 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def settings_in(home: Path, ledger_url: str, processes: int) -> Settings:
+    """A state folder in `home`, with the embedded broker and store."""
+    return Settings.load(
+        home=home / "home", ledger_url=ledger_url, broker_url=None, store_url=None, processes=processes
+    )
+
+
 def settle(database: Callable[[], None]) -> None:
     """What one measurement has left for the disk is not the next one's to wait for."""
     database()
     os.sync()
-
-
-def _kept_folder(work_dir: Path | None) -> Path:
-    """Where images and model stay. In the temporary folder the name is known to all: it must be ours."""
-    if work_dir is None:
-        work_dir = Path(tempfile.gettempdir()) / f"labelmill-benchmarks-{os.getuid()}"
-    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if work_dir.stat().st_uid != os.getuid():
-        raise typer.BadParameter(f"{work_dir} belongs to somebody else.")
-    return work_dir.resolve()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,0 +1,74 @@
+"""The Celery application of two ways: a task an image, and `celery-batches`. Imported by their workers.
+
+Neither asks for results; the worker takes many messages at once, since tasks are short and a round trip to
+the broker for each would cost more than they do.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from benchmarks.side_by_side.talk import COLUMNS, Places, copy_rows, decode, load_network, rows_of
+
+try:
+    from celery_batches import Batches
+except ImportError:  # the way that needs it is skipped
+    Batches = None
+
+#: The most messages in one batch: more would save the model little. And how long a batch that is not full
+#: waits for more: messages take longer to send than to work on, so it is mostly this that ends a batch.
+FLUSH_EVERY: Final = 512
+FLUSH_SECONDS: Final = 0.2
+
+PLACES: Final = "SIDE_BY_SIDE_PLACES"
+
+_INSERT: Final = f"INSERT INTO predictions {COLUMNS} VALUES (%s, %s, %s, %s, %s)"
+
+places: Final = Places.from_json(os.environ[PLACES])
+app = Celery("side_by_side", broker=places.broker)
+app.conf.update(
+    task_ignore_result=True,
+    worker_prefetch_multiplier=10 * FLUSH_EVERY,
+    worker_proc_alive_timeout=120,  # TensorFlow takes a moment to import
+    worker_enable_remote_control=False,
+    broker_connection_retry_on_startup=True,
+)
+
+_held: dict[str, Any] = {}  # by one process: its model and its connection
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _hold(**_: object) -> None:
+    import psycopg
+
+    _held["network"] = load_network(places.model, threads=1)
+    _held["connection"] = psycopg.connect(places.database, autocommit=True)
+    (Path(places.scratch) / f"{os.getpid()}.ready").touch()
+
+
+@app.task  # type: ignore[untyped-decorator]
+def classify_one(job_id: str, index: int, path: str) -> None:
+    """One image, one row."""
+    scores = _held["network"](decode(path)[None])
+    _held["connection"].execute(_INSERT, rows_of(job_id, [(index, path)], scores, places.classes)[0])
+
+
+def _classify_many(requests: list[Any]) -> None:
+    """What has gathered, in one batch, and its rows in one COPY."""
+    import numpy as np
+
+    orders = [request.args for request in requests]
+    scores = _held["network"](np.stack([decode(path) for _, _, path in orders]))
+    numbered = [(index, path) for _, index, path in orders]
+    copy_rows(_held["connection"], rows_of(orders[0][0], numbered, scores, places.classes))
+
+
+if Batches is not None:
+    classify_many = app.task(
+        base=Batches, flush_every=FLUSH_EVERY, flush_interval=FLUSH_SECONDS, name="classify_many"
+    )(_classify_many)

@@ -1,0 +1,118 @@
+"""The other ways, as processes of their own: started, given orders, and ended.
+
+The other end of the line is `benchmarks.side_by_side.talk`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from benchmarks.side_by_side.talk import Places
+
+ROOT: Final = Path(__file__).parents[2]
+
+#: How long a way may take to end in order.
+_STOP_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How somebody else would do it."""
+
+    name: str
+    package: str  # that must be there beside what the project needs
+    command: tuple[str, ...]  # what follows `python -m`: a module, and what it is told behind the places
+    images: int | None = None  # the most it is measured with; None: all of them
+
+
+WAYS: Final = (
+    Way("Celery, a task an image", "celery", ("celery_way", "one"), 2_000),
+    Way("celery-batches", "celery-batches", ("celery_way", "batches"), 10_000),
+    Way("Ray Data, map_batches", "ray", ("ray_data",)),
+    Way("Keras, predict over tf.data", "tensorflow", ("keras_predict",)),
+)
+
+
+class Took(NamedTuple):
+    """Seconds of one order."""
+
+    start: float  # that came first, where the way starts each time
+    work: float
+
+
+class Other:
+    """A context manager: inside it the way is up and waits, with its model loaded."""
+
+    def __init__(self, way: Way, python: Path, places: Places) -> None:
+        self._way = way
+        self._command = [str(python.absolute()), "-m", f"{__package__}.{way.command[0]}", places.to_json()]
+        self._command += way.command[1:]
+        self._log = Path(places.scratch) / "log"
+        self._process: subprocess.Popen[str] | None = None
+        self.start_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        """Raises RuntimeError where it does not start."""
+        began = time.perf_counter()
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                bufsize=1,
+                start_new_session=True,  # Ctrl-C is for us, and its children end with it
+            )
+        try:
+            self._answer()
+        except BaseException:
+            self.stop()
+            raise
+        self.start_seconds = time.perf_counter() - began
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def classify(self, folder: Path, job_id: str) -> Took:
+        """All images below the folder, once. Raises RuntimeError where it dies."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        began = time.perf_counter()
+        self._process.stdin.write(json.dumps({"folder": str(folder), "job_id": job_id}) + "\n")
+        start = float(self._answer()["start"])
+        return Took(start, time.perf_counter() - began - start)
+
+    def stop(self) -> None:
+        """Ends it and all it has started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            last = "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
+            raise RuntimeError(f"{self._way.name} died; its last lines:\n{last}")
+        return json.loads(line)

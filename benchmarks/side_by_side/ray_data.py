@@ -1,0 +1,94 @@
+"""Ray Data: `map_batches` over the files' paths, with the model held by an actor for each core.
+
+The actors read the files themselves: reading in tasks of their own (`read_binary_files`) would carry every
+image through the object store. Ray starts actors anew for each data set, so it has a start each time; with
+`wait_for_min_actors_s` no batch is begun before all of them are up, and the start can be told from the work.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from benchmarks.side_by_side.talk import (
+    Classify,
+    Places,
+    copy_rows,
+    decode,
+    find_files,
+    load_network,
+    rows_of,
+    serve,
+)
+
+BATCH: Final = 2_048
+
+#: Far longer than an actor takes to import TensorFlow.
+_START_SECONDS: Final = 120
+
+
+class Classifier:
+    """The model and a connection to the database, held by one actor."""
+
+    def __init__(self, places: Places, job_id: str) -> None:
+        import psycopg
+
+        self._places = places
+        self._job_id = job_id
+        self._network = load_network(places.model, threads=1)
+        self._connection = psycopg.connect(places.database)
+        self._ready_at = time.time()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One batch of paths; what goes on to the next stage is one row that says when the actor was up."""
+        import numpy as np
+
+        paths = batch["path"].tolist()
+        scores = self._network(np.stack([decode(path) for path in paths]))
+        numbered = zip(batch["index"].tolist(), paths, strict=True)
+        copy_rows(self._connection, rows_of(self._job_id, numbered, scores, self._places.classes))
+        return {"ready_at": np.array([self._ready_at])}
+
+
+@contextmanager
+def ray_data(places: Places) -> Iterator[Classify]:
+    """A cluster of this machine alone, without its dashboard."""
+    # Nothing is sent anywhere, and no token is written into somebody's home folder.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    import ray
+    import ray.data
+
+    ray.init(
+        num_cpus=places.processes, include_dashboard=False, log_to_driver=False, _temp_dir=places.scratch
+    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = _START_SECONDS
+
+    def classify(folder: str, job_id: str) -> float:
+        began = time.time()
+        paths = [{"index": index, "path": path} for index, path in enumerate(find_files(folder))]
+        answers = (
+            ray.data.from_items(paths, override_num_blocks=math.ceil(len(paths) / BATCH))
+            .map_batches(
+                Classifier,
+                fn_constructor_args=(places, job_id),
+                batch_size=None,  # a block is a batch, and none is cut in two
+                compute=ray.data.ActorPoolStrategy(size=places.processes),
+            )
+            .take_all()
+        )
+        return float(max(answer["ready_at"] for answer in answers)) - began
+
+    try:
+        yield classify
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    serve(ray_data)
