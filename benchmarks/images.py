@@ -26,7 +26,10 @@ class Pictures(StrEnum):
 
 
 #: All there are. Of MNIST 60,000 training and 10,000 test images.
-ALL_IMAGES: Final = {Pictures.DIGITS: 70_000, Pictures.PHOTOGRAPHS: ALL_PHOTOGRAPHS}
+ALL_DIGITS: Final = 70_000
+
+#: By what is on them.
+ALL_IMAGES: Final = {Pictures.DIGITS: ALL_DIGITS, Pictures.PHOTOGRAPHS: ALL_PHOTOGRAPHS}
 
 
 def make_images(pictures: Pictures, count: int, settings: Settings, work_dir: Path) -> Path:

@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.bulk import Bulk
 from benchmarks.databases import Work, databases
-from benchmarks.images import ALL_IMAGES, list_images
+from benchmarks.images import ALL_DIGITS, list_images
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import JOB_SECONDS, Pipeline
 from benchmarks.report import milliseconds, write_measured
@@ -50,7 +50,7 @@ def main(
     works: Works = None,
     jobs: Annotated[int, typer.Option(min=2, help="Jobs of one image, idle and busy each.")] = 300,
     bulk_images: Annotated[int, typer.Option(min=1, help="Images of the large job beside them.")] = 1_000_000,
-    images: Annotated[int, typer.Option(min=1, max=ALL_IMAGES, help="Files that both take.")] = ALL_IMAGES,
+    images: Annotated[int, typer.Option(min=1, max=ALL_DIGITS, help="Files that both take.")] = ALL_DIGITS,
     processes: Processes = PROCESSES,
     work_dir: WorkDir = None,
     json: Json = RESULTS,

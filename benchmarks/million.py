@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 
 from benchmarks.databases import Databases, Work, databases
-from benchmarks.images import ALL_IMAGES
+from benchmarks.images import ALL_DIGITS
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import Pipeline
 from benchmarks.processes import forget_peak, parent_of, peak_kib
@@ -59,8 +59,9 @@ def main(
     works: Works = None,
     images: Annotated[int, typer.Option(min=1, help="Images of the large job.")] = 1_000_000,
     small: Annotated[
-        int, typer.Option(min=1, max=ALL_IMAGES, help="Images of the small one, and files there are.")
-    ] = ALL_IMAGES,
+        int,
+        typer.Option(min=1, max=ALL_DIGITS, help="Images of the small one, and files there are."),
+    ] = ALL_DIGITS,
     processes: Processes = PROCESSES,
     work_dir: WorkDir = None,
     json: Json = RESULTS,

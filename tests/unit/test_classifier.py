@@ -14,7 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
-from worker.predicting.classifier import BATCH, Classifier
+from worker.predicting.classifier import BATCH, SMALL_BATCH, Classifier
 from worker.predicting.runtime import keras
 
 CLASSES = tuple("0123456789")
@@ -64,14 +64,14 @@ def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> No
     assert predictions.confidence.dtype == np.float32
 
 
-def test_every_number_of_images_gets_as_many_answers_in_order_from_one_trace(file: Path) -> None:
+def test_every_number_of_images_gets_as_many_answers_in_order_from_two_traces(file: Path) -> None:
     # Given the answers to 2,000 images
     classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
     classifier.warm_up()
     images = pixels(2000)
     whole = classifier.predict(images)
     assert len(set(whole.class_index.tolist())) > 1
-    for size in (0, 1, BATCH - 1, BATCH, BATCH + 1, 2000):
+    for size in (0, 1, SMALL_BATCH, SMALL_BATCH + 1, BATCH - 1, BATCH, BATCH + 1, 2000):
         # When any number of them is classified, not one beside the other in memory either
         for part in (images[:size], images[::-1][:size][::-1]):
             predictions = classifier.predict(part)
@@ -80,8 +80,9 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_one_trace(fil
         start = len(images) - size
         assert (predictions.class_index == whole.class_index[start:]).all()
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
-    # and TensorFlow traced once: every other trace would stay in memory for good.
-    assert classifier._answer.experimental_get_tracing_count() == 1
+    # and TensorFlow traced once for each size of batch: every other trace would stay in memory for good.
+    traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
+    assert traces == {SMALL_BATCH: 1, BATCH: 1}
 
 
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:
