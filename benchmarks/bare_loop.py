@@ -1,7 +1,7 @@
 """What Labelmill is measured against: the same stages in a plain loop, without queue or ledger protocol.
 
 The limit of the machine, as far as we know it: each process takes its share of the files, reads, decodes with
-the pipeline's own decoder, predicts on full batches, and writes rows into a table of the same shape, in the
+the pipeline's own decoders, predicts on full batches, and writes rows into a table of the same shape, in the
 format that the database takes in quickest. There is one process more than cores, so that the cores have work
 while one waits for its commit. No claims, no names checked, no errors expected: what is lost when a process
 dies is lost.
@@ -172,7 +172,8 @@ def _load(plan: Plan) -> Network:
 def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, database: Ledger) -> None:
     import numpy as np
 
-    from worker.predicting.decode import decode
+    from worker.predicting.decode import DEFAULT_LIMITS, decode
+    from worker.predicting.plain_batch import decode_together
 
     paths = list_images(folder)
     first = len(paths) * plan.number // plan.processes
@@ -181,10 +182,14 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
     pixels = np.empty((BATCH, *plan.spec.shape), np.uint8)
     for start in range(first, last, BATCH):
         names = paths[start : min(start + BATCH, last)]
-        for place, path in enumerate(names):
-            file = os.open(path, os.O_RDONLY)
-            pixels[place] = decode(os.read(file, _FILE_BYTES), plan.spec)
-            os.close(file)
+        contents: list[bytes | None] = list(map(_read, names))
+        together, decoded = decode_together(contents, plan.spec, DEFAULT_LIMITS)
+        pixels[together] = decoded
+        for place in together:
+            contents[place] = None
+        for place, content in enumerate(contents):
+            if content is not None:
+                pixels[place] = decode(content, plan.spec)
         answers = zip(names, *network(pixels[: len(names)]), strict=True)
         rows = [
             (job_id, index, name, plan.classes[label], confidence)
@@ -192,6 +197,13 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
         ]
         with database.transaction() as connection:
             write(connection.connection.driver_connection, rows)
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    content = os.read(file, _FILE_BYTES)
+    os.close(file)
+    return content
 
 
 def _copy(driver: Any, rows: list[Row]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.bench import Bench
+from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
+from worker.predicting.plain_batch import LEAST
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +173,38 @@ def test_every_image_gets_its_own_outcome_in_its_own_place(mill: Mill) -> None:
 
     status = mill.status(job_id)
     assert (status.state, status.total, status.succeeded, status.failed) == ("done", 1_100, 1_096, 4)
+
+
+def test_images_that_are_decoded_together_have_the_outcomes_that_they_have_alone(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a large chunk: plain pictures, and between them others that are decoded alone, or not at all
+    others: list[Content] = [b"no picture", png(200)[:50], ImageError(ErrorCode.SOURCE_MISSING, "gone")]
+    with io.BytesIO() as file:
+        Image.fromarray(np.full((40, 40), 90, np.uint8)).save(file, "PNG")
+        others.append(file.getvalue())
+    contents = [others[place % 4] if place % 7 == 3 else png(place % 256) for place in range(2 * LEAST)]
+    together: list[int] = []
+    real = plain_batch.decode_together
+
+    def noted(window: Sequence[Content], *args: Any) -> Any:
+        places, pixels = real(window, *args)
+        together.extend(places)
+        return places, pixels
+
+    # When it is classified with pictures decoded together, and once more with each decoded alone
+    answers = []
+    for least in (LEAST, 10**9):
+        monkeypatch.setattr(plain_batch, "LEAST", least)
+        monkeypatch.setattr(plain_batch, "decode_together", noted)
+        job_id, chunk = mill.chunk(contents)
+        assert classify_chunk(chunk.id, mill.bench) == len(contents)
+        answers.append([(row.name, row.label, row.confidence, row.error) for row in mill.predictions(job_id)])
+
+    # Then there is no difference, and most were decoded together
+    assert answers[0] == answers[1]
+    assert len({label for _, label, _, _ in answers[0]}) > 1
+    assert together == [place for place in range(len(contents)) if place % 7 != 3]
 
 
 def test_a_chunk_without_one_good_image_is_done_too(mill: Mill) -> None:

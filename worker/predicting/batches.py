@@ -5,13 +5,14 @@ Of a claim, a lease or a database nothing is known here; `worker.predicting.pipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ErrorCode, ImageError
 from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome
 from jobs.limits import ImageLimits
-from jobs.payloads import Payload
+from jobs.model import InputSpec
+from jobs.payloads import Content, Payload
 from jobs.references import Reference, Roots
 from worker.predicting.deadline import Deadline
 from worker.predicting.stages import Stages
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from worker.predicting.classifier import Classifier, Predictions
+
+
+#: So many images are looked at together, at the most: 6 MB of digits, unpacked.
+_TOGETHER: Final = 8_192
 
 
 def classify_payloads(
@@ -75,13 +80,17 @@ def classify_payloads(
             first = len(names)
             names += payload.names
             outcomes += [None] * len(payload.names)
-            for place, content in enumerate(payload.contents, first):
+            plain = _decoded_together(payload.contents, classifier.spec, limits)
+            for place, (content, decoded) in enumerate(zip(payload.contents, plain, strict=True), first):
                 between_images()
                 try:
-                    data = _bytes_of(content, roots, limits, stages)
-                    deadline.begin()
-                    pixels[len(places)] = decode(data, classifier.spec, limits)
-                    deadline.end()
+                    if decoded is not None:
+                        pixels[len(places)] = decoded
+                    else:
+                        data = _bytes_of(content, roots, limits, stages)
+                        deadline.begin()
+                        pixels[len(places)] = decode(data, classifier.spec, limits)
+                        deadline.end()
                 except ImageError as error:
                     deadline.end()
                     outcomes[place] = Outcome(names[place], None, None, error.code, error.detail or None)
@@ -92,6 +101,21 @@ def classify_payloads(
     if places:
         predict()
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _decoded_together(
+    contents: Sequence[Content], spec: InputSpec, limits: ImageLimits
+) -> Iterator[npt.NDArray[np.uint8] | None]:
+    """For each image its pixels, or None: it is to be decoded by itself."""
+    from worker.predicting.plain_batch import LEAST, decode_together, takes
+
+    for start in range(0, len(contents), _TOGETHER):
+        window = contents[start : start + _TOGETHER]
+        found: list[npt.NDArray[np.uint8] | None] = [None] * len(window)
+        if len(window) >= LEAST and takes(spec, limits):
+            for place, pixels in zip(*decode_together(window, spec, limits), strict=True):
+                found[place] = pixels
+        yield from found
 
 
 def _bytes_of(

@@ -33,7 +33,7 @@ def decode_plain(data: bytes | memoryview, spec: InputSpec) -> bytes | None:
 
     Its checksums must have been checked, by `worker.predicting.headers`.
     """
-    if data[: _FIRST.size] != _beginning(spec):
+    if data[: _FIRST.size] != beginning(spec):
         return None
     try:
         length, kind = _PART.unpack_from(data, _PIXELS_AT)
@@ -65,7 +65,7 @@ def _unpack(compressed: bytes | memoryview, spec: InputSpec) -> bytes | None:
 
 
 @lru_cache(maxsize=8)
-def _beginning(spec: InputSpec) -> bytes:
+def beginning(spec: InputSpec) -> bytes:
     """How a plain PNG for this model begins."""
     header = (spec.width, spec.height, 8, _COLOUR_TYPES[spec.mode], 0, 0, 0)
     return _FIRST.pack(_SIGNATURE, _FIRST_BYTES, b"IHDR", *header)
