@@ -42,7 +42,11 @@ class Spent(NamedTuple):
 RECORD_STAGE: Final = "record"
 
 _COLUMNS = '(job_id, "index", name, label, confidence, error, detail)'
-_COPY = f"COPY predictions {_COLUMNS} FROM STDIN"
+_COPY = f"COPY predictions {_COLUMNS} FROM STDIN WITH (FORMAT BINARY)"
+
+#: What PostgreSQL calls the columns' types: a binary COPY converts nothing.
+_COPIED: Final = ("varchar", "int8", "text", "text", "float4", "varchar", "text")
+
 _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
 
 
@@ -198,6 +202,7 @@ def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
     assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
     try:
         with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+            copy.set_types(_COPIED)
             for row in rows:
                 copy.write_row(row)
     except psycopg.OperationalError as error:
