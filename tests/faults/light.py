@@ -35,6 +35,8 @@ class Predictions(NamedTuple):
 class Classifier:
     """Reads the label out of the picture."""
 
+    batch = BATCH
+
     def __init__(self, classes: Sequence[str], spec: InputSpec) -> None:
         self.classes = tuple(classes)
         self.spec = spec

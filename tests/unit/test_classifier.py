@@ -14,7 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
-from worker.predicting.classifier import BATCH, SMALL_BATCH, Classifier
+from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier
 from worker.predicting.runtime import keras
 
 CLASSES = tuple("0123456789")
@@ -64,14 +64,27 @@ def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> No
     assert predictions.confidence.dtype == np.float32
 
 
-def test_every_number_of_images_gets_as_many_answers_in_order_from_two_traces(file: Path) -> None:
-    # Given the answers to 2,000 images
+def near(size: int) -> tuple[int, int, int]:
+    return size - 1, size, size + 1
+
+
+def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
+    spec = InputSpec(width=33, height=32)
+    model = keras.Sequential(
+        [keras.Input(spec.shape), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    )
+    assert Classifier(model, CLASSES, spec).batch == BATCH
+    assert Classifier(linear(np.zeros((784, 10), np.float32)), CLASSES, MNIST_INPUT).batch == LARGE_BATCH
+
+
+def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(file: Path) -> None:
+    # Given the answers to 6,000 images
     classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
     classifier.warm_up()
-    images = pixels(2000)
+    images = pixels(6000)
     whole = classifier.predict(images)
     assert len(set(whole.class_index.tolist())) > 1
-    for size in (0, 1, SMALL_BATCH, SMALL_BATCH + 1, BATCH - 1, BATCH, BATCH + 1, 2000):
+    for size in (0, 1, *near(SMALL_BATCH), *near(BATCH), *near(LARGE_BATCH), 6000):
         # When any number of them is classified, not one beside the other in memory either
         for part in (images[:size], images[::-1][:size][::-1]):
             predictions = classifier.predict(part)
@@ -82,7 +95,7 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_two_traces(fi
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
     # and TensorFlow traced once for each size of batch: every other trace would stay in memory for good.
     traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
-    assert traces == {SMALL_BATCH: 1, BATCH: 1}
+    assert traces == {SMALL_BATCH: 1, BATCH: 1, LARGE_BATCH: 1}
 
 
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:

@@ -51,12 +51,11 @@ def classify_payloads(
     # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
     import numpy as np
 
-    from worker.predicting.classifier import BATCH
     from worker.predicting.decode import decode
 
     names: list[str] = []
     outcomes: list[Outcome | None] = []
-    pixels = np.empty((BATCH, *classifier.spec.shape), np.uint8)
+    pixels = np.empty((classifier.batch, *classifier.spec.shape), np.uint8)
     places: list[int] = []
     stages = stages or Stages()
 
@@ -96,7 +95,7 @@ def classify_payloads(
                     outcomes[place] = Outcome(names[place], None, None, error.code, error.detail or None)
                     continue
                 places.append(place)
-                if len(places) == BATCH:
+                if len(places) == classifier.batch:
                     predict()
     if places:
         predict()
