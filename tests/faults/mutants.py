@@ -105,6 +105,7 @@ _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
 _RECONCILE: Final = "worker/reconcile.py"
 _PIPELINE: Final = "worker/predicting/pipeline.py"
+_TIME_LIMIT: Final = "worker/predicting/time_limit.py"
 _RUNS: Final = "jobs/ledger/runs.py"
 _PROMOTION: Final = "worker/learning/promotion.py"
 _SCHEDULE: Final = "worker/schedule.py"
@@ -471,18 +472,18 @@ MUTANTS: Final = (
     _time_limit_mutant(
         "a store that hangs counts as a crash",
         "test_a_service_that_hangs_is_no_images_fault",
-        Change(_PIPELINE, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return True"),
+        Change(_TIME_LIMIT, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return True"),
     ),
     _time_limit_mutant(
         "images that leave no time for recording are never split",
         "test_images_that_took_the_time_are_to_blame_wherever_the_limit_strikes",
-        Change(_PIPELINE, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return False"),
+        Change(_TIME_LIMIT, "    return took > _BLAMED_SHARE * stages.elapsed()", "    return False"),
     ),
     _time_limit_mutant(
         "a lone reference is given up for its store",
         "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
         Change(
-            _PIPELINE,
+            _TIME_LIMIT,
             '    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:',
             '    if "read" in stages.found:',
         ),
@@ -491,7 +492,7 @@ MUTANTS: Final = (
         "references that hang hold up their neighbours",
         "test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store",
         Change(
-            _PIPELINE,
+            _TIME_LIMIT,
             '    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:',
             "    if False:",
         ),
@@ -515,7 +516,7 @@ MUTANTS: Final = (
         "test_who_waits_for_a_lock_when_the_time_limit_strikes_does_not_write_again",
         Change(
             _PIPELINE,
-            "            if pause is None or _time_ran_out(error):",
+            "            if pause is None or time_ran_out(error):",
             "            if pause is None:",
         ),
         "postgresql",

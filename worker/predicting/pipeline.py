@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -43,6 +42,13 @@ from worker.bench import Bench
 from worker.predicting.batches import classify_payloads
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
+from worker.predicting.time_limit import (
+    LEDGER_SILENT,
+    images_took_it,
+    kept_waiting,
+    showing_the_time_limit,
+    time_ran_out,
+)
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -67,19 +73,6 @@ _TRACE_ID: Final = slice(3, 35)
 #: seconds, and what was computed would have to be computed again.
 _WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
 
-#: The images are to blame for the time limit where they took more than this share of the time. Not half of
-#: it: where the store is slow and the images are, too, the halves of a chunk are still to get through.
-_BLAMED_SHARE: Final = 0.25
-
-#: Who kept a chunk waiting until the time limit struck, by the stage that took the most time.
-_KEPT_WAITING: Final = {
-    "claim": "the ledger did not answer within the time limit",
-    "read": "the store did not answer within the time limit",
-    "load": "its model was not loaded within the time limit",
-    "shadow": "the model in the shadow took up the time limit",
-    "record": "the ledger did not answer within the time limit",
-}
-
 
 def classify_chunk(chunk_id: str, bench: Bench) -> int:
     """Classifies the chunk if it is ours to take, and where it is a small one, others that wait along with
@@ -99,7 +92,7 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     subject, facts = _subject(claims), partial(_facts, claims, stages)
     try:
         _name_in_log(claims)
-        with _showing_the_time_limit():
+        with showing_the_time_limit():
             if must_split(claims[0]):
                 _split(claims[0], bench, stages)
                 return 0
@@ -164,51 +157,15 @@ def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, sta
     code = None
     if isinstance(error, MemoryError):
         code, reason = ErrorCode.QUARANTINED, "it ran out of memory"
-    elif _images_took_it(claims, stages):
+    elif images_took_it(claims, stages):
         code, reason = ErrorCode.TIMEOUT, "it took longer than its time limit"
     else:
-        reason = _KEPT_WAITING.get(stages.longest(), "something beside its images took up the time limit")
+        reason = kept_waiting(stages)
     logger.warning("%s: given back: %s", _subject(claims), reason, extra=_facts(claims, stages))
     if code is None:
         _give_back(bench, claims, error=reason)
     else:
         _crash(bench, claims, code=code, error=reason)
-
-
-def _images_took_it(claims: list[Claim], stages: Stages) -> bool:
-    """Whether the images may be to blame that the time limit struck: where the time went tells, not where the
-    limit struck. It may strike while outcomes are written that took all of the time to compute, or at the
-    first image after a store that took nearly all of it.
-    """
-    took = sum(stages.found[name].seconds for name in ("decode", "predict") if name in stages.found)
-    if len(claims) == 1 and claims[0].images > 1 and "read" in stages.found:
-        # Reading references one by one: there may be too many for the limit, or one may hold the others up.
-        # In smaller chunks they finish. Alone, an image is never given up for a store that keeps it waiting.
-        # Where chunks were gathered, their payloads were read one by one: next time each is alone.
-        took += stages.found["read"].nested
-    return took > _BLAMED_SHARE * stages.elapsed()
-
-
-def _time_ran_out(error: BaseException | None) -> bool:
-    """Whether the time limit struck in what raised this, or while that was being cleaned up after."""
-    while error is not None and not isinstance(error, SoftTimeLimitExceeded):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-@contextmanager
-def _showing_the_time_limit() -> Iterator[None]:
-    """Makes the time limit again of what others make of it. Celery raises it in the middle of anything: a
-    driver that was waiting for its database then cannot roll back, and says that the connection is broken.
-    """
-    try:
-        yield
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception as error:
-        if _time_ran_out(error):
-            raise SoftTimeLimitExceeded from error
-        raise
 
 
 def _classify(
@@ -322,7 +279,7 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None
     """
     token = new_id()
     try:
-        with _showing_the_time_limit(), bench.ledger.transaction() as connection:
+        with showing_the_time_limit(), bench.ledger.transaction() as connection:
             claim = claim_chunk(
                 connection,
                 chunk_id,
@@ -340,7 +297,7 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
         _let_go(bench, lambda connection: withdraw_claim(connection, token))
         if isinstance(error, SoftTimeLimitExceeded):
-            raise Unavailable(_KEPT_WAITING["claim"]) from error
+            raise Unavailable(LEDGER_SILENT) from error
         raise
 
 
@@ -442,7 +399,7 @@ def _write(ledger: Ledger, claims: list[Claim], write: Callable[[Connection], T]
             with ledger.transaction() as connection:
                 written = write(connection)
         except Unavailable as error:
-            if pause is None or _time_ran_out(error):
+            if pause is None or time_ran_out(error):
                 raise
             time.sleep(pause)
         except LeaseLost:
@@ -478,7 +435,7 @@ def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
     """
     for _ in range(2):
         try:
-            with _showing_the_time_limit(), bench.ledger.transaction() as connection:
+            with showing_the_time_limit(), bench.ledger.transaction() as connection:
                 end(connection)
         except SoftTimeLimitExceeded:
             continue
