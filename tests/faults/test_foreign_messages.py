@@ -80,18 +80,21 @@ def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: P
         workers = _workers(up.pid)
         memory = _resident_bytes(workers[0])
 
-        # when there is junk on its queue, a few 50 MB of it, and a job after it
+        # when there is junk on its queue, a few 50 MB of it, a job ahead of it, and one behind it
         junk = _junk(trap) + ["x" * 50_000_000] * 3
         key = KEY_PREFIX + CLASSIFY_QUEUE
         for message in junk:
             client.lpush(key, message)
-        done = new_home.run("submit", few_digits, "--watch")
-
-        # then the job is done by the same processes, the junk is gone from the broker, and was not unpickled
-        assert done.returncode == 0, done.stderr
-        assert _workers(up.pid) == workers
+        ahead = new_home.run("submit", few_digits, "--watch")
         until(lambda: client.llen(key) == 0, "the junk is gone", seconds=30)
+        behind = new_home.run("submit", few_digits, "--watch")
+
+        # then both are done by the same processes, nothing is left in the broker, and none was unpickled
+        for done in (ahead, behind):
+            assert done.returncode == 0, done.stderr
+        assert _workers(up.pid) == workers
         until(lambda: client.hlen(KEY_PREFIX + "unacked") == 0, "nothing is held", seconds=30)
+        assert client.llen(key) == 0
         assert not trap.exists()
 
         # and each was counted, in a line, without a word of what was in it
