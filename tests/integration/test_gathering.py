@@ -299,7 +299,9 @@ class Mill:
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from worker.learning.training import build, save
+    from worker.predicting.runtime import keras
 
+    keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()

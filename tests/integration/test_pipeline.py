@@ -43,7 +43,9 @@ from worker.predicting.plain_batch import LEAST
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A model of the right shape, untrained: not what it answers matters here, but where that lands."""
     from worker.learning.training import build, save
+    from worker.predicting.runtime import keras
 
+    keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()
