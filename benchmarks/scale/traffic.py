@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import milliseconds
+from benchmarks.scale.doubles import count_doubles
 from benchmarks.scale.ground import Ground, noting
 from jobs.ledger import Ledger
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, MAX_OUTSTANDING, Bell, make_app
@@ -28,6 +29,9 @@ from labelmill.stack import Stack
 from producer.sources import Sources
 from producer.submit import submit
 from worker.reconcile import Reconciler
+
+#: Three times as many chunks as messages may wait: what comes at the beginning is not what goes on.
+_LOOKS_OF_DOUBLES: Final = 30
 
 #: How long workers without work are watched: what they ask by themselves is not the chunks'.
 _IDLE_SECONDS: Final = 6.0
@@ -59,6 +63,7 @@ def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[s
             "bytes_a_message": len(client.lindex(key, 0) or b""),
             "look_that_rings_1000_ms": round(1000 * first, 2),
             "look_ms": milliseconds([_seconds(reconciler.tick) for _ in range(looks)]),
+            "doubles": count_doubles(where, client, key, reconciler, looks=_LOOKS_OF_DOUBLES),
         }
         bell.close()
     say(f"messages: {found}")
