@@ -17,14 +17,14 @@ import sqlalchemy as sa
 import typer
 
 from benchmarks.databases import Work, databases
+from benchmarks.large_job import make_large_job
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.report import milliseconds, write_measured
 from benchmarks.surroundings import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
 from jobs.errors import LabelmillError
-from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.progress import Filter, page_of_predictions
-from jobs.schema import ChunkState, JobState, predictions
+from jobs.schema import predictions
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
@@ -36,24 +36,6 @@ _DEPTHS: Final = (0.0, 0.1, 0.5, 0.999)
 
 #: PostgreSQL's names for reading an index in order.
 _INDEX_SCANS: Final = frozenset(("Index Scan", "Index Only Scan"))
-
-_JOB: Final = sa.text(
-    "INSERT INTO jobs (id, state, model_id, total, succeeded, failed, chunks, chunks_done, created_at,"
-    " touched_at, submitted_at, started_at, finished_at) VALUES (:job, :done, :model, :images, :images, 0,"
-    " :chunks, :chunks, now(), now(), now(), now(), now())"
-)
-#: A chunk's id begins with its job's chance; the digits after it are of the alphabet of ids.
-_CHUNKS: Final = sa.text(
-    "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
-    " created_at, finished_at) SELECT right(:job, 8) || lpad(n::text, 8, '0'), :job, n * :size,"
-    " least(:size, :images - n * :size), 'payloads/' || n, repeat('0', 64), :done, 1, now(), now()"
-    " FROM generate_series(0, :chunks - 1) AS n"
-)
-_PREDICTIONS: Final = sa.text(
-    'INSERT INTO predictions (job_id, "index", name, label, confidence)'
-    " SELECT :job, n, 'scans/' || n % 10 || '/' || lpad(n::text, 8, '0') || '.png', (n % 10)::text,"
-    " 0.5 + 0.5 * random() FROM generate_series(0, :images - 1) AS n"
-)
 
 
 class NoIndexScan(LabelmillError):
@@ -98,22 +80,12 @@ def main(
 def _fill(ledger: Ledger, model: TrainedModel, settings: Settings, images: int) -> str:
     """A job that is done, with all its rows; gives back its id."""
     champion = make_champion(model, ledger, settings)
-    size = settings.chunk_images
-    values = {
-        "job": new_id(),
-        "model": champion.id,
-        "images": images,
-        "size": size,
-        "chunks": -(-images // size),
-    }
     say(f"writing {images:,} rows")
     began = time.perf_counter()
     with ledger.transaction() as connection:
-        connection.execute(_JOB, values | {"done": JobState.DONE})
-        connection.execute(_CHUNKS, values | {"done": ChunkState.DONE})
-        connection.execute(_PREDICTIONS, values)
+        job_id = make_large_job(connection, champion.id, images, chunk_images=settings.chunk_images)
     say(f"written in {time.perf_counter() - began:.0f} s")
-    return str(values["job"])
+    return job_id
 
 
 def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, dict[str, float]]:

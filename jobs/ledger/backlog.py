@@ -8,16 +8,12 @@ is claimed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import CHUNK_IS_OPEN, chunk_is_in_work
+from jobs.ledger.claims import CHUNK_IS_OPEN, JOB_GOES_ON, chunk_is_in_work
 from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs, training_runs
-
-#: The condition of the index on unfinished jobs, to the letter.
-_UNFINISHED_JOBS: Final = sa.text("jobs.state IN ('receiving', 'running')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ def backlog(connection: Connection) -> Backlog:
             sa.func.sum(jobs.c.chunks - jobs.c.chunks_done - claimed_chunks).label("chunks"),
         )
         .select_from(jobs.outerjoin(claimed, claimed.c.job_id == jobs.c.id))
-        .where(_UNFINISHED_JOBS)
+        .where(JOB_GOES_ON)
         .group_by(jobs.c.state, paused)
     ).all()
     going_on = [row for row in rows if not row.paused]

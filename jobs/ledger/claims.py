@@ -29,6 +29,9 @@ MAX_RETRY_SECONDS: Final = 60.0
 #: SQLite does not see that the index will do, and reads all chunks there are.
 CHUNK_IS_OPEN: Final = sa.text("chunks.state IN ('pending', 'claimed')")
 
+#: And that of the index on unfinished jobs. One that ended while it was paused keeps its `paused_at`.
+JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
+
 #: How an attempt ended whose lease ran out while nobody renewed it.
 VANISHED: Final = "its worker vanished without a word"
 

@@ -34,8 +34,9 @@ _FRESH_AND_SMALL: Final = sa.text(
 
 def of_a_small_job() -> sa.ColumnElement[bool]:
     """Of a chunk: all of its job, which is small."""
-    only = sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.chunks == 1).correlate(chunks)
-    return sa.and_(chunks.c.images <= SMALL_JOB_IMAGES, only)
+    # Not EXISTS, for which PostgreSQL may read all jobs of one chunk that there are, and keep them at hand.
+    only = sa.select(jobs.c.chunks == 1).where(jobs.c.id == chunks.c.job_id).correlate(chunks)
+    return sa.and_(chunks.c.images <= SMALL_JOB_IMAGES, only.scalar_subquery())
 
 
 def may_gather(claim: Claim) -> bool:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, crash_if_vanished, job_is_paused
+from jobs.ledger.claims import JOB_GOES_ON, chunk_is_due, crash_if_vanished
 from jobs.ledger.gathering import of_a_small_job
-from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs
-
-#: Not finished. A job that ends while it is paused keeps its `paused_at`, which then means nothing.
-_GOES_ON = jobs.c.state.in_(UNFINISHED)
+from jobs.schema import ChunkState, chunks, db_now, jobs
 
 
 def pause_job(connection: Connection, job_id: str) -> bool:
@@ -19,7 +16,7 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     """
     paused = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, _GOES_ON)
+        .where(jobs.c.id == job_id, JOB_GOES_ON)
         .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
     )
     if paused.rowcount != 1:
@@ -34,7 +31,7 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[tuple
     """
     resumed = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), _GOES_ON)
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_GOES_ON)
         .values(paused_at=None)
     )
     if resumed.rowcount != 1:
@@ -55,12 +52,21 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> list[tuple
 
 def hold_leftover_chunks(connection: Connection) -> None:
     """Holds what a paused job left: chunks that somebody was at when it was paused, and gave up since."""
+    # Mostly there is none; and which jobs are paused is asked for first, because PostgreSQL cannot tell that
+    # none of all that waits is theirs.
+    paused = connection.scalars(sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_GOES_ON)).all()
+    if not paused:
+        return
+    left = connection.scalars(
+        sa.select(chunks.c.job_id).where(chunks.c.job_id.in_(paused), chunk_is_due()).distinct()
+    ).all()
+    if not left:
+        return
     # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held, and of
     # one that ends at this moment nothing may be held for ever.
-    left = sa.select(chunks.c.job_id).where(chunk_is_due(), job_is_paused()).distinct()
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
-        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), _GOES_ON)
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)
         .with_for_update(skip_locked=True)
     ).all()
     if job_ids:

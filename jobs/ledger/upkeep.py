@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 import sqlalchemy as sa
@@ -11,10 +12,16 @@ from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopp
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
 from jobs.ledger.gathering import of_a_small_job
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
-from jobs.schema import JobState, chunks, db_now, jobs, locks
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
 
 #: The lock of whoever reconciles.
 RECONCILE_LOCK: Final = "reconcile"
+
+#: The states of a chunk that may be due.
+_OPEN: Final = (ChunkState.PENDING, ChunkState.CLAIMED)
+
+#: How many of the chunks that wait are looked at for whether their job was stopped.
+LOOKED_AT: Final = 1_000
 
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
@@ -47,7 +54,7 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
 
 def count_due(connection: Connection, *, limit: int) -> int:
     """How many chunks wait for a worker or have lost theirs; counts no further than `limit`."""
-    due = sa.select(chunks.c.id).where(chunk_is_due()).limit(limit).subquery()
+    due = _next_due(limit).subquery()
     return connection.scalar(sa.select(sa.func.count()).select_from(due)) or 0
 
 
@@ -55,17 +62,11 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, boo
     """Up to `limit` due chunks whose time to be rung for has come, the oldest first: by id, and whether
     it goes ahead of others. Marks them as rung now, so the caller must send the messages.
     """
-    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
-    # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
-    # caller is a worker's main loop, which must not stand still because another worker does.
-    wanted = (
-        sa.select(chunks.c.id, of_a_small_job().label("ahead"))
-        .where(chunk_is_due(), its_time)
-        .order_by(chunks.c.created_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    waiting = [(row.id, bool(row.ahead)) for row in connection.execute(wanted)]
+    # Asked for apart: of one state they are in the order of the index on open chunks, of both together all
+    # that waits would have to be read and sorted.
+    due = [chunk for state in _OPEN for chunk in connection.execute(_oldest_to_ring(state, limit))]
+    due.sort(key=lambda chunk: chunk.created_at)
+    waiting = [(chunk.id, bool(chunk.ahead)) for chunk in due[:limit]]
     if waiting:
         connection.execute(
             chunks.update()
@@ -75,11 +76,37 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, boo
     return waiting
 
 
+def _oldest_to_ring(state: ChunkState, limit: int) -> sa.Select[tuple[str, datetime, bool]]:
+    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
+    # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
+    # caller is a worker's main loop, which must not stand still because another worker does.
+    return (
+        sa.select(chunks.c.id, chunks.c.created_at, of_a_small_job().label("ahead"))
+        .where(chunk_is_due(), chunks.c.state == state, its_time)
+        .order_by(chunks.c.created_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _next_due(limit: int) -> sa.Select[tuple[str]]:
+    # In the order of the index on open chunks, claimed ones first: without it PostgreSQL may read the table
+    # from its beginning, where all that is done lies.
+    due = sa.select(chunks.c.id).where(chunk_is_due())
+    return due.order_by(chunks.c.state, chunks.c.created_at).limit(limit)
+
+
 def drop_leftover_chunks(connection: Connection) -> None:
-    """Drops what a stopped job left: chunks that somebody was at when it was stopped, and gave up since."""
+    """Drops what a stopped job left: chunks that somebody was at when it was stopped, and gave up since.
+    Looks at those that come next, not at all that waits: what is left further behind is dropped in its turn.
+    """
     # Skipping what is locked: a worker that finishes late has its chunk and waits for its job, whose row the
     # caller may have.
-    left = sa.select(chunks.c.id).where(chunk_is_due(), job_was_stopped()).with_for_update(skip_locked=True)
+    left = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.id.in_(_next_due(LOOKED_AT)), chunk_is_due(), job_was_stopped())
+        .with_for_update(skip_locked=True)
+    )
     drop_chunks(connection, left)
 
 

@@ -367,8 +367,8 @@ MUTANTS: Final = (
         (
             Change(
                 _PAUSING,
-                "jobs.c.paused_at.is_not(None), _GOES_ON)\n        .with_for_update(skip_locked=True)\n",
-                "jobs.c.paused_at.is_not(None), _GOES_ON)\n",
+                "jobs.c.paused_at.is_not(None), JOB_GOES_ON)\n        .with_for_update(skip_locked=True)\n",
+                "jobs.c.paused_at.is_not(None), JOB_GOES_ON)\n",
             ),
         ),
         "postgresql",
@@ -379,7 +379,13 @@ MUTANTS: Final = (
             "tests/faults/test_ledger_races.py"
             "::test_who_drops_what_an_abandoned_job_left_passes_over_a_chunk_that_is_finished_late",
         ),
-        (Change(_UPKEEP, "job_was_stopped()).with_for_update(skip_locked=True)", "job_was_stopped())"),),
+        (
+            Change(
+                _UPKEEP,
+                "job_was_stopped())\n        .with_for_update(skip_locked=True)",
+                "job_was_stopped())",
+            ),
+        ),
         "postgresql",
     ),
     Mutant(

@@ -336,4 +336,4 @@ def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
-    assert all(f"'{state}'" in str(backlog_module._UNFINISHED_JOBS) for state in backlog_module.UNFINISHED)
+    assert all(f"'{state}'" in str(backlog_module.JOB_GOES_ON) for state in backlog_module.UNFINISHED)

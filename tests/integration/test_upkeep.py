@@ -15,6 +15,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.outcomes import Outcome
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import (
     ABANDONED,
@@ -174,6 +175,22 @@ def test_the_oldest_are_rung_for_first(ledger, make_job):
     assert ring(ledger) == []
 
 
+def test_the_oldest_come_first_whether_they_wait_or_have_lost_their_worker(ledger, make_job, worker):
+    # Given three chunks, each older than the one before, and the one in the middle has lost its worker
+    job = make_job([1] * 3)
+    worker.must_claim(job.chunks[1], lease_seconds=-1)
+    with ledger.transaction() as connection:
+        for age, chunk_id in enumerate(ids(job, 0, 1, 2)):
+            connection.execute(
+                chunks.update()
+                .where(chunks.c.id == chunk_id)
+                .values(created_at=db_now(-age), ring_after=None)
+            )
+
+    # When there is room for one at a time, Then they come in the order of their age
+    assert [ring(ledger, limit=1) for _ in range(4)] == [*([one] for one in ids(job, 2, 1, 0)), []]
+
+
 def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
     # Given a cancelled job with a chunk whose worker died and one that is being worked on, and another job
     job, other = make_job([1, 1, 1]), make_job([1, 1])
@@ -195,6 +212,71 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
     assert [states[chunk_id] for chunk_id in ids(other, 0, 1)] == ["claimed", "pending"]
     assert sorted(ring_all(ledger)) == sorted(ids(other, 0, 1))
     worker.finish(at_work)
+
+
+def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
+    ledger, make_job, worker, monkeypatch
+):
+    # Given a chunk of a cancelled job that was passed over, because somebody had it locked, and two that
+    # wait before it; and a reconciler that looks at two
+    monkeypatch.setattr("jobs.ledger.upkeep.LOOKED_AT", 2)
+    other, job = make_job([1, 1]), make_job([1])
+    with ledger.transaction() as connection:
+        end_job(connection, job.id, JobState.CANCELLED)
+        connection.execute(chunks.update().where(chunks.c.job_id == job.id).values(state="pending"))
+
+    def tidy() -> str:
+        with ledger.transaction() as connection:
+            drop_leftover_chunks(connection)
+            return connection.execute(sa.select(chunks.c.state).where(chunks.c.job_id == job.id)).scalar_one()
+
+    # When one of the two is done, Then it is among those that come next, and is dropped
+    assert tidy() == "pending"
+    worker.work(other.chunks[0])
+    assert tidy() == "dropped"
+
+
+# ---- when very much waits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job, worker, monkeypatch):
+    # Given a ledger of many finished jobs and many chunks that wait, and PostgreSQL knows it
+    monkeypatch.setattr("jobs.ledger.upkeep.LOOKED_AT", 100)
+    worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
+    large, paused = make_job([1]).id, make_job([1]).id
+    with ledger.transaction() as connection:
+        pause_job(connection, paused)
+        for statement in (
+            "INSERT INTO jobs (id, state, model_id, created_at, touched_at)"
+            " SELECT lpad(n::text, 16, '0'), 'done', (SELECT id FROM models LIMIT 1), now(), now()"
+            " FROM generate_series(1, 20000) AS n",
+            "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, created_at)"
+            f" SELECT lpad(n::text, 16, '0'), '{large}', n, 1, '', '', 'pending', now()"
+            " FROM generate_series(1, 20000) AS n",
+        ):
+            connection.exec_driver_sql(statement)
+    with ledger.transaction() as connection:
+        connection.exec_driver_sql("ANALYZE")
+
+    # When a reconciler looks
+    sent: list[tuple[str, object]] = []
+    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *told: sent.append((told[2], told[3])))
+    with ledger.transaction() as connection:
+        count_due(connection, limit=100)
+        chunks_to_ring(connection, limit=100)
+        drop_leftover_chunks(connection)
+        hold_leftover_chunks(connection)
+        asked = list(sent)
+        plans = [
+            "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+            for statement, parameters in asked
+        ]
+
+    # Then none of its statements reads all chunks, or all jobs
+    assert len(plans) == 7
+    for plan in plans:
+        assert "Seq Scan" not in plan, plan
 
 
 # ---- what was abandoned -------------------------------------------------------------------------------

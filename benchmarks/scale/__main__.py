@@ -1,0 +1,84 @@
+"""The parts one after another, each on a server of its own, and one JSON file of them all."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Final
+
+import typer
+
+from benchmarks.databases import Work, databases
+from benchmarks.report import write_measured
+from benchmarks.scale.backlog import ask
+from benchmarks.scale.ground import ground
+from benchmarks.scale.retention import measure_partitions, measure_purge
+from benchmarks.scale.rows import measure_hot_row, measure_rows
+from benchmarks.scale.traffic import count_requests, measure_commands, measure_messages
+from benchmarks.surroundings import (
+    PROCESSES,
+    RESULTS,
+    Json,
+    Processes,
+    WorkDir,
+    prepare,
+    run,
+    settings_in,
+    short_folder,
+)
+from jobs.store import Store
+from labelmill.console import say, tells_errors
+
+#: Images of the chunks whose messages are counted: small, so that there are many.
+_SMALL_CHUNK: Final = 200
+
+#: Of the job that takes real workers.
+_IMAGES: Final = 20_000
+
+
+@tells_errors
+def main(
+    rows: Annotated[int, typer.Option(min=1_000, help="Rows of the large table.")] = 10_000_000,
+    first_rows: Annotated[int, typer.Option(min=1_000, help="Rows written as workers do.")] = 1_000_000,
+    hot_chunks: Annotated[int, typer.Option(min=8, help="Chunks of one image, a crowd.")] = 2_400,
+    pending: Annotated[int, typer.Option(min=5_000, help="Chunks that wait.")] = 500_000,
+    finished: Annotated[int, typer.Option(min=1, help="Jobs that finished before.")] = 1_000_000,
+    removed: Annotated[int, typer.Option(min=1_000, help="Rows of the job that is removed.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=2, help="How often each question is asked.")] = 20,
+    processes: Processes = PROCESSES,
+    work_dir: WorkDir = None,
+    json: Json = RESULTS,
+) -> None:
+    """Measure what each stage costs at the scale of a billion images a day, on PostgreSQL."""
+    load_average = os.getloadavg()[0]
+    model, folder = prepare(work_dir, images=_IMAGES)
+    measured: dict[str, Any] = {}
+    with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
+        measured["database"] = both.facts
+        store = Store(settings_in(home, both.pipeline, processes).store)
+        with ground(both, both.pipeline) as where:
+            measured["rows"] = measure_rows(where, first=first_rows, more=rows)
+            measured["retention"] = measure_purge(where, store, images=removed)
+        with ground(both, both.bare_loop) as where:
+            measured["hot_row"] = measure_hot_row(where, chunks=hot_chunks)
+            chunks = max(1, first_rows // 10 // 2_048)
+            measured["partitions"] = measure_partitions(where, images=removed, chunks=chunks)
+    measured["backlog"] = {}
+    with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
+        for url, waits, ended in ((both.bare_loop, 5_000, 1_000), (both.pipeline, pending, finished)):
+            with ground(both, url) as where:
+                name = f"{waits} pending, {ended} finished"
+                measured["backlog"][name] = ask(where, pending=waits, finished=ended, repeats=repeats)
+                settings = settings_in(home, url, processes)
+                measured["backlog"][name]["messages"] = measure_messages(where, settings, looks=repeats)
+    with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
+        settings = settings_in(home, both.pipeline, processes)
+        small = settings.model_copy(update={"chunk_images": _SMALL_CHUNK})
+        measured["commands"] = measure_commands(small, model, folder)
+        apart = settings_in(home / "apart", both.bare_loop, processes)
+        measured["requests"] = count_requests(apart, model, folder)
+    facts = {"rows_asked": rows, "hot_chunks": hot_chunks, "processes": processes}
+    say(f"written to {write_measured('scale', facts | measured, json, load_average)}")
+
+
+if __name__ == "__main__":
+    run(main)

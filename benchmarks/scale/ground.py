@@ -1,0 +1,103 @@
+"""What all parts need: a model that is only a row, jobs, and what PostgreSQL says of bytes and of its log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from benchmarks.databases import Databases
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.models import CHAMPION, add_model, point_alias
+from jobs.model import MNIST_INPUT
+from jobs.payloads import payload_key
+
+#: Images of a chunk where nothing is set: that of `Settings.chunk_images`.
+CHUNK_IMAGES: Final = 2_048
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A migrated ledger with a champion that has no file."""
+
+    ledger: Ledger
+    model_id: str
+    settle: Callable[[], None]  # leaves nothing for the disk that the next measurement would wait for
+
+
+@contextlib.contextmanager
+def ground(both: Databases, url: str) -> Iterator[Ground]:
+    """One of the two databases."""
+    with contextlib.closing(Ledger(url)) as ledger:
+        with ledger.transaction() as connection:
+            model_id = add_model(
+                connection,
+                model_id=new_id(),
+                architecture="none",
+                sha256="0" * 64,
+                size_bytes=0,
+                classes=tuple("0123456789"),
+                input_spec=MNIST_INPUT,
+                accuracy=None,
+                metrics={},
+            )
+            point_alias(connection, CHAMPION, model_id)
+        yield Ground(ledger, model_id, both.settle)
+
+
+def image_name(index: int) -> str:
+    """As long as the names that `labelmill submit scans/` makes of a folder of ten."""
+    return f"scans/{index % 10}/{index:08}.png"
+
+
+def make_job(connection: Connection, model_id: str, *, chunks: int, images: int) -> tuple[str, list[str]]:
+    """A job of so many chunks with so many images each; its id, and those of its chunks."""
+    job_id = new_id()
+    open_job(connection, job_id, model_id=model_id, key=None)
+    chunk_ids = [new_id() for _ in range(chunks)]
+    for number, chunk_id in enumerate(chunk_ids):
+        key = payload_key(job_id, chunk_id)
+        add_chunk(connection, job_id, NewChunk(chunk_id, number * images, images, key, "0" * 64))
+    seal_job(connection, job_id, fingerprint=None)
+    return job_id, chunk_ids
+
+
+def execute(ledger: Ledger, statement: str) -> None:
+    """A statement that wants no transaction around it, or is none of the ledger's."""
+    with ledger.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+
+
+def sizes(ledger: Ledger) -> dict[str, float]:
+    """Bytes a row of the predictions, in the table and in its primary key's index."""
+    with ledger.reading() as connection:
+        rows, table, index = connection.execute(
+            sa.text(
+                "SELECT (SELECT count(*) FROM predictions), pg_table_size('predictions'),"
+                " pg_indexes_size('predictions')"
+            )
+        ).one()
+    return {"rows": rows, "table": round(table / rows, 2), "primary_key": round(index / rows, 2)}
+
+
+@contextlib.contextmanager
+def noting(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Puts into a dictionary how many seconds what stands inside took, and bytes of the write-ahead log."""
+    found: dict[str, Any] = {}
+    before, began = _log_position(ledger), time.perf_counter()
+    yield found
+    found["seconds"] = round(time.perf_counter() - began, 3)
+    found["wal_bytes"] = _log_position(ledger) - before
+
+
+def _log_position(ledger: Ledger) -> int:
+    with ledger.reading() as connection:
+        position = connection.scalar(sa.text("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
+    return int(position or 0)

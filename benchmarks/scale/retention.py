@@ -1,0 +1,85 @@
+"""What is removed: a job by `labelmill purge`, row by row, and what a table with partitions would do instead.
+
+The product's table of predictions has no partitions. Here it gets some, by hand, to see what they would cost.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+from unittest.mock import patch
+
+from benchmarks.large_job import fill_predictions, make_large_job
+from benchmarks.scale.ground import CHUNK_IMAGES, Ground, execute, noting
+from benchmarks.scale.rows import write_rows
+from jobs.ids import new_id
+from jobs.store import Store
+from labelmill.console import say
+from labelmill.purging import Purge
+
+#: A partition a day: of the days before today and after it.
+_DAYS_BEFORE: Final = 20
+_DAYS_AFTER: Final = 10
+
+_DAY_SECONDS: Final = 86_400
+
+
+def measure_purge(where: Ground, store: Store, *, images: int) -> dict[str, Any]:
+    """Seconds and bytes of the log for removing one finished job, and for the VACUUM after it."""
+    with where.ledger.transaction() as connection:
+        make_large_job(connection, where.model_id, images, chunk_images=CHUNK_IMAGES, days_ago=2)
+    execute(where.ledger, "VACUUM ANALYZE predictions")
+    where.settle()
+    purge = Purge(where.ledger, store, dry_run=False, on_progress=lambda _purged: None)
+    with noting(where.ledger) as purged:
+        purge.whole_jobs(days=1)
+    assert purge.purged.predictions == images
+    with noting(where.ledger) as vacuumed:
+        execute(where.ledger, "VACUUM predictions")
+    found = {"rows": images, "purge": purged, "vacuum": vacuumed}
+    say(f"retention: {found}")
+    return found
+
+
+def measure_partitions(where: Ground, *, images: int, chunks: int) -> dict[str, Any]:
+    """The same rows written into a table with a partition a day, and a day that is dropped."""
+    plain = write_rows(where, 1, chunks)
+    _make_partitions(where)
+    parted = write_rows(where, 1, chunks)
+    with where.ledger.transaction() as connection:
+        fill_predictions(connection, _id_of_day(-1.5), images)
+    where.settle()
+    with noting(where.ledger) as dropped:
+        execute(where.ledger, f"DROP TABLE predictions_{_DAYS_BEFORE - 2}")
+    found = {"rows": images, "drop": dropped, "one_writer": parted, "one_writer_without": plain}
+    say(f"partitions: {found}")
+    return found
+
+
+def _make_partitions(where: Ground) -> None:
+    """An empty table of the same shape in the place of the predictions, a partition a day. By the job's id:
+    ids are in the order of time, so what a job writes stays together and a day's jobs lie beside each other.
+    """
+    execute(where.ledger, "ALTER TABLE predictions RENAME TO predictions_plain")
+    execute(where.ledger, "CREATE TABLE predictions (LIKE predictions_plain) PARTITION BY RANGE (job_id)")
+    execute(where.ledger, 'ALTER TABLE predictions ADD PRIMARY KEY (job_id, "index")')
+    for number, day in enumerate(range(-_DAYS_BEFORE, _DAYS_AFTER)):
+        first, beyond = _id_of_day(day), _id_of_day(day + 1)
+        execute(
+            where.ledger,
+            f"CREATE TABLE predictions_{number} PARTITION OF predictions"
+            f" FOR VALUES FROM ('{first}') TO ('{beyond}')",
+        )
+
+
+def _id_of_day(days: float) -> str:
+    """An id that is made so many days from now, as far as ids tell time. The same each time."""
+    moment = _NOW + int(days * _DAY_SECONDS * 1e9)
+    with (
+        patch("jobs.ids.time.time_ns", return_value=moment),
+        patch("jobs.ids.secrets.randbits", return_value=0),
+    ):
+        return new_id()
+
+
+_NOW: Final = time.time_ns()

@@ -1,0 +1,202 @@
+"""Messages and requests: what a chunk costs in Redis and in the store, and how long a look at both takes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+import sqlalchemy as sa
+
+from benchmarks.model import TrainedModel, make_champion
+from benchmarks.pipeline import Pipeline
+from benchmarks.report import milliseconds
+from benchmarks.scale.doubles import count_doubles
+from benchmarks.scale.ground import Ground, noting
+from jobs.ledger import Ledger
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, MAX_OUTSTANDING, Bell, make_app
+from jobs.schema import chunks
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.console import say
+from labelmill.stack import Stack
+from producer.sources import Sources
+from producer.submit import submit
+from worker.reconcile import Reconciler
+
+#: Three times as many chunks as messages may wait: what comes at the beginning is not what goes on.
+_LOOKS_OF_DOUBLES: Final = 30
+
+#: How long workers without work are watched: what they ask by themselves is not the chunks'.
+_IDLE_SECONDS: Final = 6.0
+
+#: A session tells PostgreSQL what it has done at most so much later.
+_TELLING_SECONDS: Final = 1.5
+
+#: Sessions of the workers, whose processes have one each, and of their parent; not the one that asks.
+_OF_OURS: Final = " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+#: What a question to Redis about itself adds.
+_OURS: Final = frozenset(("info", "config|resetstat"))
+
+
+def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[str, Any]:
+    """Bytes of a waiting message, and milliseconds of a look of the reconciler. The ledger has a backlog."""
+    with Stack(settings, logs=settings.home / "logs", worker=False), _redis(settings) as client:
+        bell = Bell(make_app(settings))
+        reconciler = Reconciler(where.ledger, bell, holder="benchmark")
+        bell.waiting()
+        before = _used(client)
+        began = time.perf_counter()
+        assert reconciler.tick() == MAX_OUTSTANDING
+        first = time.perf_counter() - began
+        key = f"{KEY_PREFIX}{CLASSIFY_QUEUE}"
+        found = {
+            "messages": client.llen(key),
+            "bytes_of_memory_a_message": round((_used(client) - before) / MAX_OUTSTANDING, 1),
+            "bytes_a_message": len(client.lindex(key, 0) or b""),
+            "look_that_rings_1000_ms": round(1000 * first, 2),
+            "look_ms": milliseconds([_seconds(reconciler.tick) for _ in range(looks)]),
+            "doubles": count_doubles(where, client, key, reconciler, looks=_LOOKS_OF_DOUBLES),
+        }
+        bell.close()
+    say(f"messages: {found}")
+    return found
+
+
+def measure_commands(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
+    """Commands and bytes of Redis, and transactions of PostgreSQL, that a chunk of a real job takes."""
+    with Pipeline(settings, model) as pipeline, _redis(settings) as client:
+        ledger = pipeline.client.ledger
+        pipeline.warm_up(folder)
+        time.sleep(_TELLING_SECONDS)
+        idle = _difference(client, ledger, lambda: time.sleep(_IDLE_SECONDS))
+        jobs: list[str] = []
+        with noting(ledger) as noted:
+            busy = _difference(client, ledger, lambda: jobs.append(pipeline.classify(folder).job_id))
+        with ledger.reading() as connection:
+            number, images = connection.execute(
+                sa.select(sa.func.count(), sa.func.sum(chunks.c.images)).where(chunks.c.job_id == jobs[0])
+            ).one()
+            open_ones = connection.scalar(sa.text("SELECT count(*) FROM pg_stat_activity" + _OF_OURS))
+    passive = busy["seconds"] / idle["seconds"]
+    found = {
+        "chunks": number,
+        "images": int(images),
+        "a_chunk": {
+            name: round((busy[name] - passive * idle.get(name, 0)) / number, 2)
+            for name in sorted(busy)
+            if name != "seconds"
+        },
+        "idle_a_second": {name: round(idle[name] / idle["seconds"], 2) for name in sorted(idle)},
+        "connections_open": open_ones,
+        "wal_bytes_an_image": round(noted["wal_bytes"] / int(images), 1),
+    }
+    say(f"commands: {found}")
+    return found
+
+
+def count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
+    """Requests to the store, and their bytes, of some chunks that are submitted and classified."""
+    # In a process of its own, as a worker is: TensorFlow stays out of this one.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(_count_requests, settings, model, folder).result()
+    say(f"requests: {found}")
+    return found
+
+
+class _Counting(Store):
+    """A store that counts what it is asked for."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.counted = {"puts": 0, "put_bytes": 0, "gets": 0, "got_bytes": 0}
+
+    def put(self, key: str, data: bytes) -> None:
+        self.counted["puts"] += 1
+        self.counted["put_bytes"] += len(data)
+        super().put(key, data)
+
+    def get(self, key: str, *, limit: int | None = None) -> bytes:
+        data = super().get(key, limit=limit)
+        self.counted["gets"] += 1
+        self.counted["got_bytes"] += len(data)
+        return data
+
+
+def _count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
+    from worker.bench import Bench
+    from worker.predicting.pipeline import classify_chunk
+
+    with contextlib.closing(Ledger(settings.ledger)) as ledger:
+        make_champion(model, ledger, settings)
+    bell = Bell(make_app(settings))
+    bell.silent = True  # there is no broker, and nobody to ring for
+    with Bench(settings, processes=1) as bench:
+        bench.warm_up()  # fetches the model, once a process
+        store = bench.store = _Counting(settings.store)
+        job_id = submit(
+            islice(Sources([str(folder)]), 3 * settings.chunk_images),
+            ledger=bench.ledger,
+            store=store,
+            bell=bell,
+            chunk_images=settings.chunk_images,
+        ).job_id
+        with bench.ledger.reading() as connection:
+            ids = connection.scalars(sa.select(chunks.c.id).where(chunks.c.job_id == job_id)).all()
+        images = sum(classify_chunk(chunk_id, bench) for chunk_id in ids)
+    return {"chunks": len(ids), "images": images, **store.counted}
+
+
+def _difference(client: redis.Redis, ledger: Ledger, what: Callable[[], object]) -> dict[str, float]:
+    """How much of each Redis and PostgreSQL have done meanwhile, and seconds."""
+    before, began = _standing(client, ledger), time.perf_counter()
+    what()
+    time.sleep(_TELLING_SECONDS)
+    after, seconds = _standing(client, ledger), time.perf_counter() - began
+    moved = {name: value - before.get(name, 0) for name, value in after.items()}
+    return {name: value for name, value in moved.items() if value} | {"seconds": seconds}
+
+
+def _standing(client: redis.Redis, ledger: Ledger) -> dict[str, float]:
+    told: Any = client.info("stats")
+    commands: Any = client.info("commandstats")
+    found = {
+        "redis bytes in": told["total_net_input_bytes"],
+        "redis bytes out": told["total_net_output_bytes"],
+    }
+    for name, figures in commands.items():
+        command = name.removeprefix("cmdstat_")
+        if command not in _OURS:
+            found[f"redis {command}"] = figures["calls"]
+    with ledger.reading() as connection:
+        found["transactions"], found["connections opened"] = connection.execute(
+            sa.text("SELECT xact_commit, sessions FROM pg_stat_database WHERE datname = current_database()")
+        ).one()
+    return found
+
+
+def _used(client: redis.Redis) -> int:
+    told: Any = client.info("memory")
+    return int(told["used_memory"])
+
+
+def _seconds(what: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    what()
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _redis(settings: Settings) -> Iterator[redis.Redis]:
+    client = redis.Redis(unix_socket_path=str(settings.broker_socket))
+    try:
+        yield client
+    finally:
+        client.close()
