@@ -596,6 +596,18 @@ class LedgerMachine(RuleBasedStateMachine):
         if chunk:
             chunk.crashed(code)
 
+    @happening(weight=2, when=lambda self: self.workers, pick=PICK)
+    def a_job_is_cancelled_and_who_is_at_it_vanishes(self, pick: int) -> None:
+        """What it leaves is the reconciler's to drop."""
+        worker = self.worker(pick)
+        job = self.model.jobs.get(worker.claim.job_id)
+        if job is not None and job.state in UNDER_WAY:
+            with self.ledger.transaction() as connection:
+                assert end_job(connection, job.id, JobState.CANCELLED)
+            job.stopped("cancelled")
+            self._check_stopped(job)
+        self._crash(worker, "vanished")
+
     @happening(weight=4, when=lambda self: self.zombies(), pick=PICK)
     def a_zombie_is_buried(self, pick: int) -> None:
         """Late: somebody else has its chunk by now, whose claim it must not end."""
@@ -619,12 +631,13 @@ class LedgerMachine(RuleBasedStateMachine):
         """
         dead = self._claimed_with(worker)
         named = self.model.chunks.get(worker.claim.chunk_id)
-        lost = [chunk for other in dead if (chunk := self.chunk_of(other.claim))]
+        token = worker.claim.token
+        lost = [each for each in self.model.chunks.values() if (each.state, each.token) == ("claimed", token)]
         with self.ledger.transaction() as connection:
             bury_claim(connection, worker.claim.chunk_id, owner=worker.name, code=code, error="it died")
         for other in dead:
             self.workers.remove(other)
-        if named and named.token == worker.claim.token:
+        if named and named.token == token:
             for chunk in lost:
                 chunk.crashed(code)
         elif lost:
