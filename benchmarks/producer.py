@@ -6,19 +6,16 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from benchmarks.processes import peak_kib
-from jobs.queue import Bell, make_app
 from jobs.settings import Settings
-from jobs.store import Store
 from labelmill.client import Client
 from producer.sources import SourceImage, Sources
-from producer.submit import submit
 
 
 class Submission(NamedTuple):
@@ -55,37 +52,10 @@ class Producer:
         return self._pool.submit(_submit, self._settings, self._folder, images)
 
 
-class Door:
-    """A context manager: inside it, jobs are submitted over one connection to the broker, and of images from
-    anywhere. `Client.submit` connects for each job anew.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._store = Store(client.settings.store)
-        self._bell = Bell(make_app(client.settings))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bell.close()
-
-    def submit(self, images: Iterable[SourceImage]) -> str:
-        """One job; gives back its id. Raises what `producer.submit` does."""
-        return submit(
-            images,
-            ledger=self._client.ledger,
-            store=self._store,
-            bell=self._bell,
-            chunk_images=self._client.settings.chunk_images,
-        ).job_id
-
-
 def _submit(settings: Settings, folder: Path, images: int) -> Submission:
-    with Client(settings) as client, Door(client) as door:
+    with Client(settings) as client:
         began = time.perf_counter()
-        job_id = door.submit(_again_and_again(folder, images))
+        job_id = client.submission(_again_and_again(folder, images)).job_id
         return Submission(job_id, began, time.perf_counter(), peak_kib(os.getpid()))
 
 

@@ -24,7 +24,6 @@ from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.plain_worker import PlainWorker
 from benchmarks.processes import parent_of, standing_still
-from benchmarks.producer import Door
 from benchmarks.report import write_measured
 from benchmarks.surroundings import (
     PROCESSES,
@@ -42,7 +41,6 @@ from benchmarks.surroundings import (
 from jobs.ledger import Ledger
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
-from producer.sources import Sources
 
 #: Files there are; a job takes one of them.
 IMAGES: Final = 10_000
@@ -124,9 +122,8 @@ def _measure(
 
 def _submit(client: Client, paths: Sequence[str]) -> None:
     """A job for each image."""
-    with Door(client) as door:
-        for path in paths:
-            door.submit(Sources([path]))
+    for path in paths:
+        client.submit(path)
 
 
 def _seconds(drained: Drained) -> dict[str, float]:

@@ -58,7 +58,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.migrating import open_ledger
 from producer.follow import follow
-from producer.sources import Sources
+from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
     from jobs.queue import Bell
@@ -118,7 +118,7 @@ class Client:
 
     def submission(
         self,
-        images: Sources,
+        images: Iterable[SourceImage],
         *,
         key: str | None = None,
         by_reference: bool = False,

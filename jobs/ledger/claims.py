@@ -348,5 +348,5 @@ def _give_back(
         _count_end(connection, end, given_back.rowcount)
 
 
-def _count_end(connection: Connection, end: AttemptEnd, chunks: int = 1) -> None:
-    count(connection, {(CounterName.ATTEMPTS, end): chunks})
+def _count_end(connection: Connection, end: AttemptEnd, number: int = 1) -> None:
+    count(connection, {(CounterName.ATTEMPTS, end): number})
