@@ -30,7 +30,9 @@ KEY_PREFIX: Final = "labelmill:"
 MAX_OUTSTANDING: Final = 1_000
 
 #: But so many more of those that go ahead: a small job does not wait until there is room behind a large one.
-MAX_AHEAD: Final = 1_000
+#: No more, since each but the first few would find its chunk done with others: who takes a message rings for
+#: the next small job that waits.
+MAX_AHEAD: Final = 32
 
 #: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
 #: BRPOP takes by itself.
@@ -130,6 +132,17 @@ class Bell:
                 self._send(CLASSIFY_TASK, chunk_id, ahead=ahead)
                 sent += 1
         return sent
+
+    def ring_for_small(self, chunk_id: str) -> None:
+        """Sends the message of a small job ahead of all that wait, unless enough of them wait: whoever takes
+        one sees that this job waits, too. Never raises.
+        """
+        if self.silent:
+            return
+        with self._noting_silence():
+            channel: Any = self._connection.default_channel
+            if not channel.are_ahead(CLASSIFY_QUEUE, MAX_AHEAD):
+                self._send(CLASSIFY_TASK, chunk_id, ahead=True)
 
     def ring_for(self, waiting: Sequence[tuple[str, bool]]) -> int:
         """Rings for chunks, each by its id and whether it goes ahead of all messages that wait."""

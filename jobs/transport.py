@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kombu.transport import redis
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 
 #: The priority of a message that is to be the next. All others have none.
 AHEAD: Final = 9
@@ -25,6 +25,13 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
             return
         with self.conn_or_acquire() as client:
             client.rpush(queue, dumps(message))
+
+    def are_ahead(self, queue: str, number: int) -> bool:
+        """Whether so many messages, or more, are ahead of all others on the queue."""
+        with self.conn_or_acquire() as client:
+            # By its whole name: kombu puts the prefix before those keys only whose commands it knows.
+            last: bytes | None = client.lindex(self.global_keyprefix + queue, -number)
+        return last is not None and loads(last)["properties"].get("priority") == AHEAD
 
 
 class Transport(redis.Transport):  # type: ignore[misc]  # kombu has no types

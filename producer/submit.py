@@ -292,7 +292,7 @@ def _store_chunks(
                 add_chunk(connection, job_id, chunk)
             opened = True
             signs.begin()
-            bell.ring([chunk.id], ahead=draft.is_all and chunk.images <= SMALL_JOB_IMAGES)
+            _ring(bell, chunk, is_all=draft.is_all)
             if fingerprint is not None:
                 for name, content in zip(draft.names, draft.contents, strict=True):
                     fingerprint.add(name, content)
@@ -318,6 +318,13 @@ def _store_chunks(
             raise
         # The answer to the last COMMIT was lost, but it went through: the job is submitted.
     return Submitted(job_id, total, new=True)
+
+
+def _ring(bell: Bell, chunk: NewChunk, *, is_all: bool) -> None:
+    if is_all and chunk.images <= SMALL_JOB_IMAGES:
+        bell.ring_for_small(chunk.id)
+    else:
+        bell.ring([chunk.id])
 
 
 def _store_payload(store: Store, job_id: str, first_index: int, draft: _ChunkDraft) -> NewChunk:

@@ -21,6 +21,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import ModelRefused
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, get_model
+from jobs.queue import Bell, make_app
 from jobs.references import Roots
 from jobs.registry import fetch_model
 from jobs.settings import Settings
@@ -65,6 +66,7 @@ class Bench:
         self.settings = settings
         self.ledger = Ledger(settings.ledger)
         self.store = Store(settings.store)
+        self.bell = Bell(make_app(settings))
         self.roots = Roots(settings.reference_roots)
         self.owner = owner_name(os.getpid())
         self.tracing = open_tracing("labelmill-worker")
@@ -124,6 +126,7 @@ class Bench:
     def close(self) -> None:
         """Gives the connections back, and sends the last spans."""
         self.ledger.close()
+        self.bell.close()
         if self.tracing is not None:
             self.tracing.close()
 

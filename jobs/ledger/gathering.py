@@ -32,11 +32,33 @@ _FRESH_AND_SMALL: Final = sa.text(
 )
 
 
+_OF_THE_CHUNK: Final = (_FRESH_AND_SMALL, chunks.c.crash_code.is_(None))
+_OF_ITS_JOB: Final = (jobs.c.state == JobState.RUNNING, jobs.c.chunks == 1, jobs.c.paused_at.is_(None))
+_WAITING: Final = (*_OF_THE_CHUNK, *_OF_ITS_JOB)
+
+
 def of_a_small_job() -> sa.ColumnElement[bool]:
     """Of a chunk: all of its job, which is small."""
     # Not EXISTS, for which PostgreSQL may read all jobs of one chunk that there are, and keep them at hand.
     only = sa.select(jobs.c.chunks == 1).where(jobs.c.id == chunks.c.job_id).correlate(chunks)
     return sa.and_(chunks.c.images <= SMALL_JOB_IMAGES, only.scalar_subquery())
+
+
+def is_gathered() -> sa.ColumnElement[bool]:
+    """Of a chunk: it waits to be taken along by whoever takes another small one."""
+    of_its_job = sa.select(sa.and_(*_OF_ITS_JOB)).where(jobs.c.id == chunks.c.job_id).correlate(chunks)
+    return sa.and_(*_OF_THE_CHUNK, of_its_job.scalar_subquery())
+
+
+def oldest_small(connection: Connection) -> str | None:
+    """The small chunk that has waited longest to be gathered, and nobody is about to take: the next to be
+    rung for. Locks it until the transaction ends.
+    """
+    waiting = sa.select(chunks.c.id).join(jobs, jobs.c.id == chunks.c.job_id).where(*_WAITING)
+    oldest: str | None = connection.scalar(
+        waiting.order_by(chunks.c.created_at).limit(1).with_for_update(of=chunks, skip_locked=True)
+    )
+    return oldest
 
 
 def may_gather(claim: Claim) -> bool:
@@ -63,14 +85,7 @@ def gather_chunks(
     waiting = (
         sa.select(chunks.c.id, chunks.c.images, jobs.c.traceparent)
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(
-            _FRESH_AND_SMALL,
-            chunks.c.crash_code.is_(None),
-            jobs.c.model_id == claim.model_id,
-            jobs.c.state == JobState.RUNNING,
-            jobs.c.chunks == 1,
-            jobs.c.paused_at.is_(None),
-        )
+        .where(*_WAITING, jobs.c.model_id == claim.model_id)
     )
     share = _share(connection, waiting)
     if not share:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
-from jobs.ledger.gathering import of_a_small_job
+from jobs.ledger.gathering import is_gathered, of_a_small_job
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, locks
 
@@ -60,13 +60,16 @@ def count_due(connection: Connection, *, limit: int) -> int:
 
 def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, bool]]:
     """Up to `limit` due chunks whose time to be rung for has come, the oldest first: by id, and whether
-    it goes ahead of others. Marks them as rung now, so the caller must send the messages.
+    it goes ahead of others. Marks them as rung now, so the caller must send the messages. Of those that are
+    gathered one message is enough: the oldest's.
     """
     # Asked for apart: of one state they are in the order of the index on open chunks, of both together all
     # that waits would have to be read and sorted.
     due = [chunk for state in _OPEN for chunk in connection.execute(_oldest_to_ring(state, limit))]
     due.sort(key=lambda chunk: chunk.created_at)
-    waiting = [(chunk.id, bool(chunk.ahead)) for chunk in due[:limit]]
+    looked_at = due[:limit]
+    oldest = next((chunk for chunk in looked_at if chunk.gathered), None)
+    waiting = [(chunk.id, bool(chunk.ahead)) for chunk in looked_at if not chunk.gathered or chunk is oldest]
     if waiting:
         connection.execute(
             chunks.update()
@@ -76,12 +79,17 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, boo
     return waiting
 
 
-def _oldest_to_ring(state: ChunkState, limit: int) -> sa.Select[tuple[str, datetime, bool]]:
+def _oldest_to_ring(state: ChunkState, limit: int) -> sa.Select[tuple[str, datetime, bool, bool]]:
     its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
     # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
     # caller is a worker's main loop, which must not stand still because another worker does.
     return (
-        sa.select(chunks.c.id, chunks.c.created_at, of_a_small_job().label("ahead"))
+        sa.select(
+            chunks.c.id,
+            chunks.c.created_at,
+            of_a_small_job().label("ahead"),
+            is_gathered().label("gathered"),
+        )
         .where(chunk_is_due(), chunks.c.state == state, its_time)
         .order_by(chunks.c.created_at)
         .limit(limit)

@@ -289,6 +289,21 @@ MUTANTS: Final = (
         Change(_GATHERING, "AND chunks.attempts = 0 ", ""),
     ),
     _mutant(
+        "nobody rings for the small job that waits",
+        "test_gathering.py::test_whoever_handles_a_message_rings_for_the_small_job_that_waited_longest",
+        Change(_PIPELINE, "if left is not None:", "if False:"),
+    ),
+    _mutant(
+        "each of many small jobs has its message",
+        "test_queue.py::test_small_jobs_have_so_many_messages_and_no_more",
+        Change("jobs/queue.py", "if not channel.are_ahead(CLASSIFY_QUEUE, MAX_AHEAD):", "if channel:"),
+    ),
+    _mutant(
+        "each of many small jobs is rung for again",
+        "test_upkeep.py::test_of_small_jobs_that_are_gathered_one_is_rung_for",
+        Change(_UPKEEP, "if not chunk.gathered or chunk is oldest", "if chunk.id"),
+    ),
+    _mutant(
         "a job that has ended can be stopped",
         "test_outcomes.py::test_what_has_finished_cannot_be_stopped",
         Change(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -15,7 +17,7 @@ from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, claim_chunk, withdraw_claim
-from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather
+from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.pausing import pause_job
@@ -29,6 +31,7 @@ from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks
 from jobs.schema import jobs as jobs_table
 from jobs.settings import Settings
 from jobs.store import Store
+from tests.conftest import Broker
 from worker.bench import Bench
 from worker.predicting import pipeline
 from worker.predicting.pipeline import GATHERED_IMAGES, classify_chunk
@@ -159,6 +162,15 @@ def test_what_somebody_else_is_about_to_take_is_passed_over(ledger, make_job, ne
         assert ids(gather(ledger, jobs[0].chunks[0])) == {jobs[0].chunks[0].id, jobs[2].chunks[0].id}
 
 
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_what_somebody_is_about_to_take_is_not_rung_for(ledger, make_job, new_worker):
+    first, second = (make_job([1]).chunks[0].id for _ in range(2))
+    with new_worker("ben").ledger.transaction() as theirs:
+        claim_chunk(theirs, first, lease_seconds=60, owner="ben")
+        with ledger.transaction() as ours:
+            assert oldest_small(ours) == second
+
+
 def test_small_jobs_are_found_by_an_index_whatever_waits_before_them(ledger, make_job):
     # Given many chunks of a large job that wait before a few small ones
     make_job([SMALL_JOB_IMAGES] * 3_000)
@@ -172,10 +184,12 @@ def test_small_jobs_are_found_by_an_index_whatever_waits_before_them(ledger, mak
         lambda _connection, _cursor, statement, parameters, *_: statements.append((statement, parameters)),
     )
     assert len(gather(ledger, jobs[0].chunks[0])) == 3
+    with ledger.transaction() as connection:
+        assert oldest_small(connection) is None
 
     # When their statements are explained
     looks = [(text, values) for text, values in statements if "crash_code IS NULL" in text]
-    assert len(looks) == 2
+    assert len(looks) == 3
     explain = "EXPLAIN QUERY PLAN " if ledger.is_sqlite else "EXPLAIN "
     with ledger.reading() as connection:
         for text, values in looks:
@@ -365,6 +379,37 @@ def test_no_more_is_gathered_than_one_batch_holds(mill: Mill) -> None:
     jobs = [mill.job([picture(1)] * SMALL_JOB_IMAGES) for _ in range(GATHERED_IMAGES // SMALL_JOB_IMAGES + 1)]
     assert classify_chunk(jobs[0][1], mill.bench) == GATHERED_IMAGES <= MAX_GATHERED
     assert len(mill.due()) == 1
+
+
+def test_whoever_handles_a_message_rings_for_the_small_job_that_waited_longest(
+    mill: Mill, broker: Broker
+) -> None:
+    # Given small jobs that have no message
+    def rung() -> list[str]:
+        messages = map(json.loads, broker.messages())
+        broker.client.flushall()
+        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+
+    full = [mill.job([picture(1)] * SMALL_JOB_IMAGES)[1] for _ in range(GATHERED_IMAGES // SMALL_JOB_IMAGES)]
+    left = mill.job([picture(1)])[1]
+    later = mill.job([picture(1)])[1]
+    large = mill.job([picture(1)] * (SMALL_JOB_IMAGES + 1))[1]
+    assert rung() == []
+
+    # When a process takes as many of them as it may, Then it rings for the next
+    assert classify_chunk(full[-1], mill.bench) == GATHERED_IMAGES
+    assert rung() == [left]
+
+    # And so it does where its message is of one that is done, or of a large one
+    assert classify_chunk(full[0], mill.bench) == 0
+    assert rung() == [left]
+    assert classify_chunk(large, mill.bench) == SMALL_JOB_IMAGES + 1
+    assert rung() == [left]
+
+    # And where all are done, nothing is rung for
+    assert classify_chunk(later, mill.bench) == 2
+    assert classify_chunk(left, mill.bench) == 0
+    assert rung() == []
 
 
 def test_a_bad_image_costs_its_neighbours_in_other_jobs_nothing(mill: Mill) -> None:

@@ -62,6 +62,26 @@ def test_what_goes_ahead_has_room_where_others_have_none(
     assert broker.waiting() == 3
 
 
+def test_small_jobs_have_so_many_messages_and_no_more(
+    bell: Bell, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a queue full of other messages
+    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 5)
+    monkeypatch.setattr(queue, "MAX_AHEAD", 2)
+    assert bell.ring(new_id() for _ in range(6)) == 5
+
+    # When five small jobs come, Then two of them have a message
+    for _ in range(5):
+        bell.ring_for_small(new_id())
+    assert broker.waiting() == 7
+
+    # And when one is taken, one more has
+    broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)
+    for _ in range(5):
+        bell.ring_for_small(new_id())
+    assert broker.waiting() == 7
+
+
 def test_an_empty_queue_has_nothing_waiting(bell: Bell, broker: Broker) -> None:  # noqa: ARG001
     assert bell.waiting() == 0
 
@@ -85,5 +105,8 @@ def test_a_broker_that_is_away_silences_the_bell_and_raises_nothing(settings: Se
     gone = settings.model_copy(update={"broker_url": f"redis+socket://{settings.home}/nobody.sock"})
     bell = Bell(make_app(gone))
 
+    bell.ring_for_small(new_id())
+    assert bell.silent
+    bell.silent = False
     assert bell.ring([new_id(), new_id()]) == 0
     assert bell.silent

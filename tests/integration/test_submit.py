@@ -422,6 +422,10 @@ class LookingBell(Bell):
         super().__init__(app)
         self._before = before
 
+    def ring_for_small(self, chunk_id):
+        self._before([chunk_id])
+        super().ring_for_small(chunk_id)
+
     def ring(self, chunk_ids, *, ahead=False):
         chunk_ids = list(chunk_ids)
         self._before(chunk_ids)

@@ -236,6 +236,18 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     assert tidy() == "dropped"
 
 
+def test_of_small_jobs_that_are_gathered_one_is_rung_for(ledger, make_job, worker):
+    # Given small jobs that wait, and chunks that have to be taken alone
+    gathered = [make_job([1]) for _ in range(3)]
+    tried, large, coming_in = make_job([1]), make_job([1, 1]), make_job([1], sealed=False)
+    worker.release(worker.must_claim(tried.chunks[0]))
+
+    # When it is rung for, Then for the oldest of the ones and all of the others; and later for the next
+    alone = ids(tried, 0) + ids(large, 0, 1) + ids(coming_in, 0)
+    assert ring_all(ledger) == ids(gathered[0], 0) + alone
+    assert ring(ledger) == ids(gathered[1], 0)
+
+
 # ---- when very much waits -----------------------------------------------------------------------------
 
 

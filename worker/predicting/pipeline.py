@@ -31,7 +31,7 @@ from jobs.ledger.claims import (
     were_finished,
     withdraw_claim,
 )
-from jobs.ledger.gathering import gather_chunks, may_gather
+from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
@@ -274,31 +274,45 @@ def _name_in_log(claims: list[Claim]) -> None:
 
 
 def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None:
-    """The claims, that on this chunk first, and the challenger that is to see it, if one is. Raises
-    Unavailable.
+    """The claims, that on this chunk first, and the challenger that is to see it, if one is.
+
+    Rings for a small job that waits, which may have no message: there were enough of them when it came, and
+    all may have been for jobs that are done by now. Raises Unavailable.
     """
     token = new_id()
     try:
-        with showing_the_time_limit(), bench.ledger.transaction() as connection:
-            claim = claim_chunk(
-                connection,
-                chunk_id,
-                lease_seconds=bench.settings.lease_seconds,
-                owner=bench.owner,
-                token=token,
-            )
-            if claim is None:
-                return None
-            challenger_id = find_challenger(connection, claim, share=bench.settings.shadow_share)
-            if challenger_id is not None or not may_gather(claim):
-                return [claim], challenger_id
-            return [claim, *_gather(connection, claim, bench)], None
+        with showing_the_time_limit():
+            with bench.ledger.transaction() as connection:
+                claimed = _take(connection, chunk_id, token, bench)
+                left = oldest_small(connection)
+            if left is not None:
+                bench.bell.silent = False  # it may be another time's silence
+                bench.bell.ring_for_small(left)
+        return claimed
     except (Unavailable, SoftTimeLimitExceeded) as error:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
         _let_go(bench, lambda connection: withdraw_claim(connection, token))
         if isinstance(error, SoftTimeLimitExceeded):
             raise Unavailable(LEDGER_SILENT) from error
         raise
+
+
+def _take(
+    connection: Connection, chunk_id: str, token: str, bench: Bench
+) -> tuple[list[Claim], str | None] | None:
+    claim = claim_chunk(
+        connection,
+        chunk_id,
+        lease_seconds=bench.settings.lease_seconds,
+        owner=bench.owner,
+        token=token,
+    )
+    if claim is None:
+        return None
+    challenger_id = find_challenger(connection, claim, share=bench.settings.shadow_share)
+    if challenger_id is not None or not may_gather(claim):
+        return [claim], challenger_id
+    return [claim, *_gather(connection, claim, bench)], None
 
 
 def _gather(connection: Connection, claim: Claim, bench: Bench) -> list[Claim]:
