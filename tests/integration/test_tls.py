@@ -151,12 +151,11 @@ def test_who_asks_for_no_tls_is_not_heard_in_the_clear(tls_ledger: TlsLedger) ->
 # ---- all of it ----------------------------------------------------------------------------------------
 
 
-def predictions_of(home: Home, images: Path) -> list[tuple[str, str, str]]:
+def predictions_of(home: Home, images: Path) -> tuple[list[tuple[str, str]], list[float]]:
+    """Names and labels, and confidences."""
     job = home.ok("submit", images, "--watch").split()[-1]
-    return [
-        (row["name"], row["label"], row["confidence"])
-        for row in rows(home.ok("predictions", job, "--format", "csv"))
-    ]
+    found = rows(home.ok("predictions", job, "--format", "csv"))
+    return [(row["name"], row["label"]) for row in found], [float(row["confidence"]) for row in found]
 
 
 def test_a_whole_job_through_tls_with_users_that_may_do_little(
@@ -182,10 +181,13 @@ def test_a_whole_job_through_tls_with_users_that_may_do_little(
 
     # when a job is submitted and done there
     with home.started("up", log=log):
-        found = predictions_of(home, few_digits)
+        labels, confidences = predictions_of(home, few_digits)
 
     # then it is what the embedded stack says of the same images
-    assert found == predictions_of(stack, few_digits)
+    expected, as_sure = predictions_of(stack, few_digits)
+    assert labels == expected
+    # Nearly: one process of one has more threads to sum up with.
+    assert confidences == pytest.approx(as_sure, abs=1e-5)
     assert len(found) == 50
 
     # and nobody was refused anything, nor a secret written down
