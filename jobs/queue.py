@@ -133,16 +133,18 @@ class Bell:
                 sent += 1
         return sent
 
-    def ring_for_small(self, chunk_id: str) -> None:
+    def ring_for_small(self, chunk_id: str) -> int:
         """Sends the message of a small job ahead of all that wait, unless enough of them wait: whoever takes
-        one sees that this job waits, too. Never raises.
+        one sees that this job waits, too. Gives back how many were sent, 0 or 1. Never raises.
         """
         if self.silent:
-            return
+            return 0
         with self._noting_silence():
             channel: Any = self._connection.default_channel
             if not channel.are_ahead(CLASSIFY_QUEUE, MAX_AHEAD):
                 self._send(CLASSIFY_TASK, chunk_id, ahead=True)
+                return 1
+        return 0
 
     def ring_for(self, waiting: Sequence[tuple[str, bool]]) -> int:
         """Rings for chunks, each by its id and whether it goes ahead of all messages that wait."""

@@ -19,6 +19,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
+from jobs.ledger.gathering import overdue_small
 from jobs.ledger.pausing import hold_leftover_chunks
 from jobs.ledger.runs import end_lost_runs, interrupt_runs_of, run_to_ring
 from jobs.ledger.upkeep import (
@@ -70,17 +71,20 @@ class Reconciler:
                 )
             run_id = run_to_ring(connection)
             due = count_due(connection, limit=MAX_OUTSTANDING)
+            small = overdue_small(connection)
         if run_id is not None and not self._bell.waiting(RETRAIN_QUEUE):
             self._bell.ring_for_run(run_id)
         if not due:
             return 0
+        self._bell.silent = False
+        # However many messages wait for others: its own may be lost, and that of whoever would ring for it.
+        rung = 0 if small is None else self._bell.ring_for_small(small)
         missing = due - self._bell.waiting()
         if missing <= 0:
-            return 0
+            return rung
         with self._ledger.transaction() as connection:
             waiting = chunks_to_ring(connection, limit=missing)
-        self._bell.silent = False
-        return self._bell.ring_for(waiting)
+        return rung + self._bell.ring_for(waiting)
 
 
 def reconcile_step(settings: Settings) -> type[bootsteps.Step]:

@@ -36,6 +36,15 @@ _OF_THE_CHUNK: Final = (_FRESH_AND_SMALL, chunks.c.crash_code.is_(None))
 _OF_ITS_JOB: Final = (jobs.c.state == JobState.RUNNING, jobs.c.chunks == 1, jobs.c.paused_at.is_(None))
 _WAITING: Final = (*_OF_THE_CHUNK, *_OF_ITS_JOB)
 
+_OLDEST: Final = (
+    sa.select(chunks.c.id)
+    .join(jobs, jobs.c.id == chunks.c.job_id)
+    .where(*_WAITING)
+    .order_by(chunks.c.created_at)
+    .limit(1)
+    .with_for_update(of=chunks, skip_locked=True)
+)
+
 
 def of_a_small_job() -> sa.ColumnElement[bool]:
     """Of a chunk: all of its job, which is small."""
@@ -54,11 +63,15 @@ def oldest_small(connection: Connection) -> str | None:
     """The small chunk that has waited longest to be gathered, and nobody is about to take: the next to be
     rung for. Locks it until the transaction ends.
     """
-    waiting = sa.select(chunks.c.id).join(jobs, jobs.c.id == chunks.c.job_id).where(*_WAITING)
-    oldest: str | None = connection.scalar(
-        waiting.order_by(chunks.c.created_at).limit(1).with_for_update(of=chunks, skip_locked=True)
-    )
+    oldest: str | None = connection.scalar(_OLDEST)
     return oldest
+
+
+def overdue_small(connection: Connection) -> str | None:
+    """The same, if it has waited for so long that nobody seems to have rung for it."""
+    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
+    overdue: str | None = connection.scalar(_OLDEST.where(its_time))
+    return overdue
 
 
 def may_gather(claim: Claim) -> bool:

@@ -60,16 +60,14 @@ def count_due(connection: Connection, *, limit: int) -> int:
 
 def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, bool]]:
     """Up to `limit` due chunks whose time to be rung for has come, the oldest first: by id, and whether
-    it goes ahead of others. Marks them as rung now, so the caller must send the messages. Of those that are
-    gathered one message is enough: the oldest's.
+    it goes ahead of others. Marks them as rung now, so the caller must send the messages. Those that are
+    gathered are left out: of them one message is enough (`overdue_small`).
     """
     # Asked for apart: of one state they are in the order of the index on open chunks, of both together all
     # that waits would have to be read and sorted.
     due = [chunk for state in _OPEN for chunk in connection.execute(_oldest_to_ring(state, limit))]
     due.sort(key=lambda chunk: chunk.created_at)
-    looked_at = due[:limit]
-    oldest = next((chunk for chunk in looked_at if chunk.gathered), None)
-    waiting = [(chunk.id, bool(chunk.ahead)) for chunk in looked_at if not chunk.gathered or chunk is oldest]
+    waiting = [(chunk.id, bool(chunk.ahead)) for chunk in due[:limit] if not chunk.gathered]
     if waiting:
         connection.execute(
             chunks.update()

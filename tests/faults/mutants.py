@@ -300,8 +300,17 @@ MUTANTS: Final = (
     ),
     _mutant(
         "each of many small jobs is rung for again",
-        "test_upkeep.py::test_of_small_jobs_that_are_gathered_one_is_rung_for",
-        Change(_UPKEEP, "if not chunk.gathered or chunk is oldest", "if chunk.id"),
+        "test_upkeep.py::test_small_jobs_that_are_gathered_are_not_rung_for_one_by_one",
+        Change(_UPKEEP, "for chunk in due[:limit] if not chunk.gathered]", "for chunk in due[:limit]]"),
+    ),
+    _mutant(
+        "a small job whose message was lost waits until the queue is empty",
+        "test_reconcile.py::test_for_one_of_the_small_jobs_that_wait_is_rung_whatever_else_waits",
+        Change(
+            _RECONCILE,
+            "rung = 0 if small is None else self._bell.ring_for_small(small)",
+            "rung = 0",
+        ),
     ),
     _mutant(
         "a job that has ended can be stopped",

@@ -109,9 +109,8 @@ class Messages:
         self.chunk_ids += ringing
         return len(ringing)
 
-    def ring_for_small(self, chunk_id: str) -> None:
-        if chunk_id not in self.chunk_ids:
-            self.chunk_ids.append(chunk_id)
+    def ring_for_small(self, chunk_id: str) -> int:
+        return 0 if chunk_id in self.chunk_ids else self.ring([chunk_id])
 
     def ring_for(self, waiting: Iterable[tuple[str, bool]]) -> int:
         return self.ring(chunk_id for chunk_id, _ in waiting)
@@ -274,7 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
             created_at = db_now(chunk.age - 1_000_000)
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(created_at=created_at))
 
-    @happening(weight=2, sizes=st.lists(st.integers(1, 2), min_size=2, max_size=4), poison=PLACES, pick=PICK)
+    @happening(weight=3, sizes=st.lists(st.integers(1, 2), min_size=2, max_size=4), poison=PLACES, pick=PICK)
     def small_jobs_come(self, sizes: list[int], poison: frozenset[int], pick: int) -> None:
         """And the message of one of them, of which most are gathered."""
         for size in sizes:
@@ -387,10 +386,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _check_left(self, left: str | None) -> None:
         """Whoever handles a message rings for the small job that has waited longest."""
-        waiting = [chunk for chunk in self.model.chunks.values() if chunk.can_be_gathered]
-        assert left == (min(waiting, key=lambda chunk: chunk.age).id if waiting else None)
+        assert left == self._oldest_small()
         if left is not None:
             self.messages.ring_for_small(left)
+
+    def _oldest_small(self, *, overdue: bool = False) -> str | None:
+        waiting = [
+            chunk
+            for chunk in self.model.chunks.values()
+            if chunk.can_be_gathered and not (overdue and chunk.quiet)
+        ]
+        return min(waiting, key=lambda chunk: chunk.age).id if waiting else None
 
     def _check_claimed(
         self,
@@ -482,7 +488,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self._end(worker)
 
-    @happening(weight=3, when=lambda self: self.workers, pick=PICK)
+    @happening(weight=5, when=lambda self: self.workers, pick=PICK)
     def work_together(self, pick: int) -> None:
         """What was gathered is recorded in one transaction; what of it was lost is left out."""
         together = [
@@ -866,7 +872,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.abandoned_were_failed()
         self.model.leftovers_were_dropped()
         self.model.leftovers_were_held()
-        self._check_rung(rung, limit=max(0, len(self.model.due) - before))
+        small = self._oldest_small(overdue=True)
+        rung_first = [] if small is None or small in self.messages.chunk_ids[:before] else [small]
+        before += len(rung_first)
+        assert rung[: len(rung_first)] == rung_first
+        self._check_rung(rung[len(rung_first) :], limit=max(0, len(self.model.due) - before))
         with self.ledger.transaction() as connection:
             assert not take_lock(connection, "reconcile", "somebody else", seconds=1)
 
@@ -879,10 +889,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_rung(self, rung: list[str], *, limit: int) -> None:
         """For chunks that are due and were not put off, and no others; the oldest first."""
         wanted = sorted((chunk for chunk in self.model.due if not chunk.quiet), key=lambda chunk: chunk.age)
-        looked_at = wanted[:limit]
-        # Of those that are gathered one message is enough.
-        gathered = [chunk for chunk in looked_at if chunk.can_be_gathered]
-        expected = [chunk for chunk in looked_at if chunk not in gathered[1:]]
+        expected = [chunk for chunk in wanted[:limit] if not chunk.can_be_gathered]
         assert rung == [chunk.id for chunk in expected]
         for chunk in expected:
             chunk.quiet = True

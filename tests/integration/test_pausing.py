@@ -19,7 +19,7 @@ from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
 from jobs.queue import Bell
-from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.settings import Settings
 from labelmill.client import Client
 from worker.reconcile import Reconciler
@@ -83,7 +83,7 @@ def ids(job, *numbers: int) -> list[str]:
 
 def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
     # Given two jobs, one of them with a chunk done and one in work
-    job, other = make_job([1, 1, 1, 1]), make_job([1])
+    job, other = make_job([1, 1, 1, 1]), make_job([SMALL_JOB_IMAGES + 1])
     worker.work(job.chunks[0])
     claim = worker.must_claim(job.chunks[1])
 

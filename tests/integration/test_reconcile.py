@@ -16,7 +16,7 @@ from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import count_due
-from jobs.queue import Bell, make_app
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 from jobs.settings import Settings
 from worker import reconcile
@@ -98,6 +98,23 @@ def test_a_message_that_was_just_sent_is_given_time(make_job, broker, reconciler
     # When the reconciler looks at this moment, Then it does not send them a second time
     assert reconciler.tick() == 0
     assert broker.waiting() == 0
+
+
+def test_for_one_of_the_small_jobs_that_wait_is_rung_whatever_else_waits(
+    ledger, make_job, bell, broker, reconciler, monkeypatch
+):
+    # Given a queue with as many messages as may wait, and small jobs whose messages were lost
+    monkeypatch.setattr(reconcile, "MAX_OUTSTANDING", 4)
+    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 4)
+    ring_for(bell, make_job([1] * 4))
+    lost = [make_job([1]).chunks[0].id for _ in range(3)]
+    assert reconciler.tick() == 0  # they may be on their way
+    some_time_goes_by(ledger)
+
+    # When the reconciler looks, Then it rings for the oldest, ahead of the others
+    assert reconciler.tick() == 1
+    assert broker.waiting() == 5
+    assert lost[0].encode() in broker.client.lindex(KEY_PREFIX + CLASSIFY_QUEUE, -1)
 
 
 def test_no_more_messages_wait_than_may(ledger, make_job, broker, reconciler, monkeypatch):

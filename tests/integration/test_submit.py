@@ -424,7 +424,7 @@ class LookingBell(Bell):
 
     def ring_for_small(self, chunk_id):
         self._before([chunk_id])
-        super().ring_for_small(chunk_id)
+        return super().ring_for_small(chunk_id)
 
     def ring(self, chunk_ids, *, ahead=False):
         chunk_ids = list(chunk_ids)

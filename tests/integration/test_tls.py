@@ -188,7 +188,7 @@ def test_a_whole_job_through_tls_with_users_that_may_do_little(
     assert labels == expected
     # Nearly: one process of one has more threads to sum up with.
     assert confidences == pytest.approx(as_sure, abs=1e-5)
-    assert len(found) == 50
+    assert len(labels) == 50
 
     # and nobody was refused anything, nor a secret written down
     assert tls_broker.client.acl_log() == []

@@ -151,10 +151,10 @@ def test_what_was_just_rung_for_is_left_alone(ledger, make_job):
 
 
 def test_what_was_never_rung_for_is_rung_for(ledger, make_job):
-    job = make_job([1])
+    job = make_job([1, 1])
     with ledger.transaction() as connection:
         connection.execute(chunks.update().values(ring_after=None))
-    assert ring(ledger) == ids(job, 0)
+    assert ring(ledger) == ids(job, 0, 1)
 
 
 def test_the_oldest_are_rung_for_first(ledger, make_job):
@@ -236,16 +236,14 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     assert tidy() == "dropped"
 
 
-def test_of_small_jobs_that_are_gathered_one_is_rung_for(ledger, make_job, worker):
+def test_small_jobs_that_are_gathered_are_not_rung_for_one_by_one(ledger, make_job, worker):
     # Given small jobs that wait, and chunks that have to be taken alone
-    gathered = [make_job([1]) for _ in range(3)]
+    _gathered = [make_job([1]) for _ in range(3)]
     tried, large, coming_in = make_job([1]), make_job([1, 1]), make_job([1], sealed=False)
     worker.release(worker.must_claim(tried.chunks[0]))
 
-    # When it is rung for, Then for the oldest of the ones and all of the others; and later for the next
-    alone = ids(tried, 0) + ids(large, 0, 1) + ids(coming_in, 0)
-    assert ring_all(ledger) == ids(gathered[0], 0) + alone
-    assert ring(ledger) == ids(gathered[1], 0)
+    # When it is rung for all that is due, Then for the latter only
+    assert ring_all(ledger) == ids(tried, 0) + ids(large, 0, 1) + ids(coming_in, 0)
 
 
 # ---- when very much waits -----------------------------------------------------------------------------

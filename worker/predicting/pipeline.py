@@ -36,7 +36,7 @@ from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone,
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
 from jobs.payloads import Payload, read_payload
-from jobs.schema import JobState
+from jobs.schema import SMALL_JOB_IMAGES, JobState
 from jobs.traces import Part
 from worker.bench import Bench
 from worker.predicting.batches import classify_payloads
@@ -284,7 +284,8 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None
         with showing_the_time_limit():
             with bench.ledger.transaction() as connection:
                 claimed = _take(connection, chunk_id, token, bench)
-                left = oldest_small(connection)
+                is_large = claimed is not None and claimed[0][0].images > SMALL_JOB_IMAGES
+                left = None if is_large else oldest_small(connection)
             if left is not None:
                 bench.bell.silent = False  # it may be another time's silence
                 bench.bell.ring_for_small(left)
