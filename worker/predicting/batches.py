@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier, Predictions
 
 
-#: So many images are looked at together, at the most: 6 MB of digits, unpacked.
-_TOGETHER: Final = 8_192
+#: So many images are decoded together, at the most: more are no quicker (8,192 take longer, they leave the
+#: cache), and nobody looks at the lease meanwhile.
+_TOGETHER: Final = 2_048
+
+_NO_ANSWER: Final = "no probability came out"
 
 
 def classify_payloads(
@@ -49,72 +52,133 @@ def classify_payloads(
     Unavailable where a referenced image's store is away.
     """
     # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
-    import numpy as np
-
     from worker.predicting.decode import decode
 
-    names: list[str] = []
-    outcomes: list[Outcome | None] = []
-    pixels = np.empty((classifier.batch, *classifier.spec.shape), np.uint8)
-    places: list[int] = []
     stages = stages or Stages()
+    batch = _Batch(classifier, after_batch, stages)
 
-    def predict() -> None:
-        with stages.timed("predict"):
-            found = classifier.predict(pixels[: len(places)])
+    with stages.timed("decode"), Deadline(image_seconds) as deadline:
+
+        def take_alone(place: int, content: Content) -> None:
+            between_images()
+            try:
+                data = _bytes_of(content, roots, limits, stages)
+                deadline.begin()
+                picture = decode(data, classifier.spec, limits)
+                deadline.end()
+            except ImageError as error:
+                deadline.end()
+                batch.fail(place, error)
+            else:
+                batch.take(place, picture)
+
+        for payload in payloads:
+            first = batch.expect(payload.names)
+            alone_from = 0
+            for start, pictures in _decoded_together(payload.contents, classifier.spec, limits):
+                for place in range(alone_from, start):
+                    take_alone(first + place, payload.contents[place])
+                if len(pictures):
+                    between_images()
+                    batch.take_all(first + start, pictures)
+                alone_from = start + len(pictures)
+    return batch.end()
+
+
+class _Batch:
+    """Pictures that are predicted together as soon as they are enough, and what has come of all so far."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None],
+        stages: Stages,
+    ) -> None:
+        import numpy as np
+
+        self._classifier = classifier
+        self._after_batch = after_batch
+        self._stages = stages
+        self._pixels = np.empty((classifier.batch, *classifier.spec.shape), np.uint8)
+        self._places: list[int] = []  # of the images whose pictures are in the batch
+        self._names: list[str] = []
+        self._outcomes: list[Outcome | None] = []
+
+    def expect(self, names: Sequence[str]) -> int:
+        """Images that are to come: the place of the first."""
+        first = len(self._names)
+        self._names += names
+        self._outcomes += [None] * len(names)
+        return first
+
+    def fail(self, place: int, error: ImageError) -> None:
+        """An image that has no picture."""
+        detail = error.detail or None
+        self._outcomes[place] = Outcome(self._names[place], None, None, error.code, detail)
+
+    def take(self, place: int, picture: npt.NDArray[np.uint8]) -> None:
+        """The picture of an image."""
+        self._pixels[len(self._places)] = picture
+        self._places.append(place)
+        if len(self._places) == self._classifier.batch:
+            self._predict()
+
+    def take_all(self, place: int, pictures: npt.NDArray[np.uint8]) -> None:
+        """The pictures of images that follow one another, from that place on."""
+        while len(pictures):
+            filled = len(self._places)
+            fitting = pictures[: self._classifier.batch - filled]
+            self._pixels[filled : filled + len(fitting)] = fitting
+            self._places += range(place, place + len(fitting))
+            if len(self._places) == self._classifier.batch:
+                self._predict()
+            place, pictures = place + len(fitting), pictures[len(fitting) :]
+
+    def end(self) -> list[Outcome]:
+        """What came of all."""
+        if self._places:
+            self._predict()
+        return [outcome for outcome in self._outcomes if outcome is not None]
+
+    def _predict(self) -> None:
+        pixels, places = self._pixels[: len(self._places)], self._places
+        names, outcomes, classes = self._names, self._outcomes, self._classifier.classes
+        with self._stages.timed("predict"):
+            found = self._classifier.predict(pixels)
             labels = found.class_index.tolist()
             confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
             for place, label, confidence in zip(places, labels, confidences, strict=True):
-                name = names[place]
                 if label < 0:
-                    detail = "no probability came out"
-                    outcomes[place] = Outcome(name, None, None, ErrorCode.MODEL_ERROR, detail)
+                    outcomes[place] = Outcome(names[place], None, None, ErrorCode.MODEL_ERROR, _NO_ANSWER)
                 else:
-                    outcomes[place] = Outcome(name, classifier.classes[label], confidence)
-        after_batch(pixels[: len(places)], places, found)
-        places.clear()
-
-    with stages.timed("decode"), Deadline(image_seconds) as deadline:
-        for payload in payloads:
-            first = len(names)
-            names += payload.names
-            outcomes += [None] * len(payload.names)
-            plain = _decoded_together(payload.contents, classifier.spec, limits)
-            for place, (content, decoded) in enumerate(zip(payload.contents, plain, strict=True), first):
-                between_images()
-                try:
-                    if decoded is not None:
-                        pixels[len(places)] = decoded
-                    else:
-                        data = _bytes_of(content, roots, limits, stages)
-                        deadline.begin()
-                        pixels[len(places)] = decode(data, classifier.spec, limits)
-                        deadline.end()
-                except ImageError as error:
-                    deadline.end()
-                    outcomes[place] = Outcome(names[place], None, None, error.code, error.detail or None)
-                    continue
-                places.append(place)
-                if len(places) == classifier.batch:
-                    predict()
-    if places:
-        predict()
-    return [outcome for outcome in outcomes if outcome is not None]
+                    outcomes[place] = Outcome(names[place], classes[label], confidence)
+        self._after_batch(pixels, places, found)
+        self._places = []
 
 
 def _decoded_together(
     contents: Sequence[Content], spec: InputSpec, limits: ImageLimits
-) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """For each image its pixels, or None: it is to be decoded by itself."""
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Pictures of images that follow one another, and the place of the first; all between them are to be
+    decoded one by one. What comes last are the pictures at the end, of which there may be none.
+    """
+    import numpy as np
+
     from worker.predicting.plain_batch import LEAST, decode_together, takes
 
-    for start in range(0, len(contents), _TOGETHER):
-        window = contents[start : start + _TOGETHER]
-        found: list[npt.NDArray[np.uint8] | None] = [None] * len(window)
-        if len(window) >= LEAST and takes(spec, limits):
-            for place, pixels in zip(*decode_together(window, spec, limits), strict=True):
-                found[place] = pixels
-        yield from found
+    if takes(spec, limits):
+        for start in range(0, len(contents), _TOGETHER):
+            window = contents[start : start + _TOGETHER]
+            if len(window) < LEAST:
+                break
+            found, decoded = decode_together(window, spec, limits)
+            places = np.array(found, np.int64)
+            # Between these two another one is missing.
+            gaps = np.flatnonzero(np.diff(places) != 1) + 1
+            for run, picture in zip(np.split(places, gaps), np.split(decoded, gaps), strict=True):
+                if len(run):
+                    yield start + int(run[0]), picture
+    yield len(contents), np.empty((0, *spec.shape), np.uint8)
 
 
 def _bytes_of(
