@@ -111,7 +111,7 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     predictions = classifier.predict(images)
     # Then that one has no label, and no NaN gets any further.
     assert predictions.class_index.tolist() == [7, 7, -1, 7, 7]
-    assert predictions.confidence.tolist() == [1, 1, 0, 1, 1]
+    assert predictions.confidence.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
