@@ -286,6 +286,11 @@ def chunk_is_due() -> sa.ColumnElement[bool]:
     )
 
 
+def may_ring() -> sa.ColumnElement[bool]:
+    """Of a chunk: it was not rung for, nor put off, a moment ago."""
+    return sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
+
+
 def chunk_is_in_work() -> sa.ColumnElement[bool]:
     """A worker has it, and its lease has not run out."""
     return sa.and_(CHUNK_IS_OPEN, chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())

@@ -17,7 +17,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import Claim, claim_of
+from jobs.ledger.claims import Claim, claim_of, may_ring
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs, workers
 
@@ -69,8 +69,7 @@ def oldest_small(connection: Connection) -> str | None:
 
 def overdue_small(connection: Connection) -> str | None:
     """The same, if it has waited for so long that nobody seems to have rung for it."""
-    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
-    overdue: str | None = connection.scalar(_OLDEST.where(its_time))
+    overdue: str | None = connection.scalar(_OLDEST.where(may_ring()))
     return overdue
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped
+from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped, may_ring
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
 from jobs.ledger.gathering import is_gathered, of_a_small_job
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
@@ -78,7 +78,6 @@ def chunks_to_ring(connection: Connection, *, limit: int) -> list[tuple[str, boo
 
 
 def _oldest_to_ring(state: ChunkState, limit: int) -> sa.Select[tuple[str, datetime, bool, bool]]:
-    its_time = sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
     # Skipping what is locked: a chunk is locked by a worker that finishes it late or has just claimed it. The
     # caller is a worker's main loop, which must not stand still because another worker does.
     return (
@@ -88,7 +87,7 @@ def _oldest_to_ring(state: ChunkState, limit: int) -> sa.Select[tuple[str, datet
             of_a_small_job().label("ahead"),
             is_gathered().label("gathered"),
         )
-        .where(chunk_is_due(), chunks.c.state == state, its_time)
+        .where(chunk_is_due(), chunks.c.state == state, may_ring())
         .order_by(chunks.c.created_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

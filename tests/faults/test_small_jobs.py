@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from jobs.queue import Bell
@@ -39,16 +38,6 @@ class _Silent(Bell):
             super().ring_for_small(chunk_id)
 
 
-def _wait_for_quiet(mill: Mill) -> None:
-    """Until no message waits or is handled: one in vain would ring for the first of those to come."""
-    bell = Bell(mill.app)
-    quiet = 0
-    while quiet < 5:
-        quiet = 0 if bell.waiting() else quiet + 1
-        time.sleep(0.1)
-    bell.close()
-
-
 def _submit_together(mill: Mill, jobs: list[list[Picture]]) -> list[str]:
     bell = _Silent(mill)
     ids = [mill.submit(images, chunk_images=20, bell=bell) for images in jobs]
@@ -73,7 +62,7 @@ def test_a_death_beside_many_small_jobs_loses_none_of_them(mills: list[Mill], ma
             jobs = _small_jobs()
             seam = SEAMS[number % len(SEAMS)]
             for mill in mills:
-                _wait_for_quiet(mill)
+                mill.wait_for_silence()  # a message in vain would ring for the first of those to come
                 mill.plan.set(Rule(seam, "kill", times=1, every=1))
                 ids = _submit_together(mill, jobs)
 

@@ -70,7 +70,7 @@ def classify_payloads(
                 deadline.end()
                 batch.fail(place, error)
             else:
-                batch.take(place, picture)
+                batch.take(place, picture[None])
 
         for payload in payloads:
             first = batch.expect(payload.names)
@@ -80,7 +80,7 @@ def classify_payloads(
                     take_alone(first + place, payload.contents[place])
                 if len(pictures):
                     between_images()
-                    batch.take_all(first + start, pictures)
+                    batch.take(first + start, pictures)
                 alone_from = start + len(pictures)
     return batch.end()
 
@@ -116,14 +116,7 @@ class _Batch:
         detail = error.detail or None
         self._outcomes[place] = Outcome(self._names[place], None, None, error.code, detail)
 
-    def take(self, place: int, picture: npt.NDArray[np.uint8]) -> None:
-        """The picture of an image."""
-        self._pixels[len(self._places)] = picture
-        self._places.append(place)
-        if len(self._places) == self._classifier.batch:
-            self._predict()
-
-    def take_all(self, place: int, pictures: npt.NDArray[np.uint8]) -> None:
+    def take(self, place: int, pictures: npt.NDArray[np.uint8]) -> None:
         """The pictures of images that follow one another, from that place on."""
         while len(pictures):
             filled = len(self._places)
