@@ -209,7 +209,7 @@ class Client:
             stopped = end_job(connection, job_id, JobState.CANCELLED)
             status = job_status(connection, job_id)
         if not stopped:
-            raise Conflict(f"Job {job_id} had finished before: it is {status.state}.")
+            raise _had_finished(status)
         return status
 
     def pause(self, job_id: str) -> JobStatus:
@@ -220,7 +220,7 @@ class Client:
             paused = pause_job(connection, job_id)
             status = job_status(connection, job_id)
         if not paused:
-            raise Conflict(f"Job {job_id} had finished before: it is {status.state}.")
+            raise _had_finished(status)
         return status
 
     def resume(self, job_id: str) -> JobStatus:
@@ -231,11 +231,9 @@ class Client:
             waiting = resume_job(connection, job_id, limit=MAX_OUTSTANDING)
             status = job_status(connection, job_id)
         if waiting is None:
-            raise Conflict(
-                f"Job {job_id} had finished before: it is {status.state}."
-                if status.finished
-                else f"Job {job_id} is not paused: it is {status.state}."
-            )
+            if status.finished:
+                raise _had_finished(status)
+            raise Conflict(f"Job {job_id} is not paused: it is {status.state}.")
         with self._ringing() as bell:
             bell.ring_for(waiting)
         return status
@@ -467,3 +465,7 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _had_finished(status: JobStatus) -> Conflict:
+    return Conflict(f"Job {status.id} had finished before: it is {status.state}.")

@@ -10,14 +10,13 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 
-from jobs.ledger.models import CHAMPION, point_alias
 from jobs.model import MNIST_INPUT
-from jobs.registry import register_model
 from jobs.schema import chunks
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client
 from tests.console import Home, rows
+from tests.registering import register_digits
 from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
@@ -47,19 +46,7 @@ def home(short_folder: Path, model_files: list[bytes]) -> Home:
     settings = Settings.load(home=home.path)
     with Client(settings) as client:
         for data in model_files:
-            model = register_model(
-                client.ledger,
-                Store(settings.store),
-                data,
-                architecture="mlp",
-                classes=tuple("0123456789"),
-                input_spec=MNIST_INPUT,
-                accuracy=None,
-                metrics={},
-            )
-            if data is model_files[0]:
-                with client.ledger.transaction() as connection:
-                    point_alias(connection, CHAMPION, model.id)
+            register_digits(client.ledger, Store(settings.store), data, champion=data is model_files[0])
     return home
 
 

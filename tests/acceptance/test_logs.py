@@ -20,11 +20,8 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import job_status
-from jobs.model import MNIST_INPUT
 from jobs.queue import CLASSIFY_QUEUE, Bell, make_app
-from jobs.registry import register_model
 from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -36,6 +33,7 @@ from tests.faults.pictures import Picture, pictures, poisoned
 from tests.faults.plan import FOLDER_VARIABLE
 from tests.kerasfile import keras_file
 from tests.otlp import Collector, attributes
+from tests.registering import register_digits
 from tests.secured import TlsBroker, TlsLedger
 from worker.learning import mnist
 
@@ -133,18 +131,7 @@ def deployment(
     faults = short_folder / "faults"
     faults.mkdir()
     with contextlib.closing(Ledger(postgresql_url)) as ledger:
-        model = register_model(
-            ledger,
-            Store(settings.store),
-            keras_file(),
-            architecture="mlp",
-            classes=tuple("0123456789"),
-            input_spec=MNIST_INPUT,
-            accuracy=None,
-            metrics={},
-        )
-        with ledger.transaction() as connection:
-            point_alias(connection, CHAMPION, model.id)
+        model = register_digits(ledger, Store(settings.store), keras_file(), champion=True)
     environment = settings.environment() | {
         ENV_PREFIX + "LEDGER_URL": tls_ledger.url(),
         FOLDER_VARIABLE: str(faults),

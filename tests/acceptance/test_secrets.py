@@ -16,9 +16,6 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, point_alias
-from jobs.model import MNIST_INPUT
-from jobs.registry import register_model
 from jobs.schema import metadata
 from jobs.settings import ENV_PREFIX
 from jobs.store import Store
@@ -26,6 +23,7 @@ from labelmill.cli import COMMANDS
 from labelmill.readiness import Part
 from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
 from tests.kerasfile import keras_file
+from tests.registering import register_digits
 from tests.scraping import scrape
 from tests.secured import TlsBroker, TlsLedger
 from worker.learning import mnist
@@ -272,16 +270,6 @@ def test_nothing_that_fails_says_a_secret(
 
 
 def _register_champion(url: str, folder: Path) -> None:
+    store = Store(str(folder / "s3" / "bucket" / "labelmill"))
     with contextlib.closing(Ledger(url)) as ledger:
-        model = register_model(
-            ledger,
-            Store(str(folder / "s3" / "bucket" / "labelmill")),
-            keras_file(),
-            architecture="mlp",
-            classes=tuple("0123456789"),
-            input_spec=MNIST_INPUT,
-            accuracy=None,
-            metrics={},
-        )
-        with ledger.transaction() as connection:
-            point_alias(connection, CHAMPION, model.id)
+        register_digits(ledger, store, keras_file(), champion=True)

@@ -22,12 +22,10 @@ import redis
 from celery import Celery
 
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, find_champion, point_alias
+from jobs.ledger.models import find_champion
 from jobs.ledger.progress import job_status
 from jobs.messages import Message
-from jobs.model import MNIST_INPUT
 from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX, RETRAIN_QUEUE, Bell, make_app
-from jobs.registry import register_model
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
@@ -39,6 +37,7 @@ from tests.faults.checker import Expected, Verdict, check_job, chunk_rows
 from tests.faults.pictures import Picture
 from tests.faults.plan import FOLDER_VARIABLE, STACK_SIGNAL, Plan
 from tests.kerasfile import keras_file
+from tests.registering import register_digits
 
 PROJECT: Final = Path(__file__).parents[2]
 
@@ -319,15 +318,4 @@ class Mill:
         with self.ledger.reading() as connection:
             if find_champion(connection) is not None:
                 return
-        model = register_model(
-            self.ledger,
-            self.store,
-            keras_file(),
-            architecture="dense",
-            classes=tuple("0123456789"),
-            input_spec=MNIST_INPUT,
-            accuracy=None,
-            metrics={},
-        )
-        with self.ledger.transaction() as connection:
-            point_alias(connection, CHAMPION, model.id)
+        register_digits(self.ledger, self.store, keras_file(), champion=True)

@@ -26,12 +26,12 @@ from jobs.ledger.workers import Presence, report_worker
 from jobs.model import MNIST_INPUT, Model
 from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.registry import register_model
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks
 from jobs.schema import jobs as jobs_table
 from jobs.settings import Settings
 from jobs.store import Store
 from tests.conftest import Broker
+from tests.registering import register_digits
 from worker.bench import Bench
 from worker.predicting import pipeline
 from worker.predicting.pipeline import GATHERED_IMAGES, classify_chunk
@@ -323,16 +323,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def mill(settings: Settings, ledger: Ledger, store: Store, model_file: bytes) -> Iterator[Mill]:
-    model = register_model(
-        ledger,
-        store,
-        model_file,
-        architecture="mlp",
-        classes=tuple("0123456789"),
-        input_spec=MNIST_INPUT,
-        accuracy=None,
-        metrics={},
-    )
+    model = register_digits(ledger, store, model_file)
     with Bench(settings, processes=1) as bench:
         yield Mill(ledger, store, bench, model)
 

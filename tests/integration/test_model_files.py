@@ -26,10 +26,11 @@ from jobs.ledger.progress import JobStatus, job_status
 from jobs.model import MNIST_INPUT, Model
 from jobs.model_file import check_model_file
 from jobs.payloads import pack_payload, payload_digest, payload_key
-from jobs.registry import fetch_model, model_key, register_model
+from jobs.registry import fetch_model, model_key
 from jobs.settings import Settings
 from jobs.store import Store
 from tests.kerasfile import archive, layer
+from tests.registering import register_digits
 from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
@@ -86,21 +87,8 @@ def h5_file(tmp_path: Path) -> bytes:
 # ---- registering --------------------------------------------------------------------------------------
 
 
-def register(ledger: Ledger, store: Store, data: bytes) -> Model:
-    return register_model(
-        ledger,
-        store,
-        data,
-        architecture="mlp",
-        classes=tuple("0123456789"),
-        input_spec=MNIST_INPUT,
-        accuracy=None,
-        metrics={},
-    )
-
-
 def test_what_labelmill_trains_is_registered(ledger: Ledger, store: Store, good_file: bytes) -> None:
-    assert register(ledger, store, good_file).size_bytes == len(good_file)
+    assert register_digits(ledger, store, good_file).size_bytes == len(good_file)
 
 
 def test_a_larger_network_of_known_layers_may_be_registered(
@@ -124,21 +112,21 @@ def test_a_larger_network_of_known_layers_may_be_registered(
     model.save(path)
 
     # when it is registered, then nothing is said against it
-    assert register(ledger, store, path.read_bytes()).sha256
+    assert register_digits(ledger, store, path.read_bytes()).sha256
 
 
 def test_a_model_with_code_in_it_is_not_registered(
     ledger: Ledger, store: Store, lambda_file: bytes, trap: Path
 ) -> None:
     with pytest.raises(ModelRefused, match=r"names keras\.layers\.Lambda"):
-        register(ledger, store, lambda_file)
+        register_digits(ledger, store, lambda_file)
     assert not trap.exists()
     assert not (Path(store.folder or "") / "models").exists()
 
 
 def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: Store, h5_file: bytes) -> None:
     with pytest.raises(ModelRefused, match=r"HDF5 file, not a \.keras file"):
-        register(ledger, store, h5_file)
+        register_digits(ledger, store, h5_file)
 
 
 # ---- in a worker --------------------------------------------------------------------------------------
@@ -194,7 +182,7 @@ def assert_refused_and_alive(
 ) -> None:
     """A job with the evil file fails with the reason; the same worker then does one with the good file."""
     refused, refused_chunk = job_with(ledger, store, smuggle(ledger, store, evil))
-    done, done_chunk = job_with(ledger, store, register(ledger, store, good))
+    done, done_chunk = job_with(ledger, store, register_digits(ledger, store, good))
 
     assert classify_chunk(refused_chunk, bench) == 0
     status = status_of(ledger, refused)
@@ -306,7 +294,7 @@ def test_a_file_that_grew_without_end_is_not_read_to_its_end(
     ledger: Ledger, store: Store, settings: Settings, good_file: bytes
 ) -> None:
     # given a registered model, in whose place there is a file of a terabyte
-    model = register(ledger, store, good_file)
+    model = register_digits(ledger, store, good_file)
     with (Path(store.folder or "") / model_key(model.sha256)).open("r+b") as file:
         file.truncate(2**40)
 

@@ -24,15 +24,14 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk, end_job
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
-from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
 from jobs.model import MNIST_INPUT, Model
 from jobs.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.references import Reference
-from jobs.registry import register_model
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
+from tests.registering import register_digits
 from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
@@ -104,18 +103,7 @@ class Mill:
 
 
 def _mill(ledger: Ledger, store: Store, bench: Bench, data: bytes) -> Mill:
-    model = register_model(
-        ledger,
-        store,
-        data,
-        architecture="mlp",
-        classes=tuple("0123456789"),
-        input_spec=MNIST_INPUT,
-        accuracy=None,
-        metrics={},
-    )
-    with ledger.transaction() as connection:
-        point_alias(connection, CHAMPION, model.id)
+    model = register_digits(ledger, store, data, champion=True)
     return Mill(ledger, store, bench, model)
 
 
@@ -658,6 +646,27 @@ def test_a_lost_payload_fails_the_job_and_says_so(mill: Mill, damage: str) -> No
     assert status.state == "failed"
     assert chunk.payload in (status.error or "")
     assert mill.chunk_row(chunk).state == ChunkState.DROPPED
+
+
+def test_a_store_that_is_not_mounted_here_fails_no_job(mill: Mill) -> None:
+    # given a worker on a machine where the store's disk is not mounted: an empty folder
+    job_id, chunk = mill.chunk([png()])
+    store = Path(mill.bench.settings.home) / "store"
+    store.rename(store.with_name("elsewhere"))
+    store.mkdir()
+
+    # when it takes a chunk, then it gives it back, with the reason
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert "Is its disk mounted?" in row.error
+    assert mill.status(job_id).state == "running"
+
+    # and who has the disk classifies it
+    store.rmdir()
+    store.with_name("elsewhere").rename(store)
+    assert classify_chunk(chunk.id, mill.bench) == 1
+    assert mill.status(job_id).state == "done"
 
 
 def test_a_model_file_that_was_tampered_with_is_never_parsed(mill: Mill) -> None:

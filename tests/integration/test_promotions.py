@@ -27,8 +27,8 @@ from jobs.ledger.promotions import (
     move_champion,
     roll_back,
 )
-from jobs.model import MNIST_INPUT, Model
-from jobs.registry import check_stored, register_model
+from jobs.model import Model
+from jobs.registry import check_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -36,6 +36,7 @@ from labelmill.client import Client
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
+from tests.registering import register_digits
 from worker.learning.promotion import Verdict, judge_and_promote
 
 LIMITS = GateLimits(
@@ -506,16 +507,7 @@ def shelved(ledger: Ledger, store: Store) -> Maker:
     """`shelved("a", wrong=3)`: as `trained`, with its file in the store of the settings."""
 
     def shelved(marker: str, wrong: int = 0) -> Model:
-        model = register_model(
-            ledger,
-            store,
-            keras_file(marker.encode()),
-            architecture="mlp",
-            classes=tuple("0123456789"),
-            input_spec=MNIST_INPUT,
-            accuracy=None,
-            metrics={},
-        )
+        model = register_digits(ledger, store, keras_file(marker.encode()))
         evaluated(ledger, model, wrong)
         return model
 

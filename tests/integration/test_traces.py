@@ -24,10 +24,8 @@ from PIL import Image
 
 from jobs.errors import SourceError
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, point_alias
 from jobs.model import MNIST_INPUT, Model
 from jobs.queue import Bell
-from jobs.registry import register_model
 from jobs.schema import ChunkState, chunks, jobs
 from jobs.settings import Settings
 from jobs.store import Store
@@ -36,6 +34,7 @@ from producer.retry import retry
 from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Broker
+from tests.registering import register_digits
 from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
@@ -70,19 +69,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def model(ledger: Ledger, store: Store, model_file: bytes) -> Model:
-    model = register_model(
-        ledger,
-        store,
-        model_file,
-        architecture="mlp",
-        classes=tuple("0123456789"),
-        input_spec=MNIST_INPUT,
-        accuracy=None,
-        metrics={},
-    )
-    with ledger.transaction() as connection:
-        point_alias(connection, CHAMPION, model.id)
-    return model
+    return register_digits(ledger, store, model_file, champion=True)
 
 
 @pytest.fixture
