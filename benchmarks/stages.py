@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 PROFILE_IMAGES: Final = 10_000
 PASSES: Final = 5
 
-Stages = dict[str, float]
+Seconds = dict[str, float]  # by stage
 
 
-def profile_stages(settings: Settings, model: TrainedModel, folder: Path) -> Stages:
+def profile_stages(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
     """Seconds an image of each stage. The ledger must have a champion."""
     # In a process of its own, as a worker is: TensorFlow stays out of this one.
     with ProcessPoolExecutor(
@@ -52,7 +52,7 @@ def _leave_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Stages:
+def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
     from worker.predicting.classifier import Classifier, configure_threads
 
     configure_threads(settings.processes)
@@ -67,7 +67,7 @@ class _Clock:
     """Adds up the seconds of each stage, in the order of their first appearance."""
 
     def __init__(self) -> None:
-        self.stages: Stages = {}
+        self.stages: Seconds = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -76,11 +76,9 @@ class _Clock:
         self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
 
-def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Stages:
-    import numpy as np
-
+def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Seconds:
     from worker.predicting.batches import classify_payloads
-    from worker.predicting.decode import decode
+    from worker.predicting.stages import Stages
 
     clock, store, job_id, total = _Clock(), Store(settings.store), new_id(), 0
     with ledger.transaction() as connection:
@@ -109,23 +107,20 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
         assert claim is not None
         with clock("read the payload"):
             payload = read_payload(store, key, digest, offset=0, images=len(batch))
-        with clock("decode"):
-            pixels = np.stack([decode(image.data, classifier.spec) for image in batch if image.data])
-        with clock("predict"):
-            classifier.predict(pixels)
-        # Decodes and predicts once more; what it takes beyond these two is what holds them together.
-        with clock("make outcomes"):
-            outcomes = classify_payloads(
-                [payload],
-                classifier,
-                roots=Roots(settings.reference_roots),
-                limits=settings.image_limits,
-                image_seconds=settings.image_seconds,
-            )
+        inside = Stages()
+        outcomes = classify_payloads(
+            [payload],
+            classifier,
+            roots=Roots(settings.reference_roots),
+            limits=settings.image_limits,
+            image_seconds=settings.image_seconds,
+            stages=inside,
+        )
+        for name, stage in inside.found.items():
+            clock.stages[name] = clock.stages.get(name, 0.0) + stage.seconds
         with clock("record the outcomes"), ledger.transaction() as connection:
             record_outcomes(connection, [Classified(claim, outcomes)])
         total += len(batch)
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint=None)
-    clock.stages["make outcomes"] -= clock.stages["decode"] + clock.stages["predict"]
-    return {name: max(0.0, seconds) / total for name, seconds in clock.stages.items()}
+    return {name: seconds / total for name, seconds in clock.stages.items()}
