@@ -47,13 +47,13 @@ class Store:
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         """What `put` kept; of what is longer than `limit` bytes, one more than that, for who checks a hash.
-        Raises FileNotFoundError, or Unavailable.
+        Raises FileNotFoundError, or Unavailable, where a whole kind of files is not there either: a disk that
+        is not mounted on this machine, which must not be taken for a file that was lost.
         """
         end = None if limit is None else limit + 1
         with self._reached("read"):
             if self._folder is not None:
-                with (self._folder / key).open("rb") as file:
-                    return file.read(end)
+                return self._get_file(self._folder, key, end)
             data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
         return data
 
@@ -104,6 +104,19 @@ class Store:
             reason = without_secrets(reason.splitlines()[0], self._url)
             # Without the cause: a stack trace would show what it quotes.
             raise Unavailable(f"The store cannot be {what}: {reason}") from None
+
+    @staticmethod
+    def _get_file(folder: Path, key: str, end: int | None) -> bytes:
+        try:
+            with (folder / key).open("rb") as file:
+                return file.read(end)
+        except FileNotFoundError:
+            kind = folder / key.partition("/")[0]
+            if not kind.exists():
+                raise Unavailable(
+                    f"The store cannot be read: there is no {kind} on this machine. Is its disk mounted?"
+                ) from None
+            raise
 
     @staticmethod
     def _put_file(path: Path, data: bytes) -> None:

@@ -534,6 +534,11 @@ MUTANTS: Final = (
             "    if False:",
         ),
     ),
+    Mutant(
+        "a disk that is not mounted is a payload that is lost",
+        ("tests/integration/test_pipeline.py::test_a_store_that_is_not_mounted_here_fails_no_job",),
+        (Change("jobs/store.py", "            if not kind.exists():", "            if False:"),),
+    ),
     _time_limit_mutant(
         "a claim that hung at its commit is not withdrawn",
         "test_a_claim_whose_commit_breaks_off_is_withdrawn",

@@ -50,11 +50,28 @@ def test_the_last_put_counts(store):
 
 
 def test_what_is_not_there(store):
-    with pytest.raises(FileNotFoundError):
-        store.get("a/b")
     store.put("a/c", b"x")
     with pytest.raises(FileNotFoundError):
         store.get("a/b")
+
+
+@pytest.mark.parametrize("store", ["folder", "file URL"], indirect=True)
+def test_a_folder_without_anything_of_the_kind_is_a_disk_that_is_not_mounted(store, tmp_path):
+    # Given a store in use, and where its disk is not mounted: there is no folder, or an empty one
+    store.put("payloads/one/a", b"x")
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+
+    # Then nothing is said to be lost
+    with pytest.raises(Unavailable, match=r"no .*/payloads on this machine. Is its disk mounted"):
+        store.get("payloads/one/a")
+    (tmp_path / "store").mkdir()
+    with pytest.raises(Unavailable, match=r"no .*/payloads on this machine. Is its disk mounted"):
+        store.get("payloads/one/a")
+
+    # And when it is mounted, all is there
+    (tmp_path / "store").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    assert store.get("payloads/one/a") == b"x"
 
 
 def test_a_folder_is_removed_and_its_neighbours_stay(store):
