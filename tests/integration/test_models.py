@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, find_champion, get_model, list_models, point_alias
 from jobs.model import InputSpec, Model
-from jobs.registry import fetch_model, register_model
+from jobs.registry import fetch_model, model_key, register_model
 from jobs.schema import aliases, db_now, models
 from jobs.store import Store
 from tests.kerasfile import keras_file
@@ -261,6 +261,6 @@ def test_a_tampered_file_is_refused_before_anything_reads_it(make_model, shelf, 
 
 def test_a_file_that_is_gone_is_refused(make_model, shelf, tmp_path):
     model = make_model(b"the bytes", store=shelf)
-    shelf.remove_folder("models")
+    shelf.remove(model_key(model.sha256))
     with pytest.raises(ModelRefused, match="gone"):
         fetch_model(shelf, model, tmp_path / "cache")

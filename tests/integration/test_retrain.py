@@ -19,7 +19,7 @@ from jobs.ledger.promotions import champion_history
 from jobs.ledger.runs import Run, RunLost, cancel_run, epochs_of, latest_runs, verdict_on
 from jobs.messages import Message
 from jobs.queue import RETRAIN_TASK, make_app
-from jobs.registry import fetch_model
+from jobs.registry import fetch_model, model_key
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
@@ -180,7 +180,7 @@ def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
         little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
     )
     first = train(settings, fewer)
-    store.remove_folder("models")
+    store.remove(model_key(first.model.sha256))
 
     # when another is trained, then the run ends well, and the gate says what it could not do
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
