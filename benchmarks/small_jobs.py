@@ -23,7 +23,7 @@ from benchmarks.images import list_images
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.plain_worker import PlainWorker
-from benchmarks.processes import parent_of, standing_still
+from benchmarks.processes import children_of, parent_of, standing_still
 from benchmarks.report import write_measured
 from benchmarks.surroundings import (
     PROCESSES,
@@ -92,8 +92,11 @@ def _measure(
         stack.enter_context(plain)
         say(f"{work}: warming up")
         pipeline.warm_up(folder)
-        children = pipeline.processes()
-        workers = [parent_of(children[0]), *children]
+        parent = parent_of(pipeline.processes()[0])
+
+        def workers() -> list[int]:
+            # Asked each time: one may have been replaced, and a signal to its number would end this run.
+            return [parent, *children_of(parent)]
 
         def drain(ledger: Ledger, pids: Sequence[int], send: Callable[[], None]) -> Drained:
             with standing_still(pids):
@@ -105,8 +108,8 @@ def _measure(
         for turn in range(1, rounds + 1):
             say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
             with standing_still(plain.processes()):
-                gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
-            with standing_still(workers):
+                gathered = drain(pipeline.client.ledger, workers(), lambda: _submit(pipeline.client, ours))
+            with standing_still(workers()):
                 single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
             check_drained((gathered, len(ours)), (single, len(theirs)))
             say(f"{work}: round {turn}: {gathered.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")
