@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from celery import Celery
 
-from benchmarks.processes import children_of
+from benchmarks.processes import with_children
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
@@ -96,7 +96,7 @@ class PlainWorker:
     def processes(self) -> list[int]:
         """Their ids, the parent's first."""
         assert self._process is not None
-        return [self._process.pid, *children_of(self._process.pid)]
+        return with_children(self._process.pid)
 
     def submit(self, paths: Sequence[str]) -> None:
         """A job of its own for each image, all in one transaction, and then a message for each."""

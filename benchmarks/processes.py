@@ -25,9 +25,10 @@ def parent_of(pid: int) -> int:
     return _status(pid, "PPid")
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that it started."""
-    return [int(child) for child in (Path("/proc") / f"{pid}/task/{pid}/children").read_text().split()]
+def with_children(pid: int) -> list[int]:
+    """The process, and behind it those that it started and that are there now."""
+    children = (Path("/proc") / f"{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
 
 
 @contextlib.contextmanager

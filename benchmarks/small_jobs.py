@@ -23,7 +23,7 @@ from benchmarks.images import list_images
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.plain_worker import PlainWorker
-from benchmarks.processes import children_of, parent_of, standing_still
+from benchmarks.processes import parent_of, standing_still, with_children
 from benchmarks.report import write_measured
 from benchmarks.surroundings import (
     PROCESSES,
@@ -94,10 +94,6 @@ def _measure(
         pipeline.warm_up(folder)
         parent = parent_of(pipeline.processes()[0])
 
-        def workers() -> list[int]:
-            # Asked each time: one may have been replaced, and a signal to its number would end this run.
-            return [parent, *children_of(parent)]
-
         def drain(ledger: Ledger, pids: Sequence[int], send: Callable[[], None]) -> Drained:
             with standing_still(pids):
                 mark = make_mark()
@@ -108,8 +104,10 @@ def _measure(
         for turn in range(1, rounds + 1):
             say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
             with standing_still(plain.processes()):
-                gathered = drain(pipeline.client.ledger, workers(), lambda: _submit(pipeline.client, ours))
-            with standing_still(workers()):
+                # Asked each time: one may have been replaced, and a signal to its number would end this run.
+                workers = with_children(parent)
+                gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
+            with standing_still(with_children(parent)):
                 single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
             check_drained((gathered, len(ours)), (single, len(theirs)))
             say(f"{work}: round {turn}: {gathered.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -27,6 +25,7 @@ from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.sources import SourceImage, Sources
+from worker.predicting.stages import Stages
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -63,64 +62,47 @@ def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
     return {name: min(one[name] for one in passes) for name in passes[0]}
 
 
-class _Clock:
-    """Adds up the seconds of each stage, in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self.stages: Seconds = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
-
-
 def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Seconds:
     from worker.predicting.batches import classify_payloads
-    from worker.predicting.stages import Stages
 
-    clock, store, job_id, total = _Clock(), Store(settings.store), new_id(), 0
+    stages, store, job_id, total = Stages(), Store(settings.store), new_id(), 0
     with ledger.transaction() as connection:
         champion = find_champion(connection)
         assert champion is not None
         open_job(connection, job_id, model_id=champion.id, key=None)
     images = iter(islice(Sources([str(folder)]), PROFILE_IMAGES))
     while True:
-        with clock("read the files"):
+        with stages.timed("read the files"):
             batch: list[SourceImage] = list(islice(images, settings.chunk_images))
         if not batch:
             break
         chunk_id = new_id()
         key = payload_key(job_id, chunk_id)
-        with clock("pack the payload"):
+        with stages.timed("pack the payload"):
             data = pack_payload(
                 [image.name for image in batch], [image.data for image in batch if image.data is not None]
             )
             digest = payload_digest(data)
-        with clock("write the payload"):
+        with stages.timed("write the payload"):
             store.put(key, data)
-        with clock("record the chunk"), ledger.transaction() as connection:
+        with stages.timed("record the chunk"), ledger.transaction() as connection:
             add_chunk(connection, job_id, NewChunk(chunk_id, total, len(batch), key, digest))
-        with clock("claim the chunk"), ledger.transaction() as connection:
+        with stages.timed("claim the chunk"), ledger.transaction() as connection:
             claim = claim_chunk(connection, chunk_id, lease_seconds=settings.lease_seconds, owner="benchmark")
         assert claim is not None
-        with clock("read the payload"):
+        with stages.timed("read the payload"):
             payload = read_payload(store, key, digest, offset=0, images=len(batch))
-        inside = Stages()
         outcomes = classify_payloads(
             [payload],
             classifier,
             roots=Roots(settings.reference_roots),
             limits=settings.image_limits,
             image_seconds=settings.image_seconds,
-            stages=inside,
+            stages=stages,
         )
-        for name, stage in inside.found.items():
-            clock.stages[name] = clock.stages.get(name, 0.0) + stage.seconds
-        with clock("record the outcomes"), ledger.transaction() as connection:
+        with stages.timed("record the outcomes"), ledger.transaction() as connection:
             record_outcomes(connection, [Classified(claim, outcomes)])
         total += len(batch)
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint=None)
-    return {name: seconds / total for name, seconds in clock.stages.items()}
+    return {name: stage.seconds / total for name, stage in stages.found.items()}
