@@ -97,6 +97,8 @@ class Ledger:
         """
         with _translated(self._url), self.engine.connect() as connection:
             yield connection.execution_options(labelmill_readonly=True)
+            # At a ROLLBACK psycopg forgets the statements that it has had prepared.
+            connection.commit()
 
     def check(self) -> None:
         """Raises LedgerNotReady unless the ledger's schema is the one this code is written against."""

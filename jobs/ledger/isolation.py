@@ -11,10 +11,10 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
-from jobs.ids import new_id
 from jobs.ledger.claims import Claim, finish_chunks
 from jobs.ledger.outcomes import Outcome
-from jobs.schema import ChunkState, chunks, db_now, jobs
+from jobs.ledger.parts import add_part
+from jobs.schema import ChunkState, jobs
 
 #: A chunk that crashed so often is split. Once may have been anything: a machine that lost its power.
 CRASHES_TO_SPLIT: Final = 2
@@ -44,22 +44,15 @@ def split_chunk(connection: Connection, claim: Claim) -> None:
     finish_chunks(connection, [claim], ChunkState.SPLIT)
     middle = claim.images // 2
     for offset, images in ((0, middle), (middle, claim.images - middle)):
-        connection.execute(
-            chunks.insert().values(
-                id=new_id(),
-                job_id=claim.job_id,
-                first_index=claim.first_index + offset,
-                images=images,
-                payload=claim.payload,
-                payload_sha256=claim.payload_sha256,
-                payload_offset=claim.payload_offset + offset,
-                state=ChunkState.PENDING,
-                # Alone, an image begins anew: what crashed before may have been its neighbour.
-                crashes=_CRASHES_OF_A_HALF if images > 1 else 0,
-                crash_code=claim.crash_code,
-                error=claim.error,
-                created_at=db_now(),
-            )
+        add_part(
+            connection,
+            claim,
+            offset=offset,
+            images=images,
+            # Alone, an image begins anew: what crashed before may have been its neighbour.
+            crashes=_CRASHES_OF_A_HALF if images > 1 else 0,
+            crash_code=claim.crash_code,
+            error=claim.error,
         )
     # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
     connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunks
 from jobs.ledger.counters import OK, CounterName, bucket_of, count
+from jobs.ledger.parts import cut_chunk
 from jobs.ledger.shadows import Shadowed, record_shadowed
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import storable
@@ -51,13 +52,15 @@ _INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # 
 
 
 class Classified(NamedTuple):
-    """What came of one chunk: an outcome for each of its images, in order, and what a challenger said of them
-    where one has seen them.
+    """What came of one chunk: an outcome for each of its images, in order, or for the first of them, and what
+    a challenger said of these where one has seen them.
     """
 
     claim: Claim
     outcomes: Sequence[Outcome]
     shadowed: Shadowed | None = None
+    #: Where it was left before its end: the id of the chunk that the images without an outcome become.
+    rest_id: str | None = None
 
 
 def record_outcomes(
@@ -69,8 +72,10 @@ def record_outcomes(
     Raises LeaseLost where all are; the transaction must then roll back. Raises ValueError where outcomes are
     missing or too many.
     """
-    for claim, outcomes, _ in classified:
-        if len(outcomes) != claim.images:
+    for claim, outcomes, _, rest_id in classified:
+        # Of what is left before its end, at least one has come out, and at least one has not.
+        expected = range(1, claim.images) if rest_id else (claim.images,)
+        if len(outcomes) not in expected:
             raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
@@ -79,9 +84,11 @@ def record_outcomes(
     # In key order: two transactions that insert the same keys in different orders deadlock.
     recorded.sort(key=lambda one: (one.claim.job_id, one.claim.first_index))
     _insert(connection, recorded)
-    for claim, _, shadowed in recorded:
+    for claim, outcomes, shadowed, rest_id in recorded:
         if shadowed is not None:
             record_shadowed(connection, claim, shadowed)
+        if rest_id is not None:
+            cut_chunk(connection, claim, done=len(outcomes), rest_id=rest_id)
     codes = Counter(outcome.error or OK for one in recorded for outcome in one.outcomes)
     # The hot rows last: every worker of the job wants its row, and it stays locked until the commit.
     _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
@@ -96,14 +103,13 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
     `seconds`: for how long the chunks have been worked on.
     """
     moves: dict[str, dict[str, Any]] = {}  # in the order of the jobs' ids, as everybody locks their rows
-    for claim, outcomes, _ in recorded:
+    for claim, outcomes, _, rest_id in recorded:
         failed = sum(outcome.error is not None for outcome in outcomes)
-        move = moves.setdefault(
-            claim.job_id, {"of_job": claim.job_id, "succeeded_now": 0, "failed_now": 0, "chunks_now": 0}
-        )
+        move = moves.setdefault(claim.job_id, {"of_job": claim.job_id} | dict.fromkeys(_MOVED, 0))
         move["succeeded_now"] += len(outcomes) - failed
         move["failed_now"] += failed
-        move["chunks_now"] += 1
+        move["chunks_done_now"] += 1
+        move["chunks_more"] += rest_id is not None
     # Who gathers chunks leaves their jobs' rows alone: that these have begun is only written now.
     counted = _COUNT.values(started_at=sa.func.coalesce(jobs.c.started_at, db_now(-seconds)))
     if len(moves) == 1:
@@ -144,6 +150,10 @@ def _too_many(job: sa.Row[Any]) -> str:
     return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
 
 
+#: By how much the counters of a job move.
+_MOVED: Final = ("succeeded_now", "failed_now", "chunks_done_now", "chunks_more")
+
+
 def _counting() -> sa.Update:
     """So many chunks of a job are done: its counters move, and maybe its state."""
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
@@ -157,8 +167,9 @@ def _counting() -> sa.Update:
         new_failed > jobs.c.error_limit,
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
     )
-    chunks_done = jobs.c.chunks_done + sa.bindparam("chunks_now", type_=sa.Integer())
-    complete = sa.and_(jobs.c.state == JobState.RUNNING, chunks_done == jobs.c.chunks)
+    chunks_done = jobs.c.chunks_done + sa.bindparam("chunks_done_now", type_=sa.Integer())
+    chunks = jobs.c.chunks + sa.bindparam("chunks_more", type_=sa.Integer())
+    complete = sa.and_(jobs.c.state == JobState.RUNNING, chunks_done == chunks)
     stopped = sa.and_(under_way, too_many)
     return (
         jobs.update()
@@ -166,6 +177,7 @@ def _counting() -> sa.Update:
         .values(
             succeeded=new_succeeded,
             failed=new_failed,
+            chunks=chunks,
             chunks_done=chunks_done,
             state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
             finished_at=sa.case((sa.or_(stopped, complete), db_now()), else_=jobs.c.finished_at),
@@ -186,7 +198,7 @@ def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
     # A name that PostgreSQL cannot take would keep its chunk from ever being recorded.
     rows = (
         (claim.job_id, index, storable(name), label, confidence, error, detail and storable(detail))
-        for claim, outcomes, _ in recorded
+        for claim, outcomes, *_ in recorded
         for index, (name, label, confidence, error, detail) in enumerate(outcomes, claim.first_index)
     )
     if connection.dialect.name == "postgresql":

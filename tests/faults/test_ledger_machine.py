@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -515,6 +515,43 @@ class LedgerMachine(RuleBasedStateMachine):
             self.tally["chunks were recorded together"] += 1
         for chunk in ours:
             self._ended(chunk)
+
+    def _who_may_leave(self) -> list[Worker]:
+        """Where an image is through, and has not killed it."""
+        return [
+            worker
+            for worker in self.workers
+            if worker.claim.images > 1
+            and not worker.claim.crashes
+            and len(self._claimed_with(worker)) == 1
+            and not self._is_poisoned(replace(worker.claim, images=1))
+        ]
+
+    @happening(weight=5, when=lambda self: self._who_may_leave(), pick=PICK, done=PICK)
+    def a_chunk_is_left(self, pick: int, done: int) -> None:
+        """For a small job that waits: what came out so far is recorded, the rest is a chunk of its own."""
+        may = self._who_may_leave()
+        worker = may[pick % len(may)]
+        claim = worker.claim
+        done = 1 + done % (claim.images - 1)
+        if self._is_poisoned(replace(claim, images=done)):
+            done = 1
+        self.workers.remove(worker)
+        rest = ChunkModel("", None, claim.first_index + done, claim.images - done, claim.payload)  # type: ignore[arg-type]
+        rest.id, rest.offset, rest.quiet = new_id(), claim.payload_offset + done, True
+        left = [Classified(claim, self._outcomes(claim)[:done], None, rest.id)]
+        if (chunk := self.chunk_of(claim)) is None:
+            with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
+                record_outcomes(connection, left)
+            self.tally["a zombie was refused"] += 1
+            return
+        with self.ledger.transaction() as connection:
+            assert record_outcomes(connection, left) == {chunk.id}
+        self.tally["a chunk was left"] += 1
+        chunk.images, rest.job = done, chunk.job
+        self._is_new(rest)
+        self._ended(chunk)
+        self.messages.ring([rest.id])
 
     def _claimed_with(self, worker: Worker) -> list[Worker]:
         """The chunks that a process has claimed at once, this one among them."""
@@ -1094,6 +1131,6 @@ def test_whatever_happens_each_image_has_one_outcome_at_the_end(
     assert tally["a run healed"] >= trials.wanted
     for what in (
         *("a chunk was split", "an image was given up", "a zombie was refused"),
-        *("a chunk was gathered", "chunks were recorded together"),
+        *("a chunk was gathered", "chunks were recorded together", "a chunk was left"),
     ):
         assert tally[what] >= 10, tally

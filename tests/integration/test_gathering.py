@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -21,18 +21,13 @@ from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldes
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.pausing import pause_job
-from jobs.ledger.progress import Filter, JobStatus, job_status, stream_predictions
+from jobs.ledger.progress import Filter, job_status, stream_predictions
 from jobs.ledger.workers import Presence, report_worker
-from jobs.model import MNIST_INPUT, Model
-from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks
 from jobs.schema import jobs as jobs_table
-from jobs.settings import Settings
-from jobs.store import Store
+from tests.bench_alone import Mill
 from tests.conftest import Broker
-from tests.registering import register_digits
-from worker.bench import Bench
 from worker.predicting import pipeline
 from worker.predicting.pipeline import GATHERED_IMAGES, classify_chunk
 
@@ -274,60 +269,6 @@ def test_of_a_chunk_that_was_lost_nothing_is_recorded_and_of_the_others_all(ledg
 # ---- by a worker ------------------------------------------------------------------------------------------
 
 
-class Mill:
-    """Small jobs, and a bench to classify them at."""
-
-    def __init__(self, ledger: Ledger, store: Store, bench: Bench, model: Model) -> None:
-        self.ledger = ledger
-        self.store = store
-        self.bench = bench
-        self.model = model
-
-    def job(self, contents: Sequence[bytes], *, gone: bool = False) -> tuple[str, str]:
-        """A job's id and that of its only chunk; its payload may be gone."""
-        job_id, chunk_id = new_id(), new_id()
-        data = pack_payload([f"{place}.png" for place in range(len(contents))], contents)
-        key = payload_key(job_id, chunk_id)
-        if not gone:
-            self.store.put(key, data)
-        with self.ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=self.model.id, key=None)
-            chunk = NewChunk(chunk_id, 0, len(contents), key, payload_digest(data))
-            add_chunk(connection, job_id, chunk)
-            seal_job(connection, job_id, fingerprint=None)
-        return job_id, chunk_id
-
-    def status(self, job_id: str) -> JobStatus:
-        with self.ledger.reading() as connection:
-            return job_status(connection, job_id)
-
-    def answers(self, job_id: str) -> list[tuple[str, str | None, str | None]]:
-        rows = stream_predictions(self.ledger, job_id, Filter())
-        return [(row.name, row.label, row.error) for row in rows]
-
-    def due(self) -> list[str]:
-        with self.ledger.reading() as connection:
-            return list(connection.scalars(sa.select(chunks.c.id).where(chunks.c.state == "pending")))
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    from worker.learning.training import build, save
-    from worker.predicting.runtime import keras
-
-    keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(build("mlp", MNIST_INPUT, 10), path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def mill(settings: Settings, ledger: Ledger, store: Store, model_file: bytes) -> Iterator[Mill]:
-    model = register_digits(ledger, store, model_file)
-    with Bench(settings, processes=1) as bench:
-        yield Mill(ledger, store, bench, model)
-
-
 def picture(number: int) -> bytes:
     """Each number another one."""
     file = io.BytesIO()
@@ -369,7 +310,7 @@ def test_many_small_jobs_are_one_batch_and_each_gets_its_own_answers(
 def test_no_more_is_gathered_than_one_batch_holds(mill: Mill) -> None:
     jobs = [mill.job([picture(1)] * SMALL_JOB_IMAGES) for _ in range(GATHERED_IMAGES // SMALL_JOB_IMAGES + 1)]
     assert classify_chunk(jobs[0][1], mill.bench) == GATHERED_IMAGES <= MAX_GATHERED
-    assert len(mill.due()) == 1
+    assert len(mill.pending()) == 1
 
 
 def test_whoever_handles_a_message_rings_for_the_small_job_that_waited_longest(
@@ -445,7 +386,7 @@ def test_what_is_given_back_is_taken_alone_from_then_on(mill: Mill, monkeypatch:
 
     monkeypatch.setattr(pipeline, "read_payload", fail_at_the_third)
     assert classify_chunk(jobs[0][1], mill.bench) == 0
-    assert len(mill.due()) == 4
+    assert len(mill.pending()) == 4
 
     # When it is back, Then each is classified by its own message, and no crash was counted
     for job_id, chunk_id in jobs:

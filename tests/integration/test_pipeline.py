@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,18 @@ from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk, end_job
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
-from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
-from jobs.model import MNIST_INPUT, Model
-from jobs.payloads import Content, pack_payload, payload_digest, payload_key
+from jobs.model import MNIST_INPUT
+from jobs.payloads import Content
 from jobs.references import Reference
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.registering import register_digits
+from tests.bench_alone import Mill, make_mill
 from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
 from worker.predicting.plain_batch import LEAST
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model of the right shape, untrained: not what it answers matters here, but where that lands."""
-    from worker.learning.training import build, save
-    from worker.predicting.runtime import keras
-
-    keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(build("mlp", MNIST_INPUT, 10), path)
-    return path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -60,62 +45,6 @@ def broken_model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save(model, path)
     return path.read_bytes()
-
-
-@dataclass
-class Mill:
-    """A ledger, a store, and a bench to work at."""
-
-    ledger: Ledger
-    store: Store
-    bench: Bench
-    model: Model
-
-    def chunk(self, contents: Sequence[Content]) -> tuple[str, NewChunk]:
-        """A sealed job of one chunk."""
-        job_id, chunk_id = new_id(), new_id()
-        data = pack_payload([f"{number}.png" for number in range(len(contents))], contents)
-        key = payload_key(job_id, chunk_id)
-        self.store.put(key, data)
-        chunk = NewChunk(chunk_id, 0, len(contents), key, payload_digest(data))
-        with self.ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=self.model.id, key=None)
-            add_chunk(connection, job_id, chunk)
-            seal_job(connection, job_id, fingerprint=None)
-        return job_id, chunk
-
-    def status(self, job_id: str) -> JobStatus:
-        with self.ledger.reading() as connection:
-            return job_status(connection, job_id)
-
-    def predictions(self, job_id: str) -> list[Prediction]:
-        return list(stream_predictions(self.ledger, job_id, Filter()))
-
-    def pending(self) -> list[str]:
-        with self.ledger.reading() as connection:
-            return list(
-                connection.scalars(sa.select(chunks.c.id).where(chunks.c.state == ChunkState.PENDING))
-            )
-
-    def chunk_row(self, chunk: NewChunk) -> sa.Row[tuple[object, ...]]:
-        with self.ledger.reading() as connection:
-            return connection.execute(sa.select(chunks).where(chunks.c.id == chunk.id)).one()
-
-
-def _mill(ledger: Ledger, store: Store, bench: Bench, data: bytes) -> Mill:
-    model = register_digits(ledger, store, data, champion=True)
-    return Mill(ledger, store, bench, model)
-
-
-@pytest.fixture
-def bench(settings: Settings) -> Iterator[Bench]:
-    with Bench(settings, processes=1) as bench:
-        yield bench
-
-
-@pytest.fixture
-def mill(ledger: Ledger, store: Store, bench: Bench, model_file: bytes) -> Mill:
-    return _mill(ledger, store, bench, model_file)
 
 
 def png(value: int = 0) -> bytes:
@@ -218,7 +147,7 @@ def test_a_second_message_finds_nothing_to_do(mill: Mill) -> None:
 def test_a_model_that_answers_no_probability_gives_no_label(
     ledger: Ledger, store: Store, bench: Bench, broken_model_file: bytes
 ) -> None:
-    mill = _mill(ledger, store, bench, broken_model_file)
+    mill = make_mill(ledger, store, bench, broken_model_file)
     job_id, chunk = mill.chunk([png(), png(200)])
 
     classify_chunk(chunk.id, mill.bench)
@@ -295,7 +224,7 @@ def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_
 
     monkeypatch.setattr(module, "decode", endless)
     with Bench(settings.model_copy(update={"image_seconds": 0.2}), processes=1) as bench:
-        mill = _mill(ledger, store, bench, model_file)
+        mill = make_mill(ledger, store, bench, model_file)
         job_id, chunk = mill.chunk([png(), slow, png(9)])
 
         # when its chunk is classified, then it alone is given up, in one attempt
@@ -435,8 +364,8 @@ def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
     # given a ledger that hangs when a long chunk looks up between two images
     _, chunk = mill.chunk([png(), png()])
     mill.bench.classifier(mill.model.id)
-    monkeypatch.setattr("worker.predicting.pipeline._LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("worker.predicting.pipeline.renew_leases", time_out())
+    monkeypatch.setattr("worker.predicting.lookout.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("worker.predicting.lookout.renew_leases", time_out())
 
     # when the time limit strikes there, then the chunk is given back without a crash
     assert classify_chunk(chunk.id, mill.bench) == 0
@@ -625,7 +554,7 @@ def test_a_job_that_is_cancelled_in_mid_chunk_has_nothing_of_that_chunk(
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "decode", slow)
-    monkeypatch.setattr("worker.predicting.pipeline._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("worker.predicting.lookout.RENEW_SECONDS", 0.0)
 
     # when its worker looks up between two batches, then it stops, and nothing is recorded
     assert classify_chunk(chunk.id, mill.bench) == 0
@@ -753,20 +682,20 @@ def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("worker.predicting.pipeline.time.monotonic", lambda: next(ticks))
     renewals: list[object] = []
     with contextlib.ExitStack() as stack:
-        from worker.predicting import pipeline
+        from worker.predicting import lookout
 
-        real = pipeline.renew_leases
+        real = lookout.renew_leases
         stack.callback(monkeypatch.undo)
         monkeypatch.setattr(
-            pipeline,
+            lookout,
             "renew_leases",
             lambda *a, **k: (renewals.append(a), real(*a, **k)),  # type: ignore[func-returns-value]
         )
         _, chunk = mill.chunk([png(), b"no picture", png()])
 
-        # when it is classified, then the lease is renewed before each, whatever becomes of it
+        # when it is classified, then the lease is renewed before each, whatever becomes of it, and at the end
         assert classify_chunk(chunk.id, mill.bench) == 3
-    assert len(renewals) == 3
+    assert len(renewals) == 4
 
 
 def large_png(side: int = 5_000) -> bytes:

@@ -38,7 +38,7 @@ def classify_payloads(
     roots: Roots,
     limits: ImageLimits,
     image_seconds: float,
-    between_images: Callable[[], None] = lambda: None,
+    must_leave: Callable[[int], bool] = lambda _: False,
     after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
     stages: Stages | None = None,
 ) -> list[Outcome]:
@@ -47,6 +47,9 @@ def classify_payloads(
     leaves the rest of it to the next payload. `after_batch` gets the pixels of each batch, which images these
     are, counted over all payloads, and the answers. `stages` gets the seconds of reading referenced images,
     of predicting, and of all the rest as decoding.
+
+    `must_leave` is asked between images, with the number of those that are through; where it says so, the
+    others get no outcome.
 
     Payloads are taken one by one, and one is held at a time. To be called from the main thread. Raises
     Unavailable where a referenced image's store is away.
@@ -60,7 +63,6 @@ def classify_payloads(
     with stages.timed("decode"), Deadline(image_seconds) as deadline:
 
         def take_alone(place: int, content: Content) -> None:
-            between_images()
             try:
                 data = _bytes_of(content, roots, limits, stages)
                 deadline.begin()
@@ -72,16 +74,22 @@ def classify_payloads(
             else:
                 batch.take(place, picture[None])
 
-        for payload in payloads:
-            first = batch.expect(payload.names)
-            alone_from = 0
-            for start, pictures in _decoded_together(payload.contents, classifier.spec, limits):
-                for place in range(alone_from, start):
-                    take_alone(first + place, payload.contents[place])
-                if len(pictures):
-                    between_images()
+        def take_all() -> None:
+            for payload in payloads:
+                first = batch.expect(payload.names)
+                alone_from = 0
+                for start, pictures in _decoded_together(payload.contents, classifier.spec, limits):
+                    for place in range(alone_from, start):
+                        if must_leave(first + place):
+                            return
+                        take_alone(first + place, payload.contents[place])
                     batch.take(first + start, pictures)
-                alone_from = start + len(pictures)
+                    alone_from = start + len(pictures)
+                    # Before more are decoded together, for nothing.
+                    if must_leave(first + alone_from):
+                        return
+
+        take_all()
     return batch.end()
 
 

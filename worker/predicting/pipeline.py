@@ -27,7 +27,6 @@ from jobs.ledger.claims import (
     crash_chunk,
     end_job,
     release_chunk,
-    renew_leases,
     were_finished,
     withdraw_claim,
 )
@@ -40,6 +39,7 @@ from jobs.schema import SMALL_JOB_IMAGES, JobState
 from jobs.traces import Part
 from worker.bench import Bench
 from worker.predicting.batches import classify_payloads
+from worker.predicting.lookout import Lookout
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
 from worker.predicting.time_limit import (
@@ -59,12 +59,6 @@ logger = logging.getLogger(__name__)
 
 #: Images of small chunks that are classified together: a full batch (`worker.predicting.classifier.BATCH`).
 GATHERED_IMAGES: Final = 512
-
-#: How often a chunk that takes long looks at its lease and its job, at the most: an image may take seconds.
-_LOOK_SECONDS: Final = 1.0
-
-#: And where leases are short, after this share of it: early enough for a second try.
-_RENEW_SHARE: Final = 1 / 3
 
 #: Where the trace's id is in W3C's `traceparent`.
 _TRACE_ID: Final = slice(3, 35)
@@ -212,7 +206,8 @@ def _classify(
 def _from_payloads_to_rows(
     claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
 ) -> list[Classified]:
-    classified = _outcomes(claims, challenger_id, bench, stages)
+    lookout = Lookout(bench, claims, stages)
+    classified = _outcomes(claims, challenger_id, lookout, bench, stages)
     if not classified:
         return []
     kept = [one.claim for one in classified]
@@ -222,6 +217,10 @@ def _from_payloads_to_rows(
             kept,
             lambda connection: record_outcomes(connection, classified, stages.spent()),
         )
+    if (rest_id := classified[0].rest_id) is not None:
+        # Ahead, since its job may be the oldest; the small one last, since what comes last is taken first.
+        bench.bell.silent = False  # it may be another time's silence
+        bench.bell.ring(filter(None, [rest_id, lookout.small_id]), ahead=True)
     # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
     return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
 
@@ -233,18 +232,21 @@ def _errors_of(outcomes: Sequence[Outcome]) -> int:
 def _say_done(classified: list[Classified], stages: Stages) -> int:
     """One line for each chunk, when all went well; gives back how many images these are."""
     images = 0
-    for claim, outcomes, _ in classified:
+    for claim, outcomes, _, rest_id in classified:
         facts = _facts([claim], stages)
         errors = _errors_of(outcomes)
+        rest = "" if rest_id is None else f", {claim.images - len(outcomes)} left to chunk {rest_id}"
         logger.info(
-            "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
+            "chunk %s of job %s is done: %d images%s, %d errors, attempt %d; seconds: %s",
             claim.chunk_id,
             claim.job_id,
-            claim.images,
+            len(outcomes),
+            rest,
             errors,
             claim.attempts,
             ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
-            extra=facts | {"errors": errors, "chunk": claim.chunk_id, "job": claim.job_id},
+            extra=facts
+            | {"images": len(outcomes), "errors": errors, "chunk": claim.chunk_id, "job": claim.job_id},
         )
         images += len(outcomes)
     return images
@@ -336,9 +338,11 @@ def _gather(connection: Connection, claim: Claim, bench: Bench) -> list[Claim]:
 
 
 def _outcomes(
-    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
+    claims: list[Claim], challenger_id: str | None, lookout: Lookout, bench: Bench, stages: Stages
 ) -> list[Classified]:
-    """What came of the claims, but of those whose payload is damaged: their jobs have failed."""
+    """What came of the claims, but of those whose payload is damaged: their jobs have failed. Of a lone one
+    it may be the first images only.
+    """
     # The first is read before the model is loaded, and by itself: what waits for the store is no decoding.
     sources = _payloads(claims, bench, stages)
     first = next(sources, None)
@@ -363,15 +367,21 @@ def _outcomes(
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
-        between_images=_looking(bench, claims, stages),
+        must_leave=lookout.must_leave,
         stages=stages,
     )
     shadow = None if challenger_id is None else _shadow(lead, challenger_id, classifier, bench)
-    if shadow is None:
-        outcomes = iter(classify())
-        return [Classified(claim, list(islice(outcomes, claim.images))) for claim in kept]
-    outcomes = iter(classify(after_batch=stages.timed("shadow")(shadow.see)))
-    return [Classified(claim, list(outcomes), shadow.result()) for claim in kept]
+    found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
+    outcomes = iter(found)
+    return [
+        Classified(
+            claim,
+            list(islice(outcomes, claim.images)),
+            None if shadow is None else shadow.result(),  # only a lone chunk has one
+            new_id() if len(kept) == 1 and len(found) < claim.images else None,
+        )
+        for claim in kept
+    ]
 
 
 def _payloads(claims: list[Claim], bench: Bench, stages: Stages) -> Iterator[tuple[Claim, Payload]]:
@@ -457,20 +467,3 @@ def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
         except Unavailable:
             pass
         return
-
-
-def _looking(bench: Bench, claims: list[Claim], stages: Stages) -> Callable[[], None]:
-    """Renews the leases now and then. Raises LeaseLost, JobStopped, Unavailable."""
-    lease = bench.settings.lease_seconds
-    pause = min(_LOOK_SECONDS, lease * _RENEW_SHARE)
-    looked_at = time.monotonic()
-
-    def look() -> None:
-        nonlocal looked_at
-        if time.monotonic() - looked_at < pause:
-            return
-        with stages.timed("claim"), bench.ledger.transaction() as connection:
-            renew_leases(connection, claims, lease_seconds=lease)
-        looked_at = time.monotonic()
-
-    return look

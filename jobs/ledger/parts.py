@@ -1,0 +1,52 @@
+"""A part of a chunk becomes a chunk of its own, which waits: some of the images of the same payload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.ids import new_id
+from jobs.ledger.claims import Claim
+from jobs.ledger.intake import QUIET_SECONDS
+from jobs.schema import ChunkState, chunks, db_now
+
+
+def add_part(
+    connection: Connection, claim: Claim, *, offset: int, images: int, id_: str | None = None, **values: Any
+) -> None:
+    """A chunk of so many of the claim's images, from the one at `offset`. That the job has one more is the
+    caller's to write.
+    """
+    connection.execute(
+        chunks.insert().values(
+            id=id_ or new_id(),
+            job_id=claim.job_id,
+            first_index=claim.first_index + offset,
+            images=images,
+            payload=claim.payload,
+            payload_sha256=claim.payload_sha256,
+            payload_offset=claim.payload_offset + offset,
+            state=ChunkState.PENDING,
+            **({"created_at": db_now()} | values),
+        )
+    )
+
+
+def cut_chunk(connection: Connection, claim: Claim, *, done: int, rest_id: str) -> None:
+    """Of a chunk that is finished in the same transaction, only the first `done` images are: the others
+    become a chunk of their own, as old as this one, and the caller rings for it.
+    """
+    this = chunks.c.id == claim.chunk_id
+    connection.execute(chunks.update().where(this).values(images=done))
+    add_part(
+        connection,
+        claim,
+        offset=done,
+        images=claim.images - done,
+        id_=rest_id,
+        created_at=sa.select(chunks.c.created_at).where(this).scalar_subquery(),
+        rung_at=db_now(),
+        ring_after=db_now(QUIET_SECONDS),
+    )
