@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         default=None, description="A folder with MNIST's four IDX files, gzip or not."
     )
     chunk_images: int = Field(
-        default=2048, ge=1, le=100_000, description="How many images make a chunk, the unit of work."
+        default=4096, ge=1, le=100_000, description="How many images make a chunk, the unit of work."
     )
     lease_seconds: float = Field(
         default=60.0,
