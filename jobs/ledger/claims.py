@@ -189,14 +189,15 @@ def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: Error
     )
 
 
-def withdraw_claim(connection: Connection, token: str) -> None:
-    """Gives back all that was claimed under this token, if anything was: of the claim's COMMIT nobody knows
-    whether it went through.
+def withdraw_claim(connection: Connection, token: str, *, keep: str | None = None) -> None:
+    """Gives back all that was claimed under this token, if anything was, but for the chunk that is to be
+    kept: of the claim's COMMIT nobody knows whether it went through.
     """
     _give_back(
         connection,
         AttemptEnd.RELEASED,
         *_claimed_under(token),
+        *(() if keep is None else (chunks.c.id != keep,)),
         error="the ledger was away when it was claimed",
         releases=chunks.c.releases + 1,
         ring_after=None,

@@ -42,11 +42,13 @@ class Deadline:
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGALRM, self._ring)
-        signal.setitimer(signal.ITIMER_REAL, self._seconds / _RINGS, self._seconds / _RINGS)
+        each = self._seconds / _RINGS
+        self._before_it = signal.setitimer(signal.ITIMER_REAL, each, each)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        # One chunk may be classified in the middle of another, which has its alarm again.
+        signal.setitimer(signal.ITIMER_REAL, *self._before_it)
         signal.signal(signal.SIGALRM, self._before)
 
     def _ring(self, _number: int, _frame: FrameType | None) -> None:

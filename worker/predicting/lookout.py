@@ -1,19 +1,20 @@
-"""Looking up from a chunk that takes long: whether it is still ours, and whether to leave it before its end.
+"""Looking up from a chunk that takes long: whether it is still ours, who waits, and whether to leave it.
 
-A chunk is left, its outcomes so far recorded and the rest a chunk of its own (`jobs.ledger.parts`), where a
-small job waits for a process, and where it takes long for its time limit. So chunks can be large, which is
-cheap, and nobody waits for the end of one.
+A small job that waits is served there and then, in the middle of the large chunk. A chunk that takes long for
+its time limit is left: what is done of it is recorded, the rest becomes a chunk of its own
+(`jobs.ledger.parts`). So chunks can be large, which is cheap, and nobody waits for the end of one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, renew_leases
 from jobs.ledger.gathering import neglected_small
+from jobs.schema import SMALL_JOB_IMAGES
 from worker.bench import Bench
 from worker.predicting.stages import Stages
 from worker.predicting.time_limit import time_ran_out
@@ -24,55 +25,49 @@ RENEW_SECONDS: Final = 1.0
 #: And where leases are short, after this share of it: early enough for a second try.
 _RENEW_SHARE: Final = 1 / 3
 
-#: How often it looks whether a small job waits.
+#: How often it looks whether a small job waits, at the most.
 SMALL_LOOK_SECONDS: Final = 0.04
 
-#: One that has waited for less will be taken by somebody who has nothing to do, if there is anybody.
+#: One that has waited for less will be taken by a process that has nothing to do, if there is any.
 NEGLECTED_SECONDS: Final = 0.015
 
-#: To leave a chunk costs its worker, the ledger and the broker some 10 ms. What is done sooner than that is
-#: done.
-_WORTH_LEAVING_SECONDS: Final = 0.02
-
 #: The share of its time limit after which a chunk is left: what it has by then is kept, whatever comes.
-_LONG_SHARE: Final = 0.5
+LONG_SHARE: Final = 0.5
 
 
 class Lookout:
-    """Of one attempt, from its first image on."""
+    """Of one attempt, from its first image to its last."""
 
-    def __init__(self, bench: Bench, claims: Sequence[Claim], stages: Stages) -> None:
-        """`claims`: of one token."""
+    def __init__(
+        self, bench: Bench, claims: Sequence[Claim], stages: Stages, serve: Callable[[str], None]
+    ) -> None:
+        """`claims`: of one token. `serve`: classifies the small chunk of this id, if it is to be had."""
         self._bench = bench
         self._claims = claims
         self._stages = stages
+        self._serve = serve
         self._lease = bench.settings.lease_seconds
-        self._began = self._renewed = self._looked = time.monotonic()
-        # What crashed before is suspected, and tried as it is; what was gathered is small.
-        self._may_leave = len(claims) == 1 and not claims[0].crashes
-        #: The small job for which the chunk is to be left; None where it is for another reason.
-        self.small_id: str | None = None
+        self._renewed = self._looked = time.monotonic()
+        lead = claims[0]
+        # What crashed before is suspected: it is tried as it is, and no crash of another's is put down to it.
+        self._may_leave = len(claims) == 1 and not lead.crashes
+        self._may_serve = self._may_leave and lead.images > SMALL_JOB_IMAGES
 
     def must_leave(self, done: int) -> bool:
-        """Whether to leave the chunk when so many of its images are through. Renews the leases now and then.
-        Raises LeaseLost, JobStopped, Unavailable.
+        """Whether to leave the chunk when so many of its images are through. Before that, renews the leases
+        and serves a small job that waits, now and then. Raises LeaseLost, JobStopped, Unavailable.
         """
-        now = time.monotonic()
-        if now - self._renewed >= min(RENEW_SECONDS, self._lease * _RENEW_SHARE):
+        if time.monotonic() - self._renewed >= min(RENEW_SECONDS, self._lease * _RENEW_SHARE):
             with self._stages.timed("claim"), self._bench.ledger.transaction() as connection:
                 renew_leases(connection, self._claims, lease_seconds=self._lease)
             self._renewed = time.monotonic()
-        left = self._claims[0].images - done
-        if not (self._may_leave and done and left):
-            return False
-        if self._stages.elapsed() > _LONG_SHARE * self._bench.settings.soft_time_limit:
-            return True
-        to_come = (now - self._began) / done * left
-        if now - self._looked < SMALL_LOOK_SECONDS or to_come < _WORTH_LEAVING_SECONDS:
-            return False
-        self._looked = now
-        self.small_id = self._neglected_small()
-        return self.small_id is not None
+        if self._may_serve and time.monotonic() - self._looked >= SMALL_LOOK_SECONDS:
+            if (small_id := self._neglected_small()) is not None:
+                with self._stages.apart():
+                    self._serve(small_id)
+            self._looked = time.monotonic()
+        takes_long = self._stages.elapsed() > LONG_SHARE * self._bench.settings.soft_time_limit
+        return takes_long and self._may_leave and 0 < done < self._claims[0].images
 
     def _neglected_small(self) -> str | None:
         try:

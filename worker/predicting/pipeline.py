@@ -76,9 +76,19 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
     back with its crash counted.
     """
+    try:
+        return _attempt(chunk_id, bench, new_id())
+    except SoftTimeLimitExceeded:
+        return 0
+
+
+def _attempt(chunk_id: str, bench: Bench, token: str, *, within: Claim | None = None) -> int:
+    """The same, claimed under this token; in the middle of another chunk, if it is `within` one. Raises also
+    SoftTimeLimitExceeded, when what it had is given back.
+    """
     stages = Stages()
     with stages.timed("claim"):
-        claimed = _claim(chunk_id, bench)
+        claimed = _claim(chunk_id, bench, token, within=within)
     if claimed is None:
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
@@ -124,6 +134,27 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
     return _say_done(classified, stages)
 
 
+def _serve(small_id: str, *, within: Claim, bench: Bench) -> None:
+    """Classifies a small job that waits, in the middle of a large chunk, and others along with it. Raises
+    what concerns all that this process is at, and nothing else.
+
+    Under the large chunk's token: where this process dies, it is known by the message of that one, and all
+    that it was at is buried (`jobs.ledger.claims.bury_claim`).
+    """
+    try:
+        _attempt(small_id, bench, within.token, within=within)
+    except Unavailable as error:
+        if time_ran_out(error):
+            raise SoftTimeLimitExceeded from error
+        logger.warning("%s", error)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:
+        logger.exception("a mistake in this program, met by a small job")
+    finally:
+        _name_in_log([within])
+
+
 def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
     _write(bench.ledger, [claim], lambda connection: split_chunk(connection, claim))
     logger.warning(
@@ -147,7 +178,9 @@ def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) ->
 
 
 def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, stages: Stages) -> None:
-    """Gives back what ran out of time or memory: with a crash where its images may have done it."""
+    """Gives back what ran out of time or memory: with a crash where its images may have done it. Raises the
+    time limit again, which strikes once and concerns all that this process is at.
+    """
     code = None
     if isinstance(error, MemoryError):
         code, reason = ErrorCode.QUARANTINED, "it ran out of memory"
@@ -160,6 +193,8 @@ def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, sta
         _give_back(bench, claims, error=reason)
     else:
         _crash(bench, claims, code=code, error=reason)
+    if isinstance(error, SoftTimeLimitExceeded):
+        raise error
 
 
 def _classify(
@@ -206,7 +241,7 @@ def _classify(
 def _from_payloads_to_rows(
     claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
 ) -> list[Classified]:
-    lookout = Lookout(bench, claims, stages)
+    lookout = Lookout(bench, claims, stages, partial(_serve, within=claims[0], bench=bench))
     classified = _outcomes(claims, challenger_id, lookout, bench, stages)
     if not classified:
         return []
@@ -218,9 +253,8 @@ def _from_payloads_to_rows(
             lambda connection: record_outcomes(connection, classified, stages.spent()),
         )
     if (rest_id := classified[0].rest_id) is not None:
-        # Ahead, since its job may be the oldest; the small one last, since what comes last is taken first.
         bench.bell.silent = False  # it may be another time's silence
-        bench.bell.ring(filter(None, [rest_id, lookout.small_id]), ahead=True)
+        bench.bell.ring([rest_id], ahead=True)  # its job may be the oldest, and has waited its turn
     # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
     return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
 
@@ -275,13 +309,14 @@ def _name_in_log(claims: list[Claim]) -> None:
         bind_contextvars(trace=claim.traceparent[_TRACE_ID])
 
 
-def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None:
+def _claim(
+    chunk_id: str, bench: Bench, token: str, *, within: Claim | None
+) -> tuple[list[Claim], str | None] | None:
     """The claims, that on this chunk first, and the challenger that is to see it, if one is.
 
     Rings for a small job that waits, which may have no message: there were enough of them when it came, and
     all may have been for jobs that are done by now. Raises Unavailable.
     """
-    token = new_id()
     try:
         with showing_the_time_limit():
             with bench.ledger.transaction() as connection:
@@ -294,7 +329,8 @@ def _claim(chunk_id: str, bench: Bench) -> tuple[list[Claim], str | None] | None
         return claimed
     except (Unavailable, SoftTimeLimitExceeded) as error:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
-        _let_go(bench, lambda connection: withdraw_claim(connection, token))
+        keep = None if within is None else within.chunk_id
+        _let_go(bench, lambda connection: withdraw_claim(connection, token, keep=keep))
         if isinstance(error, SoftTimeLimitExceeded):
             raise Unavailable(LEDGER_SILENT) from error
         raise

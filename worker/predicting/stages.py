@@ -53,6 +53,16 @@ class Stages:
             self._inside = outside + took
             self._under_way = is_nested
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What happens inside is another chunk's: it counts for no stage of this one."""
+        start = time.perf_counter()
+        outside = self._inside
+        try:
+            yield
+        finally:
+            self._inside = outside + time.perf_counter() - start
+
     def elapsed(self) -> float:
         """Seconds since this was made."""
         return time.perf_counter() - self._start

@@ -1,0 +1,468 @@
+"""In the middle of a large chunk: who waits is served, and who takes long leaves. Nothing is lost by that."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from billiard.exceptions import SoftTimeLimitExceeded
+from PIL import Image
+
+from jobs.errors import ErrorCode, LeaseLost, Unavailable
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import Claim, bury_claim, end_job
+from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
+from jobs.ledger.upkeep import drop_leftover_chunks
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
+from jobs.store import Store
+from tests.bench_alone import Mill
+from tests.conftest import Broker
+from worker.predicting import lookout, pipeline
+from worker.predicting.pipeline import classify_chunk
+
+
+def picture(number: int) -> bytes:
+    """Each number another one."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURES = [picture(number) for number in range(300)]
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is at a large chunk looks up after each image, and finds any small job long neglected."""
+    monkeypatch.setattr(lookout, "SMALL_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(lookout, "NEGLECTED_SECONDS", -1.0)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any chunk takes long for its time limit."""
+    monkeypatch.setattr(lookout, "LONG_SHARE", 0.0)
+
+
+@pytest.fixture
+def rung(broker: Broker) -> Callable[[], list[str]]:
+    """The chunks whose messages wait, that first which is taken first; then none waits any more."""
+
+    def rung() -> list[str]:
+        messages = map(json.loads, broker.messages())
+        broker.client.flushall()
+        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+
+    return rung
+
+
+def rows(ledger: Ledger, job_id: str) -> list[sa.Row[tuple[object, ...]]]:
+    """A job's chunks, in the order of their images."""
+    with ledger.reading() as connection:
+        of_job = sa.select(chunks).where(chunks.c.job_id == job_id)
+        return list(connection.execute(of_job.order_by(chunks.c.first_index)))
+
+
+def sizes(ledger: Ledger, job_id: str) -> list[tuple[str, int]]:
+    return [(row.state, row.images) for row in rows(ledger, job_id)]
+
+
+# ---- who waits is served ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_small_job_does_not_wait_for_the_end_of_a_large_chunk(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given what the model says of many images, some of them broken, when nobody waits
+    contents = [*PICTURES[:200], b"no picture", *PICTURES[200:]]
+    alone, chunk_id = mill.job(contents)
+    assert classify_chunk(chunk_id, mill.bench) == len(contents)
+
+    # When a worker is at the same images, and small jobs come that nobody takes
+    recorded: list[tuple[str, ...]] = []
+    real = pipeline.record_outcomes
+
+    def record(connection: sa.Connection, classified: list[Classified], *spent: object) -> object:
+        recorded.append(tuple(one.claim.job_id for one in classified))
+        return real(connection, classified, *spent)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "record_outcomes", record)
+    job_id, chunk_id = mill.job(contents)
+    small = [mill.job([PICTURES[number], b"none"])[0] for number in range(3)]
+    assert classify_chunk(chunk_id, mill.bench) == len(contents)
+
+    # Then those are recorded first, together, and each has its own answers
+    first, last = recorded
+    assert (set(first), last) == (set(small), (job_id,))
+    for number, small_id in enumerate(small):
+        assert mill.status(small_id).state == JobState.DONE
+        assert [row[1:] for row in mill.answers(small_id)] == [
+            mill.answers(alone)[number][1:],
+            (None, "unidentified"),
+        ]
+
+    # And the large one has the answers that it has when nobody waits
+    assert mill.answers(job_id) == mill.answers(alone)
+    assert len({label for _, label, _ in mill.answers(job_id)}) > 2
+    assert sizes(mill.ledger, job_id) == [("done", len(contents))]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("why", ["paused", "just came", "the chunk crashed before", "the chunk is small"])
+def test_who_is_not_to_be_served_in_between_is_not(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    images = SMALL_JOB_IMAGES if why == "the chunk is small" else SMALL_JOB_IMAGES + 1
+    _, chunk_id = mill.job(PICTURES[:images])
+    served: list[str] = []
+    monkeypatch.setattr(pipeline, "_serve", lambda small_id, **_: served.append(small_id))
+    small_id, small_chunk = mill.job([PICTURES[0]])
+    with mill.ledger.transaction() as connection:
+        if why == "paused":
+            assert pause_job(connection, small_id)
+        elif why == "the chunk crashed before":
+            # Whoever comes in between might kill the process, and that would be put down to it as well.
+            connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(crashes=1))
+        elif why == "the chunk is small":  # and was tried before, or it would have gathered the other
+            connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(releases=1, attempts=1))
+    if why == "just came":
+        monkeypatch.setattr(lookout, "NEGLECTED_SECONDS", 1_000.0)
+
+    assert classify_chunk(chunk_id, mill.bench) == images
+    assert served == []
+
+    # Otherwise it is
+    monkeypatch.setattr(lookout, "NEGLECTED_SECONDS", -1.0)
+    with mill.ledger.transaction() as connection:
+        resume_job(connection, small_id, limit=10)
+    _, chunk_id = mill.job(PICTURES)
+    classify_chunk(chunk_id, mill.bench)
+    assert set(served) == {small_chunk}
+
+
+def check_large_is_done_and_small_in_the_end(
+    mill: Mill, large: tuple[str, str], small: tuple[str, str], *, crashes: int
+) -> None:
+    """The large one at its first attempt. The small one waits, or was taken at the next look."""
+    [row] = rows(mill.ledger, large[0])
+    assert (row.state, row.attempts, row.crashes, row.releases) == ("done", 1, 0, 0)
+    [row] = rows(mill.ledger, small[0])
+    assert row.crashes == crashes
+    if row.state != "done":
+        assert row.state == "pending"
+        assert classify_chunk(small[1], mill.bench) == 1
+    assert mill.status(small[0]).state == JobState.DONE
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("where", "trouble", "crashes"),
+    [
+        ("read_payload", Unavailable("The store cannot be read"), 0),
+        ("read_payload", RuntimeError("a mistake"), 1),
+        ("claim_chunk", Unavailable("The ledger cannot be reached"), 0),
+    ],
+)
+def test_what_befalls_a_small_job_is_no_matter_of_the_chunk_that_it_came_into(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, where: str, trouble: Exception, crashes: int
+) -> None:
+    # Given a large chunk and a small job, and trouble with the small one, once
+    large, small = mill.job(PICTURES), mill.job([PICTURES[0]])
+    troubles = [trouble]
+    real = getattr(pipeline, where)
+
+    def troubled(first: object, key: str, *args: object, **named: object) -> object:
+        if small[1] in key and troubles:
+            raise troubles.pop()
+        return real(first, key, *args, **named)
+
+    monkeypatch.setattr(pipeline, where, troubled)
+
+    # When the large one is classified, Then it is done
+    assert classify_chunk(large[1], mill.bench) == len(PICTURES)
+    assert troubles == []
+    check_large_is_done_and_small_in_the_end(mill, large, small, crashes=crashes)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_claim_of_a_small_job_that_breaks_off_is_withdrawn_alone(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a COMMIT of the claim of a small job that went through, and nobody heard that
+    large, small = mill.job(PICTURES), mill.job([PICTURES[0]])
+    claimed: list[str] = []
+    real_claim, real_transaction = pipeline.claim_chunk, Ledger.transaction
+
+    def claim(connection: sa.Connection, chunk_id: str, **named: object) -> object:
+        claimed.append(chunk_id)
+        return real_claim(connection, chunk_id, **named)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def transaction(ledger: Ledger) -> Iterator[sa.Connection]:
+        with real_transaction(ledger) as connection:
+            yield connection
+        if claimed == [large[1], small[1]]:
+            claimed.append("told")
+            raise Unavailable("The connection broke")
+
+    monkeypatch.setattr(pipeline, "claim_chunk", claim)
+    monkeypatch.setattr(Ledger, "transaction", transaction)
+
+    # When the large one is classified, Then that one is still its own
+    assert classify_chunk(large[1], mill.bench) == len(PICTURES)
+    assert claimed[:3] == [large[1], small[1], "told"]
+    check_large_is_done_and_small_in_the_end(mill, large, small, crashes=0)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("ending", [SystemExit, SoftTimeLimitExceeded])
+def test_what_ends_a_process_in_the_middle_of_a_small_job_gives_both_back(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    job_id, chunk_id = mill.job(PICTURES)
+    small_id, small_chunk = mill.job([PICTURES[0]])
+    real = pipeline.read_payload
+
+    def read(store: Store, key: str, *args: object, **named: object) -> object:
+        if small_chunk in key:
+            raise ending
+        return real(store, key, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "read_payload", read)
+    with pytest.raises(SystemExit) if ending is SystemExit else contextlib.nullcontext():
+        assert classify_chunk(chunk_id, mill.bench) == 0
+
+    for each in (job_id, small_id):
+        [row] = rows(mill.ledger, each)
+        assert (row.state, row.attempts, row.crashes, row.releases) == ("pending", 1, 0, 1)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_process_that_dies_in_the_middle_of_a_small_job_is_buried_with_both(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a process that dies at a small job that came into a large chunk
+    job_id, chunk_id = mill.job(PICTURES)
+    small_id, small_chunk = mill.job([PICTURES[0]])
+    real = pipeline.read_payload
+
+    class Death(BaseException):
+        """The process is gone: nothing is given back."""
+
+    def read(store: Store, key: str, *args: object, **named: object) -> object:
+        if small_chunk in key:
+            monkeypatch.setattr(pipeline, "_let_go", lambda *_: None)
+            raise Death
+        return real(store, key, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "read_payload", read)
+    with pytest.raises(Death):
+        classify_chunk(chunk_id, mill.bench)
+
+    # When its parent buries it, knowing only the message that it had
+    with mill.ledger.transaction() as connection:
+        bury_claim(connection, chunk_id, owner=mill.bench.owner, code=ErrorCode.QUARANTINED, error="it died")
+
+    # Then nobody waits for a lease to run out
+    for each in (job_id, small_id):
+        [row] = rows(mill.ledger, each)
+        assert (row.state, row.crashes) == ("pending", 1)
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_image_has_its_deadline_again_after_a_small_job(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an image that would be decoded for ever, behind a small job that is served in between
+    from worker.predicting import decode as module
+
+    endless = picture(1_000)
+    real = module.decode
+
+    def decode(data: bytes, *args: object) -> object:
+        while data == endless:
+            pass
+        return real(data, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", decode)
+    fast = mill.bench.settings.model_copy(update={"image_seconds": 0.2})
+    monkeypatch.setattr(mill.bench, "settings", fast)
+    job_id, chunk_id = mill.job([*PICTURES[:100], endless])
+    small_id, _ = mill.job([PICTURES[0]])
+
+    # When the chunk is classified, Then that image gets its error
+    assert classify_chunk(chunk_id, mill.bench) == 101
+    assert mill.status(small_id).succeeded == 1
+    assert [error for _, _, error in mill.answers(job_id)] == [None] * 100 + ["timeout"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_ledger_that_does_not_say_who_waits_costs_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("The ledger cannot be reached")
+
+    monkeypatch.setattr(lookout, "neglected_small", away)
+    job_id, chunk_id = mill.job(PICTURES)
+    mill.job([PICTURES[0]])
+    assert classify_chunk(chunk_id, mill.bench) == len(PICTURES)
+    assert sizes(mill.ledger, job_id) == [("done", len(PICTURES))]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_time_limit_that_strikes_while_it_looks_is_heard(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: object, **__: object) -> None:
+        raise Unavailable("The connection broke") from SoftTimeLimitExceeded()
+
+    monkeypatch.setattr(lookout, "neglected_small", hangs)
+    job_id, chunk_id = mill.job(PICTURES)
+    assert classify_chunk(chunk_id, mill.bench) == 0
+    assert sizes(mill.ledger, job_id) == [("pending", len(PICTURES))]
+
+
+# ---- who takes long leaves --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_chunk_that_takes_long_keeps_what_it_has_and_that_is_no_crash(
+    mill: Mill, rung: Callable[[], list[str]]
+) -> None:
+    # Given a chunk that takes longer than a half of its time limit after each image
+    contents = [*PICTURES[:2], b"no picture", PICTURES[3]]
+    job_id, chunk_id = mill.job(contents)
+
+    # When its messages come one after the other, Then each brings it further, and nothing is a crash
+    for left in (3, 2, 1, 0):
+        assert classify_chunk(chunk_id, mill.bench) == 1
+        assert mill.status(job_id).done == 4 - left
+        for rest_id in rung():
+            chunk_id = rest_id
+    assert [(row.state, row.images, row.attempts, row.crashes) for row in rows(mill.ledger, job_id)] == [
+        ("done", 1, 1, 0)
+    ] * 4
+    assert mill.status(job_id).state == JobState.DONE
+    alone, chunk_id = mill.job(contents)
+    while chunk_id:
+        classify_chunk(chunk_id, mill.bench)
+        chunk_id = next(iter(mill.pending()), "")
+    assert mill.answers(job_id) == mill.answers(alone)
+
+
+@pytest.mark.usefixtures("slow")
+def test_images_that_are_decoded_together_are_left_between_two_heaps(mill: Mill) -> None:
+    contents = (PICTURES * 9)[:2_500]
+    job_id, chunk_id = mill.job(contents)
+    assert classify_chunk(chunk_id, mill.bench) == 2_048
+    assert sizes(mill.ledger, job_id) == [("done", 2_048), ("pending", 452)]
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_chunk_that_crashed_is_tried_as_it_is(mill: Mill) -> None:
+    """Otherwise its crashes would be forgotten, or put down to what did not crash."""
+    job_id, chunk_id = mill.job(PICTURES)
+    with mill.ledger.transaction() as connection:
+        connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(crashes=1))
+    assert classify_chunk(chunk_id, mill.bench) == len(PICTURES)
+    assert sizes(mill.ledger, job_id) == [("done", len(PICTURES))]
+
+
+@pytest.mark.usefixtures("slow")
+def test_small_jobs_that_were_gathered_are_not_left(mill: Mill) -> None:
+    small = [mill.job(PICTURES[:2]) for _ in range(10)]
+    assert classify_chunk(small[0][1], mill.bench) == 20
+
+
+# ---- in the ledger ----------------------------------------------------------------------------------------
+
+
+def leave(ledger: Ledger, claim: Claim, done: int, *, error: ErrorCode | None = None) -> str:
+    """Records the first images; gives back the id of the chunk that the others become."""
+    outcome = Outcome("a", None, None, error) if error else Outcome("a", "7", 0.5)
+    rest_id = new_id()
+    with ledger.transaction() as connection:
+        record_outcomes(connection, [Classified(claim, [outcome] * done, None, rest_id)])
+    return rest_id
+
+
+def test_the_rest_is_as_old_as_its_chunk_and_shares_its_payload(ledger, make_job, worker):
+    job = make_job([3, 8])
+    before = rows(ledger, job.id)[1]
+    rest_id = leave(ledger, worker.must_claim(job.chunks[1]), 5)
+
+    _, front, rest = rows(ledger, job.id)
+    assert (front.id, front.first_index, front.images, front.state) == (job.chunks[1].id, 3, 5, "done")
+    assert (rest.id, rest.first_index, rest.images, rest.payload_offset) == (rest_id, 8, 3, 5)
+    assert (rest.state, rest.attempts, rest.crashes, rest.token) == ("pending", 0, 0, None)
+    assert (rest.payload, rest.payload_sha256) == (before.payload, before.payload_sha256)
+    assert rest.created_at == before.created_at
+    assert rest.ring_after > before.created_at
+
+
+def test_a_job_ends_with_the_last_rest_of_its_chunks(ledger, make_job, worker):
+    job = make_job([8])
+    claim = worker.must_claim(job.chunks[0])
+    for left in (6, 1):
+        rest_id = leave(ledger, claim, claim.images - left)
+        with ledger.reading() as connection:
+            state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+        assert (state.state, state.succeeded) == ("running", 8 - left)
+        [*_, rest] = rows(ledger, job.id)
+        claim = worker.must_claim(type(job.chunks[0])(rest_id, rest.first_index, left, "", ""))
+        assert (claim.images, claim.payload_offset) == (left, 8 - left)
+    worker.finish(claim)
+    with ledger.reading() as connection:
+        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("done", 8, 3, 3)
+
+
+def test_who_lost_the_chunk_cannot_leave_it(ledger, make_job, new_worker):
+    job = make_job([4])
+    late = new_worker("late").must_claim(job.chunks[0], lease_seconds=-1)
+    new_worker("second").must_claim(job.chunks[0])
+    with pytest.raises(LeaseLost):
+        leave(ledger, late, 2)
+    assert sizes(ledger, job.id) == [("claimed", 4)]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "too many errors", "paused"])
+def test_nobody_works_on_what_is_left_of_a_job_that_goes_on_no_more(ledger, make_job, worker, how):
+    job = make_job([4])
+    claim = worker.must_claim(job.chunks[0])
+    with ledger.transaction() as connection:
+        if how == "cancelled":
+            end_job(connection, job.id, JobState.CANCELLED)
+        elif how == "paused":
+            pause_job(connection, job.id)
+        else:
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error_limit=1))
+
+    rest_id = leave(ledger, claim, 2, error=ErrorCode.CORRUPT if how == "too many errors" else None)
+
+    rest = type(job.chunks[0])(rest_id, 2, 2, "", "")
+    assert worker.claim(rest) is None
+    with ledger.transaction() as connection:  # as the reconciler does
+        drop_leftover_chunks(connection)
+        hold_leftover_chunks(connection)
+    expected = ChunkState.HELD if how == "paused" else ChunkState.DROPPED
+    assert sizes(ledger, job.id) == [("done", 2), (expected, 2)]
+
+
+@pytest.mark.parametrize(("done", "rest_id"), [(0, "rest"), (4, "rest"), (5, "rest"), (3, None), (5, None)])
+def test_outcomes_that_are_missing_or_too_many_are_refused(ledger, make_job, worker, done, rest_id):
+    claim = worker.must_claim(make_job([4]).chunks[0])
+    classified = Classified(claim, [Outcome("a", "7", 0.5)] * done, None, rest_id)
+    with pytest.raises(ValueError, match=f"{done} outcomes"), ledger.transaction() as connection:
+        record_outcomes(connection, [classified])
