@@ -9,6 +9,8 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jobs.ledger import Ledger
+
 
 def peak_kib(pid: int) -> int:
     """The most memory that the process had in use (VmHWM), in KiB, since it began or `forget_peak`."""
@@ -32,13 +34,15 @@ def with_children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def standing_still(pids: Iterable[int]) -> Iterator[None]:
+def standing_still(pids: Iterable[int], *, ledger: Ledger) -> Iterator[None]:
     """Inside it the processes do nothing; after it they go on, as warm as they were."""
     stopped: list[int] = []
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-            stopped.append(pid)
+        # Whoever writes to SQLite keeps all others from writing. While we do, none of these does.
+        with ledger.transaction():
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
         yield
     finally:
         for pid in reversed(stopped):

@@ -95,7 +95,7 @@ def _measure(
         parent = parent_of(pipeline.processes()[0])
 
         def drain(ledger: Ledger, pids: Sequence[int], send: Callable[[], None]) -> Drained:
-            with standing_still(pids):
+            with standing_still(pids, ledger=ledger):
                 mark = make_mark()
                 send()
                 settle(both.settle)
@@ -103,11 +103,11 @@ def _measure(
 
         for turn in range(1, rounds + 1):
             say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
-            with standing_still(plain.processes()):
+            with standing_still(plain.processes(), ledger=plain.ledger):
                 # Asked each time: one may have been replaced, and a signal to its number would end this run.
                 workers = with_children(parent)
                 gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
-            with standing_still(with_children(parent)):
+            with standing_still(with_children(parent), ledger=pipeline.client.ledger):
                 single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
             check_drained((gathered, len(ours)), (single, len(theirs)))
             say(f"{work}: round {turn}: {gathered.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")

@@ -10,7 +10,7 @@ import typer
 from benchmarks.databases import Work, databases
 from benchmarks.report import write_measured
 from benchmarks.scale.backlog import ask
-from benchmarks.scale.ground import ground
+from benchmarks.scale.ground import CHUNK_IMAGES, ground
 from benchmarks.scale.retention import measure_partitions, measure_purge
 from benchmarks.scale.rows import measure_hot_row, measure_rows
 from benchmarks.scale.traffic import count_requests, measure_commands, measure_messages
@@ -60,7 +60,7 @@ def main(
             measured["retention"] = measure_purge(where, store, images=removed)
         with ground(both, both.bare_loop) as where:
             measured["hot_row"] = measure_hot_row(where, chunks=hot_chunks)
-            chunks = max(1, first_rows // 10 // 2_048)
+            chunks = max(1, first_rows // 10 // CHUNK_IMAGES)
             measured["partitions"] = measure_partitions(where, images=removed, chunks=chunks)
     measured["backlog"] = {}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:

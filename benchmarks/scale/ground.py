@@ -18,9 +18,10 @@ from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import CHAMPION, add_model, point_alias
 from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_key
+from jobs.settings import Settings
 
 #: Images of a chunk where nothing is set: that of `Settings.chunk_images`.
-CHUNK_IMAGES: Final = 2_048
+CHUNK_IMAGES: Final[int] = Settings.model_fields["chunk_images"].default
 
 
 @dataclass(frozen=True)

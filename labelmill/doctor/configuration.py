@@ -20,9 +20,6 @@ from labelmill.doctor.findings import Area, Finding
 
 _area = Area("settings")
 
-#: A chunk should leave each of its images at least so long, in seconds: one of 28x28 takes a tenth of it.
-_IMAGE_SECONDS: Final = 0.001
-
 #: What a process that classifies takes: TensorFlow, a model, a chunk.
 _PROCESS_BYTES: Final = 300 * 1024**2
 
@@ -34,7 +31,6 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     """Time limits, the size of a chunk, one machine or many, names that are no settings."""
     yield _time_limits(settings)
     yield _image_seconds(settings)
-    yield _chunk_images(settings)
     yield _names()
     yield _reach(settings)
     if find_spec("tensorflow") is not None:  # elsewhere nobody classifies
@@ -66,19 +62,6 @@ def _image_seconds(settings: Settings) -> Finding:
         f"an image may take {limit:g} s, and its chunk only {soft:g} s: "
         "one that hangs takes its neighbours' time until it is alone",
         fix=f"{ENV_PREFIX}IMAGE_SECONDS={soft / 4:g}, or everywhere {ENV_PREFIX}LEASE_SECONDS={longer}",
-    )
-
-
-def _chunk_images(settings: Settings) -> Finding:
-    each = settings.soft_time_limit / settings.chunk_images
-    what = f"a chunk of {settings.chunk_images:,} images leaves each of them {each * 1000:.3g} ms"
-    if each >= _IMAGE_SECONDS:
-        return _area.ok(what)
-    fewer = int(settings.soft_time_limit / _IMAGE_SECONDS)
-    longer = math.ceil(settings.chunk_images * _IMAGE_SECONDS / SOFT_TIME_LIMIT_SHARE)
-    return _area.warning(
-        f"{what}: it may not be done within its time limit",
-        fix=f"{ENV_PREFIX}CHUNK_IMAGES={fewer}, or everywhere {ENV_PREFIX}LEASE_SECONDS={longer}",
     )
 
 

@@ -101,6 +101,13 @@ def _time_limit_mutant(name: str, test: str, change: Change, database: str = "sq
     return Mutant(name, (f"tests/integration/test_pipeline.py::{test}",), (change,), database)
 
 
+def _lookout_mutant(name: str, test: str, change: Change) -> Mutant:
+    """`test`: the one that is about this guard, in tests/integration/test_lookout.py. The state machine looks
+    at no images, so it never looks up from them.
+    """
+    return Mutant(name, (f"tests/integration/test_lookout.py::{test}",), (change,))
+
+
 _CLAIMS: Final = "jobs/ledger/claims.py"
 _COUNTERS: Final = "jobs/ledger/counters.py"
 _DATABASE: Final = "jobs/ledger/database.py"
@@ -112,6 +119,7 @@ _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
 _RECONCILE: Final = "worker/reconcile.py"
 _PIPELINE: Final = "worker/predicting/pipeline.py"
+_LOOKOUT: Final = "worker/predicting/lookout.py"
 _TIME_LIMIT: Final = "worker/predicting/time_limit.py"
 _RUNS: Final = "jobs/ledger/runs.py"
 _PROMOTION: Final = "worker/learning/promotion.py"
@@ -317,6 +325,48 @@ MUTANTS: Final = (
             _RECONCILE,
             "rung = 0 if small is None else self._bell.ring_for_small(small)",
             "rung = 0",
+        ),
+    ),
+    _mutant(
+        "of a chunk that was left its job counts no rest",
+        "test_lookout.py::test_a_job_ends_with_the_last_rest_of_its_chunks",
+        Change(_OUTCOMES, 'move["chunks_more"] += rest_id is not None', 'move["chunks_more"] += 0'),
+    ),
+    _mutant(
+        "a chunk that was left keeps its size",
+        "test_lookout.py::test_the_rest_is_as_old_as_its_chunk_and_shares_its_payload",
+        Change(
+            "jobs/ledger/parts.py",
+            "connection.execute(chunks.update().where(this).values(images=done))",
+            "assert done",
+        ),
+    ),
+    _lookout_mutant(
+        "a chunk that crashed is left",
+        "test_a_chunk_that_crashed_is_tried_as_it_is",
+        Change(_LOOKOUT, "len(claims) == 1 and not lead.crashes", "len(claims) == 1"),
+    ),
+    _lookout_mutant(
+        "who takes a small job in between has a token for it",
+        "test_a_process_that_dies_in_the_middle_of_a_small_job_is_buried_with_both",
+        Change(
+            _PIPELINE,
+            "_attempt(small_id, bench, within.token, within=within)",
+            "_attempt(small_id, bench, new_id(), within=within)",
+        ),
+    ),
+    _lookout_mutant(
+        "a claim in between that is withdrawn takes the large chunk along",
+        "test_a_claim_of_a_small_job_that_breaks_off_is_withdrawn_alone",
+        Change(_CLAIMS, "        *(() if keep is None else (chunks.c.id != keep,)),\n", ""),
+    ),
+    _lookout_mutant(
+        "a time limit that strikes in between is kept from the large chunk",
+        "test_what_ends_a_process_in_the_middle_of_a_small_job_gives_both_back",
+        Change(
+            _PIPELINE,
+            "    if isinstance(error, SoftTimeLimitExceeded):\n        raise error\n",
+            "",
         ),
     ),
     _mutant(

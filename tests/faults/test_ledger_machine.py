@@ -369,9 +369,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.messages.ring([chunk_id] * copies)
                 self._deliver(chunk_id, room=room)
 
-    def _deliver(self, chunk_id: str, *, room: int = 0) -> Worker | None:
-        """`room`: for so many images of other small jobs."""
-        owner, token = next(self.names), new_id()
+    def _deliver(self, chunk_id: str, *, room: int = 0, within: Worker | None = None) -> Worker | None:
+        """`room`: for so many images of other small jobs. `within`: by a worker that is at another chunk."""
+        owner, token = (within.name, within.claim.token) if within else (next(self.names), new_id())
         others: list[Claim] = []
         with self.ledger.transaction() as connection:
             claim = claim_chunk(connection, chunk_id, lease_seconds=LEASE_SECONDS, owner=owner, token=token)
@@ -383,6 +383,19 @@ class LedgerMachine(RuleBasedStateMachine):
         worker = self._check_claimed(chunk_id, owner, token, claim, others, room=room)
         self._check_left(left)
         return worker
+
+    @happening(
+        weight=3,
+        when=lambda self: self.workers and self._oldest_small(),
+        pick=PICK,
+        room=st.integers(0, 3 * MOST_IMAGES),
+    )
+    def a_small_job_is_served_in_between(self, pick: int, room: int) -> None:
+        """By a worker that is at another chunk, under the token of that one."""
+        small = self._oldest_small()
+        assert small is not None
+        assert self._deliver(small, room=room, within=self.worker(pick))
+        self.tally["a small job was served in between"] += 1
 
     def _check_left(self, left: str | None) -> None:
         """Whoever handles a message rings for the small job that has waited longest."""
@@ -1132,5 +1145,6 @@ def test_whatever_happens_each_image_has_one_outcome_at_the_end(
     for what in (
         *("a chunk was split", "an image was given up", "a zombie was refused"),
         *("a chunk was gathered", "chunks were recorded together", "a chunk was left"),
+        "a small job was served in between",
     ):
         assert tally[what] >= 10, tally

@@ -109,3 +109,17 @@ def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
         look(ledger)
     assert str(path) in str(told.value)
     assert "Put it back from its backup" in str(told.value)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_what_is_asked_often_is_prepared_once(ledger: Ledger) -> None:
+    """A driver that forgets its prepared statements costs each later question half a millisecond."""
+    # given a question that is asked again and again
+    for _ in range(20):
+        with ledger.reading() as connection:
+            connection.execute(sa.select(locks).where(locks.c.name == "nobody's")).all()
+
+    # then the server has it ready
+    with ledger.reading() as connection:
+        prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
+    assert any("FROM locks" in statement for statement in prepared)

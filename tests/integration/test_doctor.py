@@ -165,14 +165,6 @@ def test_an_image_that_may_take_longer_than_its_chunk(short_folder):
     assert said(configuration.check_settings, better, "an image may take 10 s").level == OK
 
 
-def test_a_chunk_of_more_images_than_its_time_limit_is_good_for(short_folder):
-    settings = Settings.load(home=short_folder, lease_seconds=10, chunk_images=50_000, image_seconds=1)
-    finding = said(configuration.check_settings, settings, "a chunk of 50,000 images")
-    assert_warning(finding, fix="LABELMILL_CHUNK_IMAGES=7000, or everywhere LABELMILL_LEASE_SECONDS=72")
-    better = Settings.load(home=short_folder, lease_seconds=10, chunk_images=7_000, image_seconds=1)
-    assert all_well(configuration.check_settings, better)
-
-
 def test_a_mistyped_setting_is_named_with_the_one_that_is_meant(anybody, monkeypatch):
     monkeypatch.setenv("LABELMILL_LEASE_SECOND", "300")
     finding = said(configuration.check_settings, anybody, "LABELMILL_LEASE_SECOND:")
