@@ -142,7 +142,7 @@ def test_what_others_say_is_repeated_without_the_password(text):
 def test_settings_that_agree_are_well(anybody):
     findings = list(configuration.check_settings(anybody))
     assert {finding.level for finding in findings} == {OK}
-    assert len(findings) == 7
+    assert len(findings) == 6
 
 
 def test_time_limits_that_are_not_in_their_order(anybody, monkeypatch):
