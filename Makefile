@@ -24,8 +24,9 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: install
 	@$(BIN)/labelmill demo
 
+# Most tests wait for processes: two at a time take little more than half as long.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The deployed form, with real containers. Needs a Docker engine, and some 15 minutes.
 test-compose: install

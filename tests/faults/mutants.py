@@ -115,6 +115,7 @@ _ISOLATION: Final = "jobs/ledger/isolation.py"
 _OUTCOMES: Final = "jobs/ledger/outcomes.py"
 _GATHERING: Final = "jobs/ledger/gathering.py"
 _INTAKE: Final = "jobs/ledger/intake.py"
+_PARTS: Final = "jobs/ledger/parts.py"
 _PAUSING: Final = "jobs/ledger/pausing.py"
 _UPKEEP: Final = "jobs/ledger/upkeep.py"
 _RECONCILE: Final = "worker/reconcile.py"
@@ -336,7 +337,7 @@ MUTANTS: Final = (
         "a chunk that was left keeps its size",
         "test_lookout.py::test_the_rest_is_as_old_as_its_chunk_and_shares_its_payload",
         Change(
-            "jobs/ledger/parts.py",
+            _PARTS,
             "connection.execute(chunks.update().where(this).values(images=done))",
             "assert done",
         ),
@@ -382,7 +383,7 @@ MUTANTS: Final = (
         "a half begins at the payload's first image",
         "test_isolation.py::test_two_halves_take_the_place_of_a_chunk_that_crashed_twice",
         Change(
-            _ISOLATION,
+            _PARTS,
             "payload_offset=claim.payload_offset + offset,",
             "payload_offset=claim.payload_offset,",
         ),

@@ -752,7 +752,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if chunk.state == "claimed" and chunk.token == worker.claim.token:
                 chunk.expired = True
 
-    @happening(when=lambda self: self.workers, pick=PICK)
+    @happening(weight=3, when=lambda self: self.workers, pick=PICK)
     def renew(self, pick: int) -> None:
         worker = self.worker(pick)
         chunk = self.chunk_of(worker.claim)
@@ -859,7 +859,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # ---- a person -------------------------------------------------------------------------------------
 
-    @happening(when=lambda self: self.has_job(), pick=PICK)
+    @happening(weight=2, when=lambda self: self.has_job(*UNDER_WAY), pick=PICK)
     def pause(self, pick: int) -> None:
         job = self.job(pick)
         with self.ledger.transaction() as connection:
@@ -1118,7 +1118,7 @@ def found_predictions(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("ledger_url", "short"), [("sqlite", 60), ("postgresql", 30)], indirect=["ledger_url"]
+    ("ledger_url", "short"), [("sqlite", 80), ("postgresql", 50)], indirect=["ledger_url"]
 )
 def test_whatever_happens_each_image_has_one_outcome_at_the_end(
     ledger: Ledger, make_model: Any, matrix: Matrix, short: int

@@ -14,10 +14,10 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -95,6 +95,12 @@ class Matrix:
         finally:
             row.seconds += time.monotonic() - began
 
+    def add(self, row: Row) -> None:
+        """What another process of this session has of a fault."""
+        ours = self.rows.setdefault(row.fault, Row(row.fault, row.checks))
+        for name in ("trials", "failed", "images", "lost", "doubled", "wrong", "seconds"):
+            setattr(ours, name, getattr(ours, name) + getattr(row, name))
+
     def lines(self) -> list[list[str]]:
         """The table, its head first."""
         return [list(_COLUMNS), *(row.cells() for row in self.rows.values())]
@@ -142,6 +148,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MATRIX] = Matrix(soak=config.getoption("--soak"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run in several processes, each sends what it has to the one that tells of it."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["faults"] = [asdict(row) for row in session.config.stash[_MATRIX].rows.values()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes is through."""
+    for row in getattr(node, "workeroutput", {}).get("faults", []):
+        node.config.stash[_MATRIX].add(Row(**row))
 
 
 @pytest.fixture(scope="session")
