@@ -19,6 +19,7 @@ seam, so that one worker serves many trials.
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
+| `..., in between` | any of these, of a small job that is served in the middle of a large chunk |
 | `run claimed` | a trainer's child has claimed a training run |
 | `epoch` | an epoch is written in an open transaction |
 | `saved` | the trained model is in a temporary file, nowhere else |
@@ -195,7 +196,7 @@ _ACTIONS: _Actions = {
 def passing(seam: str) -> bool:
     """Does what the plan has for this seam; whether it asks for the transaction's answer to be lost."""
     unanswered = False
-    for rule in plan.due(seam):
+    for rule in plan.due(f"{seam}, in between" if _InBetween.now else seam):
         if rule.action == "lose the answer":
             unanswered = True
         elif rule.action.startswith("SIG"):
@@ -255,6 +256,12 @@ def _wrap(module: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     return put
 
 
+class _InBetween:
+    """Whether this process is at a small job, in the middle of a large chunk."""
+
+    now = False
+
+
 class _Answer:
     """Whether the answer to this process's next COMMIT gets lost."""
 
@@ -269,6 +276,15 @@ def _task(original: Callable[..., int], *args: Any) -> int:
     return recorded
 
 
+@_wrap(pipeline, "_serve")
+def _serving(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    _InBetween.now = True
+    try:
+        original(*args, **kwargs)
+    finally:
+        _InBetween.now = False
+
+
 @_wrap(pipeline, "claim_chunk")
 def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     claim = original(*args, **kwargs)
@@ -278,8 +294,8 @@ def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 @_wrap(pipeline, "_claim")
-def _claimed(original: Callable[..., Any], *args: Any) -> Any:
-    claim = original(*args)
+def _claimed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    claim = original(*args, **kwargs)
     if claim is not None:
         passing("after claim")
     return claim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from jobs.queue import Bell
@@ -13,6 +14,9 @@ from tests.faults.trials import Matrix, Trials
 
 #: So many jobs at once, of one to three images each.
 JOBS = 40
+
+#: Images of a large job, and of its chunks: two processes are at it for some seconds.
+LARGE, LARGE_CHUNK = 3_000, 300
 
 #: Where a process dies that is at many of them.
 SEAMS = ("after claim", "after predict", "before COMMIT", "after COMMIT")
@@ -83,3 +87,29 @@ def test_a_poisonous_image_costs_the_jobs_beside_it_nothing(mills: list[Mill], m
             # when they are classified together, then that image alone has no label
             for mill in mills:
                 _judge(mill, trials, jobs, _submit_together(mill, jobs), times=1)
+
+
+def test_a_death_at_a_small_job_in_a_large_chunk_costs_neither_anything(
+    mills: list[Mill], matrix: Matrix
+) -> None:
+    with matrix.trials("SIGKILL at a small job in a large chunk", "I1-I5", short=8, long=80) as trials:
+        for number in range(trials.wanted // len(mills)):
+            seam = f"{SEAMS[number % len(SEAMS)]}, in between"
+            for mill in mills:
+                # given processes that are all at a large job, and one that dies at a small one in between
+                mill.wait_for_silence()
+                mill.plan.set(Rule(seam, "kill", times=1, every=1))
+                large = pictures(LARGE)
+                jobs, ids = [large], [mill.submit(large, chunk_images=LARGE_CHUNK)]
+                while not mill.plan.events("kill"):
+                    assert not mill.is_over(ids[0]), f"nobody was served in between, {seam}"
+                    jobs.append(pictures(2, first=LARGE + 2 * len(jobs)))
+                    ids.append(mill.submit(jobs[-1], chunk_images=LARGE_CHUNK))
+                    time.sleep(0.1)
+
+                # then all have their own outcomes, and the death was put down to both
+                _judge(mill, trials, jobs, ids, times=1)
+                rows = [row for job_id in ids for row in chunk_rows(mill.url, job_id)]
+                crashed = sorted(row["images"] for row in rows if row["crashes"])
+                assert LARGE_CHUNK in crashed
+                assert 2 in crashed or seam.startswith("after COMMIT")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 from jobs.errors import ErrorCode, JobError, JobStopped, LeaseLost, Unavailable
 from jobs.ids import new_id
@@ -141,6 +141,7 @@ def _serve(small_id: str, *, within: Claim, bench: Bench) -> None:
     Under the large chunk's token: where this process dies, it is known by the message of that one, and all
     that it was at is buried (`jobs.ledger.claims.bury_claim`).
     """
+    ours = get_contextvars()
     try:
         _attempt(small_id, bench, within.token, within=within)
     except Unavailable as error:
@@ -152,7 +153,8 @@ def _serve(small_id: str, *, within: Claim, bench: Bench) -> None:
     except Exception:
         logger.exception("a mistake in this program, met by a small job")
     finally:
-        _name_in_log([within])
+        clear_contextvars()  # of the small job's ids
+        bind_contextvars(**ours)
 
 
 def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
