@@ -237,8 +237,10 @@ def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_
     assert mill.chunk_row(chunk).attempts == 1
 
 
-def time_out(seconds: float = 0.3) -> Callable[..., None]:
-    """Something that hangs until Celery's time limit strikes."""
+def time_out(seconds: float = 0.6) -> Callable[..., None]:
+    """Something that hangs until Celery's time limit strikes: for several times as long as an image takes,
+    also on a machine that does other things beside.
+    """
 
     def hang(*_: object, **__: object) -> None:
         time.sleep(seconds)

@@ -38,9 +38,9 @@ def setenv(monkeypatch):
 # ---- what is left out ---------------------------------------------------------------------------------
 
 
-def test_without_a_setting_everything_is_embedded(monkeypatch, tmp_path):
+def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
     # Given a home folder and nothing else
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(short_folder))
 
     # When the settings are read
     settings = Settings.load()
