@@ -46,7 +46,7 @@ def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
     settings = Settings.load()
 
     # Then all that is written lies in one folder there
-    home = tmp_path / ".labelmill"
+    home = short_folder / ".labelmill"
     assert settings.home == home
     assert make_url(settings.ledger).database == str(home / "ledger.sqlite3")
     assert settings.store == str(home / "store")
