@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 import sqlalchemy as sa
+from PIL import Image
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -17,6 +21,28 @@ from jobs.schema import ChunkState, chunks
 from jobs.store import Store
 from tests.registering import register_digits
 from worker.bench import Bench
+
+
+def picture(number: int) -> bytes:
+    """Each number another one."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def decoded_for_ever(monkeypatch: pytest.MonkeyPatch, endless: bytes) -> None:
+    """From now on Python code would go on decoding this image for ever."""
+    from worker.predicting import decode as module
+
+    real = module.decode
+
+    def decode(data: bytes, *arguments: object) -> object:
+        while data == endless:
+            pass
+        return real(data, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "decode", decode)
 
 
 def make_mill(ledger: Ledger, store: Store, bench: Bench, model_file: bytes) -> Mill:

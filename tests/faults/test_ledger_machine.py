@@ -546,7 +546,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @happening(weight=6, when=lambda self: self._who_may_leave(), pick=PICK, done=PICK)
     def a_chunk_is_left(self, pick: int, done: int) -> None:
-        """For a small job that waits: what came out so far is recorded, the rest is a chunk of its own."""
+        """It takes long: what came out so far is recorded, the rest is a chunk of its own."""
         may = self._who_may_leave()
         worker = may[pick % len(may)]
         claim = worker.claim
@@ -554,9 +554,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if self._is_poisoned(replace(claim, images=done)):
             done = 1
         self.workers.remove(worker)
-        rest = ChunkModel("", None, claim.first_index + done, claim.images - done, claim.payload)  # type: ignore[arg-type]
-        rest.id, rest.offset, rest.quiet = new_id(), claim.payload_offset + done, True
-        left = [Classified(claim, self._outcomes(claim)[:done], None, rest.id)]
+        rest_id = new_id()
+        left = [Classified(claim, self._outcomes(claim)[:done], None, rest_id)]
         if (chunk := self.chunk_of(claim)) is None:
             with pytest.raises(LeaseLost), self.ledger.transaction() as connection:
                 record_outcomes(connection, left)
@@ -565,7 +564,16 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.ledger.transaction() as connection:
             assert record_outcomes(connection, left) == {chunk.id}
         self.tally["a chunk was left"] += 1
-        chunk.images, rest.job = done, chunk.job
+        rest = ChunkModel(
+            rest_id,
+            chunk.job,
+            chunk.first + done,
+            chunk.images - done,
+            chunk.payload,
+            offset=chunk.offset + done,
+            quiet=True,
+        )
+        chunk.images = done
         self._is_new(rest)
         self._ended(chunk)
         self.messages.ring([rest.id])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import json
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,6 +13,7 @@ from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
 from jobs.store import Store
 from tests.bench_alone import Mill, make_mill
+from tests.conftest import Broker
 from worker.bench import Bench
 
 
@@ -35,3 +38,15 @@ def bench(settings: Settings) -> Iterator[Bench]:
 @pytest.fixture
 def mill(ledger: Ledger, store: Store, bench: Bench, model_file: bytes) -> Mill:
     return make_mill(ledger, store, bench, model_file)
+
+
+@pytest.fixture
+def rung(broker: Broker) -> Callable[[], list[str]]:
+    """The chunks whose messages wait, in the order of `Broker.messages`; after that none waits any more."""
+
+    def rung() -> list[str]:
+        messages = map(json.loads, broker.messages())
+        broker.client.flushall()
+        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+
+    return rung

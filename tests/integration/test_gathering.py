@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
-from PIL import Image
 
 from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
@@ -26,8 +21,7 @@ from jobs.ledger.workers import Presence, report_worker
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks
 from jobs.schema import jobs as jobs_table
-from tests.bench_alone import Mill
-from tests.conftest import Broker
+from tests.bench_alone import Mill, picture
 from worker.predicting import pipeline
 from worker.predicting.pipeline import GATHERED_IMAGES, classify_chunk
 
@@ -269,14 +263,6 @@ def test_of_a_chunk_that_was_lost_nothing_is_recorded_and_of_the_others_all(ledg
 # ---- by a worker ------------------------------------------------------------------------------------------
 
 
-def picture(number: int) -> bytes:
-    """Each number another one."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_many_small_jobs_are_one_batch_and_each_gets_its_own_answers(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,14 +300,9 @@ def test_no_more_is_gathered_than_one_batch_holds(mill: Mill) -> None:
 
 
 def test_whoever_handles_a_message_rings_for_the_small_job_that_waited_longest(
-    mill: Mill, broker: Broker
+    mill: Mill, rung: Callable[[], list[str]]
 ) -> None:
     # Given small jobs that have no message
-    def rung() -> list[str]:
-        messages = map(json.loads, broker.messages())
-        broker.client.flushall()
-        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
-
     full = [mill.job([picture(1)] * SMALL_JOB_IMAGES)[1] for _ in range(GATHERED_IMAGES // SMALL_JOB_IMAGES)]
     left = mill.job([picture(1)])[1]
     later = mill.job([picture(1)])[1]

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
-import json
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
-from PIL import Image
 
 from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, end_job
+from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.upkeep import drop_leftover_chunks
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.store import Store
-from tests.bench_alone import Mill
-from tests.conftest import Broker
+from tests.bench_alone import Mill, decoded_for_ever, picture
 from worker.predicting import lookout, pipeline
 from worker.predicting.pipeline import classify_chunk
-
-
-def picture(number: int) -> bytes:
-    """Each number another one."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
 
 PICTURES = [picture(number) for number in range(300)]
 
@@ -51,18 +37,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any chunk takes long for its time limit."""
     monkeypatch.setattr(lookout, "LONG_SHARE", 0.0)
-
-
-@pytest.fixture
-def rung(broker: Broker) -> Callable[[], list[str]]:
-    """The chunks whose messages wait, that first which is taken first; then none waits any more."""
-
-    def rung() -> list[str]:
-        messages = map(json.loads, broker.messages())
-        broker.client.flushall()
-        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
-
-    return rung
 
 
 def rows(ledger: Ledger, job_id: str) -> list[sa.Row[tuple[object, ...]]]:
@@ -284,17 +258,8 @@ def test_an_image_has_its_deadline_again_after_a_small_job(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an image that would be decoded for ever, behind a small job that is served in between
-    from worker.predicting import decode as module
-
     endless = picture(1_000)
-    real = module.decode
-
-    def decode(data: bytes, *args: object) -> object:
-        while data == endless:
-            pass
-        return real(data, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "decode", decode)
+    decoded_for_ever(monkeypatch, endless)
     fast = mill.bench.settings.model_copy(update={"image_seconds": 0.2})
     monkeypatch.setattr(mill.bench, "settings", fast)
     job_id, chunk_id = mill.job([*PICTURES[:100], endless])
@@ -420,7 +385,7 @@ def test_a_job_ends_with_the_last_rest_of_its_chunks(ledger, make_job, worker):
             state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
         assert (state.state, state.succeeded) == ("running", 8 - left)
         [*_, rest] = rows(ledger, job.id)
-        claim = worker.must_claim(type(job.chunks[0])(rest_id, rest.first_index, left, "", ""))
+        claim = worker.must_claim(NewChunk(rest_id, rest.first_index, left, "", ""))
         assert (claim.images, claim.payload_offset) == (left, 8 - left)
     worker.finish(claim)
     with ledger.reading() as connection:
@@ -451,7 +416,7 @@ def test_nobody_works_on_what_is_left_of_a_job_that_goes_on_no_more(ledger, make
 
     rest_id = leave(ledger, claim, 2, error=ErrorCode.CORRUPT if how == "too many errors" else None)
 
-    rest = type(job.chunks[0])(rest_id, 2, 2, "", "")
+    rest = NewChunk(rest_id, 2, 2, "", "")
     assert worker.claim(rest) is None
     with ledger.transaction() as connection:  # as the reconciler does
         drop_leftover_chunks(connection)

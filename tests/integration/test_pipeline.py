@@ -28,7 +28,7 @@ from jobs.references import Reference
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.bench_alone import Mill, make_mill
+from tests.bench_alone import Mill, decoded_for_ever, make_mill
 from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
@@ -213,16 +213,7 @@ def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_
 ) -> None:
     # given an image that Python code would go on decoding for ever
     slow = png(77)
-    from worker.predicting import decode as module
-
-    real = module.decode
-
-    def endless(data: bytes, *arguments: object) -> object:
-        while data == slow:
-            pass
-        return real(data, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "decode", endless)
+    decoded_for_ever(monkeypatch, slow)
     with Bench(settings.model_copy(update={"image_seconds": 0.2}), processes=1) as bench:
         mill = make_mill(ledger, store, bench, model_file)
         job_id, chunk = mill.chunk([png(), slow, png(9)])

@@ -47,6 +47,9 @@ class Lookout:
         self._stages = stages
         self._serve = serve
         self._lease = bench.settings.lease_seconds
+        # Reckoned here, not once an image.
+        self._renew_seconds = min(RENEW_SECONDS, self._lease * _RENEW_SHARE)
+        self._long_seconds = LONG_SHARE * bench.settings.soft_time_limit
         self._renewed = self._looked = time.monotonic()
         lead = claims[0]
         # What crashed before is suspected: it is tried as it is, and no crash of another's is put down to it.
@@ -57,7 +60,7 @@ class Lookout:
         """Whether to leave the chunk when so many of its images are through. Before that, renews the leases
         and serves a small job that waits, now and then. Raises LeaseLost, JobStopped, Unavailable.
         """
-        if time.monotonic() - self._renewed >= min(RENEW_SECONDS, self._lease * _RENEW_SHARE):
+        if time.monotonic() - self._renewed >= self._renew_seconds:
             with self._stages.timed("claim"), self._bench.ledger.transaction() as connection:
                 renew_leases(connection, self._claims, lease_seconds=self._lease)
             self._renewed = time.monotonic()
@@ -66,8 +69,9 @@ class Lookout:
                 with self._stages.apart():
                     self._serve(small_id)
             self._looked = time.monotonic()
-        takes_long = self._stages.elapsed() > LONG_SHARE * self._bench.settings.soft_time_limit
-        return takes_long and self._may_leave and 0 < done < self._claims[0].images
+        if not self._may_leave or not 0 < done < self._claims[0].images:
+            return False
+        return self._stages.elapsed() > self._long_seconds
 
     def _neglected_small(self) -> str | None:
         try:

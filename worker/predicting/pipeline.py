@@ -243,8 +243,7 @@ def _classify(
 def _from_payloads_to_rows(
     claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
 ) -> list[Classified]:
-    lookout = Lookout(bench, claims, stages, partial(_serve, within=claims[0], bench=bench))
-    classified = _outcomes(claims, challenger_id, lookout, bench, stages)
+    classified = _outcomes(claims, challenger_id, bench, stages)
     if not classified:
         return []
     kept = [one.claim for one in classified]
@@ -376,7 +375,7 @@ def _gather(connection: Connection, claim: Claim, bench: Bench) -> list[Claim]:
 
 
 def _outcomes(
-    claims: list[Claim], challenger_id: str | None, lookout: Lookout, bench: Bench, stages: Stages
+    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
 ) -> list[Classified]:
     """What came of the claims, but of those whose payload is damaged: their jobs have failed. Of a lone one
     it may be the first images only.
@@ -398,6 +397,7 @@ def _outcomes(
             kept.append(claim)
             yield payload
 
+    lookout = Lookout(bench, claims, stages, serve=partial(_serve, within=lead, bench=bench))
     classify = partial(
         classify_payloads,
         payloads(),
