@@ -110,15 +110,18 @@ def test_limits_hold() -> None:
     level=st.sampled_from([0, 1, 9]),
 )
 def test_whatever_is_in_it_the_pixels_are_the_same(filters: list[int], seed: int, level: int) -> None:
+    # Each picture has the filters in other rows.
     noise = np.random.default_rng(seed).integers(0, 256, (3, 28, 28), np.uint8)
     contents = [
         picture(
             zlib.compress(
-                b"".join(bytes([kind]) + row.tobytes() for kind, row in zip(filters, each, strict=True)),
+                b"".join(bytes([kind]) + row.tobytes() for kind, row in zip(kinds, each, strict=True)),
                 level,
             )
         )
-        for each in noise
+        for kinds, each in zip(
+            (np.roll(filters, 5 * number).tolist() for number in range(3)), noise, strict=True
+        )
     ]
     places, found = decode_together(contents, SPEC, DEFAULT_LIMITS)
     assert places == ([] if 5 in filters else [0, 1, 2])
