@@ -90,21 +90,20 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     while levels:
         folder, listing = levels[-1]
         try:
-            entry = next(listing, None)
+            for entry in listing:
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    levels.append((entry.path, entries(entry.path)))
+                    break
+                image = _entry(entry, prefix + storable(entry.path[cut:]), root, reading)
+                if image is not None:
+                    yield image
+            else:
+                levels.pop()
         except OSError as error:
             levels.pop()
             yield failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error))
-            continue
-        if entry is None:
-            levels.pop()
-        elif is_hidden(entry.name):
-            pass
-        elif entry.is_dir(follow_symlinks=False):
-            levels.append((entry.path, entries(entry.path)))
-        else:
-            image = _entry(entry, prefix + storable(entry.path[cut:]), root, reading)
-            if image is not None:
-                yield image
 
 
 def entries(folder: str) -> Iterator[os.DirEntry[str]]:
