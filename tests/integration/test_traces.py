@@ -118,6 +118,29 @@ def _trace_of(span: ReadableSpan) -> int:
     return span.context.trace_id
 
 
+def test_of_a_chunk_that_was_left_the_images_are_told_that_it_recorded(
+    ledger: Ledger,
+    bench: Bench,
+    traced: Traced,
+    submit_digits: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given chunks of two images and of one, of which any takes long for its time limit
+    monkeypatch.setattr("worker.predicting.lookout.LONG_SHARE", 0.0)
+    job_id = submit_digits(traced, 3)
+    there = Traced("labelmill-worker")
+    bench.tracing = there
+
+    # when they are classified, and then the rest of the first
+    for _ in range(2):
+        for chunk_id in _chunk_ids(ledger, job_id):
+            classify_chunk(chunk_id, bench)
+
+    # then all spans together tell of each image once
+    found = [dict(span.attributes or {})["labelmill.images"] for span in there.spans("chunk")]
+    assert found == [1, 1, 1]
+
+
 def test_a_job_is_one_trace_from_its_submission_to_its_rows(
     ledger: Ledger, bench: Bench, traced: Traced, submit_digits: Callable[..., str], broker: Broker
 ) -> None:

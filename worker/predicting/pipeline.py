@@ -214,7 +214,7 @@ def _classify(
         failed = type(error).__name__
         raise
     finally:
-        errors = {one.claim.chunk_id: _errors_of(one.outcomes) for one in recorded}
+        outcomes = {one.claim.chunk_id: one.outcomes for one in recorded}
         ended = time.time_ns()
         for claim in claims:
             attributes: dict[str, str | int] = {
@@ -224,8 +224,10 @@ def _classify(
                 "images": claim.images,
                 "attempt": claim.attempts,
             }
-            if claim.chunk_id in errors:
-                attributes["errors"] = errors[claim.chunk_id]
+            if claim.chunk_id in outcomes:
+                found = outcomes[claim.chunk_id]
+                # Of one that was left, those that are left have a span of their own.
+                attributes |= {"images": len(found), "errors": _errors_of(found)}
             bench.tracing.record(
                 "chunk",
                 traceparent=claim.traceparent,
