@@ -32,7 +32,7 @@ test: install
 test-compose: install
 	$(BIN)/python -m pytest tests/compose
 
-# The long counts of every fault, half an hour; what came of them goes into docs/soak.md.
+# The long counts of every fault, over an hour; what came of them goes into docs/soak.md.
 soak: install
 	$(BIN)/python -m pytest tests/faults --soak --soak-report docs/soak.md
 

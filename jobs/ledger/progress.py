@@ -75,7 +75,7 @@ class JobStatus:
 
 def _status_query() -> sa.Select[tuple[object, ...]]:
     # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in
-    # the order of their images.
+    # the order of their images, but for the halves of one that crashed: they are as old as the split.
     oldest = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)

@@ -21,7 +21,7 @@ def cancel(
 ) -> None:
     """Stop a job; what is classified stays.
 
-    Chunks that are being worked on at this moment still bring in their results.
+    A chunk in work is given up within a second or so, unless its results are just being recorded.
     """
     with Client() as client:
         status = client.cancel(job)

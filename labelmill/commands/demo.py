@@ -20,9 +20,10 @@ app = typer.Typer(add_completion=False)
 def demo() -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.
 
-    Starts a broker and workers of its own, trains a model if there is none, submits the test images as PNG
-    files and shows what came out. Where MNIST cannot be had, a sample of it is used, and said so. All that
-    is written lies in the state folder (LABELMILL_HOME); every process ends with the demo.
+    Starts a broker and workers unless they run, trains a model unless the champion learnt from the same data,
+    submits the test images as PNG files and shows what came out. Where MNIST cannot be had, a sample of it is
+    used, and said so. All that is written lies in the state folder (LABELMILL_HOME); every process that it
+    started ends with the demo.
     """
     if find_spec("tensorflow") is None:
         raise UserError("The demo needs TensorFlow: pip install 'labelmill[worker,local]'.")

@@ -56,7 +56,7 @@ def submit(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Stop the job when more than this share of its images got an error: 0.05 is 5 %.",
+            help="Stop the job when more than this share of its images so far got an error: 0.05 is 5 %.",
         ),
     ] = None,
     min_sample: Annotated[

@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 @tells_errors
 def up(
     processes: Annotated[
-        int | None, typer.Option(min=1, help="How many processes classify. Left out: one per core.")
+        int | None, typer.Option(min=1, help="How many processes classify. Left out: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
     """Run the local stack in the foreground: broker, workers, trainer and beat. Ctrl-C ends it all.

@@ -28,7 +28,7 @@ _CONTAINER_MEMORY: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Time limits, the size of a chunk, one machine or many, names that are no settings."""
+    """Time limits, the time for an image, names that are no settings, where things lie, processes, memory."""
     yield _time_limits(settings)
     yield _image_seconds(settings)
     yield _names()

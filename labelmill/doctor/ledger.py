@@ -57,7 +57,7 @@ class NotLookedAt(LabelmillError):
 
 @contextmanager
 def look_into_ledger(settings: Settings) -> Iterator[Connection]:
-    """For what is in the ledger: one snapshot of it.
+    """For what is in the ledger, read in one transaction.
 
     Raises NoLedgerYet where there is none, NotLookedAt where it is not to be had or not this Labelmill's.
     """

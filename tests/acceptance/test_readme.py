@@ -88,5 +88,5 @@ def test_make_has_the_two_commands_and_pip_the_extras() -> None:
     assert makes == ["make demo", "make test"]
     assert {line.split()[1] for line in makes} <= targets
     for line in installs:
-        [named] = re.findall(r"labelmill\[([\w,]+)\]", line)
+        [named] = re.findall(r"'\.\[([\w,]+)\]'", line)
         assert set(named.split(",")) <= set(extras), line

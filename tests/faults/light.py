@@ -18,7 +18,7 @@ import numpy as np
 from jobs.model import InputSpec
 from tests.faults.pictures import GREY_STEP, LABEL_PIXEL
 
-#: Small, so that even the little chunks of these tests look at their lease between two batches.
+#: Small, so that even the little chunks of these tests look at their lease between two images.
 BATCH = 16
 
 #: Seconds a batch takes: without it a chunk would be over before a fault could meet it.

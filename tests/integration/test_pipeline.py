@@ -549,7 +549,7 @@ def test_a_job_that_is_cancelled_in_mid_chunk_has_nothing_of_that_chunk(
     monkeypatch.setattr(module, "decode", slow)
     monkeypatch.setattr("worker.predicting.lookout.RENEW_SECONDS", 0.0)
 
-    # when its worker looks up between two batches, then it stops, and nothing is recorded
+    # when its worker looks up between two images, then it stops, and nothing is recorded
     assert classify_chunk(chunk.id, mill.bench) == 0
     assert mill.predictions(job_id) == []
     assert mill.chunk_row(chunk).state == ChunkState.DROPPED

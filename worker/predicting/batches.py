@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier, Predictions
 
 
-#: So many images are decoded together, at the most: more are no quicker (8,192 take longer, they leave the
-#: cache), and nobody looks at the lease meanwhile.
+#: So many images are decoded together, at the most: more are little quicker (8,192 take longer, they leave
+#: the cache), and nobody looks at the lease, or whether a small job waits, meanwhile.
 _TOGETHER: Final = 2_048
 
 _NO_ANSWER: Final = "no probability came out"
