@@ -20,8 +20,11 @@ from labelmill.doctor.findings import Area, Finding
 
 _area = Area("settings")
 
-#: What a process that classifies takes: TensorFlow, a model, a chunk.
+#: What a process that classifies takes for itself: TensorFlow's data, a model, a chunk.
 _PROCESS_BYTES: Final = 300 * 1024**2
+
+#: And what all of them share: the code of TensorFlow.
+_SHARED_BYTES: Final = 400 * 1024**2
 
 #: Where Linux says how much memory the container may have that this process is in.
 _CONTAINER_MEMORY: Final = Path("/sys/fs/cgroup/memory.max")
@@ -118,13 +121,13 @@ def _processes(settings: Settings) -> Finding:
 
 def _memory(settings: Settings) -> Finding:
     there_is = _memory_bytes()
-    wanted = settings.processes * _PROCESS_BYTES
+    wanted = _SHARED_BYTES + settings.processes * _PROCESS_BYTES
     what = f"{settings.processes} processes take some {wanted / 1024**3:.1f} GiB of {there_is / 1024**3:.1f}"
     if wanted <= there_is:
         return _area.ok(what)
     return _area.problem(
         f"{what}: the system will kill some of them",
-        fix=f"{ENV_PREFIX}PROCESSES={max(1, there_is // _PROCESS_BYTES)}",
+        fix=f"{ENV_PREFIX}PROCESSES={max(1, (there_is - _SHARED_BYTES) // _PROCESS_BYTES)}",
     )
 
 

@@ -217,12 +217,12 @@ def test_more_processes_than_cores_and_than_memory(short_folder):
 def test_a_container_that_has_less_memory_than_its_machine(short_folder, monkeypatch):
     # Given a container with room for one process
     limit = short_folder / "memory.max"
-    limit.write_text(f"{500 * 1024**2}\n")
+    limit.write_text(f"{800 * 1024**2}\n")
     monkeypatch.setattr(configuration, "_CONTAINER_MEMORY", limit)
 
     # When two are wanted, Then it is said how many there is room for
     settings = Settings.load(home=short_folder, processes=2)
-    assert_problem(said(configuration.check_settings, settings, "GiB of 0.5"), fix="LABELMILL_PROCESSES=1")
+    assert_problem(said(configuration.check_settings, settings, "GiB of 0.8"), fix="LABELMILL_PROCESSES=1")
 
     # And a container without a limit has its machine's
     limit.write_text("max\n")
