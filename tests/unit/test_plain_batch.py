@@ -101,6 +101,8 @@ def test_limits_hold() -> None:
     assert not takes(SPEC, ImageLimits(formats=("JPEG",)))
     assert not takes(replace(SPEC, mode="RGB"), DEFAULT_LIMITS)
     assert not takes(replace(SPEC, width=2), DEFAULT_LIMITS)
+    assert takes(replace(SPEC, width=32, height=32), DEFAULT_LIMITS)
+    assert not takes(replace(SPEC, width=33, height=32), DEFAULT_LIMITS)
 
 
 @settings(max_examples=300)

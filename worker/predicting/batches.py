@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier, Predictions
 
 
-#: So many images are decoded together, at the most: more are little quicker (8,192 take longer, they leave
-#: the cache), and nobody looks at the lease, or whether a small job waits, meanwhile.
-_TOGETHER: Final = 2_048
+#: So many images are decoded together, at the most.
+_TOGETHER: Final = 4_096
+
+#: And so many of those are predicted before somebody looks at the lease again, and whether a small job waits.
+_AT_A_TIME: Final = 2_048
 
 _NO_ANSWER: Final = "no probability came out"
 
@@ -161,7 +163,8 @@ def _decoded_together(
     contents: Sequence[Content], spec: InputSpec, limits: ImageLimits
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Pictures of images that follow one another, and the place of the first; all between them are to be
-    decoded one by one. What comes last are the pictures at the end, of which there may be none.
+    decoded one by one. Never more than are predicted at a time. What comes last are the pictures at the end,
+    of which there may be none.
     """
     import numpy as np
 
@@ -174,9 +177,10 @@ def _decoded_together(
                 break
             found, decoded = decode_together(window, spec, limits)
             places = np.array(found, np.int64)
-            # Between these two another one is missing.
+            # Where another one is missing between two.
             gaps = np.flatnonzero(np.diff(places) != 1) + 1
-            for run, picture in zip(np.split(places, gaps), np.split(decoded, gaps), strict=True):
+            cuts = np.union1d(gaps, np.arange(_AT_A_TIME, len(places), _AT_A_TIME))
+            for run, picture in zip(np.split(places, cuts), np.split(decoded, cuts), strict=True):
                 if len(run):
                     yield start + int(run[0]), picture
     yield len(contents), np.empty((0, *spec.shape), np.uint8)

@@ -22,11 +22,14 @@ from worker.predicting.plain import beginning
 #: Fewer are quicker one by one: undoing filters takes as many calls for a hundred pictures as for thousands.
 LEAST: Final = 1_000
 
+#: Of a picture. Larger ones are quicker one by one, however many, unless they are nearly empty.
+_MOST_PIXELS: Final = 1_024
+
 _IDAT_AT: Final = 33  # behind the first part and its checksum
 _PIXELS_AT: Final = _IDAT_AT + 8
 _END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
-#: The numbers of filters. What is below the second goes by no other row.
+#: The numbers of filters. Up to the first, a row goes by no other.
 _SUB: Final = 1
 _LAST_FILTER: Final = 4
 
@@ -36,8 +39,9 @@ _OVERHEAD: Final = 64
 
 
 def takes(spec: InputSpec, limits: ImageLimits) -> bool:
-    """Whether pictures for such a model may be plain ones for this module: grey, and not tiny."""
-    return "PNG" in limits.formats and spec.mode == "L" and spec.width > 2 and spec.height > 2
+    """Whether pictures for such a model may be plain ones for this module: grey, small, and not tiny."""
+    is_small = spec.width * spec.height <= _MOST_PIXELS
+    return "PNG" in limits.formats and spec.mode == "L" and is_small and spec.width > 2 and spec.height > 2
 
 
 def decode_together(
