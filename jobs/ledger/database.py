@@ -39,6 +39,10 @@ BRIEFLY_SECONDS: Final = 2
 #: does: a process that was killed keeps what it has locked until it gets what it waits for.
 VANISHED_SECONDS: Final = 1
 
+#: What a connection is used for, among its options.
+_READONLY: Final = "labelmill_readonly"
+_DURABLE: Final = "labelmill_durable"
+
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
 REVISION: Final = "0006"
 
@@ -65,6 +69,7 @@ class Ledger:
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
+            sa.event.listen(self.engine, "begin", _begin_postgresql)
 
     @classmethod
     def of_a_main_loop(cls, url: str | URL) -> Self:
@@ -78,17 +83,23 @@ class Ledger:
         return f"Ledger({self._url.set(query={}).render_as_string(hide_password=True)})"
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
         """One write transaction: committed at the end, rolled back on any exception. What was counted in it
         (`jobs.ledger.counters`) is written last.
+
+        Not `durable`, which SQLite makes no difference of: its COMMIT does not wait for the disk. Everybody
+        sees it at once, and it outlives any process of ours; but where PostgreSQL crashes within a second, it
+        may not have been. For what can then be done again, without harm.
 
         Raises Unavailable where the database cannot be reached, is locked for too long or chose this
         transaction as the victim of a deadlock. After Unavailable from the COMMIT itself the outcome is
         unknown: read the ledger before doing anything again.
         """
-        with _translated(self._url), self.engine.begin() as connection:
-            yield connection.execution_options(**{NOTED: {}})
-            write_counts(connection)
+        with _translated(self._url), self.engine.connect() as connection:
+            connection.execution_options(**{NOTED: {}, _DURABLE: durable})
+            with connection.begin():
+                yield connection
+                write_counts(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -96,7 +107,7 @@ class Ledger:
         sees what was committed before it. Raises Unavailable.
         """
         with _translated(self._url), self.engine.connect() as connection:
-            yield connection.execution_options(labelmill_readonly=True)
+            yield connection.execution_options(**{_READONLY: True})
             # At a ROLLBACK psycopg forgets the statements that it has had prepared.
             connection.commit()
 
@@ -177,8 +188,13 @@ def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that starts as a reader and then writes fails at once when another writer was faster;
     # one that starts as a writer waits its turn.
-    readonly = connection.get_execution_options().get("labelmill_readonly", False)
+    readonly = connection.get_execution_options().get(_READONLY, False)
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if not connection.get_execution_options().get(_DURABLE, True):
+        connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
 
 
 @contextmanager

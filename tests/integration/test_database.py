@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.errors import Unavailable
+from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.schema import db_now, locks
 
@@ -123,3 +124,19 @@ def test_what_is_asked_often_is_prepared_once(ledger: Ledger) -> None:
     with ledger.reading() as connection:
         prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
     assert any("FROM locks" in statement for statement in prepared)
+
+
+def test_only_a_transaction_that_may_be_lost_does_not_wait_for_the_disk(ledger: Ledger) -> None:
+    """An accepted job, and what came of an image, must outlive a crash of PostgreSQL."""
+    if ledger.is_sqlite:
+        asked, always, sometimes = "PRAGMA synchronous", 2, 2  # FULL
+    else:
+        asked, always, sometimes = "SHOW synchronous_commit", "on", "off"
+    for durable, expected in ((True, always), (False, sometimes), (True, always)):
+        # on the same connection each time
+        with ledger.transaction(durable=durable) as connection:
+            assert connection.exec_driver_sql(asked).scalar() == expected
+            connection.execute(locks.insert().values(name=new_id(), holder="us", until=db_now()))
+    with ledger.reading() as connection:
+        assert connection.exec_driver_sql(asked).scalar() == always
+        assert connection.scalar(sa.select(sa.func.count()).select_from(locks)) == 3

@@ -322,7 +322,8 @@ def _claim(
     """
     try:
         with showing_the_time_limit():
-            with bench.ledger.transaction() as connection:
+            # Not durable: where the claim is lost, so is the token, and nothing can be recorded under it.
+            with bench.ledger.transaction(durable=False) as connection:
                 claimed = _take(connection, chunk_id, token, bench)
                 is_large = claimed is not None and claimed[0][0].images > SMALL_JOB_IMAGES
                 left = None if is_large else oldest_small(connection)
