@@ -421,8 +421,8 @@ _transaction = Ledger.transaction
 
 
 @contextmanager
-def _losing_answers(ledger: Ledger) -> Iterator[Any]:
-    with _transaction(ledger) as connection:
+def _losing_answers(ledger: Ledger, **named: Any) -> Iterator[Any]:
+    with _transaction(ledger, **named) as connection:
         yield connection
     if _Answer.lost:
         _Answer.lost = False

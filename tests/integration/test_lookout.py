@@ -182,8 +182,8 @@ def test_a_claim_of_a_small_job_that_breaks_off_is_withdrawn_alone(
         return real_claim(connection, chunk_id, **named)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def transaction(ledger: Ledger) -> Iterator[sa.Connection]:
-        with real_transaction(ledger) as connection:
+    def transaction(ledger: Ledger, **named: bool) -> Iterator[sa.Connection]:
+        with real_transaction(ledger, **named) as connection:
             yield connection
         if claimed == [large[1], small[1]]:
             claimed.append("told")

@@ -483,8 +483,8 @@ def test_a_commit_that_breaks_off_is_read_back_and_nothing_is_recorded_twice(
     real = Ledger.transaction
 
     @contextlib.contextmanager
-    def breaking(ledger: Ledger) -> Iterator[sa.Connection]:
-        with real(ledger) as connection:
+    def breaking(ledger: Ledger, **named: bool) -> Iterator[sa.Connection]:
+        with real(ledger, **named) as connection:
             yield connection
             outcomes = connection.scalar(sa.select(sa.func.count()).select_from(predictions))
             if outcomes and not broken and not committed:
@@ -514,8 +514,8 @@ def test_a_claim_whose_commit_breaks_off_is_withdrawn(
     real = Ledger.transaction
 
     @contextlib.contextmanager
-    def breaking(ledger: Ledger) -> Iterator[sa.Connection]:
-        with real(ledger) as connection:
+    def breaking(ledger: Ledger, **named: bool) -> Iterator[sa.Connection]:
+        with real(ledger, **named) as connection:
             yield connection
         if not broken:
             broken.append(True)

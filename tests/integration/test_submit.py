@@ -664,8 +664,8 @@ def test_a_last_commit_that_breaks_off_is_read_back(run, ledger, store, monkeypa
     broken: list[bool] = []
 
     @contextlib.contextmanager
-    def breaking(self: Ledger) -> Iterator[sa.Connection]:
-        with real(self) as connection:
+    def breaking(self: Ledger, **named: bool) -> Iterator[sa.Connection]:
+        with real(self, **named) as connection:
             yield connection
             complete = connection.scalar(sa.select(jobs.c.id).where(jobs.c.submitted_at.is_not(None)))
             if complete and not broken and not sealed:
