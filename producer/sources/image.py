@@ -67,8 +67,7 @@ def extension(name: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of a folder or archive is taken: an image's extension, or none at all."""
-    _, dot, kind = name.rpartition(".")
-    return not dot or kind.lower() in IMAGE_EXTENSIONS
+    return "." not in name or extension(name) in IMAGE_EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:

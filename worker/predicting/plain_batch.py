@@ -124,7 +124,7 @@ def _steps(kinds: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.int64]]:
     """Which of all rows, counted through all pictures, wait for one row to be done, for two, and so on. A row
     that does not go by the one above waits for none, and is in no step. `kinds`: the filters, (n, rows).
     """
-    # Few bits, that they are sorted by counting. No side of a picture is longer (`jobs.limits.MAX_SIDE`).
+    # Few bits, that they are sorted by counting. No picture has so many rows (`takes`).
     numbers = np.arange(kinds.shape[1], dtype=np.uint16)
     latest = np.maximum.accumulate(np.where(kinds <= _SUB, numbers, 0), axis=1)
     waits = (numbers - latest).reshape(-1)
