@@ -36,8 +36,8 @@ class Readiness:
 
 def readiness(settings: Settings, part: Part) -> Readiness:
     """A worker or trainer is ready where this host's has given a sign of life lately and a child process has
-    its model loaded; its sign says that ledger and broker answer. Beat and producers are ready where both
-    answer here. Raises nothing.
+    started; its sign says that ledger and broker answer. Nobody asks whether a champion could be loaded. Beat
+    and producers are ready where both answer here. Raises nothing.
     """
     try:
         with ledger_as_it_is(settings) as ledger:

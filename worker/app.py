@@ -53,7 +53,9 @@ def _know_the_number_of_processes(instance: Any, **_: Any) -> None:
 
 @worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Loads the champion before the first message: Celery's time limit is for images, not for TensorFlow."""
+    """Loads the champion before the first message: Celery's time limit is for images, not for TensorFlow.
+    Where there is none, or it cannot be loaded, the process starts all the same.
+    """
     if CLASSIFY_QUEUE not in app.amqp.queues.consume_from:
         return
     try:

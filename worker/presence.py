@@ -1,7 +1,8 @@
 """A worker's sign of life: its row in the ledger, written every few seconds by its main process.
 
 It says that work is possible here: the main loop turns, ledger and broker answer, and so many children have
-their model loaded. Whoever looks at a worker's health looks at this row (`jobs.ledger.workers`).
+started: one that classifies has tried to load the champion by then (`worker.app`). Whoever looks at a
+worker's health looks at this row (`jobs.ledger.workers`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,6 @@ class SignOfLife:
 
 
 def ready_children(pool: Any) -> list[int]:
-    """Process ids of a prefork pool's children that have said that they are ready: their model is loaded."""
+    """Process ids of a prefork pool's children that have said that they have started."""
     starting = {process.pid for process in pool._pool._waiting_to_start}
     return [pid for pid in pool.info["processes"] if pid not in starting]

@@ -20,8 +20,9 @@ def ready(
 ) -> None:
     """Say whether a process of a deployment can do its work, in one line.
 
-    A worker or trainer: this host's has given a sign of life within 30 seconds, and has a process with its
-    model loaded. Beat or a producer: ledger and broker answer. Exit code 0: it can. 1: it cannot.
+    A worker or trainer: this host's has given a sign of life within 30 seconds, and a process of it has
+    started, with or without a champion that it could load. Beat or a producer: ledger and broker answer. Exit
+    code 0: it can. 1: it cannot.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {found.reason}")
