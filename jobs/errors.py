@@ -17,13 +17,13 @@ class ErrorCode(StrEnum):
     UNIDENTIFIED = "unidentified"  # no picture format recognises these bytes
     CORRUPT = "corrupt"  # a known format, but broken, truncated or without pixels
     TOO_LARGE = "too_large"  # over the limit of bytes, pixels or frames
-    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a real format that is not on the short list
+    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a format not on the short list; an archive that is not read
     TIMEOUT = "timeout"  # took longer than an image may
     MODEL_ERROR = "model_error"  # the model answered something that is not a probability
     QUARANTINED = "quarantined"  # kept killing its worker
     SOURCE_MISSING = "source_missing"  # the file was not there, or not readable, when it was its turn
     SOURCE_CHANGED = "source_changed"  # the file is not the one that was submitted
-    SOURCE_FORBIDDEN = "source_forbidden"  # a path that leaves its folder or archive, or no regular file
+    SOURCE_FORBIDDEN = "source_forbidden"  # a path that leaves its folder, no regular file, a name too long
 
 
 class LabelmillError(Exception):
