@@ -204,7 +204,9 @@ class Client:
         return status
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Stops the job; what is classified stays. Raises NotFound, or Conflict where it had finished."""
+        """Stops the job; what is classified stays (of one with a key that was still being submitted, until
+        something is submitted under that key again). Raises NotFound, or Conflict where it had finished.
+        """
         with self.ledger.transaction() as connection:
             stopped = end_job(connection, job_id, JobState.CANCELLED)
             status = job_status(connection, job_id)

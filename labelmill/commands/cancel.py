@@ -21,7 +21,8 @@ def cancel(
 ) -> None:
     """Stop a job; what is classified stays.
 
-    A chunk in work is given up within a second or so, unless its results are just being recorded.
+    A chunk in work is given up within a second or so, unless its results are just being recorded. A job
+    with a key that was still being submitted stays until something is submitted under that key again.
     """
     with Client() as client:
         status = client.cancel(job)

@@ -45,7 +45,7 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Remove what finished jobs no longer need. Nothing is removed but by this command.
+    """Remove what finished jobs no longer need. Nothing else removes what was submitted whole.
 
     Safe while workers run, and after it was interrupted: run it again.
     """
