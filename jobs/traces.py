@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from jobs.extras import install_hint
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
@@ -51,7 +53,7 @@ def open_tracing(service: str) -> Tracing | None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        logger.info("no traces, though %s is set: pip install 'labelmill[otel]'", ENDPOINT_VARIABLE)
+        logger.info("no traces, though %s is set: %s", ENDPOINT_VARIABLE, install_hint("otel"))
         return None
     # A collector that is away is in the log of whoever has one, not on the screen of a person who submits.
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())

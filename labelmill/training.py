@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import UserError
+from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.progress import ProgressLine
@@ -68,4 +69,4 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
 def need_tensorflow(what: str = "Training") -> None:
     """Raises UserError where it is not installed."""
     if find_spec("tensorflow") is None:
-        raise UserError(f"{what} needs TensorFlow: pip install 'labelmill[worker]'.")
+        raise UserError(f"{what} needs TensorFlow: {install_hint('worker')}.")

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import IO, Any, Final
 
 from jobs.errors import UserError
+from jobs.extras import install_hint
 from jobs.ledger.progress import PAGE_ROWS, Prediction
 
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
@@ -84,7 +85,7 @@ def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError("Parquet needs pyarrow: pip install 'labelmill[parquet]'.") from None
+        raise UserError(f"Parquet needs pyarrow: {install_hint('parquet')}.") from None
     schema = pa.schema(
         [
             pa.field("index", pa.int64(), nullable=False),

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import typer
 
 from jobs.errors import UserError
+from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.console import examples, tells_errors
 
@@ -26,7 +27,7 @@ def demo() -> None:
     started ends with the demo.
     """
     if find_spec("tensorflow") is None:
-        raise UserError("The demo needs TensorFlow: pip install 'labelmill[worker,local]'.")
+        raise UserError(f"The demo needs TensorFlow: {install_hint('worker', 'local')}.")
     from labelmill.demo import run_demo
 
     run_demo(Settings.load())

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import UserError
+from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, say, tells_errors
@@ -30,7 +31,7 @@ def up(
     """
     settings = Settings.load(**({"processes": processes} if processes else {}))
     if find_spec("tensorflow") is None:
-        raise UserError("Workers need TensorFlow: pip install 'labelmill[worker]'.")
+        raise UserError(f"Workers need TensorFlow: {install_hint('worker')}.")
     with Client(settings) as client:
         if not client.models():
             say("There is no model yet: run `labelmill train` in another terminal, or `labelmill demo`.")

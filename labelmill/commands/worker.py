@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import UserError
+from jobs.extras import install_hint
 from jobs.ledger import Ledger
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
@@ -36,7 +37,7 @@ def worker(
     """
     settings = Settings.load()
     if find_spec("tensorflow") is None:
-        raise UserError("A worker needs TensorFlow: pip install 'labelmill[worker]'.")
+        raise UserError(f"A worker needs TensorFlow: {install_hint('worker')}.")
     ledger = Ledger(settings.ledger)
     ledger.check()
     ledger.close()

@@ -137,7 +137,7 @@ def _migrated(found: str | None, settings: Settings) -> Finding:
         return _area.ok(f"is at migration {found}")
     what = f"is at migration {found}, this Labelmill at {REVISION}" if found else "was never migrated"
     if found and found > REVISION:
-        return _area.problem(f"{what}: it is newer", fix="pip install --upgrade labelmill, as elsewhere")
+        return _area.problem(f"{what}: it is newer", fix="upgrade Labelmill here, as elsewhere")
     if settings.embedded_ledger:
         return _area.warning(f"{what}; the next command migrates it", fix="labelmill db upgrade")
     return _area.problem(what, fix="labelmill db upgrade")

@@ -110,7 +110,7 @@ def test_what_needs_a_model_says_what_to_install(bare_python: Path, tmp_path: Pa
     )
 
     assert done.returncode == 2
-    assert "labelmill[worker" in done.stderr
+    assert "pip install '.[worker" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -495,7 +495,7 @@ def test_a_ledger_of_a_newer_labelmill(ledger, settings):
     with ledger.transaction() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     finding = said(ledger_checks.check_ledger, settings, "is at migration 9999")
-    assert_problem(finding, fix="pip install --upgrade labelmill")
+    assert_problem(finding, fix="upgrade Labelmill here")
 
 
 def test_an_embedded_ledger_that_is_not_there_yet_is_not_made(anybody):

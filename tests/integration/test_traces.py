@@ -389,7 +389,7 @@ def test_where_traces_are_off_their_exporter_is_not_even_imported() -> None:
 def test_without_the_extra_traces_are_off_and_the_log_says_why() -> None:
     done = _look("sys.modules['opentelemetry'] = None", **{ENDPOINT_VARIABLE: "http://127.0.0.1:1"})
     assert done.stdout.startswith("None")
-    assert "labelmill[otel]" in done.stderr
+    assert "pip install '.[otel]'" in done.stderr
 
 
 _LAST_SPAN = """

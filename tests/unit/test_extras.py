@@ -1,0 +1,33 @@
+"""What is said where an extra is missing."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from jobs.extras import install_hint
+
+PROJECT = Path(__file__).parents[2]
+
+
+def test_a_hint_names_the_extras_and_how_to_get_them() -> None:
+    hint = "install Labelmill with the extra 'worker' (pip install '.[worker]' where its source is)"
+    assert install_hint("worker") == hint
+    both = install_hint("worker", "local")
+    assert "the extras 'worker' and 'local' (pip install '.[worker,local]' where" in both
+
+
+def test_every_extra_that_is_hinted_at_exists() -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [path for part in ("jobs", "labelmill", "producer") for path in (PROJECT / part).rglob("*.py")]
+    calls = [
+        call
+        for path in sources
+        for call in re.findall(r"install_hint\(((?:['\"]\w+['\"](?:, )?)+)\)", path.read_text())
+    ]
+
+    named = {name for call in calls for name in re.findall(r"\w+", call)}
+
+    assert named <= set(extras)
+    assert named >= {"worker", "local", "postgres", "parquet", "otel"}
