@@ -11,23 +11,36 @@ with Client() as client:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from jobs.errors import Conflict, LabelmillError, NotFound, Unavailable, UserError
     from jobs.limits import ErrorLimits
     from labelmill.client import Client
+    from producer.follow import NotFinished
 
-__all__ = ["Client", "ErrorLimits"]
+__all__ = [
+    "Client",
+    "Conflict",
+    "ErrorLimits",
+    "LabelmillError",
+    "NotFinished",
+    "NotFound",
+    "Unavailable",
+    "UserError",
+]
+
+#: Where these are; what is not named here is in `jobs.errors`.
+_MODULES: Final = {
+    "Client": "labelmill.client",
+    "ErrorLimits": "jobs.limits",
+    "NotFinished": "producer.follow",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded at its first use: the console command imports this package too, and most of it needs no Celery.
-    if name == "Client":
-        from labelmill.client import Client
-
-        return Client
-    if name == "ErrorLimits":
-        from jobs.limits import ErrorLimits
-
-        return ErrorLimits
+    if name in __all__:
+        return getattr(import_module(_MODULES.get(name, "jobs.errors")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -130,7 +130,8 @@ class Client:
         `error_limits`: stop the job early, as failed, where it has more errors than these.
 
         Raises SourceError where there is no image, more than the settings allow, or one that cannot be a
-        reference; NotFound where there is no model yet, Conflict where the key was used for other content.
+        reference; NotFound where there is no model yet, Conflict where the key was used for other content,
+        UserError where it is none; Stopped where somebody stopped the job meanwhile.
         """
         from jobs.references import Roots
         from producer.submit import submit
