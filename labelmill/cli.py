@@ -77,8 +77,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 all classified, 1 failed, 2 usage, 3 finished with per-image errors, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 all classified, 1 failed, 2 usage, 3 finished with per-image errors or a refused "
+    "model, 130 interrupted.",
 )
 
 

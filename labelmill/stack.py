@@ -119,7 +119,9 @@ class Stack:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        """Raises UserError where a stack with this home is up, Unavailable where one does not start."""
+        """Raises UserError where a stack with this home and its embedded broker is up, Unavailable where one
+        does not start.
+        """
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")
         open_ledger(self._settings).close()

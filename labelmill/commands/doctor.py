@@ -27,7 +27,8 @@ def doctor(
 ) -> None:
     """Check broker, ledger, store, settings, models and jobs; say what is wrong, and what to type.
 
-    Changes nothing. Exit code 0: all is well, warnings allowed. 1: there is a problem.
+    Changes nothing. Exit code 0: all is well, warnings allowed. 1: there is a problem. 2: a setting is
+    malformed, and nothing was looked at.
     """
     findings = [_storable(finding) for finding in examine(Settings.load())]
     levels = Counter(finding.level for finding in findings)
