@@ -36,6 +36,18 @@ def watch(client: Client, job_id: str, *, own_stack: bool = False) -> JobStatus:
     return status
 
 
+def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> None:
+    """Says so where the latest messages could not be sent, and why. `waits`: what becomes of them meanwhile;
+    `starts`: whom `labelmill up` brings beside a broker.
+    """
+    if not client.broker_was_away:
+        return
+    if client.settings.embedded_broker:
+        say(f"No broker answers: {waits}. `labelmill up` starts one with {starts}.")
+    else:
+        say(f"The broker cannot be used ({client.broker_trouble}): {waits}.")
+
+
 def closing_line(status: JobStatus) -> str:
     """How a job ended, in one line."""
     counts = f"{status.succeeded:,} of {status.total:,} images classified"

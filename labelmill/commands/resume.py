@@ -8,7 +8,7 @@ import typer
 
 from labelmill.client import Client
 from labelmill.console import examples, print_json, say, tells_errors
-from labelmill.watching import status_to_json
+from labelmill.watching import say_broker_away, status_to_json
 
 app = typer.Typer(add_completion=False)
 
@@ -24,7 +24,6 @@ def resume(
         status = client.resume(job)
         say(f"job {job} goes on: {status.done:,} of {status.total:,} images done")
         say(f"  follow it:  labelmill status {job} --watch")
-        if client.broker_was_away:
-            say("No broker answers: it goes on as soon as one does.")
+        say_broker_away(client, "the job waits in the ledger")
     if as_json:
         print_json(status_to_json(status))

@@ -14,6 +14,7 @@ from labelmill.console import examples, print_data, print_json, say, tells_error
 from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import MAX_SEED, need_tensorflow
+from labelmill.watching import say_broker_away
 
 app = typer.Typer(add_completion=False)
 
@@ -54,8 +55,7 @@ def retrain(
         if not as_json:
             print_data(run_id)
         if not wait:
-            if client.broker_was_away:
-                say(_waits(client))
+            say_broker_away(client, "the run waits in the ledger", starts="a trainer")
             if as_json:
                 print_json(run_in_full(client, client.run(run_id)))
             return
@@ -82,9 +82,3 @@ def _trainer_for(client: Client, run_id: str) -> Iterator[None]:
         with suppress(Conflict, LabelmillError):  # it has ended, or nobody can be told
             client.cancel_run(run_id)
         raise
-
-
-def _waits(client: Client) -> str:
-    if client.settings.embedded_broker:
-        return "No broker answers: the run waits in the ledger. `labelmill up` starts one with a trainer."
-    return f"The broker cannot be used ({client.broker_trouble}): the run waits in the ledger."

@@ -9,7 +9,7 @@ import typer
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
-from labelmill.watching import status_to_json, watch
+from labelmill.watching import say_broker_away, status_to_json, watch
 
 app = typer.Typer(add_completion=False)
 
@@ -44,8 +44,7 @@ def retry(
             if as_json:
                 print_json(None)
             return
-        if client.broker_was_away:
-            say("No broker answers: the job waits in the ledger until one does.")
+        say_broker_away(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)

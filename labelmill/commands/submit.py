@@ -10,7 +10,7 @@ from jobs.limits import ErrorLimits
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
-from labelmill.watching import status_to_json, watch
+from labelmill.watching import say_broker_away, status_to_json, watch
 from producer.sources.lines import paths_on_stdin
 
 app = typer.Typer(add_completion=False)
@@ -85,8 +85,7 @@ def submit(
             say(f"passed over {images.skipped:,} files that are no images by their name")
         if not submitted.new:
             say(f"the key {key!r} was used before, for the same content: this is its job")
-        if client.broker_was_away:
-            say(_waits(client))
+        say_broker_away(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)
@@ -94,9 +93,3 @@ def submit(
             print_json(status_to_json(status) | {"new": submitted.new})
         if watch_it:
             raise SystemExit(exit_code_of(status))
-
-
-def _waits(client: Client) -> str:
-    if client.settings.embedded_broker:
-        return "No broker answers: the job waits in the ledger. `labelmill up` starts one with workers."
-    return f"The broker cannot be used ({client.broker_trouble}): the job waits in the ledger."

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, LeaseLost, NotFound
 from jobs.ids import new_id
@@ -20,8 +21,9 @@ from jobs.ledger.progress import JobStatus, job_status
 from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
 from jobs.queue import Bell
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
-from jobs.settings import Settings
+from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
+from labelmill.commands.resume import app as resume_command
 from worker.reconcile import Reconciler
 
 PENDING, CLAIMED, HELD, DONE, DROPPED = (
@@ -505,6 +507,25 @@ def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, 
         # When the job is resumed, Then it is, and says that nobody was told
         assert not client.resume(job.id).paused
         assert client.broker_was_away
+    assert broker.waiting() == 0
+
+
+def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, broker, monkeypatch):
+    # Given a paused job, and a broker of one's own that nobody reaches
+    job = make_job([1])
+    with Client(settings) as client:
+        client.pause(job.id)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
+
+    # When the job is resumed, Then a line says what is wrong with the broker, and that the job waits
+    done = CliRunner().invoke(resume_command, [job.id])
+    assert done.exit_code == 0
+    [line] = [line for line in done.stderr.splitlines() if "broker" in line]
+    assert line.startswith("The broker cannot be used (")
+    assert "No such file" in line
+    assert line.endswith("): the job waits in the ledger.")
     assert broker.waiting() == 0
 
 

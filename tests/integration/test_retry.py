@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger, retries
@@ -20,9 +21,10 @@ from jobs.ledger.retention import mark_purged
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, chunks, jobs
-from jobs.settings import Settings
+from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.client import Client
+from labelmill.commands.retry import app as retry_command
 from labelmill.purging import Purge
 from producer import retry as retry_module
 from producer.retry import Retried, retry
@@ -512,3 +514,23 @@ def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
         assert not client.broker_was_away
     assert seen == [2]
     assert broker.waiting() == 1
+
+
+def test_a_retry_at_the_console_says_why_nobody_was_told(
+    settings: Settings, submitted, worker, broker, monkeypatch
+):
+    # given a job with an error, and a broker of one's own that nobody reaches
+    job = submitted(5)
+    finish(worker, job, errors=[1])
+    broker.client.flushall()
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
+
+    # when it is tried again, then a line says what is wrong with the broker, and that the new job waits
+    done = CliRunner().invoke(retry_command, [job.id])
+    assert done.exit_code == 0
+    [line] = [line for line in done.stderr.splitlines() if "broker" in line]
+    assert line.startswith("The broker cannot be used (")
+    assert line.endswith("): the job waits in the ledger.")
+    assert broker.waiting() == 0
