@@ -617,6 +617,9 @@ def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelve
     assert (len(told["evaluation"]["mistakes"]), "png" in printed) == (20, False)
     assert (told["verdict"]["promote"], told["verdict"]["champion_id"]) == (True, None)
 
+    # And asked for as JSON, as other commands want it, it is the same
+    assert run("show", model.id, "--json")[:2] == (0, printed)
+
 
 def test_from_python_as_at_the_console(settings, shelved, ledger):
     # Given two models

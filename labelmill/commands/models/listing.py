@@ -41,7 +41,10 @@ def list_all(
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
 @tells_errors
-def show(model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")]) -> None:
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it does in any case.")] = False,
+) -> None:
     """Show all that is recorded of a model, as JSON.
 
     Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
