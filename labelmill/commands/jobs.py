@@ -8,7 +8,7 @@ import typer
 
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, tells_errors
+from labelmill.console import examples, print_data, print_json, tells_errors, time_words
 from labelmill.watching import state_words, status_to_json
 
 app = typer.Typer(add_completion=False)
@@ -29,7 +29,7 @@ def jobs(
         return
     print_data(f"{'job':<18}{'state':<19}{'images':>12}{'done':>12}{'failed':>9}  created")
     for status in found:
-        created = status.created_at.isoformat(sep=" ", timespec="seconds")
+        created = time_words(status.created_at)
         print_data(
             f"{status.id:<18}{state_words(status):<19}{status.total:>12,}{status.done:>12,}"
             f"{status.failed:>9,}  {created}"

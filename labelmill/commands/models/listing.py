@@ -13,7 +13,7 @@ from jobs.ledger.models import get_model
 from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, tells_errors
+from labelmill.console import examples, print_data, print_json, tells_errors, time_words
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +32,7 @@ def list_all(
     print_data(f"{'model':<18}{'architecture':<14}{'accuracy':>9}  {'sha256':<14}{'created':<27}aliases")
     for model in found:
         accuracy = f"{model.accuracy:.4f}" if model.accuracy is not None else "-"
-        created = model.created_at.isoformat(sep=" ", timespec="seconds")
+        created = time_words(model.created_at)
         print_data(
             f"{model.id:<18}{model.architecture:<14}{accuracy:>9}  {model.sha256[:12]:<14}{created:<27}"
             f"{', '.join(model.aliases)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors
+from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors, time_words
 
 if TYPE_CHECKING:
     from worker.learning.promotion import Verdict
@@ -72,7 +72,7 @@ def history(
         return
     print_data(f"{'champion since':<27}{'model':<18}{'before':<18}how")
     for move in moves:
-        since = move.created_at.isoformat(sep=" ", timespec="seconds")
+        since = time_words(move.created_at)
         how = f"{move.how}, by force" if move.forced else move.how
         print_data(f"{since:<27}{move.model_id:<18}{move.previous_id or '-':<18}{how}")
 
