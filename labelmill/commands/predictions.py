@@ -12,8 +12,10 @@ import typer
 
 from jobs.errors import UserError
 from jobs.ledger.progress import Prediction
+from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, say, tells_errors
+from labelmill.watching import state_words
 from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)
@@ -49,11 +51,14 @@ def predictions(
 ) -> None:
     """Print or export a job's predictions, in the order of its images.
 
-    Every row of the job, unless --limit is given; streamed, so any number of them takes little memory.
+    Every row of the job, unless --limit is given; streamed, so any number of them takes little memory. Of a
+    job that is not finished those that there are so far: stderr says how many of how many.
     """
     last: Prediction | None = None
 
     with Client() as client:
+        # Before the first row is read: what is through by then is in it for sure.
+        status = client.status(job)
         found = client.predictions(
             job, label=label, below=below, errors=errors, name=name, after=after, limit=limit
         )
@@ -65,6 +70,11 @@ def predictions(
                 yield prediction
 
         count = _write(remembering_the_last(), Format.JSONL if as_json else form, output)
+        if status.done < status.total or status.state == JobState.RECEIVING:
+            say(
+                f"a part: job {job} is {state_words(status)}; when this was begun {status.done:,} of its "
+                f"{status.total:,} images were through"
+            )
         if limit is not None and count == limit and last is not None:
             rest = client.predictions(
                 job, label=label, below=below, errors=errors, name=name, after=last.index, limit=1

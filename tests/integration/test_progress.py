@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
@@ -26,6 +27,7 @@ from jobs.ledger.progress import (
     stream_predictions,
 )
 from jobs.schema import JobState, db_now, jobs
+from labelmill.commands.predictions import app as predictions_command
 
 EVERYTHING = Filter()
 
@@ -338,3 +340,52 @@ def test_an_odd_glob_finds_what_a_shell_would(ledger, named):
 def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger):
     with pytest.raises(Conflict, match="purged"):
         list(stream_predictions(ledger, new_id(), EVERYTHING))
+
+
+# ---- at the console -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def export(settings, monkeypatch):
+    """`export(job)`: what `labelmill predictions` writes, and what it says."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def export(job, *options: str) -> tuple[list[str], str]:
+        done = CliRunner().invoke(predictions_command, [job.id, "--format", "csv", *options])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout.splitlines()[1:], done.stderr
+
+    return export
+
+
+def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job, worker):
+    # Given a job of five images of which three are through
+    job = make_job([3, 2])
+    worker.work(job.chunks[0])
+    part = f"a part: job {job.id} is running; when this was begun 3 of its 5 images were through\n"
+
+    # When it is exported, Then the three are there, and a line says so, before the one on more rows
+    rows, said = export(job)
+    assert (len(rows), said) == (3, part)
+    assert export(job, "--limit", "2")[1] == part + "more: --after 1\n"
+
+    # When it is done, Then nothing is said
+    worker.work(job.chunks[1])
+    rows, said = export(job)
+    assert (len(rows), said) == (5, "")
+
+
+def test_an_export_of_a_job_that_was_stopped_or_is_still_submitted_is_a_part(
+    export, ledger, make_job, worker
+):
+    # Given a job that was cancelled in the middle, and one all of whose images so far are through
+    stopped, received = make_job([3, 2]), make_job([3], sealed=False)
+    worker.work(stopped.chunks[0])
+    with ledger.transaction() as connection:
+        end_job(connection, stopped.id, JobState.CANCELLED)
+    worker.work(received.chunks[0])
+
+    # When they are exported, Then that is said of both
+    assert f"job {stopped.id} is cancelled; when this was begun 3 of its 5 images" in export(stopped)[1]
+    assert f"job {received.id} is receiving; when this was begun 3 of its 3 images" in export(received)[1]
