@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from typer.testing import CliRunner
 
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import find_champion, list_models
+from jobs.ledger.models import find_champion, get_model, list_models
+from jobs.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
@@ -56,6 +59,17 @@ def make_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make_file
+
+
+def sha256_of(model_id: str, run: Run) -> str:
+    return next(each["sha256"] for each in json.loads(run("list", "--json")[1]) if each["id"] == model_id)
+
+
+def make_any_size(path: Path) -> Path:
+    """A network that averages over pictures of whatever size."""
+    layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")]).save(path)
+    return path
 
 
 def test_a_file_becomes_a_model_is_measured_and_promoted(
@@ -116,6 +130,33 @@ def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     assert run("evaluate", other)[2].count("evaluating model") == 1
 
 
+def test_a_champion_whose_file_is_gone_costs_nobody_his_figures(
+    run: Run, make_file: Callable[..., Path], settings: Settings
+) -> None:
+    # Given a champion that was never evaluated, and whose file is gone from the store
+    champion = run("register", make_file("one", bias=1))[1].strip()
+    assert run("promote", champion, "--force")[0] == 0
+    other = run("register", make_file("two", bias=2))[1].strip()
+    for path in (settings.home / "store" / "models").iterdir():
+        if path.stem == sha256_of(champion, run):
+            path.unlink()
+    # When another model is evaluated, Then its figures come, and a line says what does not
+    code, printed, said = run("evaluate", other, "--json")
+    assert (code, json.loads(printed)["model"]) == (0, other)
+    assert "the champion cannot be evaluated" in said
+
+
+def test_a_file_of_any_name_is_registered_and_listed(
+    run: Run, make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Given a file whose name is no text
+    odd = tmp_path / os.fsdecode(b"m\xff.keras")
+    make_file("one").rename(odd)
+    # When it is registered, Then the list can be printed
+    assert run("register", odd)[0] == 0
+    assert json.loads(run("list", "--json")[1])[0]["metrics"] == {"file": "m\\xff.keras"}
+
+
 def test_the_same_file_is_the_same_model_and_its_classes_stay(
     run: Run, make_file: Callable[..., Path]
 ) -> None:
@@ -126,6 +167,43 @@ def test_the_same_file_is_the_same_model_and_its_classes_stay(
     code, printed, said = run("register", path, "--classes", "a,b,c,d,e,f,g,h,i,j")
     assert (code, printed) == (2, "")
     assert "with other classes: 0, 1, 2" in said
+
+
+def test_what_pictures_it_takes_is_read_from_the_file_and_said(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger
+) -> None:
+    # Given models of MNIST's pictures, with and without an axis for the channel, and of others
+    for name, shape, options, expected in (
+        ("plain", (28, 28), (), MNIST_INPUT),
+        ("channel", (28, 28, 1), (), MNIST_INPUT),
+        ("negative", (28, 28, 1), ("--invert", "never"), replace(MNIST_INPUT, invert="never")),
+        ("grey", (20, 30), (), InputSpec(width=30, height=20)),
+        ("colour", (20, 30, 3), (), InputSpec(width=30, height=20, mode="RGB")),
+        (
+            "sharp",
+            (20, 30, 3),
+            ("--resampling", "lanczos", "--invert", "always"),
+            InputSpec(width=30, height=20, mode="RGB", resampling="lanczos", invert="always"),
+        ),
+    ):
+        # When one is registered, Then its row has what its file and the options say
+        path = make_file(name, shape=shape, bias=len(name))
+        code, printed, _ = run("register", path, *options)
+        assert code == 0
+        with ledger.reading() as connection:
+            assert get_model(connection, printed.strip()).input_spec == expected
+    # And once registered, it stays so.
+    code, printed, said = run("register", path)
+    assert (code, printed) == (2, "")
+    assert "with other pictures: RGB bytes, 30 x 20, lanczos, all inverted" in said
+
+
+def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
+    run: Run, make_file: Callable[..., Path], little_mnist: mnist.Mnist
+) -> None:
+    model_id = run("register", make_file("large", bias=3, shape=(40, 36, 3)))[1].strip()
+    code, printed, _ = run("evaluate", model_id, "--json")
+    assert (code, json.loads(printed)["correct"]) == (0, int((little_mnist.test_labels == 3).sum()))
 
 
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
@@ -156,12 +234,13 @@ def test_classes_that_do_not_fit_are_refused(
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger, settings: Settings
 ) -> None:
-    # Given a model for larger images, one without weights, no model, and no file
+    # Given a model of no pictures, one of pictures of any size, one without weights, no model, and no file
     hollow, text = tmp_path / "hollow.keras", tmp_path / "text.keras"
     hollow.write_bytes(keras_file())
     text.write_text("hello")
     for path, why in (
-        (make_file("large", shape=(32, 32)), "takes (None, 32, 32), not (None, 28, 28)"),
+        (make_file("row", shape=(784,)), "takes (None, 784), not pictures of one size"),
+        (make_any_size(tmp_path / "any.keras"), "takes (None, None, None, 3), not pictures of one size"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),
         (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),

@@ -77,6 +77,54 @@ def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
     assert Classifier(linear(np.zeros((784, 10), np.float32)), CLASSES, MNIST_INPUT).batch == LARGE_BATCH
 
 
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((36, 36, 3), (SMALL_BATCH, BATCH)),  # 3.9 kB
+        ((64, 64, 3), (SMALL_BATCH, 128)),
+        ((224, 224, 3), (SMALL_BATCH,)),
+    ],
+)
+def test_the_larger_a_picture_the_fewer_are_in_a_batch(
+    shape: tuple[int, int, int], sizes: tuple[int, ...]
+) -> None:
+    # Given a model that says whether a picture's first red is bright
+    height, width, _ = shape
+    model = keras.Sequential(
+        [
+            keras.Input(shape, dtype="uint8"),
+            keras.layers.Cropping2D(((0, height - 1), (0, width - 1))),
+            keras.layers.Flatten(),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    model.set_weights([np.array([[-9, 9], [0, 0], [0, 0]], np.float32), np.array([4, -4], np.float32)])
+    classifier = Classifier(model, ("dark", "bright"), InputSpec(width=width, height=height, mode="RGB"))
+    classifier.warm_up()
+    # Then pictures come in these batches
+    assert (tuple(classifier._answer), classifier.batch) == (sizes, sizes[-1])
+    # and each of any number of them has its own answer.
+    for count in (0, 1, 33, 130, 161):
+        bright = np.random.default_rng(count).integers(2, size=count)
+        images = np.zeros((count, *shape), np.uint8)
+        images[:, 0, 0, 0] = 255 * bright
+        assert classifier.predict(images).class_index.tolist() == bright.tolist()
+
+
+def test_grey_pictures_may_have_an_axis_for_their_channel() -> None:
+    # Given the same network without it and with it
+    kernel = np.random.default_rng(2).normal(0, 0.01, (784, 10)).astype(np.float32)
+    plain = linear(kernel)
+    with_axis = keras.Sequential([keras.Input((28, 28, 1)), *plain.layers])
+    with_axis.set_weights([kernel])
+    # Then both answer the same.
+    images = pixels(40)
+    one, other = (Classifier(each, CLASSES, MNIST_INPUT).predict(images) for each in (plain, with_axis))
+    assert one.class_index.tolist() == other.class_index.tolist()
+    np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
+
+
 def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(file: Path) -> None:
     # Given the answers to 6,000 images
     classifier = Classifier.load(file, CLASSES, MNIST_INPUT)

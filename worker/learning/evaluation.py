@@ -11,6 +11,7 @@ import io
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,8 @@ from PIL import Image
 from jobs.errors import ModelRefused, UserError
 from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, CalibrationBin, Evaluation, Mistake
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.evaluations import find_evaluation, save_evaluation
+from jobs.ledger.models import find_champion
 from jobs.model import Model
 from jobs.registry import fetch_model
 from jobs.store import Store
@@ -40,8 +42,12 @@ LEAST_PROBABILITY: Final = 1e-7
 MISTAKES: Final = 48
 
 # What speed is measured on: full batches, a few times over, so that a pass that was disturbed does not count.
-_TIMED_IMAGES: Final = 4 * BATCH
+_TIMED_BATCHES: Final = 4
 _TIMED_PASSES: Final = 5
+
+#: Images are prepared and classified so many at a time: as a model of photographs takes them, all of them
+#: would fill the memory.
+_AT_A_TIME: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,9 +75,7 @@ def evaluate(
         raise ValueError(f"label {labels.max()} is not one of the model's {len(classes)} classes")
     if len(classes) > NO_ANSWER:
         raise ValueError(f"{len(classes)} classes, where {NO_ANSWER} are the most")
-    pixels = prepare_arrays(images, classifier.spec)
-    predictions = classifier.predict(pixels)
-    probabilities = classifier.probabilities(pixels)
+    predictions, probabilities = _answers_to(images, classifier)
     answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint8)
     confusion = confusion_of(answers, labels, len(classes))
     correct, total = int(np.trace(confusion)), len(labels)
@@ -94,7 +98,7 @@ def evaluate(
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
-            image_microseconds=_image_microseconds(classifier, pixels),
+            image_microseconds=_image_microseconds(classifier, images),
             mistakes=_surest_mistakes(classes, images, labels, predictions),
         ),
         np.stack([answers, labels], axis=1),
@@ -128,6 +132,22 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
             evaluated.answers.tobytes(),
         )
     return evaluated.evaluation
+
+
+def evaluate_champion(
+    ledger: Ledger, store: Store, cache_dir: Path, data: Mnist, *, on_begin: Callable[[Model], None]
+) -> None:
+    """Evaluate the champion on the test images of `data`, where there is one of these classes and it was not
+    yet: two models are compared image by image. Raises as `evaluate_model`.
+    """
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+        if champion is None or champion.classes != data.classes:
+            return
+        if find_evaluation(connection, champion.id, data.evaluation_fingerprint) is not None:
+            return
+    on_begin(champion)
+    evaluate_model(ledger, store, cache_dir, champion, data)
 
 
 def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -202,22 +222,40 @@ def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
     return apart / images if images else 0.0
 
 
+def _answers_to(
+    images: npt.NDArray[np.uint8], classifier: Classifier
+) -> tuple[Predictions, npt.NDArray[np.float32]]:
+    """The answers, and the probability of each class, for all images."""
+    answers, probabilities = [], []
+    for start in range(0, len(images), _AT_A_TIME):
+        pixels = prepare_arrays(images[start : start + _AT_A_TIME], classifier.spec)
+        answers.append(classifier.predict(pixels))
+        probabilities.append(classifier.probabilities(pixels))
+    predictions = Predictions(
+        np.concatenate([each.class_index for each in answers]),
+        np.concatenate([each.confidence for each in answers]),
+    )
+    return predictions, np.concatenate(probabilities)
+
+
 def _shares(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
     return tuple(
         part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
     )
 
 
-def _image_microseconds(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> float:
+def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -> float:
     """What an image takes on full batches: the median of a few passes. The classifier has run before."""
+    count = _TIMED_BATCHES * min(BATCH, classifier.batch)
+    pixels = prepare_arrays(images[:count], classifier.spec)
     # Over and over again where there are fewer: padding a batch would cost as much and count less.
-    timed = np.resize(pixels, (_TIMED_IMAGES, *pixels.shape[1:]))
+    timed = np.resize(pixels, (count, *pixels.shape[1:]))
     passes = []
     for _ in range(_TIMED_PASSES):
         started = time.perf_counter()
         classifier.predict(timed)
         passes.append(time.perf_counter() - started)
-    return statistics.median(passes) / _TIMED_IMAGES * 1e6
+    return statistics.median(passes) / count * 1e6
 
 
 def _surest_mistakes(

@@ -23,8 +23,8 @@ from jobs.errors import LabelmillError, ModelRefused, Unavailable
 from jobs.files import make_private_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import find_evaluation, save_evaluation
-from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.models import get_model
 from jobs.ledger.runs import (
     RunClaim,
     RunLost,
@@ -45,7 +45,7 @@ from jobs.store import Store
 from worker.bench import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
-from worker.learning.evaluation import Evaluated, evaluate, evaluate_model
+from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.promotion import judge_and_promote
 from worker.learning.recipes import Recipe
@@ -156,7 +156,11 @@ def _retrain(
         evaluated = evaluate(classifier, data.test_images, data.test_labels)
         heartbeat.check()
         file = path.read_bytes()
-    _evaluate_champion(settings, ledger, store, data)
+    try:
+        evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
+    except ModelRefused as error:
+        # The gate then says that the two cannot be compared.
+        logger.warning("the champion cannot be evaluated: %s", error)
     heartbeat.check()
 
     # the registry: file and hash first
@@ -192,21 +196,6 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
         "classes": list(data.classes),
         "evaluation_fingerprint": data.evaluation_fingerprint,
     }
-
-
-def _evaluate_champion(settings: Settings, ledger: Ledger, store: Store, data: mnist.Mnist) -> None:
-    """On the same images, where that was not done before: two models are compared image by image."""
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-        if champion is None or champion.classes != data.classes:
-            return
-        if find_evaluation(connection, champion.id, data.evaluation_fingerprint) is not None:
-            return
-    try:
-        evaluate_model(ledger, store, settings.cache_dir, champion, data)
-    except ModelRefused as error:
-        # The gate then says that the two cannot be compared.
-        logger.warning("the champion cannot be evaluated: %s", error)
 
 
 def _conclude(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused
-from jobs.model import InputSpec
+from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
 from worker.predicting.runtime import configure_threads, keras, set_threads, tf
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
@@ -29,9 +29,14 @@ BATCH: Final = 512
 # The smallest: somebody waits for a lone image, which takes 0.8 ms in it, and 7.6 ms in one of 512.
 SMALL_BATCH: Final = 32
 
-# The largest, for small pictures only: what a network computes from large ones would fill the memory.
+# For pictures too large for BATCH.
+_MEDIUM_BATCH: Final = 128
+
+# The largest, for small pictures only.
 LARGE_BATCH: Final = 2048
-_SMALL_PICTURE_BYTES: Final = 1024
+
+# The pixels of a batch, but for the smallest: what a network computes from them takes many times as much.
+_BATCH_BYTES: Final = 2 * 1024 * 1024
 
 # How far from 1 the sum of a row may be and still be probabilities: a softmax in bfloat16 strays by 0.004.
 _SUM_TOLERANCE: Final = 0.01
@@ -56,13 +61,16 @@ class Classifier:
         _check_shapes(model, classes, spec)
         self.classes = tuple(classes)
         self.spec = spec
-        is_small = math.prod(spec.shape) <= _SMALL_PICTURE_BYTES
-        self._sizes = (SMALL_BATCH, BATCH, LARGE_BATCH) if is_small else (SMALL_BATCH, BATCH)
+        self._sizes = _batch_sizes(math.prod(spec.shape))
         #: How many images are best given to `predict` at once.
         self.batch = self._sizes[-1]
         self._padded = {size: np.zeros((size, *spec.shape), np.uint8) for size in self._sizes}
 
+        has_channel = len(model.inputs[0].shape) > len(spec.shape) + 1
+
         def run(pixels: Any) -> tuple[Any, Any]:
+            if has_channel:
+                pixels = pixels[..., tf.newaxis]
             scores = tf.cast(model(pixels, training=False), tf.float32)
             # Every comparison with NaN is false, so NaN needs no case of its own.
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
@@ -95,19 +103,9 @@ class Classifier:
         Raises ModelRefused if the file is of another format, does not load safely, or does not fit `spec`
         and `classes`.
         """
-        if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
-            raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
         if threads is not None:
             set_threads(threads)
-        try:
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (MemoryError, tf.errors.ResourceExhaustedError, SoftTimeLimitExceeded):
-            raise  # the machine's fault: the model may load yet
-        except Exception as error:
-            # Keras raises nearly anything on a file it can't use; its first line says enough.
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
-        return cls(model, classes, spec)
+        return cls(load_model(path), classes, spec)
 
     def warm_up(self) -> None:
         """Trace and run the model for each size of batch, so that the first image does not pay for it.
@@ -167,17 +165,72 @@ class Classifier:
 
     def _size_for(self, left: int) -> int:
         """The largest that gets full; for a few images the smallest that holds them all."""
-        if left >= BATCH:
+        if left >= self._sizes[:2][-1]:
             return max(size for size in self._sizes if size <= left)
         return min(size for size in self._sizes if size >= left)
 
 
-def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
-    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes)."""
+def load_model(path: Path) -> keras.Model:
+    """The network in a `.keras` file. Raises ModelRefused if it is of another format or does not load
+    safely.
+    """
+    if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
+        raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (MemoryError, tf.errors.ResourceExhaustedError, SoftTimeLimitExceeded):
+        raise  # the machine's fault: the model may load yet
+    except Exception as error:
+        # Keras raises nearly anything on a file it can't use; its first line says enough.
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
+
+
+def input_spec_of(
+    model: keras.Model, *, resampling: Resampling = MNIST_INPUT.resampling, invert: Invert | None = None
+) -> InputSpec:
+    """How a picture becomes this network's input, whose size and colours the network knows itself. Where
+    `invert` is left out, pictures are inverted as for MNIST by a network that takes what MNIST is, and
+    never by others.
+
+    Raises ModelRefused if it takes something other than pictures of one size, grey or RGB.
+    """
+    _check_ends(model)
+    match tuple(model.inputs[0].shape):
+        case (None, int(height), int(width)) | (None, int(height), int(width), 1):
+            spec = InputSpec(width=width, height=height, mode="L", resampling=resampling)
+        case (None, int(height), int(width), 3):
+            spec = InputSpec(width=width, height=height, mode="RGB", resampling=resampling)
+        case other:
+            raise ModelRefused(
+                f"the model takes {other}, not pictures of one size: (None, height, width) or "
+                "(None, height, width, 1) for grey ones, (None, height, width, 3) for RGB"
+            )
+    if invert is None:
+        invert = MNIST_INPUT.invert if spec.shape == MNIST_INPUT.shape else "never"
+    return replace(spec, invert=invert)
+
+
+def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
+    """The sizes of batches for pictures of so many bytes, the smallest first."""
+    largest = LARGE_BATCH if LARGE_BATCH * picture_bytes <= _BATCH_BYTES else None
+    middle = next((size for size in (BATCH, _MEDIUM_BATCH) if size * picture_bytes <= _BATCH_BYTES), None)
+    return tuple(size for size in (SMALL_BATCH, middle, largest) if size is not None)
+
+
+def _check_ends(model: keras.Model) -> None:
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:
         raise ModelRefused("the model must have one input and one output")
-    if tuple(inputs[0].shape) != (None, *spec.shape):
-        raise ModelRefused(f"the model takes {tuple(inputs[0].shape)}, not {(None, *spec.shape)}")
-    if tuple(outputs[0].shape) != (None, len(classes)):
-        raise ModelRefused(f"the model answers {tuple(outputs[0].shape)}, not one of {len(classes)} classes")
+
+
+def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
+    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes). What grey pictures
+    have may be (height, width, 1) as well.
+    """
+    _check_ends(model)
+    takes, answers = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if takes != (None, *spec.shape) and not (spec.mode == "L" and takes == (None, *spec.shape, 1)):
+        raise ModelRefused(f"the model takes {takes}, not {(None, *spec.shape)}")
+    if answers != (None, len(classes)):
+        raise ModelRefused(f"the model answers {answers}, not one of {len(classes)} classes")

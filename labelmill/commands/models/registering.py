@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,13 @@ import typer
 
 from jobs.errors import Conflict, ModelRefused, UserError
 from jobs.files import make_private_folder
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import find_champion, get_model
-from jobs.model import MNIST_INPUT, Model
+from jobs.ledger.models import get_model
+from jobs.model import InputSpec, Invert, Model, Resampling
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.text import storable
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, say, tells_errors
@@ -31,24 +32,35 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples(
         "labelmill models register digits.keras",
-        "labelmill models register shoes.keras --classes sandal,sneaker,boot --architecture resnet",
+        "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
     )
 )
 @tells_errors
 def register(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A .keras file that takes 28 x 28 bytes an image."),
+        typer.Argument(metavar="FILE", help="A .keras file that takes grey or RGB pictures of one size."),
     ],
     classes: Annotated[
         str, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
     ] = "0,1,2,3,4,5,6,7,8,9",
     architecture: Annotated[str, typer.Option(metavar="NAME", help="What to call its kind.")] = "custom",
+    resampling: Annotated[
+        Resampling, typer.Option(help="How pictures are brought to its size.")
+    ] = "bilinear",
+    invert: Annotated[
+        Invert | None,
+        typer.Option(
+            help="Which pictures are turned into their negatives. Left out: those with a bright border where "
+            "it takes what MNIST is, 28 x 28 grey; else none.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Register a model that was trained elsewhere; prints its id. It becomes the champion by `promote` only.
 
-    The file is loaded once, to see that it is one that a worker can use.
+    The size and the colours of the pictures are read from the file; it is given their bytes, 0 to 255, and
+    has to scale them itself. It is loaded and run once, to see that it is one that a worker can use.
     """
     names = tuple(name.strip() for name in classes.split(","))
     if not all(names) or len(set(names)) != len(names):
@@ -60,22 +72,27 @@ def register(
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     with Client() as client:
         known = {model.id for model in client.models()}
-        _try_out(client.settings, file, data, names)
+        input_spec = _try_out(client.settings, file, data, names, resampling, invert)
         model = register_model(
             client.ledger,
             Store(client.settings.store),
             data,
             architecture=architecture,
             classes=names,
-            input_spec=MNIST_INPUT,
+            input_spec=input_spec,
             accuracy=None,
-            metrics={"file": file.name},
+            metrics={"file": storable(file.name)},
         )
-    if model.id in known and model.classes != names:
+    if model.classes != names:
         raise Conflict(
             f"This file is model {model.id} already, with other classes: {', '.join(model.classes)}."
         )
+    if model.input_spec != input_spec:
+        raise Conflict(
+            f"This file is model {model.id} already, with other pictures: {_in_words(model.input_spec)}."
+        )
     say(f"model {model.id} was registered before" if model.id in known else f"model {model.id} is registered")
+    say(f"  it is given: {_in_words(input_spec)}")
     say(f"  measure it:  labelmill models evaluate {model.id}")
     if as_json:
         print_json(
@@ -84,6 +101,7 @@ def register(
                 "new": model.id not in known,
                 "architecture": model.architecture,
                 "classes": model.classes,
+                "input_spec": asdict(model.input_spec),
                 "sha256": model.sha256,
             }
         )
@@ -104,32 +122,39 @@ def evaluate(
     """
     with Client() as client:
         with client.ledger.reading() as connection:
-            wanted, champion = get_model(connection, model), find_champion(connection)
+            wanted = get_model(connection, model)
         data = load_mnist(client.settings)
         # Only here: it imports TensorFlow.
-        from worker.learning.evaluation import evaluate_model
+        from worker.learning.evaluation import evaluate_champion, evaluate_model
 
-        def measure(each: Model) -> Evaluation:
+        def begins(each: Model) -> None:
             say(f"evaluating model {each.id} on {len(data.test_images):,} images")
-            return evaluate_model(
-                client.ledger, Store(client.settings.store), client.settings.cache_dir, each, data
-            )
 
-        figures = measure(wanted)
-        if champion is not None and champion.id != wanted.id and champion.classes == data.classes:
-            with client.ledger.reading() as connection:
-                known = find_evaluation(connection, champion.id, data.evaluation_fingerprint)
-            if known is None:
-                measure(champion)
+        store, cache_dir = Store(client.settings.store), client.settings.cache_dir
+        begins(wanted)
+        figures = evaluate_model(client.ledger, store, cache_dir, wanted, data)
+        try:
+            evaluate_champion(client.ledger, store, cache_dir, data, on_begin=begins)
+        except ModelRefused as error:
+            say(f"the champion cannot be evaluated, so the gate cannot compare it with this one: {error}")
     if as_json:
         print_json({"model": wanted.id, **evaluation_to_json(figures)})
     else:
         _print_figures(figures)
 
 
-def _try_out(settings: Settings, file: Path, data: bytes, classes: tuple[str, ...]) -> None:
-    """Loads what was read, and no other bytes that lie there by then. Raises UserError."""
-    from worker.predicting.classifier import Classifier
+def _try_out(
+    settings: Settings,
+    file: Path,
+    data: bytes,
+    classes: tuple[str, ...],
+    resampling: Resampling,
+    invert: Invert | None,
+) -> InputSpec:
+    """Loads and runs what was read, and no other bytes that lie there by then; gives back how pictures become
+    its input. Raises UserError.
+    """
+    from worker.predicting.classifier import Classifier, input_spec_of, load_model
 
     make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
     with tempfile.TemporaryDirectory(prefix="registering-", dir=settings.cache_dir) as folder:
@@ -137,9 +162,22 @@ def _try_out(settings: Settings, file: Path, data: bytes, classes: tuple[str, ..
         copy.write_bytes(data)
         try:
             check_model_file(data)
-            Classifier.load(copy, classes, MNIST_INPUT).warm_up()
+            model = load_model(copy)
+            spec = input_spec_of(model, resampling=resampling, invert=invert)
+            Classifier(model, classes, spec).warm_up()
         except ModelRefused as error:
             raise UserError(f"{file} cannot be used: {error}") from error
+    return spec
+
+
+def _in_words(spec: InputSpec) -> str:
+    colours = "grey" if spec.mode == "L" else "RGB"
+    inverted = {
+        "never": "none inverted",
+        "always": "all inverted",
+        "dark_on_light": "inverted where the border is bright",
+    }
+    return f"{colours} bytes, {spec.width} x {spec.height}, {spec.resampling}, {inverted[spec.invert]}"
 
 
 def _print_figures(figures: Evaluation) -> None:
