@@ -31,7 +31,12 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
         with self.conn_or_acquire() as client:
             # By its whole name: kombu puts the prefix before those keys only whose commands it knows.
             last: bytes | None = client.lindex(self.global_keyprefix + queue, -number)
-        return last is not None and loads(last)["properties"].get("priority") == AHEAD
+        if last is None:
+            return False
+        try:
+            return bool(loads(last)["properties"].get("priority") == AHEAD)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return False  # whatever lies there is no message of ours
 
 
 class Transport(redis.Transport):  # type: ignore[misc]  # kombu has no types

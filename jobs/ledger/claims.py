@@ -157,6 +157,20 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     )
 
 
+def put_back(connection: Connection, claims: Sequence[Claim]) -> None:
+    """Gives back what was claimed along with others and never begun: to be taken at once, by anybody. Nothing
+    happens to those that somebody else has by now.
+    """
+    _give_back(
+        connection,
+        AttemptEnd.RELEASED,
+        *_ours(claims),
+        error="those before it took long",
+        releases=chunks.c.releases + 1,
+        ring_after=None,
+    )
+
+
 def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error: str) -> None:
     """Gives the chunk back after an error or a time-out that one of its images may have caused. Nothing
     happens where somebody else has it by now.

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Claim, claim_of, may_ring
+from jobs.ledger.workers import GONE_SECONDS
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs, workers
 
@@ -147,7 +148,8 @@ def _share(connection: Connection, waiting: sa.Select[tuple[str, int, str | None
         sa.select(
             sa.select(sa.func.count()).select_from(few).scalar_subquery(),
             sa.select(sa.func.sum(workers.c.processes))
-            .where(workers.c.queue == CLASSIFY_QUEUE)
+            # The row of one that was killed stays for a day.
+            .where(workers.c.queue == CLASSIFY_QUEUE, workers.c.seen_at >= db_now(-GONE_SECONDS))
             .scalar_subquery(),
         )
     ).one()

@@ -352,9 +352,32 @@ MUTANTS: Final = (
         "test_a_process_that_dies_in_the_middle_of_a_small_job_is_buried_with_both",
         Change(
             _PIPELINE,
-            "_attempt(small_id, bench, within.token, within=within)",
-            "_attempt(small_id, bench, new_id(), within=within)",
+            "_attempt(small_id, bench, within.token,",
+            "_attempt(small_id, bench, new_id(),",
         ),
+    ),
+    _lookout_mutant(
+        "a lease that cannot be renewed at once costs the chunk",
+        "test_a_lease_that_cannot_be_renewed_for_a_moment_costs_nothing",
+        Change(
+            _LOOKOUT,
+            "            if time_ran_out(error):\n                raise\n            logger.warning",
+            "            raise\n            logger.warning",
+        ),
+    ),
+    _lookout_mutant(
+        "small jobs that were gathered go on until the time limit strikes",
+        "test_small_jobs_that_take_long_together_keep_what_is_done_and_the_others_are_put_back",
+        Change(
+            _PIPELINE,
+            "if others and lookout.takes_long() and _put_back(bench, others, stages):",
+            "if False:",
+        ),
+    ),
+    _lookout_mutant(
+        "small jobs in the middle of a chunk have a time limit of their own",
+        "test_small_jobs_in_the_middle_of_a_chunk_have_the_time_that_is_left_of_its_limit",
+        Change(_PIPELINE, "within=within, outer_stages=outer_stages)", "within=within)"),
     ),
     _lookout_mutant(
         "a claim in between that is withdrawn takes the large chunk along",

@@ -17,9 +17,9 @@ from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import Filter, job_status, stream_predictions
-from jobs.ledger.workers import Presence, report_worker
+from jobs.ledger.workers import GONE_SECONDS, Presence, report_worker
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, workers
 from jobs.schema import jobs as jobs_table
 from tests.bench_alone import Mill, picture
 from worker.predicting import pipeline
@@ -136,6 +136,11 @@ def test_the_others_are_left_their_share(ledger, make_job):
             ("c/1", RETRAIN_QUEUE, ["c/2"]),
         ):
             report_worker(connection, Presence(name, name, queue, children, "0"), up_seconds=1)
+        # and one that was killed, whose row is still there
+        report_worker(connection, Presence("d/1", "d/1", CLASSIFY_QUEUE, ["d/2"] * 9, "0"), up_seconds=1)
+        connection.execute(
+            workers.update().where(workers.c.name == "d/1").values(seen_at=db_now(-GONE_SECONDS - 5))
+        )
     jobs = [make_job([1]) for _ in range(12)]
 
     # When one of them gathers, Then it takes a fifth of the eleven that wait beside its own, and no less

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from jobs.store import Store
 from tests.bench_alone import Mill, decoded_for_ever, picture
 from worker.predicting import lookout, pipeline
 from worker.predicting.pipeline import classify_chunk
+from worker.predicting.stages import Stages
 
 PICTURES = [picture(number) for number in range(300)]
 
@@ -345,9 +347,102 @@ def test_a_chunk_that_crashed_is_tried_as_it_is(mill: Mill) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_small_jobs_that_were_gathered_are_not_left(mill: Mill) -> None:
+def test_small_jobs_that_take_long_together_keep_what_is_done_and_the_others_are_put_back(
+    mill: Mill, rung: Callable[[], list[str]]
+) -> None:
+    # Given small jobs that would be gathered, the first of which takes longer than a half of the time limit
+    small = [mill.job(PICTURES[:1]) for _ in range(10)]
+    rung()
+    # When somebody takes the first, Then that is done, and the others are given back, unharmed, and rung for
+    assert classify_chunk(small[0][1], mill.bench) == 1
+    assert set(rung()) == {chunk_id for _, chunk_id in small[1:]}
+    for job_id, _ in small[1:]:
+        assert [(row.state, row.crashes, row.releases) for row in rows(mill.ledger, job_id)] == [
+            ("pending", 0, 1)
+        ]
+    # And when they are taken, they are done, each by itself.
+    assert [classify_chunk(chunk_id, mill.bench) for _, chunk_id in small[1:]] == [1] * 9
+    assert {mill.status(job_id).state for job_id, _ in small} == {JobState.DONE}
+
+
+@pytest.mark.usefixtures("eager")
+def test_small_jobs_in_the_middle_of_a_chunk_have_the_time_that_is_left_of_its_limit(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a large chunk that takes long already when it finds small jobs that wait
+    _, chunk_id = mill.job(PICTURES)
+    small = [mill.job(PICTURES[:1]) for _ in range(10)]
+    real = Stages.elapsed
+    gone_by = 0.6 * mill.bench.settings.soft_time_limit
+
+    def elapsed(stages: Stages) -> float:
+        return real(stages) + (gone_by if stages._outer is None else 0.0)
+
+    monkeypatch.setattr(Stages, "elapsed", elapsed)
+    # When it serves the first of them, Then no other is begun
+    served: list[int] = []
+    attempt = pipeline._attempt
+
+    def noted(*arguments: Any, **named: Any) -> int:
+        done = attempt(*arguments, **named)
+        if named:
+            served.append(done)
+        return done
+
+    monkeypatch.setattr(pipeline, "_attempt", noted)
+    classify_chunk(chunk_id, mill.bench)
+    assert served == [1]
+    assert sum(mill.status(small_id).done for small_id, _ in small) == 1
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_ledger_that_is_away_while_they_are_put_back_costs_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "LONG_SHARE", 0.0)
+
+    def away(*_: object) -> None:
+        raise Unavailable("The ledger cannot be reached")
+
+    monkeypatch.setattr(pipeline, "put_back", away)
     small = [mill.job(PICTURES[:2]) for _ in range(10)]
     assert classify_chunk(small[0][1], mill.bench) == 20
+
+
+def test_a_lease_that_cannot_be_renewed_for_a_moment_costs_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a ledger that is away when a chunk that takes long renews its lease, twice
+    monkeypatch.setattr(lookout, "RENEW_SECONDS", 0.0)
+    tries = []
+    real = lookout.renew_leases
+
+    def away_twice(*arguments: Any, **named: Any) -> None:
+        tries.append(arguments)
+        if len(tries) <= 2:
+            raise Unavailable("The ledger cannot be reached")
+        real(*arguments, **named)
+
+    monkeypatch.setattr(lookout, "renew_leases", away_twice)
+    # When it is classified, Then it is done, in one attempt, and its lease was renewed later
+    job_id, chunk_id = mill.job([*PICTURES[:3], b"no picture", PICTURES[4]])
+    assert classify_chunk(chunk_id, mill.bench) == 5
+    assert len(tries) > 2
+    assert [(row.state, row.attempts, row.releases) for row in rows(mill.ledger, job_id)] == [("done", 1, 0)]
+
+
+def test_a_time_limit_that_strikes_while_it_renews_is_heard(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "RENEW_SECONDS", 0.0)
+
+    def hangs(*_: object, **__: object) -> None:
+        raise Unavailable("The connection broke") from SoftTimeLimitExceeded()
+
+    monkeypatch.setattr(lookout, "renew_leases", hangs)
+    job_id, chunk_id = mill.job(PICTURES[:5])
+    assert classify_chunk(chunk_id, mill.bench) == 0
+    assert sizes(mill.ledger, job_id) == [("pending", 5)]
 
 
 # ---- in the ledger ----------------------------------------------------------------------------------------

@@ -82,6 +82,19 @@ def test_small_jobs_have_so_many_messages_and_no_more(
     assert broker.waiting() == 7
 
 
+@pytest.mark.parametrize("foreign", [b"garbage", b"null", b"[]", b"{}", b'{"properties": []}', b"\xff\xfe"])
+def test_small_jobs_have_a_message_whatever_lies_on_the_queue(
+    bell: Bell, broker: Broker, foreign: bytes
+) -> None:
+    # Given a queue with so many messages that are none of ours that one of them is where we look
+    for _ in range(queue.MAX_AHEAD):
+        broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, foreign)
+    # When a small job comes, Then it has its message
+    assert bell.ring_for_small(new_id()) == 1
+    assert not bell.silent
+    assert broker.waiting() == queue.MAX_AHEAD + 1
+
+
 def test_an_empty_queue_has_nothing_waiting(bell: Bell, broker: Broker) -> None:  # noqa: ARG001
     assert bell.waiting() == 0
 

@@ -7,6 +7,7 @@ its time limit is left: what is done of it is recorded, the rest becomes a chunk
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -18,6 +19,8 @@ from jobs.schema import SMALL_JOB_IMAGES
 from worker.bench import Bench
 from worker.predicting.stages import Stages
 from worker.predicting.time_limit import time_ran_out
+
+logger = logging.getLogger(__name__)
 
 #: How often a chunk that takes long looks at its lease and its job, at the most: an image may take seconds.
 RENEW_SECONDS: Final = 1.0
@@ -58,11 +61,10 @@ class Lookout:
 
     def must_leave(self, done: int) -> bool:
         """Whether to leave the chunk when so many of its images are through. Before that, renews the leases
-        and serves a small job that waits, now and then. Raises LeaseLost, JobStopped, Unavailable.
+        and serves a small job that waits, now and then. Raises LeaseLost, JobStopped.
         """
         if time.monotonic() - self._renewed >= self._renew_seconds:
-            with self._stages.timed("claim"), self._bench.ledger.transaction() as connection:
-                renew_leases(connection, self._claims, lease_seconds=self._lease)
+            self._renew()
             self._renewed = time.monotonic()
         if self._may_serve and time.monotonic() - self._looked >= SMALL_LOOK_SECONDS:
             if (small_id := self._neglected_small()) is not None:
@@ -71,7 +73,22 @@ class Lookout:
             self._looked = time.monotonic()
         if not self._may_leave or not 0 < done < self._claims[0].images:
             return False
-        return self._stages.elapsed() > self._long_seconds
+        return self.takes_long()
+
+    def takes_long(self) -> bool:
+        """Whether what this process is at takes long for its time limit."""
+        return self._stages.task_elapsed() > self._long_seconds
+
+    def _renew(self) -> None:
+        try:
+            with self._stages.timed("claim"), self._bench.ledger.transaction() as connection:
+                renew_leases(connection, self._claims, lease_seconds=self._lease)
+        except Unavailable as error:
+            # The lease goes on for a while, and the next try is soon: a database that is restarted is no
+            # reason to throw away what was computed. Where it stays away, the token decides what counts.
+            if time_ran_out(error):
+                raise
+            logger.warning("the lease was not renewed: %s", error)
 
     def _neglected_small(self) -> str | None:
         try:

@@ -26,6 +26,7 @@ from jobs.ledger.claims import (
     claim_chunk,
     crash_chunk,
     end_job,
+    put_back,
     release_chunk,
     were_finished,
     withdraw_claim,
@@ -82,11 +83,18 @@ def classify_chunk(chunk_id: str, bench: Bench) -> int:
         return 0
 
 
-def _attempt(chunk_id: str, bench: Bench, token: str, *, within: Claim | None = None) -> int:
+def _attempt(
+    chunk_id: str,
+    bench: Bench,
+    token: str,
+    *,
+    within: Claim | None = None,
+    outer_stages: Stages | None = None,
+) -> int:
     """The same, claimed under this token; in the middle of another chunk, if it is `within` one. Raises also
     SoftTimeLimitExceeded, when what it had is given back.
     """
-    stages = Stages()
+    stages = Stages(within=outer_stages)
     with stages.timed("claim"):
         claimed = _claim(chunk_id, bench, token, within=within)
     if claimed is None:
@@ -134,7 +142,7 @@ def _attempt(chunk_id: str, bench: Bench, token: str, *, within: Claim | None = 
     return _say_done(classified, stages)
 
 
-def _serve(small_id: str, *, within: Claim, bench: Bench) -> None:
+def _serve(small_id: str, *, within: Claim, bench: Bench, outer_stages: Stages) -> None:
     """Classifies a small job that waits, in the middle of a large chunk, and others along with it. Raises
     what concerns all that this process is at, and nothing else.
 
@@ -143,7 +151,7 @@ def _serve(small_id: str, *, within: Claim, bench: Bench) -> None:
     """
     ours = get_contextvars()
     try:
-        _attempt(small_id, bench, within.token, within=within)
+        _attempt(small_id, bench, within.token, within=within, outer_stages=outer_stages)
     except Unavailable as error:
         if time_ran_out(error):
             raise SoftTimeLimitExceeded from error
@@ -394,13 +402,18 @@ def _outcomes(
     with stages.timed("load"):
         classifier = bench.classifier(lead.model_id)
     kept: list[Claim] = []
+    serve = partial(_serve, within=lead, bench=bench, outer_stages=stages)
+    lookout = Lookout(bench, claims, stages, serve)
 
     def payloads() -> Iterator[Payload]:
         for claim, payload in chain([first], sources):
             kept.append(claim)
             yield payload
+            others = claims[claims.index(claim) + 1 :]
+            # How many may be gathered is reckoned in images, and one may be a photograph that takes a second.
+            if others and lookout.takes_long() and _put_back(bench, others, stages):
+                return
 
-    lookout = Lookout(bench, claims, stages, serve=partial(_serve, within=lead, bench=bench))
     classify = partial(
         classify_payloads,
         payloads(),
@@ -484,6 +497,23 @@ def _give_back(bench: Bench, claims: list[Claim], *, error: str) -> None:
             release_chunk(connection, claim, error=error)
 
     _let_go(bench, release)
+
+
+def _put_back(bench: Bench, claims: list[Claim], stages: Stages) -> bool:
+    """Gives back what was gathered and not begun; whether that worked, for the ledger may be away."""
+    try:
+        with stages.timed("claim"), bench.ledger.transaction() as connection:
+            put_back(connection, claims)
+    except Unavailable as error:
+        if time_ran_out(error):
+            raise
+        return False
+    logger.info(
+        "%d small chunks that were taken along are given back: those before them took long", len(claims)
+    )
+    bench.bell.silent = False  # it may be another time's silence
+    bench.bell.ring((claim.chunk_id for claim in claims), ahead=True)
+    return True
 
 
 def _crash(bench: Bench, claims: list[Claim], *, code: ErrorCode, error: str) -> None:

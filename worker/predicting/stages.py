@@ -26,8 +26,10 @@ class Stage:
 class Stages:
     """The stages of one chunk, in the order in which they began."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, within: Stages | None = None) -> None:
+        """`within`: of the chunk in the middle of which this one is worked on."""
         self.began = time.time_ns()
+        self._outer = within
         self.found: dict[str, Stage] = {}
         self._start = time.perf_counter()
         self._inside = 0.0  # seconds timed within the piece that is under way
@@ -66,6 +68,10 @@ class Stages:
     def elapsed(self) -> float:
         """Seconds since this was made."""
         return time.perf_counter() - self._start
+
+    def task_elapsed(self) -> float:
+        """Seconds since the process began what it is at: this, or what this is within."""
+        return self.elapsed() if self._outer is None else self._outer.task_elapsed()
 
     def longest(self) -> str:
         """The stage that took the most time; empty before the first."""
