@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def open_ledger(settings: Settings) -> Ledger:
     """The ledger, ready to use. The embedded one is made and migrated where needed: it is nobody else's.
 
-    Raises LedgerNotReady where a deployed one is not at this version, Unavailable.
+    Raises LedgerNotReady where a deployed one is not at this version, or the embedded one at a newer one;
+    Unavailable.
     """
     ledger = Ledger(settings.ledger)
     try:
@@ -28,17 +29,28 @@ def open_ledger(settings: Settings) -> Ledger:
         if not settings.embedded_ledger:
             ledger.close()
             raise
-        upgrade(ledger)
+        try:
+            upgrade(ledger)
+        except LedgerNotReady:
+            ledger.close()
+            raise
     return ledger
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
-    """Runs the migrations that are missing, in one transaction. Raises Unavailable."""
+    """Runs the migrations that are missing, in one transaction. Raises LedgerNotReady where a newer Labelmill
+    has migrated it, Unavailable.
+    """
     # Imported where it is needed: every command opens the ledger, hardly one has to migrate it.
     from alembic import command
+    from alembic.util import CommandError
 
-    with ledger.transaction() as connection:
-        command.upgrade(alembic_config(connection), revision)
+    try:
+        with ledger.transaction() as connection:
+            command.upgrade(alembic_config(connection), revision)
+    except CommandError:
+        ledger.check()  # says it better: of which version the ledger is, and of which we are
+        raise
 
 
 def alembic_config(connection: Connection) -> Config:

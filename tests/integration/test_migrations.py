@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from jobs.errors import LedgerNotReady
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.database import REVISION
+from jobs.ledger.database import REVISION, revision
 from jobs.ledger.models import find_champion
 from jobs.ledger.progress import job_status
 from jobs.schema import jobs, metadata
@@ -114,6 +114,22 @@ def test_a_ledger_of_another_version_is_refused(ledger):
     # When it is opened, Then both versions are named, and what to do
     with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*labelmill db upgrade"):
         ledger.check()
+
+
+def test_what_a_newer_labelmill_has_migrated_is_refused_in_words_and_left_as_it_is(ledger, tmp_path):
+    # Given ledgers that a newer Labelmill has migrated, a deployed one and an embedded one
+    settings = Settings(home=tmp_path / "home")
+    for each in (ledger, open_ledger(settings)):
+        with contextlib.closing(each), each.transaction() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    # When the one is to be upgraded, and the other is opened, Then both versions are named
+    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
+        upgrade(ledger)
+    with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
+        open_ledger(settings)
+    with ledger.reading() as connection:
+        assert revision(connection) == "9999"
 
 
 def test_a_statement_on_an_unmigrated_ledger_says_what_to_do(empty_ledger):
