@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from jobs.errors import LedgerNotReady, Unavailable
+from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import NOTED, write_counts
 
@@ -42,6 +42,13 @@ VANISHED_SECONDS: Final = 1
 #: What a connection is used for, among its options.
 _READONLY: Final = "labelmill_readonly"
 _DURABLE: Final = "labelmill_durable"
+
+#: Why PostgreSQL refuses what is asked rightly, by its SQLSTATE. A worker waits until that is mended, as it
+#: does for a server that is away.
+_REFUSALS: Final = {
+    "25006": "it is a replica, or is becoming the primary",  # read_only_sql_transaction
+    "42501": "its user lacks a right, see docs/operations.md",  # insufficient_privilege
+}
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
 REVISION: Final = "0006"
@@ -201,20 +208,26 @@ def _begin_postgresql(connection: Connection) -> None:
 def _translated(url: URL) -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, ProgrammingError) as error:
-        reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-        if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
-            raise LedgerNotReady from error
-        if isinstance(error, ProgrammingError):
-            raise
-        raise Unavailable(f"The ledger cannot be reached: {reason}") from error
     except DBAPIError as error:
-        # No subclass: that is what SQLite says of a file that is no database, or one with broken pages.
-        if type(error.orig) is sqlite3.DatabaseError:
-            raise Unavailable(
-                f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
-                "(docs/operations.md, Backup), or name another one in LABELMILL_LEDGER_URL."
-            ) from error
-        if not error.connection_invalidated:
+        ours = _in_our_words(error, url)
+        if ours is None:
             raise
-        raise Unavailable("The connection to the ledger broke.") from error
+        raise ours from error
+
+
+def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
+    """What it comes to, for who has asked the ledger; None where it is a mistake in what was asked."""
+    reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+    if (refusal := _REFUSALS.get(getattr(error.orig, "sqlstate", ""))) is not None:
+        return Unavailable(f"The ledger takes no writes: {reason}: {refusal}")
+    if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
+        return LedgerNotReady()
+    if isinstance(error, (OperationalError, InterfaceError)):
+        return Unavailable(f"The ledger cannot be reached: {reason}")
+    # No subclass: that is what SQLite says of a file that is no database, or one with broken pages.
+    if type(error.orig) is sqlite3.DatabaseError:
+        return Unavailable(
+            f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
+            "(docs/operations.md, Backup), or name another one in LABELMILL_LEDGER_URL."
+        )
+    return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None

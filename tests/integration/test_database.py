@@ -113,6 +113,26 @@ def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("made_so_by", "why"),
+    [
+        ("SET TRANSACTION READ ONLY", "cannot execute INSERT in a read-only transaction: it is a replica"),
+        ("SET LOCAL ROLE pg_monitor", "permission denied for table locks: its user lacks a right"),
+    ],
+)
+def test_a_ledger_that_takes_no_writes_is_out_of_reach_and_no_mistake_of_ours(
+    ledger: Ledger, made_so_by: str, why: str
+) -> None:
+    def write() -> None:
+        with ledger.transaction() as connection:
+            connection.exec_driver_sql(made_so_by)
+            connection.execute(locks.insert().values(name="ours", holder="us", until=db_now()))
+
+    with pytest.raises(Unavailable, match=why):
+        write()
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_what_is_asked_often_is_prepared_once(ledger: Ledger) -> None:
     """A driver that forgets its prepared statements costs each later question half a millisecond."""
     # given a question that is asked again and again
