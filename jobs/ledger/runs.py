@@ -194,9 +194,13 @@ def describe_data(
 
 
 def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) -> None:
-    """One finished epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, seconds. Raises RunLost."""
+    """One finished epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, seconds. The first time it
+    is told counts. Raises RunLost.
+    """
     renew_run(connection, claim)
-    connection.execute(training_epochs.insert().values(run_id=claim.run_id, **epoch))
+    connection.execute(
+        insert_into(connection, training_epochs).values(run_id=claim.run_id, **epoch).on_conflict_do_nothing()
+    )
 
 
 def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdict: str) -> None:

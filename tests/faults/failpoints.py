@@ -411,8 +411,8 @@ def _set_up_training() -> None:
         passing("promoting")
 
     @_wrap(retrain, "_conclude")
-    def promoted(original: Callable[..., Any], *args: Any) -> Any:
-        reason = original(*args)
+    def promoted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        reason = original(*args, **kwargs)
         passing("promoted")
         return reason
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import Conflict, Unavailable
 from jobs.ledger import Ledger
@@ -201,6 +204,7 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
         raise Unavailable("The store cannot be written: no space left on device")
 
     monkeypatch.setattr(Store, "put", broken)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0, 0.0))
 
     # when a model is trained
     with pytest.raises(Unavailable):
@@ -280,6 +284,55 @@ def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
     with ledger.reading() as connection:
         assert champion_history(connection) == []
         assert verdict_on(connection, claim.run_id) is None
+
+
+def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given services that break at each step of a run, once: before what is asked of them, or after
+    broken: list[str] = []
+    real = Ledger.transaction
+
+    @contextlib.contextmanager
+    def breaking(one: Ledger, **named: bool) -> Iterator[Any]:
+        step = sys._getframe(2).f_code.co_name
+        with real(one, **named) as connection:
+            yield connection
+        if step in ("describe", "add", "register_model", "conclude") and step not in broken:
+            broken.append(step)
+            raise Unavailable("the connection broke")
+
+    put = Store.put
+
+    def put_later(store: Store, *arguments: Any) -> None:
+        if "put" not in broken:
+            broken.append("put")
+            raise Unavailable("the store is away")
+        put(store, *arguments)
+
+    monkeypatch.setattr(Ledger, "transaction", breaking)
+    monkeypatch.setattr(Store, "put", put_later)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0, 0.0))
+
+    # When a model is trained for two epochs, Then it is promoted, and each epoch is there once
+    done = train(settings, little_mnist)
+    assert broken == ["describe", "add", "put", "register_model", "conclude"]
+    assert champion_of(ledger) == done.model.id
+    with ledger.reading() as connection:
+        assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
+
+
+def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: object, **__: object) -> None:
+        raise Unavailable("the connection broke") from SoftTimeLimitExceeded()
+
+    monkeypatch.setattr(retrain, "describe_data", hangs)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (100.0,))
+    with pytest.raises(Unavailable):
+        train(settings, little_mnist)
+    assert latest(ledger).error == "it took longer than a training may"
 
 
 def test_a_commit_whose_answer_was_lost_promotes_once(

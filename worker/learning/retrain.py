@@ -15,9 +15,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
-
-from billiard.exceptions import SoftTimeLimitExceeded
+from typing import Any, Final, TypeVar
 
 from jobs.errors import LabelmillError, ModelRefused, Unavailable
 from jobs.files import make_private_folder
@@ -51,11 +49,14 @@ from worker.learning.promotion import judge_and_promote
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, save, train
 from worker.predicting.classifier import Classifier
+from worker.predicting.time_limit import time_ran_out
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: How long to wait before the last step is tried again: a database that is restarted takes seconds, and a
-#: training minutes or hours.
+#: How long to wait before what needs a service is tried again: a database that is restarted takes seconds,
+#: and a training minutes or hours.
 _AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
 
 
@@ -98,7 +99,16 @@ def retrain(
     """
     with closing(Ledger(settings.ledger)) as ledger, Heartbeat(settings, claim) as heartbeat:
         try:
-            return _retrain(settings, claim, data, ledger, heartbeat, replace, on_batch, on_epoch)
+            return _retrain(
+                claim,
+                data,
+                ledger,
+                heartbeat,
+                settings=settings,
+                replace=replace,
+                on_batch=on_batch,
+                on_epoch=on_epoch,
+            )
         except RunLost:
             raise
         except (KeyboardInterrupt, SystemExit):
@@ -110,11 +120,12 @@ def retrain(
 
 
 def _retrain(
-    settings: Settings,
     claim: RunClaim,
     given: mnist.Mnist | None,
     ledger: Ledger,
     heartbeat: Heartbeat,
+    *,
+    settings: Settings,
     replace: bool,
     on_batch: Callable[[int, int, int], None],
     on_epoch: Callable[[EpochResult], None],
@@ -125,14 +136,18 @@ def _retrain(
     # the data: MNIST or what was given, and what people corrected
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
-    with ledger.transaction() as connection:
-        describe_data(
-            connection,
-            claim,
-            source=data.source,
-            fingerprint=data.fingerprint,
-            data=_description(data, recipe),
-        )
+
+    def describe() -> None:
+        with ledger.transaction() as connection:
+            describe_data(
+                connection,
+                claim,
+                source=data.source,
+                fingerprint=data.fingerprint,
+                data=_description(data, recipe),
+            )
+
+    _patiently(describe)
 
     # the training
     def batch_done(epoch: int, done: int, total: int) -> None:
@@ -140,8 +155,11 @@ def _retrain(
         on_batch(epoch, done, total)
 
     def epoch_done(result: EpochResult) -> None:
-        with ledger.transaction() as connection:
-            add_epoch(connection, claim, asdict(result))
+        def add() -> None:
+            with ledger.transaction() as connection:
+                add_epoch(connection, claim, asdict(result))
+
+        _patiently(add)
         on_epoch(result)
 
     trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
@@ -157,31 +175,61 @@ def _retrain(
         heartbeat.check()
         file = path.read_bytes()
     try:
-        evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
+        _patiently(
+            lambda: evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
+        )
     except ModelRefused as error:
         # The gate then says that the two cannot be compared.
         logger.warning("the champion cannot be evaluated: %s", error)
     heartbeat.check()
 
     # the registry: file and hash first
-    model = register_model(
-        ledger,
-        store,
-        file,
-        architecture=recipe.architecture,
-        classes=data.classes,
-        input_spec=MNIST_INPUT,
-        accuracy=evaluated.evaluation.accuracy,
-        metrics={"data": data.source, "run": claim.run_id},
+    model = _patiently(
+        lambda: register_model(
+            ledger,
+            store,
+            file,
+            architecture=recipe.architecture,
+            classes=data.classes,
+            input_spec=MNIST_INPUT,
+            accuracy=evaluated.evaluation.accuracy,
+            metrics={"data": data.source, "run": claim.run_id},
+        )
     )
 
     # the verdict, and what follows from it, in one transaction
     reason = _conclude(
-        settings, ledger, claim, model, evaluated, data.evaluation_fingerprint, recipe, replace
+        ledger,
+        claim,
+        model,
+        evaluated,
+        settings=settings,
+        data_fingerprint=data.evaluation_fingerprint,
+        force=recipe.force,
+        replace=replace,
     )
     logger.info("training run %s: model %s %s", claim.run_id, model.id, reason, extra={"model": model.id})
-    with ledger.reading() as connection:
-        return Retrained(claim.run_id, get_model(connection, model.id), reason)
+
+    def as_it_is_now() -> Model:
+        with ledger.reading() as connection:
+            return get_model(connection, model.id)
+
+    return Retrained(claim.run_id, _patiently(as_it_is_now), reason)
+
+
+def _patiently(do: Callable[[], T]) -> T:
+    """What `do` gives back, which may be done twice: tried again where a service is away for a moment. Raises
+    Unavailable where it stays away. Where the time limit struck it is not tried again: the hard one is near.
+    """
+    for pause in _AGAIN_SECONDS:
+        try:
+            return do()
+        except Unavailable as error:
+            if time_ran_out(error):
+                raise
+            logger.warning("trying again in %g s: %s", pause, error)
+            time.sleep(pause)
+    return do()
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
@@ -199,19 +247,21 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
 
 
 def _conclude(
-    settings: Settings,
     ledger: Ledger,
     claim: RunClaim,
     model: Model,
     evaluated: Evaluated,
+    *,
+    settings: Settings,
     data_fingerprint: str,
-    recipe: Recipe,
+    force: bool,
     replace: bool,
 ) -> str:
     """Gives back the verdict's reason. Raises RunLost, Unavailable. A COMMIT that breaks off may have gone
     through: the row tells.
     """
-    for pause in (*_AGAIN_SECONDS, None):
+
+    def conclude() -> str:
         try:
             with ledger.transaction() as connection:
                 save_evaluation(
@@ -227,23 +277,19 @@ def _conclude(
                     model.id,
                     how="retrain",
                     run_id=claim.run_id,
-                    force=recipe.force,
+                    force=force,
                     replace=replace,
                     data_fingerprint=data_fingerprint,
                 )
                 finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
-        except Unavailable:
-            if pause is None:
-                raise
-            time.sleep(pause)
         except RunLost:
             with ledger.reading() as connection:
                 if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
                     return get_run(connection, claim.run_id).verdict or ""
             raise
-        else:
-            return verdict.reason
-    raise AssertionError("the last pause is None")
+        return verdict.reason
+
+    return _patiently(conclude)
 
 
 def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
@@ -253,6 +299,6 @@ def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
 
 
 def _words_of(error: BaseException) -> str:
-    if isinstance(error, SoftTimeLimitExceeded):
+    if time_ran_out(error):
         return "it took longer than a training may"
     return str(error) if isinstance(error, LabelmillError) else repr(error)
