@@ -89,6 +89,7 @@ class Client:
         self,
         *sources: str | PathLike[str],
         key: str | None = None,
+        model: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         stdin: Iterable[str] | None = None,
@@ -100,7 +101,12 @@ class Client:
         """
         images = self.sources(sources, stdin=stdin)
         return self.submission(
-            images, key=key, by_reference=by_reference, error_limits=error_limits, on_progress=on_progress
+            images,
+            key=key,
+            model=model,
+            by_reference=by_reference,
+            error_limits=error_limits,
+            on_progress=on_progress,
         ).job_id
 
     def sources(
@@ -121,17 +127,20 @@ class Client:
         images: Iterable[SourceImage],
         *,
         key: str | None = None,
+        model: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> Submitted:
         """Submits one job. With the `key` of an earlier submission of the same content, gives that one back.
+        `model`: the id of the model that is to classify it, in the place of the champion.
         `by_reference`: workers read the images where they are, below the roots that the settings allow.
         `error_limits`: stop the job early, as failed, where it has more errors than these.
 
         Raises SourceError where there is no image, more than the settings allow, or one that cannot be a
-        reference; NotFound where there is no model yet, Conflict where the key was used for other content,
-        UserError where it is none; Stopped where somebody stopped the job meanwhile.
+        reference; NotFound where there is no such model, or none yet, Conflict where the key was used for
+        other content, or for another model than the one that is named, UserError where it is none; Stopped
+        where somebody stopped the job meanwhile.
         """
         from jobs.references import Roots
         from producer.submit import submit
@@ -144,6 +153,7 @@ class Client:
                 bell=bell,
                 chunk_images=self.settings.chunk_images,
                 key=key,
+                model_id=model,
                 by_reference=Roots(self.settings.reference_roots) if by_reference else None,
                 error_limits=error_limits,
                 limits=self.settings.job_limits,

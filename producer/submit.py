@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
-from jobs.ledger.models import find_champion
+from jobs.ledger.intake import KeyHolder, NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
+from jobs.ledger.models import find_champion, get_model
 from jobs.limits import ErrorLimits, JobLimits
 from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Bell
@@ -120,6 +120,7 @@ def submit(
     bell: Bell,
     chunk_images: int,
     key: str | None = None,
+    model_id: str | None = None,
     by_reference: Roots | None = None,
     error_limits: ErrorLimits | None = None,
     limits: JobLimits = _DEFAULT_LIMITS,
@@ -128,25 +129,23 @@ def submit(
 ) -> Submitted:
     """Submits one job of all `images`; when this returns, the job is committed in the ledger.
 
-    With `by_reference`, payloads say where images lie, below these roots, and what their SHA-256 is, instead
-    of holding their bytes. With `error_limits`, the job is stopped early where it has too many errors. Memory
-    holds one chunk at a time. `on_progress` is called with the number of images stored so far; `tracing`,
-    where there is one, gets a span. Raises SourceError where there is not one image, more than `limits`
-    allow, or one that cannot be submitted by reference; UserError for a key that is none; NotFound where
-    there is no model yet, Conflict where `key` was used for other content, Unavailable where the ledger or
-    the store cannot be reached, Stopped where the job was cancelled, has failed or was removed before all of
-    it was in. After any exception, Ctrl-C included, nothing of the job is left; but for Stopped, after which
-    it is as it was stopped.
+    The job is pinned to the model that is named, or to the champion. With `by_reference`, payloads say where
+    images lie, below these roots, and what their SHA-256 is, instead of holding their bytes. With
+    `error_limits`, the job is stopped early where it has too many errors. Memory holds one chunk at a time.
+    `on_progress` is called with the number of images stored so far; `tracing`, where there is one, gets a
+    span. Raises SourceError where there is not one image, more than `limits` allow, or one that cannot be
+    submitted by reference; UserError for a key that is none; NotFound where there is no such model, or none
+    yet, Conflict where `key` was used for other content, or for another model than the one that is named,
+    Unavailable where the ledger or the store cannot be reached, Stopped where the job was cancelled, has
+    failed or was removed before all of it was in. After any exception, Ctrl-C included, nothing of the job
+    is left; but for Stopped, after which it is as it was stopped.
 
     `images` may take as long as they like: while they are waited for, a thread says that we are alive.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
     began = time.time_ns()
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-    if champion is None:
-        raise NotFound("There is no model yet: run `labelmill train`.")
+    pinned_to = _model(ledger, model_id)
 
     if by_reference is not None and not by_reference:
         raise SourceError(
@@ -161,13 +160,13 @@ def submit(
     drafts = chain([first], drafts)
 
     while True:
-        if key is not None and (known := _job_with_key(ledger, store, key)) is not None:
-            return _same_job(known, key, drafts)
+        if key is not None and (holder := _job_with_key(ledger, store, key)) is not None:
+            return _same_job(holder, key, model_id, drafts)
         job_id = new_id()
         try:
             return _store_job(
                 job_id,
-                _Terms(champion.id, key, error_limits),
+                _Terms(pinned_to, key, error_limits),
                 drafts,
                 ledger=ledger,
                 store=store,
@@ -344,37 +343,48 @@ def _take_back(ledger: Ledger, store: Store, job_id: str) -> bool:
     return True
 
 
-def _job_with_key(ledger: Ledger, store: Store, key: str) -> tuple[str, str | None] | None:
-    """The sealed job that holds the key, with its fingerprint. Waits for a producer that is still at it, and
-    clears away what one that died left behind.
+def _model(ledger: Ledger, model_id: str | None) -> str:
+    """The id of the model that a job is pinned to. Raises NotFound."""
+    with ledger.reading() as connection:
+        model = find_champion(connection) if model_id is None else get_model(connection, model_id)
+    if model is None:
+        raise NotFound("There is no model yet: run `labelmill train`.")
+    return model.id
+
+
+def _job_with_key(ledger: Ledger, store: Store, key: str) -> KeyHolder | None:
+    """The sealed job that holds the key. Waits for a producer that is still at it, and clears away what one
+    that died left behind.
     """
     while True:
         with ledger.reading() as connection:
             holder = find_key(connection, key)
-        if holder is None:
-            return None
-        if holder.sealed:
-            return holder.job_id, holder.fingerprint
+        if holder is None or holder.sealed:
+            return holder
         if holder.receiving:
             time.sleep(_KEY_POLL_SECONDS)
         else:
             _take_back(ledger, store, holder.job_id)
 
 
-def _same_job(known: tuple[str, str | None], key: str, drafts: Iterator[_ChunkDraft]) -> Submitted:
-    job_id, expected = known
+def _same_job(holder: KeyHolder, key: str, model_id: str | None, drafts: Iterator[_ChunkDraft]) -> Submitted:
+    if model_id not in (None, holder.model_id):
+        raise Conflict(
+            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for model "
+            f"{holder.model_id}: choose another key, or leave it out."
+        )
     found = _Fingerprint()
     images = 0
     for draft in drafts:
         for name, content in zip(draft.names, draft.contents, strict=True):
             found.add(name, content)
         images += len(draft.names)
-    if found.hex() != expected:
+    if found.hex() != holder.fingerprint:
         raise Conflict(
-            f"The key {key!r} already belongs to job {job_id}, which was submitted with other content: "
-            "choose another key, or leave it out."
+            f"The key {key!r} already belongs to job {holder.job_id}, which was submitted with other "
+            "content: choose another key, or leave it out."
         )
-    return Submitted(job_id, images, new=False)
+    return Submitted(holder.job_id, images, new=False)
 
 
 def _drafts(items: Iterable[_Item], chunk_images: int) -> Iterator[_ChunkDraft]:

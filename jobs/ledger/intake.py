@@ -179,16 +179,17 @@ class KeyHolder:
     #: It was submitted as a whole. Neither: its producer stopped halfway, and the key is free again.
     sealed: bool
     fingerprint: str | None
+    model_id: str
 
 
 def find_key(connection: Connection, key: str) -> KeyHolder | None:
     """Who holds this submission key, if anybody."""
     alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
     row = connection.execute(
-        sa.select(jobs.c.id, jobs.c.submitted_at, jobs.c.fingerprint, alive.label("alive")).where(
-            jobs.c.key == key
-        )
+        sa.select(
+            jobs.c.id, jobs.c.submitted_at, jobs.c.fingerprint, jobs.c.model_id, alive.label("alive")
+        ).where(jobs.c.key == key)
     ).one_or_none()
     if row is None:
         return None
-    return KeyHolder(row.id, bool(row.alive), row.submitted_at is not None, row.fingerprint)
+    return KeyHolder(row.id, bool(row.alive), row.submitted_at is not None, row.fingerprint, row.model_id)

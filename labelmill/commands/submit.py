@@ -22,6 +22,7 @@ app = typer.Typer(add_completion=False)
         "labelmill submit 'scans/**/*.png' archive.zip",
         "find . -name '*.jpg' | labelmill submit -",
         "labelmill submit s3://bucket/photos/ --by-reference",
+        "labelmill submit birds/ --model 06h0w4r0rf0dkckt",
     )
 )
 @tells_errors
@@ -38,6 +39,10 @@ def submit(
     key: Annotated[
         str | None,
         typer.Option(help="A name of your own for this submission: said again, it gives the same job."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model that is to classify them. Left out: the champion."),
     ] = None,
     by_reference: Annotated[
         bool,
@@ -77,6 +82,7 @@ def submit(
             submitted = client.submission(
                 images,
                 key=key,
+                model=model,
                 by_reference=by_reference,
                 error_limits=ErrorLimits(max_errors, max_error_rate, min_sample),
                 on_progress=progress.update,

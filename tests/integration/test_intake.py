@@ -222,33 +222,41 @@ def test_keys_are_told_apart_to_the_letter(ledger, make_job):
         assert holder_of(ledger, other) is None
 
 
-def test_who_holds_a_key_and_how_far_they_are(ledger, make_job):
+def test_who_holds_a_key_and_how_far_they_are(ledger, make_job, champion):
     # Given a key nobody has
     assert holder_of(ledger, "mine") is None
 
     # When its job is being received
     job = make_job([1], sealed=False, key="mine")
-    assert holder_of(ledger, "mine") == KeyHolder(job.id, receiving=True, sealed=False, fingerprint=None)
+    assert holder_of(ledger, "mine") == KeyHolder(
+        job.id, receiving=True, sealed=False, fingerprint=None, model_id=champion.id
+    )
 
     # When it is sealed
     with ledger.transaction() as connection:
         seal_job(connection, job.id, fingerprint="f" * 64)
-    assert holder_of(ledger, "mine") == KeyHolder(job.id, receiving=False, sealed=True, fingerprint="f" * 64)
+    assert holder_of(ledger, "mine") == KeyHolder(
+        job.id, receiving=False, sealed=True, fingerprint="f" * 64, model_id=champion.id
+    )
 
 
-def test_a_silent_producer_is_taken_for_dead_in_time_and_not_before(ledger, make_job):
+def test_a_silent_producer_is_taken_for_dead_in_time_and_not_before(ledger, make_job, champion):
     job = make_job([1], sealed=False, key="mine")
     fall_silent(ledger, job.id, ABANDONED_SECONDS - 30)
     assert holder_of(ledger, "mine").receiving
     fall_silent(ledger, job.id, ABANDONED_SECONDS + 1)
-    assert holder_of(ledger, "mine") == KeyHolder(job.id, receiving=False, sealed=False, fingerprint=None)
+    assert holder_of(ledger, "mine") == KeyHolder(
+        job.id, receiving=False, sealed=False, fingerprint=None, model_id=champion.id
+    )
 
 
-def test_a_job_stopped_while_it_was_received_has_no_producer_any_more(ledger, make_job):
+def test_a_job_stopped_while_it_was_received_has_no_producer_any_more(ledger, make_job, champion):
     job = make_job([1], sealed=False, key="mine")
     with ledger.transaction() as connection:
         end_job(connection, job.id, JobState.CANCELLED)
-    assert holder_of(ledger, "mine") == KeyHolder(job.id, receiving=False, sealed=False, fingerprint=None)
+    assert holder_of(ledger, "mine") == KeyHolder(
+        job.id, receiving=False, sealed=False, fingerprint=None, model_id=champion.id
+    )
 
 
 def test_times_are_utc_and_agree_with_the_clock(ledger, make_job):

@@ -67,6 +67,7 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
         *,
         chunk_images=2,
         key=None,
+        model_id=None,
         by_reference=None,
         limits=JobLimits(),  # noqa: B008 -- frozen
         ledger=ledger,
@@ -81,12 +82,45 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
             bell=bell,
             chunk_images=chunk_images,
             key=key,
+            model_id=model_id,
             by_reference=by_reference,
             limits=limits,
             on_progress=on_progress,
         )
 
     return run
+
+
+def test_a_job_is_pinned_to_the_model_that_is_named_or_to_the_champion(run, ledger, make_model, champion):
+    # Given a champion, and another model beside it
+    other = make_model(b"other", champion=False)
+    # When images are submitted for that one, and for none, Then each job is pinned to its own
+    jobs_of = {run(images(3), model_id=other.id).job_id: other.id, run(images(3)).job_id: champion.id}
+    with ledger.reading() as connection:
+        assert {job_id: job_status(connection, job_id).model for job_id in jobs_of} == jobs_of
+
+
+def test_a_model_that_is_not_there_is_refused_before_an_image_is_read(run, nothing_is_left):
+    def never() -> Iterator[SourceImage]:
+        raise AssertionError("an image was asked for")
+        yield
+
+    with pytest.raises(NotFound, match="There is no model 'nobody'"):
+        run(never(), model_id="nobody")
+    assert nothing_is_left()
+
+
+def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
+    # Given a job under a key, submitted for the champion
+    other = make_model(b"other", champion=False)
+    first = run(images(3), key="mine")
+    # When the same is submitted for that model by its name, for none, or for another one
+    assert run(images(3), key="mine", model_id=champion.id).job_id == first.job_id
+    with pytest.raises(Conflict, match=f"submitted for model {champion.id}"):
+        run(images(3), key="mine", model_id=other.id)
+    # Then it is the same job whoever the champion is by then, but for a model that is named and another one.
+    make_model(b"new", champion=True)
+    assert run(images(3), key="mine").job_id == first.job_id
 
 
 def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
