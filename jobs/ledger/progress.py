@@ -62,8 +62,11 @@ class JobStatus:
     @property
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the rate so far; None where there is no telling."""
+        # While a job is being received, its total is what came in so far: the rest is anybody's guess.
+        if self.state != JobState.RUNNING or self.paused:
+            return None
         rate = self.rate
-        return None if self.finished or self.paused or not rate else (self.total - self.done) / rate
+        return (self.total - self.done) / rate if rate else None
 
     @property
     def oldest_waiting_seconds(self) -> float | None:

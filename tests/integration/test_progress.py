@@ -94,6 +94,19 @@ def test_a_job_at_work_has_a_rate_and_an_end(ledger, make_job, worker):
     assert status.eta_seconds == pytest.approx(30 * seconds / 20)
 
 
+def test_a_job_still_being_received_has_a_rate_and_no_end(ledger, make_job, worker):
+    # Given a job of which all that came in so far but 3 images is done, and more will come
+    job = make_job([20, 3], sealed=False)
+    worker.work(job.chunks[0])
+    time.sleep(0.02)
+    status = status_of(ledger, job)
+
+    # Then nobody reckons with 3 images for the rest
+    assert status.state == JobState.RECEIVING
+    assert status.rate is not None
+    assert status.eta_seconds is None
+
+
 def test_a_job_that_is_done_waits_for_nothing(ledger, make_job, worker):
     # Given a finished job
     job = make_job([2])
