@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -179,19 +179,22 @@ def _check_postgresql(url: URL) -> None:
         raise ValueError(f"has an {error}".strip()) from None
 
 
-def without_secrets(text: str, url: str) -> str:
-    """Somebody else's words, without the secrets of a URL that they may quote."""
-    for secret in secrets_of(url):
+def without_secrets(text: str, *urls: str | None) -> str:
+    """Somebody else's words, without the secrets of URLs that they may quote."""
+    for secret in secrets_of(*urls):
         text = text.replace(secret, "***")
     return text
 
 
-def secrets_of(url: str) -> list[str]:
-    """What nobody must see of a URL: its password, as it is written there and as it is meant, and its query,
-    where stores have keys and signatures. The longest first: one may be a part of another.
+def secrets_of(*urls: str | None) -> list[str]:
+    """What nobody must see of URLs: the password, as it is written there, as it is meant and as others would
+    write it, and the query, where stores have keys and signatures. The longest first: one may be a part of
+    another, also of another URL's.
     """
-    _, _, rest = url.partition("://")
-    rest, _, query = rest.partition("?")
-    password = rest.rpartition("@")[0].partition(":")[2]
-    found = {query, unquote(query), password, unquote(password)} - {""}
-    return sorted(found, key=len, reverse=True)
+    found: set[str] = set()
+    for url in urls:
+        _, _, rest = (url or "").partition("://")
+        rest, _, query = rest.partition("?")
+        password = rest.rpartition("@")[0].partition(":")[2]
+        found |= {query, unquote(query), password, unquote(password), quote(unquote(password), safe="")}
+    return sorted(found - {""}, key=len, reverse=True)

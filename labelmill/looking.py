@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+from jobs.urls import without_secrets
 
 if TYPE_CHECKING:
     import redis
@@ -94,18 +93,4 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
 def words_of(error: BaseException, settings: Settings) -> str:
     """What somebody else's error says: its first line, without anything secret that the settings hold."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    for url in (settings.ledger_url, settings.broker_url, settings.store_url):
-        for secret in _secrets(url):
-            text = text.replace(secret, "***")
-    return text.rstrip(".")
-
-
-def _secrets(url: str | None) -> set[str]:
-    """The whole URL, and its password in both its forms; nothing where there is no password in it."""
-    try:
-        password = make_url(url).password if url else None
-    except (ArgumentError, ValueError):  # the latter where the port is no number
-        password = None
-    if url is None or not password:
-        return set()
-    return {url, str(password), quote(str(password), safe=""), unquote(str(password))}
+    return without_secrets(text, settings.ledger_url, settings.broker_url, settings.store_url).rstrip(".")

@@ -123,12 +123,10 @@ class _Redacted(logging.Formatter):
 
 
 def _redactor(settings: Settings) -> Callable[[str], str]:
-    urls = (settings.ledger_url, settings.broker_url, settings.store_url)
-    secrets = {secret for url in urls if url is not None for secret in secrets_of(url)}
-    longest_first = sorted(secrets, key=len, reverse=True)
+    secrets = secrets_of(settings.ledger_url, settings.broker_url, settings.store_url)
 
     def redact(text: str) -> str:
-        for secret in longest_first:
+        for secret in secrets:
             text = text.replace(secret, "***")
         return _PASSWORD_IN_URL.sub(r"\1***@", text) if "@" in text else text
 

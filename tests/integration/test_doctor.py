@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import psycopg
@@ -134,6 +135,34 @@ def test_what_others_say_is_repeated_without_the_password(text):
     words = words_of(RuntimeError(text), settings)
     assert "cret" not in words
     assert "***" in words
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        {"store_url": "s3://bucket/mill?key=secret"},
+        {"store_url": "s3://bucket/mill?key=se%2Fcret"},
+        {"ledger_url": "postgresql://host/mill?sslmode=require&sslpassword=secret"},
+    ],
+)
+def test_what_others_say_is_repeated_without_what_a_url_asks_with(url):
+    # Given a URL that has no password, but a key among its options
+    settings = Settings.load(**url)
+    (text,) = url.values()
+
+    # When somebody's error quotes it, as it is written or as it is meant
+    for quoted in (text, unquote(text)):
+        words = words_of(RuntimeError(f"cannot reach {quoted} at all"), settings)
+
+        # Then the rest of it is repeated
+        assert words == f"cannot reach {text.partition('?')[0]}?*** at all"
+
+
+def test_what_others_say_is_repeated_without_a_password_that_begins_like_another():
+    settings = Settings.load(
+        ledger_url="postgresql://mill:open@host/mill", store_url="s3://key:opensesame@bucket/mill"
+    )
+    assert words_of(RuntimeError("neither opensesame nor open"), settings) == "neither *** nor ***"
 
 
 # ---- settings -----------------------------------------------------------------------------------------
