@@ -79,13 +79,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
-    """A Parquet file, a row group a page. Gives back the number of rows. Raises UserError without pyarrow."""
+def check_parquet() -> None:
+    """Raises UserError without pyarrow: for who opens a file only where something can be written."""
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow.parquet  # noqa: F401 -- only whether it is there
     except ImportError:
         raise UserError(f"Parquet needs pyarrow: {install_hint('parquet')}.") from None
+
+
+def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
+    """A Parquet file, a row group a page. Gives back the number of rows. Raises UserError without pyarrow."""
+    check_parquet()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     schema = pa.schema(
         [
             pa.field("index", pa.int64(), nullable=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, say, tells_errors
 from labelmill.watching import state_words
-from producer.export import Format, write_csv, write_jsonl, write_parquet, write_table
+from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)
 
@@ -63,9 +64,12 @@ def predictions(
             job, label=label, below=below, errors=errors, name=name, after=after, limit=limit
         )
 
+        # What goes wrong with the first page must not cost what the file holds: opening it empties it.
+        first = list(islice(found, 1))
+
         def remembering_the_last() -> Iterator[Prediction]:
             nonlocal last
-            for prediction in found:
+            for prediction in chain(first, found):
                 last = prediction
                 yield prediction
 
@@ -89,6 +93,7 @@ def _write(found: Iterator[Prediction], form: Format, output: Path | None) -> in
     if form == Format.PARQUET:
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
+        check_parquet()
         with output.open("wb") if output else nullcontext(sys.stdout.buffer) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]

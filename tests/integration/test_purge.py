@@ -462,7 +462,9 @@ def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
 
 
-def test_an_export_of_a_job_that_is_half_gone_fails(ledger, settings, submitted, worker, monkeypatch, capsys):
+def test_an_export_of_a_job_that_is_half_gone_fails(
+    ledger, settings, submitted, worker, monkeypatch, capsys, tmp_path
+):
     # Given a purge that was killed after a part of a job's predictions
     job = submitted(10)
     finish(worker, job)
@@ -470,12 +472,20 @@ def test_an_export_of_a_job_that_is_half_gone_fails(ledger, settings, submitted,
     with stopping_purge(settings, 4) as said:
         assert said == "stopped"
 
+    # And a file with an export from before
+    output = tmp_path / "job.csv"
+    output.write_text("what was exported before")
+
     # When what is left is exported, Then the command says so, and its exit code is no success
     monkeypatch.setattr(command, "Client", lambda: Client(settings))
-    with pytest.raises(SystemExit) as end:
-        command.predictions(job.id, None, None, form=command.Format.CSV, limit=None, output=None)
-    assert end.value.code == 2
-    assert f"{job.id} was purged" in " ".join(capsys.readouterr().err.split())
+    for into in (None, output):
+        with pytest.raises(SystemExit) as end:
+            command.predictions(job.id, None, None, form=command.Format.CSV, limit=None, output=into)
+        assert end.value.code == 2
+        assert f"{job.id} was purged" in " ".join(capsys.readouterr().err.split())
+
+    # And the file is as it was
+    assert output.read_text() == "what was exported before"
 
 
 # ---- a purge that is killed ---------------------------------------------------------------------------

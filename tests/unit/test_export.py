@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import ErrorCode
 from jobs.ledger.progress import Prediction
+from labelmill.commands import predictions as command
 from producer import export
-from producer.export import COLUMNS, as_json, write_csv, write_jsonl, write_parquet, write_table
+from producer.export import COLUMNS, Format, as_json, write_csv, write_jsonl, write_parquet, write_table
 
 MODEL = "0123456789abcdef"
 
@@ -139,6 +143,25 @@ def test_parquet_of_nothing_has_its_columns():
     file = parquet_of([])
     assert file.read().num_rows == 0
     assert file.schema_arrow.names == list(COLUMNS)
+
+
+def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, tmp_path, capsys):
+    # Given an export from before, and an environment without pyarrow
+    output = tmp_path / "job.parquet"
+    output.write_bytes(b"what was exported before")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+
+    # When predictions are to be written there
+    client = SimpleNamespace(status=lambda _job: None, predictions=lambda *_, **__: iter(ROWS))
+    monkeypatch.setattr(command, "Client", lambda: nullcontext(client))
+    with pytest.raises(SystemExit) as end:
+        command.predictions("a job", None, None, form=Format.PARQUET, limit=None, output=output)
+
+    # Then it is said what is missing, and nothing is lost
+    assert end.value.code == 2
+    assert "Parquet needs pyarrow" in " ".join(capsys.readouterr().err.split())
+    assert output.read_bytes() == b"what was exported before"
 
 
 # ---- the table ----------------------------------------------------------------------------------------
