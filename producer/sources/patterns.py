@@ -42,7 +42,8 @@ def folder_of(pattern: str) -> str:
 
 
 def matches(pattern: str) -> Iterator[Match]:
-    """Every path that a pattern names, each folder's in the order of their names (in windows, see `entries`).
+    """Every path that a pattern names, once, each folder's in the order of their names (in windows, see
+    `entries`).
 
     `*` `?` `[...]` are those of the shell and pass over hidden names. `**` stands for any folders, or none; a
     pattern that has it names files only, as every file of a folder that it matches is matched itself.
@@ -52,11 +53,17 @@ def matches(pattern: str) -> Iterator[Match]:
     """
     folder, parts = _split(pattern)
     root = os.path.realpath(folder)
+    # Links out to folders. They alone come several times: each part that leads to one ends there.
+    given: set[str] = set()
     for path in _below(folder, parts, root):
         is_folder = os.path.isdir(path)
         if os.path.islink(path):
             resolved = os.path.realpath(path)
             if not is_below(resolved, root):
+                if is_folder and "**" in parts:
+                    if path in given:
+                        continue
+                    given.add(path)
                 if is_folder or not pattern.endswith("/"):
                     yield Match(path, leaves=True)
             elif not is_folder and not pattern.endswith("/"):
@@ -66,8 +73,13 @@ def matches(pattern: str) -> Iterator[Match]:
 
 
 def _split(pattern: str) -> tuple[str, list[str]]:
-    """The folder before the first part with a wildcard, and the parts from there on."""
-    parts = [part for part in pattern.split("/") if part]
+    """The folder before the first part with a wildcard, and the parts from there on. Several `**` in a row
+    mean what one does, and are one.
+    """
+    parts: list[str] = []
+    for part in pattern.split("/"):
+        if part and (part, parts[-1:]) != ("**", ["**"]):
+            parts.append(part)
     first = next(place for place, part in enumerate(parts) if is_pattern(part))
     return ("/" if pattern.startswith("/") else "") + "/".join(parts[:first]), parts[first:]
 
@@ -78,8 +90,7 @@ def _below(folder: str, parts: Sequence[str], root: str) -> Iterator[str]:
     """
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for below in _folders(folder):
-            yield from _below(below, rest or ["*"], root)
+        yield from _at_any_depth(folder, rest or ["*"], root)
     elif not is_pattern(part):
         path = os.path.join(folder, part)
         if rest:
@@ -89,12 +100,44 @@ def _below(folder: str, parts: Sequence[str], root: str) -> Iterator[str]:
     else:
         with suppress(OSError):  # no folder, or one that cannot be listed: nothing in it matches
             for entry in entries(folder):
-                if fnmatchcase(entry.name, part) and (part.startswith(".") or not is_hidden(entry.name)):
+                if _fits(entry.name, part):
                     path = os.path.join(folder, entry.name)
                     if rest:
                         yield from _into(path, rest, root)
                     else:
                         yield path
+
+
+def _at_any_depth(folder: str, parts: Sequence[str], root: str) -> Iterator[str]:
+    """What the parts match in a folder and in all that are below it: each path once, but for links out."""
+    again = parts.index("**") if "**" in parts else len(parts)
+    fixed, further = parts[:again], parts[again:]
+    for start in _folders(folder):
+        for path in _below(start, fixed, root):
+            if not further:
+                yield path
+            elif not _came_before(start, path, folder, fixed) or os.path.islink(path):
+                yield from _into(path, further, root)
+
+
+def _came_before(start: str, path: str, folder: str, fixed: Sequence[str]) -> bool:
+    """Whether what is in this folder was given already, where another `**` follows on the fixed parts: they
+    matched a folder above it when the first one stood for fewer folders, and the second led from there to
+    here. So it is in **/b/** with b/c/b, from the folder b/c on.
+    """
+    names = _names(path, folder)
+    return any(all(map(_fits, names[fewer:], fixed)) for fewer in range(len(_names(start, folder))))
+
+
+def _names(path: str, folder: str) -> list[str]:
+    """The parts of a path below a folder."""
+    return [name for name in path[len(folder) :].split("/") if name]
+
+
+def _fits(name: str, part: str) -> bool:
+    if not is_pattern(part):
+        return name == part
+    return fnmatchcase(name, part) and (part.startswith(".") or not is_hidden(name))
 
 
 def _into(path: str, rest: Sequence[str], root: str) -> Iterator[str]:

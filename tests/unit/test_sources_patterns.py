@@ -58,6 +58,38 @@ def test_two_stars_stand_for_any_folders_and_name_each_file_once() -> None:
     assert names("**/d/*") == ["photos/b/d/e.png"]
 
 
+def test_two_stars_in_a_row_are_one() -> None:
+    put("photos/a.png", "photos/b/c.png", "photos/b/d/e.png")
+    assert names("photos/**/**/*.png") == names("photos/**/*.png")
+    assert names("photos/**/**/**") == names("photos/**")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        # b/a, b/b/c and b/b/d/b/e are below a folder b in one, two and three ways.
+        ("photos/**/b/**", ["b/a", "b/b/c", "b/b/d/b/e"]),
+        ("photos/**/b/**/e", ["b/b/d/b/e"]),
+        ("photos/**/b/**/b/**", ["b/b/c", "b/b/d/b/e"]),
+        ("photos/**/b/*/**", ["b/b/c", "b/b/d/b/e"]),
+        ("photos/**/*/**/*", ["b/a", "b/b/c", "b/b/d/b/e"]),
+        ("photos/**/[bd]/b/**", ["b/b/c", "b/b/d/b/e"]),
+    ],
+)
+def test_several_times_two_stars_name_each_file_once(pattern: str, expected: list[str]) -> None:
+    put("photos/b/a", "photos/b/b/c", "photos/b/b/d/b/e", "photos/x")
+    assert names(pattern) == [f"photos/{path}" for path in expected]
+
+
+@pytest.mark.parametrize("pattern", ["photos/**/*/**", "photos/**/*/*", "photos/**/deep/**/[ou]*/x"])
+def test_a_link_out_is_named_once_however_many_parts_lead_to_it(pattern: str) -> None:
+    put("photos/deep/deep/a.png", "outside/b.png")
+    Path("photos/deep/out").symlink_to("../../outside")
+    Path("photos/deep/deep/out").symlink_to("../../../outside")
+    found = [image.name for image in Sources([pattern]) if image.error is not None]
+    assert sorted(found) == ["photos/deep/deep/out", "photos/deep/out"]
+
+
 def test_two_stars_follow_no_symlinked_folders() -> None:
     # Given two links that lead back up, which would double the paths at each level, and one that leads out
     put("photos/a.png", "outside/b.png")
