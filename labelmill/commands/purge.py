@@ -19,6 +19,10 @@ app = typer.Typer(add_completion=False)
 #: How long payloads are kept where nobody says: long enough to look at the errors and try them again.
 _PAYLOAD_DAYS: Final = 7.0
 
+#: A century: the time that lies so many days back must be one that both databases can hold. What lies before
+#: is an error to PostgreSQL, and to SQLite no time, which nothing is older than.
+MAX_DAYS: Final = 36_500
+
 
 @app.command(
     epilog=examples("labelmill purge --payloads 7 --dry-run", "labelmill purge --payloads 7 --jobs 365")
@@ -29,6 +33,7 @@ def purge(
         float | None,
         typer.Option(
             min=0,
+            max=MAX_DAYS,
             metavar="DAYS",
             help="Remove the images of jobs that finished more than so many days ago; predictions stay. "
             f"{_PAYLOAD_DAYS:g} where neither option is given.",
@@ -38,6 +43,7 @@ def purge(
         float | None,
         typer.Option(
             min=0,
+            max=MAX_DAYS,
             metavar="DAYS",
             help="Remove jobs that finished more than so many days ago, with their predictions.",
         ),

@@ -61,6 +61,8 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
         (["predictions", "x", "--after", str(-(2**63) - 1)], "is too large a number"),
         (["train", "--seed", str(2**31)], "--seed"),
         (["retrain", "--seed", str(2**31)], "--seed"),
+        (["purge", "--jobs", "9999999"], "--jobs': Input should be less than or equal to 36500"),
+        (["purge", "--payloads", "inf"], "--payloads': Input should be less than or equal to 36500"),
     ],
 )
 def test_what_no_ledger_could_hold_is_a_mistake_too(idle: Home, arguments: list[str], message: str) -> None:

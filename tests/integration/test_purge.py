@@ -29,6 +29,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
 from labelmill.commands import predictions as command
+from labelmill.commands.purge import MAX_DAYS
 from labelmill.purging import Purge, Purged
 from producer.retry import retry
 from producer.sources import SourceImage
@@ -218,6 +219,19 @@ def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
     assert rows_of(ledger, old) == (0, 0, 0)
     assert rows_of(ledger, middle) == (1, 2, 4)
     assert store.folders("payloads") == [young.id]
+
+
+def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
+    # Given jobs that finished just before and just after
+    old, young = submitted(4), submitted(4)
+    for job, days in ((old, MAX_DAYS + 1), (young, MAX_DAYS - 1)):
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+
+    # When all that is older is purged, Then it is gone
+    assert purge(payloads=MAX_DAYS, jobs=MAX_DAYS).jobs == 1
+    assert rows_of(ledger, old) == (0, 0, 0)
+    assert rows_of(ledger, young) == (1, 2, 4)
 
 
 def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, monkeypatch):
