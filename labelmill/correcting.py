@@ -153,7 +153,31 @@ class _Batch:
     def save(self) -> list[Correction]:
         """Stores the rows. Raises Unavailable."""
         with self._ledger.transaction() as connection:
-            return save_corrections(connection, self._made)
+            saved = save_corrections(connection, self._made)
+        for correction in saved:
+            self._keep_copy(correction)
+        return saved
+
+    def _keep_copy(self, correction: Correction) -> None:
+        """Puts a copy there again that was removed before its row was stored: by who took back another
+        correction of the same bytes. Raises Unavailable.
+        """
+        key = correction_key(correction.image_sha256)
+        try:
+            self._store.get(key, limit=0)
+            return
+        except FileNotFoundError:
+            pass
+        with self._ledger.reading() as connection:
+            chunk = chunk_of(connection, correction.job_id, correction.index)
+        if chunk is None:
+            return
+        # Where the image is gone as well, nothing can be done: the training tells which it does without.
+        with suppress(Conflict):
+            wish = Wish(correction.job_id, correction.index, correction.label)
+            data = self._read(wish, self._contents(chunk)[correction.index - chunk.first_index])
+            if hashlib.sha256(data).hexdigest() == correction.image_sha256:
+                self._store.put(key, data)
 
     @contextmanager
     def _noting(self, *wishes: Wish) -> Iterator[None]:
@@ -297,8 +321,20 @@ def _no_job(job_id: str) -> NotFound:
 def _remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:
     """Removes copies that no correction needs. Raises Unavailable."""
     with ledger.reading() as connection:
-        for sha256 in without_correction(connection, dict.fromkeys(image_sha256s)):
-            store.remove(correction_key(sha256))
+        unneeded = without_correction(connection, dict.fromkeys(image_sha256s))
+    for sha256 in unneeded:
+        key = correction_key(sha256)
+        try:
+            data = store.get(key)
+        except FileNotFoundError:
+            continue
+        store.remove(key)
+        # Somebody may have corrected the same bytes since the ledger was asked, and looked for the copy while
+        # it was there. Who stores the row after this looks for it later still (`_Batch.save`).
+        with ledger.reading() as connection:
+            needed = not without_correction(connection, [sha256])
+        if needed:
+            store.put(key, data)
 
 
 # ---- files of corrections -----------------------------------------------------------------------------

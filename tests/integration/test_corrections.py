@@ -302,6 +302,77 @@ def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> 
     assert client.corrections() == []
 
 
+# ---- two people at the same moment --------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(client, submitted, worker) -> Job:
+    """A finished job of two images with the same bytes, the first one corrected."""
+    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
+    finish(worker, job)
+    client.correct(job.id, 0, "1")
+    return job
+
+
+@pytest.mark.parametrize("image", [1, 0], ids=["the other image", "the same image"])
+def test_a_copy_that_goes_before_its_row_comes_is_put_there_again(
+    client, settings, store, twins, monkeypatch, image
+) -> None:
+    # given somebody who takes the first image's correction back while an image of the same bytes is
+    # corrected: when its copy was found or made, and before its row is there
+    def slow(*args: Any) -> Any:
+        with Client(settings) as another:
+            another.undo_correction(twins.id, 0)
+        assert copies(store) == set()
+        return original(*args)
+
+    original = correcting._Batch.save
+    monkeypatch.setattr(correcting._Batch, "save", slow)
+    client.correct(twins.id, image, "2")
+
+    # then the row has its copy
+    assert [(each.index, each.label) for each in client.corrections()] == [(image, "2")]
+    assert store.get(correction_key(sha256(b"same"))) == b"same"
+
+
+def test_a_copy_that_is_needed_again_when_it_is_removed_is_put_back(
+    client, settings, store, twins, monkeypatch
+) -> None:
+    # given somebody who corrects an image, from the beginning to the end, while the only correction of the
+    # same bytes is taken back: when nobody needed the copy, and before it is removed
+    def slow(*args: Any) -> None:
+        with Client(settings) as another:
+            another.correct(twins.id, 1, "2")
+        original(*args)
+        assert copies(store) == set()
+
+    original = Store.remove
+    monkeypatch.setattr(Store, "remove", slow)
+    client.undo_correction(twins.id, 0)
+
+    # then the row has its copy
+    assert [(each.index, each.label) for each in client.corrections()] == [(1, "2")]
+    assert store.get(correction_key(sha256(b"same"))) == b"same"
+
+
+def test_a_copy_that_goes_together_with_its_image_is_no_error(
+    client, ledger, settings, store, twins, monkeypatch
+) -> None:
+    # given a purge as well, in the same moment, when the image is corrected
+    def slow(*args: Any) -> Any:
+        with Client(settings) as another:
+            another.undo_correction(twins.id, 0)
+        purge(ledger, store)
+        return original(*args)
+
+    original = correcting._Batch.save
+    monkeypatch.setattr(correcting._Batch, "save", slow)
+
+    # then it is stored, and a training will tell that it cannot learn from it
+    assert client.correct(twins.id, 1, "2").label == "2"
+    assert copies(store) == set()
+
+
 # ---- many at a time -----------------------------------------------------------------------------------
 
 
