@@ -54,11 +54,11 @@ def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "in
     ]
 
 
-def beat_command(*, loglevel: str = "info") -> list[str]:
+def beat_command() -> list[str]:
     """The command line of Celery beat. No pid file: one that is left behind keeps beat from starting."""
     return [
         *(sys.executable, "-m", "celery", "-A", "worker.app", "beat"),
-        *("--pidfile=", "--loglevel", loglevel),
+        *("--pidfile=", "--loglevel", "info"),
     ]
 
 

@@ -250,19 +250,13 @@ def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
     return connection.scalar(finished.limit(1)) is not None
 
 
-def end_job(
-    connection: Connection,
-    job_id: str,
-    state: JobState,
-    *only_if: sa.ColumnElement[bool],
-    error: str | None = None,
-) -> bool:
+def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
     """Stops a job that has not finished: `failed` or `cancelled`. Its waiting chunks are dropped, outcomes
     stay, and a chunk that is being worked on may still bring its own in. False where it had finished.
     """
     ended = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED), *only_if)
+        .where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
         .values(state=state, error=error, finished_at=db_now())
     )
     if ended.rowcount != 1:

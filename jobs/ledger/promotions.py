@@ -131,13 +131,6 @@ def champion_history(connection: Connection, *, limit: int | None = None) -> lis
     return [Promotion(**row._mapping) for row in connection.execute(_MOVES.limit(limit))]
 
 
-def latest_promotion(connection: Connection, model_id: str) -> Promotion | None:
-    """The latest move that made the model the champion, if there was one."""
-    query = _MOVES.where(promotions.c.model_id == model_id).limit(1)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else Promotion(**row._mapping)
-
-
 def champion_before(connection: Connection) -> str:
     """The model that `roll_back` would make the champion. Raises Conflict where there was none before."""
     return _before(connection, connection.scalar(_CHAMPION_ID))

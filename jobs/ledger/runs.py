@@ -156,16 +156,9 @@ def run_to_ring(connection: Connection) -> str | None:
 # ---- a trainer at work --------------------------------------------------------------------------------
 
 
-def claim_run(
-    connection: Connection,
-    run_id: str,
-    *,
-    owner: str,
-    token: str | None = None,
-    lease_seconds: float = RUN_LEASE_SECONDS,
-) -> RunClaim | None:
+def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | None:
     """Takes the run if it waits for a trainer; None where there is nothing to do."""
-    token = token or new_id()
+    token = new_id()
     recipe = connection.execute(
         training_runs.update()
         .where(training_runs.c.id == run_id, training_runs.c.state == RunState.PENDING, ~_is_stale())
@@ -173,7 +166,7 @@ def claim_run(
             state=RunState.RUNNING,
             token=token,
             owner=owner,
-            lease_until=db_now(lease_seconds),
+            lease_until=db_now(RUN_LEASE_SECONDS),
             started_at=db_now(),
         )
         .returning(training_runs.c.recipe)
@@ -181,9 +174,9 @@ def claim_run(
     return None if recipe is None else RunClaim(run_id, token, recipe)
 
 
-def renew_run(connection: Connection, claim: RunClaim, *, lease_seconds: float = RUN_LEASE_SECONDS) -> None:
+def renew_run(connection: Connection, claim: RunClaim) -> None:
     """A fresh lease. Raises RunLost."""
-    _change(connection, claim, lease_until=db_now(lease_seconds))
+    _change(connection, claim, lease_until=db_now(RUN_LEASE_SECONDS))
 
 
 def describe_data(
@@ -367,11 +360,9 @@ def find_active_run(connection: Connection) -> Run | None:
     return None if row is None else _to_run(row)
 
 
-def latest_runs(connection: Connection, *, limit: int, state: RunState | None = None) -> list[Run]:
-    """The latest runs, newest first; only those in `state` where one is given."""
+def latest_runs(connection: Connection, *, limit: int) -> list[Run]:
+    """The latest runs, newest first."""
     query = _RUNS.order_by(training_runs.c.id.desc()).limit(limit)
-    if state is not None:
-        query = query.where(training_runs.c.state == state)
     return [_to_run(row) for row in connection.execute(query)]
 
 

@@ -32,6 +32,9 @@ _ERRORS: Final = (1e-5, 1.0)
 # More ticks than this on an axis run into each other.
 _MOST_TICKS: Final = 7
 
+# About so many are enough where they are evenly spread.
+_LINEAR_TICKS: Final = 5
+
 #: How a series is drawn, by its class in `page.css`.
 Style = Literal["ours", "theirs"]
 
@@ -155,11 +158,11 @@ def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
 # ---- axes ---------------------------------------------------------------------------------------------
 
 
-def linear_ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about `wanted` of them."""
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`, about _LINEAR_TICKS of them."""
     if not high > low:
         return [low]
-    raw = (high - low) / wanted
+    raw = (high - low) / _LINEAR_TICKS
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

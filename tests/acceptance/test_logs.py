@@ -221,7 +221,8 @@ def test_a_worker_without_its_broker_says_so_in_json_and_no_secret(deployment: D
 
 
 def test_every_line_of_beat_is_json(deployment: Deployment) -> None:
-    with deployment.process("beat", beat_command(loglevel="debug")) as beat:
+    # given all that beat can say: of two options the last one counts
+    with deployment.process("beat", [*beat_command(), "--loglevel", "debug"]) as beat:
         until(lambda: deployment.says("beat", "beat: Starting"), "beat has started")
         beat.send_signal(signal.SIGTERM)
         beat.wait(60)

@@ -398,8 +398,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_what_has_finished_cannot_be_stopped",
         Change(
             _CLAIMS,
-            ".where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED), *only_if)",
-            ".where(jobs.c.id == job_id, *only_if)",
+            ".where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))",
+            ".where(jobs.c.id == job_id)",
         ),
     ),
     _mutant(

@@ -22,7 +22,6 @@ from jobs.ledger.promotions import (
     champion_before,
     champion_history,
     find_verdict,
-    latest_promotion,
     lock_champion,
     move_champion,
     roll_back,
@@ -194,13 +193,14 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     # and both the verdict and the promotion can be read again.
     with ledger.reading() as connection:
         stored = find_verdict(connection, new.id)
-        move = latest_promotion(connection, new.id)
-        assert latest_promotion(connection, "nothing") is find_verdict(connection, "nothing") is None
+        [move] = champion_history(connection, limit=1)
+        assert find_verdict(connection, "nothing") is None
     assert (stored.run_id, stored.champion_id, stored.promote, stored.forced) == (run_id, old.id, True, False)
     assert [(check["name"], check["passed"], check["text"]) for check in stored.checks] == [
         (check.name, check.passed, check.text) for check in verdict.checks
     ]
-    assert (move.previous_id, move.how, move.verdict_id, move.forced) == (old.id, "retrain", stored.id, False)
+    assert (move.model_id, move.previous_id, move.how) == (new.id, old.id, "retrain")
+    assert (move.verdict_id, move.forced) == (stored.id, False)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,6 @@ def test_what_is_not_better_is_refused_with_its_reasons_and_changes_nothing(ledg
     assert why in verdict.reason
     with ledger.reading() as connection:
         assert find_verdict(connection, new.id).promote is False
-        assert latest_promotion(connection, new.id) is None
     assert champion_of(ledger) == old.id
     assert moves_of(ledger) == [(None, old.id, "promote")]
 
@@ -250,7 +249,8 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
     assert verdict.reason.startswith("promoted by force, although accuracy is 0.7000")
     with ledger.reading() as connection:
         stored = find_verdict(connection, new.id)
-        assert latest_promotion(connection, new.id).forced
+        [move] = champion_history(connection, limit=1)
+    assert (move.model_id, move.forced) == (new.id, True)
     assert (stored.promote, stored.forced) == (True, True)
     assert {check["name"] for check in stored.checks if not check["passed"]} == {"accuracy", "better"}
     assert champion_of(ledger) == new.id
