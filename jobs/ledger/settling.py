@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_in_work, drop_chunks
 from jobs.schema import FINISHED, ChunkState, chunks, jobs
 
-#: Chunks that may still bring in outcomes.
-_OPEN = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
+#: Of a chunk: open, or held until its job is resumed.
+_MAY_BRING_OUTCOMES: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
 
 
 def settle_job(connection: Connection, job_id: str) -> bool:
@@ -23,14 +25,14 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     # claim that is not committed yet, and then sees it.
     nobodys = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, _OPEN, ~chunk_is_in_work(), finished)
+        .where(chunks.c.job_id == job_id, _MAY_BRING_OUTCOMES, ~chunk_is_in_work(), finished)
         .order_by(chunks.c.id)
         .with_for_update()
     )
     ids = list(connection.scalars(nobodys))
     if ids:
         drop_chunks(connection, ids)
-    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _OPEN)
+    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _MAY_BRING_OUTCOMES)
     settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
     return connection.scalar(settled) is not None
 
