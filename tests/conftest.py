@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import hypothesis
 import psycopg
@@ -30,6 +30,7 @@ import redis
 import sqlalchemy as sa
 import structlog
 from celery import Celery
+from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ids import new_id
@@ -300,6 +301,29 @@ def wait_until_blocked(ledger: Ledger) -> Callable[..., None]:
         pytest.fail(f"there are no {number} who wait for a lock")
 
     return wait_until_blocked
+
+
+def plans_of(ledger: Ledger, ask: Callable[[Connection], object]) -> list[tuple[str, str]]:
+    """The queries that `ask` sends, each with how the database goes about it: by which indexes."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_conn: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith("SELECT"):  # and no BEGIN
+            sent.append((statement, parameters))
+
+    explain = "EXPLAIN QUERY PLAN" if ledger.is_sqlite else "EXPLAIN"
+    with ledger.reading() as connection:
+        sa.event.listen(connection, "before_cursor_execute", note)
+        ask(connection)
+        sa.event.remove(connection, "before_cursor_execute", note)
+        if not ledger.is_sqlite:
+            # Of a table with three rows PostgreSQL would read all three.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+        return [
+            (statement, "\n".join(map(str, connection.exec_driver_sql(f"{explain} {statement}", parameters))))
+            for statement, parameters in sent
+        ]
 
 
 def _migrate(url: str) -> None:

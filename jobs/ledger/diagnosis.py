@@ -8,10 +8,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, job_is_paused
+from jobs.ledger.claims import CHUNK_IS_OPEN, JOB_GOES_ON, chunk_is_due, chunk_is_in_work, job_is_paused
 from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
 from jobs.ledger.upkeep import RECONCILE_LOCK
-from jobs.schema import UNFINISHED, ChunkState, JobState, aliases, chunks, db_now, jobs, locks, metadata
+from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, locks, metadata
 
 # ---- the database -------------------------------------------------------------------------------------
 
@@ -121,14 +121,14 @@ def work(connection: Connection) -> Work:
     """Of the jobs that are neither paused nor finished."""
     waiting, oldest = connection.execute(
         sa.select(sa.func.count(), sa.func.min(chunks.c.created_at)).where(
-            chunks.c.state == ChunkState.PENDING, ~job_is_paused()
+            CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, ~job_is_paused()
         )
     ).one()
     under_way = connection.scalar(sa.select(sa.func.count()).where(chunk_is_in_work()))
     finished = connection.scalar(
         sa.select(sa.func.max(chunks.c.finished_at))
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(jobs.c.state.in_(UNFINISHED), chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]))
+        .where(JOB_GOES_ON, chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]))
     )
     moment = now(connection)
     return Work(
@@ -151,7 +151,7 @@ def lost_chunks(connection: Connection, *, seconds: float) -> dict[str, int]:
 
 def crashing_chunks(connection: Connection) -> dict[str, int]:
     """Chunks that are not done yet and crashed before: how many by job."""
-    return _by_job(connection, _is_open(), chunks.c.crashes > 0)
+    return _by_job(connection, CHUNK_IS_OPEN, chunks.c.crashes > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def returning_chunks(connection: Connection, *, releases: int) -> list[Returning
     """Chunks that are not done yet and were given back so often, the worst of each job."""
     rows = connection.execute(
         sa.select(chunks.c.job_id, chunks.c.releases, chunks.c.error)
-        .where(_is_open(), chunks.c.releases >= releases)
+        .where(CHUNK_IS_OPEN, chunks.c.releases >= releases)
         .order_by(chunks.c.releases)
     )
     return list({row.job_id: Returning(row.job_id, row.releases, row.error) for row in rows}.values())
@@ -190,9 +190,7 @@ def paused_jobs(connection: Connection, *, seconds: float) -> list[str]:
     """Jobs that were paused longer ago and not resumed."""
     return list(
         connection.scalars(
-            sa.select(jobs.c.id)
-            .where(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at < db_now(-seconds))
-            .order_by(jobs.c.id)
+            sa.select(jobs.c.id).where(JOB_GOES_ON, jobs.c.paused_at < db_now(-seconds)).order_by(jobs.c.id)
         )
     )
 
@@ -202,7 +200,7 @@ def silent_jobs(connection: Connection, *, seconds: float) -> list[str]:
     return list(
         connection.scalars(
             sa.select(jobs.c.id)
-            .where(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-seconds))
+            .where(JOB_GOES_ON, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-seconds))
             .order_by(jobs.c.id)
         )
     )
@@ -210,15 +208,11 @@ def silent_jobs(connection: Connection, *, seconds: float) -> list[str]:
 
 def models_needed(connection: Connection) -> set[str]:
     """Models that have an alias, or that a job which goes on is pinned to."""
-    pinned = sa.select(jobs.c.model_id).where(jobs.c.state.in_(UNFINISHED))
+    pinned = sa.select(jobs.c.model_id).where(JOB_GOES_ON)
     return set(connection.scalars(sa.union(sa.select(aliases.c.model_id), pinned)))
 
 
-def _is_open() -> sa.ColumnElement[bool]:
-    return chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED])
-
-
-def _by_job(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, int]:
+def _by_job(connection: Connection, *which: sa.ColumnElement[bool] | sa.TextClause) -> dict[str, int]:
     rows = connection.execute(
         sa.select(chunks.c.job_id, sa.func.count())
         .where(*which)

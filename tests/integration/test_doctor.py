@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import jobs.ledger.database
 import jobs.settings
 from jobs.ids import new_id
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, diagnosis
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.ledger.outcomes import Outcome
@@ -42,7 +43,7 @@ from labelmill.doctor import models as model_checks
 from labelmill.doctor import store as store_checks
 from labelmill.doctor.findings import Area, Finding, Level
 from labelmill.looking import words_of
-from tests.conftest import Broker, PostgresqlServer
+from tests.conftest import Broker, PostgresqlServer, plans_of
 from worker.reconcile import Reconciler
 
 OK, WARNING, PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
@@ -163,6 +164,27 @@ def test_what_others_say_is_repeated_without_a_password_that_begins_like_another
         ledger_url="postgresql://mill:open@host/mill", store_url="s3://key:opensesame@bucket/mill"
     )
     assert words_of(RuntimeError("neither opensesame nor open"), settings) == "neither *** nor ***"
+
+
+def test_the_doctor_looks_at_open_chunks_and_jobs_by_their_indexes(ledger, make_job, worker):
+    # Given a ledger, which may hold millions of chunks that are done
+    worker.must_claim(make_job([1, 1]).chunks[0])
+
+    def ask(connection):
+        diagnosis.work(connection)
+        diagnosis.lost_chunks(connection, seconds=1)
+        diagnosis.crashing_chunks(connection)
+        diagnosis.returning_chunks(connection, releases=1)
+        diagnosis.paused_jobs(connection, seconds=1)
+        diagnosis.silent_jobs(connection, seconds=1)
+        diagnosis.models_needed(connection)
+
+    # When the database is asked how it goes about what the doctor asks, Then it reads by the small indexes
+    looks = [(text, plan) for text, plan in plans_of(ledger, ask) if re.search(r"FROM (chunks|jobs)", text)]
+    assert len(looks) == 9
+    for text, plan in looks:
+        assert "ix_chunks_open" in plan or "ix_jobs_open" in plan, f"{text}\n{plan}"
+        assert not re.search(r"SCAN (chunks|jobs)", plan), f"{text}\n{plan}"
 
 
 # ---- settings -----------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import new_id
-from jobs.ledger import Ledger
 from jobs.ledger import backlog as backlog_module
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, end_job
@@ -28,6 +27,7 @@ from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
+from tests.conftest import plans_of
 from tests.scraping import Scrape, collected, exporter, scrape
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -287,22 +287,12 @@ def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
-    # Given a ledger, and the statements of a scrape as they are sent
+    # Given a ledger
     job = make_job([1, 1])
     worker.must_claim(job.chunks[0])
-    sent: list[tuple[str, object]] = []
 
-    def note(_conn, _cursor, statement, parameters, _context, _many):
-        sent.append((statement, parameters))
-
-    sa.event.listen(ledger.engine, "before_cursor_execute", note)
-    with ledger.reading() as connection:
-        backlog(connection)
-    sa.event.remove(ledger.engine, "before_cursor_execute", note)
-
-    # When the database is asked how it goes about them, Then it reads chunks and jobs by the small indexes
-    for statement, parameters in sent:
-        plan = plan_of(ledger, statement, parameters)
+    # When the database is asked how it goes about what a scrape asks, Then it reads by the small indexes
+    for statement, plan in plans_of(ledger, backlog):
         for table, index in (("chunks", "ix_chunks_open"), ("jobs", "ix_jobs_open")):
             if f"FROM {table}" in statement.replace("\n", " "):
                 assert index in plan, f"{statement}\n{plan}"
@@ -310,29 +300,13 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
         assert not re.search(r"SCAN (chunks|jobs)(?! USING)", plan), f"{statement}\n{plan}"
 
 
-def plan_of(ledger: Ledger, statement: str, parameters: object) -> str:
-    with ledger.reading() as connection:
-        if connection.dialect.name == "postgresql":
-            # Of a table with three rows PostgreSQL would read all three.
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
-            rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
-        else:
-            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        return "\n".join(str(tuple(row)) for row in rows)
-
-
 @pytest.mark.parametrize("wanted", [chunk_is_due, chunk_is_in_work])
 def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
     # Each worker's reconciler asks every two seconds, whatever was done before.
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.id).where(wanted()).compile(connection)
-        parameters = (
-            query.params
-            if query.positiontup is None
-            else tuple(query.params[name] for name in query.positiontup)
-        )
-    assert "ix_chunks_open" in plan_of(ledger, str(query), parameters)
+    [(_, plan)] = plans_of(
+        ledger, lambda connection: connection.execute(sa.select(chunks.c.id).where(wanted()))
+    )
+    assert "ix_chunks_open" in plan
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
