@@ -92,7 +92,7 @@ class NotFound(UserError):
 
 
 class Conflict(UserError):
-    """The submission key was already used for other content."""
+    """What was asked does not fit how things stand."""
 
 
 class LedgerNotReady(UserError):
