@@ -18,7 +18,7 @@ from jobs.ledger.intake import touch_job
 SIGN_SECONDS: Final = 10.0
 
 
-class SignsOfLife:
+class ProducerSigns:
     """Of one job, from `begin` to `end`."""
 
     def __init__(self, ledger: Ledger, job_id: str) -> None:

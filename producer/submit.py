@@ -27,7 +27,7 @@ from jobs.references import Reference, Roots
 from jobs.remote import is_url
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
-from producer.alive import SignsOfLife
+from producer.alive import ProducerSigns
 from producer.sources import SourceImage
 from producer.sources.image import name_bytes
 
@@ -270,7 +270,7 @@ def _store_chunks(
     fingerprint = _Fingerprint() if terms.key is not None else None
     total = 0
     opened = False
-    signs = SignsOfLife(ledger, job_id)
+    signs = ProducerSigns(ledger, job_id)
     try:
         for draft in drafts:
             chunk = _store_payload(store, job_id, total, draft)

@@ -20,7 +20,7 @@ from jobs.queue import Bell
 from worker.bench import owner_name
 
 
-class SignOfLife:
+class WorkerRow:
     """One main process's row."""
 
     def __init__(self, ledger: Ledger, bell: Bell, *, queue: str) -> None:

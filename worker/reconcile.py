@@ -35,7 +35,7 @@ from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_OUTSTANDING, RETRAIN_QUEUE, Bell
 from jobs.settings import Settings
 from worker.bench import owner_name
-from worker.presence import SignOfLife, ready_children
+from worker.presence import WorkerRow, ready_children
 
 logger = logging.getLogger(__name__)
 
@@ -97,42 +97,42 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
 
         def __init__(self, _worker: Any, **_: Any) -> None:
             self._timer: Any = None
-            self._presence: SignOfLife | None = None
+            self._row: WorkerRow | None = None
 
         def start(self, worker: Any) -> None:
             ledger = Ledger.of_a_main_loop(settings.ledger)
             holder = owner_name(os.getpid())
             bell = Bell(worker.app)
             reconciler = Reconciler(ledger, bell, holder=holder)
-            presence = SignOfLife(ledger, bell, queue=next(iter(worker.app.amqp.queues.consume_from)))
+            row = WorkerRow(ledger, bell, queue=next(iter(worker.app.amqp.queues.consume_from)))
 
             def tick() -> None:
                 try:
                     if sent := reconciler.tick():
                         logger.info("rang again for %d chunks", sent)
-                    presence.tick(ready_children(worker.pool))
+                    row.tick(ready_children(worker.pool))
                 except (LabelmillError, OperationalError, OSError) as error:
                     logger.warning("reconciling is put off: %s", error)
 
             self._timer = worker.timer.call_repeatedly(RECONCILE_SECONDS, tick)
-            self._presence = presence
+            self._row = row
 
         def stop(self, worker: Any) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._presence is not None:
-                _leave(self._presence)
-                self._presence = None
+            if self._row is not None:
+                _leave(self._row)
+                self._row = None
             if RETRAIN_QUEUE in worker.app.amqp.queues.consume_from:
                 _interrupt_training(settings, worker.pool.info["processes"])
 
     return Reconcile
 
 
-def _leave(presence: SignOfLife) -> None:
+def _leave(row: WorkerRow) -> None:
     try:
-        presence.end()
+        row.end()
     except LabelmillError as error:
         logger.warning("this worker still counts as there for a while: %s", error)
 

@@ -28,13 +28,13 @@ from jobs.settings import Settings
 from labelmill.readiness import Part, readiness
 from worker import presence as presence_module
 from worker.bench import owner_name
-from worker.presence import SignOfLife
+from worker.presence import WorkerRow
 from worker.reconcile import Reconciler
 
 
 @pytest.fixture
-def sign(ledger, bell) -> SignOfLife:
-    return SignOfLife(ledger, bell, queue=CLASSIFY_QUEUE)
+def row(ledger, bell) -> WorkerRow:
+    return WorkerRow(ledger, bell, queue=CLASSIFY_QUEUE)
 
 
 def listed(ledger: Ledger) -> list[WorkerStatus]:
@@ -59,9 +59,9 @@ def let_pass(ledger: Ledger, seconds: float) -> None:
 # ---- the row ------------------------------------------------------------------------------------------
 
 
-def test_a_worker_says_who_it_is_and_what_its_processes_are_at(ledger, make_job, new_worker, sign):
+def test_a_worker_says_who_it_is_and_what_its_processes_are_at(ledger, make_job, new_worker, row):
     # Given a worker with two processes, of which one has claimed a chunk
-    assert sign.tick([17, 18])
+    assert row.tick([17, 18])
     job = make_job([1])
     new_worker(owner_name(18)).must_claim(job.chunks[0])
 
@@ -84,21 +84,21 @@ def test_a_trainer_says_which_run_it_is_at(ledger):
     assert trainer.run == run_id
 
 
-def test_a_sign_is_given_when_it_is_due_or_processes_have_changed(ledger, sign, monkeypatch):
+def test_a_sign_is_given_when_it_is_due_or_processes_have_changed(ledger, row, monkeypatch):
     # Given a worker whose processes are still loading their model
-    assert sign.tick([])
-    assert not sign.tick([])
+    assert row.tick([])
+    assert not row.tick([])
     assert listed(ledger)[0].processes == 0
 
     # When one is ready, Then that is told at once
-    assert sign.tick([17])
+    assert row.tick([17])
     assert listed(ledger)[0].processes == 1
-    assert not sign.tick([17])
+    assert not row.tick([17])
 
     # And when it is time, it is seen again
     let_pass(ledger, 100)
     monkeypatch.setattr(presence_module, "SEEN_SECONDS", 0.0)
-    assert sign.tick([17])
+    assert row.tick([17])
     [worker] = listed(ledger)
     assert worker.seen_seconds < 50
 
@@ -106,27 +106,27 @@ def test_a_sign_is_given_when_it_is_due_or_processes_have_changed(ledger, sign, 
 def test_a_worker_without_a_broker_gives_no_sign(ledger, settings, short_folder):
     # Given a broker that is away, and a ledger that is well
     away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
-    sign = SignOfLife(ledger, Bell(away), queue=CLASSIFY_QUEUE)
+    row = WorkerRow(ledger, Bell(away), queue=CLASSIFY_QUEUE)
 
     # When it is time for a sign, Then none is given
     with pytest.raises(OperationalError):
-        sign.tick([17])
+        row.tick([17])
     away.close()
     assert listed(ledger) == []
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_worker_without_a_ledger_gives_its_sign_when_it_is_back(bell, postgresql_server):
-    nowhere = SignOfLife(Ledger(postgresql_server.url("nowhere")), bell, queue=CLASSIFY_QUEUE)
+    nowhere = WorkerRow(Ledger(postgresql_server.url("nowhere")), bell, queue=CLASSIFY_QUEUE)
     for _ in range(2):  # it is tried again, not taken for given
         with pytest.raises(Unavailable):
             nowhere.tick([17])
 
 
-def test_a_worker_that_stops_takes_its_row_away(ledger, sign):
+def test_a_worker_that_stops_takes_its_row_away(ledger, row):
     report(ledger, "another")
-    sign.tick([17])
-    sign.end()
+    row.tick([17])
+    row.end()
     assert [worker.name for worker in listed(ledger)] == ["another"]
 
 
