@@ -103,6 +103,8 @@ def test_limits_hold() -> None:
     assert not takes(replace(SPEC, width=2), DEFAULT_LIMITS)
     assert takes(replace(SPEC, width=32, height=32), DEFAULT_LIMITS)
     assert not takes(replace(SPEC, width=33, height=32), DEFAULT_LIMITS)
+    assert takes(SPEC, ImageLimits(max_pixels=28 * 28))
+    assert not takes(SPEC, ImageLimits(max_pixels=28 * 28 - 1))
 
 
 @settings(max_examples=300)

@@ -40,7 +40,8 @@ _OVERHEAD: Final = 64
 
 def takes(spec: InputSpec, limits: ImageLimits) -> bool:
     """Whether pictures for such a model may be plain ones for this module: grey, small, and not tiny."""
-    is_small = spec.width * spec.height <= _MOST_PIXELS
+    # They are as large as the model wants them: where none may be, each is told so by itself.
+    is_small = spec.width * spec.height <= min(_MOST_PIXELS, limits.max_pixels)
     return "PNG" in limits.formats and spec.mode == "L" and is_small and spec.width > 2 and spec.height > 2
 
 
