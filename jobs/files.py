@@ -17,15 +17,17 @@ _PRIVATE_FILE: Final = 0o600
 PRIVATE_UMASK: Final = 0o077
 
 
-def make_private_folder(path: Path) -> None:
+def make_private_folder(path: Path) -> list[Path]:
     """Makes the folder where there is none, and those above it; every one it makes is its owner's alone.
-    Raises OSError.
+    Gives back those that were missing, the uppermost first. Raises OSError.
     """
     # Not mkdir(parents=True): that gives its mode to the last folder only.
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
+    missing.reverse()
+    for folder in missing:
         with contextlib.suppress(FileExistsError):  # another process was faster
             folder.mkdir(mode=_PRIVATE_FOLDER)
+    return missing
 
 
 def make_private_file(path: Path) -> None:
@@ -59,8 +61,8 @@ def private_umask() -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a private file; when this returns it survives a power cut, until then there is none of it.
-    Raises OSError.
+    """Writes a private file; when this returns it survives a power cut as well as its folder does, until then
+    there is none of it. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
@@ -75,7 +77,12 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise
     # The rename itself lies in the folder.
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """When this returns, what was made in the folder survives a power cut. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

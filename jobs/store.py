@@ -11,7 +11,7 @@ import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
-from jobs.files import make_private_folder, write_whole
+from jobs.files import make_private_folder, sync_folder, write_whole
 from jobs.urls import without_secrets
 
 
@@ -123,8 +123,12 @@ class Store:
         try:
             write_whole(path, data)
         except FileNotFoundError:  # the first file of its folder
-            make_private_folder(path.parent)
+            made = make_private_folder(path.parent)
             write_whole(path, data)
+            # A new folder lies in the one above it, and is gone with all that is in it where that one is not
+            # on the disk.
+            for folder in made:
+                sync_folder(folder.parent)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

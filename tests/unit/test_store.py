@@ -190,6 +190,32 @@ def test_a_writer_that_is_killed_leaves_whole_files_only(tmp_path):
         assert path.read_bytes() in (b"1" * 300_000, b"2" * 300_000)
 
 
+def test_a_new_folder_survives_a_power_cut_as_well_as_the_file_in_it(folder, monkeypatch):
+    # Given a store of which not even the folder is there, and what is waited for until it is on the disk
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> None:
+        original(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def paths() -> list[str]:
+        by_number = {path.stat().st_ino: path for path in (folder.parent, *folder.parent.rglob("*"))}
+        return [str(by_number[number].relative_to(folder.parent)) for number in synced]
+
+    original = os.fsync
+    monkeypatch.setattr(os, "fsync", sync)
+    store = Store(str(folder))
+
+    # When the first file is written, Then so is each new folder's entry in the one above it
+    store.put("payloads/job/one", b"x")
+    assert paths() == ["store/payloads/job/one", "store/payloads/job", ".", "store", "store/payloads"]
+
+    # And where the folder is there, nothing more than the file's own
+    synced.clear()
+    store.put("payloads/job/two", b"x")
+    assert paths() == ["store/payloads/job/two", "store/payloads/job"]
+
+
 def test_readers_never_see_the_file_that_is_being_written(folder):
     # Given a folder that is listed: a half-written file starts with a dot, and is gone at the end
     Store(str(folder)).put("payloads/job/chunk", b"x")
