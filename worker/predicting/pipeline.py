@@ -2,17 +2,18 @@
 
 The steps are told apart here; how images become outcomes is in `worker.predicting.batches`, how a picture is
 decoded in `worker.predicting.decode`, how a batch is predicted in `worker.predicting.classifier`, and what is
-written in `jobs.ledger.outcomes`. A challenger may see the same batches, see `worker.predicting.shadow`.
+written in `jobs.ledger.outcomes`. A challenger may see the same batches, see `worker.predicting.shadow`. What
+is said of it all, in the log and in traces, is in `worker.predicting.telling`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
@@ -33,16 +34,16 @@ from jobs.ledger.claims import (
 )
 from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
 from jobs.payloads import Payload, read_payload
 from jobs.schema import SMALL_JOB_IMAGES, JobState
-from jobs.traces import Part
 from worker.bench import Bench
 from worker.predicting.batches import classify_payloads
 from worker.predicting.lookout import Lookout
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
+from worker.predicting.telling import facts_of, name_in_log, say_done, subject_of, traced
 from worker.predicting.time_limit import (
     LEDGER_SILENT,
     images_took_it,
@@ -60,9 +61,6 @@ logger = logging.getLogger(__name__)
 
 #: Images of small chunks that are classified together: a full batch (`worker.predicting.classifier.BATCH`).
 GATHERED_IMAGES: Final = 512
-
-#: Where the trace's id is in W3C's `traceparent`.
-_TRACE_ID: Final = slice(3, 35)
 
 #: How long to wait before outcomes that are ready are written again: a database that is restarted takes
 #: seconds, and what was computed would have to be computed again.
@@ -101,14 +99,15 @@ def _attempt(
         logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
         return 0
     claims, challenger_id = claimed
-    subject, facts = _subject(claims), partial(_facts, claims, stages)
+    subject, facts = subject_of(claims), partial(facts_of, claims, stages)
     try:
-        _name_in_log(claims)
+        name_in_log(claims)
         with showing_the_time_limit():
             if must_split(claims[0]):
                 _split(claims[0], bench, stages)
                 return 0
-            classified = _classify(claims, challenger_id, bench, stages)
+            work = partial(_classify, claims, challenger_id, bench, stages)
+            classified = traced(claims, stages, bench.tracing, work)
     except LeaseLost:
         logger.warning(
             "%s: taken over by somebody else; nothing of ours was recorded", subject, extra=facts()
@@ -139,7 +138,7 @@ def _attempt(
         # In one line: Celery tells the traceback.
         logger.error("%s: crashed: %s", subject, repr(error), extra=facts())
         raise
-    return _say_done(classified, stages)
+    return say_done(classified, stages)
 
 
 def _serve(small_id: str, *, within: Claim, bench: Bench, outer_stages: Stages) -> None:
@@ -172,14 +171,14 @@ def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
         claim.chunk_id,
         claim.images,
         claim.error,
-        extra=_facts([claim], stages),
+        extra=facts_of([claim], stages),
     )
 
 
 def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
     """Ends the chunks' jobs, which cannot go on."""
     for claim in claims:
-        facts = _facts([claim], stages) | {"job": claim.job_id, "chunk": claim.chunk_id}
+        facts = facts_of([claim], stages) | {"job": claim.job_id, "chunk": claim.chunk_id}
         logger.error("job %s cannot go on: %s", claim.job_id, error, extra=facts)
         with bench.ledger.transaction() as connection:
             # The chunk first, as everywhere: two who lock them in different orders wait for each other.
@@ -198,7 +197,7 @@ def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, sta
         code, reason = ErrorCode.TIMEOUT, "it took longer than its time limit"
     else:
         reason = kept_waiting(stages)
-    logger.warning("%s: given back: %s", _subject(claims), reason, extra=_facts(claims, stages))
+    logger.warning("%s: given back: %s", subject_of(claims), reason, extra=facts_of(claims, stages))
     if code is None:
         _give_back(bench, claims, error=reason)
     else:
@@ -211,48 +210,6 @@ def _classify(
     claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
 ) -> list[Classified]:
     """From the payloads to the rows; gives back what was recorded. Raises whatever ends the attempt."""
-    if bench.tracing is None:
-        return _from_payloads_to_rows(claims, challenger_id, bench, stages)
-    recorded: list[Classified] = []
-    failed: str | None = None
-    try:
-        recorded = _from_payloads_to_rows(claims, challenger_id, bench, stages)
-        return recorded
-    except BaseException as error:
-        failed = type(error).__name__
-        raise
-    finally:
-        outcomes = {one.claim.chunk_id: one.outcomes for one in recorded}
-        ended = time.time_ns()
-        for claim in claims:
-            attributes: dict[str, str | int] = {
-                "chunk": claim.chunk_id,
-                "job": claim.job_id,
-                "model": claim.model_id,
-                "images": claim.images,
-                "attempt": claim.attempts,
-            }
-            if claim.chunk_id in outcomes:
-                found = outcomes[claim.chunk_id]
-                # Of one that was left, those that are left have a span of their own.
-                attributes |= {"images": len(found), "errors": _errors_of(found)}
-            bench.tracing.record(
-                "chunk",
-                traceparent=claim.traceparent,
-                began=stages.began,
-                ended=ended,
-                attributes=attributes,
-                parts=[
-                    Part(name, stage.began, stage.ended, stage.seconds)
-                    for name, stage in stages.found.items()
-                ],
-                error=failed,
-            )
-
-
-def _from_payloads_to_rows(
-    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
-) -> list[Classified]:
     classified = _outcomes(claims, challenger_id, bench, stages)
     if not classified:
         return []
@@ -268,56 +225,6 @@ def _from_payloads_to_rows(
         bench.bell.ring([rest_id], ahead=True)  # its job may be the oldest, and has waited its turn
     # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
     return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
-
-
-def _errors_of(outcomes: Sequence[Outcome]) -> int:
-    return sum(outcome.error is not None for outcome in outcomes)
-
-
-def _say_done(classified: list[Classified], stages: Stages) -> int:
-    """One line for each chunk, when all went well; gives back how many images these are."""
-    images = 0
-    for claim, outcomes, _, rest_id in classified:
-        facts = _facts([claim], stages)
-        errors = _errors_of(outcomes)
-        rest = "" if rest_id is None else f", {claim.images - len(outcomes)} left to chunk {rest_id}"
-        logger.info(
-            "chunk %s of job %s is done: %d images%s, %d errors, attempt %d; seconds: %s",
-            claim.chunk_id,
-            claim.job_id,
-            len(outcomes),
-            rest,
-            errors,
-            claim.attempts,
-            ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
-            extra=facts
-            | {"images": len(outcomes), "errors": errors, "chunk": claim.chunk_id, "job": claim.job_id},
-        )
-        images += len(outcomes)
-    return images
-
-
-def _subject(claims: list[Claim]) -> str:
-    """What a line of the log is about."""
-    others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
-    return f"chunk {claims[0].chunk_id}{others}"
-
-
-def _facts(claims: list[Claim], stages: Stages) -> dict[str, Any]:
-    """What a line about chunks has beside its words (`worker.logs.FIELDS`)."""
-    images = sum(claim.images for claim in claims)
-    return {"images": images, "attempt": claims[0].attempts, "seconds": stages.seconds()}
-
-
-def _name_in_log(claims: list[Claim]) -> None:
-    """What the lines of the log are about from here on, until the task is over (`worker.tasks`)."""
-    claim = claims[0]
-    bind_contextvars(model=claim.model_id)
-    if len(claims) > 1:  # of several jobs: their own lines name them
-        return
-    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id)
-    if claim.traceparent is not None:
-        bind_contextvars(trace=claim.traceparent[_TRACE_ID])
 
 
 def _claim(
