@@ -372,12 +372,18 @@ def test_small_jobs_in_the_middle_of_a_chunk_have_the_time_that_is_left_of_its_l
     # Given a large chunk that takes long already when it finds small jobs that wait
     _, chunk_id = mill.job(PICTURES)
     small = [mill.job(PICTURES[:1]) for _ in range(10)]
+    made: list[Stages] = []
     real = Stages.elapsed
     gone_by = 0.6 * mill.bench.settings.soft_time_limit
 
-    def elapsed(stages: Stages) -> float:
-        return real(stages) + (gone_by if stages._outer is None else 0.0)
+    def make(**named: Any) -> Stages:
+        made.append(Stages(**named))
+        return made[-1]
 
+    def elapsed(stages: Stages) -> float:
+        return real(stages) + (gone_by if stages is made[0] else 0.0)
+
+    monkeypatch.setattr(pipeline, "Stages", make)
     monkeypatch.setattr(Stages, "elapsed", elapsed)
     # When it serves the first of them, Then no other is begun
     served: list[int] = []
