@@ -316,10 +316,12 @@ def _outcomes(
         for claim, payload in chain([first], sources):
             kept.append(claim)
             yield payload
-            others = claims[claims.index(claim) + 1 :]
             # How many may be gathered is reckoned in images, and one may be a photograph that takes a second.
-            if others and lookout.takes_long() and _put_back(bench, others, stages):
-                return
+            # Asked first: to look for what is left costs more than to classify it.
+            if lookout.takes_long():
+                others = claims[claims.index(claim) + 1 :]
+                if others and _put_back(bench, others, stages):
+                    return
 
     classify = partial(
         classify_payloads,
