@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Claim, claim_of, may_ring
-from jobs.ledger.workers import GONE_SECONDS
+from jobs.ledger.workers import worker_is_there
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs, workers
 
@@ -148,8 +148,7 @@ def _share(connection: Connection, waiting: sa.Select[tuple[str, int, str | None
         sa.select(
             sa.select(sa.func.count()).select_from(few).scalar_subquery(),
             sa.select(sa.func.sum(workers.c.processes))
-            # The row of one that was killed stays for a day.
-            .where(workers.c.queue == CLASSIFY_QUEUE, workers.c.seen_at >= db_now(-GONE_SECONDS))
+            .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
             .scalar_subquery(),
         )
     ).one()

@@ -127,11 +127,16 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
     ]
 
 
+def worker_is_there() -> sa.ColumnElement[bool]:
+    """Of a worker's row: it was written lately. That of one that was killed stays for a day."""
+    return workers.c.seen_at >= db_now(-GONE_SECONDS)
+
+
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """How many workers are there, and how many processes of theirs are ready, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
-        .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
+        .where(worker_is_there())
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}
