@@ -77,13 +77,15 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise
     # The rename itself lies in the folder.
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """When this returns, what was made in the folder survives a power cut. Raises OSError."""
-    folder = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """When this returns, what is in the file, or was made in the folder, survives a power cut. Raises
+    OSError.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -11,7 +11,7 @@ import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
-from jobs.files import make_private_folder, sync_folder, write_whole
+from jobs.files import make_private_folder, sync, write_whole
 from jobs.urls import without_secrets
 
 
@@ -128,7 +128,7 @@ class Store:
             # A new folder lies in the one above it, and is gone with all that is in it where that one is not
             # on the disk.
             for folder in made:
-                sync_folder(folder.parent)
+                sync(folder.parent)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ way it will be served. The test images are never looked at here, not even betwee
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from jobs.files import sync
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.augmentation import distorter
 from worker.learning.mnist import Mnist
@@ -298,16 +298,8 @@ def save(model: keras.Model, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.keras")
     try:
         model.save(temporary, include_optimizer=False)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)  # the rename itself is on disk only once the folder is
+        sync(path.parent)  # the rename itself is on disk only once the folder is
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
