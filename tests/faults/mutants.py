@@ -630,11 +630,7 @@ MUTANTS: Final = (
     _time_limit_mutant(
         "outcomes are written again after the time limit",
         "test_who_waits_for_a_lock_when_the_time_limit_strikes_does_not_write_again",
-        Change(
-            _PIPELINE,
-            "            if pause is None or time_ran_out(error):",
-            "            if pause is None:",
-        ),
+        Change("worker/again.py", "            if time_ran_out(error):\n                raise\n", ""),
         "postgresql",
     ),
     Mutant(

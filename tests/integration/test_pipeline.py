@@ -672,7 +672,7 @@ def test_who_lost_the_lease_in_the_middle_records_nothing(
 def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a clock that makes every image take longer than the share of a lease that may go by
     ticks = iter(range(0, 1_000_000, 50))
-    monkeypatch.setattr("worker.predicting.pipeline.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("worker.predicting.lookout.time.monotonic", lambda: next(ticks))
     renewals: list[object] = []
     with contextlib.ExitStack() as stack:
         from worker.predicting import lookout

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +39,7 @@ from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
+from worker.again import try_again
 from worker.bench import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
@@ -218,18 +218,14 @@ def _retrain(
 
 
 def _patiently(do: Callable[[], T]) -> T:
-    """What `do` gives back, which may be done twice: tried again where a service is away for a moment. Raises
-    Unavailable where it stays away. Where the time limit struck it is not tried again: the hard one is near.
+    """What `do` gives back, which may be done several times. Raises Unavailable where a service is away and
+    stays so.
     """
-    for pause in _AGAIN_SECONDS:
-        try:
-            return do()
-        except Unavailable as error:
-            if time_ran_out(error):
-                raise
-            logger.warning("trying again in %g s: %s", pause, error)
-            time.sleep(pause)
-    return do()
+
+    def say(pause: float, error: Unavailable) -> None:
+        logger.warning("trying again in %g s: %s", pause, error)
+
+    return try_again(do, _AGAIN_SECONDS, on_away=say)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:

@@ -9,7 +9,6 @@ is said of it all, in the log and in traces, is in `worker.predicting.telling`.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -38,6 +37,7 @@ from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
 from jobs.payloads import Payload, read_payload
 from jobs.schema import SMALL_JOB_IMAGES, JobState
+from worker.again import try_again
 from worker.bench import Bench
 from worker.predicting.batches import classify_payloads
 from worker.predicting.lookout import Lookout
@@ -382,22 +382,18 @@ def _write(ledger: Ledger, claims: list[Claim], write: Callable[[Connection], T]
     Raises LeaseLost, Unavailable. A COMMIT that breaks off may have gone through: the token in the row tells.
     Where the time limit struck it is not tried again: the hard one is near.
     """
-    for pause in (*_WRITE_AGAIN_SECONDS, None):
-        try:
-            with ledger.transaction() as connection:
-                written = write(connection)
-        except Unavailable as error:
-            if pause is None or time_ran_out(error):
-                raise
-            time.sleep(pause)
-        except LeaseLost:
-            with ledger.reading() as connection:
-                if were_finished(connection, claims):  # by us: an earlier COMMIT had gone through
-                    return None
-            raise
-        else:
-            return written
-    raise AssertionError("the last try returns or raises")
+
+    def once() -> T:
+        with ledger.transaction() as connection:
+            return write(connection)
+
+    try:
+        return try_again(once, _WRITE_AGAIN_SECONDS)
+    except LeaseLost:
+        with ledger.reading() as connection:
+            if were_finished(connection, claims):  # by us: an earlier COMMIT had gone through
+                return None
+        raise
 
 
 def _give_back(bench: Bench, claims: list[Claim], *, error: str) -> None:
