@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+import redis
 import sqlalchemy as sa
 
 from benchmarks.model import TrainedModel, make_champion
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
 from jobs.schema import JobState, chunks
 from jobs.settings import Settings
 from labelmill.client import Client
@@ -64,6 +66,17 @@ class Pipeline:
             # As many at once: where a folder makes a single chunk, the first process would take each of them.
             for job_id in [self.client.submit(folder) for _ in range(self._settings.processes)]:
                 self.client.wait(job_id, timeout=JOB_SECONDS)
+
+    def wait_until_idle(self) -> None:
+        """Waits until no message is left and none is under way, as there may be when the last job is done.
+        Raises RuntimeError where that takes too long.
+        """
+        deadline = time.monotonic() + JOB_SECONDS
+        with redis.Redis(unix_socket_path=str(self._settings.broker_socket)) as broker:
+            while broker.llen(KEY_PREFIX + CLASSIFY_QUEUE) or broker.hlen(KEY_PREFIX + "unacked"):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"there are messages left after {JOB_SECONDS:g} seconds")
+                time.sleep(POLL_SECONDS_AT_THE_END)
 
     def classify(self, folder: Path) -> Classified:
         """Submits the folder and waits until its job is done. Raises RuntimeError where that goes wrong."""

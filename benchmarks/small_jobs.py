@@ -104,9 +104,13 @@ def _measure(
         for turn in range(1, rounds + 1):
             say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
             with standing_still(plain.processes(), ledger=plain.ledger):
+                # Whoever stood still in the middle of a task would be ended by its time limit as soon as it
+                # goes on, and what is measured would be how long a fresh process takes to start.
+                pipeline.wait_until_idle()
                 # Asked each time: one may have been replaced, and a signal to its number would end this run.
                 workers = with_children(parent)
                 gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
+            pipeline.wait_until_idle()
             with standing_still(with_children(parent), ledger=pipeline.client.ledger):
                 single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
             check_drained((gathered, len(ours)), (single, len(theirs)))
