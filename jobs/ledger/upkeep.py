@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_due, drop_chunks, end_job, job_was_stopped, may_ring
+from jobs.ledger.claims import JOB_GOES_ON, chunk_is_due, drop_chunks, end_job, job_was_stopped, may_ring
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
 from jobs.ledger.gathering import is_gathered, of_a_small_job
 from jobs.ledger.intake import ABANDONED_SECONDS, QUIET_SECONDS
@@ -134,7 +134,7 @@ def end_standing_sessions(connection: Connection) -> int:
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
     abandoned = sa.select(jobs.c.id).where(
-        jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
+        JOB_GOES_ON, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
     # Skipping what is locked: that job's producer may be giving a sign of life at this moment, or somebody
     # holds the row for long, for whom nobody else's job shall wait.

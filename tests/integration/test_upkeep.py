@@ -27,6 +27,7 @@ from jobs.ledger.upkeep import (
     take_lock,
 )
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
+from tests.conftest import plans_of
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
@@ -290,6 +291,15 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
 
 
 # ---- what was abandoned -------------------------------------------------------------------------------
+
+
+def test_for_abandoned_jobs_only_those_that_are_unfinished_are_read(ledger, make_job):
+    # Given a ledger, which may hold millions of jobs that are done, and somebody looks every other second
+    make_job([1])
+
+    # When the database is asked how it goes about that, Then it reads by the small index
+    [(text, plan)] = plans_of(ledger, fail_abandoned_jobs)
+    assert "ix_jobs_open" in plan, f"{text}\n{plan}"
 
 
 def fail_abandoned(ledger: Ledger) -> list[str]:
