@@ -7,16 +7,19 @@ A file lies under its SHA-256, which is checked before anything parses it, and s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import ModelRefused
+from jobs.errors import ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
 from jobs.model import InputSpec, Model
 from jobs.model_file import check_model_file
+from jobs.reading import why
 from jobs.store import Store
 
 
@@ -57,10 +60,11 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     """The model's file on this machine, its SHA-256 checked at each call.
 
     Raises ModelRefused where it is gone, is not the file that was registered or may not be loaded,
-    Unavailable where the store cannot be reached.
+    Unavailable where the store cannot be reached, or this machine cannot keep the file.
     """
     cached = cache_dir / "models" / f"{model.sha256}.keras"
-    data = _read_cached(cached, model)
+    with _at_hand(cached.parent):
+        data = _read_cached(cached, model)
     from_store = data is None
     if data is None:
         data = _read_stored(store, model)
@@ -69,9 +73,23 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     except ModelRefused as error:
         raise ModelRefused(f"The file of model {model.id} is refused. {error}") from None
     if from_store:
-        make_private_folder(cached.parent)
-        write_whole(cached, data)
+        with _at_hand(cached.parent):
+            make_private_folder(cached.parent)
+            write_whole(cached, data)
     return cached
+
+
+@contextmanager
+def _at_hand(folder: Path) -> Iterator[None]:
+    """Raises Unavailable where the folder of models cannot be used: a full disk, or somebody else's folder,
+    is the fault of no image and of no model.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"No model can be kept in {folder} ({why(error)}): is its disk full, or is it somebody else's?"
+        ) from error
 
 
 def check_stored(store: Store, model: Model) -> None:

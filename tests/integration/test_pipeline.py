@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import signal
 import time
@@ -587,6 +588,49 @@ def test_a_store_that_is_not_mounted_here_fails_no_job(mill: Mill) -> None:
     # and who has the disk classifies it
     store.rmdir()
     store.with_name("elsewhere").rename(store)
+    assert classify_chunk(chunk.id, mill.bench) == 1
+    assert mill.status(job_id).state == "done"
+
+
+def _raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "reason"),
+    [
+        ("jobs.registry.write_whole", OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        ("jobs.registry.make_private_folder", PermissionError(errno.EACCES, "Permission denied"), "denied"),
+        ("jobs.registry._read_cached", PermissionError(errno.EACCES, "Permission denied"), "denied"),
+        ("worker.predicting.runtime.keras.saving.load_model", MemoryError(), "no memory left for the model"),
+    ],
+    ids=["full disk", "no folder", "somebody else's copy", "no memory"],
+)
+def test_a_machine_that_cannot_have_the_model_is_no_images_fault(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
+) -> None:
+    # given a worker on whose machine the champion can be neither kept nor loaded
+    job_id, chunk = mill.chunk([png()])
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, _raising(error))
+
+        # when the chunk comes, more often than a lone image may crash
+        for _ in range(CRASHES_TO_GIVE_UP + 1):
+            assert classify_chunk(chunk.id, mill.bench) == 0
+
+        # and when the process warms up, then that is said in words
+        with pytest.raises(Unavailable, match=reason):
+            mill.bench.warm_up()
+
+    # then each time it was given back, with the reason
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
+    assert reason in row.error
+
+    # and it is done when there is room again
     assert classify_chunk(chunk.id, mill.bench) == 1
     assert mill.status(job_id).state == "done"
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs.errors import ModelRefused
+from jobs.errors import ModelRefused, Unavailable
 from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
 from worker.predicting.runtime import configure_threads, keras, set_threads, tf
 
@@ -110,11 +110,13 @@ class Classifier:
     def warm_up(self) -> None:
         """Trace and run the model for each size of batch, so that the first image does not pay for it.
 
-        Raises ModelRefused if the model cannot be run.
+        Raises ModelRefused if the model cannot be run, Unavailable where the machine has no memory for it.
         """
         try:
             for batch in self._padded.values():
                 self.predict(batch)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise _no_memory() from error
         except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
             raise ModelRefused(f"the model does not run: {error}") from error
 
@@ -172,18 +174,25 @@ class Classifier:
 
 def load_model(path: Path) -> keras.Model:
     """The network in a `.keras` file. Raises ModelRefused if it is of another format or does not load
-    safely.
+    safely, Unavailable where the machine has no memory for it.
     """
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
         raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (MemoryError, tf.errors.ResourceExhaustedError, SoftTimeLimitExceeded):
-        raise  # the machine's fault: the model may load yet
+    except SoftTimeLimitExceeded:
+        raise
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise _no_memory() from error
     except Exception as error:
         # Keras raises nearly anything on a file it can't use; its first line says enough.
         reason = str(error).strip().partition("\n")[0]
         raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
+
+
+def _no_memory() -> Unavailable:
+    # The machine's fault, and no image's: the model may load yet.
+    return Unavailable("There is no memory left for the model on this machine.")
 
 
 def input_spec_of(
