@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,45 @@ def test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_st
     assert classify_chunk(chunk.id, mill.bench) == 0
     row = mill.chunk_row(chunk)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, releases, crashes)
+
+
+def test_a_reference_that_is_out_of_reach_costs_those_before_it_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given images by reference on a server that refuses its third request
+    asked: list[str] = []
+
+    def read(_roots: object, reference: Reference, **_: object) -> bytes:
+        asked.append(reference.url)
+        if len(asked) in (3, 4):
+            raise Unavailable("the server answered 503")
+        return png()
+
+    monkeypatch.setattr("jobs.references.Roots.read", read)
+    job_id, chunk = mill.chunk([Reference(f"/far/{index}.png", "0" * 64, 100) for index in range(5)])
+
+    # when the chunk comes, then what is read by then is recorded, and the others wait as a chunk of their own
+    assert classify_chunk(chunk.id, mill.bench) == 2
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.DONE, 2, 0, 0)
+    [rest_id] = mill.pending()
+    rest = replace(chunk, id=rest_id)
+    row = mill.chunk_row(rest)
+    assert (row.first_index, row.images) == (2, 3)
+
+    # and where not even its first is to be had, that is given back, and put off
+    assert classify_chunk(rest.id, mill.bench) == 0
+    row = mill.chunk_row(rest)
+    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.PENDING, 3, 0, 1)
+    assert row.ring_after is not None
+    assert "503" in row.error
+
+    # and in the end each image has its outcome, and none that was read was read again
+    assert classify_chunk(rest.id, mill.bench) == 3
+    assert [(row.name, row.error) for row in mill.predictions(job_id)] == [
+        (f"{index}.png", None) for index in range(5)
+    ]
+    assert asked == [f"/far/{index}.png" for index in (0, 1, 2, 2, 2, 3, 4)]
 
 
 def test_a_lease_that_cannot_be_renewed_is_no_images_fault(

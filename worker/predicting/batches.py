@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from jobs.errors import ErrorCode, ImageError
+from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
@@ -41,6 +41,7 @@ def classify_payloads(
     limits: ImageLimits,
     image_seconds: float,
     must_leave: Callable[[int], bool] = lambda _: False,
+    may_keep: Callable[[int, Unavailable], bool] = lambda *_: False,
     after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
     stages: Stages | None = None,
 ) -> list[Outcome]:
@@ -51,30 +52,17 @@ def classify_payloads(
     of predicting, and of all the rest as decoding.
 
     `must_leave` is asked between images, with the number of those that are through; where it says so, the
-    others get no outcome.
+    others get no outcome. `may_keep` is asked where a referenced image's store is away, with the same number
+    and the reason: where it says so, what is through is kept, and the others get none.
 
     Payloads are taken one by one, and one is held at a time. To be called from the main thread. Raises
-    Unavailable where a referenced image's store is away.
+    Unavailable where a referenced image's store is away, and what is through may not be kept.
     """
-    # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
-    from worker.predicting.decode import decode
-
     stages = stages or Stages()
     batch = _Batch(classifier, after_batch, stages)
 
     with stages.timed("decode"), Deadline(image_seconds) as deadline:
-
-        def take_alone(place: int, content: Content) -> None:
-            try:
-                data = _bytes_of(content, roots, limits, stages)
-                deadline.begin()
-                picture = decode(data, classifier.spec, limits)
-                deadline.end()
-            except ImageError as error:
-                deadline.end()
-                batch.fail(place, error)
-            else:
-                batch.take(place, picture[None])
+        take_alone = _taking_alone(batch, classifier.spec, roots, limits, deadline, stages)
 
         def take_all() -> None:
             for payload in payloads:
@@ -84,7 +72,12 @@ def classify_payloads(
                     for place in range(alone_from, start):
                         if must_leave(first + place):
                             return
-                        take_alone(first + place, payload.contents[place])
+                        try:
+                            take_alone(first + place, payload.contents[place])
+                        except Unavailable as error:
+                            if not may_keep(first + place, error):
+                                raise
+                            return
                     batch.take(first + start, pictures)
                     alone_from = start + len(pictures)
                     # Before more are decoded together, for nothing.
@@ -93,6 +86,28 @@ def classify_payloads(
 
         take_all()
     return batch.end()
+
+
+def _taking_alone(
+    batch: _Batch, spec: InputSpec, roots: Roots, limits: ImageLimits, deadline: Deadline, stages: Stages
+) -> Callable[[int, Content], None]:
+    # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
+    from worker.predicting.decode import decode
+
+    def take(place: int, content: Content) -> None:
+        """Reads and decodes one image, within its time. Raises Unavailable."""
+        try:
+            data = _bytes_of(content, roots, limits, stages)
+            deadline.begin()
+            picture = decode(data, spec, limits)
+            deadline.end()
+        except ImageError as error:
+            deadline.end()
+            batch.fail(place, error)
+        else:
+            batch.take(place, picture[None])
+
+    return take
 
 
 class _Batch:

@@ -71,9 +71,19 @@ class Lookout:
                 with self._stages.apart():
                     self._serve(small_id)
             self._looked = time.monotonic()
-        if not self._may_leave or not 0 < done < self._claims[0].images:
+        return self._is_divisible(done) and self.takes_long()
+
+    def may_keep(self, done: int, error: Unavailable) -> bool:
+        """Whether to leave the chunk where it is, as the next image is out of reach for now. A server that
+        answers one request in fifty with an error would otherwise have a chunk begin anew for ever.
+        """
+        if time_ran_out(error) or not self._is_divisible(done):
             return False
-        return self.takes_long()
+        logger.warning("after %d images: %s", done, error)
+        return True
+
+    def _is_divisible(self, done: int) -> bool:
+        return self._may_leave and 0 < done < self._claims[0].images
 
     def takes_long(self) -> bool:
         """Whether what this process is at takes long for its time limit."""

@@ -331,6 +331,7 @@ def _outcomes(
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
         must_leave=lookout.must_leave,
+        may_keep=lookout.may_keep,
         stages=stages,
     )
     shadow = None if challenger_id is None else _shadow(lead, challenger_id, classifier, bench)
