@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
 
-from jobs.errors import ModelRefused
+from jobs.errors import ModelRefused, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, get_model
 from jobs.queue import Bell, make_app
@@ -75,7 +75,9 @@ class Bench:
         self._refused: set[str] = set()
 
     def classifier(self, model_id: str) -> Classifier:
-        """The model, loaded and warm. Raises ModelRefused, NotFound, Unavailable."""
+        """The model, loaded and warm. Raises ModelRefused, NotFound, and Unavailable, also where this machine
+        cannot keep or hold it.
+        """
         if model_id in self._classifiers:
             self._classifiers.move_to_end(model_id)
             return self._classifiers[model_id]
@@ -116,9 +118,12 @@ class Bench:
             self.classifier(champion.id)
 
     def _start_tensorflow(self) -> type[Classifier]:
-        """Imported here and nowhere earlier: it must never be in the parent of a fork."""
+        """Imported here and nowhere earlier: it must never be in the parent of a fork. Raises Unavailable."""
         with _time_limit_later():
-            from worker.predicting.classifier import Classifier, configure_threads
+            try:
+                from worker.predicting.classifier import Classifier, configure_threads
+            except ImportError as error:  # of this worker's environment, and no image's fault
+                raise Unavailable(f"TensorFlow cannot be imported by this worker: {error}") from error
         with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
             configure_threads(self._processes)
         return Classifier

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -673,6 +674,18 @@ def test_a_machine_that_cannot_have_the_model_is_no_images_fault(
     # and it is done when there is room again
     assert classify_chunk(chunk.id, mill.bench) == 1
     assert mill.status(job_id).state == "done"
+
+
+def test_a_worker_without_tensorflow_is_no_images_fault(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a worker that was installed without what it needs
+    _, chunk = mill.chunk([png()])
+    monkeypatch.setitem(sys.modules, "worker.predicting.classifier", None)
+
+    # when a chunk comes, then it is given back, with the reason
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert "TensorFlow cannot be imported" in row.error
 
 
 def test_a_model_file_that_was_tampered_with_is_never_parsed(mill: Mill) -> None:
