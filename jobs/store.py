@@ -48,13 +48,18 @@ class Store:
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         """What `put` kept; of what is longer than `limit` bytes, one more than that, for who checks a hash.
         Raises FileNotFoundError, or Unavailable, where a whole kind of files is not there either: a disk that
-        is not mounted on this machine, which must not be taken for a file that was lost.
+        is not mounted on this machine, or another bucket, which must not be taken for a file that was lost.
         """
         end = None if limit is None else limit + 1
         with self._reached("read"):
-            if self._folder is not None:
-                return self._get_file(self._folder, key, end)
-            data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
+            try:
+                if self._folder is not None:
+                    with (self._folder / key).open("rb") as file:
+                        return file.read(end)
+                data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
+            except FileNotFoundError:
+                self._check_kind(key.partition("/")[0])
+                raise
         return data
 
     def folders(self, key: str) -> list[str]:
@@ -105,18 +110,16 @@ class Store:
             # Without the cause: a stack trace would show what it quotes.
             raise Unavailable(f"The store cannot be {what}: {reason}") from None
 
-    @staticmethod
-    def _get_file(folder: Path, key: str, end: int | None) -> bytes:
-        try:
-            with (folder / key).open("rb") as file:
-                return file.read(end)
-        except FileNotFoundError:
-            kind = folder / key.partition("/")[0]
-            if not kind.exists():
-                raise Unavailable(
-                    f"The store cannot be read: there is no {kind} on this machine. Is its disk mounted?"
-                ) from None
-            raise
+    def _check_kind(self, kind: str) -> None:
+        """Raises Unavailable where there is no file of this kind at all."""
+        self._fs.invalidate_cache()  # others write here too
+        if self._fs.exists(f"{self._root}/{kind}"):
+            return
+        if self._folder is not None:
+            found = f"there is no {self._folder / kind} on this machine. Is its disk mounted?"
+        else:
+            found = f"it has no {kind} at all. Is LABELMILL_STORE_URL the same for producers and workers?"
+        raise Unavailable(f"The store cannot be read: {found}")
 
     @staticmethod
     def _put_file(path: Path, data: bytes) -> None:

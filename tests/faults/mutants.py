@@ -611,7 +611,7 @@ MUTANTS: Final = (
     Mutant(
         "a disk that is not mounted is a payload that is lost",
         ("tests/integration/test_pipeline.py::test_a_store_that_is_not_mounted_here_fails_no_job",),
-        (Change("jobs/store.py", "            if not kind.exists():", "            if False:"),),
+        (Change("jobs/store.py", '        if self._fs.exists(f"{self._root}/{kind}"):', "        if True:"),),
     ),
     _time_limit_mutant(
         "a claim that hung at its commit is not withdrawn",

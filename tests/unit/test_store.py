@@ -74,6 +74,18 @@ def test_a_folder_without_anything_of_the_kind_is_a_disk_that_is_not_mounted(sto
     assert store.get("payloads/one/a") == b"x"
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+def test_a_bucket_without_anything_of_the_kind_is_not_the_one_that_was_written_to(store, tmp_path):
+    # Given a store in use, and a worker whose setting names another bucket, with something else in it
+    store.put("payloads/one/a", b"x")
+    other = Store(f"memory://{tmp_path}/other")
+    other.put("models/a", b"x")
+
+    # Then nothing is said to be lost, and what to look at
+    with pytest.raises(Unavailable, match=r"it has no payloads at all. Is LABELMILL_STORE_URL the same"):
+        other.get("payloads/one/a")
+
+
 def test_a_folder_is_removed_and_its_neighbours_stay(store):
     # Given three folders
     for key in ("payloads/one/a", "payloads/one/b", "payloads/one2/a", "models/a"):
