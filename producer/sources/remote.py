@@ -45,7 +45,8 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     shown = storable(shown_url(url))
     if is_chained(url):
         raise SourceError(f"{shown} chains file systems, which cannot be read: fetch it to a disk first")
-    if extension(url) in _ARCHIVES:
+    # Of what is shown: a signed URL's query is no part of the name.
+    if extension(shown) in _ARCHIVES:
         raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")
     try:
         filesystem, path = open_remote(url)

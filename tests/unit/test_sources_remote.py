@@ -150,6 +150,8 @@ def test_a_name_that_no_database_takes_is_made_storable(bucket: MemoryFileSystem
         ("gs://bucket/a.png", "cannot read gs://.*gcsfs"),
         ("memory://bucket/photos.zip", "is an archive, which is read from a disk only: fetch it"),
         ("memory://bucket/photos.tar.gz", "is an archive"),
+        ("http://host/photos.zip?sig=1", "is an archive"),
+        ("https://host/photos.tgz#2", "is an archive"),
         ("zip://a.png::memory://bucket/photos.zip", "chains"),
         ("file://server/photos/", "machine 'server'"),
     ],
