@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jobs.errors import SourceError
+from jobs.reading import why
 from producer.sources.files import head, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output
@@ -46,7 +47,7 @@ def check_idx(path: str, max_bytes: int) -> None:
         with _open(path) as stream:
             _read_header(path, stream, max_bytes)
     except _DAMAGE as error:
-        raise SourceError(f"{shown(path)} cannot be read ({error}): fetch it anew") from error
+        raise _unreadable(path, error) from error
 
 
 def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
@@ -72,6 +73,17 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
         raise SourceError(
             f"{name} is damaged or cut short: it declares {count} images, {found} could be read: fetch anew"
         )
+
+
+def _unreadable(path: str, error: Exception) -> SourceError:
+    # gzip's own complaint is an OSError too, without a number: what it tells of is damage.
+    if not isinstance(error, OSError) or error.errno is None:
+        words, advice = str(error), "fetch it anew"
+    elif isinstance(error, PermissionError):
+        words, advice = why(error), "check its permissions"
+    else:
+        words, advice = why(error), "check that it is there, and the disk that it is on"
+    return SourceError(f"{shown(path)} cannot be read ({words}): {advice}")
 
 
 def _open(path: str) -> BinaryIO:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import struct
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -104,6 +107,36 @@ def test_a_file_that_is_no_idx_is_refused(content: bytes) -> None:
     Path("images-idx3-ubyte").write_bytes(content)
     with pytest.raises(SourceError, match=r"no IDX file of images|cannot be read"):
         Sources(["images-idx3-ubyte"])
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, "images-idx3-ubyte cannot be read (Permission denied): check its permissions"),
+        (errno.EIO, "images-idx3-ubyte cannot be read (Input/output error): check that it is there"),
+    ],
+)
+def test_a_file_that_may_not_or_cannot_be_read_is_not_called_damaged(
+    monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    # Given an IDX file that the system does not give out (a test's own user may be root, who may read all)
+    Path("images-idx3-ubyte").write_bytes(idx(3))
+
+    def refuse(path: str) -> BinaryIO:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("producer.sources.idx._open", refuse)
+    # When it's named, then the system's own words say why, and no new copy is asked for
+    with pytest.raises(SourceError) as refused:
+        Sources(["images-idx3-ubyte"])
+    assert str(refused.value).startswith(message)
+    assert "anew" not in str(refused.value)
+
+
+def test_a_gzip_header_without_a_body_is_damage() -> None:
+    Path("images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bnot gzip")
+    with pytest.raises(SourceError, match=r"cannot be read .*: fetch it anew"):
+        Sources(["images-idx3-ubyte.gz"])
 
 
 def test_another_gzip_file_is_a_file() -> None:
