@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from celery.signals import task_postrun
@@ -18,6 +19,8 @@ from structlog.contextvars import bind_contextvars, bound_contextvars
 import worker.tasks
 from jobs.settings import ENV_PREFIX, Settings
 from worker.logs import FIELDS, JsonFormatter, _redactor
+
+PROJECT: Final = Path(__file__).parents[2]
 
 
 def record(message: str, *arguments: object, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
@@ -33,11 +36,11 @@ def parsed(line: logging.LogRecord) -> dict[str, Any]:
     return found
 
 
-def said(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a process of its own, with these settings."""
+def said(program: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own, with these arguments and settings."""
     environment = {ENV_PREFIX + name.upper(): value for name, value in settings.items()}
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -256,3 +259,11 @@ def test_a_wrong_setting_is_told_in_the_format_that_was_asked_for(log_format: st
     assert done.stderr.startswith(begins)
     assert done.stderr.count("\n") == 1
     assert f"{ENV_PREFIX}LEASE_SECONDS" in done.stderr
+
+
+def test_celery_ends_on_a_wrong_setting_as_its_document_says() -> None:
+    done = said("import celery.__main__ as c; c.main()", "-A", "worker.app", "beat", lease_seconds="long")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"labelmill: {ENV_PREFIX}LEASE_SECONDS")
+    told = (PROJECT / "docs" / "settings.md").read_text().partition("## A malformed setting")[2]
+    assert set(re.findall(r"exit\s+code\s+(\d)", told)) == {"2"}
