@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
+from inspect import isfunction
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
+import jobs.ledger
 from jobs.errors import ErrorCode
 from jobs.schema import ChunkState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, Settings, known_variables
@@ -74,6 +78,34 @@ def test_every_table_has_its_word() -> None:
 @pytest.mark.parametrize("state", [*JobState, *ChunkState, *RunState])
 def test_every_state_has_its_arrow(state: str) -> None:
     assert re.search(rf"^\| \w \| .*\b{state}\b", read("docs/states.md"), re.MULTILINE)
+
+
+def test_whatever_drops_a_chunk_is_named_at_its_arrow() -> None:
+    # given every function of the ledger that drops chunks nobody is at, or gives back one that somebody had
+    drop, give_back = _callers_in_the_ledger("drop_chunks"), _callers_in_the_ledger("_give_back")
+    assert "jobs.ledger.upkeep.drop_leftover_chunks" in drop
+    assert "jobs.ledger.claims.release_chunk" in give_back
+
+    # then its arrow names it; what a worker has is dropped only after its lease, so not with its job
+    chunk = read("docs/states.md").partition("## Chunk")[2].partition("## Training run")[0]
+    arrows = dict(re.findall(r"^\| (\w) \| (.*)$", chunk, re.MULTILINE))
+    for arrow, names in {
+        "h": drop,
+        "j": drop - {"jobs.ledger.claims.drop_waiting_chunks"} | give_back,
+    }.items():
+        assert {name for name in names if f"`{name}`" not in arrows[arrow]} == set(), arrow
+
+
+def _callers_in_the_ledger(called: str) -> set[str]:
+    """The functions of `jobs.ledger` whose code names this one."""
+    return {
+        f"{module.__name__}.{name}"
+        for found in iter_modules(jobs.ledger.__path__, "jobs.ledger.")
+        for module in [import_module(found.name)]
+        for name, function in vars(module).items()
+        if isfunction(function) and function.__module__ == module.__name__
+        if called in function.__code__.co_names
+    }
 
 
 def test_every_error_code_is_documented() -> None:
