@@ -1,6 +1,6 @@
 """Metrics for Prometheus: what ledger and broker say at each scrape.
 
-Nothing is counted here, so it does not matter how many exporters run, or for how long. What happened is in
+Nothing is counted here, so it does not matter when an exporter is started, or how often. What happened is in
 the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.backlog`);
 docs/metrics.md has the list. Ledger and broker are asked side by side: one that is away, or hangs, costs its
 own metrics and no more.

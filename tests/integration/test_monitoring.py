@@ -72,8 +72,148 @@ def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
 
 
 def check(promtool: str, what: str, path: Path) -> None:
-    done = subprocess.run([promtool, "check", what, str(path)], capture_output=True, text=True, timeout=60)
+    ask(promtool, "check", what, str(path))
+
+
+def ask(promtool: str, *arguments: str) -> None:
+    done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+#: What a scrape tells where all is well and work goes on: two hours, by the minute, in promtool's words.
+WELL: Final = {
+    "labelmill_ledger_up": "1x120",
+    "labelmill_broker_up": "1x120",
+    "labelmill_pending_images": "500x120",
+    "labelmill_pending_chunk_oldest_age_seconds": "20x120",
+    "labelmill_held_images": "0x120",
+    "labelmill_claimed_images": "200x120",
+    'labelmill_jobs{state="running"}': "1x120",
+    'labelmill_images_total{outcome="ok"}': "0+600x120",
+    'labelmill_images_total{outcome="unidentified"}': "0+1x120",
+    'labelmill_attempts_total{end="done"}': "0+2x120",
+    'labelmill_attempts_total{end="crashed"}': "0x120",
+    'labelmill_attempts_total{end="expired"}': "0x120",
+    'labelmill_training_runs_total{state="failed"}': "0x120",
+    'labelmill_chunk_seconds_bucket{le="1.0"}': "0+1x120",
+    'labelmill_chunk_seconds_bucket{le="+Inf"}': "0+2x120",
+    'labelmill_chunk_stage_seconds_total{stage="decode"}': "0+1x120",
+    "labelmill_champion_accuracy_ratio": "0.98x120",
+    "labelmill_champion_live_accuracy_ratio": "0.97x120",
+    "labelmill_champion_corrections": "200x120",
+    'labelmill_workers{queue="labelmill.classify"}': "2x120",
+    'labelmill_workers{queue="labelmill.retrain"}': "1x120",
+    'labelmill_worker_processes{queue="labelmill.classify"}': "8x120",
+    'labelmill_broker_messages{queue="labelmill.classify"}': "3x120",
+    "labelmill_broker_memory_bytes": "20x120",
+    "labelmill_broker_memory_max_bytes": "100x120",
+    "labelmill_broker_evicted_keys_total": "0x120",
+}
+
+#: For each alert what is otherwise where it goes off, and what comes near it and is no reason to.
+NO_WORKER: Final = {'labelmill_workers{queue="labelmill.classify"}': "0x120"}
+NO_OUTCOMES: Final = {
+    'labelmill_images_total{outcome="ok"}': "600x120",
+    'labelmill_images_total{outcome="unidentified"}': "1x120",
+}
+NOTHING_WAITS: Final = {"labelmill_pending_images": "0x120"}
+OFTEN_CORRECTED: Final = {"labelmill_champion_live_accuracy_ratio": "0.5x120"}
+CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
+    "LabelmillMetricsAway": ({"labelmill_ledger_up": None}, {"labelmill_ledger_up": "0x120"}),
+    "LabelmillLedgerAway": ({"labelmill_ledger_up": "0x120"}, {"labelmill_ledger_up": "1x98 0 1x20"}),
+    "LabelmillBrokerAway": ({"labelmill_broker_up": "0x120"}, {"labelmill_broker_up": "1x98 0 1x20"}),
+    "LabelmillNoWorker": ({**NO_WORKER}, {**NO_WORKER, **NOTHING_WAITS}),
+    "LabelmillBacklogStandsStill": ({**NO_OUTCOMES}, {**NO_OUTCOMES, **NOTHING_WAITS}),
+    "LabelmillBacklogIsOld": (
+        {"labelmill_pending_chunk_oldest_age_seconds": "3700x120"},
+        {"labelmill_pending_chunk_oldest_age_seconds": "3500x120"},
+    ),
+    "LabelmillChunksCrash": (
+        {'labelmill_attempts_total{end="crashed"}': "0+1x120"},
+        {'labelmill_attempts_total{end="crashed"}': "0+0.5x120"},
+    ),
+    "LabelmillManyErrors": (
+        {'labelmill_images_total{outcome="unidentified"}': "0+60x120"},
+        {'labelmill_images_total{outcome="unidentified"}': "0+20x120"},
+    ),
+    "LabelmillBrokerIsFull": (
+        {"labelmill_broker_memory_bytes": "95x120"},
+        {"labelmill_broker_memory_bytes": "95x120", "labelmill_broker_memory_max_bytes": "0x120"},
+    ),
+    "LabelmillBrokerForgets": (
+        {"labelmill_broker_evicted_keys_total": "0+1x120"},
+        {"labelmill_broker_evicted_keys_total": "7x120"},
+    ),
+    "LabelmillTrainingFails": (
+        {'labelmill_training_runs_total{state="failed"}': "0x60 1x60"},
+        {'labelmill_training_runs_total{state="failed"}': "1x120"},
+    ),
+    "LabelmillModelIsOftenWrong": (
+        {**OFTEN_CORRECTED},
+        {**OFTEN_CORRECTED, "labelmill_champion_corrections": "99x120"},
+    ),
+}
+
+
+def scrape_of(changes: dict[str, str | None]) -> list[dict[str, str]]:
+    """What Prometheus has of an exporter: each series with the labels that a scrape adds to it."""
+    series = []
+    for name, values in (WELL | changes).items():
+        metric, _, labels = name.removesuffix("}").partition("{")
+        scraped = ",".join(filter(None, ['instance="metrics:9187"', 'job="labelmill"', labels]))
+        if values is not None:
+            series.append({"series": f"{metric}{{{scraped}}}", "values": values})
+    return series
+
+
+def story(changes: dict[str, str | None], *expected: tuple[str, bool]) -> dict[str, Any]:
+    """A test of promtool's: of each query whether it finds anything after 100 minutes."""
+    return {
+        "interval": "1m",
+        "input_series": scrape_of(changes),
+        "promql_expr_test": [
+            {
+                "expr": f"count({query}) > bool 0",
+                "eval_time": "100m",
+                "exp_samples": [{"labels": "{}", "value": 1}] if found else [],
+            }
+            for query, found in expected
+        ],
+    }
+
+
+def goes_off(alert: str) -> str:
+    return f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
+
+
+def run_stories(tmp_path: Path, *stories: dict[str, Any]) -> None:
+    promtool = need_program("promtool", package="prometheus")
+    path = tmp_path / "stories.yml"
+    told = {"rule_files": [str(MONITORING / "alerts.yml")], "evaluation_interval": "1m", "tests": stories}
+    path.write_text(json.dumps(told))
+    ask(promtool, "test", "rules", str(path))
+
+
+def test_every_alert_goes_off_where_it_should_and_only_there(tmp_path: Path) -> None:
+    alerts = re.findall(r"- alert: (\w+)", ALERTS)
+    assert list(CASES) == alerts
+    assert {NAME.findall(series)[0] for series in WELL} <= documented()
+    run_stories(
+        tmp_path,
+        story({}, *((goes_off(alert), False) for alert in alerts)),
+        *(story(trouble, (goes_off(alert), True)) for alert, (trouble, _) in CASES.items()),
+        *(story(harmless, (goes_off(alert), False)) for alert, (_, harmless) in CASES.items()),
+    )
+
+
+def test_every_query_of_the_document_and_the_dashboard_has_an_answer(tmp_path: Path) -> None:
+    table = (PROJECT / "docs" / "metrics.md").read_text().partition("## What to ask")[2].partition("## ")[0]
+    queries = [
+        query.replace("\\|", "|") for query in re.findall(r"^\| .* \| `(.*)` \|$", table, re.MULTILINE)
+    ]
+    assert len(queries) >= 6
+    # a number, and no quotient of two zeros
+    run_stories(tmp_path, story({}, *((f"({query}) >= 0", True) for query in queries + QUERIES)))
 
 
 def test_panels_stand_beside_each_other() -> None:
