@@ -13,6 +13,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 import pytest
+import yaml
 
 import jobs.ledger
 from jobs.errors import ErrorCode
@@ -111,6 +112,25 @@ def _callers_in_the_ledger(called: str) -> set[str]:
 def test_every_error_code_is_documented() -> None:
     for code in ErrorCode:
         assert f"`{code}`" in read("docs/errors.md"), code
+
+
+def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> None:
+    # given the secrets that a server reads when it sets up its volume, and never again
+    services = yaml.safe_load(read("docker-compose.yml"))["services"]
+    read_once = {
+        Path(value).name
+        for service in services.values()
+        for name, value in service.get("environment", {}).items()
+        if name in ("POSTGRES_PASSWORD_FILE", "GF_SECURITY_ADMIN_PASSWORD__FILE")
+    }
+    assert len(read_once) == 2
+
+    # then whoever changes the passwords is told to keep them
+    told = re.search(r"remove\s+`secrets/`\s+but\s+for([^,]*),", read("docs/operations.md"))
+    assert told is not None
+    assert set(re.findall(r"`(\w+)`", told[1])) == read_once
+    # and is sent to a service that there is
+    assert set(re.findall(r"exec -T (\w+)", read("docs/operations.md"))) <= set(services)
 
 
 def test_every_dependency_has_earned_its_place() -> None:
