@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from benchmarks.bare_loop import BareLoop, plans
 from benchmarks.check import check_rows
@@ -34,7 +33,7 @@ from benchmarks.surroundings import (
 )
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from labelmill.console import say, tells_errors
+from labelmill.console import Console, say, tells_errors
 
 ROUNDS: Final = 5
 

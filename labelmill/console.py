@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final, NoReturn, ParamSpec
 
-from rich.console import Console
+import rich.console
 
 from jobs.errors import LabelmillError, UserError
 from jobs.ledger.progress import JobStatus
@@ -27,6 +28,24 @@ _LARGEST: Final = 2**63 - 1
 
 #: Arguments that are lists of paths: on disk, a name may be any bytes.
 _PATHS: Final = ("sources",)
+
+
+class Console(rich.console.Console):
+    """Rich's, but for readers that have seen enough (head, less). Rich exits with 1 then, all by itself."""
+
+    def on_broken_pipe(self) -> None:
+        """On stdout, raises BrokenPipeError: `tells_errors` knows what it means. On stderr nobody listens any
+        more: nothing else is said, and the command goes on to the exit code that is the truth.
+        """
+        if not self.stderr:
+            raise BrokenPipeError
+        self.quiet = True
+        # What is left in the buffer would be written by the shutdown of the interpreter, whose exit code then
+        # says that it could not.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
 
 #: For people. Data never goes here.
 err = Console(stderr=True, highlight=False, soft_wrap=True)

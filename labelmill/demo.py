@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from jobs.files import private_umask
@@ -16,7 +15,7 @@ from jobs.ledger.progress import JobStatus, Prediction
 from jobs.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import command_name, exit_code_of, say
+from labelmill.console import Console, command_name, exit_code_of, say
 from labelmill.drawing import Picture, draw
 from labelmill.progress import ProgressLine
 from labelmill.stack import Stack, broker_answers

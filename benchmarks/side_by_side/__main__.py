@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from benchmarks.check import compare_labels
 from benchmarks.images import ALL_IMAGES, Pictures, make_images
@@ -25,7 +24,7 @@ from benchmarks.side_by_side.standing import Standing, facts, print_standings
 from benchmarks.side_by_side.turns import Hall, Turn, bare_loop, labelmill, turn_of
 from benchmarks.surroundings import kept_folder, leave_developer_out
 from jobs.settings import Settings
-from labelmill.console import say, tells_errors
+from labelmill.console import Console, say, tells_errors
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 ROUNDS: Final = 5

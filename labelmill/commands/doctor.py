@@ -7,12 +7,11 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.text import storable
-from labelmill.console import ExitCode, examples, print_json, tells_errors
+from labelmill.console import Console, ExitCode, examples, print_json, tells_errors
 from labelmill.doctor import Finding, Level, examine
 
 app = typer.Typer(add_completion=False)

@@ -220,16 +220,38 @@ def test_a_csv_has_the_promised_columns(stack: Home, few_digits: Path) -> None:
 def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) -> None:
     job = stack.ok("submit", digits / "1", "--watch").strip()
 
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f'"{LABELMILL}" predictions {job} --format csv | head -n 1'],
-        env=stack.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    for command, begins in ((f"predictions {job} --format csv", "index,"), ("doctor", "ok ")):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f'"{LABELMILL}" {command} | head -n 1'],
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert done.stdout.startswith(begins)
+        assert done.stderr == ""
 
-    assert done.stdout.startswith("index,")
-    assert done.stderr == ""
+
+def test_a_reader_that_is_gone_ends_what_is_data_and_not_what_is_said(tmp_path: Path) -> None:
+    # given pipes that nobody reads any more
+    home = Home(tmp_path / "home")
+
+    def run(*arguments: str, unread: str) -> subprocess.CompletedProcess[bytes]:
+        reading, writing = os.pipe()
+        os.close(reading)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, unread: writing}
+        try:
+            return subprocess.run([LABELMILL, *arguments], env=home.environment, check=False, **streams)
+        finally:
+            os.close(writing)
+
+    # when Rich writes into one, then that is no failure
+    done = run("doctor", unread="stdout")
+    assert (done.returncode, done.stderr) == (0, b"")
+    # and where nobody hears what is wrong, the exit code is the same
+    done = run("status", "nonsense", unread="stderr")
+    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_no_command_that_only_looks_brings_in_tensorflow(trained: Home) -> None:
