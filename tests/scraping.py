@@ -70,8 +70,17 @@ def collected(collector: Collector) -> Scrape:
 @contextlib.contextmanager
 def exporter(settings: Settings) -> Iterator[int]:
     """`labelmill metrics` as a process; gives its port."""
+    with exporter_at(settings, "127.0.0.1:0") as url:
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/metrics", url)
+        assert found is not None, url
+        yield int(found[1])
+
+
+@contextlib.contextmanager
+def exporter_at(settings: Settings, listen: str) -> Iterator[str]:
+    """`labelmill metrics` as a process; gives the URL that it says."""
     process = subprocess.Popen(
-        [LABELMILL, "metrics", "--listen", "127.0.0.1:0"],
+        [LABELMILL, "metrics", "--listen", listen],
         env=os.environ | settings.environment() | {"COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -80,10 +89,10 @@ def exporter(settings: Settings) -> Iterator[int]:
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", line)
+        found = re.search(r"http://\S+/metrics", line)
         if found is None:
             pytest.fail(f"the exporter does not start: {line}{process.stderr.read()}")
-        yield int(found[1])
+        yield found[0]
         assert process.poll() is None
     finally:
         process.terminate()

@@ -39,7 +39,9 @@ def metrics(
     # Said aloud: the first process of a container is told nothing by a signal that it does not handle.
     signal.signal(signal.SIGTERM, end)
     with Exporter(Settings.load(), address=address, port=port) as exporter:
-        say(f"metrics at http://{address}:{exporter.port}/metrics; Ctrl-C ends it")
+        # Without the brackets nobody could tell where an IPv6 address ends and the port begins.
+        host = f"[{address}]" if ":" in address else address
+        say(f"metrics at http://{host}:{exporter.port}/metrics; Ctrl-C ends it")
         over.wait()
 
 

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import sqlalchemy as sa
@@ -28,7 +30,7 @@ from jobs.settings import Settings
 from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
 from tests.conftest import plans_of
-from tests.scraping import Scrape, collected, exporter, scrape
+from tests.scraping import Scrape, collected, exporter, exporter_at, scrape
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -255,6 +257,25 @@ def test_the_exporter_answers_as_a_process(settings, make_job, worker):
         now = scrape(port)
         assert (now["pending_images"], now["ledger_up"], now["broker_up"]) == (2, 1, 1)
         assert now.by("images_total") == {"ok": 3}
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.usefixtures("ledger")
+def test_the_url_that_is_said_can_be_opened(settings, address):
+    # Given a machine that has such an address
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"no {address} here: {error}")
+
+    # When the exporter says where it is, Then it is there
+    listen = f"[{address}]:0" if ":" in address else f"{address}:0"
+    with exporter_at(settings, listen) as url, urlopen(url, timeout=30) as answer:
+        assert b"labelmill_ledger_up 1.0" in answer.read()
+    # And for others than urlopen too, which makes an address of anything
+    assert urlsplit(url).hostname == address
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
