@@ -263,7 +263,7 @@ def _workers(connection: Connection) -> Iterator[Metric]:
         "labelmill_workers", "Workers that gave a sign of life within 30 seconds.", labels=["queue"]
     )
     processes = GaugeMetricFamily(
-        "labelmill_worker_processes", "Their processes that are ready for work.", labels=["queue"]
+        "labelmill_worker_processes", "Their processes that have started.", labels=["queue"]
     )
     found = workers_by_queue(connection)
     for queue in QUEUES:

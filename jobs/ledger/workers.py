@@ -133,7 +133,7 @@ def worker_is_there() -> sa.ColumnElement[bool]:
 
 
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
-    """How many workers are there, and how many processes of theirs are ready, by queue."""
+    """How many workers are there, and how many processes of theirs have started, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
         .where(worker_is_there())

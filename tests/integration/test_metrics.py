@@ -292,6 +292,10 @@ def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
     assert documented == set(_told(look()))
+    # And of a process both say the same
+    [family] = [each for each in look().families if each.name == "labelmill_worker_processes"]
+    words = family.documentation.rstrip(".").lower()
+    assert words in DOCUMENT.read_text()
 
 
 def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
