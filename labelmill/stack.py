@@ -43,6 +43,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
+def settings_with(processes: int | None) -> Settings:
+    """What is set, and this number of processes where one was named. Raises SettingsError for either."""
+    return Settings.load(**({} if processes is None else {"processes": processes}))
+
+
 def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "info") -> list[str]:
     """The command line of a Celery worker. No remote control, gossip or mingle: nothing here uses them, and
     their queues in Redis leak.

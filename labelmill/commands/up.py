@@ -10,10 +10,9 @@ import typer
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, say, tells_errors
-from labelmill.stack import Stack
+from labelmill.stack import Stack, settings_with
 
 app = typer.Typer(add_completion=False)
 
@@ -29,7 +28,7 @@ def up(
 
     What dies is started again. Unfinished jobs go on where they were.
     """
-    settings = Settings.load(**({"processes": processes} if processes else {}))
+    settings = settings_with(processes)
     if find_spec("tensorflow") is None:
         raise UserError(f"Workers need TensorFlow: {install_hint('worker')}.")
     with Client(settings) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -12,11 +13,19 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger import Ledger
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.settings import Settings
 from labelmill.console import examples, tells_errors
-from labelmill.stack import worker_command
+from labelmill.stack import settings_with, worker_command
 
 app = typer.Typer(add_completion=False)
+
+
+class LogLevel(StrEnum):
+    """What the log begins with. Celery has more, and says nothing that is understood of one it has not."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 @app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
@@ -28,14 +37,16 @@ def worker(
     trainer: Annotated[
         bool, typer.Option("--trainer", help="Train when asked to, instead of classifying.")
     ] = False,
-    loglevel: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    loglevel: Annotated[
+        LogLevel, typer.Option(case_sensitive=False, help="What is logged: of this level and above.")
+    ] = LogLevel.INFO,
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 
     The same as `celery -A worker.app worker` with the options that suit it. Needs the broker and the ledger
     to be there: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
-    settings = Settings.load()
+    settings = settings_with(processes)
     if find_spec("tensorflow") is None:
         raise UserError(f"A worker needs TensorFlow: {install_hint('worker')}.")
     ledger = Ledger(settings.ledger)
@@ -45,7 +56,7 @@ def worker(
         command = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer", loglevel=loglevel)
     else:
         command = worker_command(
-            queue=CLASSIFY_QUEUE, processes=processes or settings.processes, name="worker", loglevel=loglevel
+            queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
     # In place of this process: signals of whoever supervises it reach Celery itself. It reads the same
     # environment again, so a secret that is in a file stays there.

@@ -53,6 +53,27 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["up", "--processes", "5000"],
+            "labelmill: LABELMILL_PROCESSES: input should be less than or equal to",
+        ),
+        (["worker", "--processes", "5000"], "labelmill: LABELMILL_PROCESSES: input should be less than or"),
+        (["worker", "--loglevel", "loud"], "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
+        # a level that there is, however it is written: the next thing is wrong
+        (["worker", "--loglevel", "DEBUG"], "labelmill: The ledger has not been migrated"),
+    ],
+)
+def test_a_worker_is_refused_what_up_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = Home(tmp_path / "home").run(*arguments)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "home" / "broker").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["status", "\udcff"], "\\xff is not UTF-8"),
         (["predictions", "x", "--label", "\udcff"], "\\xff is not UTF-8"),
         (["submit", "nowhere", "--key", "\udcff"], "\\xff is not UTF-8"),
