@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module, metadata
+from io import TextIOWrapper
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
@@ -99,4 +101,20 @@ def _root(
 
 def main() -> None:
     """Runs the console command."""
+    _speak_utf8()
     app()
+
+
+def _speak_utf8() -> None:
+    """Data in a pipe or a file is UTF-8, as in the files that the commands write and read themselves. A
+    terminal has the encoding that it has: what is not in that is written out. So does Python on stderr.
+    """
+    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    if isinstance(sys.stdout, TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            # All that comes from the ledger is UTF-8. A path is not always, and is to be found by what is
+            # written: it keeps its bytes.
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")

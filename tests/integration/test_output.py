@@ -1,0 +1,112 @@
+"""What the console command writes, where the locale is not UTF-8."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+from jobs.ids import new_id
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
+from tests.console import LABELMILL, rows
+
+#: Latin-1 has its first character and not the second; a byte that is no UTF-8 is as the ledger has it.
+NAME: Final = "\u00e9\u4e03\\xff.png"
+
+LATIN_1: Final = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def written(settings):
+    """`written("jobs")`: what the command writes into a pipe, as bytes."""
+
+    def written(*arguments: str, said: bool = False) -> bytes:
+        done = subprocess.run(
+            [LABELMILL, *arguments],
+            env=os.environ | settings.environment() | LATIN_1,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, bool(done.stderr)) == (0, said), done.stderr
+        return done.stdout
+
+    return written
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_names_and_labels_are_utf8_whatever_the_locale(make_job, worker, written, tmp_path):
+    # Given a prediction whose name and label are outside the locale
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome(NAME, "\u4e03", 0.75)])
+
+    # When it is written, Then it is UTF-8 in each format, and the same as in a file
+    as_csv = written("predictions", job.id, "--format", "csv")
+    [row] = rows(as_csv.decode())
+    assert (row["name"], row["label"]) == (NAME, "\u4e03")
+    assert json.loads(written("predictions", job.id, "--json"))["name"] == NAME
+    assert "\u4e03" in written("predictions", job.id).decode()
+    path = tmp_path / "job.csv"
+    done = written("predictions", job.id, "--format", "csv", "--output", str(path), said=True)
+    assert (done, path.read_bytes()) == (b"", as_csv)
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={"architecture": "mlp", "epochs": 2, "seed": 7})
+        claim = claim_run(connection, run_id, owner="host/1")
+        told = ("train_images", "validation_images", "evaluation_images", "corrections", "left_out")
+        data = dict.fromkeys(told, 1)
+        describe_data(connection, claim, source="mnist", fingerprint="f" * 64, data=data)
+        for number in (1, 2):
+            figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy", "seconds"), 0.5 / number)
+            add_epoch(connection, claim, {"epoch": number, **figures})
+    assert "\u2588\u2581" in written("runs", "show", run_id).decode()
+
+
+#: The console command with a command that is not there: it writes what it reads, and a name of a file.
+_ECHO: Final = r"""
+import sys
+from labelmill import cli
+cli.app = lambda: print(sys.stdin.readline().rstrip(), "\u2581", "a\udcff", flush=True)
+cli.main()
+"""
+
+
+def test_what_is_read_is_utf8_and_a_path_keeps_its_bytes():
+    done = _echo("\u4e03\n".encode(), stdout=subprocess.PIPE)
+    assert done.stdout == "\u4e03 \u2581 a".encode() + b"\xff\n"
+
+
+def test_a_terminal_is_spoken_to_in_its_own_encoding():
+    # Given a terminal that knows Latin-1
+    ours, theirs = pty.openpty()
+    try:
+        done = _echo("\u00e9\n".encode(), stdout=theirs)
+        # Then what it has a character for is that, and the others do no harm
+        assert os.read(ours, 1000).rstrip() == b"\xe9 \\u2581 a\\udcff"
+        assert done.returncode == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def _echo(line: bytes, *, stdout: int) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(
+        [sys.executable, "-c", _ECHO],
+        env=os.environ | LATIN_1,
+        input=line,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert done.stderr == b""
+    return done
