@@ -102,7 +102,16 @@ class Stack:
         trainer: bool = False,
         beat: bool = False,
     ) -> None:
-        """With `logs`, each process writes into a file of its own there; without, to our stderr."""
+        """With `logs`, each process writes into a file of its own there; without, to our stderr.
+
+        Raises SettingsError where its processes would refuse to start, UserError where the embedded broker is
+        not installed.
+        """
+        # Settings.load() takes any cron line: who would have to parse it is Celery, which most commands never
+        # load. A worker that meets a wrong one ends at once, however often it is started.
+        from worker.schedule import beat_schedule
+
+        beat_schedule(settings)
         self._settings = settings
         self._logs = logs
         self._services: list[_Service] = []

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.errors import Conflict, LabelmillError
+from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
@@ -49,8 +50,8 @@ def retrain(
     """
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
-        if wait and alone:
-            need_tensorflow()
+        # Made before there is a run: what keeps it from starting is told without one.
+        stack = _trainer(client.settings) if wait and alone else None
         run_id = client.retrain(architecture=architecture, profile=profile, seed=seed, force=force)
         if not as_json:
             print_data(run_id)
@@ -59,8 +60,8 @@ def retrain(
             if as_json:
                 print_json(run_in_full(client, client.run(run_id)))
             return
-        if alone:
-            with _trainer_for(client, run_id):
+        if stack is not None:
+            with _started_for(client, run_id, stack):
                 run = watch_run(client, run_id, own_stack=True)
         else:
             run = watch_run(client, run_id)
@@ -69,12 +70,17 @@ def retrain(
         raise SystemExit(exit_code_of_run(run, client.verdict_on(run_id)))
 
 
+def _trainer(settings: Settings) -> Stack:
+    """A broker and a trainer, to be started. Raises UserError, SettingsError where that cannot be done."""
+    need_tensorflow()
+    return Stack(settings, logs=settings.home / "logs", worker=False, trainer=True)
+
+
 @contextmanager
-def _trainer_for(client: Client, run_id: str) -> Iterator[None]:
-    """A stack for this run alone: without it nobody would train, so whatever goes wrong cancels the run."""
-    settings = client.settings
+def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
+    """The stack for this run alone: without it nobody would train, so whatever goes wrong cancels the run."""
     try:
-        with Stack(settings, logs=settings.home / "logs", worker=False, trainer=True):
+        with stack:
             say("starting a trainer")
             client.ring_for_run(run_id)
             yield
