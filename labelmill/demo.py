@@ -37,11 +37,11 @@ def run_demo(settings: Settings) -> None:
         _a_model_of(data, settings, client)
         folder = _write_digits(data, settings.home / "demo" / data.source)
         running = settings.embedded_broker and broker_answers(settings)
-        with nullcontext() if running else Stack(settings, logs=settings.home / "logs"):
+        with nullcontext() if running else Stack(settings, logs=settings.home / "logs") as stack:
             say("starting the workers")
             with ProgressLine("submitting") as progress:
                 submitted = client.submission(client.sources([folder]), on_progress=progress.update)
-            status = watch(client, submitted.job_id, own_stack=not running)
+            status = watch(client, submitted.job_id, own_stack=stack)
         _show(client, status, Console(highlight=False), sample=data.source != "mnist")
     raise SystemExit(exit_code_of(status))
 

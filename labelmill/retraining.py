@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.runs import Run
@@ -14,14 +14,18 @@ from labelmill.console import ExitCode, say
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
 
+if TYPE_CHECKING:
+    from labelmill.stack import Stack
+
 #: A run that nobody has taken after this long probably has no trainer.
 _NO_TRAINER_SECONDS: Final = 15.0
 
 
-def watch_run(client: Client, run_id: str, *, own_stack: bool = False) -> Run:
+def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
     """Follows the run to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
 
-    `own_stack`: the trainer was started for this run and ends with it, so the run is cancelled then.
+    `own_stack`: the trainer was started for this run and ends with it, so the run is cancelled then. Raises
+    Unavailable where a process of it ends before the run does.
     """
     told = 0
     data_told = False
@@ -35,9 +39,12 @@ def watch_run(client: Client, run_id: str, *, own_stack: bool = False) -> Run:
                     for epoch in client.epochs(run_id)[told:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         told = epoch.epoch
-                progress.update(told, total=run.recipe["epochs"], note=_note(run, own_stack=own_stack))
+                note = _note(run, own_stack=own_stack is not None)
+                progress.update(told, total=run.recipe["epochs"], note=note)
+                if own_stack is not None and not run.finished:
+                    own_stack.must_run()
     except KeyboardInterrupt:
-        if own_stack:
+        if own_stack is not None:
             client.cancel_run(run_id)
             say(f"Interrupted; training run {run_id} is cancelled, and changes nothing.")
         else:

@@ -163,6 +163,17 @@ class Stack:
                 say(f"{service.name} ended with {process.returncode}; starting it again")
                 self._start(service)
 
+    def must_run(self) -> None:
+        """Raises Unavailable where one of the processes has ended.
+
+        For a command that waits for one piece of work and is gone after it: a process that dies would mostly
+        die again, and nobody is there to see that it is started over and over.
+        """
+        for service in self._services:
+            if service.process is not None and service.process.poll() is not None:
+                where = f": see {self._logs / service.name}.log" if self._logs else ""
+                raise Unavailable(f"The {service.name} ended with {service.process.returncode}{where}")
+
     def stop(self) -> None:
         """Ends everything: first those who use the broker, and the broker last."""
         try:

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from jobs.errors import Unavailable
 from jobs.ledger.progress import JobStatus
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import ExitCode, say
 from labelmill.progress import ProgressLine
 
+if TYPE_CHECKING:
+    from labelmill.stack import Stack
+
 #: A job that nobody has started after this long probably has no worker.
 _NO_WORKER_SECONDS: Final = 10.0
 
 
-def watch(client: Client, job_id: str, *, own_stack: bool = False) -> JobStatus:
+def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> JobStatus:
     """Follows the job to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
 
-    `own_stack`: the workers were started for this job and end with it, so the advice is another.
+    `own_stack`: the workers were started for this job and end with it, so the advice is another. Raises
+    Unavailable where a process of it ends before the job does.
     """
     try:
         with ProgressLine("classifying") as progress:
             for status in client.follow(job_id):
-                progress.update(status.done, total=status.total, note=_note(status, own_stack=own_stack))
+                progress.update(
+                    status.done, total=status.total, note=_note(status, own_stack=own_stack is not None)
+                )
+                if own_stack is not None and not status.finished:
+                    own_stack.must_run()
     except KeyboardInterrupt:
-        when = "goes on when `labelmill up` runs" if own_stack else "goes on"
-        say(
-            f"Interrupted; job {job_id} {when}.\n"
-            f"  follow it:  labelmill status {job_id} --watch\n"
-            f"  stop it:    labelmill cancel {job_id}"
-        )
+        say(f"Interrupted; {_how_it_goes_on(job_id, own_stack=own_stack is not None)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    except Unavailable:
+        if own_stack is not None:
+            say(_how_it_goes_on(job_id, own_stack=True))
+        raise
     say(closing_line(status))
     return status
 
@@ -75,6 +83,15 @@ def status_to_json(status: JobStatus) -> dict[str, Any]:
         "oldest_waiting_seconds": status.oldest_waiting_seconds,
     }
     return asdict(status) | derived
+
+
+def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
+    when = "goes on when `labelmill up` runs" if own_stack else "goes on"
+    return (
+        f"job {job_id} {when}.\n"
+        f"  follow it:  labelmill status {job_id} --watch\n"
+        f"  stop it:    labelmill cancel {job_id}"
+    )
 
 
 def _note(status: JobStatus, *, own_stack: bool) -> str:

@@ -36,7 +36,7 @@ def classify(
         images = client.sources(sources, stdin=paths_on_stdin())
         job_id = client.submission(images).job_id
         with _whatever_is_missing(settings) as stack:
-            status = watch(client, job_id, own_stack=stack is not None)
+            status = watch(client, job_id, own_stack=stack)
         found = client.predictions(job_id)
         (write_jsonl if as_json else write_table)(found, sys.stdout)
     raise SystemExit(exit_code_of(status))

@@ -62,7 +62,7 @@ def retrain(
             return
         if stack is not None:
             with _started_for(client, run_id, stack):
-                run = watch_run(client, run_id, own_stack=True)
+                run = watch_run(client, run_id, own_stack=stack)
         else:
             run = watch_run(client, run_id)
         if as_json:
