@@ -12,7 +12,8 @@ from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, say, tells_errors
 from labelmill.stack import Stack, broker_answers
-from labelmill.watching import watch
+from labelmill.training import need_tensorflow
+from labelmill.watching import say_broker_away, watch
 from producer.export import write_jsonl, write_table
 from producer.sources.lines import paths_on_stdin
 
@@ -33,9 +34,15 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
+        missing = _whatever_is_missing(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
-        job_id = client.submission(images).job_id
-        with _whatever_is_missing(settings) as stack:
+        # Started before the job is accepted: what keeps it from starting is told without one.
+        with missing as stack:
+            if stack is not None:
+                say("starting a worker for this (`labelmill up` keeps one running)")
+            job_id = client.submission(images).job_id
+            if stack is None:
+                say_broker_away(client, "the job waits in the ledger")
             status = watch(client, job_id, own_stack=stack)
         found = client.predictions(job_id)
         (write_jsonl if as_json else write_table)(found, sys.stdout)
@@ -43,7 +50,10 @@ def classify(
 
 
 def _whatever_is_missing(settings: Settings) -> Stack | nullcontext[None]:
+    """A stack to be started; nothing where one is up, or the broker is somebody else's. Raises UserError,
+    SettingsError where it cannot be started.
+    """
     if not settings.embedded_broker or broker_answers(settings):
         return nullcontext()
-    say("starting a worker for this (`labelmill up` keeps one running)")
+    need_tensorflow("No stack is up here, and starting a worker")
     return Stack(settings.model_copy(update={"processes": 1}), logs=settings.home / "logs")

@@ -18,7 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.console import Home, rows
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import Client
+from tests.console import COMMAND_SECONDS, Home, rows
+from tests.kerasfile import keras_file
+from tests.registering import register_digits
 
 PROJECT = Path(__file__).parents[2]
 WORKERS_ONLY = ["tensorflow", "keras", "numpy", "PIL"]
@@ -99,19 +104,30 @@ def test_the_producer_submits_follows_and_queries(bare_python: Path, stack: Home
     assert '"problems": 0' in labelmill("doctor", "--json")
 
 
-@pytest.mark.parametrize("command", ["train", "worker", "up", "demo"])
+@pytest.mark.parametrize("command", ["train", "worker", "up", "demo", "classify"])
 def test_what_needs_a_model_says_what_to_install(bare_python: Path, tmp_path: Path, command: str) -> None:
+    # given a home with a champion: nothing else is missing
+    home = Home(tmp_path / "home")
+    with Client(Settings.load(home=home.path)) as client:
+        register_digits(client.ledger, Store(client.settings.store), keras_file(), champion=True)
+    image = tmp_path / "digit.png"
+    image.write_bytes(b"no worker will read it")
+
+    # when a command is run that needs TensorFlow here
     done = subprocess.run(
-        [bare_python, "-m", "labelmill", command],
-        env=Home(tmp_path / "home").environment,
+        [bare_python, "-m", "labelmill", command, *([str(image)] if command == "classify" else [])],
+        env=home.environment,
         capture_output=True,
         text=True,
+        timeout=COMMAND_SECONDS,
         check=False,
     )
 
+    # then it says so, and has accepted nothing
     assert done.returncode == 2
     assert "pip install '.[worker" in done.stderr
     assert "Traceback" not in done.stderr
+    assert home.json("jobs") == []
 
 
 def test_importing_the_face_the_producer_and_jobs_brings_in_no_tensorflow() -> None:

