@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.model import MNIST_INPUT
+from jobs.registry import register_model
 from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
+from labelmill import Client
 from labelmill.stack import broker_answers
-from tests.console import LABELMILL, Home, is_alive, processes_below, until
+from tests.console import LABELMILL, Home, is_alive, processes_below, rows, until, wait_for_broker
+from tests.kerasfile import keras_file
+from worker.learning import mnist
+from worker.learning.mnist import Mnist
 
 
 def test_with_mnist_it_classifies_all_test_digits(short_folder: Path, digits: Path, accuracy: float) -> None:
@@ -56,6 +65,103 @@ def test_without_mnist_and_network_it_takes_the_sample_and_says_so(
     [job] = home.json("jobs")
     assert (job["state"], job["succeeded"]) == ("done", 1_000)
     assert "Traceback" not in done.stderr
+
+
+def test_it_classifies_with_the_model_it_trained_whatever_is_champion(
+    short_folder: Path, tens: Mnist
+) -> None:
+    # given a stack whose champion knows other classes, and digits to learn
+    home = Home(short_folder / "home", given_data(tens, short_folder / "idx"))
+    with Client(Settings.load(home=home.path)) as client:
+        register_birds(client)
+    with home.started("up", log=short_folder / "up.log"):
+        wait_for_broker(home)
+
+        # when the demo is run
+        done = home.run("demo")
+
+    # then it starts no workers of its own
+    assert done.returncode == 0, done.stderr
+    assert f"using the stack that is up in {home.path}" in done.stderr
+    assert "starting the workers" not in done.stderr
+
+    # and the gate refuses its model, and the demo's job has it all the same
+    assert "the champion's classes are other ones" in done.stderr
+    [birds] = [model["id"] for model in home.json("models", "list") if model["aliases"]]
+    [digits] = [model["id"] for model in home.json("models", "list") if not model["aliases"]]
+    [job] = home.json("jobs")
+    assert (job["model"], birds != digits) == (digits, True)
+    assert accuracy_in(done.stdout) > 0.9
+
+
+def test_other_data_than_digits_is_its_own_with_its_own_classes(short_folder: Path, tens: Mnist) -> None:
+    # given a home that has the demo of some IDX files
+    home = Home(short_folder / "home", given_data(tens, short_folder / "idx"))
+    first = home.run("demo")
+    assert first.returncode == 0, first.stderr
+
+    # when it is run on others, of eleven classes, some of which are no names for a folder
+    names = ("T-shirt/top", "..", "Ankle boot", "[red]", "été", *"56789", "blank")
+    images, labels = tens.test_images[:200].copy(), tens.test_labels[:200].copy()
+    images[:20], labels[:20] = 0, 10
+    train_images, train_labels = tens.train_images.copy(), tens.train_labels.copy()
+    train_images[:500], train_labels[:500] = 0, 10
+    others = Mnist(train_images, train_labels, images, labels, source="folder", classes=names)
+    home.extra = given_data(others, short_folder / "others")
+    done = home.run("demo")
+
+    # then it has trained a model for them and counts what is right by their names
+    assert done.returncode == 0, done.stderr
+    assert "using the champion" not in done.stderr
+    assert "of 200 right" in done.stdout
+    assert accuracy_in(done.stdout) > 0.8
+    assert all(name in done.stdout for name in names)
+    assert "MNIST could not be had" not in done.stdout
+    job = home.json("jobs")[0]
+    assert {row["label"] for row in rows(home.ok("predictions", job["id"], "--format", "csv"))} <= {*names}
+
+
+@pytest.fixture(scope="module")
+def tens(mnist_dir: Path) -> Mnist:
+    """Ten thousand real digits to train with, 300 to test with: enough to get nine in ten right."""
+    whole = mnist.read_folder(mnist_dir, lambda _line: None)
+    return Mnist(
+        whole.train_images[:10_000],
+        whole.train_labels[:10_000],
+        whole.test_images[:300],
+        whole.test_labels[:300],
+        source="folder",
+    )
+
+
+def given_data(data: Mnist, folder: Path) -> dict[str, str]:
+    """The data as IDX files in this folder, and the setting that names it."""
+    folder.mkdir()
+    mnist.write_folder(data, folder)
+    return {ENV_PREFIX + "MNIST_DIR": str(folder)}
+
+
+def register_birds(client: Client) -> None:
+    """A champion that knows no digits, and which nothing may classify with: it computes nothing."""
+    birds = register_model(
+        client.ledger,
+        Store(client.settings.store),
+        keras_file(),
+        architecture="mlp",
+        classes=("crow", "magpie", "jay"),
+        input_spec=MNIST_INPUT,
+        accuracy=None,
+        metrics={},
+    )
+    with client.ledger.transaction() as connection:
+        point_alias(connection, CHAMPION, birds.id)
+
+
+def accuracy_in(output: str) -> float:
+    """The accuracy that the demo says."""
+    found = re.search(r" right: accuracy ([0-9.]+)", output)
+    assert found is not None, output
+    return float(found[1])
 
 
 def test_ctrl_c_is_clean(new_home: Home, few_digits: Path) -> None:  # noqa: ARG001 -- made before the clock

@@ -38,7 +38,9 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [["classify", "IMAGE"], ["retrain", "--wait"], ["up"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["classify", "IMAGE"], ["retrain", "--wait"], ["demo"], ["up"]], ids=" ".join
+)
 def test_a_cron_line_that_is_none_is_told_before_anything_is_started(
     home: Home, image: Path, command: list[str]
 ) -> None:
