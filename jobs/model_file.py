@@ -21,6 +21,17 @@ _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 #: Of `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
 _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 
+#: What zipfile raises on broken archives.
+_DAMAGE: Final = (
+    zipfile.BadZipFile,
+    ArithmeticError,  # of a place in the file that no number of the machine's holds
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
 _ZIP: Final = b"PK\x03\x04"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -80,8 +91,8 @@ def check_model_file(data: bytes) -> None:
                     raise ModelRefused("Its model.weights.h5 is not HDF5.")
             _read_json(archive, "metadata.json")
             _check_config(_read_json(archive, "config.json"))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as error:
-        # What zipfile raises on broken archives; its first line says enough.
+    except _DAMAGE as error:
+        # Its first line says enough.
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelRefused(f"It is not a whole .keras file: {reason}.") from None
 

@@ -211,6 +211,21 @@ def test_a_member_that_lies_about_its_size_is_refused(name: str, claimed: int, b
     tracemalloc.stop()
 
 
+def test_a_member_that_is_said_to_lie_beyond_all_numbers_is_refused() -> None:
+    # given a directory whose last entry says that its member begins further on than a seek can go
+    data = keras_file()
+    at, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
+    entry, tail = bytearray(data[at:end]), bytearray(data[end:])
+    far = struct.pack("<HHQ", 1, 8, 2**63 + 5)  # of ZIP64: what has no room in the entry itself
+    struct.pack_into("<H", entry, 30, len(far))
+    struct.pack_into("<I", entry, 42, 2**32 - 1)
+    [size] = struct.unpack_from("<I", tail, 12)
+    struct.pack_into("<I", tail, 12, size + len(far))
+
+    # when it is looked at, then it is refused
+    assert "not a whole .keras file" in refusal(data[:at] + entry + far + tail)
+
+
 def test_a_config_over_the_limit_is_refused() -> None:
     config = json.dumps(sequential()).encode()
     check_model_file(archive(members(config + b" " * (4 * 2**20 - len(config)))))
