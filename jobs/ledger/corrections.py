@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -88,9 +90,8 @@ def save_corrections(connection: Connection, rows: Iterable[NewCorrection]) -> l
         [{column: getattr(row, column) for column in _VALUES} for row in rows],
     )
     found: list[Correction] = []
-    for job_id in dict.fromkeys(row.job_id for row in rows):
-        indices = [row.index for row in rows if row.job_id == job_id]
-        found += find_corrections(connection, job_id, indices).values()
+    for job_id, of_job in groupby(rows, key=attrgetter("job_id")):
+        found += find_corrections(connection, job_id, [row.index for row in of_job]).values()
     return found
 
 

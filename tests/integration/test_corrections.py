@@ -19,7 +19,7 @@ from PIL import Image
 from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import correction_key, live_accuracy
+from jobs.ledger.corrections import NewCorrection, correction_key, live_accuracy, save_corrections
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Outcome
 from jobs.limits import ImageLimits
@@ -502,6 +502,34 @@ def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, sub
 
     # then the copy is still there
     assert copies(store) == {sha256(b"same")}
+
+
+def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, champion) -> None:
+    # given a correction in each of 200 jobs, in no order, that count how often they are asked for their job
+    asked = 0
+
+    class Counting(NewCorrection):
+        __slots__ = ()
+
+        def __getattribute__(self, name: str) -> object:
+            nonlocal asked
+            asked += name == "job_id"
+            return super().__getattribute__(name)
+
+    ids = sorted(new_id() for _ in range(200))
+    rows = [
+        Counting(job_id, index, "a.png", "1", "7", 0.5, champion.id, "0" * 64)
+        for job_id in reversed(ids)
+        for index in (1, 0)
+    ]
+
+    # when they are stored, then they are given back by job and index
+    with ledger.transaction() as connection:
+        saved = save_corrections(connection, rows)
+    assert [(each.job_id, each.index) for each in saved] == [(job_id, n) for job_id in ids for n in (0, 1)]
+
+    # and each was asked a few times, not once a job: all of this is under SQLite's write lock
+    assert asked <= 5 * len(rows)
 
 
 # ---- live accuracy ------------------------------------------------------------------------------------
