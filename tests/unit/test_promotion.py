@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
-from math import comb
+from math import comb, inf, nextafter
 
 import pytest
 from hypothesis import given
@@ -185,6 +186,38 @@ def test_a_good_model_passes_and_each_check_says_by_what():
 )
 def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
     assert failed(replace(GOOD, **change)) == {check: text}
+
+
+def test_what_just_fails_does_not_read_as_the_limit():
+    # Given 956 of 1,028 sevens right, and a calibration error a hair over
+    just = replace(GOOD, recall=(956 / 1028, *[0.99] * 9), calibration_error=0.03004)
+    assert failed(just, replace(LIMITS, min_class_recall=0.93)) == {
+        "class recall": "the share recognised of class 0 is 0.9299, below the least of 0.93",
+        "calibration": "calibration error is 0.0301, over the most of 0.03",
+    }
+
+
+@given(st.data(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e6))
+def test_what_fails_reads_as_failing(data, least, most, slowest):
+    # Given limits, and a model that is beyond each of them, often by as little as can be
+    def near(limit):
+        return st.sampled_from([nextafter(limit, -inf), nextafter(limit, inf), limit - 3e-5, limit + 3e-5])
+
+    evaluation = replace(
+        GOOD,
+        accuracy=data.draw(near(least) | st.floats(0, 1)),
+        recall=(data.draw(near(least) | st.floats(0, 1)),) * 10,
+        calibration_error=data.draw(near(most) | st.floats(0, 1)),
+        image_microseconds=data.draw(near(slowest) | st.floats(0, 1e6)),
+    )
+    found = failed(evaluation, GateLimits(least, least, 0.01, most, slowest))
+    # Then what is said of it is beyond the limit as well
+    for name, text in found.items():
+        [said] = re.findall(r" is (\S+), ", text)
+        if name in ("accuracy", "class recall"):
+            assert float(said) < least
+        else:
+            assert float(said) > (most if name == "calibration" else slowest)
 
 
 def test_exactly_at_every_limit_passes():

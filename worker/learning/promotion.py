@@ -106,14 +106,14 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
             "calibration error",
             evaluation.calibration_error,
             limits.max_calibration_error,
-            ".4f",
+            4,
         ),
         _ceiling(
             "speed",
             "microseconds an image",
             evaluation.image_microseconds,
             limits.max_image_microseconds,
-            ".1f",
+            1,
         ),
     )
 
@@ -209,11 +209,23 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
 
 def _floor(name: str, what: str, value: float, least: float) -> Check:
     if value < least:
-        return Check(name, False, f"{what} is {value:.4f}, below the least of {least:g}")
+        return Check(name, False, f"{what} is {_told(value, least, 4)}, below the least of {least:g}")
     return Check(name, True, f"{what} is {value:.4f}, {least:g} or more")
 
 
-def _ceiling(name: str, what: str, value: float, most: float, form: str) -> Check:
+def _ceiling(name: str, what: str, value: float, most: float, digits: int) -> Check:
     if value > most:
-        return Check(name, False, f"{what} is {value:{form}}, over the most of {most:g}")
-    return Check(name, True, f"{what} is {value:{form}}, {most:g} or less")
+        return Check(name, False, f"{what} is {_told(value, most, digits)}, over the most of {most:g}")
+    return Check(name, True, f"{what} is {value:.{digits}f}, {most:g} or less")
+
+
+def _told(value: float, limit: float, digits: int) -> str:
+    """A value on the wrong side of its limit, with so many digits after the point: rounded away from the
+    limit where it would otherwise read as if it kept it.
+    """
+    rounded, step = float(f"{value:.{digits}f}"), 10.0**-digits
+    if value < limit <= rounded:
+        rounded -= step
+    elif value > limit >= rounded:
+        rounded += step
+    return f"{rounded:.{digits}f}"
