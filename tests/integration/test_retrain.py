@@ -359,6 +359,27 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
         assert len(champion_history(connection)) == 1
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given somebody who writes to the ledger at each hash of the data, and does not wait for long
+    real, hashed = mnist._fingerprint, []
+
+    def write_and_hash(*arrays: Any) -> str:
+        with contextlib.closing(Ledger(settings.ledger, lock_seconds=1)) as other, other.transaction():
+            hashed.append(len(arrays))
+        return real(*arrays)
+
+    monkeypatch.setattr(mnist, "_fingerprint", write_and_hash)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", ())
+
+    # when a model is trained, then neither is in the other's way, and the run tells what was hashed
+    train(settings, little_mnist)
+    assert {2, 4} <= set(hashed)
+    assert latest(ledger).data_fingerprint == real(*little_mnist.arrays)
+
+
 # ---- the heartbeat ------------------------------------------------------------------------------------
 
 

@@ -137,15 +137,12 @@ def _retrain(
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
 
+    # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
+    fingerprint, description = data.fingerprint, _description(data, recipe)
+
     def describe() -> None:
         with ledger.transaction() as connection:
-            describe_data(
-                connection,
-                claim,
-                source=data.source,
-                fingerprint=data.fingerprint,
-                data=_description(data, recipe),
-            )
+            describe_data(connection, claim, source=data.source, fingerprint=fingerprint, data=description)
 
     _patiently(describe)
 
