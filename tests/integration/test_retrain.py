@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs.errors import Conflict, Unavailable
+from jobs.errors import Conflict, DataUnavailable, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
@@ -189,6 +190,41 @@ def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
     assert "not evaluated on the same images" in second.reason
     assert champion_of(ledger) == first.model.id
+
+
+def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
+    """The same with the first few training images only."""
+    return dataclasses.replace(
+        data, train_images=data.train_images[:images], train_labels=data.train_labels[:images]
+    )
+
+
+@pytest.mark.parametrize("images", [2, 12])
+def test_of_few_images_one_is_held_out(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, images: int
+) -> None:
+    # given so few images that a thirtieth of them is none, when a model is trained
+    done = train(settings, cut(little_mnist, images))
+
+    # then the run ends well, and each epoch tells what it came to on the one that is held out
+    run = latest(ledger)
+    assert run.state == RunState.DONE
+    assert run.data is not None
+    assert (run.data["train_images"], run.data["validation_images"]) == (images - 1, 1)
+    with ledger.reading() as connection:
+        epochs = epochs_of(connection, done.run_id)
+    assert len(epochs) == QUICK.epochs
+    assert all(math.isfinite(epoch.val_loss) and epoch.val_accuracy in (0, 1) for epoch in epochs)
+
+
+def test_one_image_is_too_few_to_train_with(
+    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    with pytest.raises(DataUnavailable, match="too few images to train with: 1, and it takes 2 at least"):
+        train(settings, cut(little_mnist, 1))
+    run = latest(ledger)
+    assert run.state == RunState.FAILED
+    assert (run.error or "").startswith("There are too few images")
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ class Recipe:
     #: Promote what comes out whatever the gate says. Recorded with the verdict.
     force: bool = False
 
+    def held_out_of(self, images: int) -> int:
+        """How many of so many training images are held out: one at the least, unless none are to be. Of few
+        images the share may come to less than a half, and then an epoch would have nothing to tell.
+        """
+        return max(1, round(images * self.held_out)) if self.held_out else 0
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the ledger."""
         return asdict(self)

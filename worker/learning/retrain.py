@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from jobs.errors import LabelmillError, ModelRefused, Unavailable
+from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
 from jobs.files import make_private_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -58,6 +58,9 @@ logger = logging.getLogger(__name__)
 #: How long to wait before what needs a service is tried again: a database that is restarted takes seconds,
 #: and a training minutes or hours.
 _AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
+
+#: Images to train with: one to learn from, and one to look at between epochs.
+_FEWEST_IMAGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,13 @@ def _retrain(
     # the data: MNIST or what was given, and what people corrected
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
+
+    if len(data.train_images) < _FEWEST_IMAGES:
+        raise DataUnavailable(
+            f"There are too few images to train with: {len(data.train_images)}, and it takes "
+            f"{_FEWEST_IMAGES} at least, one to learn from and one that is held out. Name a folder with more "
+            "of them in LABELMILL_MNIST_DIR."
+        )
 
     # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
     fingerprint, description = data.fingerprint, _description(data, recipe)
@@ -227,7 +237,7 @@ def _patiently(do: Callable[[], T]) -> T:
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
     """What `training_runs.data` holds."""
-    held_out = round(len(data.train_images) * recipe.held_out)
+    held_out = recipe.held_out_of(len(data.train_images))
     return {
         "train_images": len(data.train_images) - held_out,
         "validation_images": held_out,

@@ -67,7 +67,7 @@ def train(
     labels = data.train_labels.astype(np.int32)
     shift = recipe.augmentation.shift if recipe.augmentation else 0
     seen = views(images, shift)
-    held_out, learnt = np.split(dice.permutation(len(labels)), [round(len(labels) * recipe.held_out)])
+    held_out, learnt = np.split(dice.permutation(len(labels)), [recipe.held_out_of(len(labels))])
 
     finished = build(recipe.architecture, spec, len(data.classes))
     model = quick_to_train(finished)
