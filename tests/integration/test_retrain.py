@@ -399,7 +399,13 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
 def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given somebody who writes to the ledger at each hash of the data, and does not wait for long
+    # given a champion that has to be evaluated on other images
+    fewer = dataclasses.replace(
+        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
+    )
+    first = train(settings, fewer)
+
+    # and somebody who writes to the ledger at each hash of the data, and does not wait for long
     real, hashed = mnist._fingerprint, []
 
     def write_and_hash(*arrays: Any) -> str:
@@ -414,6 +420,8 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
     train(settings, little_mnist)
     assert {2, 4} <= set(hashed)
     assert latest(ledger).data_fingerprint == real(*little_mnist.arrays)
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is not None
 
 
 # ---- the heartbeat ------------------------------------------------------------------------------------

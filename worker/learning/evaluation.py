@@ -123,14 +123,9 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
     evaluated = evaluate(classifier, data.test_images, data.test_labels)
+    fingerprint = data.evaluation_fingerprint  # not in the transaction, which holds SQLite's write lock
     with ledger.transaction() as connection:
-        save_evaluation(
-            connection,
-            model.id,
-            data.evaluation_fingerprint,
-            evaluated.evaluation,
-            evaluated.answers.tobytes(),
-        )
+        save_evaluation(connection, model.id, fingerprint, evaluated.evaluation, evaluated.answers.tobytes())
     return evaluated.evaluation
 
 
