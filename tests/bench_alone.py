@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 
 from jobs.ids import new_id
@@ -43,6 +45,18 @@ def decoded_for_ever(monkeypatch: pytest.MonkeyPatch, endless: bytes) -> None:
         return real(data, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "decode", decode)
+
+
+def time_out(seconds: float = 0.6) -> Callable[..., None]:
+    """Something that hangs until Celery's time limit strikes: for several times as long as an image takes,
+    also on a machine that does other things beside.
+    """
+
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(seconds)
+        raise SoftTimeLimitExceeded
+
+    return hang
 
 
 def make_mill(ledger: Ledger, store: Store, bench: Bench, model_file: bytes) -> Mill:

@@ -27,6 +27,7 @@ from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.traces import open_tracing
+from worker.predicting.time_limit import showing_the_time_limit
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -100,7 +101,8 @@ class Bench:
         if model_id in self._refused:
             return None
         try:
-            return self.classifier(model_id)
+            with showing_the_time_limit():  # Keras may have made another error of it
+                return self.classifier(model_id)
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # no job may fail by a model that is only tried

@@ -8,7 +8,7 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from jobs.references import Reference
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.bench_alone import Mill, decoded_for_ever, make_mill
+from tests.bench_alone import Mill, decoded_for_ever, make_mill, time_out
 from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
@@ -229,18 +229,6 @@ def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_
         (None, None),
     ]
     assert mill.chunk_row(chunk).attempts == 1
-
-
-def time_out(seconds: float = 0.6) -> Callable[..., None]:
-    """Something that hangs until Celery's time limit strikes: for several times as long as an image takes,
-    also on a machine that does other things beside.
-    """
-
-    def hang(*_: object, **__: object) -> None:
-        time.sleep(seconds)
-        raise SoftTimeLimitExceeded
-
-    return hang
 
 
 def test_a_chunk_that_takes_too_long_as_a_whole_is_given_back_as_a_crash(

@@ -30,6 +30,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
 from labelmill.purging import Purge
+from tests.bench_alone import time_out
 from worker.bench import Bench
 from worker.predicting.classifier import Classifier
 from worker.predicting.pipeline import classify_chunk
@@ -446,11 +447,53 @@ def test_images_without_an_answer_of_the_jobs_model_are_not_counted(mill: Mill) 
     assert (row.images, row.disagreements) == (0, 0)
 
 
-def test_a_challenger_that_takes_all_the_time_costs_one_attempt(
-    mill: Mill, challenger: Model, monkeypatch: pytest.MonkeyPatch
+def _time_out_in_other_words(*arguments: object, **named: object) -> None:
+    """As Keras may tell of the time limit."""
+    try:
+        time_out()(*arguments, **named)
+    except SoftTimeLimitExceeded:
+        raise TypeError("could not deserialize the class") from None
+
+
+@pytest.mark.parametrize("hang", [time_out(), _time_out_in_other_words], ids=["plain", "in other words"])
+@pytest.mark.parametrize(
+    "hangs", ["worker.bench.fetch_model", "worker.predicting.runtime.keras.saving.load_model"]
+)
+def test_a_challenger_that_is_not_loaded_within_the_time_limit_is_to_blame_and_not_refused(
+    mill: Mill,
+    challenger: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    hangs: str,
+    hang: Callable[..., None],
 ) -> None:
-    # given a challenger in whose computing the chunk's time limit strikes
-    _failing(SoftTimeLimitExceeded())(mill, challenger, monkeypatch)
+    # given a model that is warm in every part, and a challenger whose loading takes all the time
+    mill.point(SHADOW, mill.champion)
+    mill.classify([picture(1)])
+    mill.point(SHADOW, challenger)
+    job_id, [chunk_id] = mill.job([picture(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(hangs, hang)
+
+        # when the chunk is tried, then it is given back, and told who kept it waiting
+        assert classify_chunk(chunk_id, mill.bench) == 0
+    chunk = mill.chunk(chunk_id)
+    assert (chunk.releases, chunk.crashes, mill.predictions(job_id)) == (1, 0, [])
+    assert chunk.error == "the model in the shadow took up the time limit"
+
+    # and the challenger may load yet: it sees the next one
+    mill.classify([picture(2)])
+    assert [row.images for row in mill.rows(shadowed_chunks)] == [1]
+
+
+@pytest.mark.parametrize("other_words", [False, True])
+def test_a_challenger_that_takes_all_the_time_costs_one_attempt(
+    mill: Mill, challenger: Model, monkeypatch: pytest.MonkeyPatch, other_words: bool
+) -> None:
+    # given a challenger in whose computing the chunk's time limit strikes, whatever becomes of it there
+    error: Exception = SoftTimeLimitExceeded()
+    if other_words:
+        error, error.__context__ = RuntimeError("it was interrupted"), error
+    _failing(error)(mill, challenger, monkeypatch)
     job_id, [chunk_id] = mill.job([picture(1)])
 
     # when the chunk is tried, then it is given back, and that is none of its images' fault

@@ -334,7 +334,10 @@ def _outcomes(
         may_keep=lookout.may_keep,
         stages=stages,
     )
-    shadow = None if challenger_id is None else _shadow(lead, challenger_id, classifier, bench)
+    shadow = None
+    if challenger_id is not None:
+        with stages.timed("shadow"):  # to load it may take longer than all it says
+            shadow = _shadow(lead, challenger_id, classifier, bench)
     found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
     outcomes = iter(found)
     return [

@@ -15,6 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.ledger.outcomes import CONFIDENCE_DIGITS
 from jobs.ledger.shadows import KEPT_DISAGREEMENTS, Disagreement, Shadowed
+from worker.predicting.time_limit import showing_the_time_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,8 @@ class Shadow:
             return
         started = time.monotonic()
         try:
-            theirs = challenger.predict(pixels)
+            with showing_the_time_limit():
+                theirs = challenger.predict(pixels)
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # whatever it is, no image may pay for it
