@@ -621,13 +621,6 @@ def test_a_store_that_is_not_mounted_here_fails_no_job(mill: Mill) -> None:
     assert mill.status(job_id).state == "done"
 
 
-def _raising(error: BaseException) -> Callable[..., None]:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    return fail
-
-
 @pytest.mark.parametrize(
     ("broken", "error", "reason"),
     [
@@ -642,9 +635,12 @@ def test_a_machine_that_cannot_have_the_model_is_no_images_fault(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
 ) -> None:
     # given a worker on whose machine the champion can be neither kept nor loaded
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
     job_id, chunk = mill.chunk([png()])
     with monkeypatch.context() as patch:
-        patch.setattr(broken, _raising(error))
+        patch.setattr(broken, fail)
 
         # when the chunk comes, more often than a lone image may crash
         for _ in range(CRASHES_TO_GIVE_UP + 1):
