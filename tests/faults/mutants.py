@@ -22,8 +22,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 _COPIED: Final = ("jobs", "producer", "worker", "labelmill", "migrations", "tests", "pyproject.toml")
 
-#: A run takes seconds. A mutant that waits for ever has been noticed, but not by a test.
-_SECONDS: Final = 240
+#: A mutant's run takes seconds, the one without any two minutes. One that waits for ever has been noticed,
+#: but not by a test.
+_SECONDS: Final = 480
 
 #: Hypothesis's search alone, without looking for the shortest failure and what explains it.
 _CONFTEST: Final = """\
