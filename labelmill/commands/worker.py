@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from jobs.errors import UserError
-from jobs.extras import install_hint
 from jobs.ledger import Ledger
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from labelmill.console import examples, tells_errors
 from labelmill.stack import settings_with, worker_command
+from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -47,8 +45,7 @@ def worker(
     to be there: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
-    if find_spec("tensorflow") is None:
-        raise UserError(f"A worker needs TensorFlow: {install_hint('worker')}.")
+    need_tensorflow("A worker")
     ledger = Ledger(settings.ledger)
     ledger.check()
     ledger.close()
