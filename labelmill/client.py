@@ -19,7 +19,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.health import Health, model_health
-from jobs.ledger.models import get_model, list_models
+from jobs.ledger.models import get_model, list_models, model_or_champion
 from jobs.ledger.pausing import pause_job, resume_job
 from jobs.ledger.progress import (
     Filter,
@@ -303,6 +303,11 @@ class Client:
         """All models, newest first."""
         with self.ledger.reading() as connection:
             return list_models(connection)
+
+    def champion(self) -> Model:
+        """The model that new jobs are classified by. Raises NotFound where there is none yet."""
+        with self.ledger.reading() as connection:
+            return model_or_champion(connection, None)
 
     def promote(self, model_id: str, *, force: bool = False) -> Verdict:
         """Makes the model the champion where the gate passes it, or with `force` whatever the gate says; the

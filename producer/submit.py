@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from jobs.errors import Conflict, ImageError, NotFound, SourceError, Stopped, Unavailable, UserError
+from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import KeyHolder, NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
-from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.models import model_or_champion
 from jobs.limits import ErrorLimits, JobLimits
 from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Bell
@@ -145,7 +145,8 @@ def submit(
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
     began = time.time_ns()
-    pinned_to = _model(ledger, model_id)
+    with ledger.reading() as connection:
+        pinned_to = model_or_champion(connection, model_id).id
 
     if by_reference is not None and not by_reference:
         raise SourceError(
@@ -341,15 +342,6 @@ def _take_back(ledger: Ledger, store: Store, job_id: str) -> bool:
             return False
     store.remove_folder(payload_folder(job_id))
     return True
-
-
-def _model(ledger: Ledger, model_id: str | None) -> str:
-    """The id of the model that a job is pinned to. Raises NotFound."""
-    with ledger.reading() as connection:
-        model = find_champion(connection) if model_id is None else get_model(connection, model_id)
-    if model is None:
-        raise NotFound("There is no model yet: run `labelmill train`.")
-    return model.id
 
 
 def _job_with_key(ledger: Ledger, store: Store, key: str) -> KeyHolder | None:

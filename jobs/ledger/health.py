@@ -16,11 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.drift import MIN_IMAGES, Drift, Shift
-from jobs.errors import NotFound
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.models import model_or_champion
 from jobs.schema import FINISHED, db_now, jobs, predictions
 
 #: Which jobs count as recent.
@@ -80,9 +79,7 @@ _WARNINGS: Final = {
 
 def model_health(connection: Connection, model_id: str | None = None) -> Health:
     """How the model does, or the champion. Raises NotFound."""
-    model = find_champion(connection) if model_id is None else get_model(connection, model_id)
-    if model is None:
-        raise NotFound("There is no champion yet: `labelmill train` makes one.")
+    model = model_or_champion(connection, model_id)
     stored = find_evaluation(connection, model.id)
     recent = _recent_jobs(connection, model.id)
     labels: Counter[str] = Counter()

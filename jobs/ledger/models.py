@@ -75,6 +75,14 @@ def find_champion(connection: Connection) -> Model | None:
     return None if row is None else _to_model(row, _aliases(connection))
 
 
+def model_or_champion(connection: Connection, model_id: str | None) -> Model:
+    """The model that is named, or the champion where none is. Raises NotFound."""
+    model = find_champion(connection) if model_id is None else get_model(connection, model_id)
+    if model is None:
+        raise NotFound("There is no model yet: run `labelmill train`.")
+    return model
+
+
 def list_models(connection: Connection) -> list[Model]:
     """All models, newest first."""
     names = _aliases(connection)

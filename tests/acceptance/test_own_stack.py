@@ -77,6 +77,18 @@ def test_classify_without_the_embedded_broker_accepts_nothing(home: Home, image:
     assert home.json("jobs") == []
 
 
+def test_classify_without_a_model_starts_nothing(image: Path, short_folder: Path) -> None:
+    # given a home without a model
+    home = Home(short_folder / "new")
+
+    # when an image is to be classified, then it is said what is missing, before a stack is there
+    done = home.run("classify", str(image))
+    assert done.returncode == 2, done.stderr
+    assert "There is no model yet: run `labelmill train`" in done.stderr
+    assert "starting a worker" not in done.stderr
+    assert not (home.path / "logs").exists()
+
+
 def test_classify_says_that_a_broker_of_ones_own_is_away(home: Home, image: Path, tmp_path: Path) -> None:
     # given a Redis of one's own that nobody answers for
     home.extra = {ENV_PREFIX + "BROKER_URL": "redis://127.0.0.1:1/0"}

@@ -319,7 +319,7 @@ def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -
 
 
 def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
-    with pytest.raises(NotFound, match="There is no champion yet"):
+    with pytest.raises(NotFound, match="There is no model yet"):
         health_of(ledger)
     with pytest.raises(NotFound, match="There is no model 'x'"):
         health_of(ledger, "x")
