@@ -56,7 +56,7 @@ def run_demo(settings: Settings) -> None:
                     client.sources([folder]), model=model.id, on_progress=progress.update
                 )
             status = watch(client, submitted.job_id, own_stack=stack)
-        _show(client, status, data, Console(highlight=False))
+        show_results(client, status, data, Console(highlight=False))
     raise SystemExit(exit_code_of(status))
 
 
@@ -124,7 +124,7 @@ def _write_images(data: Mnist, folder: Path) -> Path:
     return folder
 
 
-def _show(client: Client, status: JobStatus, data: Mnist, console: Console) -> None:
+def show_results(client: Client, status: JobStatus, data: Mnist, console: Console) -> None:
     """A table by class, a few images drawn, and what to type next."""
     total: Counter[str] = Counter()
     right: Counter[str] = Counter()
@@ -139,6 +139,8 @@ def _show(client: Client, status: JobStatus, data: Mnist, console: Console) -> N
                 good.append(prediction)
         else:
             wrong.append(prediction)
+    if not total:  # somebody stopped the job before it had an outcome, and `watch` has said so
+        return
     wrong.sort(key=lambda prediction: prediction.confidence or 0.0, reverse=True)
 
     console.print(f"\njob {status.id}, model {status.model}")

@@ -1,0 +1,25 @@
+"""What the demo shows when its job is over."""
+
+from __future__ import annotations
+
+import io
+
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.console import Console
+from labelmill.demo import show_results
+from worker.learning.mnist import Mnist
+
+
+def test_a_job_that_was_stopped_at_once_has_nothing_to_show(
+    settings: Settings, make_job, little_mnist: Mnist
+) -> None:
+    # Given a job that somebody cancelled before it had an outcome
+    job = make_job()
+    with Client(settings) as client:
+        status = client.cancel(job.id)
+        # When the demo is to show what came of it
+        out = io.StringIO()
+        show_results(client, status, little_mnist, Console(file=out))
+    # Then it has nothing to say: that the job was cancelled is told by who watched it.
+    assert out.getvalue() == ""
