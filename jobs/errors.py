@@ -99,5 +99,9 @@ class LedgerNotReady(UserError):
     """The ledger has not been migrated: run `labelmill db upgrade`."""
 
 
+class TrainingDiverged(LabelmillError):
+    """A training came to numbers that are none, and there is nothing to go on from."""
+
+
 class DataUnavailable(UserError):
     """MNIST is not to be had: set LABELMILL_MNIST_DIR to a folder with its four IDX files."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.errors import TrainingDiverged
 from jobs.model import MNIST_INPUT, InputSpec
-from worker.learning import mnist
+from worker.learning import mnist, training
 from worker.learning.recipes import Augmentation, Recipe
 from worker.learning.training import (
     EpochResult,
@@ -171,6 +172,26 @@ def test_the_test_images_are_not_looked_at(data: mnist.Mnist) -> None:
     assert [replace(each, seconds=0) for each in said[0]] == [replace(each, seconds=0) for each in said[1]]
     for weights, same in zip(*(model.get_weights() for model in models), strict=True):
         assert (weights == same).all()
+
+
+def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
+    # Given a rate at which the weights are beyond all numbers after a few steps
+    epochs: list[EpochResult] = []
+    recipe = replace(RECIPE, learning_rate=1e30)
+    # When it is trained, then it ends with the first epoch, which nobody is told of.
+    with pytest.raises(TrainingDiverged, match="after epoch 1 its loss is not a number"):
+        train(data, recipe, on_epoch=epochs.append)
+    assert epochs == []
+
+
+def test_weights_that_the_last_step_spoils_are_noticed(
+    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a training whose loss is a number to the end, and whose weights answer none
+    monkeypatch.setattr(training, "_look", lambda *_: (float("nan"), 0.1))
+    # When it is trained, then that is told as well.
+    with pytest.raises(TrainingDiverged):
+        train(data, replace(RECIPE, epochs=1))
 
 
 def test_without_held_out_images_there_is_nothing_to_say_of_them(data: mnist.Mnist) -> None:

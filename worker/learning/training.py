@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from jobs.errors import TrainingDiverged
 from jobs.files import sync
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.augmentation import distorter
@@ -58,7 +59,8 @@ def train(
     """Train a model from scratch and return it: the weights after the last step, or their average.
 
     `on_batch(epoch, done, total)` is called after each step with the steps of this epoch, `on_epoch` after
-    each epoch; an exception from either ends the training. Raises ValueError for an unknown architecture.
+    each epoch; an exception from either ends the training. Raises ValueError for an unknown architecture,
+    TrainingDiverged.
     """
     keras.utils.set_random_seed(recipe.seed)
     dice = np.random.default_rng(recipe.seed)
@@ -92,18 +94,23 @@ def train(
             loss, hits = loss + batch_loss, hits + batch_hits
             if on_batch:
                 on_batch(epoch, number + 1, steps)
-        if on_epoch:
-            val_loss, val_accuracy = _look(averaged, images[held_out], labels[held_out])
-            on_epoch(
-                EpochResult(
-                    epoch=epoch,
-                    loss=float(loss) / len(learnt),
-                    accuracy=float(hits) / len(learnt),
-                    val_loss=val_loss,
-                    val_accuracy=val_accuracy,
-                    seconds=time.monotonic() - started,
-                )
+        val_loss, val_accuracy = _look(averaged, images[held_out], labels[held_out])
+        result = EpochResult(
+            epoch=epoch,
+            loss=float(loss) / len(learnt),
+            accuracy=float(hits) / len(learnt),
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.monotonic() - started,
+        )
+        # The last step of an epoch may be the one that spoils the weights, and only a look at them tells.
+        if not math.isfinite(result.loss) or (len(held_out) and not math.isfinite(val_loss)):
+            raise TrainingDiverged(
+                f"The training diverged: after epoch {epoch} its loss is not a number any more. Another seed "
+                "may do; where it does not, look at what is wrong with the images or their labels."
             )
+        if on_epoch:
+            on_epoch(result)
     finished.set_weights(averaged.get_weights())
     return finished
 
