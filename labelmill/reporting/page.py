@@ -50,7 +50,7 @@ def _parts(facts: Facts) -> dict[str, Any]:
     evaluation, rival = facts.evaluation, facts.rival
     # Figures of other images would say nothing beside these.
     theirs = rival.stored if rival and rival.same_images else None
-    recipe = facts.run.recipe if facts.run else {}
+    recipe = {**facts.run.recipe, **_precision(facts)} if facts.run else {}
     return {
         "evaluation": evaluation,
         "rival": rival,
@@ -68,6 +68,13 @@ def _parts(facts: Facts) -> dict[str, Any]:
         "confidence_bars": _confidence_bars(facts),
         **_curves(facts),
     }
+
+
+def _precision(facts: Facts) -> dict[str, str]:
+    """What it was computed in, which its trainer's processor decided and not its recipe. Older models do not
+    say.
+    """
+    return {name: value for name, value in facts.model.metrics.items() if name == "precision"}
 
 
 def _curves(facts: Facts) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
         [move] = champion_history(connection)
     assert champion.id == done.model.id
     assert champion.aliases == ("champion",)
-    assert champion.metrics == {"data": "mnist", "run": done.run_id}
+    assert champion.metrics == {"data": "mnist", "run": done.run_id, "precision": "float32"}
     assert evaluation is not None
     assert champion.accuracy == evaluation.evaluation.accuracy > 0.7
     assert evaluation.evaluation.total == 300

@@ -103,7 +103,7 @@ def make_model(model_id="06h0w99y8275b8s6", *, aliases=(), classes=DIGITS, run=N
         classes=classes,
         input_spec=MNIST_INPUT,
         accuracy=0.98,
-        metrics={"run": run},
+        metrics={"run": run, "precision": "bfloat16"},
         created_at=NOON,
         aliases=aliases,
     )
@@ -341,7 +341,14 @@ def test_the_recipe_is_told_whole():
     # Then every field of its recipe is there, with its value
     page = Page(render(make_facts(run=run)))
     assert "Recipe: mlp, long" in page.text
-    for words in ("seed 77", "epochs 300", "schedule one-cycle", "averaging 0.999", "rotation 12, zoom 0.12"):
+    for words in (
+        "seed 77",
+        "epochs 300",
+        "precision bfloat16",
+        "schedule one-cycle",
+        "averaging 0.999",
+        "rotation 12, zoom 0.12",
+    ):
         assert words in page.text
     assert "2 min 05 s" in page.text
     assert "Training images are distorted" in page.text

@@ -22,6 +22,7 @@ from worker.learning.training import (
     share_of_distortion,
     train,
 )
+from worker.predicting import runtime
 from worker.predicting.decode import prepare_arrays
 from worker.predicting.runtime import keras, tf
 
@@ -126,7 +127,7 @@ def test_normalisation_trains_as_keras_has_it() -> None:
     plain = keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.9)(inputs))
     dice = np.random.default_rng(1)
     plain.set_weights([dice.uniform(0.5, 2, 4) for _ in plain.get_weights()])
-    quick = quick_to_train(plain)
+    quick = quick_to_train(plain, "float32")
     assert type(quick.layers[1]) is not type(plain.layers[1])
     # When both see the same batch
     seen = tf.constant(dice.normal(3, 2, (32, 5, 6, 4)).astype(np.float32))
@@ -143,6 +144,43 @@ def test_normalisation_trains_as_keras_has_it() -> None:
     # takes the variance as that of a sample of 960, which is a thousandth more.
     for one, other in zip(*learnt, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=2e-3)
+
+
+def test_convolutions_are_computed_in_half_the_bytes_where_that_is_faster(
+    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(architecture="cnn", epochs=1, batch_size=16, held_out=1 / 4, seed=3)
+    few = replace(data, train_images=data.train_images[:64], train_labels=data.train_labels[:64])
+    weights = {}
+    for does in (True, False):
+        # Given a processor that multiplies bfloat16, or does not
+        monkeypatch.setattr(training, "multiplies_bfloat16", lambda does=does: does)
+        assert training.precision("cnn") == ("bfloat16" if does else "float32")
+        assert training.precision("mlp") == "float32"
+        # When the same training is done
+        model = train(few, recipe)
+        # Then what comes out is a float32 model all over
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+        assert {weight.dtype for weight in model.weights} == {"float32"}
+        weights[does] = model.layers[-1].get_weights()[0]
+    # and it was computed in another precision, no more.
+    assert 0 < np.abs(weights[True] - weights[False]).max() < 0.05
+
+
+def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = tmp_path / "cpuinfo"
+    monkeypatch.setattr(runtime, "_CPU_INFO", flags)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
+    assert not runtime.multiplies_bfloat16()  # there is no such file: not Linux
+    flags.write_text("flags\t\t: fpu avx512_bf16 amx_tile\n")
+    assert not runtime.multiplies_bfloat16()
+    flags.write_text("flags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
+    assert runtime.multiplies_bfloat16()
+    # and of a GPU it is not known
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: ["a GPU"])
+    assert not runtime.multiplies_bfloat16()
 
 
 def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:

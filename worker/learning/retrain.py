@@ -47,7 +47,7 @@ from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.promotion import judge_and_promote
 from worker.learning.recipes import Recipe
-from worker.learning.training import EpochResult, save, train
+from worker.learning.training import EpochResult, precision, save, train
 from worker.predicting.classifier import Classifier
 from worker.predicting.time_limit import time_ran_out
 
@@ -200,7 +200,11 @@ def _retrain(
             classes=data.classes,
             input_spec=MNIST_INPUT,
             accuracy=evaluated.evaluation.accuracy,
-            metrics={"data": data.source, "run": claim.run_id},
+            metrics={
+                "data": data.source,
+                "run": claim.run_id,
+                "precision": precision(recipe.architecture),
+            },
         )
     )
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jobs.cores import usable_cores
@@ -22,6 +23,8 @@ os.environ.setdefault("KERAS_HOME", os.devnull)
 os.environ["KERAS_BACKEND"] = "tensorflow"
 # 3 silences "no GPU here" on every machine without one. What goes wrong still arrives as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 # TensorFlow's libraries say these two things before they read TF_CPP_MIN_LOG_LEVEL.
 _NOISE = re.compile(rb"WARNING: All log messages before absl|I\d{4} ")
@@ -69,7 +72,19 @@ with _without_noise(), _without_extras():
     import keras
     import tensorflow as tf
 
-__all__ = ["configure_threads", "keras", "tf"]
+__all__ = ["configure_threads", "keras", "multiplies_bfloat16", "tf"]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's processor multiplies matrices of bfloat16 by itself (AMX, on Linux). Where it
+    does not, TensorFlow takes longer with them than with float32. Of a GPU it is not known.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return False
+    try:
+        return b" amx_bf16" in _CPU_INFO.read_bytes()
+    except OSError:
+        return False
 
 
 def configure_threads(processes: int) -> None:
