@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from importlib import import_module, metadata
 from io import TextIOWrapper
 from typing import Annotated, Any, Final, NamedTuple
@@ -17,6 +20,9 @@ class _Entry(NamedTuple):
     module: str
     help: str
 
+
+#: The end of an object is over by then.
+_PRESSED_AGAIN_SECONDS: Final = 0.05
 
 COMMANDS: Final = {
     "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, look at the results."),
@@ -102,7 +108,27 @@ def _root(
 def main() -> None:
     """Runs the console command."""
     _speak_utf8()
+    repeat_lost_interrupts()
     app()
+
+
+def repeat_lost_interrupts() -> None:
+    """Press Ctrl-C again where it got lost: it raises wherever the main thread is just then, and where that
+    is the end of an object (the Redis client's close their connections there), Python drops what is raised,
+    and no more than tells this hook.
+    """
+    other_losses = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            other_losses(lost)
+            return
+        # Not at once: here we are still inside of what swallows it.
+        again = threading.Timer(_PRESSED_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
 
 
 def _speak_utf8() -> None:

@@ -1,0 +1,49 @@
+"""Ctrl-C ends a command, wherever it meets the interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+#: A program that is told to end while the last line of an object's `__del__` is running, and then waits.
+PROGRAM = """
+import os, signal, sys, time
+from labelmill.cli import repeat_lost_interrupts
+{before}
+class Connection:
+    def __del__(self):
+        {at_the_end}
+Connection()
+try:
+    time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_is_not_lost_at_the_end_of_an_object(signal: str) -> None:
+    # Given a program of ours, and SIGTERM that raises like Ctrl-C, as where a stack runs
+    before = "repeat_lost_interrupts(); signal.signal(signal.SIGTERM, signal.default_int_handler)"
+    # When it is met where Python drops what is raised, then it ends all the same, and has nothing to say.
+    done = run(before, f"os.kill(os.getpid(), signal.{signal})")
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_other_losses_are_told_as_ever() -> None:
+    done = run("repeat_lost_interrupts(); signal.alarm(1)", "1 / 0")
+    assert "Exception ignored in" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+    assert done.returncode == -14, "it was not told to end, and the alarm rang"
+
+
+def run(before: str, at_the_end: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before, at_the_end=at_the_end)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
