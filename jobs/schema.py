@@ -62,7 +62,7 @@ class ChunkState(StrEnum):
     CLAIMED = "claimed"  # a worker holds its lease
     HELD = "held"  # its job is paused
     DONE = "done"  # all its images have their outcomes
-    SPLIT = "split"  # it kept crashing: its two halves are chunks in its place
+    SPLIT = "split"  # it kept crashing, or its first image is out of reach: two chunks are in its place
     DROPPED = "dropped"  # its job ended without it
 
 

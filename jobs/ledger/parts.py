@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
-from jobs.ledger.claims import Claim
+from jobs.ledger.claims import RETRY_SECONDS, Claim, finish_chunks
 from jobs.ledger.intake import QUIET_SECONDS
-from jobs.schema import ChunkState, chunks, db_now
+from jobs.schema import ChunkState, chunks, db_now, jobs
 
 
 def add_part(
@@ -32,6 +32,26 @@ def add_part(
             **({"created_at": db_now()} | values),
         )
     )
+
+
+def set_first_aside(connection: Connection, claim: Claim, *, error: str, rest_id: str) -> None:
+    """Ends the claim with two chunks in the chunk's place: its first image, of which `error` says what keeps
+    it, and the others, for which the caller rings. Raises LeaseLost where the claim is somebody else's by
+    now; the transaction must then roll back.
+    """
+    finish_chunks(connection, [claim], ChunkState.SPLIT)
+    add_part(connection, claim, offset=0, images=1, error=error, ring_after=db_now(RETRY_SECONDS))
+    add_part(
+        connection,
+        claim,
+        offset=1,
+        images=claim.images - 1,
+        id_=rest_id,
+        rung_at=db_now(),
+        ring_after=db_now(QUIET_SECONDS),
+    )
+    # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
+    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
 
 
 def cut_chunk(connection: Connection, claim: Claim, *, done: int, rest_id: str) -> None:

@@ -381,6 +381,63 @@ def test_a_reference_that_is_out_of_reach_costs_those_before_it_nothing(
     assert asked == [f"/far/{index}.png" for index in (0, 1, 2, 2, 2, 3, 4)]
 
 
+@pytest.fixture
+def out_of_reach(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of images by reference whose server answers an error; of the others it gives one."""
+    names: set[str] = set()
+
+    def read(_roots: object, reference: Reference, **_: object) -> bytes:
+        if reference.url in names:
+            raise Unavailable("the server answered 503")
+        return png()
+
+    monkeypatch.setattr("jobs.references.Roots.read", read)
+    return names
+
+
+def test_a_reference_whose_server_never_has_it_is_set_aside(mill: Mill, out_of_reach: set[str]) -> None:
+    # given five images by reference, of which the first is never to be had
+    out_of_reach.add("0.png")
+    job_id, chunk = mill.chunk([Reference(f"{index}.png", "0" * 64, 100) for index in range(5)])
+
+    # when the chunk comes for the first time, then it is given back: it may have been a moment's trouble
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    assert mill.chunk_row(chunk).state == ChunkState.PENDING
+
+    # and for the second time, then there are two chunks in its place, of which nothing has crashed
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    assert mill.chunk_row(chunk).state == ChunkState.SPLIT
+    lone, others = sorted(
+        (mill.chunk_row(replace(chunk, id=id_)) for id_ in mill.pending()), key=lambda row: row.first_index
+    )
+    assert [(row.first_index, row.images, row.crashes) for row in (lone, others)] == [(0, 1, 0), (1, 4, 0)]
+    assert "503" in lone.error
+
+    # and the others have their outcomes, whatever becomes of that one
+    assert classify_chunk(others.id, mill.bench) == 4
+    assert [row.name for row in mill.predictions(job_id)] == [f"{index}.png" for index in range(1, 5)]
+
+    # which is waited for, and never given up
+    for _ in range(4):
+        assert classify_chunk(lone.id, mill.bench) == 0
+    row = mill.chunk_row(replace(chunk, id=lone.id))
+    assert (row.state, row.crashes, row.releases) == (ChunkState.PENDING, 0, 4)
+    out_of_reach.clear()
+    assert classify_chunk(lone.id, mill.bench) == 1
+    assert mill.status(job_id).state == JobState.DONE
+
+
+def test_of_a_store_that_is_away_no_image_is_set_aside(mill: Mill, out_of_reach: set[str]) -> None:
+    # given images by reference of which none is to be had
+    out_of_reach |= {f"{index}.png" for index in range(5)}
+    _, chunk = mill.chunk([Reference(f"{index}.png", "0" * 64, 100) for index in range(5)])
+    # when it comes again and again, then it is the same chunk, and waits
+    for _ in range(3):
+        assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.PENDING, 5, 0, 3)
+
+
 def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:

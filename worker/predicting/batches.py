@@ -5,6 +5,7 @@ Of a claim, a lease or a database nothing is known here; `worker.predicting.pipe
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from jobs.payloads import Content, Payload
 from jobs.references import Reference, Roots
 from worker.predicting.deadline import Deadline
 from worker.predicting.stages import Stages
+from worker.predicting.time_limit import time_ran_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,6 +201,25 @@ def _decoded_together(
                 if len(run):
                     yield start + int(run[0]), picture
     yield len(contents), np.empty((0, *spec.shape), np.uint8)
+
+
+def another_is_there(payload: Payload, roots: Roots, limits: ImageLimits, stages: Stages) -> bool:
+    """Whether one of the other referenced images can be asked for where the first is out of reach: any of
+    them, as those that are not to be had may lie side by side. Raises Unavailable where the time limit
+    struck.
+    """
+    others = [content for content in payload.contents[1:] if isinstance(content, Reference)]
+    if not others:
+        return False
+    try:
+        _bytes_of(random.choice(others), roots, limits, stages)  # noqa: S311 -- any will do
+    except ImageError:
+        pass  # its store answers
+    except Unavailable as error:
+        if time_ran_out(error):
+            raise
+        return False
+    return True
 
 
 def _bytes_of(

@@ -82,6 +82,13 @@ class Lookout:
         logger.warning("after %d images: %s", done, error)
         return True
 
+    def may_set_first_aside(self, error: Unavailable) -> bool:
+        """Whether the chunk's first image, which is out of reach, may be the only one that is. Not at the
+        first time: most are to be had a moment later.
+        """
+        lead = self._claims[0]
+        return self._is_divisible(1) and lead.attempts > 1 and not time_ran_out(error)
+
     def _is_divisible(self, done: int) -> bool:
         return self._may_leave and 0 < done < self._claims[0].images
 

@@ -34,12 +34,13 @@ from jobs.ledger.claims import (
 from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.ledger.parts import set_first_aside
 from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
 from jobs.payloads import Payload, read_payload
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from worker.again import try_again
 from worker.bench import Bench
-from worker.predicting.batches import classify_payloads
+from worker.predicting.batches import another_is_there, classify_payloads
 from worker.predicting.lookout import Lookout
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
@@ -173,6 +174,26 @@ def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
         claim.error,
         extra=facts_of([claim], stages),
     )
+
+
+def _set_first_aside(claim: Claim, error: Unavailable, bench: Bench, stages: Stages) -> None:
+    """A server that answers an error for one image alone, and for good, would have the others wait behind it
+    for ever.
+    """
+    rest_id = new_id()
+    _write(
+        bench.ledger,
+        [claim],
+        lambda connection: set_first_aside(connection, claim, error=str(error), rest_id=rest_id),
+    )
+    logger.warning(
+        "chunk %s: its first image is out of reach, others are not: it waits by itself: %s",
+        claim.chunk_id,
+        error,
+        extra=facts_of([claim], stages),
+    )
+    bench.bell.silent = False  # it may be another time's silence
+    bench.bell.ring([rest_id], ahead=True)
 
 
 def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
@@ -338,7 +359,16 @@ def _outcomes(
     if challenger_id is not None:
         with stages.timed("shadow"):  # to load it may take longer than all it says
             shadow = _shadow(lead, challenger_id, classifier, bench)
-    found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
+    try:
+        found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
+    except Unavailable as error:
+        # What was through would have been kept: it is the first that is not to be had.
+        if not lookout.may_set_first_aside(error) or not another_is_there(
+            payload, bench.roots, bench.settings.image_limits, stages
+        ):
+            raise
+        _set_first_aside(lead, error, bench, stages)
+        return []
     outcomes = iter(found)
     return [
         Classified(
