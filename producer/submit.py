@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import KeyHolder, NewChunk, add_chunk, discard_job, find_key, open_job, seal_job
+from jobs.ledger.intake import (
+    KeyHolder,
+    NewChunk,
+    add_chunk,
+    discard_job,
+    find_key,
+    is_sealed,
+    open_job,
+    seal_job,
+)
 from jobs.ledger.models import model_or_champion
 from jobs.limits import ErrorLimits, JobLimits
 from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
@@ -138,7 +147,7 @@ def submit(
     yet, Conflict where `key` was used for other content, or for another model than the one that is named,
     Unavailable where the ledger or the store cannot be reached, Stopped where the job was cancelled, has
     failed or was removed before all of it was in. After any exception, Ctrl-C included, nothing of the job
-    is left; but for Stopped, after which it is as it was stopped.
+    is left; but where somebody has stopped it, it is as it was stopped.
 
     `images` may take as long as they like: while they are waited for, a thread says that we are alive.
     """
@@ -310,11 +319,11 @@ def _store_chunks(
         traceback.clear_frames(error.__traceback__)
         signs.end()  # only now: one may be waiting for just that transaction
         try:
-            taken_back = _take_back(ledger, store, job_id)
+            sealed = _taken_back_or_sealed(ledger, store, job_id)
         except Unavailable as trouble:
             # What went wrong first is what people have to know. The reconciler ends a job nobody adds to.
             raise error from trouble
-        if taken_back:
+        if not sealed:
             raise
         # The answer to the last COMMIT was lost, but it went through: the job is submitted.
     return Submitted(job_id, total, new=True)
@@ -335,10 +344,22 @@ def _store_payload(store: Store, job_id: str, first_index: int, draft: _ChunkDra
     return NewChunk(chunk_id, first_index, len(draft.names), key, payload_digest(data))
 
 
-def _take_back(ledger: Ledger, store: Store, job_id: str) -> bool:
-    """False, and nothing is taken back, where the job turns out to be sealed."""
+def _taken_back_or_sealed(ledger: Ledger, store: Store, job_id: str) -> bool:
+    """Whether the job turns out to be sealed. If not, it is taken back, unless somebody stopped it while its
+    source was waited for: they keep what there is.
+    """
+    if _take_back(ledger, store, job_id, keep_stopped=True):
+        return False
+    with ledger.reading() as connection:
+        return is_sealed(connection, job_id)
+
+
+def _take_back(ledger: Ledger, store: Store, job_id: str, *, keep_stopped: bool = False) -> bool:
+    """False, and nothing is taken back, where the job turns out to be sealed; with `keep_stopped` also where
+    somebody stopped it.
+    """
     with ledger.transaction() as connection:
-        if not discard_job(connection, job_id):
+        if not discard_job(connection, job_id, keep_stopped=keep_stopped):
             return False
     store.remove_folder(payload_folder(job_id))
     return True

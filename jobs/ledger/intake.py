@@ -147,26 +147,36 @@ def _stopped(connection: Connection, job_id: str) -> Stopped:
     )
 
 
-def discard_job(connection: Connection, job_id: str) -> bool:
+def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = False) -> bool:
     """Takes back a job that was never sealed, as if it had not been; its payloads are the caller's to remove.
     A worker that is at one of its chunks loses the claim and throws its results away. False, and nothing
-    happens, where the job is sealed, if only at this moment.
+    happens, where the job is sealed, if only at this moment; with `keep_stopped` also where it was cancelled
+    or has failed.
     """
     # Chunks first and the job last, as a worker locks them; whether it was sealed is known for sure only
     # when its own row is locked.
     with connection.begin_nested() as savepoint:
         connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
-        gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None)))
+        may_go = jobs.c.state == JobState.RECEIVING if keep_stopped else sa.true()
+        gone = connection.execute(
+            jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None), may_go)
+        )
         if gone.rowcount == 1:
             # Last, when nobody can record anything more: a chunk that was being split at this moment has
             # halves that the first statement did not see. They went with the job's row, and one may have been
             # done before.
             connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
             return True
-        sealed = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
-        if sealed:
+        stays = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
+        if stays:
             savepoint.rollback()
-        return not sealed
+        return not stays
+
+
+def is_sealed(connection: Connection, job_id: str) -> bool:
+    """Whether the job was submitted as a whole."""
+    sealed = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None))
+    return connection.scalar(sealed) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,8 +435,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_a_sealed_job_is_not_taken_back",
         Change(
             _INTAKE,
-            ".where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None))",
-            ".where(jobs.c.id == job_id)",
+            ".where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None), may_go)",
+            ".where(jobs.c.id == job_id, may_go)",
         ),
     ),
     _mutant(

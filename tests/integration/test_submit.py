@@ -839,6 +839,24 @@ def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
         run(breaks_after(3, cancel))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SourceError("the disk is gone")], ids=repr)
+def test_a_job_that_was_stopped_stays_however_its_submission_ends(run, ledger, error):
+    # Given somebody who cancels the job while its producer waits for its source, of which nothing more comes
+    def cancel_and_break():
+        with ledger.transaction() as connection:
+            [job] = latest_jobs(connection, limit=1)
+            end_job(connection, job.id, JobState.CANCELLED)
+        raise error
+
+    # When the source then ends with an error, or somebody presses Ctrl-C
+    with pytest.raises(type(error)):
+        run(breaks_after(3, cancel_and_break))
+    # Then the job is there, as it was stopped.
+    with ledger.reading() as connection:
+        [job] = latest_jobs(connection, limit=1)
+    assert (job.state, job.submitted_at) == (JobState.CANCELLED, None)
+
+
 @pytest.mark.usefixtures("signs_come_fast")
 def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run, ledger, monkeypatch):
     # Given signs that find the ledger away for good, and somebody who cancels the job
