@@ -41,7 +41,8 @@ def readiness(settings: Settings, part: Part) -> Readiness:
     """
     try:
         with ledger_as_it_is(settings) as ledger:
-            ledger.check()
+            # A worker that goes on while the ledger is migrated, until the next version's starts, works.
+            ledger.check(or_newer=part in _QUEUES)
             if part in _QUEUES:
                 with ledger.reading() as connection:
                     return _worker(part, list_workers(connection, host=socket.gethostname()))

@@ -118,13 +118,15 @@ class Ledger:
             # At a ROLLBACK psycopg forgets the statements that it has had prepared.
             connection.commit()
 
-    def check(self) -> None:
-        """Raises LedgerNotReady unless the ledger's schema is the one this code is written against."""
+    def check(self, *, or_newer: bool = False) -> None:
+        """Raises LedgerNotReady unless the ledger's schema is the one this code is written against;
+        `or_newer`, for who is running already: migrations only add.
+        """
         with self.reading() as connection:
             found = revision(connection)
         if found is None:
             raise LedgerNotReady
-        if found != REVISION:
+        if found != REVISION and not (or_newer and found > REVISION):  # they are numbered: 0001, 0002, ...
             raise LedgerNotReady(
                 f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
                 "run `labelmill db upgrade` with the newer of the two."

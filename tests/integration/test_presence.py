@@ -199,10 +199,24 @@ def test_beat_and_a_producer_are_ready_where_ledger_and_broker_answer(ledger, se
     assert "the broker does not answer" in answer(away, part, ready=False)
 
     # Nor with a ledger of another version
-    with ledger.transaction() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    of_version(ledger, "9999")
     assert "9999" in answer(settings, part, ready=False)
-    assert "9999" in answer(settings, Part.WORKER, ready=False)
+
+
+def of_version(ledger, number):
+    with ledger.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :number"), {"number": number})
+
+
+def test_a_worker_goes_on_with_a_ledger_that_was_migrated_meanwhile(ledger, settings):
+    # Given a worker, and a ledger that the next version has migrated
+    report(ledger, "host/1")
+    of_version(ledger, "9999")
+    # Then it is as well as before, for nobody is there yet to take its place
+    answer(settings, Part.WORKER, ready=True)
+    # and with an older ledger than its own it never was.
+    of_version(ledger, "0000")
+    assert "0000" in answer(settings, Part.WORKER, ready=False)
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

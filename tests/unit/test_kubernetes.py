@@ -385,8 +385,8 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         if name == "producer":  # nothing runs in it but what somebody types
             assert not probes
             continue
-        # Whether ledger and broker answer says nothing of beat.
-        liveness = set() if name == "beat" else {"livenessProbe"}
+        # Whether ledger and broker answer says nothing of beat, and a training goes on without a broker.
+        liveness = set() if name in ("beat", "trainer") else {"livenessProbe"}
         assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
         for kind, probe in probes.items():
             if name in ("worker", "trainer", "beat"):
@@ -394,7 +394,7 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
                 # A Python starts in a second, or in several where all cores have work.
                 assert probe["timeoutSeconds"] >= 10
                 assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
-        if name in ("worker", "trainer"):
+        if name == "worker":
             # While ledger or broker are away nobody is ready; that must not be what ends them.
             probe = probes["livenessProbe"]
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
