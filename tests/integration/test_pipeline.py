@@ -741,6 +741,46 @@ def test_a_model_file_that_was_tampered_with_is_never_parsed(mill: Mill) -> None
     assert "SHA-256" in (mill.status(job_id).error or "")
 
 
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (Unavailable("The ledger cannot be reached"), "cannot be reached"),
+        (SoftTimeLimitExceeded(), "within the time limit"),
+        (SystemExit(), "told to stop"),
+    ],
+    ids=["away", "time limit", "stopped"],
+)
+def test_a_job_that_cannot_be_failed_for_now_costs_its_images_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, trouble: BaseException, reason: str
+) -> None:
+    # given a job whose model was changed in the store, and trouble as it is to be failed for that
+    from worker.predicting import pipeline
+
+    [path] = (Path(mill.bench.settings.home) / "store" / "models").iterdir()
+    path.write_bytes(path.read_bytes() + b"\0")
+    job_id, chunk = mill.chunk([png()])
+
+    def troubled(*_: object, **__: object) -> None:
+        raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "end_job", troubled)
+        with pytest.raises(SystemExit) if isinstance(trouble, SystemExit) else contextlib.nullcontext():
+            # when a chunk needs it
+            assert classify_chunk(chunk.id, mill.bench) == 0
+
+    # then that is given back at once, and is no crash
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert reason in row.error
+    assert mill.status(job_id).state == "running"
+
+    # and the job fails at the next attempt, for its own reason
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    assert mill.status(job_id).state == "failed"
+    assert "SHA-256" in (mill.status(job_id).error or "")
+
+
 def test_a_store_that_is_away_burns_no_attempt(mill: Mill) -> None:
     # given a store that cannot be read for now: a folder stands where the file should be
     job_id, chunk = mill.chunk([png()])

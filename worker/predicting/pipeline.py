@@ -107,8 +107,7 @@ def _attempt(
             if must_split(claims[0]):
                 _split(claims[0], bench, stages)
                 return 0
-            work = partial(_classify, claims, challenger_id, bench, stages)
-            classified = traced(claims, stages, bench.tracing, work)
+            classified = _classify_or_fail(claims, challenger_id, bench, stages)
     except LeaseLost:
         logger.warning(
             "%s: taken over by somebody else; nothing of ours was recorded", subject, extra=facts()
@@ -122,9 +121,6 @@ def _attempt(
         # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
         logger.warning("%s: given back: %s", subject, error, extra=facts())
         _give_back(bench, claims, error=str(error))
-        return 0
-    except JobError as error:
-        _fail(bench, claims, error, stages)
         return 0
     except (SystemExit, KeyboardInterrupt):
         _give_back(bench, claims, error="its worker was told to stop")
@@ -197,11 +193,11 @@ def _set_first_aside(claim: Claim, error: Unavailable, bench: Bench, stages: Sta
 
 
 def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
-    """Ends the chunks' jobs, which cannot go on."""
+    """Ends the chunks' jobs, which cannot go on. Raises Unavailable."""
     for claim in claims:
         facts = facts_of([claim], stages) | {"job": claim.job_id, "chunk": claim.chunk_id}
         logger.error("job %s cannot go on: %s", claim.job_id, error, extra=facts)
-        with bench.ledger.transaction() as connection:
+        with stages.timed("record"), bench.ledger.transaction() as connection:
             # The chunk first, as everywhere: two who lock them in different orders wait for each other.
             release_chunk(connection, claim, error=str(error))
             end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
@@ -225,6 +221,21 @@ def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, sta
         _crash(bench, claims, code=code, error=reason)
     if isinstance(error, SoftTimeLimitExceeded):
         raise error
+
+
+def _classify_or_fail(
+    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
+) -> list[Classified]:
+    """What was recorded; where the jobs cannot go on they end, and it is nothing. Raises whatever ends the
+    attempt, also in the middle of that: the job fails at its chunk's next attempt.
+    """
+    work = partial(_classify, claims, challenger_id, bench, stages)
+    try:
+        with showing_the_time_limit():  # no job fails by what others make of it
+            return traced(claims, stages, bench.tracing, work)
+    except JobError as error:
+        _fail(bench, claims, error, stages)
+        return []
 
 
 def _classify(
