@@ -211,6 +211,39 @@ def test_a_chunk_whose_decoder_runs_out_of_memory_is_split_until_the_image_is_al
     assert mill.status(job_id).state == "done"
 
 
+def test_an_image_that_the_model_cannot_take_is_quarantined_and_its_neighbours_are_not(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given twenty images, with one among them at whose pixels TensorFlow fails
+    from worker.predicting.classifier import Classifier
+    from worker.predicting.runtime import tf
+
+    contents = [png()] * 20
+    contents[13] = png(200)
+    job_id, _ = mill.chunk(contents)
+    real = Classifier._batches
+
+    def choosy(classifier: Classifier, pixels: Any) -> Any:
+        if pixels.max() == 200:
+            raise tf.errors.InvalidArgumentError(None, None, "200 is not in [0, 200)")
+        return real(classifier, pixels)
+
+    monkeypatch.setattr(Classifier, "_batches", choosy)
+
+    # when what is pending is tried until nothing is
+    for _ in range(40):
+        for chunk_id in mill.pending():
+            with contextlib.suppress(tf.errors.InvalidArgumentError):
+                classify_chunk(chunk_id, mill.bench)
+
+    # then that one is given up, the job does not fail for it, and the others have their labels
+    found = mill.predictions(job_id)
+    assert [row.index for row in found] == list(range(20))
+    assert [(row.index, row.error) for row in found if row.error] == [(13, ErrorCode.QUARANTINED)]
+    assert "InvalidArgumentError" in (found[13].detail or "")
+    assert mill.status(job_id).state == "done"
+
+
 def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_labels(
     ledger: Ledger, store: Store, settings: Settings, model_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -715,6 +748,74 @@ def test_a_machine_that_cannot_have_the_model_is_no_images_fault(
     # and it is done when there is room again
     assert classify_chunk(chunk.id, mill.bench) == 1
     assert mill.status(job_id).state == "done"
+
+
+@pytest.mark.parametrize("error", ["python's", "tensorflow's"])
+@pytest.mark.parametrize("batch", [1, 2], ids=["warm-up", "in mid-chunk"])
+def test_no_memory_for_a_batch_is_no_images_fault(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
+) -> None:
+    # given a machine that has no memory for what the model computes: at its first batch, or at the second
+    from worker.predicting.classifier import Classifier
+    from worker.predicting.runtime import tf
+
+    if batch > 1:
+        monkeypatch.setattr(mill.bench.classifier(mill.model.id), "batch", 2)
+    job_id, chunk = mill.chunk([png()] * 5)
+    batches = 0
+    real = Classifier._batches
+
+    def short(classifier: Classifier, pixels: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches % batch:
+            return real(classifier, pixels)
+        if error == "python's":
+            raise MemoryError
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    # when a chunk comes, more often than a lone image may crash
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "_batches", short)
+        for _ in range(CRASHES_TO_GIVE_UP + 1):
+            assert classify_chunk(chunk.id, mill.bench) == 0
+
+    # then each time it was given back, with the reason, and tried no more than once
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
+    assert "no memory left for the model" in row.error
+    assert batches == batch * (CRASHES_TO_GIVE_UP + 1)
+
+    # and it is done where there is room
+    assert classify_chunk(chunk.id, mill.bench) == 5
+    assert [each.error for each in mill.predictions(job_id)] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("error", "is_models"),
+    [("InvalidArgumentError", True), ("UnimplementedError", True), ("InternalError", False)],
+)
+def test_a_model_that_does_not_run_is_told_from_a_machine_that_does_not_run_it(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, is_models: bool
+) -> None:
+    # given a model that fails before it has seen an image
+    from worker.predicting.classifier import Classifier
+    from worker.predicting.runtime import tf
+
+    def fail(*_: object) -> None:
+        raise getattr(tf.errors, error)(None, None, "no such kernel")
+
+    job_id, chunk = mill.chunk([png()])
+    monkeypatch.setattr(Classifier, "_batches", fail)
+
+    # when a chunk needs it, then its job fails, or waits for another machine; its image is not to blame
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.releases, row.crashes) == (1, 0)
+    assert "no such kernel" in row.error
+    assert (row.state, mill.status(job_id).state) == (
+        (ChunkState.DROPPED, JobState.FAILED) if is_models else (ChunkState.PENDING, JobState.RUNNING)
+    )
 
 
 def test_a_worker_without_tensorflow_is_no_images_fault(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

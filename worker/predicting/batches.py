@@ -58,13 +58,14 @@ def classify_payloads(
     and the reason: where it says so, what is through is kept, and the others get none.
 
     Payloads are taken one by one, and one is held at a time. To be called from the main thread. Raises
-    Unavailable where a referenced image's store is away, and what is through may not be kept.
+    Unavailable where a referenced image's store is away, and what is through may not be kept, and where there
+    is no memory for a batch.
     """
     stages = stages or Stages()
     batch = _Batch(classifier, after_batch, stages)
 
     with stages.timed("decode"), Deadline(image_seconds) as deadline:
-        take_alone = _taking_alone(batch, classifier.spec, roots, limits, deadline, stages)
+        decoded_alone = _decoding_alone(batch, classifier.spec, roots, limits, deadline, stages)
 
         def take_all() -> None:
             for payload in payloads:
@@ -75,11 +76,13 @@ def classify_payloads(
                         if must_leave(first + place):
                             return
                         try:
-                            take_alone(first + place, payload.contents[place])
+                            picture = decoded_alone(first + place, payload.contents[place])
                         except Unavailable as error:
                             if not may_keep(first + place, error):
                                 raise
                             return
+                        if picture is not None:
+                            batch.take(first + place, picture[None])
                     batch.take(first + start, pictures)
                     alone_from = start + len(pictures)
                     # Before more are decoded together, for nothing.
@@ -90,14 +93,16 @@ def classify_payloads(
     return batch.end()
 
 
-def _taking_alone(
+def _decoding_alone(
     batch: _Batch, spec: InputSpec, roots: Roots, limits: ImageLimits, deadline: Deadline, stages: Stages
-) -> Callable[[int, Content], None]:
+) -> Callable[[int, Content], npt.NDArray[np.uint8] | None]:
     # Imported here, not above: the Celery parent imports this file and must not bring in TensorFlow.
     from worker.predicting.decode import decode
 
-    def take(place: int, content: Content) -> None:
-        """Reads and decodes one image, within its time. Raises Unavailable."""
+    def decoded_alone(place: int, content: Content) -> npt.NDArray[np.uint8] | None:
+        """Reads and decodes one image, within its time; None where it has no picture, and the batch knows
+        why. Raises Unavailable.
+        """
         try:
             data = _bytes_of(content, roots, limits, stages)
             deadline.begin()
@@ -106,10 +111,10 @@ def _taking_alone(
         except ImageError as error:
             deadline.end()
             batch.fail(place, error)
-        else:
-            batch.take(place, picture[None])
+            return None
+        return picture
 
-    return take
+    return decoded_alone
 
 
 class _Batch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -110,43 +111,54 @@ class Classifier:
     def warm_up(self) -> None:
         """Trace and run the model for each size of batch, so that the first image does not pay for it.
 
-        Raises ModelRefused if the model cannot be run, Unavailable where the machine has no memory for it.
+        Raises ModelRefused if the model cannot be run, Unavailable where this machine cannot run it, or has
+        no memory for it: no image was looked at, so whatever goes wrong is the fault of none.
         """
         try:
             for batch in self._padded.values():
                 self.predict(batch)
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            raise _no_memory() from error
-        except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+        except (
+            tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError,
+            ValueError,
+            TypeError,
+        ) as error:
             raise ModelRefused(f"the model does not run: {error}") from error
+        except tf.errors.OpError as error:
+            # A GPU that is gone, or in the hands of somebody else.
+            reason = error.message.strip().partition("\n")[0]
+            raise Unavailable(f"The model does not run on this machine: {reason}") from error
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         """Classify uint8 pixels of shape (n, *spec.shape): n answers in the order of the n images.
 
-        Raises ValueError for other shapes and types.
+        Raises ValueError for other shapes and types, Unavailable where the machine has no memory for a batch,
+        and what TensorFlow makes of pixels that the model cannot take.
         """
-        count = len(pixels)
-        class_index = np.empty(count, np.int64)
-        confidence = np.empty(count, np.float32)
-        for start, size, batch in self._batches(pixels):
-            # .numpy() waits for the answer: TensorFlow may read the buffer in place, without a copy.
-            best, likely = (tensor.numpy() for tensor in self._answer[len(batch)](batch))
-            if best.shape != (len(batch),):
-                raise ModelRefused(f"the model answered {len(best)} rows for {len(batch)} images")
-            class_index[start : start + size] = best[:size]
-            confidence[start : start + size] = likely[:size]
-        return Predictions(class_index, confidence)
+        with _noticing_no_memory():
+            count = len(pixels)
+            class_index = np.empty(count, np.int64)
+            confidence = np.empty(count, np.float32)
+            for start, size, batch in self._batches(pixels):
+                # .numpy() waits for the answer: TensorFlow may read the buffer in place, without a copy.
+                best, likely = (tensor.numpy() for tensor in self._answer[len(batch)](batch))
+                if best.shape != (len(batch),):
+                    raise ModelRefused(f"the model answered {len(best)} rows for {len(batch)} images")
+                class_index[start : start + size] = best[:size]
+                confidence[start : start + size] = likely[:size]
+            return Predictions(class_index, confidence)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The probability of each class, float32 (n, number of classes), for the images that `predict` takes;
         a row of zeros where it gives no label. For who measures: predicting needs the best of them only.
 
-        Raises ValueError for other shapes and types.
+        Raises what `predict` does.
         """
-        answers = np.empty((len(pixels), len(self.classes)), np.float32)
-        for start, size, batch in self._batches(pixels):
-            answers[start : start + size] = self._distribution[len(batch)](batch).numpy()[:size]
-        return answers
+        with _noticing_no_memory():
+            answers = np.empty((len(pixels), len(self.classes)), np.float32)
+            for start, size, batch in self._batches(pixels):
+                answers[start : start + size] = self._distribution[len(batch)](batch).numpy()[:size]
+            return answers
 
     def _batches(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """Batches of few sizes, each with the place of its first image and how many images count."""
@@ -179,20 +191,25 @@ def load_model(path: Path) -> keras.Model:
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
         raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except SoftTimeLimitExceeded:
+        with _noticing_no_memory():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (SoftTimeLimitExceeded, Unavailable):
         raise
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise _no_memory() from error
     except Exception as error:
         # Keras raises nearly anything on a file it can't use; its first line says enough.
         reason = str(error).strip().partition("\n")[0]
         raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
 
 
-def _no_memory() -> Unavailable:
-    # The machine's fault, and no image's: the model may load yet.
-    return Unavailable("There is no memory left for the model on this machine.")
+@contextmanager
+def _noticing_no_memory() -> Iterator[None]:
+    """Raises Unavailable where there is no memory for the model, or for what it computes. The machine's
+    fault, and no image's: a batch takes the same memory whatever is in it, and may have it yet.
+    """
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise Unavailable("There is no memory left for the model on this machine.") from error
 
 
 def input_spec_of(
