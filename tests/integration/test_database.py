@@ -6,6 +6,8 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.schema import db_now, locks
+from worker.again import try_again
 
 #: Another process that writes a row, and is the last to close the file for all that it can see.
 WRITER = """
@@ -86,6 +89,48 @@ def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger
         # then its row is free while the other is still locked
         with contextlib.closing(Ledger(ledger_url, lock_seconds=15)) as other, other.transaction() as theirs:
             theirs.execute(locks.update().where(locks.c.name == "second").values(holder="them"))
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tries_again(
+    ledger: Ledger, ledger_url: str
+) -> None:
+    # given two who write the same two rows, one of them in the other order
+    with ledger.transaction() as connection:
+        for name in ("first", "second"):
+            connection.execute(locks.insert().values(name=name, holder="nobody", until=db_now()))
+    met = threading.Barrier(2)
+    told: list[Unavailable] = []
+
+    def write(who: str, *names: str) -> None:
+        tries = 0
+
+        def once() -> None:
+            nonlocal tries
+            tries += 1
+            with own.transaction() as connection:
+                for name in names:
+                    connection.execute(locks.update().where(locks.c.name == name).values(holder=who))
+                    if tries == 1 and name == names[0]:
+                        met.wait(30)
+
+        with contextlib.closing(Ledger(ledger_url, lock_seconds=30)) as own:
+            try_again(once, [0.0, 0.0], on_away=lambda _, error: told.append(error))
+
+    # when each has one and waits for the other
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(write, "anna", "first", "second"),
+            pool.submit(write, "bert", "second", "first"),
+        ]
+        for one in both:
+            one.result(60)
+
+    # then one was told, as it is where the ledger is away, and each has written, one after the other
+    assert ["deadlock detected" in str(error) for error in told] == [True]
+    with ledger.reading() as connection:
+        holders = set(connection.scalars(sa.select(locks.c.holder)))
+    assert holders in ({"anna"}, {"bert"})
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

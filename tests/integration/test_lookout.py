@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -224,6 +225,30 @@ def test_what_ends_a_process_in_the_middle_of_a_small_job_gives_both_back(
 
 
 @pytest.mark.usefixtures("eager")
+def test_a_time_limit_that_strikes_while_a_small_job_is_claimed_gives_both_back(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a ledger that hangs as a small job is claimed, until the time limit strikes there
+    job_id, chunk_id = mill.job(PICTURES)
+    small_id, small_chunk = mill.job([PICTURES[0]])
+    real = pipeline.claim_chunk
+
+    def hangs(connection: sa.Connection, claimed: str, **named: Any) -> object:
+        claim = real(connection, claimed, **named)
+        if claimed == small_chunk:
+            raise Unavailable("The connection broke") from SoftTimeLimitExceeded()
+        return claim
+
+    monkeypatch.setattr(pipeline, "claim_chunk", hangs)
+
+    # When the large one is classified, Then it is left at once, and nobody is to blame
+    assert classify_chunk(chunk_id, mill.bench) == 0
+    for each, releases in ((job_id, 1), (small_id, 0)):
+        [row] = rows(mill.ledger, each)
+        assert (row.state, row.crashes, row.releases) == ("pending", 0, releases)
+
+
+@pytest.mark.usefixtures("eager")
 def test_a_process_that_dies_in_the_middle_of_a_small_job_is_buried_with_both(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +438,27 @@ def test_a_ledger_that_is_away_while_they_are_put_back_costs_nothing(
     monkeypatch.setattr(pipeline, "put_back", away)
     small = [mill.job(PICTURES[:2]) for _ in range(10)]
     assert classify_chunk(small[0][1], mill.bench) == 20
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_time_limit_that_strikes_while_they_are_put_back_is_heard(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given small jobs that take long together, and a ledger that hangs as those that are left are put back
+    monkeypatch.setattr(lookout, "LONG_SHARE", 0.0)
+
+    def hangs(*_: object) -> None:
+        time.sleep(0.6)  # for several times as long as the images take: they are not to blame
+        raise Unavailable("The connection broke") from SoftTimeLimitExceeded()
+
+    monkeypatch.setattr(pipeline, "put_back", hangs)
+    small = [mill.job(PICTURES[:2]) for _ in range(10)]
+
+    # When the time limit strikes there, Then no other is begun: the hard one is near
+    assert classify_chunk(small[0][1], mill.bench) == 0
+    for job_id, _ in small:
+        [row] = rows(mill.ledger, job_id)
+        assert (row.state, row.crashes, row.releases) == ("pending", 0, 1)
 
 
 def test_a_lease_that_cannot_be_renewed_for_a_moment_costs_nothing(

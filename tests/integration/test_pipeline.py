@@ -471,6 +471,28 @@ def test_of_a_store_that_is_away_no_image_is_set_aside(mill: Mill, out_of_reach:
     assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.PENDING, 5, 0, 3)
 
 
+def test_a_time_limit_that_strikes_at_a_reference_is_not_its_store(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given images by reference, and a time limit that strikes as the third is read: the client of its store
+    # makes an error of its own of that
+    asked: list[str] = []
+
+    def read(_roots: object, reference: Reference, **_: object) -> bytes:
+        asked.append(reference.url)
+        if len(asked) == 3:
+            raise Unavailable("the connection broke") from SoftTimeLimitExceeded()
+        return png()
+
+    monkeypatch.setattr("jobs.references.Roots.read", read)
+    _, chunk = mill.chunk([Reference(f"/far/{index}.png", "0" * 64, 100) for index in range(5)])
+
+    # when the chunk comes, then it is given back whole: there is no time to record a part of it
+    assert classify_chunk(chunk.id, mill.bench) == 0
+    row = mill.chunk_row(chunk)
+    assert (row.state, row.images, row.releases, row.crashes) == (ChunkState.PENDING, 5, 1, 0)
+
+
 def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:

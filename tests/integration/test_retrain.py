@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, DataUnavailable, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
 from jobs.ledger.promotions import champion_history
-from jobs.ledger.runs import Run, RunLost, cancel_run, epochs_of, latest_runs, verdict_on
+from jobs.ledger.runs import Run, RunClaim, RunLost, cancel_run, epochs_of, latest_runs, verdict_on
 from jobs.messages import Message
 from jobs.queue import RETRAIN_TASK, make_app
 from jobs.registry import fetch_model, model_key
@@ -445,6 +446,34 @@ def test_the_heart_keeps_the_lease_while_nothing_else_does(
         with ledger.transaction() as connection:
             cancel_run(connection, claim.run_id)
         until(lambda: _is_lost(heart), "the heart has noticed")
+
+
+def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a lease that is about to run out, and a ledger that is away for three beats
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
+    claim = begin_run(settings, QUICK)
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+    beats: list[RunClaim] = []
+    real = heartbeat.renew_run
+
+    def away_at_first(connection: Connection, claim: RunClaim) -> None:
+        beats.append(claim)
+        if len(beats) <= 3:
+            raise Unavailable("The ledger cannot be reached")
+        real(connection, claim)
+
+    monkeypatch.setattr(heartbeat, "renew_run", away_at_first)
+
+    # when the heart beats on, then the lease lasts again, and the run is not lost
+    with Heartbeat(settings, claim) as heart:
+        until(lambda: _lasts(ledger), "the lease is renewed")
+        heart.check()
+    assert len(beats) > 3
+    said = f"no sign of life of training run {claim.run_id}: The ledger cannot be reached"
+    assert [record.getMessage() for record in caplog.records].count(said) == 3
 
 
 def _lasts(ledger: Ledger) -> bool:
