@@ -115,12 +115,26 @@ def test_a_worker_without_a_broker_gives_no_sign(ledger, settings, short_folder)
     assert listed(ledger) == []
 
 
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_a_worker_without_a_ledger_gives_its_sign_when_it_is_back(bell, postgresql_server):
-    nowhere = WorkerRow(Ledger(postgresql_server.url("nowhere")), bell, queue=CLASSIFY_QUEUE)
+def test_a_worker_without_a_ledger_gives_its_sign_when_it_is_back(ledger, row, monkeypatch):
+    # Given a ledger that is away when a worker gives its sign, twice
+    real = presence_module.report_worker
+    troubles = [Unavailable("The ledger cannot be reached")] * 2
+
+    def away_twice(*arguments, **named):
+        if troubles:
+            raise troubles.pop()
+        real(*arguments, **named)
+
+    monkeypatch.setattr(presence_module, "report_worker", away_twice)
     for _ in range(2):  # it is tried again, not taken for given
         with pytest.raises(Unavailable):
-            nowhere.tick([17])
+            row.tick([17])
+    assert listed(ledger) == []
+
+    # When it is back, Then the next look gives it, though it would not be due
+    assert row.tick([17])
+    assert [worker.processes for worker in listed(ledger)] == [1]
+    assert not row.tick([17])
 
 
 def test_a_worker_that_stops_takes_its_row_away(ledger, row):

@@ -228,10 +228,28 @@ def test_a_new_folder_survives_a_power_cut_as_well_as_the_file_in_it(folder, mon
     assert paths() == ["store/payloads/job/two", "store/payloads/job"]
 
 
-def test_readers_never_see_the_file_that_is_being_written(folder):
-    # Given a folder that is listed: a half-written file starts with a dot, and is gone at the end
-    Store(str(folder)).put("payloads/job/chunk", b"x")
+def test_readers_never_see_the_file_that_is_being_written(folder, monkeypatch):
+    # Given a file that is written for the first time, and once more
+    store = Store(str(folder))
+    seen: list[tuple[list[str], bytes | None]] = []
+    original = os.fsync
+
+    def look(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # all of it is written, and it has not its name yet
+            # Not hidden: what lies there beside them starts with a dot.
+            shown = [name for name in files_under(folder) if not Path(name).name.startswith(".")]
+            seen.append((shown, store.get(shown[0]) if shown else None))
+            assert len(files_under(folder)) == len(shown) + 1
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    store.put("payloads/job/chunk", b"first")
+    store.put("payloads/job/chunk", b"second")
+
+    # Then who looks meanwhile sees nothing at first, then what was there before, and at the end nothing else
+    assert seen == [([], None), (["payloads/job/chunk"], b"first")]
     assert files_under(folder) == ["payloads/job/chunk"]
+    assert store.get("payloads/job/chunk") == b"second"
 
 
 # ---- what is in it ------------------------------------------------------------------------------------
