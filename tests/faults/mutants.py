@@ -26,11 +26,31 @@ _COPIED: Final = ("jobs", "producer", "worker", "labelmill", "migrations", "test
 #: but not by a test.
 _SECONDS: Final = 480
 
-#: Hypothesis's search alone, without looking for the shortest failure and what explains it.
-_CONFTEST: Final = """\
+#: What a failed test raised where it noticed by itself: an assertion, or `pytest.raises` and its like.
+NOTICED: Final = "an assertion"
+
+#: Hypothesis's search alone, without looking for the shortest failure and what explains it. And what a failed
+#: test raised, which pytest's report tells in words only.
+_CONFTEST: Final = f"""\
 import hypothesis
+import pytest
 
 hypothesis.settings.register_profile("mutants", deadline=None, phases=[hypothesis.Phase.generate])
+
+
+def raised(error):
+    if isinstance(error, BaseExceptionGroup):  # Hypothesis found several
+        return set().union(*map(raised, error.exceptions))
+    noticed = isinstance(error, (AssertionError, pytest.fail.Exception))
+    return {{{NOTICED!r} if noticed else type(error).__name__}}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and report.failed:
+        item.user_properties += [("raised", name) for name in sorted(raised(call.excinfo.value))]
+    return report
 """
 
 COPY_TEST: Final = "tests/test_the_copy.py"
@@ -76,11 +96,21 @@ class Mutant:
     changes: tuple[Change, ...]
     #: PostgreSQL locks rows one by one; SQLite starts sooner.
     database: str = "sqlite"
+    #: The exceptions, by their names, by which a test may notice, beside assertions: what the guard's loss
+    #: comes to, and no mistake in the mutant.
+    raises: tuple[str, ...] = ()
+
+
+#: Who waits for a lock, and should not, is told so: it was locked for too long, there was a deadlock, or the
+#: test's own session, which stood still meanwhile, was ended. Or the test's patience was at its end.
+_WAITED: Final = ("Unavailable", "TimeoutError")
 
 
 def _mutant(name: str, test: str, *changes: Change) -> Mutant:
-    """`test`: the one that is about this guard, below tests/integration."""
-    return Mutant(name, (f"tests/integration/{test}", MACHINE), changes)
+    """`test`: the one that is about this guard, below tests/integration. Where a second outcome would be
+    recorded the database refuses it before anything is compared.
+    """
+    return Mutant(name, (f"tests/integration/{test}", MACHINE), changes, raises=("IntegrityError",))
 
 
 def _bell_mutant(name: str, test: str, change: Change) -> Mutant:
@@ -90,16 +120,19 @@ def _bell_mutant(name: str, test: str, change: Change) -> Mutant:
     return Mutant(name, (f"tests/integration/{test}",), (change,))
 
 
-def _retraining_mutant(name: str, test: str, *changes: Change, database: str = "sqlite") -> Mutant:
+def _retraining_mutant(
+    name: str, test: str, *changes: Change, database: str = "sqlite", raises: tuple[str, ...] = ()
+) -> Mutant:
     """`test`: the one that is about this guard, below tests. The state machine trains nothing."""
-    return Mutant(name, (f"tests/{test}",), changes, database)
+    return Mutant(name, (f"tests/{test}",), changes, database, raises)
 
 
 def _time_limit_mutant(name: str, test: str, change: Change, database: str = "sqlite") -> Mutant:
     """`test`: the one that is about this guard, in tests/integration/test_pipeline.py. The state machine has
     no time limit.
     """
-    return Mutant(name, (f"tests/integration/test_pipeline.py::{test}",), (change,), database)
+    raises = _WAITED if database == "postgresql" else ()
+    return Mutant(name, (f"tests/integration/test_pipeline.py::{test}",), (change,), database, raises)
 
 
 def _lookout_mutant(name: str, test: str, change: Change) -> Mutant:
@@ -478,6 +511,7 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "the reconciler waits for a chunk and has its job",
@@ -493,6 +527,7 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "the reconciler stands still with a worker that stands still",
@@ -502,6 +537,7 @@ MUTANTS: Final = (
         ),
         (Change(_UPKEEP, ".limit(limit)\n        .with_for_update(skip_locked=True)", ".limit(limit)"),),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "who stands still in a COPY has its chunk for ever",
@@ -516,6 +552,7 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "who stops a job waits for its chunks",
@@ -531,18 +568,21 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "a main loop waits for a lock as long as it takes",
         ("tests/integration/test_database.py::test_a_main_loop_waits_for_no_lock_for_long",),
         (Change(_DATABASE, "pooled=False, lock_seconds=BRIEFLY_SECONDS)", "pooled=False)"),),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "who died while it waited keeps what it has locked",
         ("tests/integration/test_database.py::test_who_vanishes_while_it_waits_keeps_nothing_locked",),
         (Change(_DATABASE, "{VANISHED_SECONDS * 1000}", "0"),),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "a reconciler that stands still keeps its lock's row",
@@ -555,18 +595,21 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "the reconciler waits for the row of an abandoned job",
         ("tests/integration/test_reconcile.py::test_who_holds_one_jobs_row_holds_up_no_other_job",),
         (Change(_UPKEEP, "abandoned.with_for_update(skip_locked=True)", "abandoned.with_for_update()"),),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "counters are locked in any order",
         ("tests/integration/test_counters.py::test_two_that_note_in_other_orders_lock_in_one",),
         (Change(_COUNTERS, "enumerate(sorted(noted.items()))", "enumerate(noted.items())"),),
         "postgresql",
+        _WAITED,
     ),
     Mutant(
         "a counter is locked before the job",
@@ -580,6 +623,7 @@ MUTANTS: Final = (
             ),
         ),
         "postgresql",
+        _WAITED,
     ),
     _time_limit_mutant(
         "a store that hangs counts as a crash",
@@ -733,6 +777,7 @@ MUTANTS: Final = (
             "if False:",
         ),
         database="postgresql",
+        raises=("IntegrityError",),
     ),
     _retraining_mutant(
         "a correction teaches an image of the evaluation set",
@@ -752,12 +797,13 @@ class Result:
 
     returncode: int
     output: str
-    #: How each test ended, by its name without its parameters: passed, failure, error.
+    #: How each test's cases ended, by its name without its parameters: passed, skipped, error, and of those
+    #: that failed what they raised, which is `NOTICED` or an exception's name.
     tests: dict[str, set[str]] = field(default_factory=dict)
 
-    def ended(self, how: str) -> set[str]:
-        """The tests of which at least one case ended so."""
-        return {name for name, kinds in self.tests.items() if how in kinds}
+    def ended(self, *how: str) -> set[str]:
+        """The tests of which at least one case ended in one of these ways."""
+        return {name for name, kinds in self.tests.items() if not kinds.isdisjoint(how)}
 
 
 def run_tests(folder: Path, tests: Iterable[str], *, database: str, changes: Sequence[Change] = ()) -> Result:
@@ -789,11 +835,19 @@ def run_tests(folder: Path, tests: Iterable[str], *, database: str, changes: Seq
     result = Result(done.returncode, done.stdout + done.stderr)
     if report.exists():
         for case in ElementTree.parse(report).iter("testcase"):
-            kinds = {child.tag for child in case}
-            ended = "error" if "error" in kinds else "failure" if "failure" in kinds else "passed"
             name = str(case.get("name")).partition("[")[0]
-            result.tests.setdefault(name, set()).add(ended)
+            result.tests.setdefault(name, set()).update(_how_it_ended(case))
     return result
+
+
+def _how_it_ended(case: ElementTree.Element) -> set[str]:
+    kinds = {child.tag for child in case}
+    for kind in ("error", "skipped"):
+        if kind in kinds:
+            return {kind}
+    if "failure" not in kinds:
+        return {"passed"}
+    return {str(each.get("value")) for each in case.iterfind("properties/property[@name='raised']")}
 
 
 def _apply(folder: Path, change: Change) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.faults.mutants import MUTANTS, ROOT, Mutant, Result, run_tests
+from tests.faults.mutants import MUTANTS, NOTICED, ROOT, Change, Mutant, Result, run_tests
 
 Results = dict[str, "Future[Result]"]
 
@@ -47,7 +48,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
 def test_with_all_guards_the_tests_pass(results: Results, everything: Mutant) -> None:
     result = results[everything.name].result()
     assert result.returncode == pytest.ExitCode.OK, result.output
-    assert names(everything) <= result.ended("passed")
+    # Not one case was skipped, either.
+    ended = [result.tests.get(name) for name in names(everything)]
+    assert ended == [{"passed"}] * len(ended)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -55,11 +58,23 @@ def test_without_this_guard_the_tests_fail(results: Results, mutant: Mutant) -> 
     # When the guard is gone and its tests are run
     result = results[mutant.name].result()
 
-    # Then all of them notice, and not because nothing works any more
+    # Then all of them notice, by what they assert, and not because nothing works any more
     assert result.returncode in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), result.output
     assert result.ended("error") == set(), result.output
     assert result.tests["test_the_copy_is_what_is_tested"] == {"passed"}
-    assert names(mutant) <= result.ended("failure"), f"not all noticed\n{result.output}"
+    noticed = result.ended(NOTICED, *mutant.raises)
+    assert names(mutant) <= noticed, f"not all noticed: {result.tests}\n{result.output}"
+
+
+def test_a_mistake_in_a_mutant_is_no_loss_of_a_guard(tmp_path: Path) -> None:
+    # Given a change that only makes the program fail
+    test = "tests/unit/test_promotion.py::test_a_few_more_right_are_not_enough"
+    guard = "passed = gained > lost and p < limits.significance"
+    change = Change("worker/learning/promotion.py", guard, "passed = nobodys")
+    # When the tests are run, Then by what they fail is seen, and none has noticed
+    result = run_tests(tmp_path, [test], database="sqlite", changes=[change])
+    assert result.tests["test_a_few_more_right_are_not_enough"] == {"NameError"}
+    assert result.ended(NOTICED) == set()
 
 
 def test_the_guards_stand_in_the_documents() -> None:
