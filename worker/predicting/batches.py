@@ -35,6 +35,10 @@ _AT_A_TIME: Final = 2_048
 _NO_ANSWER: Final = "no probability came out"
 
 
+class OutOfReach(Unavailable):
+    """The next image, by reference, is not to be had for now."""
+
+
 def classify_payloads(
     payloads: Iterable[Payload],
     classifier: Classifier,
@@ -58,8 +62,8 @@ def classify_payloads(
     and the reason: where it says so, what is through is kept, and the others get none.
 
     Payloads are taken one by one, and one is held at a time. To be called from the main thread. Raises
-    Unavailable where a referenced image's store is away, and what is through may not be kept, and where there
-    is no memory for a batch.
+    OutOfReach where a referenced image's store is away, and what is through may not be kept; Unavailable
+    where there is no memory for a batch.
     """
     stages = stages or Stages()
     batch = _Batch(classifier, after_batch, stages)
@@ -79,7 +83,7 @@ def classify_payloads(
                             picture = decoded_alone(first + place, payload.contents[place])
                         except Unavailable as error:
                             if not may_keep(first + place, error):
-                                raise
+                                raise OutOfReach(str(error)) from error
                             return
                         if picture is not None:
                             batch.take(first + place, picture[None])

@@ -40,7 +40,7 @@ from jobs.payloads import Payload, read_payload
 from jobs.schema import SMALL_JOB_IMAGES, JobState
 from worker.again import try_again
 from worker.bench import Bench
-from worker.predicting.batches import another_is_there, classify_payloads
+from worker.predicting.batches import OutOfReach, another_is_there, classify_payloads
 from worker.predicting.lookout import Lookout
 from worker.predicting.shadow import TIME_SHARE, Shadow
 from worker.predicting.stages import Stages
@@ -372,7 +372,7 @@ def _outcomes(
             shadow = _shadow(lead, challenger_id, classifier, bench)
     try:
         found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
-    except Unavailable as error:
+    except OutOfReach as error:
         # What was through would have been kept: it is the first that is not to be had.
         if not lookout.may_set_first_aside(error) or not another_is_there(
             payload, bench.roots, bench.settings.image_limits, stages
