@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any, Final
 
 import typer
 
-from jobs.errors import UserError
+from jobs.errors import Conflict, UserError
 from jobs.ledger.progress import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
@@ -21,12 +21,15 @@ from producer.export import Format, check_parquet, write_csv, write_jsonl, write
 
 app = typer.Typer(add_completion=False)
 
+#: What a file's name says of its format.
+_BY_EXTENSION: Final = {f".{form}": form for form in Format if form != Format.TABLE}
+
 
 @app.command(
     epilog=examples(
         "labelmill predictions JOB --below 0.6",
         "labelmill predictions JOB --errors --format csv",
-        "labelmill predictions JOB --format parquet --output job.parquet",
+        "labelmill predictions JOB --output job.parquet",
     )
 )
 @tells_errors
@@ -40,7 +43,13 @@ def predictions(
     name: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only images whose name matches, such as '*/7/*'.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.TABLE,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="How they are written. Left out: as --output ends, .csv, .jsonl or .parquet; else a table.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many; the cursor for --after is said on stderr.")
@@ -49,12 +58,14 @@ def predictions(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write into this file, not to stdout.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Print or export a job's predictions, in the order of its images.
 
     Every row of the job, unless --limit is given; streamed, so any number of them takes little memory. Of a
     job that is not finished those that there are so far: stderr says how many of how many.
     """
+    chosen = _format(form, output, as_json=as_json)
     last: Prediction | None = None
 
     with Client() as client:
@@ -73,7 +84,7 @@ def predictions(
                 last = prediction
                 yield prediction
 
-        count = _write(remembering_the_last(), Format.JSONL if as_json else form, output)
+        count = _write(remembering_the_last(), chosen, output, force=force)
         if status.done < status.total or status.state == JobState.RECEIVING:
             say(
                 f"a part: job {job} is {state_words(status)}; when this was begun {status.done:,} of its "
@@ -89,15 +100,40 @@ def predictions(
         say(f"{count:,} predictions written to {output}")
 
 
-def _write(found: Iterator[Prediction], form: Format, output: Path | None) -> int:
+def _format(form: Format | None, output: Path | None, *, as_json: bool) -> Format:
+    """The format that all of the command line means. Raises UserError where it says two."""
+    said = {"--format": form, "--json": Format.JSONL if as_json else None}
+    if output is not None:
+        said[str(output)] = _BY_EXTENSION.get(output.suffix.lower())
+    meant = {what: each for what, each in said.items() if each is not None}
+    if len(set(meant.values())) > 1:
+        words = " and ".join(f"{each} by {what}" for what, each in meant.items())
+        raise UserError(f"Two formats are asked for, {words}: leave one of them out, or name another file.")
+    return next(iter(meant.values()), Format.TABLE)
+
+
+def _write(found: Iterator[Prediction], form: Format, output: Path | None, *, force: bool) -> int:
     if form == Format.PARQUET:
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
         check_parquet()
-        with output.open("wb") if output else nullcontext(sys.stdout.buffer) as file:
+        with _opened(output, "b", force=force) if output else nullcontext(sys.stdout.buffer) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
-    with output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as text:
+    with _opened(output, "", force=force) if output else nullcontext(sys.stdout) as text:
         count = write(found, text)
         text.flush()
         return count
+
+
+def _opened(path: Path, kind: str, *, force: bool) -> IO[Any]:
+    """The file, for writing. Raises Conflict where it is there already, UserError where it cannot be had."""
+    # A device or a pipe is there in any case, and loses nothing.
+    over = force or (path.exists() and not path.is_file())
+    text: dict[str, Any] = {} if kind == "b" else {"encoding": "utf-8", "newline": ""}
+    try:
+        return path.open(("w" if over else "x") + kind, **text)
+    except FileExistsError:
+        raise Conflict(f"{path} is there already: --force writes over it, --output names another.") from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): --output names another.") from None

@@ -58,6 +58,46 @@ def test_names_and_labels_are_utf8_whatever_the_locale(make_job, worker, written
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, make_job, worker, tmp_path):
+    # Given a job with a prediction
+    job = make_job([1])
+    worker.work(job.chunks[0])
+
+    def exported(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [LABELMILL, "predictions", job.id, *map(str, arguments)]
+        environment = os.environ | settings.environment()
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    # When it is written into a file, Then in the format that the file's name says
+    path = tmp_path / "job.CSV"
+    assert exported("-o", path).returncode == 0
+    assert [row["label"] for row in rows(path.read_text())] == ["7"]
+    lines = tmp_path / "job.jsonl"
+    assert exported("-o", lines).returncode == 0
+    assert json.loads(lines.read_text())["label"] == "7"
+
+    # And a file that is there is written over only where that is asked for; a device loses nothing
+    path.write_text("mine")
+    refused = exported("-o", path)
+    assert (refused.returncode, path.read_text()) == (2, "mine")
+    assert "is there already: --force writes over it" in refused.stderr
+    assert exported("-o", path, "--force").returncode == 0
+    assert path.read_text().startswith("index,")
+    assert exported("-o", "/dev/stdout", "--format", "csv").stdout == path.read_text()
+
+    # And what says two things, or cannot be written, is the caller's to mend
+    for arguments, words in [
+        (["--json", "--format", "csv"], "csv by --format and jsonl by --json"),
+        (["--format", "csv", "-o", tmp_path / "job.parquet"], "leave one of them out"),
+        (["-o", tmp_path / "nowhere" / "job.csv"], "cannot be written (No such file or directory)"),
+        (["-o", tmp_path], "cannot be written (Is a directory)"),
+    ]:
+        failed = exported(*arguments)
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert words in failed.stderr
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
     run_id = new_id()
     with ledger.transaction() as connection:
