@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import tempfile
@@ -49,6 +50,22 @@ def known_variables() -> set[str]:
     """The names of all environment variables that are read."""
     names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     return names | {f"{ENV_PREFIX}{name.upper()}_FILE" for name in SECRETS}
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """What is set as if it were a setting and is none, so that it has no effect; and the setting that is
+    called most like it.
+    """
+    # What is not in capitals is a setting all the same: names are read without regard to them. What all have
+    # in common makes no two alike.
+    known = [name.removeprefix(ENV_PREFIX) for name in known_variables()]
+    found: dict[str, str | None] = {}
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(ENV_PREFIX)
+        if variable.upper().startswith(ENV_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            found[variable] = ENV_PREFIX + close[0] if close else None
+    return found
 
 
 def _secrets_in_files() -> dict[str, str]:

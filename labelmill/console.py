@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import IntEnum
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Final, NoReturn, ParamSpec
 
@@ -18,6 +18,7 @@ import rich.console
 from jobs.errors import LabelmillError, UserError
 from jobs.ledger.progress import JobStatus
 from jobs.schema import JobState
+from jobs.settings import unknown_variables
 from jobs.text import storable
 from producer.export import printable
 
@@ -116,6 +117,8 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             _check_arguments(kwargs)
+            if command.__name__ != "doctor":  # it has them among what it finds
+                _say_unknown_settings()
             command(*args, **kwargs)
         except LabelmillError as error:
             fail(str(error), ExitCode(error.exit_code))
@@ -131,6 +134,13 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
             fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
     return run
+
+
+@cache  # once a process: a command may be called by its group
+def _say_unknown_settings() -> None:
+    """Who means a setting and mistypes its name would go on with another ledger, and never know."""
+    for name, meant in unknown_variables().items():
+        say(f"{name} is no setting, and has no effect" + (f": is {meant} meant?" if meant else ""))
 
 
 def _check_arguments(arguments: Mapping[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from jobs.cores import usable_cores
 from jobs.queue import make_app
-from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, known_variables
+from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, unknown_variables
 from labelmill.doctor.findings import Area, Finding
 
 _area = Area("settings")
@@ -69,16 +68,10 @@ def _image_seconds(settings: Settings) -> Finding:
 
 
 def _names() -> Finding:
-    known = known_variables()
-    unknown = sorted({name for name in os.environ if name.upper().startswith(ENV_PREFIX)} - known)
-    # What is not in capitals is a setting all the same: names are read without regard to them.
-    unknown = [name for name in unknown if name.upper() not in known]
+    unknown = unknown_variables()
     if not unknown:
         return _area.ok(f"every {ENV_PREFIX}* in the environment is a setting")
-    fixes = []
-    for name in unknown:
-        [*close] = difflib.get_close_matches(name, known, n=1)
-        fixes.append(f"unset {name}" + (f"; is {close[0]} meant?" if close else ""))
+    fixes = [f"unset {name}" + (f"; is {meant} meant?" if meant else "") for name, meant in unknown.items()]
     return _area.warning(
         f"{', '.join(unknown)}: no setting is called that, so it has no effect", fix=", ".join(fixes)
     )

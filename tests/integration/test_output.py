@@ -112,6 +112,24 @@ def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
     assert "\u2588\u2581" in written("runs", "show", run_id).decode()
 
 
+def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
+    # Given a ledger that is named by a setting that is none, and something that is like no setting
+    said = {"LABELMILL_HOME": str(tmp_path / "home"), "labelmill_ledger_ulr": "sqlite:////nowhere/x.sqlite3"}
+    said["LABELMILL_QQQQ"] = "1"
+
+    # When any command runs, a group's own among them, Then its answer is the same, and stderr says once
+    # that these have no effect
+    for command in (["jobs"], ["runs", "show", "nothing"], ["worker", "--processes", "5000"]):
+        done = subprocess.run(
+            [LABELMILL, *command], env=os.environ | said, capture_output=True, text=True, check=False
+        )
+        assert done.stderr.splitlines()[:2] == [
+            "LABELMILL_QQQQ is no setting, and has no effect",
+            "labelmill_ledger_ulr is no setting, and has no effect: is LABELMILL_LEDGER_URL meant?",
+        ]
+        assert done.stderr.count("no effect") == 2
+
+
 #: The console command with a command that is not there: it writes what it reads, and a name of a file.
 _ECHO: Final = r"""
 import sys
