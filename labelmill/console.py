@@ -91,6 +91,11 @@ def say(text: str) -> None:
     err.print(_safe(text), markup=False)
 
 
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """So many of something, for people: `1 file`, `2 files`."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def time_words(moment: datetime | None) -> str:
     """A point in time, for people; a dash where there is none."""
     return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"

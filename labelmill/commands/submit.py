@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.limits import ErrorLimits
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
+from labelmill.console import counted, examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
 from labelmill.watching import say_broker_away, status_to_json, watch
+from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin
+
+if TYPE_CHECKING:
+    from producer.submit import Submitted
 
 app = typer.Typer(add_completion=False)
 
@@ -88,8 +92,10 @@ def submit(
                 on_progress=progress.update,
             )
         if images.skipped:
-            say(f"passed over {images.skipped:,} files that are no images by their name")
-        if not submitted.new:
+            say(f"passed over {counted(images.skipped, 'file')}: no image by the name")
+        if submitted.new:
+            _say_unreadable(images, submitted)
+        else:
             say(f"the key {key!r} was used before, for the same content: this is its job")
         say_broker_away(client, "the job waits in the ledger")
         if not as_json:
@@ -99,3 +105,15 @@ def submit(
             print_json(status_to_json(status) | {"new": submitted.new})
         if watch_it:
             raise SystemExit(exit_code_of(status))
+
+
+def _say_unreadable(images: Sources, submitted: Submitted) -> None:
+    """They are in the job, and have their error when a worker comes to them: that may be long after."""
+    first = images.first_unreadable
+    if first is None or first.error is None:
+        return
+    say(
+        f"{images.unreadable:,} of {counted(submitted.images, 'image')} could not be read, and will have an "
+        f"error; the first: {first.name}, {first.error.code}"
+        + (f": {first.error.detail}" if first.error.detail else "")
+    )

@@ -64,13 +64,27 @@ class Sources:
         """Files of folders and archives passed over for their names, so far in the latest iteration."""
         return self._reading.skipped
 
+    @property
+    def unreadable(self) -> int:
+        """Images that could not be read, so far in the latest iteration."""
+        return self._reading.unreadable
+
+    @property
+    def first_unreadable(self) -> SourceImage | None:
+        """The first of them, with its error."""
+        return self._reading.first_unreadable
+
     def __iter__(self) -> Iterator[SourceImage]:
         self._reading = Reading(*self._limits)
         return self._read(self._reading)
 
     def _read(self, reading: Reading) -> Iterator[SourceImage]:
         for source, reader in self._sources:
-            yield from map(well_named, reader(source, reading))
+            for image in map(well_named, reader(source, reading)):
+                if image.data is None:
+                    reading.unreadable += 1
+                    reading.first_unreadable = reading.first_unreadable or image
+                yield image
 
     def _reader_of(self, source: str) -> _Reader:
         """Who reads a named source. Raises SourceError where nobody could."""

@@ -34,11 +34,13 @@ class SourceImage(NamedTuple):
 
 @dataclass(slots=True)
 class Reading:
-    """One pass over the sources: the limits it keeps, and how many files it has passed over."""
+    """One pass over the sources: the limits it keeps, and what was not as it should be."""
 
     max_bytes: int  # of an image
     archives: ArchiveLimits
-    skipped: int = 0
+    skipped: int = 0  # files passed over for their names
+    unreadable: int = 0  # images without bytes
+    first_unreadable: SourceImage | None = None
 
 
 def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
