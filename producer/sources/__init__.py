@@ -88,6 +88,8 @@ class Sources:
 
     def _reader_of(self, source: str) -> _Reader:
         """Who reads a named source. Raises SourceError where nobody could."""
+        if not source:
+            raise SourceError("an empty name is no source: name a file or folder, `.` for the one you are in")
         if source == _STDIN:
             if self._stdin is None:
                 raise SourceError("`-` stands for paths on stdin, but there is no stdin here: name the paths")
@@ -100,9 +102,10 @@ class Sources:
         except (OSError, ValueError) as error:
             advice = "check the spelling, and the folder you are in"
             if not is_pattern(source):
+                if isinstance(error, PermissionError):
+                    advice = "check the permissions of the folders that it is in"
                 raise SourceError(f"cannot find {shown(source)} ({why(error)}): {advice}") from error
-            if next(matches(source), None) is None:
-                raise SourceError(f"no file matches {shown(source)}: {advice}") from error
+            _check_pattern(source, advice)
             return _read_pattern
         return _reader_for(source, mode, self._reading)
 
@@ -152,10 +155,26 @@ def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
     return read_file
 
 
+def _check_pattern(pattern: str, advice: str) -> None:
+    """Raises SourceError where it matches nothing, with the advice; or, where a folder could not be looked
+    into, with that one.
+    """
+    trouble = None
+    for match in matches(pattern):
+        if match.trouble is None:
+            return
+        trouble = trouble or match
+    if trouble is not None:
+        advice = f"{shown(trouble.path)} cannot be looked into ({trouble.trouble}), check its permissions"
+    raise SourceError(f"no file matches {shown(pattern)}: {advice}")
+
+
 def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
     root = folder_of(pattern)
-    for path, resolved, leaves in matches(pattern):
-        if leaves:
+    for path, resolved, leaves, trouble in matches(pattern):
+        if trouble is not None:
+            yield failed(shown(path), ErrorCode.SOURCE_MISSING, trouble)
+        elif leaves:
             yield leaving(path)
         else:
             yield from _read_unchecked(path, reading, root=root, resolved=resolved)

@@ -13,7 +13,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
-from jobs.errors import ErrorCode, ImageError
+from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import OPEN, read_regular, why
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name
@@ -43,6 +43,15 @@ def head(path: str, size: int) -> bytes:
         return b""
     finally:
         os.close(descriptor)
+
+
+def no_access(path: str, error: OSError) -> SourceError:
+    """What is said of a file that the system does not let us read, whatever is in it."""
+    if isinstance(error, PermissionError):
+        advice = "check its permissions"
+    else:
+        advice = "check that it is there, and the disk that it is on"
+    return SourceError(f"{shown(path)} cannot be read ({why(error)}): {advice}")
 
 
 def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jobs.errors import SourceError
-from jobs.reading import why
-from producer.sources.files import head, shown
+from producer.sources.files import head, no_access, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output
 
@@ -77,13 +76,9 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
 
 def _unreadable(path: str, error: Exception) -> SourceError:
     # gzip's own complaint is an OSError too, without a number: what it tells of is damage.
-    if not isinstance(error, OSError) or error.errno is None:
-        words, advice = str(error), "fetch it anew"
-    elif isinstance(error, PermissionError):
-        words, advice = why(error), "check its permissions"
-    else:
-        words, advice = why(error), "check that it is there, and the disk that it is on"
-    return SourceError(f"{shown(path)} cannot be read ({words}): {advice}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return no_access(path, error)
+    return SourceError(f"{shown(path)} cannot be read ({error}): fetch it anew")
 
 
 def _open(path: str) -> BinaryIO:

@@ -17,9 +17,9 @@ from typing import IO, BinaryIO, Final, cast
 
 from jobs.errors import SourceError
 from jobs.limits import ArchiveLimits
-from jobs.reading import OPEN, too_large, why
+from jobs.reading import OPEN, too_large
 from jobs.text import storable
-from producer.sources.files import head, shown
+from producer.sources.files import head, no_access, shown
 from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output, choose, too_many_members
@@ -208,8 +208,10 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
             else:
                 yield _Stream(file, Output(path, limits))
     except _DAMAGE as error:
-        reason = why(error) if isinstance(error, OSError) else str(error)
+        # gzip's own complaint is an OSError too, without a number: what it tells of is damage.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise no_access(path, error) from error
         raise SourceError(
-            f"{shown(path)} is not a TAR archive that can be read to its end ({reason}): "
+            f"{shown(path)} is not a TAR archive that can be read to its end ({error}): "
             "pack it anew, or unpack it and name the folder"
         ) from error

@@ -21,7 +21,7 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large, why
 from jobs.text import storable
-from producer.sources.files import shown
+from producer.sources.files import no_access, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output, choose, too_many_members
 
@@ -269,9 +269,10 @@ class _Zip:
         return starts
 
     def _unreadable(self, reason: _Damaged | OSError) -> SourceError:
-        words = why(reason) if isinstance(reason, OSError) else str(reason)
+        if isinstance(reason, OSError):
+            return no_access(self._path, reason)
         return SourceError(
-            f"{shown(self._path)} is not a ZIP archive that can be read ({words}): "
+            f"{shown(self._path)} is not a ZIP archive that can be read ({reason}): "
             "pack it anew, or unpack it and name the folder"
         )
 

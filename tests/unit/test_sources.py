@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import os
@@ -15,12 +16,13 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.text import storable
+from producer import sources as sources_module
 from producer.sources import SourceImage, Sources, files
 from producer.sources.lines import read_lines
 
@@ -107,6 +109,22 @@ def test_a_symlink_that_points_nowhere_is_missing() -> None:
     Path("link.png").symlink_to("absent.png")
     with pytest.raises(SourceError, match=r"cannot find link\.png"):
         Sources(["link.png"])
+
+
+def test_an_empty_name_is_called_that() -> None:
+    with pytest.raises(SourceError, match="an empty name is no source"):
+        Sources([""])
+
+
+def test_what_is_behind_a_folder_that_may_not_be_entered_is_not_called_misspelt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_path: str) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(sources_module, "_mode", refuse)  # whoever runs the tests
+    with pytest.raises(SourceError, match=r"cannot find .* \(Permission denied\): check the permissions"):
+        Sources(["locked/a.png"])
 
 
 def test_a_named_symlink_to_a_file_is_followed() -> None:

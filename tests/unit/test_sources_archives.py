@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import random
 import stat
 import struct
@@ -152,8 +154,25 @@ def test_an_archive_that_vanishes_is_told_of() -> None:
     pack("photos.zip", {"a.png": b"1"})
     sources = Sources(["photos.zip"])
     Path("photos.zip").unlink()
-    with pytest.raises(SourceError, match="not a ZIP archive that can be read"):
+    with pytest.raises(SourceError, match=r"photos.zip cannot be read \(No such.*check that it is there"):
         list(sources)
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz"])
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # Given an archive that the system does not give out (a test's own user may be root, who may read all)
+    Path(name).write_bytes(b"whatever it holds")
+
+    def refuse(path: str, _flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    # When it's named, then its permissions are spoken of, and not a new archive
+    with pytest.raises(SourceError) as refused:
+        Sources([name])
+    assert str(refused.value) == f"{name} cannot be read (Permission denied): check its permissions"
 
 
 def test_an_encrypted_archive_is_refused_as_a_whole() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,36 @@ def test_what_is_wrong_with_a_match_stops_only_itself() -> None:
         "c.png": ErrorCode.SOURCE_MISSING,
         "d.png": None,
     }
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders called `locked` may not be listed, whoever runs the tests."""
+
+    def scandir(folder: str) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return real(folder)
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.usefixtures("locked")
+@pytest.mark.parametrize("pattern", ["photos/**/*.png", "photos/**/**/a*", "photos/**", "photos/*/*"])
+def test_a_folder_that_may_not_be_listed_is_an_error_and_its_neighbours_come(pattern: str) -> None:
+    put("photos/b/a.png", "photos/locked/c.png", "photos/x/a.png")
+    found = {image.name: image.error for image in Sources([pattern])}
+    assert list(found) == sorted(found, key=["photos/b/a.png", "photos/locked", "photos/x/a.png"].index)
+    assert len(found) == 3
+    error = found["photos/locked"]
+    assert error is not None
+    assert (error.code, error.detail) == (ErrorCode.SOURCE_MISSING, "Permission denied")
+
+
+@pytest.mark.usefixtures("locked")
+@pytest.mark.parametrize("pattern", ["locked/*.png", "locked/**", "*/*.png"])
+def test_where_nothing_else_matches_it_is_the_folder_that_is_named(pattern: str) -> None:
+    put("locked/c.png")
+    with pytest.raises(SourceError, match=r"locked cannot be looked into \(Permission denied\), check"):
+        Sources([pattern])

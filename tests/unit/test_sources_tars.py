@@ -347,7 +347,7 @@ def test_an_archive_that_vanishes_is_told_of() -> None:
     pack("photos.tar", {"a.png": b"1"})
     sources = Sources(["photos.tar"])
     Path("photos.tar").unlink()
-    with pytest.raises(SourceError, match=r"not a TAR archive that can be read .*No such file"):
+    with pytest.raises(SourceError, match=r"photos.tar cannot be read \(No such.*check that it is there"):
         list(sources)
 
 
