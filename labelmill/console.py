@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import rich.console
 from jobs.errors import LabelmillError, UserError
 from jobs.ledger.progress import JobStatus
 from jobs.schema import JobState
-from jobs.settings import unknown_variables
+from jobs.settings import Settings, unknown_variables
 from jobs.text import storable
 from producer.export import printable
 
@@ -26,6 +27,12 @@ P = ParamSpec("P")
 
 #: The largest number that both databases take.
 _LARGEST: Final = 2**63 - 1
+
+#: What the system says where nothing can be made or written, however often it is tried.
+_NO_PLACE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
+
+#: And where it could be, with more room.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 #: Arguments that are lists of paths: on disk, a name may be any bytes.
 _PATHS: Final = ("sources",)
@@ -135,10 +142,29 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.stdout = None
             raise SystemExit(ExitCode.OK) from None
         except OSError as error:
-            # A folder that may not be written, a disk that is full: the system's words say it.
-            fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+            _fail_with(error)
 
     return run
+
+
+def _fail_with(error: OSError) -> NoReturn:
+    """Says it in the system's words: a folder that may not be written, a disk that is full. Exits."""
+    words = error.strerror or str(error)
+    if isinstance(error.filename, str):
+        words = f"{words}: {error.filename}"
+        if error.errno in _NO_PLACE and _is_in_home(error.filename):
+            advice = "LABELMILL_HOME says where the state folder is, and `labelmill doctor` looks at it"
+            fail(f"{words}; {advice}", ExitCode.USAGE)
+    elif error.errno in _NO_ROOM:
+        words += ": make room where the output goes, and run it again"
+    fail(words)
+
+
+def _is_in_home(path: str) -> bool:
+    try:
+        return Path(path).is_relative_to(Settings.load().home)
+    except LabelmillError:
+        return False
 
 
 @cache  # once a process: a command may be called by its group

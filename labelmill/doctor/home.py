@@ -7,11 +7,15 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from jobs.settings import Settings
 from labelmill.doctor.findings import Area, Finding
 
 _area = Area("home")
+
+#: What helps where the state folder is the trouble, and another area needs it.
+SEE_HOME: Final = "what is said of home"
 
 
 def check_home(settings: Settings) -> Iterator[Finding]:
@@ -20,7 +24,7 @@ def check_home(settings: Settings) -> Iterator[Finding]:
     try:
         found = home.stat()
     except FileNotFoundError:
-        yield _area.ok(f"{home} is not there yet; the first command makes it")
+        yield _to_be_made(home)
         return
     except OSError as error:  # something above it is no folder, or may not be entered
         yield _area.problem(f"{home}: {error.strerror}", fix="LABELMILL_HOME=a folder of your own")
@@ -29,7 +33,29 @@ def check_home(settings: Settings) -> Iterator[Finding]:
         yield _area.problem(f"{home} is no folder", fix="LABELMILL_HOME=a folder of your own")
         return
     yield _owner(home, found)
+    if not can_be_used(home):
+        yield _area.problem(
+            f"you may not write into {home} (mode {stat.S_IMODE(found.st_mode):o}, or its disk is read-only)",
+            fix=f"chmod 700 {shlex.quote(str(home))}, or LABELMILL_HOME=a folder of your own",
+        )
     yield _permissions(home, found)
+
+
+def can_be_used(home: Path) -> bool:
+    """Whether this user may write into the state folder, or make it where there is none."""
+    try:
+        there = next(folder for folder in (home, *home.parents) if folder.exists())
+    except OSError:  # what is above it may not be entered
+        return False
+    return there.is_dir() and os.access(there, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _to_be_made(home: Path) -> Finding:
+    if can_be_used(home):
+        return _area.ok(f"{home} is not there yet; the first command makes it")
+    return _area.problem(
+        f"{home} is not there, and you may not make it", fix="LABELMILL_HOME=a folder of your own"
+    )
 
 
 def _owner(home: Path, found: os.stat_result) -> Finding:

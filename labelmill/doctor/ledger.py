@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.disk import check_space, network_file_system
 from labelmill.doctor.findings import Area, Finding
+from labelmill.doctor.home import SEE_HOME, can_be_used
 from labelmill.looking import NoLedgerYet, ledger_as_it_is, words_of
 
 _area = Area("ledger")
@@ -86,6 +87,8 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
 
 def _not_there(settings: Settings) -> Finding:
     if settings.embedded_ledger:
+        if not can_be_used(settings.home):
+            return _area.problem("there is none, and none can be made in the state folder", fix=SEE_HOME)
         return _area.ok("there is none yet; the first command makes it")
     return _area.problem("LABELMILL_LEDGER_URL names a file that is not there", fix="labelmill db upgrade")
 

@@ -13,6 +13,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.doctor.disk import check_space
 from labelmill.doctor.findings import Area, Finding
+from labelmill.doctor.home import SEE_HOME, can_be_used
 from labelmill.looking import words_of
 
 _area = Area("store")
@@ -39,6 +40,8 @@ def check_store(settings: Settings) -> Iterator[Finding]:
 
 def _no_folder(folder: Path, settings: Settings) -> Finding:
     if settings.store_url is None:
+        if not can_be_used(settings.home):
+            return _area.problem("there is none, and none can be made in the state folder", fix=SEE_HOME)
         return _area.ok("there is none yet; the first model or submission makes it")
     return _area.warning(
         f"{folder} is not there, and would be made: is its disk mounted?",

@@ -319,6 +319,20 @@ def test_a_state_folder_that_is_none(short_folder):
     assert_problem(said(home.check_home, settings, "Not a directory"), fix="LABELMILL_HOME=")
 
 
+def test_a_state_folder_that_may_not_be_written(anybody, short_folder, monkeypatch):
+    # Given a folder in which this user may not write (who runs the tests may be root, who may)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != short_folder)
+
+    # When the state folder would have to be made in it, Then nothing is promised of what is in that
+    assert_problem(said(home.check_home, anybody, "you may not make it"), fix="LABELMILL_HOME=")
+    for check in (ledger_checks.check_ledger, store_checks.check_store):
+        assert_problem(said(check, anybody, "none can be made"), fix="what is said of home")
+
+    # And when it is that folder
+    settings = Settings.load(home=short_folder)
+    assert_problem(said(home.check_home, settings, "you may not write into"), fix=f"chmod 700 {short_folder}")
+
+
 # ---- the broker ---------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,39 @@ def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
         assert done.stderr.count("no effect") == 2
 
 
+def test_a_state_folder_that_cannot_be_used_is_told_with_what_names_it(tmp_path):
+    # Given a state folder that would be in a file
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        # When a command needs it, Then it says so, and that it is the caller's to mend
+        done = subprocess.run(
+            [LABELMILL, "jobs"],
+            env=os.environ | {"LABELMILL_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"labelmill: Not a directory: {home}")
+        assert "LABELMILL_HOME says where the state folder is" in done.stderr
+
+
+def test_a_disk_that_is_full_is_no_number(tmp_path):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 -- a device
+        done = subprocess.run(
+            [LABELMILL, "jobs"],
+            env=os.environ | {"LABELMILL_HOME": str(tmp_path / "home")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "labelmill: No space left on device: make room where the output goes, and run it again\n"
+    )
+
+
 #: The console command with a command that is not there: it writes what it reads, and a name of a file.
 _ECHO: Final = r"""
 import sys
