@@ -54,14 +54,10 @@ COMMANDS: Final = {
 class _LazyGroup(TyperGroup):
     """A group that knows its commands by name and imports one when it is run."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 -- typer's signature
-        """The commands in the order of the list above."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 -- typer's signature
-        """A stand-in that has what the list shows: the name and one line."""
-        entry = COMMANDS.get(cmd_name)
-        return None if entry is None else TyperCommand(cmd_name, help=entry.help)
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # Stand-ins that have what the list and the advice on a mistyped name show: names and one line each.
+        self.commands = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself, for running it and for completing its options."""
@@ -107,9 +103,19 @@ def _root(
 
 def main() -> None:
     """Runs the console command."""
+    if sys.stdout is None:
+        # Closed by whoever started us, who wants no data. Not for the next file that is opened to be it.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- till the end
     _speak_utf8()
     repeat_lost_interrupts()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        # Help is written by Rich's own console, which exits with 1 where its reader has seen enough. What
+        # the help was for may have a code of its own: a mistake.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(getattr(end.__context__.__context__, "exit_code", 0)) from None
+        raise
 
 
 def repeat_lost_interrupts() -> None:

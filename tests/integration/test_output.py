@@ -163,6 +163,37 @@ def test_a_disk_that_is_full_is_no_number(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), (["submit", "--help"], 0), ([], 0), (["submit"], 2)]
+)
+def test_help_that_nobody_reads_to_its_end_is_no_error(arguments, code):
+    # Given a reader of help, or of what is said of a mistake, that has gone
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run([LABELMILL, *arguments], stdout=theirs, stderr=theirs, check=False)
+    finally:
+        os.close(theirs)
+    assert done.returncode == code
+
+
+def test_where_stdout_is_closed_there_is_no_data(tmp_path):
+    done = subprocess.run(
+        ["sh", "-c", f"'{LABELMILL}' jobs >&-"],
+        env=os.environ | {"LABELMILL_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_mistyped_command_is_told_with_the_one_that_is_meant():
+    done = subprocess.run([LABELMILL, "submt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No such command 'submt'. Did you mean 'submit'?" in done.stderr
+
+
 #: The console command with a command that is not there: it writes what it reads, and a name of a file.
 _ECHO: Final = r"""
 import sys
