@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import reprlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -87,6 +89,14 @@ def _secrets_in_files() -> dict[str, str]:
         if not found[name]:
             raise SettingsError(f"{variable}_FILE: {path} is empty")
     return found
+
+
+def plain_reason(problem: Mapping[str, Any], *, quoting: bool = True) -> str:
+    """What one of pydantic's errors says, without its jargon; `quoting` the value that is wrong."""
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    if quoting and reason.startswith("Input "):
+        return reprlib.repr(problem["input"]) + reason.removeprefix("Input")
+    return reason[:1].lower() + reason[1:]
 
 
 def _split(value: object) -> object:
@@ -253,9 +263,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             lines = []
             for problem in error.errors():
-                name = ENV_PREFIX + str(problem["loc"][0]).upper()
-                reason = problem["msg"].removeprefix("Value error, ")
-                lines.append(f"{name}: {reason[:1].lower()}{reason[1:]}")
+                name = str(problem["loc"][0])
+                # What is not shown of settings that are right is not either of one that is wrong.
+                reason = plain_reason(problem, quoting=cls.model_fields[name].repr)
+                lines.append(f"{ENV_PREFIX}{name.upper()}: {reason}")
             raise SettingsError("\n".join(lines)) from None
 
     # ---- what follows from them -------------------------------------------------------------------

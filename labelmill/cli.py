@@ -59,6 +59,18 @@ class _LazyGroup(TyperGroup):
         # Stand-ins that have what the list and the advice on a mistyped name show: names and one line each.
         self.commands = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
 
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. What is wrong with an option is said without the jargon of what has found it."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as wrong:
+            problems: list[dict[str, Any]] = getattr(wrong.__cause__, "errors", list)()
+            if problems:
+                from jobs.settings import plain_reason
+
+                wrong.message = plain_reason(problems[0])
+            raise
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself, for running it and for completing its options."""
         name, command, rest = super().resolve_command(ctx, args)

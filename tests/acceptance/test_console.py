@@ -55,9 +55,9 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
     [
         (
             ["up", "--processes", "5000"],
-            "labelmill: LABELMILL_PROCESSES: input should be less than or equal to",
+            "labelmill: LABELMILL_PROCESSES: 5000 should be less than or equal to",
         ),
-        (["worker", "--processes", "5000"], "labelmill: LABELMILL_PROCESSES: input should be less than or"),
+        (["worker", "--processes", "5000"], "labelmill: LABELMILL_PROCESSES: 5000 should be less than or"),
         (["worker", "--loglevel", "loud"], "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         # a level that there is, however it is written: the next thing is wrong
         (["worker", "--loglevel", "DEBUG"], "labelmill: The ledger has not been migrated"),
@@ -82,8 +82,8 @@ def test_a_worker_is_refused_what_up_is_refused(tmp_path: Path, arguments: list[
         (["predictions", "x", "--after", str(-(2**63) - 1)], "is too large a number"),
         (["train", "--seed", str(2**31)], "--seed"),
         (["retrain", "--seed", str(2**31)], "--seed"),
-        (["purge", "--jobs", "9999999"], "--jobs': Input should be less than or equal to 36500"),
-        (["purge", "--payloads", "inf"], "--payloads': Input should be less than or equal to 36500"),
+        (["purge", "--jobs", "9999999"], "--jobs': '9999999' should be less than or equal to 36500"),
+        (["purge", "--payloads", "inf"], "--payloads': 'inf' should be less than or equal to 36500"),
     ],
 )
 def test_what_no_ledger_could_hold_is_a_mistake_too(idle: Home, arguments: list[str], message: str) -> None:

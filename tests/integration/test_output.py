@@ -194,6 +194,24 @@ def test_a_mistyped_command_is_told_with_the_one_that_is_meant():
     assert "No such command 'submt'. Did you mean 'submit'?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["jobs", "--state", "runing"], "'--state': 'runing' is not one of 'receiving', 'running',"),
+        (["jobs", "--limit", "many"], "'--limit': 'many' should be a valid integer"),
+        (["runs", "--limit", "0"], "'--limit': '0' should be greater than or equal to 1"),
+        (["models", "shadow", "--limit", "x\n"], "'--limit': 'x\\n' should be a valid integer"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_quoted_and_said_plainly(arguments, words):
+    environment = os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(
+        [LABELMILL, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 #: The console command with a command that is not there: it writes what it reads, and a name of a file.
 _ECHO: Final = r"""
 import sys
