@@ -13,6 +13,7 @@ from labelmill.client import Client
 from labelmill.console import ExitCode, say
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
+from labelmill.watching import who_may_be_missing
 
 if TYPE_CHECKING:
     from labelmill.stack import Stack
@@ -29,6 +30,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     """
     told = 0
     data_told = False
+    embedded = client.settings.embedded_broker
     try:
         with ProgressLine("training") as progress:
             for run in client.follow_run(run_id):
@@ -39,7 +41,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                     for epoch in client.epochs(run_id)[told:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         told = epoch.epoch
-                note = _note(run, own_stack=own_stack is not None)
+                note = _note(run, own_stack=own_stack is not None, embedded=embedded)
                 progress.update(told, total=run.recipe["epochs"], note=note)
                 if own_stack is not None and not run.finished:
                     own_stack.must_run()
@@ -115,14 +117,14 @@ def _checks(verdict: StoredVerdict | None) -> list[dict[str, Any]]:
     return [] if verdict is None else verdict.checks
 
 
-def _note(run: Run, *, own_stack: bool) -> str:
+def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
     if run.state == RunState.PENDING:
         waited = 0.0
         if run.requested_at is not None:
             waited = (datetime.now(UTC) - run.requested_at).total_seconds()
         if own_stack or waited < _NO_TRAINER_SECONDS:
             return "waiting for the trainer"
-        return "waiting for a trainer: is `labelmill up` running?"
+        return who_may_be_missing("trainer", embedded=embedded)
     if run.state != RunState.RUNNING:
         return ""
     if run.data is None:

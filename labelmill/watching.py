@@ -25,12 +25,12 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
     `own_stack`: the workers were started for this job and end with it, so the advice is another. Raises
     Unavailable where a process of it ends before the job does.
     """
+    embedded = client.settings.embedded_broker
     try:
         with ProgressLine("classifying") as progress:
             for status in client.follow(job_id):
-                progress.update(
-                    status.done, total=status.total, note=_note(status, own_stack=own_stack is not None)
-                )
+                note = _note(status, own_stack=own_stack is not None, embedded=embedded)
+                progress.update(status.done, total=status.total, note=note)
                 if own_stack is not None and not status.finished:
                     own_stack.must_run()
     except KeyboardInterrupt:
@@ -72,7 +72,11 @@ def closing_line(status: JobStatus) -> str:
 
 def state_words(status: JobStatus) -> str:
     """Where a job stands, for people."""
-    return f"{status.state}, paused" if status.paused else str(status.state)
+    if status.paused:
+        return f"{status.state}, paused"
+    if status.state == JobState.RUNNING and status.started_at is None:
+        return f"{status.state}, waits for a worker"
+    return str(status.state)
 
 
 def status_to_json(status: JobStatus) -> dict[str, Any]:
@@ -94,7 +98,14 @@ def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
     )
 
 
-def _note(status: JobStatus, *, own_stack: bool) -> str:
+def who_may_be_missing(part: str, *, embedded: bool) -> str:
+    """What to ask where nobody takes what waits for a worker or a trainer."""
+    if embedded:
+        return f"waiting for a {part}: is `labelmill up` running?"
+    return f"waiting for a {part}: `labelmill workers` lists those that run"
+
+
+def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
     parts = []
     if status.failed:
         parts.append(f"{status.failed:,} with an error")
@@ -107,5 +118,5 @@ def _note(status: JobStatus, *, own_stack: bool) -> str:
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")
     elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
-        parts.append("waiting for a worker: is `labelmill up` running?")
+        parts.append(who_may_be_missing("worker", embedded=embedded))
     return ", ".join(parts)

@@ -27,10 +27,10 @@ def jobs(
     if as_json:
         print_json([status_to_json(status) for status in found])
         return
-    print_data(f"{'job':<18}{'state':<19}{'images':>12}{'done':>12}{'failed':>9}  created")
+    print_data(f"{'job':<18}{'state':<29}{'images':>12}{'done':>12}{'failed':>9}  created")
     for status in found:
         created = time_words(status.created_at)
         print_data(
-            f"{status.id:<18}{state_words(status):<19}{status.total:>12,}{status.done:>12,}"
+            f"{status.id:<18}{state_words(status):<29}{status.total:>12,}{status.done:>12,}"
             f"{status.failed:>9,}  {created}"
         )

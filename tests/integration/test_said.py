@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pytest
 
 from jobs.model import Model
 from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.watching import _note
+from tests.conftest import JobMaker, Worker
 from tests.console import LABELMILL
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -52,6 +56,38 @@ def test_images_that_cannot_be_read_are_told_when_they_are_submitted(
     # And not a word where all is well
     (photos / "gone.png").unlink()
     assert "could not" not in labelmill("submit", photos).stderr
+
+
+def test_a_job_that_nobody_has_begun_with_waits_for_a_worker(
+    labelmill: Command, make_job: JobMaker, worker: Worker
+) -> None:
+    # Given a job that was submitted, When people look, Then they see that no worker has come to it
+    job = make_job([1])
+    for command in (["jobs"], ["status", job.id], ["predictions", job.id]):
+        done = labelmill(*command)
+        assert "running, waits for a worker" in done.stdout + done.stderr, command
+    assert json.loads(labelmill("status", job.id, "--json").stdout)["state"] == "running"
+
+    # And when one has, they see that, too
+    worker.must_claim(job.chunks[0])
+    assert "waits for a worker" not in labelmill("jobs").stdout
+
+
+def test_who_follows_is_asked_for_what_can_be_missing(
+    settings: Settings, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job that waits, in a deployment with a broker of its own
+    monkeypatch.setattr("labelmill.watching._NO_WORKER_SECONDS", -1.0)
+    job = make_job([1])
+    with Client(settings) as client:
+        status = client.status(job.id)
+
+    # Then who follows it is told who knows of its workers, and where the broker is ours what starts them
+    told = [_note(status, own_stack=False, embedded=embedded) for embedded in (False, True)]
+    assert told == [
+        "waiting for a worker: `labelmill workers` lists those that run",
+        "waiting for a worker: is `labelmill up` running?",
+    ]
 
 
 @pytest.fixture
