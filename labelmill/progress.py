@@ -9,17 +9,31 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from labelmill.console import err, say
 
 #: How often a line is written where there is no terminal.
 _LINE_SECONDS: Final = 5.0
+
+#: On a terminal of fewer columns the bar gives way: numbers and words say more.
+_BAR_COLUMNS: Final = 100
+
+
+class _Note(ProgressColumn):
+    """What is said at the end of the line, as far as there is room. It alone gives way to the others."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class ProgressLine:
@@ -40,11 +54,11 @@ class ProgressLine:
             self._bar = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                *([BarColumn()] if err.width >= _BAR_COLUMNS else []),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeElapsedColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                _Note(),
                 console=err,
             )
             self._bar.start()
