@@ -14,6 +14,10 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.progress import PAGE_ROWS, Prediction
 
+#: The most characters that a column of names is given in a table: one long name would part all others from
+#: what is said of them.
+NAME_WIDTH: Final = 60
+
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
 _row: Final = attrgetter(*COLUMNS)
 
@@ -53,10 +57,12 @@ def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
 
 
 def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
-    """Aligned columns for people. The first page of rows sets the widths; what is longer sticks out."""
+    """Aligned columns for people. The first page of rows sets the widths, up to NAME_WIDTH; what is longer
+    sticks out.
+    """
     pages = _pages(predictions)
     page = next(pages, [])
-    width = max([4, *(len(printable(prediction.name)) for prediction in page)])
+    width = name_width(prediction.name for prediction in page)
     out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
     count = 0
     while page:
@@ -70,6 +76,11 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
         count += len(page)
         page = next(pages, [])
     return count
+
+
+def name_width(names: Iterable[str]) -> int:
+    """How wide a table's column for these names is."""
+    return min(NAME_WIDTH, max([4, *(len(printable(name)) for name in names)]))
 
 
 def printable(text: str) -> str:

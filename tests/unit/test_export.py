@@ -167,6 +167,14 @@ def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, t
 # ---- the table ----------------------------------------------------------------------------------------
 
 
+def test_one_long_name_sticks_out_and_does_not_part_the_others_from_their_labels():
+    rows = [labelled(0, "a.png"), labelled(1, "x" * 500)]
+    header, short, long = text_of(write_table, rows).splitlines()
+    assert short == f"       0  {'a.png':<60}  7             0.9375"
+    assert long == f"       1  {'x' * 500}  7             0.9375"
+    assert header.index("label") == short.index("7")
+
+
 def test_the_table_is_aligned():
     rows = [labelled(0, "a.png"), labelled(10, "longer.png", "cat", 1.0), failed(200, "b", "cut off")]
     assert text_of(write_table, rows).splitlines() == [
