@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from importlib import import_module, metadata
+from inspect import cleandoc
 from io import TextIOWrapper
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -84,7 +85,16 @@ def load_command(name: str) -> Any:
     entry = COMMANDS[name]
     command: Any = typer.main.get_command(import_module(f"labelmill.commands.{entry.module}").app)
     command.name = name
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.help = _unfolded(each.help or "")
     return command
+
+
+def _unfolded(text: str) -> str:
+    """A docstring with a line a paragraph. Typer keeps the ends of lines in all but the first, and a terminal
+    has others.
+    """
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text).split("\n\n"))
 
 
 app = typer.Typer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import typer
 
 from jobs.ledger import Ledger
@@ -9,7 +11,14 @@ from jobs.settings import Settings
 from labelmill.console import examples, say, tells_errors
 from labelmill.migrating import upgrade as run_migrations
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bring the ledger's schema up to date.")
+_EXAMPLE: Final = examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Bring the ledger's schema up to date.",
+    epilog=_EXAMPLE,
+)
 
 
 @app.callback()
@@ -17,7 +26,7 @@ def _group() -> None:
     """Bring the ledger's schema up to date."""
 
 
-@app.command(epilog=examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade"))
+@app.command(epilog=_EXAMPLE)
 @tells_errors
 def upgrade() -> None:
     """Run the migrations that are missing. Safe to run again, and before every start."""
