@@ -66,9 +66,11 @@ class ProgressLine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Where nothing was done, what was found says so.
         if self._bar is not None:
+            self._bar.live.transient = not self._done
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._done:
             self._line()
 
     def update(self, done: int, *, total: int | None = None, note: str = "") -> None:

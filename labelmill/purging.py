@@ -67,6 +67,11 @@ class Purge:
         self._on_progress = on_progress
         self._seen: set[str] = set()
 
+    @property
+    def done(self) -> int:
+        """Jobs that are done with, and folders that no job needed."""
+        return len(self._seen) - len(self.purged.in_work) + self.purged.strays
+
     def whole_jobs(self, *, days: float) -> None:
         """Jobs that finished more than so many days ago: predictions, chunks, payloads, and the row. Raises
         Unavailable.

@@ -15,7 +15,7 @@ from jobs.errors import Conflict, UserError
 from jobs.ledger.progress import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import examples, say, tells_errors
+from labelmill.console import counted, examples, say, tells_errors
 from labelmill.watching import state_words
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -97,7 +97,7 @@ def predictions(
             if next(rest, None) is not None:
                 say(f"more: --after {last.index}")
     if output is not None:
-        say(f"{count:,} predictions written to {output}")
+        say(f"{counted(count, 'prediction')} written to {output}")
 
 
 def _format(form: Format | None, output: Path | None, *, as_json: bool) -> Format:

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from jobs.store import Store
 from labelmill.client import Client
-from labelmill.console import examples, print_json, say, tells_errors
+from labelmill.console import counted, examples, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
 from labelmill.purging import Purge, Purged
 
@@ -62,7 +62,7 @@ def purge(
             client.ledger,
             Store(client.settings.store),
             dry_run=dry_run,
-            on_progress=lambda purged: progress.update(purged.payloads + purged.strays, note=_note(purged)),
+            on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
         )
         if jobs is not None:
             run.whole_jobs(days=jobs)
@@ -76,17 +76,19 @@ def purge(
 
 
 def _note(purged: Purged) -> str:
-    return f"{decimal(purged.bytes)}, {purged.predictions:,} predictions"
+    return f"{decimal(purged.bytes)}, {counted(purged.predictions, 'prediction')}"
 
 
 def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
     removed = "to remove" if dry_run else "removed"
     lines = []
     if purged.jobs:
-        lines.append(f"{removed}: {purged.jobs:,} jobs with {purged.predictions:,} predictions")
+        predictions = counted(purged.predictions, "prediction")
+        lines.append(f"{removed}: {counted(purged.jobs, 'job')} with {predictions}")
     if purged.payloads or purged.strays:
         strays = f" and {purged.strays:,} left by something that was interrupted" if purged.strays else ""
-        lines.append(f"{removed}: the payloads of {purged.payloads:,} jobs{strays}, {decimal(purged.bytes)}")
+        jobs = counted(purged.payloads, "job")
+        lines.append(f"{removed}: the payloads of {jobs}{strays}, {decimal(purged.bytes)}")
     if purged.in_work:
-        lines.append(f"kept: {len(purged.in_work):,} jobs of which a worker still has images")
+        lines.append(f"kept: {counted(len(purged.in_work), 'job')} of which a worker still has images")
     return lines or ["nothing is old enough to be removed"]

@@ -90,6 +90,28 @@ def test_who_follows_is_asked_for_what_can_be_missing(
     ]
 
 
+def test_what_did_nothing_says_nothing_of_its_progress(labelmill: Command, photos: Path) -> None:
+    # Given a submission under a key, When it is made again, Then only that is said
+    job = labelmill("submit", photos, "--key", "a key").stdout
+    again = labelmill("submit", photos, "--key", "a key")
+    assert again.stdout == job
+    assert again.stderr == "the key 'a key' was used before, for the same content: this is its job\n"
+
+    # And of a purge that finds nothing
+    assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
+
+
+def test_a_purge_counts_jobs_whether_or_not_they_had_payloads_left(
+    labelmill: Command, make_job: JobMaker, worker: Worker
+) -> None:
+    for _ in range(2):
+        worker.work(make_job([1]).chunks[0])
+    assert labelmill("purge", "--jobs", "0").stderr.splitlines() == [
+        "purging: 2, 0 bytes, 2 predictions",
+        "removed: 2 jobs with 2 predictions",
+    ]
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder with two files that are called images."""
