@@ -37,7 +37,7 @@ from jobs.remote import is_url
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
 from producer.alive import ProducerSigns
-from producer.sources import SourceImage
+from producer.sources import SourceImage, Sources
 from producer.sources.image import name_bytes
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def submit(
     drafts = _within(limits, _drafts(_items(images, by_reference), chunk_images))
     first = next(drafts, None)
     if first is None:
-        raise SourceError("There is no image in what was named, so there is nothing to submit.")
+        raise SourceError(f"There is no image in what was named{_passed_over(images)}: nothing is submitted.")
     drafts = chain([first], drafts)
 
     while True:
@@ -224,6 +224,12 @@ def submit_again(
         tracing=tracing,
         began=began,
     )
+
+
+def _passed_over(images: Iterable[SourceImage]) -> str:
+    """What was there instead of an image, in words."""
+    skipped = images.skipped if isinstance(images, Sources) else 0
+    return f", only files that are none by their names ({skipped:,})" if skipped else ""
 
 
 class _KeyTaken(Conflict):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.errors import UserError
 from jobs.limits import ErrorLimits
 from labelmill.client import Client
 from labelmill.console import counted, examples, exit_code_of, print_data, print_json, say, tells_errors
@@ -69,17 +70,23 @@ def submit(
         ),
     ] = None,
     min_sample: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, metavar="N", help="The share means nothing before so many images have an outcome."
+            min=1,
+            metavar="N",
+            help="The share means nothing before so many images have an outcome. Left out: "
+            f"{ErrorLimits().sample:,}.",
         ),
-    ] = ErrorLimits().sample,
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Submit images as one job; prints the job's id.
 
     The job runs whether or not anybody watches. After Ctrl-C while submitting, nothing is stored.
     """
+    if min_sample is not None and max_error_rate is None:
+        raise UserError("--min-sample says when --max-error-rate begins to count: say that, too.")
+    limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with Client() as client:
         images = client.sources(sources, stdin=paths_on_stdin())
         with ProgressLine("submitting") as progress:
@@ -88,7 +95,7 @@ def submit(
                 key=key,
                 model=model,
                 by_reference=by_reference,
-                error_limits=ErrorLimits(max_errors, max_error_rate, min_sample),
+                error_limits=limits,
                 on_progress=progress.update,
             )
         if images.skipped:

@@ -112,6 +112,22 @@ def test_a_purge_counts_jobs_whether_or_not_they_had_payloads_left(
     ]
 
 
+def test_what_was_passed_over_is_told_where_there_was_nothing_else(
+    labelmill: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    done = labelmill("submit", tmp_path / "notes")
+    assert done.returncode == 2
+    assert "no image in what was named, only files that are none by their names (1)" in done.stderr
+
+
+def test_a_share_that_is_not_said_has_no_sample(labelmill: Command, photos: Path) -> None:
+    done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
+    assert done.returncode == 2
+    assert "--min-sample says when --max-error-rate begins to count" in done.stderr
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder with two files that are called images."""
