@@ -86,8 +86,13 @@ class Ledger:
         return cls(url, pooled=False, lock_seconds=BRIEFLY_SECONDS)
 
     def __repr__(self) -> str:
+        return f"Ledger({self.shown_url})"
+
+    @property
+    def shown_url(self) -> str:
+        """Where it is, without secrets."""
         # Without its options: a key's pass phrase may be among them.
-        return f"Ledger({self._url.set(query={}).render_as_string(hide_password=True)})"
+        return self._url.set(query={}).render_as_string(hide_password=True)
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Connection]:

@@ -36,4 +36,4 @@ def upgrade() -> None:
         ledger.check()
     finally:
         ledger.close()
-    say(f"{ledger} is up to date")
+    say(f"the ledger is up to date: {ledger.shown_url}")

@@ -136,4 +136,8 @@ def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
 def _told(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe without what it does not use."""
     flat = {**recipe, **(recipe.get("augmentation") or {}), "augmentation": None}
-    return {name: value for name, value in flat.items() if value not in (None, False, 0)}
+    return {
+        name: f"{value:.3g}" if isinstance(value, float) else value
+        for name, value in flat.items()
+        if value not in (None, False, 0)
+    }

@@ -101,7 +101,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
 def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
     run_id = new_id()
     with ledger.transaction() as connection:
-        request_run(connection, run_id, recipe={"architecture": "mlp", "epochs": 2, "seed": 7})
+        request_run(connection, run_id, recipe={"architecture": "mlp", "epochs": 2, "held_out": 1 / 30})
         claim = claim_run(connection, run_id, owner="host/1")
         told = ("train_images", "validation_images", "evaluation_images", "corrections", "left_out")
         data = dict.fromkeys(told, 1)
@@ -109,7 +109,10 @@ def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
         for number in (1, 2):
             figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy", "seconds"), 0.5 / number)
             add_epoch(connection, claim, {"epoch": number, **figures})
-    assert "\u2588\u2581" in written("runs", "show", run_id).decode()
+    told = written("runs", "show", run_id).decode()
+    assert "\u2588\u2581" in told
+    # And no number has digits that mean nothing
+    assert "held_out 0.0333\n" in told
 
 
 def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):

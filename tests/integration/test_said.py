@@ -128,6 +128,10 @@ def test_a_share_that_is_not_said_has_no_sample(labelmill: Command, photos: Path
     assert "--min-sample says when --max-error-rate begins to count" in done.stderr
 
 
+def test_an_upgrade_says_where_the_ledger_is(labelmill: Command, settings: Settings) -> None:
+    assert labelmill("db", "upgrade").stderr == f"the ledger is up to date: {settings.ledger}\n"
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder with two files that are called images."""
