@@ -74,8 +74,8 @@ __all__ = ["app"]
 faulthandler.register(STACK_SIGNAL)
 
 # The clockwork runs faster than in earnest, where nobody minds seconds: how often the reconciler looks, and
-# how often Celery looks for children that died while it was not told.
-worker.reconcile.RECONCILE_SECONDS = 0.5  # type: ignore[misc]
+# how often Celery looks for children that died while it was not told. A test may do without the reconciler.
+worker.reconcile.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
 
 plan = Plan(Path(os.environ[FOLDER_VARIABLE]))

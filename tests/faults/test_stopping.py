@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
 from tests.console import until
 from tests.faults.checker import chunk_rows
+from tests.faults.conftest import short_folder
 from tests.faults.mill import Mill
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
@@ -37,6 +39,36 @@ def test_a_worker_that_is_told_to_stop_blames_no_image(
                 # and nothing counts as a crash; but after SIGQUIT, by which Celery kills children in mid-step
                 crashes = [chunk["error"] for chunk in chunk_rows(mill.url, job) if chunk["crashes"]]
                 assert not crashes or signal_name == "SIGQUIT", crashes
+
+
+def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix) -> None:
+    # given workers whose reconciler does not ring again, and leases that do not run out: what becomes of a
+    # message is Celery's affair alone
+    with (
+        matrix.trials("SIGQUIT in mid-chunk, nobody rings again", "I1", short=3, long=20) as trials,
+        short_folder() as folder,
+        Mill(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as mill,
+    ):
+        for number in range(trials.wanted):
+            # and one of them in the middle of a chunk, whose message is the only one there is
+            with mill.redis() as client:
+                client.flushall()
+            mill.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
+            worker = mill.add_worker(f"stopped{number}", processes=1)
+            worker.supervised = False
+            job = mill.submit(pictures(100), chunk_images=100)
+
+            # when it is shut down cold
+            worker.popen.wait(60)
+            assert len(mill.plan.events("SIGQUIT")) == 1
+            assert mill.done(job) == 0
+
+            # then the message is there: on the queue, or among those that come back after a while
+            with mill.redis() as client:
+                waiting, out = client.llen(KEY_PREFIX + CLASSIFY_QUEUE), client.hlen(KEY_PREFIX + "unacked")
+            assert waiting + out == 1, (waiting, out)  # type: ignore[operator]
+            mill.remove_worker(worker)
+            trials.ran(1)
 
 
 def test_a_rolling_restart_is_not_noticed(mills: list[Mill], matrix: Matrix) -> None:
