@@ -7,9 +7,11 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.console import is_alive, until
 from tests.faults.mill import Mill
@@ -65,25 +67,34 @@ def test_a_full_broker_holds_up_work_and_loses_none(mills: list[Mill], matrix: M
         for _ in range(trials.wanted // len(mills)):
             images = pictures(600)
             jobs = []
-            for mill in mills:
-                # given a job that is under way
-                before = mill.submit(images, chunk_images=25)
-                until(lambda mill=mill, job=before: mill.done(job) > 0, "the first chunk is done")
+            with ExitStack() as stack:
+                for mill in mills:
+                    # given a job that is under way
+                    before = mill.submit(images, chunk_images=25)
+                    until(lambda mill=mill, job=before: mill.done(job) > 0, "the first chunk is done")
 
-                # when the broker has no memory left, and takes no message any more
-                with mill.redis() as client:
-                    client.config_set("maxmemory", "1")
-                # and another job is submitted: it is accepted all the same
-                jobs.append((mill, before, mill.submit(images, chunk_images=25)))
-            time.sleep(5.0)
-            for mill in mills:
-                with mill.redis() as client:
-                    client.config_set("maxmemory", "0")
+                    # when the broker has no memory left, and takes no message any more
+                    stack.callback(_limit_memory, mill, 0)
+                    _limit_memory(mill, 1)
+                    # and another job is submitted: it is accepted all the same
+                    jobs.append((mill, before, mill.submit(images, chunk_images=25)))
+                time.sleep(5.0)
+
+                # and it is that which holds it up: the broker is as full as before, and nobody knows of it
+                for mill, _, meanwhile in jobs:
+                    with mill.redis() as client, pytest.raises(redis.OutOfMemoryError):
+                        client.rpush("room", "for this?")
+                    assert mill.done(meanwhile) == 0
 
             # then, with memory again, both are done
             for mill, before, meanwhile in jobs:
                 trials.ran(0, mill.judge(before, images))
                 trials.ran(1, mill.judge(meanwhile, images))
+
+
+def _limit_memory(mill: Mill, limit_bytes: int) -> None:
+    with mill.redis() as client:
+        client.config_set("maxmemory", limit_bytes)
 
 
 def test_flushing_in_the_middle_of_a_large_job(keras_mill: Mill, mnist_dir: Path, matrix: Matrix) -> None:
