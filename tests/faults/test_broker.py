@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,10 +14,16 @@ from pathlib import Path
 import pytest
 import redis
 
+from jobs.queue import BROKER_TIMEOUT_SECONDS
+from jobs.schema import JobState
 from tests.console import is_alive, until
 from tests.faults.mill import Mill
 from tests.faults.pictures import pictures
 from tests.faults.trials import Matrix
+
+#: How long a submission may take where the broker is silent: it waits for it once, and a machine that is very
+#: busy is slow beside.
+SILENT_SECONDS = 3 * BROKER_TIMEOUT_SECONDS
 
 
 def _kill(mill: Mill) -> None:
@@ -95,6 +102,43 @@ def test_a_full_broker_holds_up_work_and_loses_none(mills: list[Mill], matrix: M
 def _limit_memory(mill: Mill, limit_bytes: int) -> None:
     with mill.redis() as client:
         client.config_set("maxmemory", limit_bytes)
+
+
+def test_a_broker_that_is_alive_and_silent_holds_nobody_up_for_long(
+    mills: list[Mill], matrix: Matrix
+) -> None:
+    with matrix.trials("Redis stands still: alive and silent", "I1-I3", short=2, long=20) as trials:
+        for _ in range(trials.wanted // len(mills)):
+            images = pictures(600)
+            jobs = []
+            with ExitStack() as stack:
+                for mill in mills:
+                    # given a job that is under way
+                    before = mill.submit(images, chunk_images=25)
+                    until(lambda mill=mill, job=before: mill.done(job) > 0, "the first chunk is done")
+
+                    # when the broker stands still: whoever connects is let in, and gets no answer
+                    stack.callback(os.kill, mill.broker.pid, signal.SIGCONT)
+                    os.kill(mill.broker.pid, signal.SIGSTOP)
+                    # and another job is submitted (who would wait for ever is told apart by waking it)
+                    waking = threading.Timer(SILENT_SECONDS, os.kill, (mill.broker.pid, signal.SIGCONT))
+                    waking.start()
+                    meanwhile = mill.submit(images, chunk_images=25)
+
+                    # then it is accepted, as soon as it is clear that nobody answers
+                    assert waking.is_alive(), f"it waited {SILENT_SECONDS:g} seconds for the broker"
+                    waking.cancel()
+                    assert mill.state(meanwhile) == JobState.RUNNING
+                    jobs.append((mill, before, meanwhile))
+                # and workers, too, wait longer for an answer than they mean to
+                time.sleep(BROKER_TIMEOUT_SECONDS)
+                assert {mill.done(meanwhile) for mill, _, meanwhile in jobs} == {0}
+
+            # and when it answers again, both are done
+            for mill, before, meanwhile in jobs:
+                trials.ran(0, mill.judge(before, images))
+                trials.ran(1, mill.judge(meanwhile, images))
+                _flush(mill)  # what could not be acknowledged comes back in minutes, in another test
 
 
 def test_flushing_in_the_middle_of_a_large_job(keras_mill: Mill, mnist_dir: Path, matrix: Matrix) -> None:
