@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 from jobs.queue import Bell
+from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.mill import Mill
 from tests.faults.pictures import Picture, pictures, poisoned
@@ -71,6 +72,7 @@ def test_a_death_beside_many_small_jobs_loses_none_of_them(mills: list[Mill], ma
                 ids = _submit_together(mill, jobs)
 
                 # then all of them have their own outcomes, and it was many that it was at
+                until(lambda mill=mill: bool(mill.plan.events("kill")), f"somebody died {seam}")
                 _judge(mill, trials, jobs, ids, times=1)
                 crashed = sum(row["crashes"] for job_id in ids for row in chunk_rows(mill.url, job_id))
                 assert crashed > 1 or seam == "after COMMIT"
