@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -36,6 +36,8 @@ class Verdict:
     #: Outcomes that are another image's, another model's, or none that this image can have.
     wrong: int = 0
     problems: list[str] = field(default_factory=list)
+    #: Waits until the queue that the job came through is empty; None: it came through none.
+    wait_for_silence: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def clean(self) -> bool:

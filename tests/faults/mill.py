@@ -67,6 +67,8 @@ class Process:
         self._environment = environment
         self._log = log
         self.supervised = True
+        #: How often it was started again after it had ended otherwise than in order.
+        self.deaths = 0
         self.groups: list[int] = []
         self.popen = self._start()
 
@@ -80,7 +82,8 @@ class Process:
 
     def keep(self) -> None:
         """Starts it again where it ended."""
-        if self.supervised and self.popen.poll() is not None:
+        if self.supervised and (status := self.popen.poll()) is not None:
+            self.deaths += status != 0
             time.sleep(_RESTART_SECONDS)
             self.popen = self._start()
 
@@ -142,6 +145,8 @@ class Mill:
         self.faults.mkdir(parents=True)
         self.plan = Plan(self.faults)
         self.workers: list[Process] = []
+        #: Deaths of workers up to when the broker was last silent, and of workers that are no more.
+        self._deaths_before = self._deaths_of_the_removed = 0
         self._keras = keras
         self._first_workers = workers
         self._environment = (
@@ -192,6 +197,7 @@ class Mill:
         status = worker.retire(number)
         worker.clean_up()
         self.workers.remove(worker)
+        self._deaths_of_the_removed += worker.deaths + (status != 0)
         return status
 
     def wait_for_broker(self) -> None:
@@ -281,13 +287,17 @@ class Mill:
 
     def judge(self, job_id: str, images: Iterable[Picture], *, seconds: float = HEALED_SECONDS) -> Verdict:
         """Waits for the job's end, and compares what it got with what it must get."""
-        self.wait(job_id, seconds=seconds)
-        return check_job(self.url, job_id, [image.expected for image in images])
+        return self._judge(job_id, [image.expected for image in images], seconds)
 
     def judge_names(self, job_id: str, names: Sequence[str], *, seconds: float) -> Verdict:
         """The same where any label will do."""
+        return self._judge(job_id, [Expected(name, None) for name in names], seconds)
+
+    def _judge(self, job_id: str, expected: Sequence[Expected], seconds: float) -> Verdict:
         self.wait(job_id, seconds=seconds)
-        return check_job(self.url, job_id, [Expected(name, None) for name in names])
+        verdict = check_job(self.url, job_id, expected)
+        verdict.wait_for_silence = self.wait_for_silence
+        return verdict
 
     def messages(self, chunk_id: str, count: int) -> list[bytes]:
         """Messages for the chunk as they lie in the broker, each with an id of its own; they are not sent."""
@@ -299,20 +309,27 @@ class Mill:
             sent: list[bytes] = client.rpop(key, count)  # type: ignore[assignment]
         return [message.replace(RETRAIN_QUEUE.encode(), CLASSIFY_QUEUE.encode()) for message in sent]
 
-    def wait_for_silence(self, *, orphans: int = 0) -> None:
-        """Until no message waits and none is out: what was doubled or redelivered has gone as it came.
-
-        `orphans`: how many may still be out. Messages that a killed worker held come back after a while only,
-        as kombu looks for them every 100 seconds.
+    def wait_for_silence(self) -> None:
+        """Until no message waits and none is out: what was doubled or redelivered has gone as it came. But
+        for those that workers held which were killed since the broker was last silent: kombu looks for them
+        every 100 seconds only. They are taken away, and disturb no other test.
         """
+        unacknowledged = KEY_PREFIX + "unacked"
 
         def is_silent() -> bool:
-            with self.redis() as client:
-                waiting = client.llen(KEY_PREFIX + CLASSIFY_QUEUE)
-                out = client.hlen(KEY_PREFIX + "unacked")
+            orphans = (self._deaths() - self._deaths_before) * self.settings.processes
+            waiting = client.llen(KEY_PREFIX + CLASSIFY_QUEUE)
+            out = client.hlen(unacknowledged)
             return not waiting and out <= orphans  # type: ignore[operator]
 
-        until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
+        with self.redis() as client:
+            until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
+            client.delete(unacknowledged, unacknowledged + "_index")
+        self._deaths_before = self._deaths()
+
+    def _deaths(self) -> int:
+        """How many workers were killed so far, each with as many messages as it had processes."""
+        return self._deaths_of_the_removed + sum(worker.deaths for worker in self.workers)
 
     def _register_a_model(self) -> None:
         with self.ledger.reading() as connection:

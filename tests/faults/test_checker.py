@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Expected, attempts_are_bounded, check_job, stored_rows
+from tests.faults.checker import Expected, Verdict, attempts_are_bounded, check_job, stored_rows
+from tests.faults.trials import Matrix
 
 JOB = "job"
 EXPECTED = [
@@ -121,3 +122,21 @@ def test_attempts_without_end_are_seen(ledger_file: Bad) -> None:
     # and not with one more
     ledger_file.run("UPDATE chunks SET attempts = 6 WHERE first_index = 2")
     assert not attempts_are_bounded(ledger_file.url, JOB)
+
+
+def test_who_says_that_the_queue_is_empty_has_looked() -> None:
+    matrix, looked = Matrix(soak=False), []
+
+    # given trials of jobs that came through a queue, when they are through, then the queue has been looked at
+    with matrix.trials("of a mill", "I1-I5", short=1, long=1) as trials:
+        trials.ran(1, Verdict(wait_for_silence=lambda: looked.append("empty")))
+        assert not looked
+    assert looked == ["empty"]
+
+    # and trials that claim it without a queue have failed
+    with (
+        pytest.raises(AssertionError, match="no queue"),
+        matrix.trials("of nothing", "I5", short=1, long=1) as trials,
+    ):
+        trials.ran(1, Verdict())
+    assert [row.failed for row in matrix.rows.values()] == [0, 1]

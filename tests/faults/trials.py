@@ -13,7 +13,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +58,7 @@ class Trials:
         self._row = row
         #: How often the fault shall happen.
         self.wanted = wanted
+        self._silences: set[Callable[[], None]] = set()
 
     def ran(self, times: int, *verdicts: Verdict) -> None:
         """The fault happened so often, and this is what became of the jobs it happened to. Fails on the
@@ -65,6 +66,7 @@ class Trials:
         """
         row = self._row
         row.trials += times
+        self._silences |= {wait for verdict in verdicts if (wait := verdict.wait_for_silence)}
         for verdict in verdicts:
             row.images += verdict.images
             row.lost += verdict.lost
@@ -72,6 +74,13 @@ class Trials:
             row.wrong += verdict.wrong
         for verdict in verdicts:
             assert verdict.clean, str(verdict)
+
+    def end(self) -> None:
+        """All trials are through: who says I5 has empty queues now."""
+        if "I5" in self._row.checks:
+            assert self._silences, "no queue was named that could be empty"
+            for wait in self._silences:
+                wait()
 
 
 class Matrix:
@@ -88,7 +97,9 @@ class Matrix:
         row = self.rows.setdefault(fault, Row(fault, checks))
         began = time.monotonic()
         try:
-            yield Trials(row, long if self.soak else short)
+            trials = Trials(row, long if self.soak else short)
+            yield trials
+            trials.end()
         except BaseException:
             row.failed += 1
             raise
