@@ -23,6 +23,7 @@ seam, so that one worker serves many trials.
 | `run claimed` | a trainer's child has claimed a training run |
 | `epoch` | an epoch is written in an open transaction |
 | `saved` | the trained model is in a temporary file, nowhere else |
+| `to be stored` | its file is about to go into the store, also for the second time |
 | `storing` | its bytes are in the store, not yet under their name |
 | `stored` | its file is in the store; no row names it |
 | `promoting` | verdict, promotion and the run's end are written in an open transaction |
@@ -35,6 +36,7 @@ import ctypes
 import faulthandler
 import functools
 import os
+import resource
 import signal
 import sys
 import time
@@ -178,6 +180,25 @@ def _room(connection: Any) -> Iterator[None]:
             connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
 
 
+#: What a file may grow to on a disk that is full: less than any model takes.
+_FULL_BYTES = 10_000
+
+
+def _limit_files() -> None:
+    """No file grows beyond a few kilobytes, as where a disk is full, until `_room_for_files` lifts it."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_FULL_BYTES, most))
+
+
+@contextmanager
+def _room_for_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 _Actions = dict[str, Callable[[], None]]
 _ACTIONS: _Actions = {
     "kill": _kill,
@@ -190,6 +211,7 @@ _ACTIONS: _Actions = {
     "out of memory": _run_out_of_memory,
     "terminate backend": _terminate_backend,
     "fill the disk": _fill_the_disk,
+    "limit files": _limit_files,
 }
 
 
@@ -220,8 +242,6 @@ def _obey(poison: str) -> None:
     elif poison == "oom-kill":  # the kernel's answer to a process that has taken too much
         _kill()
     elif poison == "memory":
-        import resource
-
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (taken + 64 * 2**20, before[1]))
@@ -401,8 +421,12 @@ def _set_up_training() -> None:
     def stored(original: Callable[..., None], *args: Any) -> None:
         nonlocal storing
         storing = True
-        original(*args)
-        storing = False
+        try:
+            with _room_for_files():
+                passing("to be stored")
+                original(*args)
+        finally:
+            storing = False
         passing("stored")
 
     @_wrap(retrain, "finish_run")

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -83,6 +84,11 @@ def select(mill: Mill, statement: str) -> list[tuple[Any, ...]]:
     url = urlunsplit(urlsplit(mill.url)._replace(scheme="postgresql"))
     with psycopg.connect(url) as server:
         return server.execute(statement.encode()).fetchall()
+
+
+def model_files(mill: Mill) -> set[Path]:
+    """All that lies among the models in the store, begun and whole."""
+    return set((mill.settings.home / "store" / "models").glob("*"))
 
 
 def champion(mill: Mill) -> str | None:
@@ -171,3 +177,27 @@ def test_a_trainer_that_dies_as_a_whole_is_told_of_by_its_lease(trainers: list[M
     for mill, run_id in [(mill, ask(mill, 2)) for mill in trainers]:
         assert end_of(mill, run_id) == RunState.DONE
         assert champion(mill) not in (None, before[mill])
+
+
+def test_a_model_for_which_there_is_no_room_changes_nothing(trainers: list[Mill], matrix: Matrix) -> None:
+    with matrix.trials("disk full while a model is stored", "I6", short=2, long=20) as trials:
+        for time in range(trials.wanted // len(trainers)):
+            # given a store without room, when a model is to be stored
+            before = {mill: (champion(mill), model_files(mill)) for mill in trainers}
+            for mill in trainers:
+                mill.plan.set(Rule("to be stored", "limit files", times=10**9, every=1))
+            runs = {mill: ask(mill, 200 + time) for mill in trainers}
+
+            # then its run has failed, after trying again, and says why; nothing is left of it
+            for mill, run_id in runs.items():
+                assert end_of(mill, run_id) == RunState.FAILED
+                assert len(mill.plan.events("limit files")) > 1
+                assert "The store cannot be written: File too large" in (run_of(mill, run_id).error or "")
+                assert (champion(mill), model_files(mill)) == before[mill]
+                mill.plan.clear()
+                trials.ran(1)
+
+            # and with room again the next run works
+            for mill, run_id in [(mill, ask(mill, 300 + time)) for mill in trainers]:
+                assert end_of(mill, run_id) == RunState.DONE
+                assert champion(mill) not in (None, before[mill][0])
