@@ -1,4 +1,6 @@
-"""A migration while workers of the version before go on: nothing is lost, old and new work side by side."""
+"""A migration while workers of an older version go on: nothing is lost, old and new work side by side. And
+one that cannot have its lock: it gives up, and nobody waits behind it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,24 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
+from jobs.ledger.database import revision
 from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
-from labelmill.migrating import upgrade
+from jobs.schema import metadata
+from labelmill.migrating import alembic_config, upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
+from tests.secured import conninfo
 
 CHUNKS = 150
 IMAGES = 10
@@ -36,7 +44,7 @@ LATER = {
 }
 OLD_CLAIM = """
 UPDATE chunks
-SET state = 'claimed', token = :token, owner = 'old', attempts = attempts + 1, lease_until = {later}
+SET state = 'claimed', token = :token, owner = :owner, attempts = attempts + 1, lease_until = {later}
 WHERE id = :id AND (state = 'pending' OR (state = 'claimed' AND lease_until < {now}))
 RETURNING first_index
 """
@@ -55,33 +63,85 @@ WHERE id = :job
 """
 
 
-def test_a_migration_under_load_loses_nothing(empty_ledger: Ledger, matrix: Matrix) -> None:
-    with matrix.trials("migration under load, old and new workers", "I1-I3", short=2, long=10) as trials:
+@pytest.mark.parametrize("begin", ["the first version", "the version before"])
+def test_a_migration_under_load_loses_nothing(empty_ledger: Ledger, matrix: Matrix, begin: str) -> None:
+    with matrix.trials(f"migration under load, from {begin}", "I1-I3", short=2, long=10) as trials:
         for number in range(trials.wanted // 2):
             if number:
                 _drop_all(empty_ledger)
 
-            # given a ledger of the version before, and its workers on a job
-            upgrade(empty_ledger, "0001")
+            # given a ledger of an older version, and its workers on a job
+            upgrade(empty_ledger, "0001" if begin == "the first version" else _version_before(empty_ledger))
+            old_work = _new_work if _is_enough_for_us(empty_ledger) else _old_work
             job, chunk_ids = _old_job(empty_ledger)
             over = threading.Event()
-            with _workers(empty_ledger, _old_work, job, chunk_ids, over):
+            with _workers(empty_ledger, partial(old_work, owner="old"), job, chunk_ids, over):
                 _until_done(empty_ledger, job, CHUNKS // 5)
 
                 # when the ledger is migrated, and workers of this version come to them
                 _upgrade_in_a_quiet_moment(empty_ledger)
                 assert _done(empty_ledger, job) < CHUNKS, "the migration came too late to be under load"
-                with _workers(empty_ledger, _new_work, job, chunk_ids, over):
+                with _workers(empty_ledger, partial(_new_work, owner="new"), job, chunk_ids, over):
                     _until_done(empty_ledger, job, CHUNKS)
                     over.set()
 
             # then every image has one outcome, and both have had their share
             expected = [Expected(f"{index}.png", str(index % 10)) for index in range(CHUNKS * IMAGES)]
-            url = empty_ledger.engine.url.render_as_string(hide_password=False)
-            trials.ran(1, check_job(url, job, expected))
+            trials.ran(1, check_job(_url(empty_ledger), job, expected))
             with empty_ledger.reading() as connection:
                 owners = set(connection.scalars(sa.text("SELECT owner FROM chunks")))
             assert owners == {"old", "new"}
+
+
+@pytest.mark.parametrize("empty_ledger", ["postgresql"], indirect=True)
+def test_a_migration_that_cannot_have_its_lock_gives_up_and_nobody_waits_behind_it(
+    empty_ledger: Ledger,
+) -> None:
+    # given somebody who reads jobs and does not come to an end, before a migration that alters them
+    upgrade(empty_ledger, "0004")
+    with psycopg.connect(conninfo(_url(empty_ledger))) as reader:
+        # without the time limit the upgrade would wait for ever, and this test with it
+        reader.execute("SET LOCAL idle_in_transaction_session_timeout = '30s'")
+        reader.execute("LOCK TABLE jobs IN ACCESS SHARE MODE")
+
+        # when the ledger is migrated, then that is told before long, and nothing is changed
+        with pytest.raises(Unavailable, match="lock timeout"):
+            upgrade(empty_ledger, "0005")
+        with empty_ledger.reading() as connection:
+            assert revision(connection) == "0004"
+
+        # and who writes jobs does not wait for the reader, as behind a migration they would
+        _old_job(empty_ledger)
+        reader.rollback()
+
+    # and when nobody is in its way, it goes through
+    upgrade(empty_ledger, "0005")
+
+
+def _url(ledger: Ledger) -> str:
+    return ledger.engine.url.render_as_string(hide_password=False)
+
+
+def _version_before(ledger: Ledger) -> str:
+    with ledger.reading() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+    head = scripts.get_revision("head")
+    assert head is not None
+    assert isinstance(head.down_revision, str)
+    return head.down_revision
+
+
+def _is_enough_for_us(ledger: Ledger) -> bool:
+    """Whether the ledger has all tables and columns that the workers of now ask for: these are then as good
+    as those of its version, whose code is not here.
+    """
+    with ledger.reading() as connection:
+        found = sa.MetaData()
+        found.reflect(connection)
+    return all(
+        table.name in found.tables and {*table.c.keys()} <= {*found.tables[table.name].c.keys()}
+        for table in metadata.sorted_tables
+    )
 
 
 def _old_job(ledger: Ledger) -> tuple[str, list[str]]:
@@ -116,10 +176,10 @@ def _old_job(ledger: Ledger) -> tuple[str, list[str]]:
     return job, chunk_ids
 
 
-def _old_work(ledger: Ledger, job: str, chunk_id: str) -> None:
+def _old_work(ledger: Ledger, job: str, chunk_id: str, *, owner: str) -> None:
     token = new_id()
     with ledger.transaction() as connection:
-        claimed = _runner(connection)(OLD_CLAIM, id=chunk_id, token=token).one_or_none()
+        claimed = _runner(connection)(OLD_CLAIM, id=chunk_id, token=token, owner=owner).one_or_none()
     if claimed is None:
         return
     with ledger.transaction() as connection:
@@ -131,9 +191,9 @@ def _old_work(ledger: Ledger, job: str, chunk_id: str) -> None:
         run(OLD_COUNT, job=job, images=IMAGES)
 
 
-def _new_work(ledger: Ledger, _job: str, chunk_id: str) -> None:
+def _new_work(ledger: Ledger, _job: str, chunk_id: str, *, owner: str) -> None:
     with ledger.transaction() as connection:
-        claim = claim_chunk(connection, chunk_id, lease_seconds=2.0, owner="new")
+        claim = claim_chunk(connection, chunk_id, lease_seconds=2.0, owner=owner)
     if claim is None:
         return
     indices = range(claim.first_index, claim.first_index + claim.images)
