@@ -1124,6 +1124,26 @@ def found_predictions(connection: Connection) -> list[tuple[Any, ...]]:
 
 # ---- the test ---------------------------------------------------------------------------------------------
 
+#: How often something has to happen in a short run, which saw it three times as often at least: chance must
+#: not decide. That a submission is taken back happens too seldom to ask for it.
+LEAST: Final = {
+    "a chunk was claimed": 300,
+    "a chunk ended": 300,
+    "a message met no work": 150,
+    "a chunk was gathered": 100,
+    "a chunk was taken over": 80,
+    "a chunk was split": 30,
+    "an image was given up": 30,
+    "a chunk was left": 20,
+    "a job was resumed": 10,
+    "a small job was served in between": 10,
+    "a zombie was refused": 10,
+    "chunks were recorded together": 10,
+    "a commit was read back": 4,
+    "a job was stopped by its errors": 4,
+    "a zombie was buried": 4,
+}
+
 
 @pytest.mark.parametrize(
     ("ledger_url", "short"), [("sqlite", 80), ("postgresql", 50)], indirect=["ledger_url"]
@@ -1154,9 +1174,5 @@ def test_whatever_happens_each_image_has_one_outcome_at_the_end(
 
     # Then no step led elsewhere than it ought to, and all runs came to their end; and there was much to see
     assert tally["a run healed"] >= trials.wanted
-    for what in (
-        *("a chunk was split", "an image was given up", "a zombie was refused"),
-        *("a chunk was gathered", "chunks were recorded together", "a chunk was left"),
-        "a small job was served in between",
-    ):
-        assert tally[what] >= 10, (what, dict(tally))
+    for what, least in LEAST.items():
+        assert tally[what] >= least, (what, dict(tally))
