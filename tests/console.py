@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, AnyStr, Final
 
 import numpy as np
 import pytest
@@ -85,13 +85,28 @@ class Home:
         try:
             yield process
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(COMMAND_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
+            stop(process, seconds=COMMAND_SECONDS)
+
+
+def stop(process: subprocess.Popen[Any], *, seconds: float) -> int:
+    """Tells a process to end, and kills it where it does not; gives back its exit status."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[AnyStr]) -> Iterator[subprocess.Popen[AnyStr]]:
+    """The process; where a test failed before it had ended, it is killed."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(condition: Callable[[], bool], what: str, *, seconds: float = COMMAND_SECONDS) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from jobs.settings import Settings
-from tests.console import LABELMILL
+from tests.console import LABELMILL, stop
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -95,5 +95,4 @@ def exporter_at(settings: Settings, listen: str) -> Iterator[str]:
         yield found[0]
         assert process.poll() is None
     finally:
-        process.terminate()
-        assert process.wait(30) == 0
+        assert stop(process, seconds=30) == 0

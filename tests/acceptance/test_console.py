@@ -12,7 +12,7 @@ import pytest
 
 from jobs.settings import ENV_PREFIX
 from labelmill.cli import COMMANDS
-from tests.console import LABELMILL, Home, rows, until
+from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
 
 
 @pytest.fixture
@@ -183,19 +183,20 @@ def test_ctrl_c_while_watching_leaves_the_job_alone(idle: Home, few_digits: Path
     # given somebody watches a job that cannot move
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        watching = subprocess.Popen(
+        begun = subprocess.Popen(
             [LABELMILL, "submit", str(few_digits), "--watch"],
             env=idle.environment,
             stdout=stdout,
             stderr=stderr,
         )
-    until(lambda: out.read_text().strip() != "", "the job's id is printed")
+    with killed_at_the_end(begun) as watching:
+        until(lambda: out.read_text().strip() != "", "the job's id is printed")
 
-    # when Ctrl-C is pressed
-    watching.send_signal(signal.SIGINT)
+        # when Ctrl-C is pressed
+        watching.send_signal(signal.SIGINT)
 
-    # then the exit code says so, the hint is there, and the job goes on
-    assert watching.wait(60) == 130
+        # then the exit code says so, the hint is there, and the job goes on
+        assert watching.wait(60) == 130
     job = out.read_text().strip()
     assert f"labelmill status {job} --watch" in err.read_text()
     assert f"labelmill cancel {job}" in err.read_text()

@@ -17,7 +17,16 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
 from labelmill.stack import broker_answers
-from tests.console import LABELMILL, Home, is_alive, processes_below, rows, until, wait_for_broker
+from tests.console import (
+    LABELMILL,
+    Home,
+    is_alive,
+    killed_at_the_end,
+    processes_below,
+    rows,
+    until,
+    wait_for_broker,
+)
 from tests.kerasfile import keras_file
 from worker.learning import mnist
 from worker.learning.mnist import Mnist
@@ -166,20 +175,21 @@ def accuracy_in(output: str) -> float:
 
 def test_ctrl_c_is_clean(new_home: Home, few_digits: Path) -> None:  # noqa: ARG001 -- made before the clock
     # given a demo that has come as far as its workers
-    demo = subprocess.Popen(
+    begun = subprocess.Popen(
         [LABELMILL, "demo"],
         env=os.environ | new_home.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    until(lambda: broker_answers(Settings(home=new_home.path)), "the demo's broker answers")
-    until(lambda: len(processes_below(demo.pid)) >= 3, "its worker has started")
-    started = processes_below(demo.pid)
+    with killed_at_the_end(begun) as demo:
+        until(lambda: broker_answers(Settings(home=new_home.path)), "the demo's broker answers")
+        until(lambda: len(processes_below(demo.pid)) >= 3, "its worker has started")
+        started = processes_below(demo.pid)
 
-    # when Ctrl-C is pressed
-    demo.send_signal(signal.SIGINT)
-    output, _ = demo.communicate(timeout=120)
+        # when Ctrl-C is pressed
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=120)
 
     # then it ends at once, as interrupted, without a stack trace, and so does all it started
     assert demo.returncode == 130, output

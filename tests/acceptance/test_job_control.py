@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from jobs.schema import ChunkState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client
-from tests.console import LABELMILL, Home, rows, until
+from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
 from tests.faults.stack import running_job
 from worker.reconcile import RECONCILE_SECONDS
 
@@ -45,15 +46,16 @@ def test_a_paused_job_stands_still_and_ends_well(
     new_home: Home, digits: Path, accuracy: float, tmp_path: Path
 ) -> None:
     # given a job of many chunks that is under way, and somebody who watches it
-    with running_job(new_home, digits, tmp_path / "up.log") as running:
+    with running_job(new_home, digits, tmp_path / "up.log") as running, ExitStack() as stack:
         [status] = running.client.jobs()
-        watching = subprocess.Popen(
+        begun = subprocess.Popen(
             [LABELMILL, "status", status.id, "--watch"],
             env=new_home.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        watching = stack.enter_context(killed_at_the_end(begun))
 
         # when it is paused
         paused = new_home.run("pause", status.id)
@@ -246,9 +248,9 @@ def test_a_purge_that_is_killed_is_run_again(new_home: Home, few_digits: Path) -
         purging = subprocess.Popen(
             [LABELMILL, "purge", "--jobs", "0"], env=new_home.environment, stderr=subprocess.DEVNULL
         )
-        until(begun, "the first predictions are deleted")
-        purging.send_signal(signal.SIGKILL)
-        purging.wait()
+        with killed_at_the_end(purging):
+            until(begun, "the first predictions are deleted")
+            purging.send_signal(signal.SIGKILL)
         assert 0 < left() < MANY, "it was killed too late to be in the middle"
 
         # then the job is still there, says that its payloads are gone, and nothing of it is tried again

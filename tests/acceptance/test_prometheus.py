@@ -24,7 +24,7 @@ import pytest
 from jobs.ledger.counters import CounterName, totals
 from jobs.ledger.workers import GONE_SECONDS
 from jobs.queue import CLASSIFY_QUEUE
-from tests.console import Home, until
+from tests.console import Home, stop, until
 from tests.faults.mill import Mill
 from tests.faults.pictures import pictures
 from tests.programs import need_program
@@ -190,8 +190,7 @@ def _running(program: str, folder: Path, exporter_port: int) -> Iterator[Prometh
         until(server.is_up, "Prometheus is up", seconds=60)
         yield server
     finally:
-        process.terminate()
-        process.wait(60)
+        stop(process, seconds=60)
 
 
 def test_prometheus_sees_the_backlog_rise_and_fall(mill: Mill, prometheus: str, tmp_path: Path) -> None:

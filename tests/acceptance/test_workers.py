@@ -17,6 +17,7 @@ from tests.console import (
     has_tensorflow,
     is_alive,
     processes_below,
+    stop,
     until,
     wait_for_broker,
 )
@@ -61,8 +62,7 @@ def test_a_plain_celery_worker_classifies_and_does_not_train(
         assert "labelmill.classify" in banner
         assert "labelmill.retrain" not in banner
     finally:
-        worker.terminate()
-        assert worker.wait(60) == 0
+        assert stop(worker, seconds=60) == 0
 
 
 def test_a_stack_ends_with_its_parent_however_that_dies(new_home: Home, tmp_path: Path) -> None:

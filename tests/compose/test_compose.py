@@ -23,7 +23,7 @@ from typing import Final
 import pytest
 
 from tests.compose.deployment import BUILD_SECONDS, Container, Deployment, docker
-from tests.console import until
+from tests.console import stop, until
 
 #: MNIST's test images.
 IMAGES: Final = 10_000
@@ -88,10 +88,14 @@ def job_in_work(deployment: Deployment) -> Iterator[str]:
     end it is done, and every outcome is right.
     """
     producer = deployment.start("submit", *["/images"] * COPIES)
-    until(lambda: in_work(deployment), "chunks are being worked on", seconds=60)
-    [[job]] = deployment.ask("SELECT max(id) FROM jobs")
-    yield job
-    assert producer.wait(240) == 0
+    try:
+        until(lambda: in_work(deployment), "chunks are being worked on", seconds=60)
+        [[job]] = deployment.ask("SELECT max(id) FROM jobs")
+        yield job
+        assert producer.wait(240) == 0
+    finally:
+        if producer.poll() is None:  # told to end, Compose tells its container
+            stop(producer, seconds=60)
     wait_for(deployment, job)
     check_outcomes(deployment, job, copies=COPIES)
 

@@ -34,9 +34,11 @@ def test_restarting_postgresql_loses_nothing(
             # when the server crashes and comes back, again and again
             while restarts < trials.wanted and not mill.is_over(job):
                 time.sleep(random.uniform(0.2, 1.5))
-                faulty_postgresql.stop()
-                time.sleep(random.uniform(0.0, 2.0))
-                faulty_postgresql.start()
+                try:
+                    faulty_postgresql.stop()
+                    time.sleep(random.uniform(0.0, 2.0))
+                finally:
+                    faulty_postgresql.start()  # other tests have it, too
                 mill.ledger.engine.dispose()  # ours broke as well
                 restarts += 1
 

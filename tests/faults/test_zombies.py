@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -14,6 +14,16 @@ from tests.faults.mill import HEALED_SECONDS, Mill
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix
+
+
+@contextmanager
+def another_worker(mill: Mill) -> Iterator[None]:
+    """One more, of one process, until the end."""
+    worker = mill.add_worker("other", processes=1)
+    try:
+        yield
+    finally:
+        mill.remove_worker(worker, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -69,9 +79,11 @@ def test_a_zombie_that_finishes_late_records_nothing(crowded_mills: list[Mill], 
 def test_a_standstill_while_recording_holds_nobody_up_for_long(
     postgresql_mill: Mill, matrix: Matrix, where: str, seam: str
 ) -> None:
-    with matrix.trials(f"SIGSTOP in {where}, PostgreSQL", "I1-I3", short=1, long=10) as trials:
-        mill = postgresql_mill
-        other = mill.add_worker("other", processes=1)
+    mill = postgresql_mill
+    with (
+        matrix.trials(f"SIGSTOP in {where}, PostgreSQL", "I1-I3", short=1, long=10) as trials,
+        another_worker(mill),
+    ):
         for _ in range(trials.wanted):
             # given a worker that stands still while it records
             mill.plan.set(Rule(seam, "stop both", times=1, every=5))
@@ -84,7 +96,6 @@ def test_a_standstill_while_recording_holds_nobody_up_for_long(
                 verdict = mill.judge(job, images)
                 assert mill.plan.events("stop both")
                 trials.ran(1, verdict)
-        mill.remove_worker(other, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("seam", ["COPY", "before COMMIT"])
