@@ -134,11 +134,13 @@ def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
     assert len(deployment.containers("worker")) == 3
 
     # When one of them and Redis are killed in the middle of a job, then it is done all the same
-    with job_in_work(deployment):
+    with job_in_work(deployment) as job:
         worker = next(iter(deployment.containers("worker")))
         [broker] = deployment.containers("redis")
         for container in (worker, broker):
             kill(container)
+        [[state]] = deployment.ask(f"SELECT state FROM jobs WHERE id = '{job}'")
+        assert state != "done", "it was done before anything was killed: nothing was shown"
 
     # and both are up again by themselves
     until(
@@ -146,6 +148,13 @@ def test_workers_and_redis_may_be_killed(deployment: Deployment) -> None:
         "all are healthy again",
         seconds=120,
     )
+    began = {
+        each.id: each.inspected["State"]["StartedAt"] for each in deployment.containers("worker", "redis")
+    }
+    for container in (worker, broker):
+        assert began[container.id] != container.inspected["State"]["StartedAt"], (
+            f"{container.service} was never down"
+        )
     deployment.up()
 
 
