@@ -63,8 +63,9 @@ MNIST_SETTING: Final = ENV_PREFIX + "MNIST_DIR"
 
 _PR_SET_PDEATHSIG: Final = 1
 
-# A machine that does other things beside makes any example slow: that is no failure.
-hypothesis.settings.register_profile("labelmill", deadline=None)
+# A machine that does other things beside makes any example slow: that is no failure. With `CI` set Hypothesis
+# would make up the same examples every time, and find nothing new.
+hypothesis.settings.register_profile("labelmill", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("labelmill")
 
 
