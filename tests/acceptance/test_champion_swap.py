@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.model import MNIST_INPUT
-from jobs.settings import Settings
+from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
 from tests.console import Home, processes_below, rows, until, wait_for_broker
 from worker.learning import mnist
@@ -37,6 +37,7 @@ def test_a_champion_is_swapped_while_all_of_mnist_is_classified(
     new_home: Home, mnist_dir: Path, tmp_path: Path
 ) -> None:
     home = new_home
+    home.extra = {ENV_PREFIX + "CHUNK_IMAGES": "500"}  # more of them than a machine has at work at a time
     data = mnist.read_folder(mnist_dir, lambda _line: None)
     test_images = next(mnist_dir.glob("t10k-images*"))
     sources = [next(mnist_dir.glob("train-images*")), test_images]
@@ -57,9 +58,13 @@ def test_a_champion_is_swapped_while_all_of_mnist_is_classified(
         until(lambda: client.status(job).done > 0, "the first chunk is done")
         before = set(processes_below(up.pid))
 
-        # When the other one is made the champion, gate or no gate
+        # When the other one is made the champion, gate or no gate; what is not in work yet waits for that, on
+        # a machine, too, that takes less time for the job than a command takes to start
+        client.pause(job)
         home.ok("models", "promote", ignorant, "--force")
-        assert not client.status(job).finished, "the job was over before the champion changed"
+        client.resume(job)
+        status = client.status(job)
+        assert status.done < status.total, "the job was over before the champion changed"
         after = home.ok("submit", test_images, "--watch").split()[-1]
 
         # Then the job ends with every label the old one's, and the next job with the new one's
