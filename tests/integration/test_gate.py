@@ -54,7 +54,7 @@ def test_what_comes_back_from_a_lost_worker_passes(app: Celery, bell: Bell, brok
         channel = connection.channel()
         got: list[Any] = []
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
-            connection.drain_events(timeout=10)
+            connection.drain_events(timeout=60)
             got.pop().reject(requeue=True)
 
     # then it is marked as such, and passes

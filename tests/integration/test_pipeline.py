@@ -32,6 +32,7 @@ from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from tests.bench_alone import Mill, decoded_for_ever, make_mill, time_out
+from tests.console import until
 from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
@@ -1006,8 +1007,7 @@ def test_a_chunk_of_a_cancelled_job_is_given_up_in_the_middle(mill: Mill, ledger
 
     def cancel() -> float:
         with contextlib.closing(Ledger(ledger_url)) as own:
-            while mill.chunk_row(chunk).state != ChunkState.CLAIMED:
-                time.sleep(0.01)
+            until(lambda: mill.chunk_row(chunk).state == ChunkState.CLAIMED, "it is begun", seconds=60)
             time.sleep(1.0)
             with own.transaction() as connection:
                 assert end_job(connection, job_id, JobState.CANCELLED)
@@ -1017,11 +1017,11 @@ def test_a_chunk_of_a_cancelled_job_is_given_up_in_the_middle(mill: Mill, ledger
     with ThreadPoolExecutor(1) as pool:
         cancelling = pool.submit(cancel)
         recorded = classify_chunk(chunk.id, mill.bench)
-        given_up_after = time.monotonic() - cancelling.result(30)
+        given_up_after = time.monotonic() - cancelling.result(90)
 
-    # then its worker notices within about a second, nothing is recorded, and nobody takes it again
+    # then its worker notices long before its end, nothing is recorded, and nobody takes it again
     assert recorded == 0
-    assert given_up_after < 3.0
+    assert given_up_after < 15.0
     assert mill.predictions(job_id) == []
     assert mill.chunk_row(chunk).state == ChunkState.DROPPED
     assert (mill.status(job_id).state, mill.status(job_id).done) == (JobState.CANCELLED, 0)

@@ -76,7 +76,7 @@ def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
         got: list[Any] = []
 
         def take() -> Any:
-            until(lambda: _drained(connection, got), "a message arrives", seconds=10)
+            until(lambda: _drained(connection, got), "a message arrives", seconds=60)
             return got.pop()
 
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
