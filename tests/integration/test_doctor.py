@@ -300,7 +300,7 @@ def test_a_state_folder_that_others_may_look_into(anybody):
     assert said(home.check_home, anybody, "mode 770").level == PROBLEM
 
     # And what is said to help helps
-    subprocess.run(["sh", "-c", str(finding.fix)], check=True)
+    subprocess.run(["sh", "-c", str(finding.fix)], check=True, timeout=60)
     assert all_well(home.check_home, anybody)
 
 
@@ -668,7 +668,7 @@ def test_a_ledgers_file_that_others_may_read(settings, sqlite_url):
     assert finding.level == WARNING
 
     # And what is said to help helps
-    subprocess.run(["sh", "-c", str(finding.fix)], check=True)
+    subprocess.run(["sh", "-c", str(finding.fix)], check=True, timeout=60)
     assert said(ledger_checks.check_ledger, settings, "nobody else may look into").level == OK
 
 
@@ -900,7 +900,7 @@ def test_a_champion_whose_file_is_gone_and_still_in_the_cache(settings, register
     assert str(finding.fix).startswith("cp ")
 
     # And what is said to help helps
-    subprocess.run(["sh", "-c", str(finding.fix)], check=True)
+    subprocess.run(["sh", "-c", str(finding.fix)], check=True, timeout=60)
     assert all_well(model_checks.check_models, settings)
 
 

@@ -33,6 +33,7 @@ def written(settings):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            timeout=120,
         )
         assert (done.returncode, bool(done.stderr)) == (0, said), done.stderr
         return done.stdout
@@ -250,6 +251,7 @@ def _echo(line: bytes, *, stdout: int) -> subprocess.CompletedProcess[bytes]:
         stdout=stdout,
         stderr=subprocess.PIPE,
         check=False,
+        timeout=60,
     )
     assert done.stderr == b""
     return done

@@ -371,9 +371,11 @@ def test_many_promote_at_once_and_the_history_is_a_chain(ledger, ledger_url, tra
     # When all do it at the same time
     with ThreadPoolExecutor(9) as pool:
         looking = pool.submit(look)
-        list(pool.map(promote, rivals))
-        done.set()
-        seen = looking.result()
+        try:
+            list(pool.map(promote, rivals))
+        finally:
+            done.set()
+        seen = looking.result(30)
 
     # Then each came after another, none is missing, and the last one is the champion
     moves = moves_of(ledger)

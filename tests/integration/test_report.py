@@ -217,7 +217,7 @@ def test_a_report_needs_nothing_of_a_workers():
     ]
 
     # Then the report can be made there
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
 
 
 # ---- at the console -----------------------------------------------------------------------------------

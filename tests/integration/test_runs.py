@@ -228,7 +228,7 @@ def test_of_many_who_ask_at_once_one_gets_a_run(
     ledger: Ledger, ledger_url: str, slot: datetime | None
 ) -> None:
     asking = 8
-    together = threading.Barrier(asking)
+    together = threading.Barrier(asking, timeout=30)
 
     def ask_for_one(_: int) -> bool:
         own = Ledger(ledger_url)

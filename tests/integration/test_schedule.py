@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -26,6 +27,9 @@ from worker.schedule import GRACE, SlotScheduler, beat_schedule, due_slot
 
 WEEKLY = crontab(minute="0", hour="3", day_of_week="0")
 SUNDAY = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+
+#: No process of these tests takes longer, on a machine that does other things beside.
+PROCESS_SECONDS = 120.0
 
 
 class Clock(datetime):
@@ -230,12 +234,15 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
     ) as process:
-        # when it has started, and is ended
+        # when it has started, and is ended; one that says nothing ends by itself, without the line
+        patience = threading.Timer(PROCESS_SECONDS, process.kill)
+        patience.start()
         assert process.stdout is not None
         lines = iter(process.stdout)
-        told = next(line for line in lines if "beat: Starting" in line)
+        told = next((line for line in lines if "beat: Starting" in line), "")
         process.terminate()
         told += "".join(lines)
+        patience.cancel()
 
     # then its scheduler is the one that opens slots, and it left nothing behind
     assert "worker.schedule.SlotScheduler" in told
@@ -258,8 +265,11 @@ def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
     # given two processes, each with a beat of its own
     times = 20
     context = multiprocessing.get_context("spawn")
-    start = context.Barrier(3)
-    beats = [context.Process(target=_fire_together, args=(settings, start, times)) for _ in range(2)]
+    start = context.Barrier(3, timeout=PROCESS_SECONDS)
+    # Daemons: whatever becomes of them, they end with the tests.
+    beats = [
+        context.Process(target=_fire_together, args=(settings, start, times), daemon=True) for _ in range(2)
+    ]
     for process in beats:
         process.start()
 
@@ -267,7 +277,7 @@ def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
     for _ in range(times):
         start.wait()
     for process in beats:
-        process.join()
+        process.join(PROCESS_SECONDS)
         assert process.exitcode == 0
 
     # then each slot has one row; the first run is in the way of the others, which say so

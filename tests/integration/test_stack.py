@@ -39,6 +39,7 @@ def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     assert done.stdout == "stopped\n", done.stderr
 

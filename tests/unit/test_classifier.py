@@ -286,6 +286,7 @@ except RuntimeError:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     # Then it runs on one thread, and can't be changed any more
     assert done.stdout.splitlines() == ["1 1", "too late"], done.stderr

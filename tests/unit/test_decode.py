@@ -140,7 +140,9 @@ for data in {inputs!r}:
         pass
 print(*(name for name in sys.modules if name.startswith("PIL.") and name.endswith("Plugin")))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     # Then Pillow has loaded the six plugins of the list, quietly.
     names = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
     assert names == {"Png", "Jpeg", "Gif", "Bmp", "WebP", "Ppm"}

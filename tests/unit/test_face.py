@@ -35,5 +35,7 @@ def test_anything_else_is_no_attribute_of_it() -> None:
 
 def test_nothing_is_loaded_before_it_is_asked_for() -> None:
     code = "import labelmill, sys; print('jobs.errors' in sys.modules, 'sqlalchemy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "False False\n"

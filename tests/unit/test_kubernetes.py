@@ -72,7 +72,9 @@ def _way_to_ours(folder: Path) -> str:
 def build(folder: Path) -> list[Object]:
     """What kustomize makes of the kustomization in a folder."""
     kustomize = need_program("kustomize", package="kustomize")
-    done = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [kustomize, "build", str(folder)], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # what will not be understood for much longer
     return [each for each in yaml.safe_load_all(done.stdout) if each]

@@ -40,7 +40,7 @@ def test_looking_at_a_file_imports_neither_keras_nor_numpy() -> None:
         "check_model_file(keras_file())\n"
         "sys.exit(bool({'keras', 'tensorflow', 'numpy', 'h5py'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 # ---- other formats ------------------------------------------------------------------------------------
