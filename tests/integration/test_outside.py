@@ -1,0 +1,101 @@
+"""All that a stack writes is in its state folder, and it talks to nobody but its own broker."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
+from labelmill import Client
+from tests.bench_alone import picture
+from tests.console import COMMAND_SECONDS, LABELMILL
+from tests.registering import register_digits
+
+#: Python runs this as it starts, in each process of the stack. Notes whom it wants to reach, by name or by
+#: address; and who imports TensorFlow, so that it can be seen that the child of a worker is heard as well.
+HOOK = """\
+import json, os, sys
+
+_EVENTS = {
+    "socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0, "socket.gethostbyname": 0, "socket.gethostbyaddr": 0, "socket.getnameinfo": 0,
+    "import": 0,
+}
+
+
+def _note(event, arguments):
+    if event in _EVENTS and (event != "import" or arguments[0] == "tensorflow"):
+        said = [event, str(arguments[_EVENTS[event]]), os.getpid()]
+        with open(os.environ["NOTED_IN"], "ab", buffering=0) as file:
+            file.write(json.dumps(said).encode() + b"\\n")
+
+
+sys.addaudithook(_note)
+"""
+
+
+@functools.cache
+def without_a_network() -> list[str]:
+    """What a command is begun with so that it has no network, not even its own machine's, where we may. Python's
+    hook does not hear what libraries in C do.
+    """
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--net", "true"], timeout=60, check=False).returncode:
+        return []
+    return [unshare, "--net"]
+
+
+def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
+    short_folder: Path, model_file: bytes, tmp_path: Path
+) -> None:
+    # Given a home with a real model, and a person whose other folders are empty
+    home = short_folder / "home"
+    with Client(Settings.load(home=home)) as client:
+        register_digits(client.ledger, Store(client.settings.store), model_file, champion=True)
+    image = tmp_path / "digit.png"
+    image.write_bytes(picture(7))
+    others = [tmp_path / name for name in ("persons_home", "temporary", "here")]
+    for folder in others:
+        folder.mkdir()
+    hook, noted_in = tmp_path / "hook", tmp_path / "noted.jsonl"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(HOOK)
+
+    # When a stack is started, with TensorFlow in it, and classifies
+    done = subprocess.run(
+        [*without_a_network(), LABELMILL, "classify", str(image), "--json"],
+        cwd=others[2],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "NOTED_IN": str(noted_in),
+            "HOME": str(others[0]),
+            "TMPDIR": str(others[1]),
+            ENV_PREFIX + "HOME": str(home),
+            ENV_PREFIX + "PROCESSES": "1",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["label"] in tuple("0123456789")
+
+    # Then those folders are empty as before: what is written to the temporary folder in between is gone
+    assert [path for folder in others for path in folder.rglob("*")] == []
+
+    # And nobody was looked for but the broker, at its socket
+    noted: list[tuple[str, str, int]] = [json.loads(line) for line in noted_in.read_text().splitlines()]
+    asked = [each for each in noted if each[0] != "import"]
+    broker = str(Settings.load(home=home).broker_socket)
+    assert {(event, whom) for event, whom, _ in asked} == {("socket.connect", broker)}
+    # by the command and the worker; its child, which has TensorFlow, was heard and asked nobody.
+    [child] = {pid for event, _, pid in noted if event == "import"}
+    assert child not in {pid for _, _, pid in asked}
+    assert len({pid for _, _, pid in asked}) == 2
