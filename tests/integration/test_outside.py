@@ -41,8 +41,8 @@ sys.addaudithook(_note)
 
 @functools.cache
 def without_a_network() -> list[str]:
-    """What a command is begun with so that it has no network, not even its own machine's, where we may. Python's
-    hook does not hear what libraries in C do.
+    """What a command is begun with so that it has no network, not even its own machine's, where we may do
+    that: libraries in C are not heard by the hook.
     """
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--net", "true"], timeout=60, check=False).returncode:
@@ -87,8 +87,10 @@ def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] in tuple("0123456789")
 
-    # Then those folders are empty as before: what is written to the temporary folder in between is gone
-    assert [path for folder in others for path in folder.rglob("*")] == []
+    # Then those folders are empty as before, but for what Celery's pool has in the temporary folder while it
+    # runs: a worker that had to be killed leaves that behind, empty.
+    left = [path for folder in others for path in folder.rglob("*")]
+    assert [path for path in left if path.parent != others[1] or not path.name.startswith("pymp-")] == []
 
     # And nobody was looked for but the broker, at its socket
     noted: list[tuple[str, str, int]] = [json.loads(line) for line in noted_in.read_text().splitlines()]
