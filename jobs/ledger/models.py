@@ -15,6 +15,14 @@ from jobs.schema import aliases, db_now, models
 #: The alias of the model that new jobs are pinned to.
 CHAMPION: Final = "champion"
 
+#: What is said where a champion is needed: training makes one only where there is no model at all.
+NO_MODEL: Final = "There is no model yet: run `labelmill train`."
+NO_CHAMPION: Final = (
+    "No model is the champion: name one, as in `labelmill submit SOURCES --model MODEL`, or make one the "
+    "champion: `labelmill models promote MODEL`, with --force where it was not evaluated. "
+    "`labelmill models list` shows them."
+)
+
 
 def add_model(
     connection: Connection,
@@ -79,8 +87,12 @@ def model_or_champion(connection: Connection, model_id: str | None) -> Model:
     """The model that is named, or the champion where none is. Raises NotFound."""
     model = find_champion(connection) if model_id is None else get_model(connection, model_id)
     if model is None:
-        raise NotFound("There is no model yet: run `labelmill train`.")
+        raise NotFound(NO_CHAMPION if _any_model(connection) else NO_MODEL)
     return model
+
+
+def _any_model(connection: Connection) -> bool:
+    return connection.scalar(sa.select(models.c.id).limit(1)) is not None
 
 
 def list_models(connection: Connection) -> list[Model]:

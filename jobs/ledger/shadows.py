@@ -123,7 +123,10 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     """
     model, champion = get_model(connection, model_id), find_champion(connection)
     if champion is None:
-        raise Conflict("There is no champion to compare it with: `labelmill models promote` makes one.")
+        raise Conflict(
+            "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
+            "--force where it was not evaluated."
+        )
     if champion.id == model.id:
         raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
     if not comparable(champion, model):

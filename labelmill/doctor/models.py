@@ -37,7 +37,14 @@ def check_models(settings: Settings) -> Iterator[Finding]:
         yield _area.warning(str(error), fix=SEE_LEDGER)
         return
     champion = next((model for model in models if CHAMPION in model.aliases), None)
-    if champion is None:
+    if champion is None and models:
+        # No problem: who has only models of their own may name one with every job.
+        force = " --force" if models[0].accuracy is None else ""
+        yield _area.warning(
+            "no model is the champion, so only what names its model (submit --model) can be submitted",
+            fix=f"labelmill models promote {models[0].id}{force}",
+        )
+    elif champion is None:
         yield _area.problem("there is no champion, so nothing can be submitted", fix="labelmill train")
     else:
         yield _area.ok(f"champion is {champion.id}")

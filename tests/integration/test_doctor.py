@@ -33,6 +33,7 @@ from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_TASK, Bell
 from jobs.registry import fetch_model, model_key
 from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs
 from jobs.schema import jobs as jobs_table
+from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import doctor, looking
@@ -872,6 +873,20 @@ def test_no_champion(settings):
     [finding] = model_checks.check_models(settings)
     assert finding.level == PROBLEM
     assert finding.fix == "labelmill train"
+
+
+def test_models_and_no_champion(settings, make_model, ledger, store):
+    # Given a model that nobody promoted, when the doctor looks, then what helps is no training
+    model = make_model(b"evaluated", champion=False, store=store)
+    finding = said(model_checks.check_models, settings, "no model is the champion")
+    assert (finding.level, finding.fix) == (WARNING, f"labelmill models promote {model.id}")
+    # and for one that was not evaluated it is the word that promotes it
+    with ledger.transaction() as connection:
+        connection.execute(models_table.update().values(accuracy=None))
+    assert_warning(
+        said(model_checks.check_models, settings, "no model is the champion"),
+        fix=f"labelmill models promote {model.id} --force",
+    )
 
 
 def test_no_ledger_yet_is_no_champion(anybody):

@@ -259,8 +259,9 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
 def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
     make_model(b"old")
     new = make_model(b"new", champion=False)
-    with pytest.raises(Conflict, match=f"`labelmill models evaluate {new.id}` does it"):
+    with pytest.raises(Conflict, match=f"`labelmill models evaluate {new.id}` does it") as told:
         judged(ledger, new)
+    assert f"`labelmill models promote {new.id} --force`" in str(told.value)
     with ledger.reading() as connection:
         assert find_verdict(connection, new.id) is None
     assert judged(ledger, new, force=True).reason == "promoted by force, although it was not evaluated"

@@ -209,9 +209,29 @@ def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
     run: Run, make_file: Callable[..., Path]
 ) -> None:
-    model_id = run("register", make_file("abc", classes=3), "--classes", "a, b,c")[1].strip()
+    # Given a model of other classes than the data, when it is registered, then it is said how to use it, and
+    # that measuring is not one of the ways
+    _, printed, said = run("register", make_file("abc", classes=3), "--classes", "a, b,c")
+    model_id = printed.strip()
+    assert f"labelmill submit SOURCES --model {model_id}" in said
+    assert f"labelmill models promote {model_id} --force" in said
+    assert "models evaluate" not in said
+    # When somebody tries, Then they are told the same
     code, _, said = run("evaluate", model_id)
     assert (code, "knows other classes (a, b, c) than the data (0, 1" in said) == (2, True)
+    assert f"labelmill models promote {model_id} --force" in said
+    code, _, said = run("promote", model_id)
+    assert (code, f"`labelmill models promote {model_id} --force`" in said) == (2, True)
+    # And it works
+    assert run("promote", model_id, "--force")[0] == 0
+
+
+def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
+    run: Run, make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / mnist.CLASS_NAMES).write_text("\n".join("abcdefghij"))
+    _, printed, said = run("register", make_file("letters"), "--classes", "a,b,c,d,e,f,g,h,i,j")
+    assert f"labelmill models evaluate {printed.strip()}" in said
 
 
 @pytest.mark.parametrize(

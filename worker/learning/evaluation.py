@@ -114,7 +114,8 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     if data.classes != model.classes:
         raise UserError(
             f"Model {model.id} knows other classes ({', '.join(model.classes)}) than the data "
-            f"({', '.join(data.classes)}): it can only be evaluated on its own."
+            f"({', '.join(data.classes)}): it can only be evaluated on its own. "
+            f"`labelmill models promote {model.id} --force` makes it the champion without."
         )
     path = fetch_model(store, model, cache_dir)
     try:

@@ -152,7 +152,7 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
         if len(images) != len(labels) or not len(images):
             raise DataUnavailable(f"{folder}: {len(images)} images but {len(labels)} labels")
     highest = int(max(train_labels.max(), test_labels.max()))
-    classes = _class_names(folder, highest)
+    classes = _names_for(folder, highest)
     return Mnist(train_images, train_labels, test_images, test_labels, source=source, classes=classes)
 
 
@@ -164,17 +164,12 @@ def write_folder(data: Mnist, folder: Path) -> None:
         (folder / CLASS_NAMES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
 
 
-def _class_names(folder: Path, highest: int) -> tuple[str, ...]:
-    """The classes' names: from the folder's own list, else the digits. Raises DataUnavailable where there is
-    a label without one.
+def class_names(folder: Path | None) -> tuple[str, ...]:
+    """The classes' names: from the folder's own list, else the digits. Raises DataUnavailable for a list that
+    is none.
     """
-    path = folder / CLASS_NAMES
-    if not path.is_file():
-        if highest >= len(DIGITS):
-            raise DataUnavailable(
-                f"{folder}: a label of {highest}, where {len(DIGITS) - 1} is the highest; where these are "
-                f"other classes than digits, name them in {CLASS_NAMES}, one a line"
-            )
+    path = folder / CLASS_NAMES if folder is not None else None
+    if path is None or not path.is_file():
         return DIGITS
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
@@ -182,6 +177,19 @@ def _class_names(folder: Path, highest: int) -> tuple[str, ...]:
         raise DataUnavailable(f"{path} cannot be read: {error}") from error
     if len(set(names)) != len(names):
         raise DataUnavailable(f"{path} names a class twice")
+    return names
+
+
+def _names_for(folder: Path, highest: int) -> tuple[str, ...]:
+    """The same, for labels up to this one. Raises DataUnavailable where there is a label without a name."""
+    names, path = class_names(folder), folder / CLASS_NAMES
+    if not path.is_file():
+        if highest >= len(DIGITS):
+            raise DataUnavailable(
+                f"{folder}: a label of {highest}, where {len(DIGITS) - 1} is the highest; where these are "
+                f"other classes than digits, name them in {CLASS_NAMES}, one a line"
+            )
+        return names
     if not highest < len(names) <= _MAX_CLASSES:
         raise DataUnavailable(f"{path} names {len(names)} classes, and the highest label is {highest}")
     return names

@@ -66,7 +66,10 @@ def judge_and_promote(
         raise Conflict(f"Model {model_id} is the champion already.")
     challenger = find_evaluation(connection, model_id, data_fingerprint)
     if challenger is None and not force:
-        raise Conflict(f"Model {model_id} was not evaluated yet: `{EVALUATE} {model_id}` does it.")
+        raise Conflict(
+            f"Model {model_id} was not evaluated yet: `{EVALUATE} {model_id}` does it, and "
+            f"`labelmill models promote {model_id} --force` promotes it without."
+        )
     champion = get_model(connection, champion_id) if champion_id is not None else None
     if champion_id == model_id:  # a training that was repeated to the last bit
         verdict = Verdict(False, False, (), f"kept: it is the champion {champion_id} once more")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import Conflict, ModelRefused, UserError
+from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import make_private_folder
 from jobs.ledger.models import get_model
 from jobs.model import InputSpec, Invert, Model, Resampling
@@ -73,6 +73,7 @@ def register(
     with Client() as client:
         known = {model.id for model in client.models()}
         input_spec = _try_out(client.settings, file, data, names, resampling, invert)
+        measurable = _has_classes_of_the_data(client.settings, names)
         model = register_model(
             client.ledger,
             Store(client.settings.store),
@@ -93,7 +94,12 @@ def register(
         )
     say(f"model {model.id} was registered before" if model.id in known else f"model {model.id} is registered")
     say(f"  it is given: {_in_words(input_spec)}")
-    say(f"  measure it:  labelmill models evaluate {model.id}")
+    say(f"  use it:      labelmill submit SOURCES --model {model.id}")
+    if measurable:
+        say(f"  measure it:  labelmill models evaluate {model.id}")
+    else:
+        say(f"  promote it:  labelmill models promote {model.id} --force")
+        say("  (the data know other classes than it, so it cannot be measured on them)")
     if as_json:
         print_json(
             {
@@ -168,6 +174,18 @@ def _try_out(
         except ModelRefused as error:
             raise UserError(f"{file} cannot be used: {error}") from error
     return spec
+
+
+def _has_classes_of_the_data(settings: Settings, classes: tuple[str, ...]) -> bool:
+    """Whether `evaluate` can measure a model of these classes, as far as that is known: the images may not be
+    there yet.
+    """
+    from worker.learning.mnist import class_names
+
+    try:
+        return classes == class_names(settings.mnist_dir)
+    except DataUnavailable:  # `evaluate` says it
+        return True
 
 
 def _in_words(spec: InputSpec) -> str:
