@@ -15,7 +15,7 @@ from jobs.schema import aliases, db_now, models
 #: The alias of the model that new jobs are pinned to.
 CHAMPION: Final = "champion"
 
-#: What is said where a champion is needed: training makes one only where there is no model at all.
+#: What is said where a champion is needed and there is none.
 NO_MODEL: Final = "There is no model yet: run `labelmill train`."
 NO_CHAMPION: Final = (
     "No model is the champion: name one, as in `labelmill submit SOURCES --model MODEL`, or make one the "

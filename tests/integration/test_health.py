@@ -325,9 +325,7 @@ def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
         health_of(ledger, "x")
 
 
-def test_models_of_which_none_is_the_champion_are_told_from_no_model(
-    ledger, make_model
-) -> None:
+def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, make_model) -> None:
     make_model(champion=False)
     with pytest.raises(NotFound, match="No model is the champion") as told:
         health_of(ledger)

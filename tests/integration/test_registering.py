@@ -65,6 +65,13 @@ def sha256_of(model_id: str, run: Run) -> str:
     return next(each["sha256"] for each in json.loads(run("list", "--json")[1]) if each["id"] == model_id)
 
 
+def make_without_softmax(path: Path) -> Path:
+    """A network that answers how much speaks for each class, in no unit."""
+    layers = [keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    keras.Sequential(layers).save(path)
+    return path
+
+
 def make_any_size(path: Path) -> Path:
     """A network that averages over pictures of whatever size."""
     layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
@@ -254,13 +261,15 @@ def test_classes_that_do_not_fit_are_refused(
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger, settings: Settings
 ) -> None:
-    # Given a model of no pictures, one of pictures of any size, one without weights, no model, and no file
+    # Given a model of no pictures, one of pictures of any size, one without probabilities, one without
+    # weights, no model, and no file
     hollow, text = tmp_path / "hollow.keras", tmp_path / "text.keras"
     hollow.write_bytes(keras_file())
     text.write_text("hello")
     for path, why in (
         (make_file("row", shape=(784,)), "takes (None, 784), not pictures of one size"),
         (make_any_size(tmp_path / "any.keras"), "takes (None, None, None, 3), not pictures of one size"),
+        (make_without_softmax(tmp_path / "logits.keras"), "answers no probabilities"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),
         (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),
@@ -273,6 +282,17 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     with ledger.reading() as connection:
         assert list_models(connection) == []
     assert not [path for path in settings.home.rglob("*") if path.suffix == ".keras"]
+
+
+def test_a_model_that_has_no_answer_to_a_black_picture_has_one_to_others(run: Run, tmp_path: Path) -> None:
+    # Given a network that divides by the contrast of the picture
+    layers = [keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.LayerNormalization(epsilon=0.0)]
+    path = tmp_path / "contrast.keras"
+    network = keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")])
+    network.save(path)
+    assert np.isnan(network(np.zeros((1, 28, 28)))).all()
+    # When it is registered, Then it is taken
+    assert run("register", path)[0] == 0
 
 
 def test_a_model_nobody_registered_is_not_evaluated(run: Run) -> None:

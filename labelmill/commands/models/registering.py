@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,8 +25,12 @@ from labelmill.training import load_mnist, need_tensorflow
 
 if TYPE_CHECKING:
     from jobs.evaluation import Evaluation
+    from worker.predicting.classifier import Classifier
 
 app = typer.Typer(add_completion=False)
+
+#: Pictures of noise that a new model is tried on, beside a black and a white one.
+_NOISE: Final = 30
 
 
 @app.command(
@@ -170,10 +174,27 @@ def _try_out(
             check_model_file(data)
             model = load_model(copy)
             spec = input_spec_of(model, resampling=resampling, invert=invert)
-            Classifier(model, classes, spec).warm_up()
+            classifier = Classifier(model, classes, spec)
+            classifier.warm_up()
+            _check_answers(classifier)
         except ModelRefused as error:
             raise UserError(f"{file} cannot be used: {error}") from error
     return spec
+
+
+def _check_answers(classifier: Classifier) -> None:
+    """Raises ModelRefused where no picture gets probabilities. A network that has them for some is taken: one that divides
+    by the contrast has none for a picture without any.
+    """
+    import numpy as np
+
+    noise = np.random.default_rng(1).integers(0, 256, (_NOISE, *classifier.spec.shape), np.uint8)
+    black, white = np.zeros_like(noise[:1]), np.full_like(noise[:1], 255)
+    answers = classifier.predict(np.concatenate([black, white, noise]))
+    if (answers.class_index < 0).all():
+        raise ModelRefused(
+            "the model answers no probabilities, of which all classes' together are 1: end it with a softmax"
+        )
 
 
 def _has_classes_of_the_data(settings: Settings, classes: tuple[str, ...]) -> bool:
