@@ -30,6 +30,16 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and _PATTERN.fullmatch(text) is not None
 
 
+def first_id(beginning: str) -> str:
+    """The lowest identifier that begins so; none where it cannot be the beginning of one."""
+    return beginning.ljust(ID_LENGTH, _ALPHABET[0])
+
+
+def last_id(beginning: str) -> str:
+    """The highest identifier that begins so; none where it cannot be the beginning of one."""
+    return beginning.ljust(ID_LENGTH, _ALPHABET[-1])
+
+
 def id_seconds(identifier: str) -> float:
     """When it was made, in seconds since 1970, by the clock of who made it."""
     return (_number(identifier) >> 32) / 1000

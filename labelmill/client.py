@@ -19,7 +19,8 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.health import Health, model_health
-from jobs.ledger.models import get_model, list_models, model_or_champion
+from jobs.ledger.models import get_model, list_models
+from jobs.ledger.naming import job_named, model_named, run_named
 from jobs.ledger.pausing import pause_job, resume_job
 from jobs.ledger.progress import (
     Filter,
@@ -188,6 +189,13 @@ class Client:
         """Why it could not, in a few words; empty where it could."""
         return self._bell.reason if self._bell is not None else ""
 
+    def job_id(self, typed: str) -> str:
+        """The id of the job that is meant by it, or by a beginning of it of six or more characters; what was
+        typed where there is none. Raises Conflict where it may be more than one.
+        """
+        with self.ledger.reading() as connection:
+            return job_named(connection, typed)
+
     def status(self, job_id: str) -> JobStatus:
         """Where the job stands. Raises NotFound."""
         with self.ledger.reading() as connection:
@@ -304,10 +312,13 @@ class Client:
         with self.ledger.reading() as connection:
             return list_models(connection)
 
-    def champion(self) -> Model:
-        """The model that new jobs are classified by. Raises NotFound where there is none yet."""
+    def model(self, typed: str | None = None) -> Model:
+        """The model that is meant by its id, a beginning of it of six or more characters, or an alias; left
+        out: the champion, which new jobs are classified by. Raises NotFound where there is none, Conflict
+        where it may be more than one.
+        """
         with self.ledger.reading() as connection:
-            return model_or_champion(connection, None)
+            return model_named(connection, typed)
 
     def promote(self, model_id: str, *, force: bool = False) -> Verdict:
         """Makes the model the champion where the gate passes it, or with `force` whatever the gate says; the
@@ -373,6 +384,11 @@ class Client:
         """Sends the run's message, if there is a broker by now."""
         with self._ringing() as bell:
             bell.ring_for_run(run_id)
+
+    def run_id(self, typed: str) -> str:
+        """The id of the training run that is meant, as `job_id` finds a job's."""
+        with self.ledger.reading() as connection:
+            return run_named(connection, typed)
 
     def run(self, run_id: str) -> Run:
         """Where the training run stands. Raises NotFound."""

@@ -25,6 +25,7 @@ def cancel(
     with a key that was still being submitted stays until something is submitted under that key again.
     """
     with Client() as client:
+        job = client.job_id(job)
         status = client.cancel(job)
     say(closing_line(status))
     if as_json:

@@ -34,7 +34,7 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
-        client.champion()  # without one a stack would be started for nothing
+        client.model()  # without one a stack would be started for nothing
         missing = _whatever_is_missing(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
         # Started before the job is accepted: what keeps it from starting is told without one.

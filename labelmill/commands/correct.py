@@ -57,7 +57,7 @@ def correct(
         if one and not list_all and source is None and undo == (label is None):
             assert job is not None  # noqa: S101 -- tells the type checker
             assert index is not None  # noqa: S101
-            _one(client, job, index, label, as_json=as_json)
+            _one(client, client.job_id(job), index, label, as_json=as_json)
         elif job is not None or undo or list_all == (source is not None):
             raise UserError(_USAGE)
         elif source is not None:

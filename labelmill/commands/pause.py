@@ -24,6 +24,7 @@ def pause(
     Chunks that are being worked on at this moment still bring in their results.
     """
     with Client() as client:
+        job = client.job_id(job)
         status = client.pause(job)
     say(f"job {job} is paused: {status.done:,} of {status.total:,} images done")
     say(f"  go on:  labelmill resume {job}")

@@ -69,6 +69,7 @@ def predictions(
     last: Prediction | None = None
 
     with Client() as client:
+        job = client.job_id(job)
         # Before the first row is read: what is through by then is in it for sure.
         status = client.status(job)
         found = client.predictions(

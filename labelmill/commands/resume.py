@@ -21,6 +21,7 @@ def resume(
 ) -> None:
     """Let a paused job go on where it was."""
     with Client() as client:
+        job = client.job_id(job)
         status = client.resume(job)
         say(f"job {job} goes on: {status.done:,} of {status.total:,} images done")
         say(f"  follow it:  labelmill status {job} --watch")

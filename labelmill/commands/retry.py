@@ -32,6 +32,7 @@ def retry(
     The new job uses the same model, so that its predictions and those of the first belong together.
     """
     with Client() as client:
+        job = client.job_id(job)
         with ProgressLine("submitting again") as progress:
             submitted, unreadable = client.retry(job, failed_only=failed, on_progress=progress.update)
         if unreadable:

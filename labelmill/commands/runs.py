@@ -75,6 +75,7 @@ def show(
 ) -> None:
     """Show a training run: what it trains on, its epochs, and what the gate said of its model."""
     with Client() as client:
+        run = client.run_id(run)
         found = watch_run(client, run) if watch_it else client.run(run)
         verdict = client.verdict_on(run)
         if as_json:
@@ -93,6 +94,7 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
     Its trainer notices within seconds, and is free for another one.
     """
     with Client() as client:
+        run = client.run_id(run)
         found = client.cancel_run(run)
     say(f"training run {run} is cancelled")
     if as_json:

@@ -23,6 +23,7 @@ def status(
 ) -> None:
     """Show how far a job is: counts, rate, time left, and how long its oldest chunk has been waiting."""
     with Client() as client:
+        job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)
     if as_json:
         print_json(status_to_json(found))

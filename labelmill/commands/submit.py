@@ -88,6 +88,8 @@ def submit(
         raise UserError("--min-sample says when --max-error-rate begins to count: say that, too.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with Client() as client:
+        if model is not None:
+            model = client.model(model).id
         images = client.sources(sources, stdin=paths_on_stdin())
         with ProgressLine("submitting") as progress:
             submitted = client.submission(

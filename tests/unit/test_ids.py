@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jobs.ids import ID_LENGTH, id_seconds, is_id, new_id
+from jobs.ids import ID_LENGTH, first_id, id_seconds, is_id, last_id, new_id
 
 
 def test_an_id_is_short_and_safe_in_a_path_and_a_url():
@@ -37,6 +37,22 @@ def test_an_id_has_one_length_at_any_time(monkeypatch, nanoseconds):
 
 def test_what_was_made_is_an_id():
     assert all(is_id(new_id()) for _ in range(1000))
+
+
+@pytest.mark.parametrize("characters", [0, 6, ID_LENGTH])
+def test_an_id_is_between_the_first_and_the_last_that_begin_as_it_does(characters):
+    made = new_id()
+    first, last = first_id(made[:characters]), last_id(made[:characters])
+    assert is_id(first)
+    assert is_id(last)
+    assert first <= made <= last
+    assert first[:characters] == made[:characters] == last[:characters]
+
+
+@pytest.mark.parametrize("beginning", ["0" * 17, "champion", "no", "A"])
+def test_what_no_id_begins_with_makes_none(beginning):
+    assert not is_id(first_id(beginning))
+    assert not is_id(last_id(beginning))
 
 
 @pytest.mark.parametrize(

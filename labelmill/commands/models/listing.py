@@ -9,7 +9,7 @@ import typer
 
 from jobs.evaluation import Evaluation
 from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import get_model
+from jobs.ledger.naming import model_named
 from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
@@ -50,9 +50,9 @@ def show(
     Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
     """
     with Client() as client, client.ledger.reading() as connection:
-        found = get_model(connection, model)
-        stored = find_evaluation(connection, model)
-        verdict = find_verdict(connection, model)
+        found = model_named(connection, model)
+        stored = find_evaluation(connection, found.id)
+        verdict = find_verdict(connection, found.id)
     evaluation = None
     if stored is not None:
         evaluation = {

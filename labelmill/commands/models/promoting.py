@@ -32,6 +32,7 @@ def promote(
     Judged by its evaluation and the champion's on the same images, as they are recorded.
     """
     with Client() as client:
+        model = client.model(model).id
         verdict = client.promote(model, force=force)
     if as_json:
         print_json({"model": model, **asdict(verdict)})

@@ -11,7 +11,6 @@ import typer
 
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import make_private_folder
-from jobs.ledger.models import get_model
 from jobs.model import InputSpec, Invert, Model, Resampling
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
@@ -131,8 +130,7 @@ def evaluate(
     takes it.
     """
     with Client() as client:
-        with client.ledger.reading() as connection:
-            wanted = get_model(connection, model)
+        wanted = client.model(model)
         data = load_mnist(client.settings)
         # Only here: it imports TensorFlow.
         from worker.learning.evaluation import evaluate_champion, evaluate_model
@@ -183,8 +181,8 @@ def _try_out(
 
 
 def _check_answers(classifier: Classifier) -> None:
-    """Raises ModelRefused where no picture gets probabilities. A network that has them for some is taken: one that divides
-    by the contrast has none for a picture without any.
+    """Raises ModelRefused where no picture gets probabilities. A network that has them for some is taken: one
+    that divides by the contrast has none for a picture without any.
     """
     import numpy as np
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import Conflict
+from jobs.ledger.naming import model_named
 from labelmill.client import Client
 from labelmill.console import examples, print_data, tells_errors
 
@@ -37,6 +38,7 @@ def report(
     from labelmill.reporting.page import render
 
     with Client() as client, client.ledger.reading() as connection:
+        model = model_named(connection, model).id
         page = render(gather(connection, model))
     path = output or Path(f"model-{model}.html")
     try:

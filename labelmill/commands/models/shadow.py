@@ -42,6 +42,7 @@ def shadow(
             say("no model is in the shadow now")
             return
         if model is not None:
+            model = client.model(model).id
             client.begin_shadow(model)
             share = client.settings.shadow_share
             say(

@@ -1,0 +1,59 @@
+"""What people type for a job, a model or a training run: its id, the beginning of it, or a model's alias."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict
+from jobs.ids import first_id, is_id, last_id
+from jobs.ledger.models import CHAMPION, get_model, model_or_champion
+from jobs.model import Model
+from jobs.schema import aliases, jobs, models, training_runs
+
+#: So much of an id is enough. Ids begin with their time: six characters are those of four minutes.
+MIN_BEGINNING: Final = 6
+
+#: How many are named where more than one begins so.
+_TOLD: Final = 4
+
+
+def job_named(connection: Connection, typed: str) -> str:
+    """The id of the job that is meant; what was typed where there is none. Raises Conflict where it may be
+    more than one.
+    """
+    return _full_id(connection, "job", jobs.c.id, typed)
+
+
+def run_named(connection: Connection, typed: str) -> str:
+    """The id of the training run that is meant; what was typed where there is none. Raises Conflict where it
+    may be more than one.
+    """
+    return _full_id(connection, "training run", training_runs.c.id, typed)
+
+
+def model_named(connection: Connection, typed: str | None) -> Model:
+    """The model that is meant, by its id or an alias; the champion where nothing was typed. Raises NotFound;
+    Conflict where it may be more than one.
+    """
+    if typed is None or typed.strip() == CHAMPION:
+        return model_or_champion(connection, None)
+    found = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == typed.strip()))
+    return get_model(connection, found or _full_id(connection, "model", models.c.id, typed))
+
+
+def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str) -> str:
+    text = typed.strip().lower()
+    if is_id(text):
+        return text
+    if len(text) < MIN_BEGINNING or not is_id(first_id(text)):
+        return typed
+    # Between two ids, and no LIKE: this is what the index is in order of.
+    between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
+    found = list(connection.scalars(between.limit(_TOLD + 1)))
+    if len(found) > 1:
+        told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
+        raise Conflict(f"{typed!r} is the beginning of more than one {what}: type more of {told}.")
+    return found[0] if found else typed

@@ -1,0 +1,135 @@
+"""What people type for an id: the beginning of it, in capitals, or an alias; on both databases."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.errors import Conflict, ErrorCode, NotFound
+from jobs.ids import new_id
+from jobs.ledger.intake import open_job
+from jobs.ledger.models import point_alias
+from jobs.ledger.naming import job_named, model_named, run_named
+from jobs.ledger.outcomes import Outcome
+from jobs.ledger.runs import request_run
+from labelmill.cli import app
+from tests.conftest import plans_of
+
+ONE, TWO, OTHER = "06h0w9aaaaaaaaaa", "06h0w9ab00000000", "07zzzzzzzzzzzzzz"
+
+
+@pytest.fixture
+def jobs(ledger, champion):
+    with ledger.transaction() as connection:
+        for job_id in (ONE, TWO, OTHER):
+            open_job(connection, job_id, model_id=champion.id, key=None)
+
+
+@pytest.mark.parametrize("typed", [OTHER, OTHER[:6], "07ZZZZZ", f" {OTHER.upper()}\n"])
+@pytest.mark.usefixtures("jobs")
+def test_the_beginning_of_an_id_is_enough(ledger, typed):
+    with ledger.reading() as connection:
+        assert job_named(connection, typed) == OTHER
+
+
+@pytest.mark.usefixtures("jobs")
+def test_what_more_than_one_id_begins_with_is_none_of_them(ledger):
+    with ledger.reading() as connection:
+        with pytest.raises(Conflict, match=f"beginning of more than one job: .* {ONE}, {TWO}"):
+            job_named(connection, "06h0w9")
+        assert job_named(connection, "06h0w9ab") == TWO
+
+
+@pytest.mark.parametrize("typed", ["", "07zzz", "08zzzzzz", "07zzzzil", f"{OTHER}z", "07zzzz%", "\0"])
+@pytest.mark.usefixtures("jobs")
+def test_what_no_id_begins_with_stays_what_it_is(ledger, typed):
+    with ledger.reading() as connection:
+        assert job_named(connection, typed) == typed
+
+
+@pytest.mark.usefixtures("jobs")
+def test_a_beginning_is_looked_up_by_the_index(ledger):
+    [(_, plan)] = plans_of(ledger, lambda connection: job_named(connection, "07zzzz"))
+    assert "SCAN jobs\n" not in plan + "\n"
+    assert "Seq Scan" not in plan
+
+
+def test_a_training_run_has_a_beginning_too(ledger):
+    with ledger.transaction() as connection:
+        request_run(connection, ONE, recipe={})
+    with ledger.reading() as connection:
+        assert run_named(connection, "06H0W9") == ONE
+
+
+def test_a_model_has_aliases_too(ledger, make_model):
+    # Given a champion, and another one with an alias
+    champion, other = make_model(b"champion"), make_model(b"other", champion=False)
+    with ledger.transaction() as connection:
+        point_alias(connection, "spare", other.id)
+
+    # When a model is asked for by name, id, or not at all, Then it is the one that is meant
+    with ledger.reading() as connection:
+        for typed in ("champion", None, champion.id.upper()):
+            assert model_named(connection, typed).id == champion.id
+        for typed in ("spare", other.id, f" {other.id}"):
+            assert model_named(connection, typed).id == other.id
+        with pytest.raises(NotFound, match="There is no model 'nothing'"):
+            model_named(connection, "nothing")
+
+
+def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model):
+    make_model(champion=False)
+    with pytest.raises(NotFound, match="No model is the champion"), ledger.reading() as connection:
+        model_named(connection, "champion")
+
+
+# ---- at the console -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(settings, monkeypatch):
+    """`run("status", "06h0w9")`: the command's exit code, what it printed, what it said."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(command: str, *arguments: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, [command, *arguments])
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+def test_every_command_of_a_job_takes_a_beginning_and_tells_the_id(make_job, worker, run):
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("0.png", None, None, ErrorCode.QUARANTINED)])
+    beginning = job.id[:12].upper()
+    assert job.id in run("status", beginning)[1]
+    assert "quarantined" in run("predictions", beginning)[1]
+    for command, arguments in (
+        ("pause", ()),
+        ("resume", ()),
+        ("cancel", ()),
+        ("correct", ("0", "7")),
+    ):
+        code, _, said = run(command, beginning, *arguments)
+        assert (code, job.id in said) == (2, True), said
+
+
+def test_every_command_of_a_model_takes_an_alias_and_tells_the_id(make_model, store, run):
+    champion = make_model(store=store)
+    assert json.loads(run("models", "show", "champion")[1])["id"] == champion.id
+    assert champion.id in run("models", "health", "champion")[1]
+    for command in ("promote", "shadow", "report"):
+        code, _, said = run("models", command, "champion")
+        assert champion.id in said, command
+        assert code != 0
+
+
+def test_every_command_of_a_training_run_takes_a_beginning_and_tells_the_id(ledger, run):
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+    assert run_id in run("runs", "show", run_id[:12])[1]
+    assert f"training run {run_id} is cancelled" in run("runs", "cancel", run_id[:12])[2]
