@@ -20,12 +20,22 @@ from producer.sources.lines import paths_on_stdin
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog=examples("labelmill classify digit.png", "labelmill classify scans/ --json"))
+@app.command(
+    epilog=examples(
+        "labelmill classify digit.png",
+        "labelmill classify scans/ --json",
+        "labelmill classify birds/ --model 06h0w4r0rf0dkckt",
+    )
+)
 @tells_errors
 def classify(
     sources: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="What `labelmill submit` takes, too.")
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model that is to classify them. Left out: the champion."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
 ) -> None:
     """Submit images, wait, and print their labels.
@@ -34,14 +44,14 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
-        client.model()  # without one a stack would be started for nothing
+        model = client.model(model).id  # without one a stack would be started for nothing
         missing = _whatever_is_missing(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
         # Started before the job is accepted: what keeps it from starting is told without one.
         with missing as stack:
             if stack is not None:
                 say("starting a worker for this (`labelmill up` keeps one running)")
-            job_id = client.submission(images).job_id
+            job_id = client.submission(images, model=model).job_id
             if stack is None:
                 say_broker_away(client, "the job waits in the ledger")
             status = watch(client, job_id, own_stack=stack)

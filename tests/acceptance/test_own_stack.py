@@ -89,6 +89,25 @@ def test_classify_without_a_model_starts_nothing(image: Path, short_folder: Path
     assert not (home.path / "logs").exists()
 
 
+def test_classify_takes_a_model_that_is_named_and_needs_no_champion(
+    short_folder: Path, image: Path, tmp_path: Path
+) -> None:
+    # given a home with a model that is not the champion, and a Redis that nobody answers for
+    home = Home(short_folder / "home", {ENV_PREFIX + "BROKER_URL": "redis://127.0.0.1:1/0"})
+    with Client(Settings.load(home=home.path)) as client:
+        model = register_digits(client.ledger, Store(client.settings.store), keras_file())
+
+    # when an image is classified without a word on the model, then it is said which words help
+    done = home.run("classify", str(image))
+    assert (done.returncode, "labelmill submit SOURCES --model MODEL" in done.stderr) == (2, True)
+
+    # and when it is named, then the job has it
+    log = tmp_path / "classify.log"
+    with home.started("classify", str(image), "--model", model.id, log=log):
+        until(lambda: "the job waits in the ledger" in log.read_text(), "the job is accepted")
+    assert [job["model"] for job in home.json("jobs")] == [model.id]
+
+
 def test_classify_says_that_a_broker_of_ones_own_is_away(home: Home, image: Path, tmp_path: Path) -> None:
     # given a Redis of one's own that nobody answers for
     home.extra = {ENV_PREFIX + "BROKER_URL": "redis://127.0.0.1:1/0"}
