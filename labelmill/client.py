@@ -34,6 +34,7 @@ from jobs.ledger.promotions import Promotion, StoredVerdict, champion_before, ch
 from jobs.ledger.runs import (
     Run,
     cancel_run,
+    classes_learnt,
     epochs_of,
     get_run,
     latest_runs,
@@ -449,6 +450,13 @@ class Client:
         """All corrections, the latest first."""
         with self.ledger.reading() as connection:
             return all_corrections(connection)
+
+    def classes_learnt(self) -> tuple[str, ...] | None:
+        """The classes of the model that was trained last, which a correction has to be of to be learnt; None
+        where none was.
+        """
+        with self.ledger.reading() as connection:
+            return classes_learnt(connection)
 
     def _corrector(self) -> Corrector:
         from labelmill.correcting import Corrector

@@ -47,6 +47,9 @@ COLUMNS: Final = ("job", "index", "label")
 #: Images with these have stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
 
+#: These are no pictures to anybody: the trainer decodes as workers do.
+_NO_PICTURE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT)
+
 #: The highest number that the ledger can hold.
 _MAX_INDEX: Final = 2**63 - 1
 
@@ -233,6 +236,11 @@ class _Batch:
             raise Conflict(
                 f"Image {wish.index} of job {status.id} stopped its worker ({outcome.error}): it would stop "
                 "the trainer, too."
+            )
+        if outcome.error in _NO_PICTURE:
+            raise Conflict(
+                f"Image {wish.index} of job {status.id} cannot be decoded ({outcome.error}): there is "
+                "nothing to learn from."
             )
         if status.purged_at is not None:
             raise Conflict(

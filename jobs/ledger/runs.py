@@ -354,6 +354,17 @@ def get_run(connection: Connection, run_id: str) -> Run:
     return _to_run(row)
 
 
+def classes_learnt(connection: Connection) -> tuple[str, ...] | None:
+    """The classes of the model that the latest training run made; None where none has made one."""
+    found: list[str] | None = connection.scalar(
+        sa.select(models.c.classes)
+        .join(training_runs, training_runs.c.model_id == models.c.id)
+        .order_by(training_runs.c.id.desc())
+        .limit(1)
+    )
+    return None if found is None else tuple(found)
+
+
 def find_active_run(connection: Connection) -> Run | None:
     """The one that waits or runs."""
     row = connection.execute(_RUNS.where(training_runs.c.active == 1)).one_or_none()

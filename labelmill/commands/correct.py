@@ -73,6 +73,7 @@ def _one(client: Client, job: str, index: int, label: str | None, *, as_json: bo
     else:
         found = client.correct(job, index, label)
         say(f"image {index} of job {job} ({printable(found.name)}) is {label}, {_taken_for(found)}")
+        _say_what_is_not_learnt(client, [found])
     if as_json:
         print_json(asdict(found))
 
@@ -92,8 +93,21 @@ def _file(client: Client, source: Path, *, as_json: bool) -> None:
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
     say(f"{len(stored):,} corrections stored")
+    _say_what_is_not_learnt(client, stored)
     if as_json:
         print_json([asdict(each) for each in stored])
+
+
+def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
+    """Says of how many a training would leave out, by the classes of the latest one."""
+    learnt = client.classes_learnt()
+    if learnt is None:
+        return
+    count = sum(each.label not in learnt for each in stored)
+    if count:
+        what = "it" if len(stored) == 1 else f"{count:,} of them"
+        say(f"  no training learns from {what}, as trainings learn other classes ({', '.join(learnt)})")
+        say("  (but where the image had a label, it counts in `labelmill models health MODEL`)")
 
 
 def _opened(source: Path) -> TextIO:

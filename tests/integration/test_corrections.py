@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import sqlalchemy as sa
 from PIL import Image
+from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
@@ -22,15 +23,17 @@ from jobs.ledger import Ledger
 from jobs.ledger.corrections import NewCorrection, correction_key, live_accuracy, save_corrections
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Outcome
+from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_folder
 from jobs.references import Roots
-from jobs.schema import chunks, corrections, db_now, jobs
+from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import correcting
 from labelmill.client import Client
+from labelmill.commands.correct import app as correct_command
 from labelmill.correcting import Corrector, Wish
 from labelmill.purging import Purge
 from producer.sources import SourceImage, Sources
@@ -174,6 +177,59 @@ def test_what_stopped_a_worker_does_not_come_near_the_trainer(client, store, sub
         client.correct(job.id, 1, "1")
 
     assert copies(store) == set()
+
+
+@pytest.mark.parametrize("code", [ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT])
+def test_what_is_no_picture_has_nothing_to_learn_from(client, store, submitted, worker, code) -> None:
+    job = submitted(2)
+    finish(worker, job, {1: code})
+
+    with pytest.raises(Conflict, match=f"Image 1 of job {job.id} cannot be decoded \\({code}\\)"):
+        client.correct(job.id, 1, "1")
+
+    assert copies(store) == set()
+
+
+@pytest.fixture
+def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
+    """`correct(job.id, 0, "1")`: what the command says."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def correct(*arguments: object) -> str:
+        done = CliRunner().invoke(correct_command, list(map(str, arguments)))
+        assert done.exit_code == 0, done.stderr
+        return done.stderr
+
+    return correct
+
+
+def test_what_no_training_learns_is_said(
+    correct, ledger, submitted, worker, make_model, tmp_path: Path
+) -> None:
+    # given a job of a model of one's own, and nothing that was trained
+    job = submitted(2)
+    finish(worker, job)
+    file = tmp_path / "corrections.csv"
+    file.write_text(f"job,index,label\n{job.id},0,1\n{job.id},1,7\n")
+
+    # when its images are corrected, then it is not known what will be learnt
+    assert "training" not in correct(job.id, 0, "1")
+
+    # when a training has learnt the same classes, then they are learnt too
+    trained = make_model(b"trained", champion=False)
+    with ledger.transaction() as connection:
+        request_run(connection, new_id(), recipe={})
+        connection.execute(training_runs.update().values(model_id=trained.id, active=None))
+    assert "training" not in correct(job.id, 0, "1")
+
+    # when it has learnt others, then it is said that this one is none of them
+    with ledger.transaction() as connection:
+        others = models.update().where(models.c.id == trained.id)
+        connection.execute(others.values(classes=["0", "7"]))
+    assert "no training learns from it, as trainings learn other classes (0, 7)" in correct(job.id, 0, "1")
+    assert "no training learns from 1 of them" in correct("--from", file)
+    assert "training" not in correct(job.id, 1, "7")
 
 
 def test_only_a_class_of_the_jobs_model_is_a_label(client, submitted, worker, champion) -> None:
