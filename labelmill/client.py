@@ -436,11 +436,14 @@ class Client:
 
         return self._corrector().correct(Wish(job_id, index, label))
 
-    def correct_from(self, lines: Iterable[str], *, jsonl: bool = False) -> list[Correction]:
+    def correct_from(
+        self, lines: Iterable[str], *, jsonl: bool = False, job_id: str | None = None
+    ) -> list[Correction]:
         """Corrects what the lines say: CSV with the columns job, index and label, or a JSON object with these
-        a line. All of it is stored or, where a row is wrong, nothing. Raises UserError that names each.
+        a line; `job_id` is the job of those that name none. All of it is stored or, where a row is wrong,
+        nothing. Raises UserError that names each.
         """
-        return self._corrector().correct_from(lines, jsonl=jsonl)
+        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id)
 
     def undo_correction(self, job_id: str, index: int) -> Correction:
         """Takes a correction back; gives back what it was. Raises NotFound."""

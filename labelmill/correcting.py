@@ -41,8 +41,9 @@ from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 
-#: What a row of a file says; other columns are passed over.
+#: What a row of a file says; other columns are passed over. The job may be called as corrections are printed.
 COLUMNS: Final = ("job", "index", "label")
+_JOB_TOO: Final = "job_id"
 
 #: Images with these have stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
@@ -85,16 +86,19 @@ class Corrector:
                 raise error
             return batch.save()[0]
 
-    def correct_from(self, lines: Iterable[str], *, jsonl: bool) -> list[Correction]:
-        """Stores what the lines say, CSV with a header or a JSON object a line: all of it, or nothing.
+    def correct_from(
+        self, lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
+    ) -> list[Correction]:
+        """Stores what the lines say, CSV with a header or a JSON object a line: all of it, or nothing. With
+        `job_id` all of them are of this job, and need not say so.
 
         Raises UserError with a line for each row that is wrong; Unavailable.
         """
         wishes: dict[tuple[str, int], Wish] = {}
         with self._batch() as batch:
-            for line, row in _objects(lines) if jsonl else _rows(lines):
+            for line, row in _objects(lines) if jsonl else _rows(lines, job_id):
                 try:
-                    wish = _to_wish(row, line)
+                    wish = _to_wish(row, line, job_id)
                     first = wishes.setdefault((wish.job_id, wish.index), wish)
                     if first.label != wish.label:
                         raise UserError(f"it says {wish.label!r}, and line {first.line} {first.label!r}.")
@@ -348,15 +352,21 @@ def _remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -
 # ---- files of corrections -----------------------------------------------------------------------------
 
 
-def _rows(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
     """The rows of CSV with the number of the line each ends in. Raises UserError where no header names the
     columns.
     """
     reader = csv.DictReader(lines, strict=True)
     try:
-        missing = set(COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"The first line must name the columns {', '.join(COLUMNS)}.")
+        named = {COLUMNS[0] if name == _JOB_TOO else name for name in reader.fieldnames or ()}
+        if job_id is not None:
+            named.add(COLUMNS[0])
+        if not named.issuperset(COLUMNS):
+            left_out = " (job is left out where JOB is said: `labelmill correct JOB --from FILE`)"
+            raise UserError(
+                f"The first line must name the columns {', '.join(COLUMNS)}"
+                f"{left_out if named.issuperset(COLUMNS[1:]) else ''}."
+            )
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
@@ -377,16 +387,20 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserE
                 yield number, value if isinstance(value, dict) else UserError("it is no JSON object.")
 
 
-def _to_wish(row: dict[str, Any] | UserError, line: int) -> Wish:
+def _to_wish(row: dict[str, Any] | UserError, line: int, job_id: str | None) -> Wish:
     """Raises UserError."""
     if isinstance(row, UserError):
         raise row
+    row = {**row, "job": row.get("job") or row.get(_JOB_TOO) or job_id}
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
     if missing:
         raise UserError(f"it has no {' and no '.join(missing)}.")
     job, index, label = (str(row[column]) for column in COLUMNS)
     if not (index.isascii() and index.isdigit() and len(index) <= len(str(_MAX_INDEX))):
         raise UserError(f"its index is {index!r}, not a number from 0.")
+    job = job.strip().lower()  # as where it is typed
+    if job_id not in (None, job):
+        raise UserError(f"it is of job {job}, not of {job_id}.")
     return Wish(job, int(index), label, line)
 
 

@@ -18,7 +18,7 @@ from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
-_USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, or --list."
+_USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
 
 
 @app.command(
@@ -26,6 +26,7 @@ _USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, or --list."
         "labelmill correct 06h0w9bn8nhmhrcd 17 7",
         "labelmill correct 06h0w9bn8nhmhrcd 17 --undo",
         "labelmill correct --from corrections.csv",
+        "labelmill correct 06h0w9bn8nhmhrcd --from predictions.csv",
         "labelmill correct --list --json",
     )
 )
@@ -41,7 +42,7 @@ def correct(
             "--from",
             metavar="FILE",
             help="Corrections by the file: CSV with the columns job, index and label, JSON lines where its "
-            "name ends in .jsonl; - is CSV on stdin.",
+            "name ends in .jsonl; - is CSV on stdin. With JOB, all are of that job, and job is left out.",
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, the latest first.")] = False,
@@ -58,10 +59,10 @@ def correct(
             assert job is not None  # noqa: S101 -- tells the type checker
             assert index is not None  # noqa: S101
             _one(client, client.job_id(job), index, label, as_json=as_json)
-        elif job is not None or undo or list_all == (source is not None):
+        elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
             raise UserError(_USAGE)
         elif source is not None:
-            _file(client, source, as_json=as_json)
+            _file(client, source, client.job_id(job) if job is not None else None, as_json=as_json)
         else:
             _list(client.corrections(), as_json=as_json)
 
@@ -86,10 +87,10 @@ def _taken_for(correction: Correction) -> str:
     return f"and was taken for {correction.predicted}"
 
 
-def _file(client: Client, source: Path, *, as_json: bool) -> None:
+def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
         with nullcontext(sys.stdin) if str(source) == "-" else _opened(source) as file:
-            stored = client.correct_from(file, jsonl=source.suffix == ".jsonl")
+            stored = client.correct_from(file, jsonl=source.suffix == ".jsonl", job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
     say(f"{len(stored):,} corrections stored")

@@ -36,6 +36,7 @@ from labelmill.client import Client
 from labelmill.commands.correct import app as correct_command
 from labelmill.correcting import Corrector, Wish
 from labelmill.purging import Purge
+from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
 from producer.submit import submit
@@ -463,6 +464,34 @@ def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted,
 
     # and each payload that holds one was read once
     assert sorted(read) == sorted(chunk.payload for chunk in [*one.chunks, *two.chunks])
+
+
+def test_exported_predictions_are_fed_back(client, submitted, worker, correct, tmp_path: Path) -> None:
+    # given an export in which a person put the labels right
+    job = submitted(3)
+    finish(worker, job)
+    file = io.StringIO()
+    write_csv(client.predictions(job.id), file)
+    path = tmp_path / "predictions.csv"
+    path.write_text(file.getvalue().replace(",7,", ",1,"))
+
+    # when it is given back, then it is enough to say which job's it is
+    assert "3 corrections stored" in correct(job.id, "--from", path)
+    assert [each.label for each in client.corrections()] == ["1", "1", "1"]
+
+    # and what corrections are printed as is read as well, if they are of that job
+    lines = [json.dumps({"job_id": job.id, "index": index, "label": "2"}) for index in range(3)]
+    assert {each.label for each in client.correct_from(lines, jsonl=True)} == {"2"}
+    assert len(client.correct_from(lines, jsonl=True, job_id=job.id)) == 3
+    other = submitted(3)
+    with pytest.raises(UserError, match=f"line 1: it is of job {job.id}, not of {other.id}"):
+        client.correct_from(lines, jsonl=True, job_id=other.id)
+    assert client.correct_from(["job_id,index,label\n", f"{job.id.upper()},1,5\n"])[0].label == "5"
+
+
+def test_an_export_without_its_job_says_how_to_name_it(client) -> None:
+    with pytest.raises(UserError, match="`labelmill correct JOB --from FILE`"):
+        client.correct_from(["index,label\n", "0,1\n"])
 
 
 def test_json_lines_are_read_too(client, submitted, worker) -> None:
