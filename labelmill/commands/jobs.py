@@ -10,6 +10,7 @@ from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, tells_errors, time_words
 from labelmill.watching import state_words, status_to_json
+from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
@@ -27,10 +28,11 @@ def jobs(
     if as_json:
         print_json([status_to_json(status) for status in found])
         return
-    print_data(f"{'job':<18}{'state':<29}{'images':>12}{'done':>12}{'failed':>9}  created")
+    print_data(f"{'job':<18}{'state':<29}{'images':>12}{'done':>12}{'failed':>9}  {'created':<27}key")
     for status in found:
         created = time_words(status.created_at)
+        key = printable(status.key) if status.key is not None else "-"
         print_data(
             f"{status.id:<18}{state_words(status):<29}{status.total:>12,}{status.done:>12,}"
-            f"{status.failed:>9,}  {created}"
+            f"{status.failed:>9,}  {created:<27}{key}"
         )

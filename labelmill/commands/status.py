@@ -10,6 +10,7 @@ from jobs.ledger.progress import JobStatus
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors, time_words
 from labelmill.watching import state_words, status_to_json, watch
+from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
@@ -38,6 +39,7 @@ def _for_people(status: JobStatus) -> str:
         ("job", status.id),
         ("state", state_words(status) + (f": {status.error}" if status.error else "")),
         ("model", status.model),
+        *([("key", printable(status.key))] if status.key is not None else []),
         *([("retry of", status.retry_of)] if status.retry_of else []),
         ("images", f"{status.done:,} of {status.total:,} done"),
         ("succeeded", f"{status.succeeded:,}"),

@@ -133,3 +133,14 @@ def test_every_command_of_a_training_run_takes_a_beginning_and_tells_the_id(ledg
         request_run(connection, run_id, recipe={})
     assert run_id in run("runs", "show", run_id[:12])[1]
     assert f"training run {run_id} is cancelled" in run("runs", "cancel", run_id[:12])[2]
+
+
+def test_a_job_is_told_with_its_key(make_job, run):
+    # Given a job that somebody named, in characters that would move the cursor as well, and one without
+    named, other = make_job([1], key="2026\x1b[1A"), make_job([1])
+
+    # When they are looked at, Then the key is there
+    assert "2026\\x1b[1A" in run("status", named.id)[1]
+    assert "key" not in run("status", other.id)[1]
+    keys = {line.split()[0]: line.split()[-1] for line in run("jobs")[1].splitlines()}
+    assert keys == {"job": "key", named.id: "2026\\x1b[1A", other.id: "-"}
