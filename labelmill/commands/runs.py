@@ -11,6 +11,7 @@ from sqlalchemy.engine import Row
 from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
+from labelmill.commands.groups import ListingGroup
 from labelmill.console import examples, print_data, print_json, say, tells_errors, time_words
 from labelmill.drawing import curve
 from labelmill.retraining import (
@@ -24,7 +25,10 @@ from labelmill.retraining import (
 )
 
 app = typer.Typer(
-    add_completion=False, invoke_without_command=True, help="List the training runs, show one, or stop one."
+    add_completion=False,
+    cls=ListingGroup,
+    invoke_without_command=True,
+    help="List the training runs, show one, or stop one.",
 )
 
 #: In the list; `show` has all of it.

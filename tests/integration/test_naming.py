@@ -132,6 +132,8 @@ def test_every_command_of_a_training_run_takes_a_beginning_and_tells_the_id(ledg
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
     assert run_id in run("runs", "show", run_id[:12])[1]
+    code, _, said = run("runs", run_id)
+    assert (code, f"runs show {run_id}" in " ".join(said.replace("│", "").split())) == (2, True)
     assert f"training run {run_id} is cancelled" in run("runs", "cancel", run_id[:12])[2]
 
 

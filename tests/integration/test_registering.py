@@ -164,6 +164,18 @@ def test_a_file_of_any_name_is_registered_and_listed(
     assert json.loads(run("list", "--json")[1])[0]["metrics"] == {"file": "m\\xff.keras"}
 
 
+def test_the_list_need_not_be_asked_for_and_an_id_is_told_how_to_be_shown(
+    run: Run, make_file: Callable[..., Path]
+) -> None:
+    model_id = run("register", make_file("abc", classes=3), "--classes", "a,b,c")[1].strip()
+    assert run() == run("list")
+    assert run("--json") == run("list", "--json")
+    told = run()[1].splitlines()[1].split()
+    assert told[:7] == [model_id, "-", "custom", "-", "28x28", "grey", "abc.keras"]
+    code, _, said = run(model_id)
+    assert (code, f"show {model_id}" in " ".join(said.replace("│", "").split())) == (2, True)
+
+
 def test_the_same_file_is_the_same_model_and_its_classes_stay(
     run: Run, make_file: Callable[..., Path]
 ) -> None:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from labelmill.commands.groups import ListingGroup
 from labelmill.commands.models import health, listing, promoting, registering, report, shadow
+from labelmill.console import examples, tells_errors
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    cls=ListingGroup,
+    invoke_without_command=True,
     help="List the models, show one, promote one, or take a promotion back.",
 )
+
+
+@app.callback(epilog=examples("labelmill models", "labelmill models show MODEL"))
+@tells_errors
+def models(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the models, newest first; or show one, promote one, or take a promotion back."""
+    if context.invoked_subcommand is None:
+        listing.list_all(as_json=as_json)
+
+
 # Without a name, so that their commands become this one's.
 app.add_typer(listing.app)
 app.add_typer(promoting.app)

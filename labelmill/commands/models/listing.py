@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -13,9 +14,13 @@ from jobs.ledger.naming import model_named
 from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, tells_errors, time_words
+from labelmill.commands.models.table import model_table
+from labelmill.console import examples, print_data, print_json, tells_errors
 
 app = typer.Typer(add_completion=False)
+
+#: Where there is no terminal.
+_PIPED_WIDTH: Final = 160
 
 
 @app.command("list", epilog=examples("labelmill models list --json"))
@@ -29,14 +34,8 @@ def list_all(
     if as_json:
         print_json([_to_json(model) for model in found])
         return
-    print_data(f"{'model':<18}{'architecture':<14}{'accuracy':>9}  {'sha256':<14}{'created':<27}aliases")
-    for model in found:
-        accuracy = f"{model.accuracy:.4f}" if model.accuracy is not None else "-"
-        created = time_words(model.created_at)
-        print_data(
-            f"{model.id:<18}{model.architecture:<14}{accuracy:>9}  {model.sha256[:12]:<14}{created:<27}"
-            f"{', '.join(model.aliases)}"
-        )
+    width = shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
+    print_data("\n".join(model_table(found, width)))
 
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
