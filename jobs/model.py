@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, Self
 
+from jobs.errors import UserError
+
 Mode = Literal["L", "RGB"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Invert = Literal["never", "always", "dark_on_light"]
@@ -64,3 +66,10 @@ class Model:
     metrics: dict[str, Any]
     created_at: datetime
     aliases: tuple[str, ...] = ()
+
+    def check_class(self, label: str) -> None:
+        """Raises UserError for a label that is none of its classes."""
+        if label not in self.classes:
+            raise UserError(
+                f"{label!r} is no class of model {self.id}; its classes are {', '.join(self.classes)}."
+            )

@@ -301,10 +301,14 @@ class Client:
         """The job's predictions in index order, read a page at a time.
 
         Only those with this `label`; with a confidence `below`; that are `errors`; whose `name` matches the
-        glob; with an index over `after`; at most `limit` of them. Raises NotFound; Conflict at the end where
-        the job was purged as a whole meanwhile: what came until then is a part.
+        glob; with an index over `after`; at most `limit` of them. Raises NotFound; UserError for a label that
+        is no class of the job's model; Conflict at the end where the job was purged as a whole meanwhile:
+        what came until then is a part.
         """
-        self.status(job_id)
+        with self.ledger.reading() as connection:
+            status = job_status(connection, job_id)
+            if label is not None:
+                get_model(connection, status.model).check_class(label)
         wanted = Filter(label=label, below=below, errors=errors, name=name)
         return stream_predictions(self.ledger, job_id, wanted, after=after, limit=limit)
 

@@ -36,6 +36,7 @@ from jobs.ledger.corrections import (
 from jobs.ledger.models import get_model
 from jobs.ledger.outcomes import Outcome
 from jobs.ledger.progress import JobStatus, job_status
+from jobs.model import Model
 from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
@@ -145,7 +146,7 @@ class _Batch:
         self._store = store
         self._roots = roots
         self._max_bytes = max_bytes
-        self._classes: dict[str, tuple[str, ...]] = {}
+        self._models: dict[str, Model] = {}
 
     def look_up(self, wishes: list[Wish]) -> None:
         """Finds the images, and copies those of which there is no copy yet. Raises Unavailable."""
@@ -264,13 +265,9 @@ class _Batch:
 
     def _check_label(self, connection: Connection, wish: Wish, model_id: str) -> None:
         """Raises UserError."""
-        if model_id not in self._classes:
-            self._classes[model_id] = get_model(connection, model_id).classes
-        classes = self._classes[model_id]
-        if wish.label not in classes:
-            raise UserError(
-                f"{wish.label!r} is no class of model {model_id}; its classes are {', '.join(classes)}."
-            )
+        if model_id not in self._models:
+            self._models[model_id] = get_model(connection, model_id)
+        self._models[model_id].check_class(wish.label)
 
     def _copy(self, copying: _Copying) -> None:
         """Copies the images of one chunk into the store. Raises Unavailable."""

@@ -91,6 +91,9 @@ def predictions(
                 f"a part: job {job} is {state_words(status)}; when this was begun {status.done:,} of its "
                 f"{status.total:,} images were through"
             )
+        if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
+            whole = f": a name is matched whole, as by --name '*{name}'" if _may_be_an_end(name) else ""
+            say(f"no image of job {job} is what was asked for{whole}")
         if limit is not None and count == limit and last is not None:
             rest = client.predictions(
                 job, label=label, below=below, errors=errors, name=name, after=last.index, limit=1
@@ -99,6 +102,11 @@ def predictions(
                 say(f"more: --after {last.index}")
     if output is not None:
         say(f"{counted(count, 'prediction')} written to {output}")
+
+
+def _may_be_an_end(name: str | None) -> bool:
+    """Whether the glob might be meant for the last part of a path."""
+    return name is not None and not name.startswith("*")
 
 
 def _format(form: Format | None, output: Path | None, *, as_json: bool) -> Format:

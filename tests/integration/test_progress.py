@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
-from jobs.errors import Conflict, ErrorCode, NotFound
+from jobs.errors import Conflict, ErrorCode, NotFound, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
 from jobs.ledger.claims import end_job
@@ -27,6 +27,7 @@ from jobs.ledger.progress import (
     stream_predictions,
 )
 from jobs.schema import JobState, db_now, jobs
+from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
 
 EVERYTHING = Filter()
@@ -402,3 +403,29 @@ def test_an_export_of_a_job_that_was_stopped_or_is_still_submitted_is_a_part(
     # When they are exported, Then that is said of both
     assert f"job {stopped.id} is cancelled; when this was begun 3 of its 5 images" in export(stopped)[1]
     assert f"job {received.id} is receiving; when this was begun 3 of its 3 images" in export(received)[1]
+
+
+def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worker):
+    # Given a job whose images are in a folder
+    job = make_job([1])
+    worker.work(job.chunks[0], [Outcome("pics/000.png", "7", 0.75)])
+    none = f"no image of job {job.id} is what was asked for"
+
+    # When nothing is found, Then that is said, and what a name has to be
+    assert export(job, "--errors") == ([], none + "\n")
+    assert export(job, "--label", "1") == ([], none + "\n")
+    assert (
+        export(job, "--name", "000.png")[1] == none + ": a name is matched whole, as by --name '*000.png'\n"
+    )
+    assert export(job, "--name", "*9.png")[1] == none + "\n"
+
+    # When something is, or the last page was read before, Then nothing
+    assert len(export(job, "--name", "*000.png", "--label", "7")[0]) == 1
+    assert export(job, "--label", "7", "--after", "0") == ([], "")
+
+
+def test_a_label_that_is_no_class_of_the_jobs_model_is_refused(make_job, worker, settings):
+    job = make_job([1])
+    worker.work(job.chunks[0])
+    with Client(settings) as client, pytest.raises(UserError, match=r"'Seven' is no class .* are 0, 1, 2"):
+        client.predictions(job.id, label="Seven")
