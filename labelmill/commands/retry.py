@@ -41,7 +41,14 @@ def retry(
                 "submit them again"
             )
         if submitted is None:
-            say(f"there is nothing to try again in job {job}")
+            status = client.status(job)
+            if failed and status.done < status.total:
+                say(
+                    f"there is no error to try again in job {job}, but {status.total - status.done:,} images "
+                    "that it never came to: leave out --failed"
+                )
+            else:
+                say(f"there is nothing to try again in job {job}")
             if as_json:
                 print_json(None)
             return

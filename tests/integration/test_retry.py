@@ -534,3 +534,19 @@ def test_a_retry_at_the_console_says_why_nobody_was_told(
     assert line.startswith("The broker cannot be used (")
     assert line.endswith("): the job waits in the ledger.")
     assert broker.waiting() == 0
+
+
+def test_what_is_left_out_by_failed_is_said(settings: Settings, ledger, submitted, monkeypatch):
+    # given a job that was cancelled before anybody came to it
+    job = submitted(5)
+    cancel(ledger, job)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    # when only its errors are to be tried again, then it is said that there are others
+    done = CliRunner().invoke(retry_command, [job.id, "--failed"])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "5 images that it never came to: leave out --failed" in done.stderr
+
+    # and without the word they are tried
+    assert CliRunner().invoke(retry_command, [job.id]).exit_code == 0
