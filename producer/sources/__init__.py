@@ -17,7 +17,7 @@ from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
 from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
-from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed, well_named
+from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed
 from producer.sources.patterns import folder_of, is_pattern, matches
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
@@ -80,11 +80,7 @@ class Sources:
 
     def _read(self, reading: Reading) -> Iterator[SourceImage]:
         for source, reader in self._sources:
-            for image in map(well_named, reader(source, reading)):
-                if image.data is None:
-                    reading.unreadable += 1
-                    reading.first_unreadable = reading.first_unreadable or image
-                yield image
+            yield from map(reading.taken, reader(source, reading))
 
     def _reader_of(self, source: str) -> _Reader:
         """Who reads a named source. Raises SourceError where nobody could."""

@@ -42,6 +42,14 @@ class Reading:
     unreadable: int = 0  # images without bytes
     first_unreadable: SourceImage | None = None
 
+    def taken(self, image: SourceImage) -> SourceImage:
+        """The image, well named, and counted where it has no bytes."""
+        image = well_named(image)
+        if image.data is None:
+            self.unreadable += 1
+            self.first_unreadable = self.first_unreadable or image
+        return image
+
 
 def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
     """An image without bytes."""
