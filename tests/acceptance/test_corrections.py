@@ -109,6 +109,7 @@ def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_pa
     health = home.json("models", "health")
     assert (health["right"], health["labelled"], health["images"]) == (1, 13, IMAGES)
     assert health["live_accuracy"] == pytest.approx(1 / 13)
+    assert "to tell whether they are of the same kind" in health["unknown"]
     said = home.ok("models", "health")
     assert "live accuracy   0.0769, 1 right of 13 labelled" in said
     assert "was never evaluated" in said
@@ -183,7 +184,7 @@ def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: P
     assert f"{found['first_disagreements'][0]['index']:02}.png" in said
 
     # and when it is let go, it is gone
-    home.ok("models", "shadow", "--off")
+    assert home.json("models", "shadow", "--off") is None
     done = home.run("models", "shadow")
     assert done.returncode == 2
     assert "No model is in the shadow" in done.stderr

@@ -48,6 +48,7 @@ def _to_json(health: Health) -> dict[str, Any]:
         "labels": _shift_to_json(health.labels),
         "confidences": _shift_to_json(health.confidences),
         "warnings": health.warnings,
+        "unknown": health.unknown,
     }
 
 

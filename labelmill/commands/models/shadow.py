@@ -11,7 +11,7 @@ from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreed
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
-from producer.export import printable
+from producer.export import name_width, printable
 
 app = typer.Typer(add_completion=False)
 
@@ -40,6 +40,8 @@ def shadow(
         if off:
             client.end_shadow()
             say("no model is in the shadow now")
+            if as_json:
+                print_json(None)
             return
         if model is not None:
             model = client.model(model).id
@@ -66,7 +68,7 @@ def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
     if not disagreed:
         return
-    width = max(4, *(len(printable(each.name)) for each in disagreed))
+    width = name_width(each.name for each in disagreed)
     print_data(f"\n{'job':<18}{'index':>9}  {'name':<{width}}  {'label':<20}challenger")
     for each in disagreed:
         ours = f"{each.label} {each.confidence:.4f}"
