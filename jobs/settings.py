@@ -264,8 +264,8 @@ class Settings(BaseSettings):
             lines = []
             for problem in error.errors():
                 name = str(problem["loc"][0])
-                # What is not shown of settings that are right is not either of one that is wrong.
-                reason = plain_reason(problem, quoting=cls.model_fields[name].repr)
+                # Not what was given: who pastes a password into the wrong variable would have it in a log.
+                reason = plain_reason(problem, quoting=False)
                 lines.append(f"{ENV_PREFIX}{name.upper()}: {reason}")
             raise SettingsError("\n".join(lines)) from None
 

@@ -609,7 +609,7 @@ def test_a_submission_that_is_interrupted_leaves_nothing(run, nothing_is_left, e
 
 def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run, monkeypatch):
     # Given a ledger that is away when a submission that was interrupted is to be taken back
-    def away(*_: object) -> bool:
+    def away(*_: object, **__: object) -> bool:
         raise Unavailable("The ledger cannot be reached: database is locked")
 
     monkeypatch.setattr("producer.submit._take_back", away)

@@ -210,16 +210,13 @@ def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
     assert "\n" not in str(wrong.value)
 
 
-def test_what_was_given_is_quoted_unless_a_secret_may_be_in_it(setenv):
-    setenv(CHUNK_IMAGES="many", RETRAIN_PROFILE="fast", LEASE_SECONDS="1" * 1000, STORE_URL="secret")
+def test_what_was_given_is_never_quoted(setenv):
+    # Any setting may be the wrong one for a password.
+    setenv(CHUNK_IMAGES="secret", RETRAIN_PROFILE="secret", LEASE_SECONDS="secret", STORE_URL="secret")
     with pytest.raises(SettingsError) as wrong:
         Settings.load()
-    lines = dict(line.split(": ", 1) for line in str(wrong.value).splitlines())
-    integer = "should be a valid integer, unable to parse string as an integer"
-    assert lines["LABELMILL_CHUNK_IMAGES"] == f"'many' {integer}"
-    assert lines["LABELMILL_RETRAIN_PROFILE"] == "'fast' should be 'quick' or 'long'"
-    assert len(lines["LABELMILL_LEASE_SECONDS"]) < 100
-    assert "secret" not in lines["LABELMILL_STORE_URL"]
+    assert "secret" not in str(wrong.value)
+    assert "LABELMILL_RETRAIN_PROFILE: input should be 'quick' or 'long'" in str(wrong.value)
 
 
 def test_a_format_that_nobody_decodes_is_named_with_those_that_can_be(setenv):
