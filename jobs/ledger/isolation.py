@@ -11,10 +11,9 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
-from jobs.ledger.claims import Claim, finish_chunks
+from jobs.ledger.claims import Claim
 from jobs.ledger.outcomes import Outcome
-from jobs.ledger.parts import add_part
-from jobs.schema import ChunkState, jobs
+from jobs.ledger.parts import split_in_two
 
 #: A chunk that crashed so often is split. Once may have been anything: a machine that lost its power.
 CRASHES_TO_SPLIT: Final = 2
@@ -41,21 +40,17 @@ def split_chunk(connection: Connection, claim: Claim) -> None:
     """Ends the claim with two chunks in the chunk's place, each with a half of its images. Raises LeaseLost
     where the claim is somebody else's by now; the transaction must then roll back.
     """
-    finish_chunks(connection, [claim], ChunkState.SPLIT)
     middle = claim.images // 2
-    for offset, images in ((0, middle), (middle, claim.images - middle)):
-        add_part(
-            connection,
-            claim,
-            offset=offset,
-            images=images,
+    first, others = (
+        {
             # Alone, an image begins anew: what crashed before may have been its neighbour.
-            crashes=_CRASHES_OF_A_HALF if images > 1 else 0,
-            crash_code=claim.crash_code,
-            error=claim.error,
-        )
-    # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
-    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
+            "crashes": _CRASHES_OF_A_HALF if images > 1 else 0,
+            "crash_code": claim.crash_code,
+            "error": claim.error,
+        }
+        for images in (middle, claim.images - middle)
+    )
+    split_in_two(connection, claim, at=middle, first=first, others=others)
 
 
 def outcome_of_the_lone(claim: Claim, name: str) -> Outcome:

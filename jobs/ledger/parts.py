@@ -34,24 +34,32 @@ def add_part(
     )
 
 
+def split_in_two(
+    connection: Connection, claim: Claim, *, at: int, first: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Ends the claim with two chunks in the chunk's place, its first `at` images and the others, with these
+    values each. Raises LeaseLost where the claim is somebody else's by now; the transaction must then roll
+    back.
+    """
+    finish_chunks(connection, [claim], ChunkState.SPLIT)
+    add_part(connection, claim, offset=0, images=at, **first)
+    add_part(connection, claim, offset=at, images=claim.images - at, **others)
+    # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
+    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
+
+
 def set_first_aside(connection: Connection, claim: Claim, *, error: str, rest_id: str) -> None:
     """Ends the claim with two chunks in the chunk's place: its first image, of which `error` says what keeps
     it, and the others, for which the caller rings. Raises LeaseLost where the claim is somebody else's by
     now; the transaction must then roll back.
     """
-    finish_chunks(connection, [claim], ChunkState.SPLIT)
-    add_part(connection, claim, offset=0, images=1, error=error, ring_after=db_now(RETRY_SECONDS))
-    add_part(
+    split_in_two(
         connection,
         claim,
-        offset=1,
-        images=claim.images - 1,
-        id_=rest_id,
-        rung_at=db_now(),
-        ring_after=db_now(QUIET_SECONDS),
+        at=1,
+        first={"error": error, "ring_after": db_now(RETRY_SECONDS)},
+        others={"id_": rest_id} | _rung_by_the_caller(),
     )
-    # The hot row last, as where outcomes are recorded. Two came, and the one that went is not to be done.
-    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
 
 
 def cut_chunk(connection: Connection, claim: Claim, *, done: int, rest_id: str) -> None:
@@ -67,6 +75,9 @@ def cut_chunk(connection: Connection, claim: Claim, *, done: int, rest_id: str) 
         images=claim.images - done,
         id_=rest_id,
         created_at=sa.select(chunks.c.created_at).where(this).scalar_subquery(),
-        rung_at=db_now(),
-        ring_after=db_now(QUIET_SECONDS),
+        **_rung_by_the_caller(),
     )
+
+
+def _rung_by_the_caller() -> dict[str, Any]:
+    return {"rung_at": db_now(), "ring_after": db_now(QUIET_SECONDS)}

@@ -452,7 +452,7 @@ MUTANTS: Final = (
         "a split adds no chunk to the job's count",
         "test_isolation.py::test_a_job_that_is_sealed_after_a_split_knows_how_many_chunks_it_has",
         Change(
-            _ISOLATION,
+            _PARTS,
             ".values(chunks=jobs.c.chunks + 1)",
             ".values(chunks=jobs.c.chunks)",
         ),

@@ -18,7 +18,7 @@ from jobs.queue import BROKER_TIMEOUT_SECONDS
 from jobs.schema import JobState
 from tests.console import is_alive, until
 from tests.faults.mill import Mill
-from tests.faults.pictures import pictures
+from tests.faults.pictures import Picture, pictures
 from tests.faults.trials import Matrix
 
 #: How long a submission may take where the broker is silent: it waits for it once, and a machine that is very
@@ -76,9 +76,7 @@ def test_a_full_broker_holds_up_work_and_loses_none(mills: list[Mill], matrix: M
             jobs = []
             with ExitStack() as stack:
                 for mill in mills:
-                    # given a job that is under way
-                    before = mill.submit(images, chunk_images=25)
-                    until(lambda mill=mill, job=before: mill.done(job) > 0, "the first chunk is done")
+                    before = _under_way(mill, images)
 
                     # when the broker has no memory left, and takes no message any more
                     stack.callback(_limit_memory, mill, 0)
@@ -99,6 +97,13 @@ def test_a_full_broker_holds_up_work_and_loses_none(mills: list[Mill], matrix: M
                 trials.ran(1, mill.judge(meanwhile, images))
 
 
+def _under_way(mill: Mill, images: list[Picture]) -> str:
+    """A job that is given, and of which a chunk is done."""
+    job = mill.submit(images, chunk_images=25)
+    until(lambda: mill.done(job) > 0, "the first chunk is done")
+    return job
+
+
 def _limit_memory(mill: Mill, limit_bytes: int) -> None:
     with mill.redis() as client:
         client.config_set("maxmemory", limit_bytes)
@@ -113,9 +118,7 @@ def test_a_broker_that_is_alive_and_silent_holds_nobody_up_for_long(
             jobs = []
             with ExitStack() as stack:
                 for mill in mills:
-                    # given a job that is under way
-                    before = mill.submit(images, chunk_images=25)
-                    until(lambda mill=mill, job=before: mill.done(job) > 0, "the first chunk is done")
+                    before = _under_way(mill, images)
 
                     # when the broker stands still: whoever connects is let in, and gets no answer
                     stack.callback(os.kill, mill.broker.pid, signal.SIGCONT)
