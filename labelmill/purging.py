@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.progress import job_status
@@ -24,7 +25,7 @@ from jobs.ledger.retention import (
     payload_owners,
     prediction_ranges,
 )
-from jobs.ledger.settling import could_be_settled
+from jobs.ledger.settling import could_be_settled, still_at_work
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 
@@ -79,10 +80,21 @@ class Purge:
         with self._ledger.reading() as connection:
             job_ids = finished_jobs(connection, days=days)
         for job_id in job_ids:
-            if self._payloads_of(job_id):
-                self._rows_of(job_id)
-                self.purged.jobs += 1
-                self._on_progress(self.purged)
+            self._whole_job(job_id)
+
+    def one_job(self, job_id: str) -> None:
+        """This job, whenever it finished, in the same way. Raises NotFound; Conflict where it has not
+        finished, or a worker still has images of it; Unavailable.
+        """
+        with self._ledger.reading() as connection:
+            status = job_status(connection, job_id)
+        if not status.finished:
+            raise Conflict(
+                f"Job {job_id} has not finished, it is {status.state}: stop it first, "
+                f"`labelmill cancel {job_id}`."
+            )
+        if not self._whole_job(job_id):
+            raise still_at_work(job_id)
 
     def payloads(self, *, days: float) -> None:
         """Payloads of jobs that finished more than so many days ago. Raises Unavailable."""
@@ -106,6 +118,15 @@ class Purge:
                     self._remove_payloads(name)
                     self.purged.strays += 1
                     self._on_progress(self.purged)
+
+    def _whole_job(self, job_id: str) -> bool:
+        """False where a worker still has a chunk of it."""
+        free = self._payloads_of(job_id)
+        if free:
+            self._rows_of(job_id)
+            self.purged.jobs += 1
+            self._on_progress(self.purged)
+        return free
 
     def _payloads_of(self, job_id: str) -> bool:
         """False where a worker still has a chunk of it."""

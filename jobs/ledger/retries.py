@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict
 from jobs.ledger.database import Ledger
 from jobs.ledger.progress import job_status
-from jobs.ledger.settling import settle_job
+from jobs.ledger.settling import settle_job, still_at_work
 from jobs.schema import ChunkState, chunks, jobs, predictions
 
 #: Chunks looked at in one statement: as many errors as they have images are held in memory.
@@ -48,7 +48,7 @@ def check_retry(connection: Connection, job_id: str) -> str:
             f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: submit them again."
         )
     if not settle_job(connection, job_id):
-        raise Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
+        raise still_at_work(job_id)
     return status.model
 
 

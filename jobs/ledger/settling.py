@@ -7,6 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.errors import Conflict
 from jobs.ledger.claims import chunk_is_in_work, drop_chunks
 from jobs.schema import FINISHED, ChunkState, chunks, jobs
 
@@ -35,6 +36,11 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     left = sa.exists().where(chunks.c.job_id == jobs.c.id, _MAY_BRING_OUTCOMES)
     settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
     return connection.scalar(settled) is not None
+
+
+def still_at_work(job_id: str) -> Conflict:
+    """The error of whoever needs a settled job, and found a worker at it."""
+    return Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
 
 
 def could_be_settled(connection: Connection, job_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""`labelmill purge`: remove what finished jobs no longer need."""
+"""`labelmill purge`: remove what finished jobs no longer need, or one of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 from rich.filesize import decimal
 
+from jobs.errors import UserError
 from jobs.store import Store
 from labelmill.client import Client
 from labelmill.console import counted, examples, print_json, say, tells_errors
@@ -25,10 +26,22 @@ MAX_DAYS: Final = 36_500
 
 
 @app.command(
-    epilog=examples("labelmill purge --payloads 7 --dry-run", "labelmill purge --payloads 7 --jobs 365")
+    epilog=examples(
+        "labelmill purge --payloads 7 --dry-run",
+        "labelmill purge --payloads 7 --jobs 365",
+        "labelmill purge 06h0w4r0rf0dkckt",
+    )
 )
 @tells_errors
 def purge(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JOB]",
+            show_default=False,
+            help="Remove this one job with its predictions, whenever it finished, and nothing else.",
+        ),
+    ] = None,
     payloads: Annotated[
         float | None,
         typer.Option(
@@ -51,11 +64,14 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Remove what finished jobs no longer need. Nothing else removes what was submitted whole.
+    """Remove one job, or what old ones no longer need. Nothing else removes what was submitted whole.
 
     Safe while workers run, and after it was interrupted: run it again.
     """
-    if payloads is None and jobs is None:
+    by_age = payloads is not None or jobs is not None
+    if job is not None and by_age:
+        raise UserError("Say JOB, or --payloads and --jobs for all that are old: not both.")
+    if job is None and not by_age:
         payloads = _PAYLOAD_DAYS
     with Client() as client, ProgressLine("purging") as progress:
         run = Purge(
@@ -64,11 +80,14 @@ def purge(
             dry_run=dry_run,
             on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
         )
+        if job is not None:
+            run.one_job(client.job_id(job))
         if jobs is not None:
             run.whole_jobs(days=jobs)
         if payloads is not None:
             run.payloads(days=payloads)
-        run.strays()
+        if job is None:
+            run.strays()
     for line in _summary(run.purged, dry_run=dry_run):
         say(line)
     if as_json:

@@ -211,9 +211,19 @@ def test_a_purge_takes_nothing_from_a_running_job(
         running.check_under_way()
         assert "removed: 2 jobs with 100 predictions" in removed.stderr, removed.stderr
 
-        # then that job ends well
+        # then that job ends well, and it was not removed when somebody asked for it too early
+        refused = new_home.run("purge", big.id)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"labelmill cancel {big.id}" in refused.stderr
         running.check_it_ends_well(accuracy)
         assert Store(running.client.settings.store).folders("payloads") == [big.id]
+
+        # and by its id, which need not be typed in full, it is removed as soon as it has finished
+        both = new_home.run("purge", big.id, "--jobs", "0")
+        assert both.returncode == 2
+        assert "not both" in both.stderr
+        assert new_home.json("purge", big.id[:-2])["jobs"] == 1
+        assert new_home.json("jobs") == []
 
 
 #: So many predictions that deleting them takes more than a moment.

@@ -67,6 +67,7 @@ def purge(ledger, store) -> PurgeAll:
         *,
         payloads: float | None = None,
         jobs: float | None = None,
+        job: str | None = None,
         dry_run: bool = False,
         on_progress: Callable[[Purged], None] = lambda _purged: None,
     ) -> Purged:
@@ -75,7 +76,10 @@ def purge(ledger, store) -> PurgeAll:
             one.whole_jobs(days=jobs)
         if payloads is not None:
             one.payloads(days=payloads)
-        one.strays()
+        if job is not None:
+            one.one_job(job)
+        else:
+            one.strays()
         return one.purged
 
     return purge
@@ -219,6 +223,50 @@ def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
     assert rows_of(ledger, old) == (0, 0, 0)
     assert rows_of(ledger, middle) == (1, 2, 4)
     assert store.folders("payloads") == [young.id]
+
+
+def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge, monkeypatch):
+    # Given a job with a key that has just finished, one that finished long before it, and stray payloads
+    mine, older = submitted(7, key="mine"), submitted(4)
+    for job in (older, mine):
+        finish(worker, job)
+    finished_ago(ledger, older, 40)
+    stray = stray_folder(store, 2, monkeypatch)
+
+    # When it is looked at, Then all is still there; and when it is purged, just that is gone
+    looked = purge(job=mine.id, dry_run=True)
+    assert rows_of(ledger, mine) == (1, 3, 7)
+    assert purge(job=mine.id) == looked
+    assert (looked.jobs, looked.payloads, looked.predictions, looked.strays) == (1, 1, 7, 0)
+    assert rows_of(ledger, mine) == (0, 0, 0)
+    assert rows_of(ledger, older) == (1, 2, 4)
+    assert sorted(store.folders("payloads")) == sorted([older.id, stray])
+    assert submitted(7, key="mine").id != mine.id
+
+    # And there is no such job any more
+    with pytest.raises(NotFound):
+        purge(job=mine.id)
+
+
+def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker, purge):
+    # Given a job that waits, When it is purged, Then it is refused, also in a dry run
+    job = submitted(3)
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match=f"it is running: stop it first, `labelmill cancel {job.id}`"):
+            purge(job=job.id, dry_run=dry_run)
+
+    # When it was cancelled and a worker still has a chunk of it, Then that is the reason
+    claim = worker.must_claim(job.chunks[0])
+    cancel(ledger, job)
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match="A worker still has images"):
+            purge(job=job.id, dry_run=dry_run)
+    assert rows_of(ledger, job) == (1, 1, 0)
+    assert store.folders("payloads") == [job.id]
+
+    # When the worker is done, Then it goes
+    worker.finish(claim)
+    assert purge(job=job.id).jobs == 1
 
 
 def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
