@@ -436,7 +436,7 @@ class Client:
         Raises NotFound where there is no such image, or no outcome of it; UserError where the label is no
         class of the job's model; Conflict where the image was purged, or stopped its worker.
         """
-        from labelmill.correcting import Wish
+        from labelmill.correction_files import Wish
 
         return self._corrector().correct(Wish(job_id, index, label))
 

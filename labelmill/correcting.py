@@ -7,14 +7,12 @@ corrected.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -41,29 +39,13 @@ from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
-
-#: What a row of a file says; other columns are passed over. The job may be called as corrections are printed.
-COLUMNS: Final = ("job", "index", "label")
-_JOB_TOO: Final = "job_id"
+from labelmill.correction_files import MAX_INDEX, Wish, wishes_in
 
 #: Images with these have stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
 
 #: These are no pictures to anybody: the trainer decodes as workers do.
 _NO_PICTURE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT)
-
-#: The highest number that the ledger can hold.
-_MAX_INDEX: Final = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Wish:
-    """What somebody says of an image."""
-
-    job_id: str
-    index: int
-    label: str
-    line: int = 0  # of the file that says it, from 1
 
 
 class Corrector:
@@ -97,14 +79,15 @@ class Corrector:
         """
         wishes: dict[tuple[str, int], Wish] = {}
         with self._batch() as batch:
-            for line, row in _objects(lines) if jsonl else _rows(lines, job_id):
-                try:
-                    wish = _to_wish(row, line, job_id)
-                    first = wishes.setdefault((wish.job_id, wish.index), wish)
-                    if first.label != wish.label:
-                        raise UserError(f"it says {wish.label!r}, and line {first.line} {first.label!r}.")
-                except UserError as error:
-                    batch.problems[line] = error
+            for line, wish in wishes_in(lines, jsonl=jsonl, job_id=job_id):
+                if isinstance(wish, UserError):
+                    batch.problems[line] = wish
+                    continue
+                first = wishes.setdefault((wish.job_id, wish.index), wish)
+                if first.label != wish.label:
+                    batch.problems[line] = UserError(
+                        f"it says {wish.label!r}, and line {first.line} {first.label!r}."
+                    )
             batch.look_up(list(wishes.values()))
             if batch.problems:
                 raise UserError(_all_that_is_wrong(batch.problems))
@@ -115,7 +98,7 @@ class Corrector:
         about the same. Raises NotFound, Unavailable.
         """
         found = None
-        if is_id(job_id) and 0 <= index <= _MAX_INDEX:
+        if is_id(job_id) and 0 <= index <= MAX_INDEX:
             with self._ledger.transaction() as connection:
                 found = remove_correction(connection, job_id, index)
         if found is None:
@@ -199,7 +182,7 @@ class _Batch:
         """What has to be copied, by chunk; what was copied before is ready. In the order of the images."""
         if not is_id(job_id):
             raise _no_job(job_id)
-        indices = [wish.index for wish in wishes if 0 <= wish.index <= _MAX_INDEX]
+        indices = [wish.index for wish in wishes if 0 <= wish.index <= MAX_INDEX]
         # Asked first: a job that was purged as a whole has its corrections still.
         before = find_corrections(connection, job_id, indices)
         for wish in wishes:
@@ -344,61 +327,6 @@ def _remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -
             needed = not without_correction(connection, [sha256])
         if needed:
             store.put(key, data)
-
-
-# ---- files of corrections -----------------------------------------------------------------------------
-
-
-def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    """The rows of CSV with the number of the line each ends in. Raises UserError where no header names the
-    columns.
-    """
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        named = {COLUMNS[0] if name == _JOB_TOO else name for name in reader.fieldnames or ()}
-        if job_id is not None:
-            named.add(COLUMNS[0])
-        if not named.issuperset(COLUMNS):
-            left_out = " (job is left out where JOB is said: `labelmill correct JOB --from FILE`)"
-            raise UserError(
-                f"The first line must name the columns {', '.join(COLUMNS)}"
-                f"{left_out if named.issuperset(COLUMNS[1:]) else ''}."
-            )
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        yield reader.reader.line_num, UserError(f"it is not CSV: {error}.")
-
-
-def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    """The objects of JSON lines with the number of each line; empty lines are passed over."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                yield number, UserError(f"it is not JSON: {error}.")
-            except RecursionError:  # brackets within brackets, thousands of them
-                yield number, UserError("it is no JSON object.")
-            else:
-                yield number, value if isinstance(value, dict) else UserError("it is no JSON object.")
-
-
-def _to_wish(row: dict[str, Any] | UserError, line: int, job_id: str | None) -> Wish:
-    """Raises UserError."""
-    if isinstance(row, UserError):
-        raise row
-    row = {**row, "job": row.get("job") or row.get(_JOB_TOO) or job_id}
-    missing = [column for column in COLUMNS if row.get(column) in (None, "")]
-    if missing:
-        raise UserError(f"it has no {' and no '.join(missing)}.")
-    job, index, label = (str(row[column]) for column in COLUMNS)
-    if not (index.isascii() and index.isdigit() and len(index) <= len(str(_MAX_INDEX))):
-        raise UserError(f"its index is {index!r}, not a number from 0.")
-    job = job.strip().lower()  # as where it is typed
-    if job_id not in (None, job):
-        raise UserError(f"it is of job {job}, not of {job_id}.")
-    return Wish(job, int(index), label, line)
 
 
 def _all_that_is_wrong(problems: dict[int, UserError]) -> str:

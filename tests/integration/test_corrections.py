@@ -34,7 +34,8 @@ from jobs.store import Store
 from labelmill import correcting
 from labelmill.client import Client
 from labelmill.commands.correct import app as correct_command
-from labelmill.correcting import Corrector, Wish
+from labelmill.correcting import Corrector
+from labelmill.correction_files import Wish
 from labelmill.purging import Purge
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
