@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -115,6 +115,11 @@ class Bell:
         self.silent = False
         #: Why the bell is silent: no answer, a wrong password or certificate, a command the user may not run.
         self.reason = ""
+
+    def anew(self) -> Self:
+        """The same bell, which asks the broker again: its silence may be of another time."""
+        self.silent, self.reason = False, ""
+        return self
 
     def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:
         """Sends a message for each chunk, as long as there is room for them; gives back how many were sent.

@@ -177,8 +177,7 @@ class Client:
         # Kept: connecting takes as long as all the rest of submitting one image.
         if self._bell is None:
             self._bell = Bell(make_app(self.settings))
-        self._bell.silent, self._bell.reason = False, ""
-        yield self._bell
+        yield self._bell.anew()
 
     @property
     def broker_was_away(self) -> bool:

@@ -76,15 +76,15 @@ class Reconciler:
             self._bell.ring_for_run(run_id)
         if not due:
             return 0
-        self._bell.silent = False
+        bell = self._bell.anew()
         # However many messages wait for others: its own may be lost, and that of whoever would ring for it.
-        rung = 0 if small is None else self._bell.ring_for_small(small)
-        missing = due - self._bell.waiting()
+        rung = 0 if small is None else bell.ring_for_small(small)
+        missing = due - bell.waiting()
         if missing <= 0:
             return rung
         with self._ledger.transaction() as connection:
             waiting = chunks_to_ring(connection, limit=missing)
-        return rung + self._bell.ring_for(waiting)
+        return rung + bell.ring_for(waiting)
 
 
 def reconcile_step(settings: Settings) -> type[bootsteps.Step]:

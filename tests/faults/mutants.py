@@ -361,7 +361,7 @@ MUTANTS: Final = (
         "test_reconcile.py::test_for_one_of_the_small_jobs_that_wait_is_rung_whatever_else_waits",
         Change(
             _RECONCILE,
-            "rung = 0 if small is None else self._bell.ring_for_small(small)",
+            "rung = 0 if small is None else bell.ring_for_small(small)",
             "rung = 0",
         ),
     ),

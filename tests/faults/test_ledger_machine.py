@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 import sqlalchemy as sa
@@ -99,7 +99,9 @@ class Messages:
 
     def __init__(self) -> None:
         self.chunk_ids: list[str] = []
-        self.silent = False
+
+    def anew(self) -> Self:
+        return self
 
     def waiting(self) -> int:
         return len(self.chunk_ids)

@@ -188,8 +188,7 @@ def _set_first_aside(claim: Claim, error: Unavailable, bench: Bench, stages: Sta
         error,
         extra=facts_of([claim], stages),
     )
-    bench.bell.silent = False  # it may be another time's silence
-    bench.bell.ring([rest_id], ahead=True)
+    bench.bell.anew().ring([rest_id], ahead=True)
 
 
 def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
@@ -253,8 +252,7 @@ def _classify(
             lambda connection: record_outcomes(connection, classified, stages.spent()),
         )
     if (rest_id := classified[0].rest_id) is not None:
-        bench.bell.silent = False  # it may be another time's silence
-        bench.bell.ring([rest_id], ahead=True)  # its job may be the oldest, and has waited its turn
+        bench.bell.anew().ring([rest_id], ahead=True)  # its job may be the oldest, and has waited its turn
     # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
     return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
 
@@ -275,8 +273,7 @@ def _claim(
                 is_large = claimed is not None and claimed[0][0].images > SMALL_JOB_IMAGES
                 left = None if is_large else oldest_small(connection)
             if left is not None:
-                bench.bell.silent = False  # it may be another time's silence
-                bench.bell.ring_for_small(left)
+                bench.bell.anew().ring_for_small(left)
         return claimed
     except (Unavailable, SoftTimeLimitExceeded) as error:
         # Committed or not: nobody is going to work on it, which must not look like a crash later.
@@ -461,8 +458,7 @@ def _put_back(bench: Bench, claims: list[Claim], stages: Stages) -> bool:
     logger.info(
         "%d small chunks that were taken along are given back: those before them took long", len(claims)
     )
-    bench.bell.silent = False  # it may be another time's silence
-    bench.bell.ring((claim.chunk_id for claim in claims), ahead=True)
+    bench.bell.anew().ring((claim.chunk_id for claim in claims), ahead=True)
     return True
 
 
