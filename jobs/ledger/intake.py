@@ -173,10 +173,12 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
         return not stays
 
 
-def is_sealed(connection: Connection, job_id: str) -> bool:
-    """Whether the job was submitted as a whole."""
-    sealed = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None))
-    return connection.scalar(sealed) is not None
+def sealed_images(connection: Connection, job_id: str) -> int | None:
+    """How many images the job has, where it was submitted as a whole."""
+    total: int | None = connection.scalar(
+        sa.select(jobs.c.total).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None))
+    )
+    return total
 
 
 @dataclass(frozen=True, slots=True)

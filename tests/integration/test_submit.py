@@ -44,6 +44,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client
 from producer import alive
+from producer import drafts as drafts_module
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
@@ -232,7 +233,7 @@ def test_chunks_hold_as_many_images_as_they_may(run, ledger, count, chunk_images
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes
-    monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 10)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 10)
 
     # When images of these sizes are submitted
     sizes = [4, 6, 1, 25, 5, 6, 10, 1, 1, 1]
@@ -248,7 +249,7 @@ def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
 def test_names_fill_chunks_too_and_are_no_bytes_of_the_job(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes, when images are submitted that are nothing but names, one of them of
     # three letters with two bytes each
-    monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 10)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 10)
     names = ["aaaaa", "bbbbb", "ccccc", "\u00e9\u00e9\u00e9", "dd", "ee"]
     job_id = run([image(name, b"") for name in names], chunk_images=100, limits=JobLimits(max_bytes=1)).job_id
 
@@ -372,7 +373,7 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
     # Given chunks of at most twice as many bytes as the first image has, and its name
     first = photos / "a.png"
     size = first.stat().st_size + len(str(first))
-    monkeypatch.setattr(submit_module, "MAX_CHUNK_BYTES", 2 * size)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 2 * size)
 
     # When the same is submitted in both ways, Then it is divided alike: a worker reads the bytes in both
     roots = Roots([str(photos)])
@@ -387,7 +388,7 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
 @pytest.mark.parametrize("roots", [None, Roots(["memory://bucket"])], ids=["by value", "by reference"])
 def test_what_is_fetched_from_urls_comes_in_smaller_chunks(run, ledger, monkeypatch, roots):
     # Given at most two images from URLs in a chunk
-    monkeypatch.setattr(submit_module, "MAX_CHUNK_URLS", 2)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_URLS", 2)
     source = [SourceImage(f"{n}.png", b"x", None, f"memory://bucket/{n}.png") for n in range(5)]
 
     # When they are submitted, Then that is how chunks are; but smaller ones stay as they are
@@ -612,7 +613,7 @@ def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run,
     def away(*_: object, **__: object) -> bool:
         raise Unavailable("The ledger cannot be reached: database is locked")
 
-    monkeypatch.setattr("producer.submit._take_back", away)
+    monkeypatch.setattr("producer.submit._Submitter._take_back", away)
     # When that happens, Then it is the interruption that comes through
     with pytest.raises(KeyboardInterrupt):
         run(breaks_after(5, raises(KeyboardInterrupt())))
@@ -692,7 +693,10 @@ def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_lef
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_a_last_commit_that_breaks_off_is_read_back(run, ledger, store, monkeypatch, nothing_is_left, sealed):
+@pytest.mark.parametrize("count", [2, 3], ids=["one chunk", "two"])
+def test_a_last_commit_that_breaks_off_is_read_back(
+    run, ledger, store, monkeypatch, nothing_is_left, sealed, count
+):
     # Given a connection that breaks in the COMMIT that seals the job, after it went through or before
     real = Ledger.transaction
     broken: list[bool] = []
@@ -713,18 +717,42 @@ def test_a_last_commit_that_breaks_off_is_read_back(run, ledger, store, monkeypa
 
     # When a job is submitted, Then it is there with all it needs, or an error and nothing at all
     if sealed:
-        job = run(images(3))
+        job = run(images(count))
+        assert job.images == count
         with ledger.reading() as connection:
-            assert job_status(connection, job.job_id).total == 3
+            assert job_status(connection, job.job_id).total == count
             payloads = list(connection.scalars(sa.select(chunks.c.payload)))
-        assert len(payloads) == 2
+        assert len(payloads) == count - 1
         for key in payloads:
             store.get(key)
     else:
         with pytest.raises(Unavailable):
-            run(images(3))
+            run(images(count))
         assert nothing_is_left()
     assert broken
+
+
+@pytest.mark.parametrize("key", [None, "mine"])
+def test_a_job_of_one_chunk_takes_one_commit(run, monkeypatch, key):
+    # Given somebody who counts transactions
+    real = Ledger.transaction
+    begun: list[Ledger] = []
+
+    def counting(self: Ledger, **named: bool) -> contextlib.AbstractContextManager[sa.Connection]:
+        begun.append(self)
+        return real(self, **named)
+
+    monkeypatch.setattr(Ledger, "transaction", counting)
+
+    # When jobs of one chunk and of two are submitted, Then it is one, and one for each chunk and one more
+    first = run(images(2), key=key)
+    assert len(begun) == 1
+    run(images(3))
+    assert len(begun) == 1 + 3
+
+    # And the small one is there as any other
+    if key:
+        assert run(images(2), key=key) == first._replace(new=False)
 
 
 def test_a_job_cancelled_while_it_is_submitted(run, ledger):
