@@ -284,11 +284,12 @@ class _Submitter:
                 if draft.is_all:  # so that each of many small jobs takes one COMMIT, not two
                     seal(connection)
             total += chunk.images
+            if not draft.is_all:
+                signs.begin()
             self._ring(chunk, is_all=draft.is_all)
             self.on_progress(total)
             if draft.is_all:
                 return total
-            signs.begin()
         signs.end()
         with self.ledger.transaction() as connection:
             seal(connection)

@@ -829,6 +829,18 @@ def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, jo
     assert seen == [(0, False), (0, False), (0, False), (1, True)]
 
 
+def test_who_shows_the_progress_may_take_long(run):
+    # Given somebody to whom the progress is told, as a terminal that stands still
+    seen: list[bool] = []
+
+    # When a job is submitted, Then signs of life are given from its first chunk on; a job of one chunk is
+    # received as a whole by then
+    run(images(4), on_progress=lambda _: seen.append(signs_are_given()))
+    assert seen == [True, True]
+    run(images(2), on_progress=lambda _: seen.append(signs_are_given()))
+    assert seen == [True, True, False]
+
+
 @pytest.mark.usefixtures("signs_come_fast")
 @pytest.mark.parametrize(
     ("step", "happens"),
