@@ -82,11 +82,11 @@ def purge(
         )
         if job is not None:
             run.one_job(client.job_id(job))
-        if jobs is not None:
-            run.whole_jobs(days=jobs)
-        if payloads is not None:
-            run.payloads(days=payloads)
-        if job is None:
+        else:
+            if jobs is not None:
+                run.whole_jobs(days=jobs)
+            if payloads is not None:
+                run.payloads(days=payloads)
             run.strays()
     for line in _summary(run.purged, dry_run=dry_run):
         say(line)
