@@ -79,12 +79,12 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
         chunk_id = new_id()
         key = payload_key(job_id, chunk_id)
         with stages.timed("pack the payload"):
-            data = pack_payload(
+            pieces = pack_payload(
                 [image.name for image in batch], [image.data for image in batch if image.data is not None]
             )
-            digest = payload_digest(data)
+            digest = payload_digest(*pieces)
         with stages.timed("write the payload"):
-            store.put(key, data)
+            store.put(key, *pieces)
         with stages.timed("record the chunk"), ledger.transaction() as connection:
             add_chunk(connection, job_id, NewChunk(chunk_id, total, len(batch), key, digest))
         with stages.timed("claim the chunk"), ledger.transaction() as connection:

@@ -60,15 +60,15 @@ def private_umask() -> Iterator[None]:
         os.umask(before)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a private file; when this returns it survives a power cut as well as its folder does, until then
-    there is none of it. Raises OSError.
+def write_whole(path: Path, *pieces: bytes) -> None:
+    """Writes a private file of these pieces; when this returns it survives a power cut as well as its folder
+    does, until then there is none of it. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(descriptor)
         temporary.rename(path)

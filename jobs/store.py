@@ -37,13 +37,15 @@ class Store:
         """The folder it is; None where it is anything else."""
         return self._folder
 
-    def put(self, key: str, data: bytes) -> None:
-        """Keeps `data`; when this returns it survives a power cut. Raises Unavailable."""
+    def put(self, key: str, *pieces: bytes) -> None:
+        """Keeps the bytes that the pieces are together; when this returns they survive a power cut. Raises
+        Unavailable.
+        """
         with self._reached("written"):
             if self._folder is not None:
-                self._put_file(self._folder / key, data)
+                self._put_file(self._folder / key, pieces)
             else:
-                self._fs.pipe_file(f"{self._root}/{key}", data)
+                self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         """What `put` kept; of what is longer than `limit` bytes, one more than that, for who checks a hash.
@@ -122,12 +124,12 @@ class Store:
         raise Unavailable(f"The store cannot be read: {found}")
 
     @staticmethod
-    def _put_file(path: Path, data: bytes) -> None:
+    def _put_file(path: Path, pieces: tuple[bytes, ...]) -> None:
         try:
-            write_whole(path, data)
+            write_whole(path, *pieces)
         except FileNotFoundError:  # the first file of its folder
             made = make_private_folder(path.parent)
-            write_whole(path, data)
+            write_whole(path, *pieces)
             # A new folder lies in the one above it, and is gone with all that is in it where that one is not
             # on the disk.
             for folder in made:

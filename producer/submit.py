@@ -297,10 +297,10 @@ class _Submitter:
 
     def _store_payload(self, job_id: str, first_index: int, draft: ChunkDraft) -> NewChunk:
         chunk_id = new_id()
-        data = pack_payload(draft.names, draft.contents)
+        pieces = pack_payload(draft.names, draft.contents)
         key = payload_key(job_id, chunk_id)
-        self.store.put(key, data)
-        return NewChunk(chunk_id, first_index, len(draft.names), key, payload_digest(data))
+        self.store.put(key, *pieces)
+        return NewChunk(chunk_id, first_index, len(draft.names), key, payload_digest(*pieces))
 
     def _ring(self, chunk: NewChunk, *, is_all: bool) -> None:
         if is_all and chunk.images <= SMALL_JOB_IMAGES:

@@ -81,11 +81,11 @@ class Mill:
     def chunk(self, contents: Sequence[Content], *, gone: bool = False) -> tuple[str, NewChunk]:
         """A sealed job's id, and its only chunk; its payload may be gone."""
         job_id, chunk_id = new_id(), new_id()
-        data = pack_payload([f"{number}.png" for number in range(len(contents))], contents)
+        pieces = pack_payload([f"{number}.png" for number in range(len(contents))], contents)
         key = payload_key(job_id, chunk_id)
         if not gone:
-            self.store.put(key, data)
-        chunk = NewChunk(chunk_id, 0, len(contents), key, payload_digest(data))
+            self.store.put(key, *pieces)
+        chunk = NewChunk(chunk_id, 0, len(contents), key, payload_digest(*pieces))
         with self.ledger.transaction() as connection:
             open_job(connection, job_id, model_id=self.model.id, key=None)
             add_chunk(connection, job_id, chunk)

@@ -118,10 +118,10 @@ class _Counting(Store):
         super().__init__(url)
         self.counted = {"puts": 0, "put_bytes": 0, "gets": 0, "got_bytes": 0}
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, *pieces: bytes) -> None:
         self.counted["puts"] += 1
-        self.counted["put_bytes"] += len(data)
-        super().put(key, data)
+        self.counted["put_bytes"] += sum(map(len, pieces))
+        super().put(key, *pieces)
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
         data = super().get(key, limit=limit)

@@ -162,9 +162,9 @@ def job_with(ledger: Ledger, store: Store, model: Model) -> tuple[str, str]:
     file = io.BytesIO()
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, "PNG")
     job_id, chunk_id = new_id(), new_id()
-    data = pack_payload(["0.png"], [file.getvalue()])
-    store.put(payload_key(job_id, chunk_id), data)
-    chunk = NewChunk(chunk_id, 0, 1, payload_key(job_id, chunk_id), payload_digest(data))
+    pieces = pack_payload(["0.png"], [file.getvalue()])
+    store.put(payload_key(job_id, chunk_id), *pieces)
+    chunk = NewChunk(chunk_id, 0, 1, payload_key(job_id, chunk_id), payload_digest(*pieces))
     with ledger.transaction() as connection:
         open_job(connection, job_id, model_id=model.id, key=None)
         add_chunk(connection, job_id, chunk)

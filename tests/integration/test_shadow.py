@@ -92,10 +92,10 @@ class Mill:
             for size in sizes or [len(contents)]:
                 chunk_id = new_id()
                 names = [f"{index}.png" for index in range(first, first + size)]
-                data = pack_payload(names, contents[first : first + size])
+                pieces = pack_payload(names, contents[first : first + size])
                 key = payload_key(job_id, chunk_id)
-                self.store.put(key, data)
-                add_chunk(connection, job_id, NewChunk(chunk_id, first, size, key, payload_digest(data)))
+                self.store.put(key, *pieces)
+                add_chunk(connection, job_id, NewChunk(chunk_id, first, size, key, payload_digest(*pieces)))
                 chunk_ids.append(chunk_id)
                 first += size
             seal_job(connection, job_id, fingerprint=None)

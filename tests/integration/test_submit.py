@@ -445,9 +445,9 @@ class LookingStore(Store):
         super().__init__(url)
         self._before = before
 
-    def put(self, key, data):
+    def put(self, key, *pieces):
         self._before(key)
-        super().put(key, data)
+        super().put(key, *pieces)
 
 
 class LookingBell(Bell):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import msgpack
 import pytest
@@ -24,7 +25,9 @@ REFERENCES = st.builds(
     st.binary(min_size=32, max_size=32).map(bytes.hex),
     st.integers(0, 2**40),
 )
-IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=200) | ERRORS | REFERENCES), max_size=10)
+#: Of about the size from which on they are pieces of their own.
+LARGE = st.integers(16_382, 16_386).map(os.urandom)
+IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=200) | LARGE | ERRORS | REFERENCES), max_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,15 @@ def store(tmp_path_factory) -> Store:
     return Store(str(tmp_path_factory.mktemp("store")))
 
 
-def put(store: Store, data: bytes) -> tuple[str, str]:
+def put(store: Store, *pieces: bytes) -> tuple[str, str]:
     key = payload_key("job", "chunk")
-    store.put(key, data)
-    return key, payload_digest(data)
+    store.put(key, *pieces)
+    return key, payload_digest(*pieces)
+
+
+def packed(names: Sequence[str], contents: Sequence[Content]) -> bytes:
+    """In one piece."""
+    return b"".join(pack_payload(names, contents))
 
 
 def comparable(content: Content):
@@ -51,7 +59,7 @@ def test_a_payload_comes_back_as_it_was_stored(images):
     store = Store("memory://payloads")
 
     # When they are stored and read
-    key, digest = put(store, pack_payload(names, contents))
+    key, digest = put(store, *pack_payload(names, contents))
     found = read_payload(store, key, digest, images=len(images))
 
     # Then they are the same in the same order
@@ -65,7 +73,7 @@ def test_a_payload_comes_back_as_it_was_stored(images):
 def test_a_part_of_a_payload_is_read_alone(images, data):
     # Given a payload, of which a chunk is a part: a half of a half of what it was made for
     store = Store("memory://parts")
-    key, digest = put(store, pack_payload(*zip(*images, strict=True)) if images else pack_payload([], []))
+    key, digest = put(store, *(pack_payload(*zip(*images, strict=True)) if images else pack_payload([], [])))
     offset = data.draw(st.integers(0, len(images)))
     count = data.draw(st.integers(0, len(images) - offset))
 
@@ -77,19 +85,29 @@ def test_a_part_of_a_payload_is_read_alone(images, data):
 
 
 def test_a_reference_is_not_read_when_it_is_stored():
-    packed = pack_payload(["a.png"], [Reference("/nowhere/a.png", "0" * 64, 10**9)])
-    assert len(packed) < 200
+    assert len(packed(["a.png"], [Reference("/nowhere/a.png", "0" * 64, 10**9)])) < 200
 
 
 def test_a_payload_without_references_is_what_workers_of_the_version_before_read():
-    for contents in ([b"1"], [ImageError(ErrorCode.CORRUPT, "no")]):
-        version, names, [stored] = msgpack.unpackb(pack_payload(["a.png"], contents))
+    for contents in ([b"1"], [b"1" * 100_000], [ImageError(ErrorCode.CORRUPT, "no")]):
+        version, names, [stored] = msgpack.unpackb(packed(["a.png"], contents))
         assert (version, names) == (1, ["a.png"])
-        assert stored in (b"1", ["corrupt", "no"])
+        assert stored in (*contents, ["corrupt", "no"])
+
+
+def test_large_images_are_not_copied():
+    # Given large images and small ones
+    contents = [b"1" * 16_384, b"2", b"3" * 100_000, b"4" * 16_383]
+
+    # When they are packed, Then the large ones are as they were, and what is small is one piece
+    pieces = pack_payload(["a", "b", "c", "d"], contents)
+    assert [piece for piece in pieces if piece in contents] == [contents[0], contents[2]]
+    assert all(any(piece is content for piece in pieces) for content in (contents[0], contents[2]))
+    assert len(pieces) == 5
 
 
 def test_a_payload_with_a_reference_is_one_that_they_refuse():
-    version, *_ = msgpack.unpackb(pack_payload(["a", "b"], [b"1", Reference("/a.png", "0" * 64, 1)]))
+    version, *_ = msgpack.unpackb(packed(["a", "b"], [b"1", Reference("/a.png", "0" * 64, 1)]))
     assert version == 2
 
 
@@ -101,25 +119,25 @@ def test_the_same_images_make_the_same_bytes():
 @given(st.data())
 def test_a_payload_with_one_byte_changed_is_damaged(data):
     # Given a stored payload of which one bit has flipped
-    packed = pack_payload(["a.png", "b.png"], [b"some pixels", b"more pixels"])
+    stored = packed(["a.png", "b.png"], [b"some pixels", b"more pixels"])
     store = Store("memory://flipped")
-    place = data.draw(st.integers(0, len(packed) - 1))
+    place = data.draw(st.integers(0, len(stored) - 1))
     bit = data.draw(st.integers(0, 7))
-    flipped = bytearray(packed)
+    flipped = bytearray(stored)
     flipped[place] ^= 1 << bit
     key, _ = put(store, bytes(flipped))
 
     # When it is read, Then that is noticed, before it is parsed
     with pytest.raises(PayloadDamaged, match="SHA-256"):
-        read_payload(store, key, payload_digest(packed), images=2)
+        read_payload(store, key, payload_digest(stored), images=2)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:0], lambda data: data[:-1], lambda data: data + b"\0"])
 def test_a_payload_that_is_cut_or_grown_is_damaged(store, damage):
-    packed = pack_payload(["a.png"], [b"pixels"])
-    key, _ = put(store, damage(packed))
+    data = packed(["a.png"], [b"pixels"])
+    key, _ = put(store, damage(data))
     with pytest.raises(PayloadDamaged):
-        read_payload(store, key, payload_digest(packed), images=1)
+        read_payload(store, key, payload_digest(data), images=1)
 
 
 def test_a_payload_that_is_gone_is_damaged_for_good(store):
@@ -138,8 +156,8 @@ def test_a_store_that_is_away_is_tried_again(tmp_path):
 
 @pytest.mark.parametrize(("offset", "images"), [(0, 3), (1, 2), (2, 1), (3, 0)])
 def test_a_payload_with_fewer_images_than_the_chunk_is_damaged(store, offset, images):
-    packed = pack_payload(["a.png", "b.png"], [b"1", b"2"])
-    key, digest = put(store, packed)
+    data = packed(["a.png", "b.png"], [b"1", b"2"])
+    key, digest = put(store, data)
     with pytest.raises(PayloadDamaged, match="2 images, not 3"):
         read_payload(store, key, digest, offset=offset, images=images)
 
