@@ -15,7 +15,7 @@ from typing import Final
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
-from jobs.ledger.progress import job_status
+from jobs.ledger.progress import JobStatus, job_status
 from jobs.ledger.retention import (
     delete_chunks,
     delete_job,
@@ -86,14 +86,14 @@ class Purge:
         """This job, whenever it finished, in the same way. Raises NotFound; Conflict where it has not
         finished, or a worker still has images of it; Unavailable.
         """
-        with self._ledger.reading() as connection:
-            status = job_status(connection, job_id)
+        status = self._status(job_id)
         if not status.finished:
             raise Conflict(
                 f"Job {job_id} has not finished, it is {status.state}: stop it first, "
                 f"`labelmill cancel {job_id}`."
             )
         if not self._whole_job(job_id):
+            self._status(job_id)  # somebody else may have removed it since
             raise still_at_work(job_id)
 
     def payloads(self, *, days: float) -> None:
@@ -118,6 +118,11 @@ class Purge:
                     self._remove_payloads(name)
                     self.purged.strays += 1
                     self._on_progress(self.purged)
+
+    def _status(self, job_id: str) -> JobStatus:
+        """Raises NotFound."""
+        with self._ledger.reading() as connection:
+            return job_status(connection, job_id)
 
     def _whole_job(self, job_id: str) -> bool:
         """False where a worker still has a chunk of it."""

@@ -66,7 +66,7 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
     )
 
 
-def need_tensorflow(what: str = "Training") -> None:
-    """Raises UserError where it is not installed."""
+def need_tensorflow(what: str = "Training", *more: str) -> None:
+    """Raises UserError where it is not installed; `more` extras are to be installed with it."""
     if find_spec("tensorflow") is None:
-        raise UserError(f"{what} needs TensorFlow: {install_hint('worker')}.")
+        raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import typer
 
-from jobs.errors import UserError
-from jobs.extras import install_hint
 from jobs.settings import Settings
 from labelmill.console import examples, tells_errors
+from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -26,8 +23,7 @@ def demo() -> None:
     used, and said so. All that is written lies in the state folder (LABELMILL_HOME); every process that it
     started ends with the demo.
     """
-    if find_spec("tensorflow") is None:
-        raise UserError(f"The demo needs TensorFlow: {install_hint('worker', 'local')}.")
+    need_tensorflow("The demo", "local")
     from labelmill.demo import run_demo
 
     run_demo(Settings.load())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from jobs.errors import UserError
-from jobs.extras import install_hint
 from labelmill.client import Client
 from labelmill.console import examples, say, tells_errors
 from labelmill.stack import Stack, settings_with
+from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -29,8 +27,7 @@ def up(
     What dies is started again. Unfinished jobs go on where they were.
     """
     settings = settings_with(processes)
-    if find_spec("tensorflow") is None:
-        raise UserError(f"Workers need TensorFlow: {install_hint('worker')}.")
+    need_tensorflow("A worker")
     with Client(settings) as client:
         if not client.models():
             say("There is no model yet: run `labelmill train` in another terminal, or `labelmill demo`.")

@@ -269,6 +269,24 @@ def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker
     assert purge(job=job.id).jobs == 1
 
 
+def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted, worker, purge, monkeypatch):
+    # Given a job that has finished, which somebody else purges as soon as we have looked at it
+    job = submitted(3)
+    finish(worker, job)
+
+    def overtaken(connection, job_id):
+        monkeypatch.undo()
+        found = job_status(connection, job_id)
+        assert purge(job=job_id).jobs == 1
+        return found
+
+    monkeypatch.setattr("labelmill.purging.job_status", overtaken)
+
+    # When we purge it, Then we are told that it is gone, not that a worker still has it
+    with pytest.raises(NotFound):
+        purge(job=job.id)
+
+
 def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
     # Given jobs that finished just before and just after
     old, young = submitted(4), submitted(4)
