@@ -133,11 +133,13 @@ class Client:
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
+        on_wait: Callable[[str], None] = lambda _job_id: None,
     ) -> Submitted:
         """Submits one job. With the `key` of an earlier submission of the same content, gives that one back.
         `model`: the id of the model that is to classify it, in the place of the champion.
         `by_reference`: workers read the images where they are, below the roots that the settings allow.
-        `error_limits`: stop the job early, as failed, where it has more errors than these.
+        `error_limits`: stop the job early, as failed, where it has more errors than these. `on_wait` is
+        called with the id of a job that has the key and is still being submitted, which is waited for.
 
         Raises SourceError where there is no image, more than the settings allow, or one that cannot be a
         reference; NotFound where there is no such model, or none yet, Conflict where the key was used for
@@ -160,6 +162,7 @@ class Client:
                 error_limits=error_limits,
                 limits=self.settings.job_limits,
                 on_progress=on_progress,
+                on_wait=on_wait,
                 tracing=self._tracing,
             )
 

@@ -116,6 +116,7 @@ def submit(
     error_limits: ErrorLimits | None = None,
     limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
+    on_wait: Callable[[str], None] = lambda _job_id: None,
     tracing: Tracing | None = None,
 ) -> Submitted:
     """Submits one job of all `images`; when this returns, the job is committed in the ledger.
@@ -123,13 +124,14 @@ def submit(
     The job is pinned to the model that is named, or to the champion. With `by_reference`, payloads say where
     images lie, below these roots, and what their SHA-256 is, instead of holding their bytes. With
     `error_limits`, the job is stopped early where it has too many errors. Memory holds one chunk at a time.
-    `on_progress` is called with the number of images stored so far; `tracing`, where there is one, gets a
-    span. Raises SourceError where there is not one image, more than `limits` allow, or one that cannot be
-    submitted by reference; UserError for a key that is none; NotFound where there is no such model, or none
-    yet, Conflict where `key` was used for other content, or for another model than the one that is named,
-    Unavailable where the ledger or the store cannot be reached, Stopped where the job was cancelled, has
-    failed or was removed before all of it was in. After any exception, Ctrl-C included, nothing of the job
-    is left; but where somebody has stopped it, it is as it was stopped.
+    `on_progress` is called with the number of images stored so far; `on_wait` with the id of a job that has
+    the key and that another producer is still submitting, before that is waited for; `tracing`, where there
+    is one, gets a span. Raises SourceError where there is not one image, more than `limits` allow, or one
+    that cannot be submitted by reference; UserError for a key that is none; NotFound where there is no such
+    model, or none yet, Conflict where `key` was used for other content, or for another model than the one
+    that is named, Unavailable where the ledger or the store cannot be reached, Stopped where the job was
+    cancelled, has failed or was removed before all of it was in. After any exception, Ctrl-C included,
+    nothing of the job is left; but where somebody has stopped it, it is as it was stopped.
 
     `images` may take as long as they like: while they are waited for, a thread says that we are alive.
     """
@@ -153,7 +155,7 @@ def submit(
 
     submitter = _Submitter(ledger, store, bell, on_progress, tracing, began)
     while True:
-        if key is not None and (holder := submitter.job_with_key(key)) is not None:
+        if key is not None and (holder := submitter.job_with_key(key, on_wait)) is not None:
             return _same_job(holder, key, model_id, drafts)
         try:
             return submitter.submit(_Terms(pinned_to, key, error_limits), drafts)
@@ -226,16 +228,20 @@ class _Submitter:
             span.set_attribute("labelmill.images", submitted.images)
             return submitted
 
-    def job_with_key(self, key: str) -> KeyHolder | None:
+    def job_with_key(self, key: str, on_wait: Callable[[str], None]) -> KeyHolder | None:
         """The sealed job that holds the key. Waits for a producer that is still at it, and clears away what
         one that died left behind.
         """
+        waiting_for: str | None = None
         while True:
             with self.ledger.reading() as connection:
                 holder = find_key(connection, key)
             if holder is None or holder.sealed:
                 return holder
             if holder.receiving:
+                if holder.job_id != waiting_for:
+                    waiting_for = holder.job_id
+                    on_wait(waiting_for)
                 time.sleep(_KEY_POLL_SECONDS)
             else:
                 self._take_back(holder.job_id)

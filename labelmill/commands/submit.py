@@ -99,6 +99,7 @@ def submit(
                 by_reference=by_reference,
                 error_limits=limits,
                 on_progress=progress.update,
+                on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )
         if images.skipped:
             say(f"passed over {counted(images.skipped, 'file')}: no image by the name")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -108,6 +109,37 @@ def test_an_empty_key_is_none_and_stdin_is_no_image(idle: Home, few_digits: Path
         # then that is refused, with what stdin must be
         assert (done.returncode, done.stdout) == (2, "")
         assert "stdin must be paths and URLs, one a line" in done.stderr
+
+
+def test_who_waits_for_another_that_submits_under_the_same_key_is_told(
+    idle: Home, few_digits: Path, tmp_path: Path
+) -> None:
+    # given a command that submits under a key, and waits for more to be named
+    paths = [f"{path}\n" for path in sorted(few_digits.rglob("*.png"))[:3]]
+    environment = idle.environment | {"LABELMILL_CHUNK_IMAGES": "1"}
+    said = tmp_path / "said"
+
+    def submitting(stderr: TextIO) -> subprocess.Popen[str]:
+        command = [LABELMILL, "submit", "-", "--key", "both"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
+
+    with said.open("w") as log, killed_at_the_end(submitting(log)) as first:
+        first.stdin.writelines(paths)
+        first.stdin.flush()
+        until(lambda: "both" in [job["key"] for job in idle.json("jobs")], "the first one has begun")
+
+        # when the same is submitted under it once more, then that says which job it waits for
+        with killed_at_the_end(submitting(log)) as second:
+            second.stdin.writelines(paths)
+            second.stdin.close()
+            until(lambda: "is being submitted under this key" in said.read_text(), "the second one says so")
+
+            # and both have that job when the first one ends
+            first.stdin.close()
+            job, again = first.stdout.read().strip(), second.stdout.read().strip()
+    assert f"waiting: job {job} is being submitted under this key" in said.read_text()
+    assert job == again
 
 
 @pytest.mark.parametrize("command", ["jobs", "workers", "ready worker", "db upgrade", "up"])

@@ -75,6 +75,7 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
         store=store,
         bell=bell,
         on_progress=lambda _: None,
+        on_wait=lambda _: None,
     ) -> Submitted:
         return submit(
             source,
@@ -87,6 +88,7 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
             by_reference=by_reference,
             limits=limits,
             on_progress=on_progress,
+            on_wait=on_wait,
         )
 
     return run
@@ -1140,6 +1142,32 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(
     assert folders_of(settings) == [job_id]
     assert len(files_of(settings)) == 1
     assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, job_id)]
+
+
+def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch):
+    # Given a producer that has begun, and goes on a while after it is waited for
+    monkeypatch.setattr(submit_module, "_KEY_POLL_SECONDS", 0.01)
+    begun, waited_for = threading.Event(), threading.Event()
+    said: list[str] = []
+
+    def source() -> Iterator[SourceImage]:
+        yield from images(5)
+        begun.set()
+        assert waited_for.wait(30)
+        time.sleep(0.3)
+
+    def say(job_id: str) -> None:
+        said.append(job_id)
+        waited_for.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run, source(), key="mine")
+        assert begun.wait(30)
+
+        # When another submits the same under the same key, Then it says whom it waits for, and has that job
+        submitted = run(images(5), key="mine", on_wait=say)
+    assert said == [submitted.job_id] == [other.result().job_id]
+    assert not submitted.new
 
 
 def test_a_key_taken_between_the_look_and_the_insert(run, settings, job_count):
