@@ -194,7 +194,12 @@ def test_a_purge_takes_nothing_from_a_running_job(
         new_home.ok("pause", big.id)
         small = [new_home.ok("submit", few_digits, "--watch").strip() for _ in range(2)]
 
-        # when their payloads are purged, then what was announced is gone, and their predictions are not
+        # when the job that is under way is to be purged, then that is refused
+        refused = new_home.run("purge", big.id)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"labelmill cancel {big.id}" in refused.stderr
+
+        # when the others' payloads are purged, then what was announced is gone, and their predictions are not
         looked = new_home.json("purge", "--payloads", "0", "--dry-run")
         assert (looked["payloads"], looked["jobs"], looked["dry_run"]) == (2, 0, True)
         assert looked["bytes"] > 0
@@ -205,16 +210,13 @@ def test_a_purge_takes_nothing_from_a_running_job(
         assert "purged" in refused.stderr
         assert len(rows(new_home.ok("predictions", small[0], "--format", "csv"))) == 50
 
-        # when they are purged as a whole, while workers are at the other job
+        # when they are removed as a whole, while workers are at the other job
         new_home.ok("resume", big.id)
         removed = new_home.run("purge", "--jobs", "0")
         running.check_under_way()
         assert "removed: 2 jobs with 100 predictions" in removed.stderr, removed.stderr
 
-        # then that job ends well, and it was not removed when somebody asked for it too early
-        refused = new_home.run("purge", big.id)
-        assert (refused.returncode, refused.stdout) == (2, "")
-        assert f"labelmill cancel {big.id}" in refused.stderr
+        # then that job ends well
         running.check_it_ends_well(accuracy)
         assert Store(running.client.settings.store).folders("payloads") == [big.id]
 
