@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -135,7 +135,7 @@ class BareLoop:
 def _serve(plan: Plan, line: Connection) -> None:
     """One process: waits for a folder, classifies its share, answers; until the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the line
-    network = _load(plan)
+    network = load(plan)
     with contextlib.closing(Ledger(plan.url)) as database:
         line.send(None)
         with contextlib.suppress(EOFError):
@@ -145,7 +145,7 @@ def _serve(plan: Plan, line: Connection) -> None:
                 line.send(None)
 
 
-def _load(plan: Plan) -> Network:
+def load(plan: Plan) -> Network:
     """The model, traced for any number of images, on one thread."""
     import numpy as np
 
@@ -170,36 +170,47 @@ def _load(plan: Plan) -> Network:
 
 
 def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, database: Ledger) -> None:
+    paths = list_images(folder)
+    first = len(paths) * plan.number // plan.processes
+    last = len(paths) * (plan.number + 1) // plan.processes
+    for start in range(first, last, BATCH):
+        names = paths[start : min(start + BATCH, last)]
+        rows = classify(plan, job_id, start, names, list(map(read, names)), network)
+        write(database, rows)
+
+
+def classify(
+    plan: Plan, job_id: str, first: int, names: Sequence[str], contents: Sequence[bytes], network: Network
+) -> list[Row]:
+    """The rows of up to BATCH images, the first of which has that index."""
     import numpy as np
 
     from worker.predicting.decode import DEFAULT_LIMITS, decode
     from worker.predicting.plain_batch import decode_together
 
-    paths = list_images(folder)
-    first = len(paths) * plan.number // plan.processes
-    last = len(paths) * (plan.number + 1) // plan.processes
-    write = _insert if database.is_sqlite else _copy
-    pixels = np.empty((BATCH, *plan.spec.shape), np.uint8)
-    for start in range(first, last, BATCH):
-        names = paths[start : min(start + BATCH, last)]
-        contents: list[bytes | None] = list(map(_read, names))
-        together, decoded = decode_together(contents, plan.spec, DEFAULT_LIMITS)
+    together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
+    if len(together) < len(names):
+        decoded = pixels
+        pixels = np.empty((len(names), *plan.spec.shape), np.uint8)
         pixels[together] = decoded
-        for place in together:
-            contents[place] = None
-        for place, content in enumerate(contents):
-            if content is not None:
-                pixels[place] = decode(content, plan.spec)
-        answers = zip(names, *network(pixels[: len(names)]), strict=True)
-        rows = [
-            (job_id, index, name, plan.classes[label], confidence)
-            for index, (name, label, confidence) in enumerate(answers, start)
-        ]
-        with database.transaction() as connection:
-            write(connection.connection.driver_connection, rows)
+        for place in set(range(len(names))).difference(together):
+            pixels[place] = decode(contents[place], plan.spec)
+    answers = zip(names, *network(pixels), strict=True)
+    return [
+        (job_id, index, name, plan.classes[label], confidence)
+        for index, (name, label, confidence) in enumerate(answers, first)
+    ]
 
 
-def _read(path: str) -> bytes:
+def write(database: Ledger, rows: list[Row]) -> None:
+    """Writes them in one transaction."""
+    into = _insert if database.is_sqlite else _copy
+    with database.transaction() as connection:
+        into(connection.connection.driver_connection, rows)
+
+
+def read(path: str) -> bytes:
+    """All of a file's bytes."""
     file = os.open(path, os.O_RDONLY)
     content = os.read(file, _FILE_BYTES)
     os.close(file)

@@ -1,0 +1,234 @@
+"""What the pipeline's shape costs by itself: the bare loop, with a producer and payloads in between.
+
+    python -m benchmarks.shape --pictures photographs
+
+One process reads the files, packs them into payloads, hashes and keeps these as the pipeline does; the others
+take them, verify and unpack them, and go on as the bare loop does. There is no ledger but rows, no claim, no
+message but a line through a pipe, and nothing is asked of a file or a name: so much is lost to the pipeline
+whatever its code does. It takes turns with the pipeline and the bare loop, all in one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+from rich.table import Table
+
+from benchmarks.bare_loop import BATCH, BareLoop, Looped, Plan, classify, load, plans, read, write
+from benchmarks.check import check_rows
+from benchmarks.databases import Work, databases
+from benchmarks.images import ALL_IMAGES, Pictures, list_images, make_images
+from benchmarks.model import TrainedModel, train_once
+from benchmarks.pipeline import Pipeline
+from benchmarks.report import spread, three, write_measured
+from benchmarks.surroundings import (
+    PROCESSES,
+    RESULTS,
+    Json,
+    WorkDir,
+    kept_folder,
+    leave_developer_out,
+    run,
+    settings_in,
+    settle,
+    short_folder,
+)
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.console import Console, say, tells_errors
+from producer.drafts import MAX_CHUNK_BYTES
+
+ROUNDS: Final = 5
+
+
+class _Chunk(NamedTuple):
+    """What a worker has to know of a payload."""
+
+    job_id: str
+    first: int
+    images: int
+    key: str
+    sha256: str
+
+
+class Shape:
+    """A context manager: inside it the workers wait, warm, for `classify`."""
+
+    def __init__(self, plans: list[Plan], settings: Settings) -> None:
+        self._plans = plans
+        self._settings = settings
+        self._stack = contextlib.ExitStack()
+        self._chunks: Any = None
+        self._done: Any = None
+
+    def __enter__(self) -> Shape:
+        context = multiprocessing.get_context("spawn")
+        # A pipe each way: who takes the next chunk has it.
+        self._chunks, self._done = context.SimpleQueue(), context.SimpleQueue()
+        for plan in self._plans:
+            arguments = (plan, self._settings.store, self._chunks, self._done)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            self._stack.callback(process.join)
+            self._stack.callback(process.terminate)
+        for _ in self._plans:
+            self._done.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def classify(self, folder: Path) -> Looped:
+        """Classifies all images below the folder, once; this process is the producer."""
+        job_id, store = new_id(), Store(self._settings.store)
+        began = time.perf_counter()
+        chunks = 0
+        for first, names, contents in _drafts(list_images(folder), self._settings.chunk_images):
+            key = payload_key(job_id, new_id())
+            pieces = pack_payload(names, contents)
+            store.put(key, *pieces)
+            self._chunks.put(_Chunk(job_id, first, len(names), key, payload_digest(*pieces)))
+            chunks += 1
+        for _ in range(chunks):
+            self._done.get()
+        return Looped(job_id, time.perf_counter() - began)
+
+
+def _drafts(paths: list[str], chunk_images: int) -> Iterator[tuple[int, list[str], list[bytes]]]:
+    """The images of each chunk, after the number of those before it; as large as the pipeline's chunks."""
+    first, size = 0, 0
+    contents: list[bytes] = []
+    for place, path in enumerate(paths):
+        content = read(path)
+        if contents and (len(contents) == chunk_images or size + len(content) > MAX_CHUNK_BYTES):
+            yield first, paths[first:place], contents
+            first, size, contents = place, 0, []
+        contents.append(content)
+        size += len(content)
+    yield first, paths[first:], contents
+
+
+def _work(plan: Plan, store_url: str, chunks: Any, done: Any) -> None:
+    """One process: takes chunks until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends it
+    network, store = load(plan), Store(store_url)
+    with contextlib.closing(Ledger(plan.url)) as database:
+        done.put(None)
+        while True:
+            chunk: _Chunk = chunks.get()
+            payload = read_payload(store, chunk.key, chunk.sha256, images=chunk.images)
+            rows = []
+            for start in range(0, chunk.images, BATCH):
+                part = slice(start, start + BATCH)
+                contents = [content for content in payload.contents[part] if isinstance(content, bytes)]
+                rows += classify(
+                    plan, chunk.job_id, chunk.first + start, payload.names[part], contents, network
+                )
+            write(database, rows)
+            done.put(None)
+
+
+class _Round(NamedTuple):
+    """Seconds that each took."""
+
+    pipeline: float
+    shape: float
+    bare_loop: float
+
+
+@tells_errors
+def main(
+    work: Annotated[Work, typer.Option(help="Which database the rows go to.")] = Work.POSTGRESQL,
+    pictures: Annotated[Pictures, typer.Option(help="What is on the images.")] = Pictures.DIGITS,
+    rounds: Annotated[int, typer.Option(min=1, help="How many turns count; one more comes first.")] = ROUNDS,
+    work_dir: WorkDir = None,
+    json: Json = RESULTS,
+) -> None:
+    """Measure images a second of the pipeline, of its shape alone, and of the bare loop, in turns."""
+    leave_developer_out()
+    load_average = os.getloadavg()[0]
+    kept, images = kept_folder(work_dir), ALL_IMAGES[pictures]
+    model = train_once(kept)
+    folder = make_images(pictures, images, Settings.load(home=kept / "model"), kept)
+    measured = _measure(work, model, folder, images, rounds)
+    name = f"shape-{work if pictures == Pictures.DIGITS else pictures}"
+    _print(name, images, measured)
+    found = {
+        "images": images,
+        "images_per_second": {
+            side: spread([images / getattr(one, side) for one in measured]) for side in _Round._fields
+        },
+        "efficiency": {
+            side: round(median(one.bare_loop / getattr(one, side) for one in measured), 4)
+            for side in ("pipeline", "shape")
+        },
+        "rounds_seconds": [one._asdict() for one in measured],
+    }
+    say(f"written to {write_measured(name, found, json, load_average)}")
+
+
+def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds: int) -> list[_Round]:
+    with short_folder() as home, databases(work, home) as both:
+        settings = settings_in(home, both.pipeline, PROCESSES)
+        bare = plans(both.bare_loop, model, PROCESSES)
+        with (
+            Pipeline(settings, model) as pipeline,
+            Shape(bare[:PROCESSES], settings) as shape,
+            BareLoop(bare) as bare_loop,
+        ):
+            pipeline.warm_up(folder)
+            measured: list[_Round] = []
+            for number in range(rounds + 1):
+                settle(both.settle)
+                ours = pipeline.classify(folder)
+                settle(both.settle)
+                shaped = shape.classify(folder)
+                settle(both.settle)
+                theirs = bare_loop.classify(folder)
+                for job in ((both.pipeline, ours.job_id), (both.bare_loop, shaped.job_id)):
+                    check_rows(job, (both.bare_loop, theirs.job_id), images=images)
+                one = _Round(ours.seconds, shaped.seconds, theirs.seconds)
+                counted = f"round {number} of {rounds}" if number else "not counted"
+                say(
+                    f"{counted}: "
+                    + ", ".join(f"{side} {images / s:,.0f}" for side, s in one._asdict().items())
+                )
+                if number:
+                    measured.append(one)
+    return measured
+
+
+def _print(name: str, images: int, measured: list[_Round]) -> None:
+    table = Table(title=f"{name}: {images:,} images, {len(measured)} rounds")
+    table.add_column("")
+    for heading in ("median", "least", "most"):
+        table.add_column(heading, justify="right")
+    for side in _Round._fields:
+        figures = three([images / getattr(one, side) for one in measured])
+        table.add_row(f"{side.replace('_', ' ')}, images/s", *(f"{figure:,.0f}" for figure in figures))
+    for label, over, under in (
+        ("pipeline's efficiency", "bare_loop", "pipeline"),
+        ("its shape's", "bare_loop", "shape"),
+        ("pipeline over shape", "shape", "pipeline"),
+    ):
+        ratios = three([getattr(one, over) / getattr(one, under) for one in measured])
+        table.add_row(label, *(f"{ratio:.2f}" for ratio in ratios))
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m benchmarks.shape"
+    run(main)
