@@ -14,6 +14,8 @@ from jobs.errors import ErrorCode, ImageError
 #: O_NONBLOCK: should a FIFO have taken the file's place since it was listed, opening it must not hang.
 OPEN: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
+_OPEN_NO_LINK: Final = OPEN | os.O_NOFOLLOW
+
 #: Of a file that is longer than it says, read at a time.
 _PART_BYTES: Final = 1024 * 1024
 
@@ -25,7 +27,7 @@ def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
     more than `max_bytes` (`too_large`).
     """
     try:
-        descriptor = os.open(path, OPEN if follow else OPEN | os.O_NOFOLLOW)
+        descriptor = os.open(path, OPEN if follow else _OPEN_NO_LINK)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
             raise _not_regular() from None
@@ -34,11 +36,12 @@ def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _not_regular()
-        if status.st_size > max_bytes:
+        size = status.st_size
+        if size > max_bytes:
             raise too_large(max_bytes)
         # One byte more than it should have: a short answer is the end of the file, without a second read.
-        data = os.read(descriptor, status.st_size + 1)
-        if len(data) != status.st_size:  # it is growing or shrinking as it is read
+        data = os.read(descriptor, size + 1)
+        if len(data) != size:  # it is growing or shrinking as it is read
             data += read_up_to(
                 max_bytes + 1 - len(data), lambda size: os.read(descriptor, min(size, _PART_BYTES))
             )

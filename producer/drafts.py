@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -12,7 +12,7 @@ from jobs.limits import JobLimits
 from jobs.payloads import Content
 from jobs.references import Reference, Roots
 from jobs.remote import is_url
-from producer.sources import SourceImage
+from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 
 #: A chunk is closed before it grows beyond this many bytes of images and their names: it is held in memory
@@ -37,14 +37,38 @@ class ChunkDraft:
     names_size: int = 0  # in bytes
     is_all: bool = False  # of its job: there is no other
 
+    def add(self, names: Sequence[str], contents: Sequence[Content], size: int, most: int) -> bool:
+        """False, and nothing is added, where the chunk would then have more than `most` images or too many
+        bytes; a single one always has room in an empty chunk. `size`: of these images, in bytes.
+        """
+        named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
+        full = (
+            len(self.names) + len(names) > most
+            or self.size + self.names_size + size + named > MAX_CHUNK_BYTES
+        )
+        if full and (self.names or len(names) > 1):
+            return False
+        self.names += names
+        self.contents += contents
+        self.size += size
+        self.names_size += named
+        return True
 
-def items_of(images: Iterable[SourceImage], roots: Roots | None) -> Iterator[Item]:
+
+def items_of(
+    images: Iterable[SourceImage | SourceImages], roots: Roots | None
+) -> Iterator[Item | SourceImages]:
     """What a payload holds of each image: its bytes, where they are below these roots, or its error. Raises
     SourceError for one that must be a reference and cannot be.
     """
-    for image in images:
-        name, data, _, url = image
-        yield name, _content(image, roots) if roots is not None or data is None else data, url
+    for found in images:
+        if isinstance(found, SourceImage):
+            yield found.name, _content(found, roots), found.url
+        elif roots is None:
+            yield found
+        else:
+            for image in found.one_by_one():
+                yield image.name, _content(image, roots), image.url
 
 
 def _content(image: SourceImage, roots: Roots | None) -> Content:
@@ -68,25 +92,27 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 
 
-def drafts_of(items: Iterable[Item], chunk_images: int) -> Iterator[ChunkDraft]:
+def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[ChunkDraft]:
     """Chunks of so many images, or of fewer where they are large or come from URLs."""
-    yielded, draft = False, ChunkDraft()
     fetched = min(chunk_images, MAX_CHUNK_URLS)
-    for name, content, url in items:
-        size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
-        # The cheap question first: it is asked once an image.
-        most = fetched if url is not None and "://" in url and is_url(url) else chunk_images
-        named = name_bytes(name)
-        held = draft.size + draft.names_size
-        if draft.names and (len(draft.names) >= most or held + size + named > MAX_CHUNK_BYTES):
-            yield draft
-            yielded, draft = True, ChunkDraft()
-        draft.names.append(name)
-        draft.contents.append(content)
-        draft.size += size
-        draft.names_size += named
+    draft, chunks = ChunkDraft(), 0
+    for found in items:
+        each: Iterable[Item]
+        if not isinstance(found, SourceImages):
+            each = (found,)
+        else:
+            if draft.add(found.names, found.data, sum(map(len, found.data)), chunk_images):
+                continue
+            each = zip(*found, strict=True)
+        for name, content, url in each:
+            size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
+            most = fetched if url is not None and is_url(url) else chunk_images
+            if not draft.add((name,), (content,), size, most):
+                yield draft
+                draft, chunks = ChunkDraft(), chunks + 1
+                draft.add((name,), (content,), size, most)
     if draft.names:
-        draft.is_all = not yielded
+        draft.is_all = not chunks
         yield draft
 
 

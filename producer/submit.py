@@ -147,7 +147,8 @@ def submit(
             "that every worker reaches, for producers and workers alike, or leave out --by-reference."
         )
 
-    drafts = within(limits, drafts_of(items_of(images, by_reference), chunk_images))
+    found = images.together() if isinstance(images, Sources) else images
+    drafts = within(limits, drafts_of(items_of(found, by_reference), chunk_images))
     first = next(drafts, None)
     if first is None:
         raise SourceError(f"There is no image in what was named{_passed_over(images)}: nothing is submitted.")

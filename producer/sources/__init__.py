@@ -17,21 +17,21 @@ from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
 from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
-from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, extension, failed
+from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, SourceImages, extension, failed
 from producer.sources.patterns import folder_of, is_pattern, matches
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
 from producer.sources.zips import check_zip, read_zip
 
-__all__ = ["SourceImage", "Sources"]
+__all__ = ["SourceImage", "SourceImages", "Sources"]
 
 _STDIN = "-"
 
 _DEFAULT_MAX_BYTES = ImageLimits().max_bytes
 _DEFAULT_ARCHIVES = ArchiveLimits()
 
-_Reader = Callable[[str, Reading], Iterator[SourceImage]]
+_Reader = Callable[[str, Reading], Iterator[SourceImage | SourceImages]]
 
 
 class Sources:
@@ -75,12 +75,21 @@ class Sources:
         return self._reading.first_unreadable
 
     def __iter__(self) -> Iterator[SourceImage]:
+        for found in self.together():
+            if isinstance(found, SourceImages):
+                yield from found.one_by_one()
+            else:
+                yield found
+
+    def together(self) -> Iterator[SourceImage | SourceImages]:
+        """The same in the same order; those that were read together are handed on so."""
         self._reading = Reading(*self._limits)
         return self._read(self._reading)
 
-    def _read(self, reading: Reading) -> Iterator[SourceImage]:
+    def _read(self, reading: Reading) -> Iterator[SourceImage | SourceImages]:
         for source, reader in self._sources:
-            yield from map(reading.taken, reader(source, reading))
+            for found in reader(source, reading):
+                yield found if isinstance(found, SourceImages) else reading.taken(found)
 
     def _reader_of(self, source: str) -> _Reader:
         """Who reads a named source. Raises SourceError where nobody could."""
@@ -105,7 +114,7 @@ class Sources:
             return _read_pattern
         return _reader_for(source, mode, self._reading)
 
-    def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG002 - a reader's signature
+    def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:
             raise SourceError(
                 "stdin was read already and can't be read again: save its paths to a file first"
@@ -165,7 +174,7 @@ def _check_pattern(pattern: str, advice: str) -> None:
     raise SourceError(f"no file matches {shown(pattern)}: {advice}")
 
 
-def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
+def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
     root = folder_of(pattern)
     for path, resolved, leaves, trouble in matches(pattern):
         if trouble is not None:
@@ -178,7 +187,7 @@ def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage]:
 
 def _read_unchecked(
     path: str, reading: Reading, *, root: str | None = None, resolved: str | None = None
-) -> Iterator[SourceImage]:
+) -> Iterator[SourceImage | SourceImages]:
     """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself.
 
     `root`: the folder that no symlink below the path may leave; left out, that is the path. `resolved`: where
@@ -208,7 +217,7 @@ def _read_unchecked(
         yield failed(shown(path), ErrorCode.CORRUPT, str(error))
 
 
-def _read_unchecked_url(url: str, reading: Reading) -> Iterator[SourceImage]:
+def _read_unchecked_url(url: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
     try:
         path = _path(url)
         yield from read_remote(url, reading) if path == url else _read_unchecked(path, reading)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 from typing import Final
@@ -16,10 +17,23 @@ from typing import Final
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import OPEN, read_regular, why
 from jobs.text import storable
-from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_image_name
+from producer.sources.image import (
+    Reading,
+    SourceImage,
+    SourceImages,
+    failed,
+    is_hidden,
+    is_image_name,
+    is_short,
+)
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
 WINDOW = 65_536
+
+#: So many bytes of a folder's files are handed on together, where each file weighs so many more than it has:
+#: 256 files at the most.
+_MANY: Final = 1024 * 1024
+_FILE: Final = 4096
 
 _LEAVES: Final = "a symlink that leaves its folder"
 
@@ -81,7 +95,7 @@ def is_below(resolved: str, root: str) -> bool:
     return resolved == root or resolved.startswith(os.path.join(root, ""))
 
 
-def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterator[SourceImage]:
+def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterator[SourceImage | SourceImages]:
     """Every image below a folder, depth first, each folder's entries in the order of their names.
 
     Entries are sorted in windows of WINDOW, as the system lists them: memory stays the same for millions of
@@ -98,21 +112,31 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     levels = [(path, entries(path))]
     while levels:
         folder, listing = levels[-1]
+        gathered = _Gathered(reading.max_bytes)
         try:
             for entry in listing:
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    levels.append((entry.path, entries(entry.path)))
+                path = entry.path
+                other = None
+                if entry.is_file(follow_symlinks=False):
+                    if is_image_name(entry.name):
+                        other = gathered.read(path, prefix + storable(path[cut:]))
+                    else:
+                        reading.skipped += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    levels.append((path, entries(path)))
                     break
-                image = _entry(entry, prefix + storable(entry.path[cut:]), root, reading)
-                if image is not None:
-                    yield image
+                else:
+                    other = _special(entry, prefix + storable(path[cut:]), root, reading)
+                if other is not None or gathered.weight >= _MANY:
+                    yield from gathered.taken(other)
             else:
                 levels.pop()
+            yield from gathered.taken()
         except OSError as error:
             levels.pop()
-            yield failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error))
+            yield from gathered.taken(failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error)))
 
 
 def entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -122,8 +146,40 @@ def entries(folder: str) -> Iterator[os.DirEntry[str]]:
             yield from window
 
 
-def _entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
-    """The image of one entry that is no folder; None where it is passed over."""
+@dataclass(slots=True)
+class _Gathered:
+    """Files of one folder that were read and have not been handed on."""
+
+    max_bytes: int  # of one file
+    weight: int = 0
+    images: SourceImages = field(default_factory=lambda: SourceImages([], [], []))
+
+    def read(self, path: str, name: str) -> SourceImage | None:
+        """Reads one file more; gives back what does not belong here: an error, or one with a long name."""
+        try:
+            data = read_regular(path, max_bytes=self.max_bytes, follow=False)
+        except (ImageError, OSError) as error:
+            return _unread(name, error)
+        if not is_short(name):
+            return SourceImage(name, data, None, path)
+        names, contents, paths = self.images
+        names.append(name)
+        contents.append(data)
+        paths.append(path)
+        self.weight += len(data) + _FILE
+        return None
+
+    def taken(self, other: SourceImage | None = None) -> list[SourceImage | SourceImages]:
+        """What there is, of which none is left here, and after it the other one."""
+        found: list[SourceImage | SourceImages] = []
+        if self.images.names:
+            found.append(self.images)
+            self.images, self.weight = SourceImages([], [], []), 0
+        return found if other is None else [*found, other]
+
+
+def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
+    """What is said of an entry that is neither a file nor a folder; None where it is passed over."""
     path = entry.path
     if entry.is_symlink():
         # Read what it was resolved to, without following anything more: it may change in between.
@@ -134,7 +190,7 @@ def _entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> S
             return None
         regular = not os.path.exists(path) or os.path.isfile(path)
     else:
-        regular = entry.is_file(follow_symlinks=False) or not os.path.lexists(path)
+        regular = not os.path.lexists(path)
     if not regular:
         return failed(name, ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
     if not is_image_name(entry.name):
@@ -147,8 +203,13 @@ def _load(path: str, name: str, max_bytes: int, *, follow: bool = True) -> Sourc
     """Read one file, or say why not."""
     try:
         data = read_regular(path, max_bytes=max_bytes, follow=follow)
-    except ImageError as error:
-        return SourceImage(name, None, error)
-    except OSError as error:
-        return failed(name, ErrorCode.SOURCE_MISSING, why(error))
+    except (ImageError, OSError) as error:
+        return _unread(name, error)
     return SourceImage(name, data, None, path)
+
+
+def _unread(name: str, error: ImageError | OSError) -> SourceImage:
+    """What is said of a file that could not be read."""
+    if isinstance(error, ImageError):
+        return SourceImage(name, None, error)
+    return failed(name, ErrorCode.SOURCE_MISSING, why(error))

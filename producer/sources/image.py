@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -32,6 +33,20 @@ class SourceImage(NamedTuple):
     url: str | None = None  # the path or URL it was read from; None where it is a part of a file
 
 
+class SourceImages(NamedTuple):
+    """Images that follow one another, each with its bytes and a name that is short enough: what most are, and
+    one step for many of them.
+    """
+
+    names: list[str]
+    data: list[bytes]
+    paths: list[str]  # that they were read from
+
+    def one_by_one(self) -> Iterator[SourceImage]:
+        """Each by itself."""
+        return (SourceImage(name, data, None, path) for name, data, path in zip(*self, strict=True))
+
+
 @dataclass(slots=True)
 class Reading:
     """One pass over the sources: the limits it keeps, and what was not as it should be."""
@@ -58,11 +73,15 @@ def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
 
 def well_named(image: SourceImage) -> SourceImage:
     """The image; or, where its name is too long, an error that has the beginning of it."""
-    # The cheap question first: no character takes more than 4 bytes.
-    if len(image.name) * 4 <= MAX_NAME_BYTES or name_bytes(image.name) <= MAX_NAME_BYTES:
+    if is_short(image.name) or name_bytes(image.name) <= MAX_NAME_BYTES:
         return image
     name = f"{image.name[:_KEPT_NAME]}..."
     return failed(name, ErrorCode.SOURCE_FORBIDDEN, f"a name of more than {MAX_NAME_BYTES:,} bytes")
+
+
+def is_short(name: str) -> bool:
+    """Whether a name is far from too long: the cheap question. No character takes more than 4 bytes."""
+    return len(name) * 4 <= MAX_NAME_BYTES
 
 
 def name_bytes(name: str) -> int:
@@ -77,7 +96,10 @@ def extension(name: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of a folder or archive is taken: an image's extension, or none at all."""
-    return "." not in name or extension(name) in IMAGE_EXTENSIONS
+    # As most are written first: it is asked once an image.
+    return (
+        name.rpartition(".")[2] in IMAGE_EXTENSIONS or "." not in name or extension(name) in IMAGE_EXTENSIONS
+    )
 
 
 def is_hidden(name: str) -> bool:

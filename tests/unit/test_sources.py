@@ -14,7 +14,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ import pytest
 from jobs.errors import ErrorCode, SourceError
 from jobs.text import storable
 from producer import sources as sources_module
-from producer.sources import SourceImage, Sources, files
+from producer.sources import SourceImage, SourceImages, Sources, files
 from producer.sources.lines import read_lines
 
 KINDS = (
@@ -62,6 +62,12 @@ def put(path: str, data: bytes = b"x") -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources are named as a person in tmp_path would name them."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a folder are read when they are asked for, and not some before."""
+    monkeypatch.setattr(files, "_MANY", 1)
 
 
 @pytest.fixture
@@ -296,6 +302,7 @@ def test_a_folders_entries_are_sorted_in_windows(monkeypatch: pytest.MonkeyPatch
     assert [image.name for image in sources] == found
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_large_folder_takes_the_memory_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(2000):
         put(f"photos/{number:05}.png")
@@ -312,6 +319,31 @@ def test_a_large_folder_takes_the_memory_of_one_window(monkeypatch: pytest.Monke
     assert peak(100) < peak(2000) / 4
 
 
+def test_files_of_a_folder_are_handed_on_together_so_many_and_so_many_bytes() -> None:
+    # Given small files, large ones, and between them what is no file with an image's bytes
+    for number in range(600):
+        put(f"photos/a{number:03}.png")
+    os.mkfifo("photos/b.png")
+    for number in range(5):
+        put(f"photos/c{number}.png", b"x" * 400_000)
+    put("photos/d/1.png")
+    put("photos/e.png", b"x" * 3_000_000)
+
+    # When they are read, Then no more come together than may, and nothing with what has no bytes
+    found = list(Sources(["photos"]).together())
+    sizes = [len(one.names) if isinstance(one, SourceImages) else 1 for one in found]
+    assert sizes == [256, 256, 88, 1, 3, 2, 1, 1]
+    assert [type(one) for one in found].index(SourceImage) == 3
+
+    # And one by one they are the same in the same order
+    each = chain.from_iterable(one.one_by_one() if isinstance(one, SourceImages) else [one] for one in found)
+    alone = outcomes(Sources(["photos"]))
+    assert alone == [outcome(image) for image in each]
+    assert [name for name, _ in alone] == sorted(name for name, _ in alone)
+    assert len(alone) == 608
+
+
+@pytest.mark.usefixtures("one_by_one")
 def test_a_file_of_a_folder_that_vanishes_stops_only_itself() -> None:
     for name in ["a.png", "b.png", "c.png"]:
         put(f"photos/{name}")
@@ -386,6 +418,7 @@ def test_a_symlink_within_the_folder_is_read_and_one_that_leaves_it_is_forbidden
 
 
 @pytest.mark.usefixtures("in_time")
+@pytest.mark.usefixtures("one_by_one")
 def test_a_file_of_a_folder_swapped_for_a_symlink_is_not_followed() -> None:
     put("secret.png", b"secret")
     put("photos/a.png")
@@ -416,6 +449,7 @@ def test_a_fifo_or_socket_in_a_folder_is_forbidden_and_its_neighbours_go_on() ->
         ]
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_what_vanishes_from_a_folder_is_missing_whatever_it_was() -> None:
     put("photos/a.png")
     os.mkfifo("photos/b.png")
