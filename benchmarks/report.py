@@ -90,19 +90,26 @@ class Result:
 
 def print_result(result: Result, console: Console) -> None:
     """A row a side, and one for the ratio of each pair."""
-    table = Table(
-        title=f"{result.images:,} {result.pictures} to {result.work} rows, "
+    title = (
+        f"{result.images:,} {result.pictures} to {result.work} rows, "
         f"{result.settings.processes} worker processes, {len(result.rounds)} rounds"
     )
+    rows = {
+        "pipeline, images/s": [result.images / one.pipeline for one in result.rounds],
+        "bare loop, images/s": [result.images / one.bare_loop for one in result.rounds],
+        "producer alone through, s": [one.submit for one in result.rounds],
+        "efficiency": [one.efficiency for one in result.rounds],
+    }
+    print_spreads(title, rows, console)
+
+
+def print_spreads(title: str, rows: dict[str, list[float]], console: Console) -> None:
+    """The median, the least and the most of each row's figures, by what they are called."""
+    table = Table(title=title)
     table.add_column("")
     for heading in ("median", "least", "most"):
         table.add_column(heading, justify="right")
-    for name, figures in (
-        ("pipeline, images/s", [result.images / one.pipeline for one in result.rounds]),
-        ("bare loop, images/s", [result.images / one.bare_loop for one in result.rounds]),
-        ("producer alone through, s", [one.submit for one in result.rounds]),
-        ("efficiency", [one.efficiency for one in result.rounds]),
-    ):
+    for name, figures in rows.items():
         style = ",.0f" if "images" in name else ".2f"
         table.add_row(name, *(format(figure, style) for figure in three(figures)))
     console.print(table)

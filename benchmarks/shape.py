@@ -22,7 +22,6 @@ from statistics import median
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from rich.table import Table
 
 from benchmarks.bare_loop import BATCH, BareLoop, Looped, Plan, classify, load, plans, read, write
 from benchmarks.check import check_rows
@@ -30,7 +29,7 @@ from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_IMAGES, Pictures, list_images, make_images
 from benchmarks.model import TrainedModel, train_once
 from benchmarks.pipeline import Pipeline
-from benchmarks.report import spread, three, write_measured
+from benchmarks.report import print_spreads, spread, write_measured
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
@@ -212,21 +211,16 @@ def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds:
 
 
 def _print(name: str, images: int, measured: list[_Round]) -> None:
-    table = Table(title=f"{name}: {images:,} images, {len(measured)} rounds")
-    table.add_column("")
-    for heading in ("median", "least", "most"):
-        table.add_column(heading, justify="right")
-    for side in _Round._fields:
-        figures = three([images / getattr(one, side) for one in measured])
-        table.add_row(f"{side.replace('_', ' ')}, images/s", *(f"{figure:,.0f}" for figure in figures))
-    for label, over, under in (
-        ("pipeline's efficiency", "bare_loop", "pipeline"),
-        ("its shape's", "bare_loop", "shape"),
-        ("pipeline over shape", "shape", "pipeline"),
-    ):
-        ratios = three([getattr(one, over) / getattr(one, under) for one in measured])
-        table.add_row(label, *(f"{ratio:.2f}" for ratio in ratios))
-    Console(highlight=False).print(table)
+    rows = {
+        f"{side.replace('_', ' ')}, images/s": [images / getattr(one, side) for one in measured]
+        for side in _Round._fields
+    }
+    rows |= {
+        "pipeline's efficiency": [one.bare_loop / one.pipeline for one in measured],
+        "its shape's": [one.bare_loop / one.shape for one in measured],
+        "pipeline over shape": [one.shape / one.pipeline for one in measured],
+    }
+    print_spreads(f"{name}: {images:,} images, {len(measured)} rounds", rows, Console(highlight=False))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _VERSION_WITH_REFERENCES: Final = 2
 _UNICODE_ERRORS: Final = "surrogateescape"
 
 #: An image from this size on is a piece of its own, and never copied: a copy of all costs photographs a
-#: fifth of what a producer has to do for them, and twice the chunk's memory.
+#: fifth of what a producer has to do for them, and three times the chunk's memory.
 _LARGE: Final = 16 * 1024
 
 #: Before the bytes of such a piece: msgpack's `bin 32` (its specification, "bin format family").

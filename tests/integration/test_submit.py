@@ -1154,7 +1154,7 @@ def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch)
         yield from images(5)
         begun.set()
         assert waited_for.wait(30)
-        time.sleep(0.3)
+        time.sleep(0.3)  # for some thirty looks, of which none may say it again
 
     def say(job_id: str) -> None:
         said.append(job_id)

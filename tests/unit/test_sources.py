@@ -417,8 +417,7 @@ def test_a_symlink_within_the_folder_is_read_and_one_that_leaves_it_is_forbidden
     assert sources.skipped == 1
 
 
-@pytest.mark.usefixtures("in_time")
-@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.usefixtures("in_time", "one_by_one")
 def test_a_file_of_a_folder_swapped_for_a_symlink_is_not_followed() -> None:
     put("secret.png", b"secret")
     put("photos/a.png")
