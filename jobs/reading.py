@@ -19,6 +19,9 @@ _OPEN_NO_LINK: Final = OPEN | os.O_NOFOLLOW
 #: Of a file that is longer than it says, read at a time.
 _PART_BYTES: Final = 1024 * 1024
 
+#: From here on a file is large enough to be asked what it is.
+_LARGE: Final = 64 * 1024
+
 
 def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
     """All bytes of a regular file. Without `follow`, a symlink in its place is an error.
@@ -33,18 +36,25 @@ def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
             raise _not_regular() from None
         raise
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        # Of a small file only its end is asked for, in a third of the time: a pipe and a socket have none, a
+        # device says 0 or something large, and a folder cannot be read.
+        try:
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+        except OSError:
+            size = 0
+        if not 0 < size < _LARGE and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise _not_regular()
-        size = status.st_size
         if size > max_bytes:
             raise too_large(max_bytes)
         # One byte more than it should have: a short answer is the end of the file, without a second read.
-        data = os.read(descriptor, size + 1)
+        data = os.pread(descriptor, size + 1, 0)
         if len(data) != size:  # it is growing or shrinking as it is read
+            os.lseek(descriptor, len(data), os.SEEK_SET)
             data += read_up_to(
                 max_bytes + 1 - len(data), lambda size: os.read(descriptor, min(size, _PART_BYTES))
             )
+    except IsADirectoryError:
+        raise _not_regular() from None
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def all_storable(names: Iterable[str]) -> list[str]:
+    """Many names, each as `storable` gives it: nearly all are stored as they are, which is asked once."""
+    names = list(names)
+    together = "".join(names)
+    if together.isascii() and "\0" not in together:
+        return names
+    return list(map(storable, names))
+
 
 def storable(name: str) -> str:
     r"""The name in a form that every database takes: valid UTF-8 without U+0000.

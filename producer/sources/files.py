@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import OPEN, read_regular, why
-from jobs.text import storable
+from jobs.text import all_storable, storable
 from producer.sources.image import (
     Reading,
     SourceImage,
@@ -25,6 +25,7 @@ from producer.sources.image import (
     is_hidden,
     is_image_name,
     is_short,
+    is_usual_name,
 )
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
@@ -106,29 +107,29 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     """
     root = os.path.realpath(path if root is None else root)
     name = shown(path)
-    prefix = "" if name == "." else name.rstrip("/") + "/"
-    cut = len(os.path.join(path, ""))
+    called = _Called("" if name == "." else name.rstrip("/") + "/", len(os.path.join(path, "")))
     # A stack and not recursion: a tree may be deeper than Python's.
     levels = [(path, entries(path))]
     while levels:
         folder, listing = levels[-1]
-        gathered = _Gathered(reading.max_bytes)
+        gathered = _Gathered(called, reading.max_bytes)
         try:
             for entry in listing:
-                if is_hidden(entry.name):
-                    continue
-                path = entry.path
                 other = None
-                if entry.is_file(follow_symlinks=False):
+                if is_usual_name(entry.name) and entry.is_file(follow_symlinks=False):
+                    other = gathered.read(entry.path)
+                elif is_hidden(entry.name):
+                    continue
+                elif entry.is_file(follow_symlinks=False):
                     if is_image_name(entry.name):
-                        other = gathered.read(path, prefix + storable(path[cut:]))
+                        other = gathered.read(entry.path)
                     else:
                         reading.skipped += 1
                 elif entry.is_dir(follow_symlinks=False):
-                    levels.append((path, entries(path)))
+                    levels.append((entry.path, entries(entry.path)))
                     break
                 else:
-                    other = _special(entry, prefix + storable(path[cut:]), root, reading)
+                    other = _special(entry, called(entry.path), root, reading)
                 if other is not None or gathered.weight >= _MANY:
                     yield from gathered.taken(other)
             else:
@@ -146,36 +147,53 @@ def entries(folder: str) -> Iterator[os.DirEntry[str]]:
             yield from window
 
 
+class _Called(NamedTuple):
+    """What the files below a named folder are called in the results."""
+
+    prefix: str  # the folder, as it was named
+    cut: int  # of a path, in characters: the part that stands for the folder
+
+    def __call__(self, path: str) -> str:
+        return self.prefix + storable(path[self.cut :])
+
+    def all(self, paths: list[str]) -> list[str]:
+        """The same of many."""
+        prefix, cut = self
+        return all_storable([prefix + path[cut:] for path in paths])
+
+
 @dataclass(slots=True)
 class _Gathered:
     """Files of one folder that were read and have not been handed on."""
 
+    called: _Called
     max_bytes: int  # of one file
     weight: int = 0
-    images: SourceImages = field(default_factory=lambda: SourceImages([], [], []))
+    paths: list[str] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
 
-    def read(self, path: str, name: str) -> SourceImage | None:
-        """Reads one file more; gives back what does not belong here: an error, or one with a long name."""
+    def read(self, path: str) -> SourceImage | None:
+        """Reads one file more; gives back why, where it cannot be read."""
         try:
             data = read_regular(path, max_bytes=self.max_bytes, follow=False)
         except (ImageError, OSError) as error:
-            return _unread(name, error)
-        if not is_short(name):
-            return SourceImage(name, data, None, path)
-        names, contents, paths = self.images
-        names.append(name)
-        contents.append(data)
-        paths.append(path)
+            return _unread(self.called(path), error)
+        self.paths.append(path)
+        self.contents.append(data)
         self.weight += len(data) + _FILE
         return None
 
-    def taken(self, other: SourceImage | None = None) -> list[SourceImage | SourceImages]:
+    def taken(self, other: SourceImage | None = None) -> Iterator[SourceImage | SourceImages]:
         """What there is, of which none is left here, and after it the other one."""
-        found: list[SourceImage | SourceImages] = []
-        if self.images.names:
-            found.append(self.images)
-            self.images, self.weight = SourceImages([], [], []), 0
-        return found if other is None else [*found, other]
+        if self.paths:
+            found = SourceImages(self.called.all(self.paths), self.contents, self.paths)
+            self.paths, self.contents, self.weight = [], [], 0
+            if is_short(max(found.names, key=len)):
+                yield found
+            else:
+                yield from found.one_by_one()
+        if other is not None:
+            yield other
 
 
 def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:

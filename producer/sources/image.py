@@ -94,12 +94,14 @@ def extension(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def is_usual_name(name: str) -> bool:
+    """Whether it is an image's name as most are written, and not hidden: the cheap question."""
+    return name.rpartition(".")[2] in IMAGE_EXTENSIONS and name[0] != "."
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file of a folder or archive is taken: an image's extension, or none at all."""
-    # As most are written first: it is asked once an image.
-    return (
-        name.rpartition(".")[2] in IMAGE_EXTENSIONS or "." not in name or extension(name) in IMAGE_EXTENSIONS
-    )
+    return "." not in name or extension(name) in IMAGE_EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
 import tracemalloc
 from collections.abc import Iterator
@@ -47,20 +46,6 @@ def folder(tmp_path: Path) -> Path:
     put(tmp_path / "data2" / "a.png")
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
-
-
-@pytest.fixture
-def in_time() -> Iterator[None]:
-    """Fail, instead of hanging, where something that blocks is opened."""
-
-    def give_up(_number: int, _frame: object) -> None:
-        raise AssertionError("opened something that blocks")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, 5)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 # ---- below a folder -----------------------------------------------------------------------------------

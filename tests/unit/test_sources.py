@@ -7,13 +7,11 @@ import inspect
 import io
 import os
 import shutil
-import signal
 import socket
 import struct
 import sys
 import tracemalloc
 import zlib
-from collections.abc import Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,20 +66,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a folder are read when they are asked for, and not some before."""
     monkeypatch.setattr(files, "_MANY", 1)
-
-
-@pytest.fixture
-def in_time() -> Iterator[None]:
-    """Fail, instead of hanging, where something that blocks is opened."""
-
-    def give_up(signum: int, frame: object) -> None:  # noqa: ARG001 - a signal handler's signature
-        raise AssertionError("opened something that blocks")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, 5)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 # Files

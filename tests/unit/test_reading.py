@@ -1,0 +1,87 @@
+"""Reading a file: what is no regular one is refused, however it came to stand there, and nothing blocks."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from jobs import reading
+from jobs.errors import ErrorCode, ImageError
+from jobs.reading import read_regular
+
+pytestmark = pytest.mark.usefixtures("in_time")
+
+LIMIT = 200_000
+
+
+def code_of(path: Path | str, *, max_bytes: int = LIMIT) -> ErrorCode:
+    with pytest.raises(ImageError) as caught:
+        read_regular(str(path), max_bytes=max_bytes)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("size", [0, 1, 4_096, 65_535, 65_536, 65_537, LIMIT])
+def test_all_of_a_file_is_read_up_to_the_limit(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "a.png").write_bytes(content)
+    assert read_regular(str(tmp_path / "a.png"), max_bytes=LIMIT) == content
+    assert read_regular(str(tmp_path / "a.png"), max_bytes=size) == content
+    if size:
+        assert code_of(tmp_path / "a.png", max_bytes=size - 1) == ErrorCode.TOO_LARGE
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/full"])
+def test_a_device_is_refused(device: str) -> None:
+    assert code_of(device) == ErrorCode.SOURCE_FORBIDDEN
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert code_of(tmp_path) == ErrorCode.SOURCE_FORBIDDEN
+
+
+def test_a_socket_is_refused(short_folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_folder / "socket.png"))
+        assert code_of(short_folder / "socket.png") == ErrorCode.SOURCE_FORBIDDEN
+
+
+def test_a_pipe_is_refused_though_it_holds_a_whole_picture(tmp_path: Path) -> None:
+    # Given a pipe, empty at first
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert code_of(pipe) == ErrorCode.SOURCE_FORBIDDEN
+
+    # And then with bytes that wait to be read
+    both_ends = os.open(pipe, os.O_RDWR)
+    try:
+        os.write(both_ends, b"pixels")
+        assert code_of(pipe) == ErrorCode.SOURCE_FORBIDDEN
+        # Nothing was taken out of it
+        assert os.read(both_ends, 100) == b"pixels"
+    finally:
+        os.close(both_ends)
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+@pytest.mark.parametrize("said", [-60, 60])
+def test_a_file_that_grows_or_shrinks_as_it_is_read_is_read_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, said: int
+) -> None:
+    # Given a file that says it is shorter, or longer, than it turns out to be
+    content = os.urandom(size)
+    (tmp_path / "a.png").write_bytes(content)
+    real = os.lseek
+
+    def lseek(descriptor: int, offset: int, whence: int) -> int:
+        found = real(descriptor, offset, whence)
+        return found + said if whence == os.SEEK_END else found
+
+    monkeypatch.setattr(reading.os, "lseek", lseek)
+    assert read_regular(str(tmp_path / "a.png"), max_bytes=LIMIT) == content
+
+    # And one that grows beyond the limit is too large
+    if said < 0:
+        assert code_of(tmp_path / "a.png", max_bytes=size - 1) == ErrorCode.TOO_LARGE
