@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     literal,
     text,
 )
@@ -111,8 +112,12 @@ class db_now(FunctionElement[datetime]):  # noqa: N801 -- reads as the SQL funct
     inherit_cache = True
     type = UtcTime()
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(literal(seconds, Double()))
+    def __init__(self, seconds: float | str = 0.0) -> None:
+        """`seconds`: or the name of the parameter that is to say so, in a statement that is built once."""
+        double: Double[float] = Double()
+        super().__init__(
+            bindparam(seconds, type_=double) if isinstance(seconds, str) else literal(seconds, double)
+        )
 
 
 @compiles(db_now, "postgresql")

@@ -45,6 +45,7 @@ _FIRST: Final = (
     .limit(1)
 )
 _OLDEST: Final = _FIRST.with_for_update(of=chunks, skip_locked=True)
+_NEGLECTED: Final = _FIRST.where(chunks.c.created_at < db_now("since"))
 
 
 def of_a_small_job() -> sa.ColumnElement[bool]:
@@ -78,7 +79,7 @@ def neglected_small(connection: Connection, *, seconds: float) -> str | None:
     """The small chunk that has waited longest to be gathered, if that is longer than so many seconds: no
     process is free to take it. Only looks.
     """
-    neglected: str | None = connection.scalar(_FIRST.where(chunks.c.created_at < db_now(-seconds)))
+    neglected: str | None = connection.scalar(_NEGLECTED, {"since": -seconds})
     return neglected
 
 

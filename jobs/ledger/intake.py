@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import sqlalchemy as sa
@@ -31,6 +31,24 @@ class NewChunk:
     images: int
     payload: str
     payload_sha256: str
+
+
+# Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
+
+_COUNT_CHUNK: Final = (
+    jobs.update()
+    .where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RECEIVING)
+    .values(
+        total=jobs.c.total + sa.bindparam("more", type_=sa.BigInteger()),
+        chunks=jobs.c.chunks + 1,
+        touched_at=db_now(),
+    )
+    .returning(jobs.c.paused_at)
+)
+
+_ADD_CHUNK: Final = chunks.insert().values(
+    created_at=db_now(), rung_at=db_now(), ring_after=db_now(QUIET_SECONDS)
+)
 
 
 def open_job(
@@ -71,32 +89,11 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
     """One more chunk, pending, or held where the job is paused. Raises Stopped where the job is no longer
     being received.
     """
-    job = connection.execute(
-        jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
-        .values(
-            total=jobs.c.total + chunk.images,
-            chunks=jobs.c.chunks + 1,
-            touched_at=db_now(),
-        )
-        .returning(jobs.c.paused_at)
-    ).one_or_none()
+    job = connection.execute(_COUNT_CHUNK, {"of_job": job_id, "more": chunk.images}).one_or_none()
     if job is None:
         raise _stopped(connection, job_id)
-    connection.execute(
-        chunks.insert().values(
-            id=chunk.id,
-            job_id=job_id,
-            first_index=chunk.first_index,
-            images=chunk.images,
-            payload=chunk.payload,
-            payload_sha256=chunk.payload_sha256,
-            state=ChunkState.PENDING if job.paused_at is None else ChunkState.HELD,
-            created_at=db_now(),
-            rung_at=db_now(),
-            ring_after=db_now(QUIET_SECONDS),
-        )
-    )
+    state = ChunkState.PENDING if job.paused_at is None else ChunkState.HELD
+    connection.execute(_ADD_CHUNK, {**asdict(chunk), "job_id": job_id, "state": state})
 
 
 def touch_job(connection: Connection, job_id: str) -> bool:

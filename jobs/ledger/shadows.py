@@ -23,6 +23,9 @@ from jobs.schema import aliases, db_now, disagreements, predictions, shadowed_ch
 #: The alias of the challenger.
 SHADOW: Final = "shadow"
 
+#: Built once: it is asked for every tenth chunk.
+_CHALLENGER: Final = sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW)
+
 #: What is said where there is none.
 NO_SHADOW: Final = "No model is in the shadow: `labelmill models shadow MODEL` puts one there."
 
@@ -150,7 +153,7 @@ def end_shadow(connection: Connection) -> bool:
 
 def find_shadow(connection: Connection) -> str | None:
     """The challenger's id, if there is one."""
-    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW))
+    found: str | None = connection.scalar(_CHALLENGER)
     return found
 
 
