@@ -6,6 +6,7 @@ the parent hangs or corrupts.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -128,6 +129,10 @@ class Bench:
                 raise Unavailable(f"TensorFlow cannot be imported by this worker: {error}") from error
         with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
             configure_threads(self._processes)
+        if not self._classifiers:
+            # What TensorFlow is made of stays: 400,000 objects, which Python looks through for garbage now
+            # and then, for a quarter of a second. No model is among them: one that is dropped must go.
+            gc.freeze()
         return Classifier
 
     def close(self) -> None:

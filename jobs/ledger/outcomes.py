@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
+from itertools import count as count_up
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -16,7 +19,7 @@ from jobs.ledger.counters import OK, CounterName, bucket_of, count
 from jobs.ledger.parts import cut_chunk
 from jobs.ledger.shadows import Shadowed, record_shadowed
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
-from jobs.text import storable
+from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
 CONFIDENCE_DIGITS: Final = 7
@@ -30,6 +33,14 @@ class Outcome(NamedTuple):
     confidence: float | None
     error: str | None = None
     detail: str | None = None
+
+
+_error_of: Final = attrgetter("error")
+
+
+def errors_in(outcomes: Sequence[Outcome]) -> int:
+    """How many images got an error code."""
+    return len(outcomes) - list(map(_error_of, outcomes)).count(None)
 
 
 class Spent(NamedTuple):
@@ -89,10 +100,10 @@ def record_outcomes(
             record_shadowed(connection, claim, shadowed)
         if rest_id is not None:
             cut_chunk(connection, claim, done=len(outcomes), rest_id=rest_id)
-    codes = Counter(outcome.error or OK for one in recorded for outcome in one.outcomes)
+    codes = Counter(chain.from_iterable(map(_error_of, one.outcomes) for one in recorded))
     # The hot rows last: every worker of the job wants its row, and it stays locked until the commit.
     _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
-    count(connection, {(CounterName.IMAGES, code): number for code, number in codes.items() if number})
+    count(connection, {(CounterName.IMAGES, code or OK): number for code, number in codes.items()})
     if spent is not None:
         _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
     return ours
@@ -104,18 +115,17 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
     """
     moves: dict[str, dict[str, Any]] = {}  # in the order of the jobs' ids, as everybody locks their rows
     for claim, outcomes, _, rest_id in recorded:
-        failed = sum(outcome.error is not None for outcome in outcomes)
-        move = moves.setdefault(claim.job_id, {"of_job": claim.job_id} | dict.fromkeys(_MOVED, 0))
+        failed = errors_in(outcomes)
+        begun = {"of_job": claim.job_id, "began": -seconds}
+        move = moves.setdefault(claim.job_id, begun | dict.fromkeys(_MOVED, 0))
         move["succeeded_now"] += len(outcomes) - failed
         move["failed_now"] += failed
         move["chunks_done_now"] += 1
         move["chunks_more"] += rest_id is not None
-    # Who gathers chunks leaves their jobs' rows alone: that these have begun is only written now.
-    counted = _COUNT.values(started_at=sa.func.coalesce(jobs.c.started_at, db_now(-seconds)))
     if len(moves) == 1:
-        ended = connection.execute(counted.returning(*_END), *moves.values()).all()
+        ended = connection.execute(_COUNT_AND_TELL, *moves.values()).all()
     else:
-        connection.execute(counted, list(moves.values()))
+        connection.execute(_COUNT, list(moves.values()))
         ended = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
     for job in ended:
         if job.state == JobState.DONE:  # by these chunks: no other comes after the last
@@ -181,11 +191,11 @@ def _counting() -> sa.Update:
             chunks_done=chunks_done,
             state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
             finished_at=sa.case((sa.or_(stopped, complete), db_now()), else_=jobs.c.finished_at),
+            # Who gathers chunks leaves their jobs' rows alone: that these have begun is only written now.
+            started_at=sa.func.coalesce(jobs.c.started_at, db_now("began")),
         )
     )
 
-
-_COUNT: Final = _counting()
 
 #: What tells whether a job has ended, and why.
 _END: Final = (
@@ -193,18 +203,29 @@ _END: Final = (
     *(jobs.c.error_limit, jobs.c.error_rate_limit),
 )
 
+_COUNT: Final = _counting()
+_COUNT_AND_TELL: Final = _COUNT.returning(*_END)
+
 
 def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
     # A name that PostgreSQL cannot take would keep its chunk from ever being recorded.
-    rows = (
-        (claim.job_id, index, storable(name), label, confidence, error, detail and storable(detail))
-        for claim, outcomes, *_ in recorded
-        for index, (name, label, confidence, error, detail) in enumerate(outcomes, claim.first_index)
-    )
+    rows = chain.from_iterable(_rows(claim, outcomes) for claim, outcomes, *_ in recorded)
     if connection.dialect.name == "postgresql":
         _copy(connection, rows)
     else:
         connection.exec_driver_sql(_INSERT, list(rows))
+
+
+def _rows(claim: Claim, outcomes: Sequence[Outcome]) -> Iterator[tuple[object, ...]]:
+    # By columns: each step between an outcome and its row takes as long for an image as writing it.
+    names, labels, confidences, errors, details = zip(*outcomes, strict=True)
+    storable_details = [detail and storable(detail) for detail in details] if any(details) else details
+    return zip(
+        repeat(claim.job_id),
+        count_up(claim.first_index),
+        all_storable(names),
+        *(labels, confidences, errors, storable_details),
+    )
 
 
 def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:

@@ -58,3 +58,33 @@ def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp
         timeout=120,
     )
     assert done.stdout.splitlines() == ["the time limit has struck", "and TensorFlow is whole"]
+
+
+#: A process that has started TensorFlow, and then does so again, for a second model.
+_FROZEN: Final = """
+import gc
+from jobs.settings import Settings
+from labelmill.migrating import open_ledger
+from worker.bench import Bench
+
+settings = Settings.load()
+open_ledger(settings).close()
+with Bench(settings, processes=1) as bench:
+    bench.warm_up()
+    print(gc.get_freeze_count() > 100_000, len(gc.get_objects()) < 20_000)
+    model = bench._classifiers["a model"] = ["of many objects"]
+    bench._start_tensorflow()
+    print(any(each is model for each in gc.get_objects()))
+"""
+
+
+def test_what_tensorflow_is_made_of_is_not_looked_through_for_garbage_and_a_model_is(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FROZEN],
+        env=os.environ | {"LABELMILL_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["True True", "True"]

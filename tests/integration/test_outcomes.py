@@ -171,9 +171,9 @@ def test_a_mistake_in_the_middle_leaves_nothing(ledger, make_job, worker):
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0])
 
-    # When the second outcome cannot be stored: an image has a name
-    outcomes = [Outcome("a.png", "7", 0.5), Outcome(None, "7", 0.5)]  # type: ignore[arg-type]
-    with pytest.raises(AttributeError):
+    # When the second outcome cannot be stored: a confidence is a number
+    outcomes = [Outcome("a.png", "7", 0.5), Outcome("b.png", "7", object())]  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="object"):
         worker.finish(claim, outcomes)
 
     # Then the first is not stored either, and the chunk is still claimed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
@@ -136,6 +137,8 @@ class _Batch:
         self._after_batch = after_batch
         self._stages = stages
         self._pixels = np.empty((classifier.batch, *classifier.spec.shape), np.uint8)
+        #: By the place of a class; the last is for the images without an answer, whose place is -1.
+        self._labels = (*classifier.classes, None)
         self._places: list[int] = []  # of the images whose pictures are in the batch
         self._names: list[str] = []
         self._outcomes: list[Outcome | None] = []
@@ -171,16 +174,17 @@ class _Batch:
 
     def _predict(self) -> None:
         pixels, places = self._pixels[: len(self._places)], self._places
-        names, outcomes, classes = self._names, self._outcomes, self._classifier.classes
         with self._stages.timed("predict"):
             found = self._classifier.predict(pixels)
-            labels = found.class_index.tolist()
+            names = map(self._names.__getitem__, places)
+            labels = map(self._labels.__getitem__, found.class_index.tolist())
             confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
-            for place, label, confidence in zip(places, labels, confidences, strict=True):
-                if label < 0:
-                    outcomes[place] = Outcome(names[place], None, None, ErrorCode.MODEL_ERROR, _NO_ANSWER)
-                else:
-                    outcomes[place] = Outcome(names[place], classes[label], confidence)
+            # Without a call of ours for each: they are as many as the images.
+            columns = zip(names, labels, confidences, repeat(None), repeat(None), strict=False)
+            for place, outcome in zip(places, map(Outcome._make, columns), strict=True):
+                self._outcomes[place] = outcome
+            for number in (found.class_index < 0).nonzero()[0].tolist():
+                self.fail(places[number], ImageError(ErrorCode.MODEL_ERROR, _NO_ANSWER))
         self._after_batch(pixels, places, found)
         self._places = []
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from structlog.contextvars import bind_contextvars
 
 from jobs.ledger.claims import Claim
-from jobs.ledger.outcomes import Classified, Outcome
+from jobs.ledger.outcomes import Classified, errors_in
 from jobs.traces import Part, Tracing
 from worker.predicting.stages import Stages
 
@@ -51,7 +51,7 @@ def say_done(classified: list[Classified], stages: Stages) -> int:
     images = 0
     for claim, outcomes, _, rest_id in classified:
         facts = facts_of([claim], stages)
-        errors = _errors_of(outcomes)
+        errors = errors_in(outcomes)
         rest = "" if rest_id is None else f", {claim.images - len(outcomes)} left to chunk {rest_id}"
         logger.info(
             "chunk %s of job %s is done: %d images%s, %d errors, attempt %d; seconds: %s",
@@ -97,7 +97,7 @@ def traced(
             if claim.chunk_id in outcomes:
                 found = outcomes[claim.chunk_id]
                 # Of one that was left, those that are left have a span of their own.
-                attributes |= {"images": len(found), "errors": _errors_of(found)}
+                attributes |= {"images": len(found), "errors": errors_in(found)}
             tracing.record(
                 "chunk",
                 traceparent=claim.traceparent,
@@ -110,7 +110,3 @@ def traced(
                 ],
                 error=failed,
             )
-
-
-def _errors_of(outcomes: Sequence[Outcome]) -> int:
-    return sum(outcome.error is not None for outcome in outcomes)
