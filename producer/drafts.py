@@ -96,28 +96,33 @@ def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
     """Chunks of so many images, or of fewer where they are large or come from URLs."""
     fetched = min(chunk_images, MAX_CHUNK_URLS)
     draft, chunks = ChunkDraft(), 0
-    for found in items:
-        each: Iterable[Item]
-        if not isinstance(found, SourceImages):
-            each = (found,)
-        else:
-            if draft.add(found.names, found.data, sum(map(len, found.data)), chunk_images):
+    for item in items:
+        waiting = [item]  # the next one last
+        while waiting:
+            found = waiting.pop()
+            if isinstance(found, SourceImages):
+                added = draft.add(found.names, found.data, sum(map(len, found.data)), chunk_images)
+            else:
+                name, content, url = found
+                most = fetched if url is not None and is_url(url) else chunk_images
+                added = draft.add((name,), (content,), _size_of(content), most)
+            if added:
                 continue
-            each = zip(*found, strict=True)
-        for name, content, url in each:
-            size = len(content) if isinstance(content, bytes) else _size_by_reference(content)
-            most = fetched if url is not None and is_url(url) else chunk_images
-            if not draft.add((name,), (content,), size, most):
+            if isinstance(found, SourceImages) and len(found.names) > 1:
+                waiting += reversed(found.halves())  # there may be room for the first
+            else:
                 yield draft
                 draft, chunks = ChunkDraft(), chunks + 1
-                draft.add((name,), (content,), size, most)
+                waiting.append(found)
     if draft.names:
         draft.is_all = not chunks
         yield draft
 
 
-def _size_by_reference(content: Content) -> int:
+def _size_of(content: Content) -> int:
     """In bytes: they are what a worker will be busy with."""
+    if isinstance(content, bytes):
+        return len(content)
     return content.size if isinstance(content, Reference) else 0
 
 

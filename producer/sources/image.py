@@ -42,6 +42,15 @@ class SourceImages(NamedTuple):
     data: list[bytes]
     paths: list[str]  # that they were read from
 
+    def halves(self) -> tuple[SourceImages, SourceImages]:
+        """Of two or more."""
+        names, data, paths = self
+        middle = len(names) // 2
+        return (
+            SourceImages(names[:middle], data[:middle], paths[:middle]),
+            SourceImages(names[middle:], data[middle:], paths[middle:]),
+        )
+
     def one_by_one(self) -> Iterator[SourceImage]:
         """Each by itself."""
         return (SourceImage(name, data, None, path) for name, data, path in zip(*self, strict=True))
