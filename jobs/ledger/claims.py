@@ -129,7 +129,7 @@ def renew_leases(connection: Connection, claims: Sequence[Claim], *, lease_secon
     """
     job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
     states = connection.scalars(
-        chunks.update().where(*_ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
+        chunks.update().where(_ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
     ).all()
     if not states:
         raise LeaseLost
@@ -144,7 +144,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        *_ours([claim]),
+        _ours([claim]),
         error=error,
         releases=chunks.c.releases + 1,
         ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
@@ -158,7 +158,7 @@ def put_back(connection: Connection, claims: Sequence[Claim]) -> None:
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        *_ours(claims),
+        _ours(claims),
         error="those before it took long",
         releases=chunks.c.releases + 1,
         ring_after=None,
@@ -172,7 +172,7 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
     _give_back(
         connection,
         AttemptEnd.CRASHED,
-        *_ours([claim]),
+        _ours([claim]),
         error=error,
         crashes=chunks.c.crashes + 1,
         crash_code=code,
@@ -324,9 +324,9 @@ def _named_by(claims: Sequence[Claim]) -> tuple[list[str], str]:
     return [claim.chunk_id for claim in claims], token
 
 
-def _ours(claims: Sequence[Claim]) -> tuple[sa.ColumnElement[bool], ...]:
+def _ours(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
     ids, token = _named_by(claims)
-    return (chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+    return _OURS.params(of_chunks=ids, by_token=token)
 
 
 def _claimed_under(token: str | sa.ScalarSelect[str]) -> tuple[sa.ColumnElement[bool], ...]:
@@ -356,7 +356,7 @@ def _count_end(connection: Connection, end: AttemptEnd, number: int = 1) -> None
     count(connection, {(CounterName.ATTEMPTS, end): number})
 
 
-# Built once: SQLAlchemy takes ten times as long to put such a statement together as the database to run it.
+# Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
 
 _TAKE: Final = (
     chunks.update()
@@ -377,13 +377,16 @@ _JOB_OF_CHUNK: Final = sa.select(jobs.c.model_id, jobs.c.started_at, jobs.c.trac
     jobs.c.id == sa.bindparam("of_job")
 )
 
+#: The fence: of the chunks that were claimed together, those that still are.
+_OURS: Final = sa.and_(
+    chunks.c.id.in_(sa.bindparam("of_chunks", expanding=True)),
+    chunks.c.token == sa.bindparam("by_token"),
+    chunks.c.state == ChunkState.CLAIMED,
+)
+
 _FINISH: Final = (
     chunks.update()
-    .where(
-        chunks.c.id.in_(sa.bindparam("of_chunks", expanding=True)),
-        chunks.c.token == sa.bindparam("by_token"),
-        chunks.c.state == ChunkState.CLAIMED,
-    )
+    .where(_OURS)
     .values(state=sa.bindparam("as_state"), lease_until=None, finished_at=db_now())
     .returning(chunks.c.id)
 )

@@ -23,7 +23,7 @@ from jobs.schema import aliases, db_now, disagreements, predictions, shadowed_ch
 #: The alias of the challenger.
 SHADOW: Final = "shadow"
 
-#: Built once: it is asked for every tenth chunk.
+#: Built once, as it is asked for a share of all chunks.
 _CHALLENGER: Final = sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW)
 
 #: What is said where there is none.

@@ -169,8 +169,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_who_lost_the_chunk_records_nothing_while_another_is_at_it",
         Change(
             _CLAIMS,
-            "return (chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)",
-            "return (chunks.c.id.in_(ids), chunks.c.state == ChunkState.CLAIMED)",
+            'chunks.c.token == sa.bindparam("by_token")',
+            'sa.bindparam("by_token", type_=sa.String()).is_not(None)',
         ),
     ),
     _mutant(
