@@ -48,16 +48,21 @@ with Bench(settings, processes=1) as bench:
 '''
 
 
-def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
-    # It did: every job after that failed in this process, because its model "could not be loaded".
+def said_by(program: str, home: Path) -> list[str]:
+    """The lines that a process of its own prints, which runs this program with an empty state folder."""
     done = subprocess.run(
-        [sys.executable, "-c", _STRUCK],
-        env=os.environ | {"LABELMILL_HOME": str(tmp_path)},
+        [sys.executable, "-c", program],
+        env=os.environ | {"LABELMILL_HOME": str(home)},
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
     )
-    assert done.stdout.splitlines() == ["the time limit has struck", "and TensorFlow is whole"]
+    return done.stdout.splitlines()
+
+
+def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
+    # It did: every job after that failed in this process, because its model "could not be loaded".
+    assert said_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
 
 
 #: A process that has started TensorFlow, and then does so again, for a second model.
@@ -79,12 +84,4 @@ with Bench(settings, processes=1) as bench:
 
 
 def test_what_tensorflow_is_made_of_is_not_looked_through_for_garbage_and_a_model_is(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FROZEN],
-        env=os.environ | {"LABELMILL_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.splitlines() == ["True True", "True"]
+    assert said_by(_FROZEN, tmp_path) == ["True True", "True"]
