@@ -1147,14 +1147,22 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(
 def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch):
     # Given a producer that has begun, and goes on a while after it is waited for
     monkeypatch.setattr(submit_module, "_KEY_POLL_SECONDS", 0.01)
-    begun, waited_for = threading.Event(), threading.Event()
+    begun, waited_for, looked = threading.Event(), threading.Event(), threading.Semaphore(0)
     said: list[str] = []
+    find_key = submit_module.find_key
+
+    def look(connection, key):
+        looked.release()
+        return find_key(connection, key)
+
+    monkeypatch.setattr(submit_module, "find_key", look)
 
     def source() -> Iterator[SourceImage]:
         yield from images(5)
         begun.set()
         assert waited_for.wait(30)
-        time.sleep(0.3)  # for some thirty looks, of which none may say it again
+        for _ in range(20):  # looks, of which none may say it again
+            assert looked.acquire(timeout=30)
 
     def say(job_id: str) -> None:
         said.append(job_id)
