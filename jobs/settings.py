@@ -158,7 +158,10 @@ class Settings(BaseSettings):
         default=None, description="A folder with MNIST's four IDX files, gzip or not."
     )
     chunk_images: int = Field(
-        default=4096, ge=1, le=100_000, description="How many images make a chunk, the unit of work."
+        default=16384,
+        ge=1,
+        le=100_000,
+        description="How many images a chunk, the unit of work, has at the most.",
     )
     lease_seconds: float = Field(
         default=60.0,

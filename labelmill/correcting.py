@@ -32,9 +32,9 @@ from jobs.ledger.corrections import (
     without_correction,
 )
 from jobs.ledger.models import get_model
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.model import Model
+from jobs.outcomes import Outcome
 from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings

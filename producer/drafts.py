@@ -19,8 +19,12 @@ from producer.sources.image import name_bytes
 #: whole, by the producer and by a worker, and must be done within its lease.
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 
-#: And before it has more images than these from URLs, which are fetched one by one. At a tenth of a second
-#: each a chunk takes less than a lease, for the worker that fetches it by reference.
+#: The first chunk has no more images than these, and each after it up to twice as many, until the most: the
+#: workers begin while the second is still read.
+FIRST_IMAGES: Final = 2_048
+
+#: A chunk is closed before it has more images than these from URLs, which are fetched one by one. At a tenth
+#: of a second each a chunk takes less than a lease, for the worker that fetches it by reference.
 MAX_CHUNK_URLS: Final = 256
 
 #: One image on its way into a payload: its name, its content, and where its bytes were read, or are to be.
@@ -93,18 +97,17 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
 
 
 def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[ChunkDraft]:
-    """Chunks of so many images, or of fewer where they are large or come from URLs."""
-    fetched = min(chunk_images, MAX_CHUNK_URLS)
-    draft, chunks = ChunkDraft(), 0
+    """Chunks of so many images, or of fewer where they are large, come from URLs or are a job's first."""
+    draft, chunks, room = ChunkDraft(), 0, min(FIRST_IMAGES, chunk_images)
     for item in items:
         waiting = [item]  # the next one last
         while waiting:
             found = waiting.pop()
             if isinstance(found, SourceImages):
-                added = draft.add(found.names, found.data, sum(map(len, found.data)), chunk_images)
+                added = draft.add(found.names, found.data, sum(map(len, found.data)), room)
             else:
                 name, content, url = found
-                most = fetched if url is not None and is_url(url) else chunk_images
+                most = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
                 added = draft.add((name,), (content,), _size_of(content), most)
             if added:
                 continue
@@ -112,7 +115,7 @@ def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
                 waiting += reversed(found.halves())  # there may be room for the first
             else:
                 yield draft
-                draft, chunks = ChunkDraft(), chunks + 1
+                draft, chunks, room = ChunkDraft(), chunks + 1, min(2 * room, chunk_images)
                 waiting.append(found)
     if draft.names:
         draft.is_all = not chunks

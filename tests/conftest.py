@@ -39,8 +39,9 @@ from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, r
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.isolation import split_chunk
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.model import MNIST_INPUT, Model
+from jobs.outcomes import Outcome
 from jobs.payloads import payload_key
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
 from jobs.registry import register_model

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from benchmarks.scale.ground import image_name
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
-from jobs.ledger.outcomes import Classified, Outcome, Spent, record_outcomes
+from jobs.ledger.outcomes import Classified, Spent, record_outcomes
+from jobs.outcomes import Outcome
 
 _LEASE_SECONDS: Final = 600.0
 

@@ -129,7 +129,7 @@ def renew_leases(connection: Connection, claims: Sequence[Claim], *, lease_secon
     """
     job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
     states = connection.scalars(
-        chunks.update().where(_ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
+        chunks.update().where(ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
     ).all()
     if not states:
         raise LeaseLost
@@ -144,7 +144,7 @@ def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        _ours([claim]),
+        ours([claim]),
         error=error,
         releases=chunks.c.releases + 1,
         ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
@@ -158,7 +158,7 @@ def put_back(connection: Connection, claims: Sequence[Claim]) -> None:
     _give_back(
         connection,
         AttemptEnd.RELEASED,
-        _ours(claims),
+        ours(claims),
         error="those before it took long",
         releases=chunks.c.releases + 1,
         ring_after=None,
@@ -172,7 +172,7 @@ def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error:
     _give_back(
         connection,
         AttemptEnd.CRASHED,
-        _ours([claim]),
+        ours([claim]),
         error=error,
         crashes=chunks.c.crashes + 1,
         crash_code=code,
@@ -214,17 +214,18 @@ def withdraw_claim(connection: Connection, token: str, *, keep: str | None = Non
 
 def finish_chunks(
     connection: Connection, claims: Sequence[Claim], state: ChunkState = ChunkState.DONE
-) -> set[str]:
+) -> dict[str, int]:
     """Marks chunks that were claimed under one token done, or split: the fence. Gives back the ids of those
-    that were the caller's; nothing may be written about others. Raises LeaseLost where none was, and the
-    caller's transaction must roll back.
+    that were the caller's, and how many images each has by now; nothing may be written about others. Raises
+    LeaseLost where none was, and the caller's transaction must roll back.
     """
     ids, token = _named_by(claims)
-    finished = connection.scalars(_FINISH, {"of_chunks": ids, "by_token": token, "as_state": state}).all()
+    rows = connection.execute(_FINISH, {"of_chunks": ids, "by_token": token, "as_state": state}).all()
+    finished = {row.id: row.images for row in rows}
     if not finished:
         raise LeaseLost
     _count_end(connection, AttemptEnd.DONE if state == ChunkState.DONE else AttemptEnd.SPLIT, len(finished))
-    return set(finished)
+    return finished
 
 
 def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
@@ -324,9 +325,9 @@ def _named_by(claims: Sequence[Claim]) -> tuple[list[str], str]:
     return [claim.chunk_id for claim in claims], token
 
 
-def _ours(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
-    ids, token = _named_by(claims)
-    return _OURS.params(of_chunks=ids, by_token=token)
+def ours(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
+    """The fence: those of these chunks that are still claimed under the token of all."""
+    return _still_ours(*_named_by(claims))
 
 
 def _claimed_under(token: str | sa.ScalarSelect[str]) -> tuple[sa.ColumnElement[bool], ...]:
@@ -377,16 +378,17 @@ _JOB_OF_CHUNK: Final = sa.select(jobs.c.model_id, jobs.c.started_at, jobs.c.trac
     jobs.c.id == sa.bindparam("of_job")
 )
 
-#: The fence: of the chunks that were claimed together, those that still are.
-_OURS: Final = sa.and_(
-    chunks.c.id.in_(sa.bindparam("of_chunks", expanding=True)),
-    chunks.c.token == sa.bindparam("by_token"),
-    chunks.c.state == ChunkState.CLAIMED,
-)
+
+def _still_ours(
+    ids: list[str] | sa.BindParameter[Any], token: str | sa.BindParameter[Any]
+) -> sa.ColumnElement[bool]:
+    """The fence: of the chunks that were claimed together, those that still are."""
+    return sa.and_(chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
+
 
 _FINISH: Final = (
     chunks.update()
-    .where(_OURS)
+    .where(_still_ours(sa.bindparam("of_chunks", expanding=True), sa.bindparam("by_token")))
     .values(state=sa.bindparam("as_state"), lease_until=None, finished_at=db_now())
-    .returning(chunks.c.id)
+    .returning(chunks.c.id, chunks.c.images)
 )

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.ledger.database import insert_into
-from jobs.ledger.outcomes import Outcome
+from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, chunks, corrections, db_now, predictions
 
 #: Rows that one statement asks for by their numbers.

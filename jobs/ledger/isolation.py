@@ -12,8 +12,8 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ledger.claims import Claim
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.parts import split_in_two
+from jobs.outcomes import Outcome
 
 #: A chunk that crashed so often is split. Once may have been anything: a machine that lost its power.
 CRASHES_TO_SPLIT: Final = 2

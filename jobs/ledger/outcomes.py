@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 from itertools import count as count_up
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -18,29 +18,12 @@ from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunks
 from jobs.ledger.counters import OK, CounterName, bucket_of, count
 from jobs.ledger.parts import cut_chunk
 from jobs.ledger.shadows import Shadowed, record_shadowed
+from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
 CONFIDENCE_DIGITS: Final = 7
-
-
-class Outcome(NamedTuple):
-    """What became of one image: a label with its confidence, or an error code with its detail."""
-
-    name: str
-    label: str | None
-    confidence: float | None
-    error: str | None = None
-    detail: str | None = None
-
-
-_error_of: Final = attrgetter("error")
-
-
-def errors_in(outcomes: Sequence[Outcome]) -> int:
-    """How many images got an error code."""
-    return len(outcomes) - list(map(_error_of, outcomes)).count(None)
 
 
 class Spent(NamedTuple):
@@ -53,13 +36,19 @@ class Spent(NamedTuple):
 #: The stage that is measured here: writing the outcomes, without the COMMIT.
 RECORD_STAGE: Final = "record"
 
-_COLUMNS = '(job_id, "index", name, label, confidence, error, detail)'
-_COPY = f"COPY predictions {_COLUMNS} FROM STDIN WITH (FORMAT BINARY)"
+#: What is written of an outcome, and what PostgreSQL calls the types: a binary COPY converts nothing.
+_COLUMNS: Final = {
+    "job_id": "varchar",
+    '"index"': "int8",
+    "name": "text",
+    "label": "text",
+    "confidence": "float4",
+    "error": "varchar",
+    "detail": "text",
+}
 
-#: What PostgreSQL calls the columns' types: a binary COPY converts nothing.
-_COPIED: Final = ("varchar", "int8", "text", "text", "float4", "varchar", "text")
-
-_INSERT = f"INSERT INTO predictions {_COLUMNS} VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 -- constants
+#: The columns that are left out where no image has an error, as in nearly all chunks.
+_OF_ERRORS: Final = ("error", "detail")
 
 
 class Classified(NamedTuple):
@@ -68,10 +57,19 @@ class Classified(NamedTuple):
     """
 
     claim: Claim
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Outcome]  # by columns (`Outcomes`) where there are many
     shadowed: Shadowed | None = None
     #: Where it was left before its end: the id of the chunk that the images without an outcome become.
     rest_id: str | None = None
+
+
+class _Recorded(NamedTuple):
+    """The same, as it is written."""
+
+    claim: Claim
+    outcomes: Outcomes
+    shadowed: Shadowed | None
+    rest_id: str | None
 
 
 def record_outcomes(
@@ -91,7 +89,7 @@ def record_outcomes(
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
     ours = finish_chunks(connection, [one.claim for one in classified])
-    recorded = [one for one in classified if one.claim.chunk_id in ours]
+    recorded = [_kept(one, ours[one.claim.chunk_id]) for one in classified if one.claim.chunk_id in ours]
     # In key order: two transactions that insert the same keys in different orders deadlock.
     recorded.sort(key=lambda one: (one.claim.job_id, one.claim.first_index))
     _insert(connection, recorded)
@@ -100,22 +98,36 @@ def record_outcomes(
             record_shadowed(connection, claim, shadowed)
         if rest_id is not None:
             cut_chunk(connection, claim, done=len(outcomes), rest_id=rest_id)
-    codes = Counter(chain.from_iterable(map(_error_of, one.outcomes) for one in recorded))
+    codes: Counter[str | None] = Counter()
+    for one in recorded:
+        codes.update(one.outcomes.codes)
     # The hot rows last: every worker of the job wants its row, and it stays locked until the commit.
     _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
     count(connection, {(CounterName.IMAGES, code or OK): number for code, number in codes.items()})
     if spent is not None:
         _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
-    return ours
+    return set(ours)
 
 
-def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
+def _kept(classified: Classified, images: int) -> _Recorded:
+    """What is to be recorded of a chunk that has so many images by now: fewer than its claim knows of where
+    the others were given away, and no answer came to that COMMIT (`jobs.ledger.parts.give_away`).
+    """
+    claim, outcomes, shadowed, rest_id = classified
+    if images == claim.images:
+        return _Recorded(claim, Outcomes.of(outcomes), shadowed, rest_id)
+    kept = Outcomes.of(outcomes[:images])
+    rest_id = rest_id if len(kept) < images else None
+    return _Recorded(replace(claim, images=images), kept, shadowed, rest_id)
+
+
+def _count_in_jobs(connection: Connection, recorded: Sequence[_Recorded], *, seconds: float) -> None:
     """Moves the counters of the chunks' jobs, and with the last chunk of one or one error too many its state.
     `seconds`: for how long the chunks have been worked on.
     """
     moves: dict[str, dict[str, Any]] = {}  # in the order of the jobs' ids, as everybody locks their rows
     for claim, outcomes, _, rest_id in recorded:
-        failed = errors_in(outcomes)
+        failed = outcomes.failed
         begun = {"of_job": claim.job_id, "began": -seconds}
         move = moves.setdefault(claim.job_id, begun | dict.fromkeys(_MOVED, 0))
         move["succeeded_now"] += len(outcomes) - failed
@@ -207,35 +219,44 @@ _COUNT: Final = _counting()
 _COUNT_AND_TELL: Final = _COUNT.returning(*_END)
 
 
-def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
-    # A name that PostgreSQL cannot take would keep its chunk from ever being recorded.
-    rows = chain.from_iterable(_rows(claim, outcomes) for claim, outcomes, *_ in recorded)
+def _insert(connection: Connection, recorded: Sequence[_Recorded]) -> None:
+    with_errors = any(one.outcomes.failed for one in recorded)
+    columns = [name for name in _COLUMNS if with_errors or name not in _OF_ERRORS]
+    rows = chain.from_iterable(_rows(one.claim, one.outcomes, len(columns)) for one in recorded)
+    into = f"predictions ({', '.join(columns)})"
     if connection.dialect.name == "postgresql":
-        _copy(connection, rows)
+        _copy(connection, f"COPY {into} FROM STDIN WITH (FORMAT BINARY)", columns, rows)
     else:
-        connection.exec_driver_sql(_INSERT, list(rows))
+        values = ", ".join("?" * len(columns))
+        connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({values})", list(rows))  # noqa: S608 -- constants
 
 
-def _rows(claim: Claim, outcomes: Sequence[Outcome]) -> Iterator[tuple[object, ...]]:
-    # By columns: each step between an outcome and its row takes as long for an image as writing it.
-    names, labels, confidences, errors, details = zip(*outcomes, strict=True)
-    storable_details = [detail and storable(detail) for detail in details] if any(details) else details
-    return zip(
+def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[object, ...]]:
+    """The first so many columns of the rows."""
+    details = outcomes.details
+    all_columns: tuple[Iterable[object], ...] = (
         repeat(claim.job_id),
         count_up(claim.first_index),
-        all_storable(names),
-        *(labels, confidences, errors, storable_details),
+        # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
+        all_storable(outcomes.names),
+        outcomes.labels,
+        outcomes.confidences,
+        repeat(None) if outcomes.errors is None else outcomes.errors,
+        repeat(None) if details is None else [detail and storable(detail) for detail in details],
     )
+    return zip(*all_columns[:columns], strict=False)  # some of them have no end
 
 
-def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
+def _copy(
+    connection: Connection, statement: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
+) -> None:
     import psycopg  # only where the ledger is on PostgreSQL
 
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
     try:
-        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-            copy.set_types(_COPIED)
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types([_COLUMNS[name] for name in columns])
             for row in rows:
                 copy.write_row(row)
     except psycopg.OperationalError as error:

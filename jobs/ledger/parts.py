@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
-from jobs.ledger.claims import RETRY_SECONDS, Claim, finish_chunks
+from jobs.ledger.claims import RETRY_SECONDS, Claim, finish_chunks, ours
 from jobs.ledger.intake import QUIET_SECONDS
-from jobs.schema import ChunkState, chunks, db_now, jobs
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
 
 def add_part(
@@ -66,15 +66,38 @@ def cut_chunk(connection: Connection, claim: Claim, *, done: int, rest_id: str) 
     """Of a chunk that is finished in the same transaction, only the first `done` images are: the others
     become a chunk of their own, as old as this one, and the caller rings for it.
     """
-    this = chunks.c.id == claim.chunk_id
-    connection.execute(chunks.update().where(this).values(images=done))
+    connection.execute(chunks.update().where(chunks.c.id == claim.chunk_id).values(images=done))
+    _add_rest(connection, claim, offset=done, rest_id=rest_id)
+
+
+def give_away(connection: Connection, claim: Claim, *, keep: int, rest_id: str) -> bool:
+    """In the middle of a claim: it keeps the first `keep` images, and the others become a chunk of their own,
+    as old as this one, for which the caller rings. False, and nothing happens, where the chunk is somebody
+    else's by now or has other images than the claim says; and where its job is to go no further, or has still
+    chunks to come: whoever is idle will get one of these.
+    """
+    goes_on = sa.exists().where(
+        jobs.c.id == claim.job_id, jobs.c.state == JobState.RUNNING, jobs.c.paused_at.is_(None)
+    )
+    kept = connection.execute(
+        chunks.update().where(ours([claim]), chunks.c.images == claim.images, goes_on).values(images=keep)
+    )
+    if kept.rowcount != 1:
+        return False
+    _add_rest(connection, claim, offset=keep, rest_id=rest_id)
+    connection.execute(jobs.update().where(jobs.c.id == claim.job_id).values(chunks=jobs.c.chunks + 1))
+    return True
+
+
+def _add_rest(connection: Connection, claim: Claim, *, offset: int, rest_id: str) -> None:
+    """The images from the one at `offset` on: a chunk as old as the one that they were a part of."""
     add_part(
         connection,
         claim,
-        offset=done,
-        images=claim.images - done,
+        offset=offset,
+        images=claim.images - offset,
         id_=rest_id,
-        created_at=sa.select(chunks.c.created_at).where(this).scalar_subquery(),
+        created_at=sa.select(chunks.c.created_at).where(chunks.c.id == claim.chunk_id).scalar_subquery(),
         **_rung_by_the_caller(),
     )
 

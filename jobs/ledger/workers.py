@@ -15,9 +15,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import chunk_is_in_work
+from jobs.ledger.claims import CHUNK_IS_OPEN, chunk_is_in_work
 from jobs.ledger.database import insert_into
-from jobs.schema import RunState, chunks, db_now, training_runs, workers
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.schema import ChunkState, JobState, RunState, chunks, db_now, jobs, training_runs, workers
 
 #: How often a worker gives a sign of life.
 SEEN_SECONDS: Final = 10.0
@@ -132,6 +133,14 @@ def worker_is_there() -> sa.ColumnElement[bool]:
     return workers.c.seen_at >= db_now(-GONE_SECONDS)
 
 
+def anybody_idle(connection: Connection, *, after: str) -> bool:
+    """Whether a process that classifies has nothing to do after a job: it is submitted as a whole, no chunk
+    waits that was never tried, and there are more processes than hold chunks. One that died lately may be
+    counted.
+    """
+    return bool(connection.scalar(_ANYBODY_IDLE, {"of_job": after}))
+
+
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """How many workers are there, and how many processes of theirs have started, by queue."""
     rows = connection.execute(
@@ -140,3 +149,16 @@ def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}
+
+
+# Built once: it is asked in the middle of work. In this order, as what waits is found at once.
+_ANYBODY_IDLE: Final = sa.select(
+    sa.and_(
+        sa.exists().where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RUNNING),
+        ~sa.exists().where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, chunks.c.attempts == 0),
+        sa.select(sa.func.coalesce(sa.func.sum(workers.c.processes), 0))
+        .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
+        .scalar_subquery()
+        > sa.select(sa.func.count(chunks.c.owner.distinct())).where(chunk_is_in_work()).scalar_subquery(),
+    )
+)

@@ -169,8 +169,8 @@ MUTANTS: Final = (
         "test_outcomes.py::test_who_lost_the_chunk_records_nothing_while_another_is_at_it",
         Change(
             _CLAIMS,
-            'chunks.c.token == sa.bindparam("by_token")',
-            'sa.bindparam("by_token", type_=sa.String()).is_not(None)',
+            "return sa.and_(chunks.c.id.in_(ids), chunks.c.token == token,",
+            "return sa.and_(chunks.c.id.in_(ids), sa.or_(chunks.c.token == token, chunks.c.token != token),",
         ),
     ),
     _mutant(
@@ -331,8 +331,8 @@ MUTANTS: Final = (
         "test_gathering.py::test_of_a_chunk_that_was_lost_nothing_is_recorded_and_of_the_others_all",
         Change(
             _OUTCOMES,
-            "recorded = [one for one in classified if one.claim.chunk_id in ours]",
-            "recorded = list(classified)",
+            "for one in classified if one.claim.chunk_id in ours]",
+            "for one in classified if ours.setdefault(one.claim.chunk_id, one.claim.images)]",
         ),
     ),
     _mutant(
@@ -374,14 +374,51 @@ MUTANTS: Final = (
         "test_lookout.py::test_the_rest_is_as_old_as_its_chunk_and_shares_its_payload",
         Change(
             _PARTS,
-            "connection.execute(chunks.update().where(this).values(images=done))",
+            "connection.execute(chunks.update().where(chunks.c.id == claim.chunk_id).values(images=done))",
             "assert done",
+        ),
+    ),
+    _mutant(
+        "of a chunk that was given away in part its job counts no rest",
+        "test_lookout.py::test_what_was_given_away_is_as_old_as_its_chunk_and_shares_its_payload",
+        Change(
+            _PARTS,
+            "values(chunks=jobs.c.chunks + 1))\n    return True",
+            "values(chunks=jobs.c.chunks))\n    return True",
+        ),
+    ),
+    _mutant(
+        "what is somebody else's is given away",
+        "test_lookout.py::test_who_lost_the_chunk_can_give_nothing_of_it_away",
+        Change(
+            _PARTS,
+            ".where(ours([claim]), chunks.c.images",
+            ".where(chunks.c.id == claim.chunk_id, chunks.c.images",
+        ),
+    ),
+    _mutant(
+        "what was given away is given away again",
+        "test_lookout.py::test_who_did_not_hear_that_a_part_was_given_away_gives_and_records_no_image_twice",
+        Change(_PARTS, "chunks.c.images == claim.images, goes_on", "goes_on"),
+    ),
+    _mutant(
+        "who did not hear that a part was given away records that, too",
+        "test_lookout.py::test_who_did_not_hear_that_a_part_was_given_away_gives_and_records_no_image_twice",
+        Change(_OUTCOMES, "kept = Outcomes.of(outcomes[:images])", "kept = Outcomes.of(outcomes)"),
+    ),
+    _lookout_mutant(
+        "a part is given away while others wait for no work",
+        "test_who_has_nothing_to_do_is_the_only_one_to_get_a_part",
+        Change(
+            _LOOKOUT,
+            "elif self._is_worth_two(done) and self._anybody_idle():",
+            "elif self._is_worth_two(done):",
         ),
     ),
     _lookout_mutant(
         "a chunk that crashed is left",
         "test_a_chunk_that_crashed_is_tried_as_it_is",
-        Change(_LOOKOUT, "len(claims) == 1 and not lead.crashes", "len(claims) == 1"),
+        Change(_LOOKOUT, "len(claims) == 1 and not self._lead.crashes", "len(claims) == 1"),
     ),
     _lookout_mutant(
         "who takes a small job in between has a token for it",
@@ -452,8 +489,8 @@ MUTANTS: Final = (
         "test_isolation.py::test_a_job_that_is_sealed_after_a_split_knows_how_many_chunks_it_has",
         Change(
             _PARTS,
-            ".values(chunks=jobs.c.chunks + 1)",
-            ".values(chunks=jobs.c.chunks)",
+            "not to be done.\n    connection.execute(jobs.update().where(jobs.c.id == claim.job_id)",
+            "not to be done.\n    connection.execute(jobs.update().where(jobs.c.id.is_(None))",
         ),
     ),
     _mutant(

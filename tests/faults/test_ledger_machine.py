@@ -52,11 +52,13 @@ from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.ledger.parts import give_away
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.settling import settle_job
 from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs, take_lock
 from jobs.limits import ErrorLimits
+from jobs.outcomes import Outcome
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict
 from tests.faults.ledger_laws import broken_laws
@@ -566,18 +568,47 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.ledger.transaction() as connection:
             assert record_outcomes(connection, left) == {chunk.id}
         self.tally["a chunk was left"] += 1
+        if done < chunk.images:  # as it always is, but where some were given away and nobody heard of it
+            self._cut(chunk, done, rest_id)
+        self._ended(chunk)
+
+    @happening(
+        weight=4, when=lambda self: self._who_may_leave(), pick=PICK, keep=PICK, answered=st.booleans()
+    )
+    def a_part_is_given_away(self, pick: int, keep: int, answered: bool) -> None:
+        """Somebody is idle: the last images become a chunk of their own. Without an answer, who gave them
+        away does not know, and brings outcomes for them, too.
+        """
+        may = self._who_may_leave()
+        worker = may[pick % len(may)]
+        claim, rest_id = worker.claim, new_id()
+        keep = 1 + keep % (claim.images - 1)
+        chunk = self.chunk_of(claim)
+        goes_on = chunk is not None and chunk.job.state == "running" and not chunk.job.paused
+        with self.ledger.transaction() as connection:
+            given = give_away(connection, claim, keep=keep, rest_id=rest_id)
+        assert given == (goes_on and chunk is not None and chunk.images == claim.images)
+        if chunk is None or not given:
+            self.tally["nothing could be given away"] += 1
+            return
+        self.tally["a part was given away"] += 1
+        self._cut(chunk, keep, rest_id)
+        if answered:
+            self.workers[self.workers.index(worker)] = replace(worker, claim=replace(claim, images=keep))
+
+    def _cut(self, chunk: ChunkModel, keep: int, rest_id: str) -> None:
+        """The images after the first become a chunk of their own, which is rung for."""
         rest = ChunkModel(
             rest_id,
             chunk.job,
-            chunk.first + done,
-            chunk.images - done,
+            chunk.first + keep,
+            chunk.images - keep,
             chunk.payload,
-            offset=chunk.offset + done,
+            offset=chunk.offset + keep,
             quiet=True,
         )
-        chunk.images = done
+        chunk.images = keep
         self._is_new(rest)
-        self._ended(chunk)
         self.messages.ring([rest.id])
 
     def _claimed_with(self, worker: Worker) -> list[Worker]:

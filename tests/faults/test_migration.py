@@ -20,7 +20,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.database import revision
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.outcomes import Outcome
 from jobs.schema import metadata
 from labelmill.migrating import alembic_config, upgrade
 from tests.faults.checker import Expected, check_job

@@ -22,10 +22,10 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import NewCorrection, correction_key, live_accuracy, save_corrections
 from jobs.ledger.intake import NewChunk
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
+from jobs.outcomes import Outcome
 from jobs.payloads import payload_folder
 from jobs.references import Roots
 from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs

@@ -25,10 +25,10 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger, diagnosis
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.runs import request_run
 from jobs.model import Model
+from jobs.outcomes import Outcome
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_TASK, Bell
 from jobs.registry import fetch_model, model_key
 from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs

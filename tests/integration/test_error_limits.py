@@ -14,11 +14,11 @@ from jobs.errors import ErrorCode, JobStopped, Stopped, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.ledger.upkeep import drop_leftover_chunks
 from jobs.limits import ErrorLimits
+from jobs.outcomes import Outcome
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, predictions
 from tests.conftest import Job

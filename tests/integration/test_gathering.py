@@ -14,10 +14,11 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, claim_chunk, withdraw_claim
 from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import Filter, job_status, stream_predictions
 from jobs.ledger.workers import GONE_SECONDS, Presence, report_worker
+from jobs.outcomes import Outcome
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, workers
 from jobs.schema import jobs as jobs_table

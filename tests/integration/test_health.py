@@ -17,8 +17,8 @@ from jobs.ledger.claims import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.evaluations import save_evaluation
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
-from jobs.ledger.outcomes import Outcome
 from jobs.model import Model
+from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker
 

@@ -18,8 +18,8 @@ from jobs.ledger.isolation import (
     must_split,
     outcome_of_the_lone,
 )
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.progress import Filter, job_status, stream_predictions
+from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, chunks
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +17,18 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, end_job
 from jobs.ledger.intake import NewChunk
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.ledger.parts import give_away
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.upkeep import drop_leftover_chunks
+from jobs.ledger.workers import Presence, report_worker
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.outcomes import Outcome
+from jobs.payloads import Content
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.store import Store
 from tests.bench_alone import Mill, decoded_for_ever, picture
-from worker.predicting import lookout, pipeline
+from worker.predicting import lookout, pipeline, plain_batch
 from worker.predicting.pipeline import classify_chunk
 from worker.predicting.stages import Stages
 
@@ -325,6 +331,162 @@ def test_a_time_limit_that_strikes_while_it_looks_is_heard(
     assert sizes(mill.ledger, job_id) == [("pending", len(PICTURES))]
 
 
+# ---- who has nothing to do gets a half --------------------------------------------------------------------
+
+
+@pytest.fixture
+def generous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is at a large chunk finds that what is left of it is worth two, however little it is."""
+    monkeypatch.setattr(lookout, "WORTH_TWO_SECONDS", 0.0)
+
+
+def there_are(mill: Mill, processes: int) -> None:
+    """A worker of so many processes, of which one is at the bench."""
+    children = [mill.bench.owner, *(f"another/{number}" for number in range(processes - 1))]
+    with mill.ledger.transaction() as connection:
+        report_worker(
+            connection, Presence("a worker", "here", CLASSIFY_QUEUE, children, "1.0"), up_seconds=1.0
+        )
+
+
+@pytest.mark.usefixtures("eager", "generous")
+@pytest.mark.parametrize("images", [300, 9_000])
+def test_who_has_nothing_to_do_gets_a_half_of_what_is_left(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, rung: Callable[[], list[str]], images: int
+) -> None:
+    # Given what the model says of some images, one of them broken, when nobody else is there
+    contents = (PICTURES * 30)[:images]
+    contents[images // 3] = b"no picture"
+    alone, chunk_id = mill.job(contents)
+    assert classify_chunk(chunk_id, mill.bench) == images
+
+    # When a worker begins with the same ones, and another process has nothing to do
+    there_are(mill, processes=2)
+    looked_at: list[int] = []
+    real = plain_batch.decode_together
+
+    def decode_together(window: Sequence[Content], *args: Any) -> object:
+        looked_at.append(len(window))
+        return real(window, *args)
+
+    monkeypatch.setattr(plain_batch, "decode_together", decode_together)
+    job_id, chunk_id = mill.job(contents)
+    rung()
+    done = classify_chunk(chunk_id, mill.bench)
+
+    # Then the other one has its half at the first look, and is rung for; no image is looked at in vain
+    first_look = 2_048 if images > 1_000 else 1
+    assert done == first_look + (images - first_look + 1) // 2
+    assert sizes(mill.ledger, job_id) == [("done", done), ("pending", images - done)]
+    assert mill.status(job_id).state == JobState.RUNNING
+    [rest_id] = rung()
+    assert looked_at == ([4_096, done - 4_096] if images > 1_000 else [])
+
+    # And when all such parts are done, the job has the answers that it has when nobody is there
+    parts = 1
+    while rest_id:
+        done += classify_chunk(rest_id, mill.bench)
+        parts += 1
+        rest_id = next(iter(rung()), "")
+    assert done == images
+    assert mill.status(job_id).state == JobState.DONE
+    assert mill.answers(job_id) == mill.answers(alone)
+    assert [row.state for row in rows(mill.ledger, job_id)] == ["done"] * parts
+    assert parts > 2  # what had been given away was given away in part, too
+
+
+@pytest.mark.usefixtures("eager", "generous")
+@pytest.mark.parametrize(
+    "why", ["all are busy", "others wait", "little is left", "small", "crashed before", "paused", "shadowed"]
+)
+def test_who_has_nothing_to_do_is_the_only_one_to_get_a_part(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    images = SMALL_JOB_IMAGES + (why != "small")
+    there_are(mill, processes=1 if why == "all are busy" else 2)
+    job_id, chunk_id = mill.job(PICTURES[:images])
+    if why == "others wait":
+        _, other = mill.job(PICTURES)
+    elif why == "little is left":
+        monkeypatch.setattr(lookout, "WORTH_TWO_SECONDS", 60.0)
+    elif why == "shadowed":
+        monkeypatch.setattr(pipeline, "find_challenger", lambda *_, **__: mill.model.id)
+    with mill.ledger.transaction() as connection:
+        if why == "small":  # and was tried before, or it would gather others
+            connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(releases=1, attempts=1))
+        elif why == "crashed before":
+            connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(crashes=1))
+    if why == "paused":
+        real = lookout.anybody_idle
+
+        def paused_by_then(connection: sa.Connection, **named: str) -> bool:
+            with mill.ledger.transaction() as another:
+                pause_job(another, job_id)
+            return real(connection, **named)
+
+        monkeypatch.setattr(lookout, "anybody_idle", paused_by_then)
+
+    assert classify_chunk(chunk_id, mill.bench) == images
+    assert sizes(mill.ledger, job_id) == [("done", images)]
+
+    # Otherwise one does
+    if why == "others wait":
+        assert classify_chunk(other, mill.bench) < len(PICTURES)
+
+
+@pytest.mark.usefixtures("eager", "generous")
+def test_who_did_not_hear_that_a_part_was_given_away_gives_and_records_no_image_twice(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, rung: Callable[[], list[str]]
+) -> None:
+    # Given a COMMIT that went through, by which a part was given away, and nobody heard that
+    real_give, real_transaction = lookout.give_away, Ledger.transaction
+    given: list[bool] = []
+
+    def give(connection: sa.Connection, claim: Claim, **named: Any) -> bool:
+        given.append(real_give(connection, claim, **named))
+        return given[-1]
+
+    @contextlib.contextmanager
+    def transaction(ledger: Ledger, **named: bool) -> Iterator[sa.Connection]:
+        before = len(given)
+        with real_transaction(ledger, **named) as connection:
+            yield connection
+        if len(given) > before == 0:
+            raise Unavailable("The connection broke")
+
+    monkeypatch.setattr(lookout, "give_away", give)
+    monkeypatch.setattr(lookout, "anybody_idle", lambda *_, **__: True)
+    monkeypatch.setattr(Ledger, "transaction", transaction)
+
+    # When the chunk is classified to its end, Then what is somebody else's is left to them, and only that
+    job_id, chunk_id = mill.job(PICTURES)
+    rung()
+    classify_chunk(chunk_id, mill.bench)
+    assert given[:2] == [True, False]
+    assert True not in given[1:]
+    assert sizes(mill.ledger, job_id) == [("done", 151), ("pending", 149)]
+    assert mill.status(job_id).done == 151
+    [rest_id] = mill.pending()
+    monkeypatch.setattr(lookout, "anybody_idle", lambda *_, **__: False)
+    assert classify_chunk(rest_id, mill.bench) == 149
+    assert mill.status(job_id).state == JobState.DONE
+
+
+@pytest.mark.usefixtures("eager", "generous")
+@pytest.mark.parametrize("struck", [False, True])
+def test_a_ledger_that_is_away_as_a_part_is_given_away_costs_nothing_but_where_the_time_limit_struck(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, struck: bool
+) -> None:
+    def away(*_: object, **__: object) -> bool:
+        raise Unavailable("The connection broke") from (SoftTimeLimitExceeded() if struck else None)
+
+    monkeypatch.setattr(lookout, "give_away", away)
+    there_are(mill, processes=2)
+    job_id, chunk_id = mill.job(PICTURES)
+    assert classify_chunk(chunk_id, mill.bench) == (0 if struck else len(PICTURES))
+    assert sizes(mill.ledger, job_id) == [("pending" if struck else "done", len(PICTURES))]
+
+
 # ---- who takes long leaves --------------------------------------------------------------------------------
 
 
@@ -521,6 +683,84 @@ def test_the_rest_is_as_old_as_its_chunk_and_shares_its_payload(ledger, make_job
     assert (rest.payload, rest.payload_sha256) == (before.payload, before.payload_sha256)
     assert rest.created_at == before.created_at
     assert rest.ring_after > before.created_at
+
+
+def give(ledger: Ledger, claim: Claim, keep: int) -> str | None:
+    """Gives all but the first images away; the id of the chunk that these become."""
+    rest_id = new_id()
+    with ledger.transaction() as connection:
+        return rest_id if give_away(connection, claim, keep=keep, rest_id=rest_id) else None
+
+
+def test_what_was_given_away_is_as_old_as_its_chunk_and_shares_its_payload(ledger, make_job, worker):
+    job = make_job([3, 8])
+    before = rows(ledger, job.id)[1]
+    claim = worker.must_claim(job.chunks[1])
+    rest_id = give(ledger, claim, 5)
+
+    _, front, rest = rows(ledger, job.id)
+    assert (front.id, front.first_index, front.images, front.state) == (job.chunks[1].id, 3, 5, "claimed")
+    assert (front.token, front.lease_until) == (claim.token, rows(ledger, job.id)[1].lease_until)
+    assert (rest.id, rest.first_index, rest.images, rest.payload_offset) == (rest_id, 8, 3, 5)
+    assert (rest.state, rest.attempts, rest.crashes, rest.token) == ("pending", 0, 0, None)
+    assert (rest.payload, rest.payload_sha256) == (before.payload, before.payload_sha256)
+    assert rest.created_at == before.created_at
+    assert rest.ring_after > before.created_at
+
+    # And the job ends with the last of its chunks, whoever is first
+    worker.finish(worker.must_claim(NewChunk(rest_id, 8, 3, "", "")))
+    worker.finish(worker.must_claim(job.chunks[0]))
+    with ledger.reading() as connection:
+        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("running", 6, 3, 2)
+    worker.finish(replace(claim, images=5))
+    with ledger.reading() as connection:
+        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("done", 11, 3, 3)
+
+
+def test_who_lost_the_chunk_can_give_nothing_of_it_away(ledger, make_job, new_worker):
+    job = make_job([4])
+    late = new_worker("late").must_claim(job.chunks[0], lease_seconds=-1)
+    new_worker("second").must_claim(job.chunks[0])
+    assert give(ledger, late, 2) is None
+    assert sizes(ledger, job.id) == [("claimed", 4)]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "paused", "still received"])
+def test_nothing_is_given_away_of_a_job_that_goes_on_no_more_or_has_chunks_to_come(
+    ledger, make_job, worker, how
+):
+    job = make_job([4], sealed=how != "still received")
+    claim = worker.must_claim(job.chunks[0])
+    with ledger.transaction() as connection:
+        if how == "cancelled":
+            end_job(connection, job.id, JobState.CANCELLED)
+        elif how == "paused":
+            pause_job(connection, job.id)
+    assert give(ledger, claim, 2) is None
+    assert sizes(ledger, job.id) == [("claimed", 4)]
+
+
+def test_who_leaves_a_chunk_and_did_not_hear_that_a_part_was_given_away_leaves_the_rest_of_his(
+    ledger, make_job, worker
+):
+    job = make_job([8])
+    claim = worker.must_claim(job.chunks[0])
+    given = give(ledger, claim, 5)
+    rest_id = leave(ledger, claim, 2)
+    found = [(row.id, row.first_index, row.images, row.state) for row in rows(ledger, job.id)]
+    assert found == [
+        (job.chunks[0].id, 0, 2, "done"),
+        (rest_id, 2, 3, "pending"),
+        (given, 5, 3, "pending"),
+    ]
+
+    # And of one who was further than what is his, nothing is left
+    claim = worker.must_claim(NewChunk(rest_id, 2, 3, "", ""))
+    assert give(ledger, claim, 1)
+    leave(ledger, claim, 2)
+    assert sizes(ledger, job.id) == [("done", 2), ("done", 1), ("pending", 2), ("pending", 3)]
 
 
 def test_a_job_ends_with_the_last_rest_of_its_chunks(ledger, make_job, worker):

@@ -12,8 +12,8 @@ from jobs.ids import new_id
 from jobs.ledger.intake import open_job
 from jobs.ledger.models import point_alias
 from jobs.ledger.naming import job_named, model_named, run_named
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.runs import request_run
+from jobs.outcomes import Outcome
 from labelmill.cli import app
 from tests.conftest import plans_of
 

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +17,9 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.outcomes import Classified, Outcome, record_outcomes
+from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
+from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 
 EVERYTHING = Filter()
@@ -510,18 +512,23 @@ def test_a_sealed_job_is_not_taken_back(ledger, make_job, worker):
 # ---- a database that goes away ------------------------------------------------------------------------
 
 
-class Interrupted(list[Outcome]):
-    """Outcomes in whose midst something happens to the database."""
+class Interrupted(list[str | None]):
+    """A column of outcomes, in whose midst something happens to the database."""
 
-    def __init__(self, outcomes, happens):
-        super().__init__(outcomes)
+    def __init__(self, column, happens):
+        super().__init__(column)
         self._happens = happens
 
     def __iter__(self):
-        for place, outcome in enumerate(super().__iter__()):
+        for place, value in enumerate(super().__iter__()):
             if place == 1:
                 self._happens()
-            yield outcome
+            yield value
+
+
+def interrupted(outcomes, happens):
+    found = Outcomes.of(outcomes)
+    return replace(found, labels=Interrupted(found.labels, happens))
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -536,7 +543,7 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
         with worker.ledger.transaction() as connection:
             pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
             end_it = f"SELECT pg_terminate_backend({pid}, 5000)"
-            outcomes = Interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
+            outcomes = interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
             record_outcomes(connection, [Classified(claim, outcomes)])
 
     # When the outcomes are recorded, Then it is nobody's fault
@@ -559,7 +566,7 @@ def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_
         with worker.ledger.transaction() as connection:
             connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
             record_outcomes(
-                connection, [Classified(claim, Interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))]
+                connection, [Classified(claim, interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))]
             )
 
     # When the rows come in slowly, Then it is nobody's fault

@@ -12,8 +12,8 @@ from typing import Final
 import pytest
 
 from jobs.ids import new_id
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
+from jobs.outcomes import Outcome
 from tests.console import LABELMILL, rows
 
 #: Latin-1 has its first character and not the second; a byte that is no UTF-8 is as the ledger has it.

@@ -16,7 +16,6 @@ from jobs.errors import Conflict, ErrorCode, NotFound, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
 from jobs.ledger.claims import end_job
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.progress import (
     Filter,
     JobStatus,
@@ -26,6 +25,7 @@ from jobs.ledger.progress import (
     page_of_predictions,
     stream_predictions,
 )
+from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command

@@ -14,10 +14,10 @@ from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, Pa
 from jobs.ledger import Ledger, retries
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import NewChunk
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.retention import mark_purged
+from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, chunks, jobs

@@ -233,6 +233,12 @@ def test_chunks_hold_as_many_images_as_they_may(run, ledger, count, chunk_images
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkeypatch):
+    monkeypatch.setattr(drafts_module, "FIRST_IMAGES", 3)
+    assert sizes_of(ledger, run(images(38), chunk_images=10).job_id) == [3, 6, 10, 10, 9]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes
     monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 10)

@@ -14,7 +14,6 @@ from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.ledger.outcomes import Outcome
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import (
@@ -26,6 +25,7 @@ from jobs.ledger.upkeep import (
     fail_abandoned_jobs,
     take_lock,
 )
+from jobs.outcomes import Outcome
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of
 

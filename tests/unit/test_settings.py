@@ -57,7 +57,7 @@ def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
     assert settings.embedded_ledger
 
     # And the rest is what it is documented to be
-    assert (settings.chunk_images, settings.lease_seconds, settings.mnist_dir) == (4096, 60.0, None)
+    assert (settings.chunk_images, settings.lease_seconds, settings.mnist_dir) == (16384, 60.0, None)
     assert settings.processes == usable_cores()
     assert settings.retrain_cron == "0 3 * * 0"
 

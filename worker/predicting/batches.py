@@ -6,14 +6,17 @@ Of a claim, a lease or a database nothing is known here; `worker.predicting.pipe
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import repeat
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
-from jobs.ledger.outcomes import CONFIDENCE_DIGITS, Outcome
+from jobs.ledger.outcomes import CONFIDENCE_DIGITS
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
+from jobs.outcomes import Outcomes
 from jobs.payloads import Content, Payload
 from jobs.references import Reference, Roots
 from worker.predicting.deadline import Deadline
@@ -47,20 +50,20 @@ def classify_payloads(
     roots: Roots,
     limits: ImageLimits,
     image_seconds: float,
-    must_leave: Callable[[int], bool] = lambda _: False,
+    until: Callable[[int], int] = lambda _: sys.maxsize,
     may_keep: Callable[[int, Unavailable], bool] = lambda *_: False,
     after_batch: Callable[[npt.NDArray[np.uint8], list[int], Predictions], None] = lambda *_: None,
     stages: Stages | None = None,
-) -> list[Outcome]:
+) -> Outcomes:
     """One outcome an image, in the payloads' order. An image that cannot be decoded leaves its place in the
     batch to the next one, so that the model always sees full batches but for the last; a payload that ends
     leaves the rest of it to the next payload. `after_batch` gets the pixels of each batch, which images these
     are, counted over all payloads, and the answers. `stages` gets the seconds of reading referenced images,
     of predicting, and of all the rest as decoding.
 
-    `must_leave` is asked between images, with the number of those that are through; where it says so, the
-    others get no outcome. `may_keep` is asked where a referenced image's store is away, with the same number
-    and the reason: where it says so, what is through is kept, and the others get none.
+    `until` is asked between images, with the number of those that are through, and says how many there are
+    to be at the end: the others get no outcome. `may_keep` is asked where a referenced image's store is away,
+    with the same number and the reason: where it says so, what is through is kept, and the others get none.
 
     Payloads are taken one by one, and one is held at a time. To be called from the main thread. Raises
     OutOfReach where a referenced image's store is away, and what is through may not be kept; Unavailable
@@ -72,30 +75,49 @@ def classify_payloads(
     with stages.timed("decode"), Deadline(image_seconds) as deadline:
         decoded_alone = _decoding_alone(batch, classifier.spec, roots, limits, deadline, stages)
 
-        def take_all() -> None:
-            for payload in payloads:
-                first = batch.expect(payload.names)
-                alone_from = 0
-                for start, pictures in _decoded_together(payload.contents, classifier.spec, limits):
-                    for place in range(alone_from, start):
-                        if must_leave(first + place):
-                            return
-                        try:
-                            picture = decoded_alone(first + place, payload.contents[place])
-                        except Unavailable as error:
-                            if not may_keep(first + place, error):
-                                raise OutOfReach(str(error)) from error
-                            return
-                        if picture is not None:
-                            batch.take(first + place, picture[None])
-                    batch.take(first + start, pictures)
-                    alone_from = start + len(pictures)
-                    # Before more are decoded together, for nothing.
-                    if must_leave(first + alone_from):
-                        return
+        together = partial(_decoded_together, spec=classifier.spec, limits=limits)
+        through = _take_all(payloads, batch, decoded_alone, together, until, may_keep)
+    return batch.end(through)
 
-        take_all()
-    return batch.end()
+
+def _take_all(
+    payloads: Iterable[Payload],
+    batch: _Batch,
+    decoded_alone: Callable[[int, Content], npt.NDArray[np.uint8] | None],
+    decoded_together: Callable[..., Iterator[tuple[int, npt.NDArray[np.uint8]]]],
+    until: Callable[[int], int],
+    may_keep: Callable[[int, Unavailable], bool],
+) -> int:
+    """Each image's picture or error goes to the batch, until enough are through; gives back how many are."""
+    first, through, end = 0, 0, sys.maxsize
+
+    def wanted() -> int:
+        return end - first
+
+    for payload in payloads:
+        first = through = batch.expect(payload.names)
+        for start, pictures in decoded_together(payload.contents, wanted=wanted):
+            while through < first + start:
+                end = until(through)
+                if end <= through:
+                    return through
+                try:
+                    picture = decoded_alone(through, payload.contents[through - first])
+                except Unavailable as error:
+                    if not may_keep(through, error):
+                        raise OutOfReach(str(error)) from error
+                    return through
+                if picture is not None:
+                    batch.take(through, picture[None])
+                through += 1
+            pictures = pictures[: max(0, wanted() - start)]
+            batch.take(through, pictures)
+            through += len(pictures)
+            # Before more are decoded together, for nothing.
+            end = until(through)
+            if end <= through:
+                return through
+    return through
 
 
 def _decoding_alone(
@@ -138,22 +160,25 @@ class _Batch:
         self._stages = stages
         self._pixels = np.empty((classifier.batch, *classifier.spec.shape), np.uint8)
         #: By the place of a class; the last is for the images without an answer, whose place is -1.
-        self._labels = (*classifier.classes, None)
+        self._classes = (*classifier.classes, None)
         self._places: list[int] = []  # of the images whose pictures are in the batch
         self._names: list[str] = []
-        self._outcomes: list[Outcome | None] = []
+        self._labels: list[str | None] = []
+        self._confidences: list[float | None] = []
+        self._errors: dict[int, ImageError] = {}
 
     def expect(self, names: Sequence[str]) -> int:
         """Images that are to come: the place of the first."""
         first = len(self._names)
         self._names += names
-        self._outcomes += [None] * len(names)
+        self._labels += [None] * len(names)
+        self._confidences += [None] * len(names)
         return first
 
     def fail(self, place: int, error: ImageError) -> None:
-        """An image that has no picture."""
-        detail = error.detail or None
-        self._outcomes[place] = Outcome(self._names[place], None, None, error.code, detail)
+        """An image that has no picture, or no answer."""
+        self._labels[place] = self._confidences[place] = None
+        self._errors[place] = error
 
     def take(self, place: int, pictures: npt.NDArray[np.uint8]) -> None:
         """The pictures of images that follow one another, from that place on."""
@@ -166,23 +191,32 @@ class _Batch:
                 self._predict()
             place, pictures = place + len(fitting), pictures[len(fitting) :]
 
-    def end(self) -> list[Outcome]:
-        """What came of all."""
+    def end(self, through: int) -> Outcomes:
+        """What came of the first images, of which so many are through."""
         if self._places:
             self._predict()
-        return [outcome for outcome in self._outcomes if outcome is not None]
+        found = Outcomes(self._names[:through], self._labels[:through], self._confidences[:through])
+        if not self._errors:
+            return found
+        errors: list[str | None] = [None] * through
+        details: list[str | None] = [None] * through
+        for place, error in self._errors.items():
+            errors[place], details[place] = error.code, error.detail or None
+        return replace(found, errors=errors, details=details)
 
     def _predict(self) -> None:
         pixels, places = self._pixels[: len(self._places)], self._places
         with self._stages.timed("predict"):
             found = self._classifier.predict(pixels)
-            names = map(self._names.__getitem__, places)
-            labels = map(self._labels.__getitem__, found.class_index.tolist())
+            labels = map(self._classes.__getitem__, found.class_index.tolist())
             confidences = found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
-            # Without a call of ours for each: they are as many as the images.
-            columns = zip(names, labels, confidences, repeat(None), repeat(None), strict=False)
-            for place, outcome in zip(places, map(Outcome._make, columns), strict=True):
-                self._outcomes[place] = outcome
+            start, end = places[0], places[-1] + 1
+            if end - start == len(places):  # in one step, as nearly always
+                self._labels[start:end] = labels
+                self._confidences[start:end] = confidences
+            else:
+                for place, label, confidence in zip(places, labels, confidences, strict=True):
+                    self._labels[place], self._confidences[place] = label, confidence
             for number in (found.class_index < 0).nonzero()[0].tolist():
                 self.fail(places[number], ImageError(ErrorCode.MODEL_ERROR, _NO_ANSWER))
         self._after_batch(pixels, places, found)
@@ -190,11 +224,11 @@ class _Batch:
 
 
 def _decoded_together(
-    contents: Sequence[Content], spec: InputSpec, limits: ImageLimits
+    contents: Sequence[Content], *, spec: InputSpec, limits: ImageLimits, wanted: Callable[[], int]
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Pictures of images that follow one another, and the place of the first; all between them are to be
-    decoded one by one. Never more than are predicted at a time. What comes last are the pictures at the end,
-    of which there may be none.
+    decoded one by one. Never more than are predicted at a time, and of no more images than are `wanted` by
+    then. What comes last are the pictures at the end, of which there may be none.
     """
     import numpy as np
 
@@ -202,7 +236,7 @@ def _decoded_together(
 
     if takes(spec, limits):
         for start in range(0, len(contents), _TOGETHER):
-            window = contents[start : start + _TOGETHER]
+            window = contents[start : min(start + _TOGETHER, wanted())]
             if len(window) < LEAST:
                 break
             found, decoded = decode_together(window, spec, limits)

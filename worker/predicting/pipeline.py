@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -339,7 +339,8 @@ def _outcomes(
         classifier = bench.classifier(lead.model_id)
     kept: list[Claim] = []
     serve = partial(_serve, within=lead, bench=bench, outer_stages=stages)
-    lookout = Lookout(bench, claims, stages, serve)
+    # What a challenger says is counted once a chunk: it sees all of one.
+    lookout = Lookout(bench, claims, stages, serve, may_share=challenger_id is None)
 
     def payloads() -> Iterator[Payload]:
         for claim, payload in chain([first], sources):
@@ -359,7 +360,7 @@ def _outcomes(
         roots=bench.roots,
         limits=bench.settings.image_limits,
         image_seconds=bench.settings.image_seconds,
-        must_leave=lookout.must_leave,
+        until=lookout.until,
         may_keep=lookout.may_keep,
         stages=stages,
     )
@@ -377,15 +378,16 @@ def _outcomes(
             raise
         _set_first_aside(lead, error, bench, stages)
         return []
-    outcomes = iter(found)
+    kept = list(map(lookout.claim_of, kept))
+    starts = accumulate((claim.images for claim in kept), initial=0)
     return [
         Classified(
             claim,
-            list(islice(outcomes, claim.images)),
+            found[start : start + claim.images],
             None if shadow is None else shadow.result(),  # only a lone chunk has one
             new_id() if len(kept) == 1 and len(found) < claim.images else None,
         )
-        for claim in kept
+        for claim, start in zip(kept, starts, strict=False)  # the last start is where all ends
     ]
 
 

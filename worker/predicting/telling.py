@@ -13,7 +13,8 @@ from typing import Any, Final
 from structlog.contextvars import bind_contextvars
 
 from jobs.ledger.claims import Claim
-from jobs.ledger.outcomes import Classified, errors_in
+from jobs.ledger.outcomes import Classified
+from jobs.outcomes import Outcomes
 from jobs.traces import Part, Tracing
 from worker.predicting.stages import Stages
 
@@ -51,7 +52,7 @@ def say_done(classified: list[Classified], stages: Stages) -> int:
     images = 0
     for claim, outcomes, _, rest_id in classified:
         facts = facts_of([claim], stages)
-        errors = errors_in(outcomes)
+        errors = Outcomes.of(outcomes).failed
         rest = "" if rest_id is None else f", {claim.images - len(outcomes)} left to chunk {rest_id}"
         logger.info(
             "chunk %s of job %s is done: %d images%s, %d errors, attempt %d; seconds: %s",
@@ -97,7 +98,7 @@ def traced(
             if claim.chunk_id in outcomes:
                 found = outcomes[claim.chunk_id]
                 # Of one that was left, those that are left have a span of their own.
-                attributes |= {"images": len(found), "errors": errors_in(found)}
+                attributes |= {"images": len(found), "errors": Outcomes.of(found).failed}
             tracing.record(
                 "chunk",
                 traceparent=claim.traceparent,
