@@ -118,10 +118,10 @@ class Ledger:
         """To look only; takes no write lock. On SQLite all its statements see one state, on PostgreSQL each
         sees what was committed before it. Raises Unavailable.
         """
+        # On PostgreSQL no transaction: that takes two questions more, and what a worker asks most is one.
+        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         with _translated(self._url), self.engine.connect() as connection:
-            yield connection.execution_options(**{_READONLY: True})
-            # At a ROLLBACK psycopg forgets the statements that it has had prepared.
-            connection.commit()
+            yield connection.execution_options(**{_READONLY: True}, **alone)
 
     def check(self, *, or_newer: bool = False) -> None:
         """Raises LedgerNotReady unless the ledger's schema is the one this code is written against;

@@ -18,6 +18,7 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import OPEN, read_regular, why
 from jobs.text import all_storable, storable
 from producer.sources.image import (
+    USUAL_ENDINGS,
     Reading,
     SourceImage,
     SourceImages,
@@ -25,7 +26,6 @@ from producer.sources.image import (
     is_hidden,
     is_image_name,
     is_short,
-    is_usual_name,
 )
 
 #: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
@@ -106,8 +106,8 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     `root`, out of that folder above it.
     """
     root = os.path.realpath(path if root is None else root)
-    name = shown(path)
-    called = _Called("" if name == "." else name.rstrip("/") + "/", len(os.path.join(path, "")))
+    whole = shown(path)
+    called = _Called("" if whole == "." else whole.rstrip("/") + "/", len(os.path.join(path, "")))
     # A stack and not recursion: a tree may be deeper than Python's.
     levels = [(path, entries(path))]
     while levels:
@@ -116,12 +116,13 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
         try:
             for entry in listing:
                 other = None
-                if is_usual_name(entry.name) and entry.is_file(follow_symlinks=False):
+                name = entry.name
+                if name[-4:] in USUAL_ENDINGS and name[0] != "." and entry.is_file(follow_symlinks=False):
                     other = gathered.read(entry.path)
-                elif is_hidden(entry.name):
+                elif is_hidden(name):
                     continue
                 elif entry.is_file(follow_symlinks=False):
-                    if is_image_name(entry.name):
+                    if is_image_name(name):
                         other = gathered.read(entry.path)
                     else:
                         reading.skipped += 1

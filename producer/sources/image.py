@@ -16,6 +16,9 @@ _REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif a
 IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
 
 
+#: How most images' names end, and nearly all of three letters: the cheap question.
+USUAL_ENDINGS = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS if len(extension) == 3)
+
 #: The most bytes of UTF-8 that an image may be called by: Linux's PATH_MAX, longer paths lead nowhere. A
 #: compressed archive may give each of its members a name of hundreds of kilobytes, in a few hundred bytes.
 MAX_NAME_BYTES: Final = 4096
@@ -101,11 +104,6 @@ def name_bytes(name: str) -> int:
 def extension(name: str) -> str:
     """What follows the last dot of a file's own name, in lower case; empty where there is none."""
     return name.rpartition(".")[2].lower() if "." in name else ""
-
-
-def is_usual_name(name: str) -> bool:
-    """Whether it is an image's name as most are written, and not hidden: the cheap question."""
-    return name.rpartition(".")[2] in IMAGE_EXTENSIONS and name[0] != "."
 
 
 def is_image_name(name: str) -> bool:
