@@ -33,7 +33,9 @@ BATCH: Final = 2_048
 #: Processes beyond the cores.
 MORE_PROCESSES: Final = 1
 
-#: More than any file has.
+#: So many bytes are asked for first, and are all of a small file: there is room for them. And more than any
+#: file has.
+_FIRST_BYTES: Final = 4096
 _FILE_BYTES: Final = 1 << 20
 
 _COLUMNS: Final = '(job_id, "index", name, label, confidence)'
@@ -212,7 +214,9 @@ def write(database: Ledger, rows: list[Row]) -> None:
 def read(path: str) -> bytes:
     """All of a file's bytes."""
     file = os.open(path, os.O_RDONLY)
-    content = os.read(file, _FILE_BYTES)
+    content = os.pread(file, _FIRST_BYTES, 0)
+    if len(content) == _FIRST_BYTES:
+        content = os.pread(file, _FILE_BYTES, 0)
     os.close(file)
     return content
 

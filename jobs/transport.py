@@ -19,6 +19,16 @@ AHEAD: Final = 9
 class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
     """A channel that puts what is urgent ahead of all that waits."""
 
+    _client: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # Left alone, kombu makes a client for each command, which takes longer than the command.
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._client is None or self._client.connection_pool is not self.pool:
+            self._client = super()._create_client()
+        return self._client
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         if message["properties"].get("priority") != AHEAD:
             super()._put(queue, message, **kwargs)
