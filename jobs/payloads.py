@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
@@ -58,10 +58,9 @@ def payload_folder(job_id: str) -> str:
 
 def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[bytes]:
     """The file's bytes, in pieces: a large image is one of them."""
-    images = [content for content in contents if isinstance(content, bytes)]
-    if len(images) == len(contents) and max(map(len, images), default=0) < _LARGE:
+    if set(map(type, contents)) == {bytes} and max(map(len, cast("Sequence[bytes]", contents))) < _LARGE:
         # As the rest would have it, in one step for all.
-        return [msgpack.packb([_VERSION, list(names), images], unicode_errors=_UNICODE_ERRORS)]
+        return [msgpack.packb([_VERSION, list(names), list(contents)], unicode_errors=_UNICODE_ERRORS)]
     by_reference = any(isinstance(content, Reference) for content in contents)
     packer = msgpack.Packer(unicode_errors=_UNICODE_ERRORS, autoreset=False)
     packer.pack_array_header(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -12,7 +13,8 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
@@ -38,6 +40,12 @@ BRIEFLY_SECONDS: Final = 2
 #: PostgreSQL looks this often whether who waits for a lock in a statement is still there. Left alone it never
 #: does: a process that was killed keeps what it has locked until it gets what it waits for.
 VANISHED_SECONDS: Final = 1
+
+#: A kept connection that was not used for so long is asked whether it is still there.
+PAUSE_SECONDS: Final = 0.25
+
+#: When a kept connection was used last.
+_USED: Final = "labelmill_used"
 
 #: What a connection is used for, among its options.
 _READONLY: Final = "labelmill_readonly"
@@ -69,7 +77,7 @@ class Ledger:
             self._url,
             connect_args=_sqlite_arguments(lock_seconds) if self.is_sqlite else _postgresql_arguments(),
             poolclass=None if pooled else sa.NullPool,
-            **({} if self.is_sqlite or not pooled else {"pool_pre_ping": True, "pool_size": 2}),
+            **({} if self.is_sqlite or not pooled else {"pool_size": 2}),
         )
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
@@ -77,6 +85,8 @@ class Ledger:
         else:
             sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
             sa.event.listen(self.engine, "begin", _begin_postgresql)
+            sa.event.listen(self.engine, "checkin", _note_use)
+            sa.event.listen(self.engine, "checkout", partial(_ping_after_a_pause, self.engine.dialect))
 
     @classmethod
     def of_a_main_loop(cls, url: str | URL) -> Self:
@@ -204,6 +214,25 @@ def _begin_sqlite(connection: Connection) -> None:
     # one that starts as a writer waits its turn.
     readonly = connection.get_execution_options().get(_READONLY, False)
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_USED] = time.monotonic()
+
+
+def _ping_after_a_pause(
+    dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any
+) -> None:
+    """Has another connection opened where a kept one has died since. SQLAlchemy's own question, before each
+    use, takes as long as what a worker asks most.
+    """
+    used = record.info.get(_USED)
+    if used is None or time.monotonic() - used < PAUSE_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error
 
 
 def _begin_postgresql(connection: Connection) -> None:

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, database
 from jobs.schema import db_now, locks
+from tests.conftest import PostgresqlServer
 from worker.again import try_again
 
 #: Another process that writes a row, and is the last to close the file for all that it can see.
@@ -191,6 +192,32 @@ def test_what_is_asked_often_is_prepared_once(ledger: Ledger) -> None:
     with ledger.reading() as connection:
         prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
     assert any("FROM locks" in statement for statement in prepared)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_it(
+    ledger: Ledger, postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        with ledger.reading() as connection:
+            pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+        postgresql_server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    def look() -> int | None:
+        with ledger.reading() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(locks))
+
+    # given a connection that died in a pause, then another one is opened
+    die()
+    monkeypatch.setattr(database, "PAUSE_SECONDS", 0.0)
+    assert look() == 0
+
+    # and of one that was used a moment ago it is told, once
+    die()
+    monkeypatch.setattr(database, "PAUSE_SECONDS", 60.0)
+    with pytest.raises(Unavailable):
+        look()
+    assert look() == 0
 
 
 def test_only_a_transaction_that_may_be_lost_does_not_wait_for_the_disk(ledger: Ledger) -> None:

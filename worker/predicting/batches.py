@@ -182,19 +182,23 @@ class _Batch:
 
     def take(self, place: int, pictures: npt.NDArray[np.uint8]) -> None:
         """The pictures of images that follow one another, from that place on."""
+        batch = self._classifier.batch
         while len(pictures):
             filled = len(self._places)
-            fitting = pictures[: self._classifier.batch - filled]
-            self._pixels[filled : filled + len(fitting)] = fitting
+            fitting = pictures[: batch - filled]
             self._places += range(place, place + len(fitting))
-            if len(self._places) == self._classifier.batch:
-                self._predict()
+            if len(fitting) == batch:  # as they are
+                self._predict(fitting)
+            else:
+                self._pixels[filled : filled + len(fitting)] = fitting
+                if len(self._places) == batch:
+                    self._predict(self._pixels)
             place, pictures = place + len(fitting), pictures[len(fitting) :]
 
     def end(self, through: int) -> Outcomes:
         """What came of the first images, of which so many are through."""
         if self._places:
-            self._predict()
+            self._predict(self._pixels[: len(self._places)])
         found = Outcomes(self._names[:through], self._labels[:through], self._confidences[:through])
         if not self._errors:
             return found
@@ -204,8 +208,9 @@ class _Batch:
             errors[place], details[place] = error.code, error.detail or None
         return replace(found, errors=errors, details=details)
 
-    def _predict(self) -> None:
-        pixels, places = self._pixels[: len(self._places)], self._places
+    def _predict(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """What is in the batch."""
+        places = self._places
         with self._stages.timed("predict"):
             found = self._classifier.predict(pixels)
             labels = map(self._classes.__getitem__, found.class_index.tolist())
