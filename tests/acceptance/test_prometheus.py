@@ -77,7 +77,8 @@ def test_the_exporter_tells_a_job_as_it_goes(mill: Mill) -> None:
 
     # and in the end each image is counted once, and its time, by stage
     assert after.by("images_total") == {"ok": IMAGES}
-    assert after.by("attempts_total")["done"] == IMAGES / CHUNK_IMAGES == after["chunk_seconds_count"]
+    # One more for each part that a process had from another, which had more to do at the end.
+    assert IMAGES / CHUNK_IMAGES <= after.by("attempts_total")["done"] == after["chunk_seconds_count"]
     assert (after["pending_images"], after["claimed_images"]) == (0, 0)
     stages = after.by("chunk_stage_seconds_total")
     assert set(stages) == {"claim", "read", "load", "decode", "predict", "record"}

@@ -40,7 +40,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -349,14 +349,16 @@ def _recording(original: Callable[..., None], connection: Any, *args: Any) -> No
 
 
 @_wrap(jobs.ledger.outcomes, "_copy")
-def _copying(original: Callable[..., None], connection: Any, rows: Iterable[Any]) -> None:
+def _copying(original: Callable[..., None], *args: Any) -> None:
+    *before, rows = args
+
     def watched() -> Iterator[Any]:
         for number, row in enumerate(rows):
             yield row
             if number == 0:
                 passing("COPY")
 
-    original(connection, watched())
+    original(*before, watched())
 
 
 @_wrap(pipeline, "split_chunk")

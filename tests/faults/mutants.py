@@ -251,7 +251,7 @@ MUTANTS: Final = (
         Change(
             _CLAIMS,
             "    if not finished:\n        raise LeaseLost\n",
-            "    if not finished:\n        return {claim.chunk_id for claim in claims}\n",
+            "    if not finished:\n        return {claim.chunk_id: claim.images for claim in claims}\n",
         ),
     ),
     _mutant(
@@ -387,9 +387,9 @@ MUTANTS: Final = (
             "values(chunks=jobs.c.chunks))\n    return True",
         ),
     ),
-    _mutant(
+    _lookout_mutant(
         "what is somebody else's is given away",
-        "test_lookout.py::test_who_lost_the_chunk_can_give_nothing_of_it_away",
+        "test_who_lost_the_chunk_can_give_nothing_of_it_away",
         Change(
             _PARTS,
             ".where(ours([claim]), chunks.c.images",

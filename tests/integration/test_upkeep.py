@@ -25,7 +25,7 @@ from jobs.ledger.upkeep import (
     fail_abandoned_jobs,
     take_lock,
 )
-from jobs.outcomes import Outcome
+from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of
 
@@ -400,32 +400,34 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
 
 
 class Standing(list):
-    """Outcomes of which the second does not come before it is let go."""
+    """A column of outcomes, of which the second does not come before it is let go."""
 
-    def __init__(self, outcomes):
-        super().__init__(outcomes)
+    def __init__(self, column):
+        super().__init__(column)
         self.stands = threading.Event()
         self.goes_on = threading.Event()
 
     def __iter__(self):
-        for number, outcome in enumerate(super().__iter__()):
+        for number, value in enumerate(super().__iter__()):
             if number == 1 and not self.stands.is_set():
                 self.stands.set()
                 self.goes_on.wait(15)
-            yield outcome
+            yield value
 
 
 @contextmanager
 def standing_still(worker, claim):
     """A worker that has begun to record and says nothing more until the end. Gives back what comes of it."""
-    outcomes = Standing([Outcome(f"{number}.png", "7", 0.75) for number in range(claim.images)])
+    labels = Standing(["7"] * claim.images)
+    names = [f"{number}.png" for number in range(claim.images)]
+    outcomes = Outcomes(names, labels, [0.75] * claim.images)
     with ThreadPoolExecutor(1) as pool:
         recorded = pool.submit(worker.finish, claim, outcomes)
         try:
-            assert outcomes.stands.wait(30)
+            assert labels.stands.wait(30)
             yield recorded
         finally:
-            outcomes.goes_on.set()
+            labels.goes_on.set()
 
 
 def end_standing(ledger):
