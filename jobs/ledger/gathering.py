@@ -18,9 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Claim, claim_of, may_ring
-from jobs.ledger.workers import worker_is_there
-from jobs.messages import CLASSIFY_QUEUE
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs, workers
+from jobs.ledger.workers import classifying_processes
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
 
 #: No more chunks than this at once: each has its payload to be read, while the first of them waits.
 MAX_GATHERED: Final = 512
@@ -148,9 +147,7 @@ def _share(connection: Connection, waiting: sa.Select[tuple[str, int, str | None
     number, processes = connection.execute(
         sa.select(
             sa.select(sa.func.count()).select_from(few).scalar_subquery(),
-            sa.select(sa.func.sum(workers.c.processes))
-            .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
-            .scalar_subquery(),
+            classifying_processes(),
         )
     ).one()
     return -(-number // max(1, processes or 1))

@@ -133,6 +133,15 @@ def worker_is_there() -> sa.ColumnElement[bool]:
     return workers.c.seen_at >= db_now(-GONE_SECONDS)
 
 
+def classifying_processes() -> sa.ScalarSelect[int]:
+    """How many processes classify, of the workers that are there; NULL where there is none."""
+    return (
+        sa.select(sa.func.sum(workers.c.processes))
+        .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
+        .scalar_subquery()
+    )
+
+
 def anybody_idle(connection: Connection, *, after: str) -> bool:
     """Whether a process that classifies has nothing to do after a job: it is submitted as a whole, no chunk
     waits that was never tried, and there are more processes than hold chunks. One that died lately may be
@@ -156,9 +165,7 @@ _ANYBODY_IDLE: Final = sa.select(
     sa.and_(
         sa.exists().where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RUNNING),
         ~sa.exists().where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, chunks.c.attempts == 0),
-        sa.select(sa.func.coalesce(sa.func.sum(workers.c.processes), 0))
-        .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
-        .scalar_subquery()
+        classifying_processes()
         > sa.select(sa.func.count(chunks.c.owner.distinct())).where(chunk_is_in_work()).scalar_subquery(),
     )
 )

@@ -55,6 +55,11 @@ def rows(ledger: Ledger, job_id: str) -> list[sa.Row[tuple[object, ...]]]:
         return list(connection.execute(of_job.order_by(chunks.c.first_index)))
 
 
+def job_row(ledger: Ledger, job_id: str) -> sa.Row[tuple[object, ...]]:
+    with ledger.reading() as connection:
+        return connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
+
+
 def sizes(ledger: Ledger, job_id: str) -> list[tuple[str, int]]:
     return [(row.state, row.images) for row in rows(ledger, job_id)]
 
@@ -710,12 +715,10 @@ def test_what_was_given_away_is_as_old_as_its_chunk_and_shares_its_payload(ledge
     # And the job ends with the last of its chunks, whoever is first
     worker.finish(worker.must_claim(NewChunk(rest_id, 8, 3, "", "")))
     worker.finish(worker.must_claim(job.chunks[0]))
-    with ledger.reading() as connection:
-        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    state = job_row(ledger, job.id)
     assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("running", 6, 3, 2)
     worker.finish(replace(claim, images=5))
-    with ledger.reading() as connection:
-        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    state = job_row(ledger, job.id)
     assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("done", 11, 3, 3)
 
 
@@ -768,15 +771,13 @@ def test_a_job_ends_with_the_last_rest_of_its_chunks(ledger, make_job, worker):
     claim = worker.must_claim(job.chunks[0])
     for left in (6, 1):
         rest_id = leave(ledger, claim, claim.images - left)
-        with ledger.reading() as connection:
-            state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+        state = job_row(ledger, job.id)
         assert (state.state, state.succeeded) == ("running", 8 - left)
         [*_, rest] = rows(ledger, job.id)
         claim = worker.must_claim(NewChunk(rest_id, rest.first_index, left, "", ""))
         assert (claim.images, claim.payload_offset) == (left, 8 - left)
     worker.finish(claim)
-    with ledger.reading() as connection:
-        state = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
+    state = job_row(ledger, job.id)
     assert (state.state, state.succeeded, state.chunks, state.chunks_done) == ("done", 8, 3, 3)
 
 
