@@ -6,8 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
 
 from jobs.errors import ErrorCode, ImageError
 
@@ -23,6 +23,11 @@ _PART_BYTES: Final = 1024 * 1024
 #: reading it does.
 _SMALL: Final = 4 * 1024
 
+#: What the system says where a socket is opened, a pipe is read from a place, or a folder is read.
+_NOT_REGULAR: Final = frozenset((errno.ENXIO, errno.ESPIPE, errno.EISDIR))
+
+_Error = TypeVar("_Error", bound=Exception)
+
 
 def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
     """All bytes of a regular file. Without `follow`, a symlink in its place is an error.
@@ -30,31 +35,51 @@ def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
     Raises OSError where it cannot be read, ImageError where it is no regular file (`source_forbidden`) or has
     more than `max_bytes` (`too_large`).
     """
+    contents, error = read_files((path,), max_bytes=max_bytes, follow=follow, enough=1)
+    if error is not None:
+        raise error
+    return contents[0]
+
+
+def read_files(
+    paths: Iterable[str], *, max_bytes: int, follow: bool, enough: int
+) -> tuple[list[bytes], ImageError | OSError | None]:
+    """What `read_regular` gives of each file, and what it raises of the next one, where that cannot be read:
+    then nothing of those after it. Nor, where they are not all small, of what comes after `enough` bytes.
+    """
+    contents: list[bytes] = []
+    flags, size = OPEN if follow else _OPEN_NO_LINK, 0
+    first = min(_SMALL, max_bytes + 1)
     try:
-        descriptor = os.open(path, OPEN if follow else _OPEN_NO_LINK)
+        for path in paths:
+            descriptor = os.open(path, flags)
+            try:
+                # A small file is all there in one answer, and is not asked what it is: a pipe and a socket
+                # cannot be read from a place, a folder not at all, and a device gives nothing or all that it
+                # is asked for.
+                data = os.pread(descriptor, first, 0)
+                if not 0 < len(data) < first:
+                    data = _read_larger(descriptor, max_bytes)
+                    size += len(data)
+            finally:
+                os.close(descriptor)
+            contents.append(data)
+            if size >= enough:
+                break
+    except ImageError as error:
+        return contents, _alone(error)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise _not_regular() from None
-        raise
-    try:
-        # A small file is all there in one answer, and is not asked what it is: a pipe and a socket cannot be
-        # read from a place, a folder not at all, and a device gives nothing or all that it is asked for.
-        data = os.pread(descriptor, _SMALL, 0)
-        if not 0 < len(data) < _SMALL:
-            data = _read_larger(descriptor, max_bytes)
-    except OSError as error:
-        if error.errno in (errno.ESPIPE, errno.EISDIR):
-            raise _not_regular() from None
-        raise
-    finally:
-        os.close(descriptor)
-    if len(data) > max_bytes:
-        raise too_large(max_bytes)
-    return data
+        return contents, _alone(_not_regular() if error.errno in _NOT_REGULAR else error)
+    return contents, None
+
+
+def _alone(error: _Error) -> _Error:
+    """Without its frames, which hold on to all that was read before it."""
+    return error.with_traceback(None)
 
 
 def _read_larger(descriptor: int, max_bytes: int) -> bytes:
-    """The same of a file that is open, which may have more than one byte too many."""
+    """All bytes of a file that is open, and of which it is not known what it is."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise _not_regular()
@@ -67,6 +92,8 @@ def _read_larger(descriptor: int, max_bytes: int) -> bytes:
         data += read_up_to(
             max_bytes + 1 - len(data), lambda size: os.read(descriptor, min(size, _PART_BYTES))
         )
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
     return data
 
 

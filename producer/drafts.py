@@ -39,7 +39,7 @@ class ChunkDraft:
     contents: list[Content] = field(default_factory=list)
     size: int = 0  # of the images, in bytes
     names_size: int = 0  # in bytes
-    is_all: bool = False  # of its job: there is no other
+    is_last: bool = False  # of its job
 
     def add(self, names: Sequence[str], contents: Sequence[Content], size: int, most: int) -> bool:
         """False, and nothing is added, where the chunk would then have more than `most` images or too many
@@ -98,7 +98,7 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
 
 def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[ChunkDraft]:
     """Chunks of so many images, or of fewer where they are large, come from URLs or are a job's first."""
-    draft, chunks, room = ChunkDraft(), 0, min(FIRST_IMAGES, chunk_images)
+    draft, room = ChunkDraft(), min(FIRST_IMAGES, chunk_images)
     for item in items:
         waiting = [item]  # the next one last
         while waiting:
@@ -115,10 +115,10 @@ def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
                 waiting += reversed(found.halves())  # there may be room for the first
             else:
                 yield draft
-                draft, chunks, room = ChunkDraft(), chunks + 1, min(2 * room, chunk_images)
+                draft, room = ChunkDraft(), min(2 * room, chunk_images)
                 waiting.append(found)
     if draft.names:
-        draft.is_all = not chunks
+        draft.is_last = True
         yield draft
 
 

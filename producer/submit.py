@@ -276,30 +276,23 @@ class _Submitter:
         """Opens the job, adds its chunks, seals it; gives back how many images it has."""
         fingerprint = _Fingerprint() if terms.key is not None else None
         total = 0
-
-        def seal(connection: Connection) -> None:
-            seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
-
         for draft in drafts:
             chunk = self._store_payload(job_id, total, draft)
             if fingerprint is not None:
                 fingerprint.add(draft)
+            if draft.is_last:
+                signs.end()
             with self.ledger.transaction() as connection:
                 if total == 0:
                     _open_job(connection, job_id, terms, draft)
                 add_chunk(connection, job_id, chunk)
-                if draft.is_all:  # so that each of many small jobs takes one COMMIT, not two
-                    seal(connection)
+                if draft.is_last:  # in one COMMIT, which is half of them where many small jobs are submitted
+                    seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
             total += chunk.images
-            if not draft.is_all:
+            if not draft.is_last:
                 signs.begin()
-            self._ring(chunk, is_all=draft.is_all)
+            self._ring(chunk, is_all=draft.is_last and chunk.first_index == 0)
             self.on_progress(total)
-            if draft.is_all:
-                return total
-        signs.end()
-        with self.ledger.transaction() as connection:
-            seal(connection)
         return total
 
     def _store_payload(self, job_id: str, first_index: int, draft: ChunkDraft) -> NewChunk:

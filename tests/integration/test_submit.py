@@ -741,7 +741,7 @@ def test_a_last_commit_that_breaks_off_is_read_back(
 
 
 @pytest.mark.parametrize("key", [None, "mine"])
-def test_a_job_of_one_chunk_takes_one_commit(run, monkeypatch, key):
+def test_a_job_takes_one_commit_a_chunk(run, monkeypatch, key):
     # Given somebody who counts transactions
     real = Ledger.transaction
     begun: list[Ledger] = []
@@ -752,11 +752,11 @@ def test_a_job_of_one_chunk_takes_one_commit(run, monkeypatch, key):
 
     monkeypatch.setattr(Ledger, "transaction", counting)
 
-    # When jobs of one chunk and of two are submitted, Then it is one, and one for each chunk and one more
+    # When jobs of one chunk and of two are submitted, Then it is one for each chunk
     first = run(images(2), key=key)
     assert len(begun) == 1
     run(images(3))
-    assert len(begun) == 1 + 3
+    assert len(begun) == 1 + 2
 
     # And the small one is there as any other
     if key:
@@ -841,11 +841,9 @@ def test_who_shows_the_progress_may_take_long(run):
     # Given somebody to whom the progress is told, as a terminal that stands still
     seen: list[bool] = []
 
-    # When a job is submitted, Then signs of life are given from its first chunk on; a job of one chunk is
-    # received as a whole by then
-    run(images(4), on_progress=lambda _: seen.append(signs_are_given()))
-    assert seen == [True, True]
-    run(images(2), on_progress=lambda _: seen.append(signs_are_given()))
+    # When a job is submitted, Then signs of life are given from its first chunk on; with its last it is
+    # received as a whole
+    run(images(5), on_progress=lambda _: seen.append(signs_are_given()))
     assert seen == [True, True, False]
 
 

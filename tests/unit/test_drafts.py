@@ -59,4 +59,4 @@ def test_images_that_come_together_make_the_same_chunks(
         held = sum(map(len, draft.contents)) + sum(len(name.encode()) for name in draft.names)
         assert (draft.size + draft.names_size) == held
         assert len(draft.names) == 1 or (held <= MAX_BYTES and len(draft.names) <= chunk_images)
-    assert [draft.is_all for draft in found] == [len(found) == 1] * len(found)
+    assert [draft.is_last for draft in found] == [draft is found[-1] for draft in found]

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import reading
 from jobs.errors import ErrorCode, ImageError
-from jobs.reading import read_regular
+from jobs.reading import read_files, read_regular
 
 pytestmark = pytest.mark.usefixtures("in_time")
 
@@ -64,6 +64,35 @@ def test_a_pipe_is_refused_though_it_holds_a_whole_picture(tmp_path: Path) -> No
         assert os.read(both_ends, 100) == b"pixels"
     finally:
         os.close(both_ends)
+
+
+def test_several_files_are_read_up_to_the_first_that_cannot_be(tmp_path: Path) -> None:
+    # Given two files, one that is not there, and one after it
+    paths = [str(tmp_path / name) for name in ("a", "b", "absent", "c")]
+    for path in (paths[0], paths[1], paths[3]):
+        Path(path).write_bytes(path.encode())
+    # When they are read together
+    contents, error = read_files(paths, max_bytes=LIMIT, follow=False, enough=LIMIT)
+    # Then those before it come, and why it does not; its frames would hold on to the others' bytes
+    assert contents == [paths[0].encode(), paths[1].encode()]
+    assert isinstance(error, FileNotFoundError)
+    assert error.__traceback__ is None
+
+    # And where a file is forbidden, it is told in our words
+    os.mkfifo(paths[2])
+    contents, error = read_files(paths, max_bytes=LIMIT, follow=False, enough=LIMIT)
+    assert len(contents) == 2
+    assert isinstance(error, ImageError)
+    assert (error.code, error.__traceback__) == (ErrorCode.SOURCE_FORBIDDEN, None)
+
+
+def test_several_files_are_read_until_they_are_enough(tmp_path: Path) -> None:
+    paths = [str(tmp_path / str(number)) for number in range(6)]
+    for path in paths:
+        Path(path).write_bytes(bytes(10_000))
+    contents, error = read_files(paths, max_bytes=LIMIT, follow=False, enough=25_000)
+    assert [len(content) for content in contents] == [10_000] * 3
+    assert error is None
 
 
 @pytest.mark.parametrize("size", [4_096, 100_000])

@@ -12,6 +12,7 @@ import struct
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -336,6 +337,34 @@ def test_a_file_of_a_folder_that_vanishes_stops_only_itself() -> None:
     Path("photos/b.png").unlink()
     assert [outcome(image) for image in reading] == [
         ("photos/b.png", ErrorCode.SOURCE_MISSING),
+        ("photos/c.png", b"x"),
+    ]
+
+
+def test_an_entry_of_a_folder_that_cannot_be_told_stops_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems list names alone, and then to ask what an entry is may fail."""
+
+    class Untold:
+        name, path = "b.png", "photos/b.png"
+
+        def is_file(self, *, follow_symlinks: bool) -> bool:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.path, follow_symlinks)
+
+    # Given a folder with an entry of which the system does not say what it is; and which is a pipe
+    for name in ["a.png", "c.png"]:
+        put(f"photos/{name}")
+    os.mkfifo("photos/b.png")
+    real = files._windows
+
+    def windows(folder: str) -> Iterator[list[os.DirEntry[str] | Untold]]:
+        for window in real(folder):
+            yield [Untold() if entry.name == Untold.name else entry for entry in window]
+
+    monkeypatch.setattr(files, "_windows", windows)
+    # When it is read, Then its neighbours come, and to open it has told
+    assert outcomes(Sources(["photos"])) == [
+        ("photos/a.png", b"x"),
+        ("photos/b.png", ErrorCode.SOURCE_FORBIDDEN),
         ("photos/c.png", b"x"),
     ]
 
