@@ -33,10 +33,10 @@ BATCH: Final = 2_048
 #: Processes beyond the cores.
 MORE_PROCESSES: Final = 1
 
-#: So many bytes are asked for first, and are all of a small file: there is room for them. And more than any
-#: file has.
+#: So many bytes are asked for first, and are all of a small file: there is room for them. Of a larger one its
+#: size is asked: with room for any, each would have pages of its own, and a photograph takes four times as
+#: long to read.
 _FIRST_BYTES: Final = 4096
-_FILE_BYTES: Final = 1 << 20
 
 _COLUMNS: Final = '(job_id, "index", name, label, confidence)'
 _COPY: Final = f"COPY predictions {_COLUMNS} FROM STDIN WITH (FORMAT BINARY)"
@@ -216,7 +216,7 @@ def read(path: str) -> bytes:
     file = os.open(path, os.O_RDONLY)
     content = os.pread(file, _FIRST_BYTES, 0)
     if len(content) == _FIRST_BYTES:
-        content = os.pread(file, _FILE_BYTES, 0)
+        content = os.pread(file, os.fstat(file).st_size, 0)
     os.close(file)
     return content
 
