@@ -842,9 +842,11 @@ def test_who_shows_the_progress_may_take_long(run):
     seen: list[bool] = []
 
     # When a job is submitted, Then signs of life are given from its first chunk on; with its last it is
-    # received as a whole
+    # received as a whole, and so is a job of one chunk
     run(images(5), on_progress=lambda _: seen.append(signs_are_given()))
     assert seen == [True, True, False]
+    run(images(2), on_progress=lambda _: seen.append(signs_are_given()))
+    assert seen == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("signs_come_fast")
