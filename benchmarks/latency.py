@@ -17,13 +17,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from benchmarks.asking import ROW_IS_THERE, Ask, asking, wait_for_row
 from benchmarks.bulk import Bulk
 from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_DIGITS, list_images
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import JOB_SECONDS, Pipeline
 from benchmarks.report import milliseconds, write_measured
-from benchmarks.rowwatch import RowWatch
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
@@ -74,16 +74,16 @@ def _measure(
 ) -> dict[str, Any]:
     with short_folder() as home, databases(work, home) as both:
         settings = settings_in(home, both.pipeline, processes)
-        with Pipeline(settings, model) as pipeline, RowWatch(pipeline.client.ledger) as watch:
+        with Pipeline(settings, model) as pipeline, asking(pipeline.client.ledger, ROW_IS_THERE) as ask:
             say(f"{work}: warming up")
             pipeline.warm_up(folder)
             settle(both.settle)
             say(f"{work}: {jobs} jobs of one image, alone")
             paths = cycle(list_images(folder))
-            idle = _timed(pipeline.client, watch, paths, jobs)
+            idle = _timed(pipeline.client, ask, paths, jobs)
             say(f"{work}: {jobs} jobs of one image, beside a job of {bulk_images:,}")
             with Bulk(pipeline.client, folder, bulk_images) as bulk:
-                busy = _timed(pipeline.client, watch, paths, jobs, under_way=bulk.under_way)
+                busy = _timed(pipeline.client, ask, paths, jobs, under_way=bulk.under_way)
     found = {"idle": _figures(idle), "busy": _figures(busy)}
     return found | {
         "ratio": round(found["busy"]["median"] / found["idle"]["median"], 3),
@@ -99,7 +99,7 @@ def _figures(taken: list[tuple[float, float]]) -> dict[str, Any]:
 
 def _timed(
     client: Client,
-    watch: RowWatch,
+    ask: Ask,
     paths: Iterator[str],
     jobs: int,
     *,
@@ -116,7 +116,7 @@ def _timed(
         began = time.perf_counter()
         job_id = client.submit(next(paths))
         submitted = time.perf_counter()
-        watch.wait(job_id, seconds=JOB_SECONDS)
+        wait_for_row(ask, job_id, seconds=JOB_SECONDS)
         ended = time.perf_counter()
         if before and under_way():
             taken.append((ended - began, submitted - began))

@@ -6,14 +6,13 @@ Beside it stands `benchmarks.bare_loop`; both read what `benchmarks.images` wrot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import redis
 import sqlalchemy as sa
 
+from benchmarks.asking import asking
 from benchmarks.model import TrainedModel, make_champion
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
 from jobs.schema import UNFINISHED, JobState, chunks
@@ -29,6 +28,9 @@ POLL_SECONDS_AT_THE_END: Final = 0.005
 
 #: A job that takes longer than this hangs.
 JOB_SECONDS: Final = 600.0
+
+#: A job's state, its chunks, and how many of these are done.
+_PROGRESS: Final = "SELECT state, chunks, chunks_done FROM jobs WHERE id = ?"
 
 
 class Classified(NamedTuple):
@@ -90,7 +92,7 @@ class Pipeline:
         """Waits until the job is done, which was begun and submitted at these times of `time.perf_counter`.
         Raises RuntimeError where that goes wrong.
         """
-        with self._asking() as ask:
+        with asking(self.client.ledger, _PROGRESS) as ask:
             while (waiting := self._share_that_waits(ask(job_id))) is not None:
                 if time.perf_counter() - began > JOB_SECONDS:
                     raise RuntimeError(f"the job has not ended after {JOB_SECONDS:g} seconds")
@@ -100,25 +102,6 @@ class Pipeline:
         if status.state != JobState.DONE or status.failed:
             raise RuntimeError(f"the job ended {status.state} with {status.failed} errors: {status.error}")
         return Classified(job_id, ended - began, submitted - began)
-
-    @contextmanager
-    def _asking(self) -> Iterator[Callable[[str], tuple[str, int, int]]]:
-        """Gives what asks for a job's state, its chunks, and how many of these are done. By the driver: what
-        is measured must not wait for who measures.
-        """
-        ledger = self.client.ledger
-        connection = ledger.engine.raw_connection()
-        try:
-            driver: Any = connection.driver_connection
-            if not ledger.is_sqlite:  # where each statement is by itself already
-                driver.autocommit = True
-            question = (
-                f"SELECT state, chunks, chunks_done FROM jobs WHERE id = {'?' if ledger.is_sqlite else '%s'}"
-            )
-            cursor = driver.cursor()  # one for all: with a new one each time, asking takes half as long again
-            yield lambda job_id: cursor.execute(question, (job_id,)).fetchone()
-        finally:
-            connection.invalidate()  # it is not as the ledger's are
 
     def _share_that_waits(self, job: tuple[str, int, int]) -> float | None:
         """Of a job's chunks, if each process is at one; None where the job has ended."""
