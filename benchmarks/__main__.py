@@ -25,6 +25,7 @@ from benchmarks.stages import PROFILE_IMAGES, profile_stages
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
+    drop_payloads,
     kept_folder,
     leave_developer_out,
     settings_in,
@@ -121,6 +122,7 @@ def _measure(
                 settle(both.settle)
                 theirs = bare_loop.classify(folder)
                 check_rows((both.pipeline, ours.job_id), (both.bare_loop, theirs.job_id), images=images)
+                drop_payloads(settings)
                 one = Round(ours.seconds, ours.submit_seconds, theirs.seconds)
                 say(
                     f"{work}: {f'round {number} of {rounds}' if number else 'not counted'}: "

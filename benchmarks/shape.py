@@ -35,6 +35,7 @@ from benchmarks.surroundings import (
     RESULTS,
     Json,
     WorkDir,
+    drop_payloads,
     kept_folder,
     leave_developer_out,
     run,
@@ -199,6 +200,7 @@ def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds:
                 theirs = bare_loop.classify(folder)
                 for job in ((both.pipeline, ours.job_id), (both.bare_loop, shaped.job_id)):
                     check_rows(job, (both.bare_loop, theirs.job_id), images=images)
+                drop_payloads(settings)
                 one = _Round(ours.seconds, shaped.seconds, theirs.seconds)
                 counted = f"round {number} of {rounds}" if number else "not counted"
                 say(

@@ -17,7 +17,9 @@ import typer
 from benchmarks.databases import Work
 from benchmarks.images import Pictures, make_images
 from benchmarks.model import TrainedModel, train_once
+from jobs.payloads import PAYLOADS, payload_folder
 from jobs.settings import ENV_PREFIX, Settings
+from jobs.store import Store
 
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -99,6 +101,16 @@ def settle(database: Callable[[], None]) -> None:
     """What one measurement has left for the disk is not the next one's to wait for."""
     database()
     os.sync()
+
+
+def drop_payloads(settings: Settings) -> None:
+    """Removes what all jobs so far have left in the store, none of which may be unfinished. Files that stay
+    hold memory, and the next ones need some that nobody has used before: in a virtual machine that costs a
+    producer of photographs as much again as all it does, and it is no cost of the pipeline's.
+    """
+    store = Store(settings.store)
+    for job_id in store.folders(PAYLOADS):
+        store.remove_folder(payload_folder(job_id))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
