@@ -36,15 +36,15 @@ _OF_THE_CHUNK: Final = (_FRESH_AND_SMALL, chunks.c.crash_code.is_(None))
 _OF_ITS_JOB: Final = (jobs.c.state == JobState.RUNNING, jobs.c.chunks == 1, jobs.c.paused_at.is_(None))
 _WAITING: Final = (*_OF_THE_CHUNK, *_OF_ITS_JOB)
 
-_FIRST: Final = (
+#: The small chunk that has waited longest to be gathered: its id.
+FIRST_SMALL: Final = (
     sa.select(chunks.c.id)
     .join(jobs, jobs.c.id == chunks.c.job_id)
     .where(*_WAITING)
     .order_by(chunks.c.created_at)
     .limit(1)
 )
-_OLDEST: Final = _FIRST.with_for_update(of=chunks, skip_locked=True)
-_NEGLECTED: Final = _FIRST.where(chunks.c.created_at < db_now("since"))
+_OLDEST: Final = FIRST_SMALL.with_for_update(of=chunks, skip_locked=True)
 
 
 def of_a_small_job() -> sa.ColumnElement[bool]:
@@ -72,14 +72,6 @@ def overdue_small(connection: Connection) -> str | None:
     """The same, if it has waited for so long that nobody seems to have rung for it."""
     overdue: str | None = connection.scalar(_OLDEST.where(may_ring()))
     return overdue
-
-
-def neglected_small(connection: Connection, *, seconds: float) -> str | None:
-    """The small chunk that has waited longest to be gathered, if that is longer than so many seconds: no
-    process is free to take it. Only looks.
-    """
-    neglected: str | None = connection.scalar(_NEGLECTED, {"since": -seconds})
-    return neglected
 
 
 def may_gather(claim: Claim) -> bool:

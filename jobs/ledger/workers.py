@@ -15,10 +15,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import CHUNK_IS_OPEN, chunk_is_in_work
+from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
 from jobs.messages import CLASSIFY_QUEUE
-from jobs.schema import ChunkState, JobState, RunState, chunks, db_now, jobs, training_runs, workers
+from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
 #: How often a worker gives a sign of life.
 SEEN_SECONDS: Final = 10.0
@@ -142,14 +142,6 @@ def classifying_processes() -> sa.ScalarSelect[int]:
     )
 
 
-def anybody_idle(connection: Connection, *, after: str) -> bool:
-    """Whether a process that classifies has nothing to do after a job: it is submitted as a whole, no chunk
-    waits that was never tried, and there are more processes than hold chunks. One that died lately may be
-    counted.
-    """
-    return bool(connection.scalar(_ANYBODY_IDLE, {"of_job": after}))
-
-
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """How many workers are there, and how many processes of theirs have started, by queue."""
     rows = connection.execute(
@@ -158,14 +150,3 @@ def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}
-
-
-# Built once: it is asked in the middle of work. In this order, as what waits is found at once.
-_ANYBODY_IDLE: Final = sa.select(
-    sa.and_(
-        sa.exists().where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RUNNING),
-        ~sa.exists().where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, chunks.c.attempts == 0),
-        classifying_processes()
-        > sa.select(sa.func.count(chunks.c.owner.distinct())).where(chunk_is_in_work()).scalar_subquery(),
-    )
-)

@@ -411,7 +411,7 @@ MUTANTS: Final = (
         "test_who_has_nothing_to_do_is_the_only_one_to_get_a_part",
         Change(
             _LOOKOUT,
-            "elif self._is_worth_two(done) and self._anybody_idle():",
+            "elif waiting.somebody_idle:",
             "elif self._is_worth_two(done):",
         ),
     ),

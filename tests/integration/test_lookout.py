@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,13 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, bury_claim, end_job
+from jobs.ledger.claims import Claim, bury_claim, claim_chunk, end_job
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.parts import give_away
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.upkeep import drop_leftover_chunks
+from jobs.ledger.waiting import NOBODY, Waiting
 from jobs.ledger.workers import Presence, report_worker
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.outcomes import Outcome
@@ -316,11 +319,38 @@ def test_a_ledger_that_does_not_say_who_waits_costs_nothing(
     def away(*_: object, **__: object) -> None:
         raise Unavailable("The ledger cannot be reached")
 
-    monkeypatch.setattr(lookout, "neglected_small", away)
+    monkeypatch.setattr(lookout, "who_waits", away)
     job_id, chunk_id = mill.job(PICTURES)
     mill.job([PICTURES[0]])
     assert classify_chunk(chunk_id, mill.bench) == len(PICTURES)
     assert sizes(mill.ledger, job_id) == [("done", len(PICTURES))]
+
+
+@pytest.mark.parametrize(("step", "pause"), [(1 / 128, 5 / 128), (3 / 128, 3 / 128), (1 / 8, 1 / 8)])
+def test_looks_are_no_longer_apart_than_they_may_be_where_images_allow_that(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, step: float, pause: float
+) -> None:
+    # Given a clock that goes on with each step, and a ledger that takes its time to answer
+    now, looks = [0.0], []
+    monkeypatch.setattr(lookout, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def who_waits(*_: object, **__: object) -> Waiting:
+        looks.append(now[0])
+        now[0] += 1.0
+        return NOBODY
+
+    monkeypatch.setattr(lookout, "who_waits", who_waits)
+    _, chunk_id = mill.job(PICTURES)
+    with mill.ledger.transaction() as connection:
+        claim = claim_chunk(connection, chunk_id, lease_seconds=60, owner="anna", token=new_id())
+    assert claim is not None
+    watch = lookout.Lookout(mill.bench, [claim], Stages(), lambda _: None, may_share=True)
+
+    # When it looks up after each step, Then it asks the last time before more than 40 ms have gone by
+    for done in range(1, len(PICTURES)):
+        now[0] += step
+        watch.until(done)
+    assert {later - earlier - 1.0 for earlier, later in pairwise(looks)} == {pause}
 
 
 @pytest.mark.usefixtures("eager")
@@ -330,7 +360,7 @@ def test_a_time_limit_that_strikes_while_it_looks_is_heard(
     def hangs(*_: object, **__: object) -> None:
         raise Unavailable("The connection broke") from SoftTimeLimitExceeded()
 
-    monkeypatch.setattr(lookout, "neglected_small", hangs)
+    monkeypatch.setattr(lookout, "who_waits", hangs)
     job_id, chunk_id = mill.job(PICTURES)
     assert classify_chunk(chunk_id, mill.bench) == 0
     assert sizes(mill.ledger, job_id) == [("pending", len(PICTURES))]
@@ -422,14 +452,14 @@ def test_who_has_nothing_to_do_is_the_only_one_to_get_a_part(
         elif why == "crashed before":
             connection.execute(chunks.update().where(chunks.c.id == chunk_id).values(crashes=1))
     if why == "paused":
-        real = lookout.anybody_idle
+        real = lookout.who_waits
 
-        def paused_by_then(connection: sa.Connection, **named: str) -> bool:
+        def paused_by_then(connection: sa.Connection, **named: Any) -> Waiting:
             with mill.ledger.transaction() as another:
                 pause_job(another, job_id)
             return real(connection, **named)
 
-        monkeypatch.setattr(lookout, "anybody_idle", paused_by_then)
+        monkeypatch.setattr(lookout, "who_waits", paused_by_then)
 
     assert classify_chunk(chunk_id, mill.bench) == images
     assert sizes(mill.ledger, job_id) == [("done", images)]
@@ -460,7 +490,9 @@ def test_who_did_not_hear_that_a_part_was_given_away_gives_and_records_no_image_
             raise Unavailable("The connection broke")
 
     monkeypatch.setattr(lookout, "give_away", give)
-    monkeypatch.setattr(lookout, "anybody_idle", lambda *_, **__: True)
+    monkeypatch.setattr(
+        lookout, "who_waits", lambda *_, after, **__: Waiting(None, somebody_idle=after is not None)
+    )
     monkeypatch.setattr(Ledger, "transaction", transaction)
 
     # When the chunk is classified to its end, Then what is somebody else's is left to them, and only that
@@ -472,7 +504,7 @@ def test_who_did_not_hear_that_a_part_was_given_away_gives_and_records_no_image_
     assert sizes(mill.ledger, job_id) == [("done", 151), ("pending", 149)]
     assert mill.status(job_id).done == 151
     [rest_id] = mill.pending()
-    monkeypatch.setattr(lookout, "anybody_idle", lambda *_, **__: False)
+    monkeypatch.setattr(lookout, "who_waits", lambda *_, **__: NOBODY)
     assert classify_chunk(rest_id, mill.bench) == 149
     assert mill.status(job_id).state == JobState.DONE
 

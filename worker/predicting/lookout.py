@@ -12,23 +12,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Final, TypeVar
-
-from sqlalchemy.engine import Connection
+from typing import Final
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger.claims import Claim, renew_leases
-from jobs.ledger.gathering import neglected_small
 from jobs.ledger.parts import give_away
-from jobs.ledger.workers import anybody_idle
+from jobs.ledger.waiting import NOBODY, Waiting, who_waits
 from jobs.schema import SMALL_JOB_IMAGES
 from worker.bench import Bench
 from worker.predicting.stages import Stages
 from worker.predicting.time_limit import time_ran_out
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +32,13 @@ RENEW_SECONDS: Final = 1.0
 #: And where leases are short, after this share of it: early enough for a second try.
 _RENEW_SHARE: Final = 1 / 3
 
-#: How often it looks whether a small job waits, or another process has nothing to do, at the most.
+#: After so long it has looked again whether a small job waits, or another process has nothing to do; later
+#: only where the images between two looks take longer. Looking takes a fortieth of that beside two processes
+#: that compute.
 SMALL_LOOK_SECONDS: Final = 0.04
 
 #: One that has waited for less will be taken by a process that has nothing to do, if there is any.
-NEGLECTED_SECONDS: Final = 0.015
+NEGLECTED_SECONDS: Final = 0.01
 
 #: What is still to be done is worth two chunks, where another process could do a half of it, if it takes for
 #: so long: the second costs a hundredth of a second.
@@ -75,7 +71,7 @@ class Lookout:
         # Reckoned here, not once an image.
         self._renew_seconds = min(RENEW_SECONDS, self._lease * _RENEW_SHARE)
         self._long_seconds = LONG_SHARE * bench.settings.soft_time_limit
-        self._began = self._renewed = self._looked = time.monotonic()
+        self._began = self._renewed = self._looked = self._asked = time.monotonic()
         self._lead = claims[0]
         self._images = sum(claim.images for claim in claims)
         # What crashed before is suspected: it is tried as it is, and no crash of another's is put down to it.
@@ -91,13 +87,17 @@ class Lookout:
         if time.monotonic() - self._renewed >= self._renew_seconds:
             self._renew()
             self._renewed = time.monotonic()
-        if self._may_serve and time.monotonic() - self._looked >= SMALL_LOOK_SECONDS:
-            if (small_id := self._neglected_small()) is not None:
+        # Before the next time will be too late: what is decoded together takes nearly as long by itself.
+        now = time.monotonic()
+        step, self._asked = now - self._asked, now
+        if self._may_serve and now - self._looked + step >= SMALL_LOOK_SECONDS:
+            waiting = self._look(after=self._lead.job_id if self._is_worth_two(done) else None)
+            if waiting.small is not None:
                 with self._stages.apart():
-                    self._serve(small_id)
-            elif self._is_worth_two(done) and self._anybody_idle():
+                    self._serve(waiting.small)
+            elif waiting.somebody_idle:
                 self._give_away(done)
-            self._looked = time.monotonic()
+            self._looked = self._asked = time.monotonic()
         return done if self._is_divisible(done) and self.takes_long() else self._images
 
     def may_keep(self, done: int, error: Unavailable) -> bool:
@@ -159,18 +159,12 @@ class Lookout:
                 raise
             logger.warning("the lease was not renewed: %s", error)
 
-    def _neglected_small(self) -> str | None:
-        return self._look(partial(neglected_small, seconds=NEGLECTED_SECONDS))
-
-    def _anybody_idle(self) -> bool:
-        return bool(self._look(partial(anybody_idle, after=self._lead.job_id)))
-
-    def _look(self, at: Callable[[Connection], T]) -> T | None:
+    def _look(self, *, after: str | None) -> Waiting:
         try:
             with self._stages.timed("claim"), self._bench.ledger.reading() as connection:
-                return at(connection)
+                return who_waits(connection, seconds=NEGLECTED_SECONDS, after=after)
         except Unavailable as error:
             # Whether anybody waits is no reason to throw away what was computed.
             if time_ran_out(error):
                 raise
-            return None
+            return NOBODY
