@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -80,7 +82,7 @@ def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        ((36, 36, 3), (SMALL_BATCH, BATCH)),  # 3.9 kB
+        ((36, 36, 3), (SMALL_BATCH, 128, BATCH)),  # 3.9 kB
         ((64, 64, 3), (SMALL_BATCH, 128)),
         ((224, 224, 3), (SMALL_BATCH,)),
     ],
@@ -132,7 +134,7 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
     images = pixels(6000)
     whole = classifier.predict(images)
     assert len(set(whole.class_index.tolist())) > 1
-    for size in (0, 1, *near(SMALL_BATCH), *near(BATCH), *near(LARGE_BATCH), 6000):
+    for size in (0, 1, *near(SMALL_BATCH), *near(128), 300, *near(BATCH), 1500, *near(LARGE_BATCH), 6000):
         # When any number of them is classified, not one beside the other in memory either
         for part in (images[:size], images[::-1][:size][::-1]):
             predictions = classifier.predict(part)
@@ -143,7 +145,37 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
     # and TensorFlow traced once for each size of batch: every other trace would stay in memory for good.
     traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
-    assert traces == {SMALL_BATCH: 1, BATCH: 1, LARGE_BATCH: 1}
+    assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
+
+
+@pytest.mark.parametrize(
+    ("images", "batches"),
+    [
+        (1, [32]),
+        (33, [128]),
+        (129, [128, 32]),
+        (230, [128, 128]),
+        (383, [128, 128, 128]),
+        (384, [512]),
+        (460, [512]),
+        (1500, [512, 512, 512]),
+        (1536, [2048]),
+        (4000, [2048, 2048]),
+    ],
+)
+def test_batches_are_nearly_full_but_for_a_few_images(
+    file: Path, monkeypatch: pytest.MonkeyPatch, images: int, batches: list[int]
+) -> None:
+    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
+    sizes: list[int] = []
+
+    def noted(size: int) -> Callable[[npt.NDArray[np.uint8]], object]:
+        answer = classifier._answer[size]
+        return lambda batch: sizes.append(len(batch)) or answer(batch)
+
+    monkeypatch.setattr(classifier, "_answer", {size: noted(size) for size in classifier._answer})
+    assert len(classifier.predict(pixels(images)).class_index) == images
+    assert sizes == batches
 
 
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:

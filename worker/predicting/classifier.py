@@ -30,11 +30,14 @@ BATCH: Final = 512
 # The smallest: somebody waits for a lone image, which takes 0.8 ms in it, and 7.6 ms in one of 512.
 SMALL_BATCH: Final = 32
 
-# For pictures too large for BATCH.
+# In between: of fewer images than BATCH, and of pictures too large for it.
 _MEDIUM_BATCH: Final = 128
 
 # The largest, for small pictures only.
 LARGE_BATCH: Final = 2048
+
+# A batch that is filled to this share goes as one: smaller ones would be as many images, in more calls.
+_NEARLY_FULL: Final = 0.75
 
 # The pixels of a batch, but for the smallest: what a network computes from them takes many times as much.
 _BATCH_BYTES: Final = 2 * 1024 * 1024
@@ -178,10 +181,13 @@ class Classifier:
             start += size
 
     def _size_for(self, left: int) -> int:
-        """The largest that gets full; for a few images the smallest that holds them all."""
-        if left >= self._sizes[:2][-1]:
-            return max(size for size in self._sizes if size <= left)
-        return min(size for size in self._sizes if size >= left)
+        """The smallest that holds all, for a few images or where they nearly fill it; else the largest that
+        gets full.
+        """
+        holding = next((size for size in self._sizes if size >= left), None)
+        if holding is not None and (holding in self._sizes[:2] or left >= _NEARLY_FULL * holding):
+            return holding
+        return max(size for size in self._sizes if size <= left)
 
 
 def load_model(path: Path) -> keras.Model:
@@ -239,9 +245,8 @@ def input_spec_of(
 
 def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
     """The sizes of batches for pictures of so many bytes, the smallest first."""
-    largest = LARGE_BATCH if LARGE_BATCH * picture_bytes <= _BATCH_BYTES else None
-    middle = next((size for size in (BATCH, _MEDIUM_BATCH) if size * picture_bytes <= _BATCH_BYTES), None)
-    return tuple(size for size in (SMALL_BATCH, middle, largest) if size is not None)
+    larger = (_MEDIUM_BATCH, BATCH, LARGE_BATCH)
+    return (SMALL_BATCH, *(size for size in larger if size * picture_bytes <= _BATCH_BYTES))
 
 
 def _check_ends(model: keras.Model) -> None:
