@@ -17,11 +17,12 @@ from producer.sources.image import name_bytes
 
 #: A chunk is closed before it grows beyond this many bytes of images and their names: it is held in memory
 #: whole, by the producer and by a worker, and must be done within its lease.
-MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
+MAX_CHUNK_BYTES: Final = 32 * 1024 * 1024
 
-#: The first chunk has no more images than these, and each after it up to twice as many, until the most: the
-#: workers begin while the second is still read.
+#: The first chunk has no more images, and no more bytes, than these, and each after it up to twice as many,
+#: until the most: the workers begin while the second is still read.
 FIRST_IMAGES: Final = 2_048
+FIRST_BYTES: Final = 4 * 1024 * 1024
 
 #: A chunk is closed before it has more images than these from URLs, which are fetched one by one. At a tenth
 #: of a second each a chunk takes less than a lease, for the worker that fetches it by reference.
@@ -41,15 +42,14 @@ class ChunkDraft:
     names_size: int = 0  # in bytes
     is_last: bool = False  # of its job
 
-    def add(self, names: Sequence[str], contents: Sequence[Content], size: int, most: int) -> bool:
-        """False, and nothing is added, where the chunk would then have more than `most` images or too many
-        bytes; a single one always has room in an empty chunk. `size`: of these images, in bytes.
+    def add(
+        self, names: Sequence[str], contents: Sequence[Content], size: int, *, most: int, most_bytes: int
+    ) -> bool:
+        """False, and nothing is added, where the chunk would then have more images or bytes than the most; a
+        single one always has room in an empty chunk. `size`: of these images, in bytes.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
-        full = (
-            len(self.names) + len(names) > most
-            or self.size + self.names_size + size + named > MAX_CHUNK_BYTES
-        )
+        full = len(self.names) + len(names) > most or self.size + self.names_size + size + named > most_bytes
         if full and (self.names or len(names) > 1):
             return False
         self.names += names
@@ -98,24 +98,27 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
 
 def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[ChunkDraft]:
     """Chunks of so many images, or of fewer where they are large, come from URLs or are a job's first."""
-    draft, room = ChunkDraft(), min(FIRST_IMAGES, chunk_images)
+    draft = ChunkDraft()
+    room, room_bytes = min(FIRST_IMAGES, chunk_images), min(FIRST_BYTES, MAX_CHUNK_BYTES)
     for item in items:
         waiting = [item]  # the next one last
         while waiting:
             found = waiting.pop()
             if isinstance(found, SourceImages):
-                added = draft.add(found.names, found.data, sum(map(len, found.data)), room)
+                size = sum(map(len, found.data))
+                added = draft.add(found.names, found.data, size, most=room, most_bytes=room_bytes)
             else:
                 name, content, url = found
                 most = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = draft.add((name,), (content,), _size_of(content), most)
+                added = draft.add((name,), (content,), _size_of(content), most=most, most_bytes=room_bytes)
             if added:
                 continue
             if isinstance(found, SourceImages) and len(found.names) > 1:
                 waiting += reversed(found.halves())  # there may be room for the first
             else:
                 yield draft
-                draft, room = ChunkDraft(), min(2 * room, chunk_images)
+                draft = ChunkDraft()
+                room, room_bytes = min(2 * room, chunk_images), min(2 * room_bytes, MAX_CHUNK_BYTES)
                 waiting.append(found)
     if draft.names:
         draft.is_last = True
