@@ -43,6 +43,20 @@ def test_what_was_put_comes_back(store, data):
     assert store.get("a/b.bin") == data
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 7_000], ids=lambda bytes_: f"{bytes_ or 'all'} at once")
+def test_what_was_put_in_pieces_comes_back_as_one(store, monkeypatch, at_once):
+    # Given more pieces than the system takes at a time, some of them empty, some large; and a system that
+    # may take less than it is given
+    pieces = [bytes([number % 256]) * (number % 3) for number in range(3_000)] + [b"", b"x" * 20_000, b""]
+    if at_once is not None:
+        real = os.writev
+        monkeypatch.setattr(os, "writev", lambda file, given: real(file, [b"".join(given)[:at_once]]))
+
+    # When they are kept, Then they are one file
+    store.put("a/b", *pieces)
+    assert store.get("a/b") == b"".join(pieces)
+
+
 def test_the_last_put_counts(store):
     store.put("a/b", b"first, and longer")
     store.put("a/b", b"second")
