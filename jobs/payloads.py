@@ -3,6 +3,9 @@
 A msgpack array `[version, names, contents]`. `contents` holds, for each name, the image's bytes; or a map of
 `url`, `sha256` and `size` for an image that was submitted by reference; or `[code, detail]` for an image that
 could not even be read when it was submitted.
+
+What a payload is verified by, its digest, is a BLAKE3: that takes a half to a quarter of what SHA-256 takes
+where a processor has instructions for the latter, and a fifth to a tenth where it has none.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgpack
+from blake3 import blake3
 
 from jobs.errors import ErrorCode, ImageError, PayloadDamaged
 from jobs.references import Reference
@@ -21,9 +25,11 @@ from jobs.store import Store
 #: Below this key of the store lie all payloads.
 PAYLOADS: Final = "payloads"
 
-#: Payloads without references stay in the first version: every worker there is can read them.
-_VERSION: Final = 1
-_VERSION_WITH_REFERENCES: Final = 2
+_VERSION: Final = 3
+
+#: How payloads of the versions before begin: an array of three, and the first of these. Their digest is a
+#: SHA-256.
+_OLD: Final = (b"\x93\x01", b"\x93\x02")
 
 #: A path may be no UTF-8, and must lead to its file all the same.
 _UNICODE_ERRORS: Final = "surrogateescape"
@@ -61,10 +67,9 @@ def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[byte
     if set(map(type, contents)) == {bytes} and max(map(len, cast("Sequence[bytes]", contents))) < _LARGE:
         # As the rest would have it, in one step for all.
         return [msgpack.packb([_VERSION, list(names), list(contents)], unicode_errors=_UNICODE_ERRORS)]
-    by_reference = any(isinstance(content, Reference) for content in contents)
     packer = msgpack.Packer(unicode_errors=_UNICODE_ERRORS, autoreset=False)
     packer.pack_array_header(3)
-    packer.pack(_VERSION_WITH_REFERENCES if by_reference else _VERSION)
+    packer.pack(_VERSION)
     packer.pack(list(names))
     packer.pack_array_header(len(contents))
     pieces: list[bytes] = []
@@ -80,14 +85,14 @@ def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[byte
 
 
 def payload_digest(*pieces: bytes) -> str:
-    """The SHA-256 of a payload's bytes, in hex."""
-    digest = hashlib.sha256()
+    """Of a payload's bytes, 256 bits in hex."""
+    digest = hashlib.sha256() if pieces[0][:2] in _OLD else blake3()
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
 
 
-def read_payload(store: Store, key: str, sha256: str, *, offset: int = 0, images: int) -> Payload:
+def read_payload(store: Store, key: str, digest: str, *, offset: int = 0, images: int) -> Payload:
     """So many images of a payload, from the one at `offset`. Raises PayloadDamaged where the file is gone, is
     not what was stored, or holds fewer; Unavailable where the store cannot be reached.
     """
@@ -95,10 +100,10 @@ def read_payload(store: Store, key: str, sha256: str, *, offset: int = 0, images
         data = store.get(key)
     except FileNotFoundError:
         raise PayloadDamaged(f"The payload {key} is gone from the store.") from None
-    if payload_digest(data) != sha256:
-        raise PayloadDamaged(f"The payload {key} is not what was stored: its SHA-256 differs.")
+    if payload_digest(data) != digest:
+        raise PayloadDamaged(f"The payload {key} is not what was stored: its digest differs.")
     version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
-    if version not in (_VERSION, _VERSION_WITH_REFERENCES):
+    if version not in range(1, _VERSION + 1):
         raise PayloadDamaged(f"The payload {key} is of version {version}, which this program does not know.")
     end = offset + images
     if len(names) != len(contents) or len(names) < end:

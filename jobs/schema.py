@@ -314,6 +314,8 @@ chunks = Table(
     Column("first_index", BigInteger, nullable=False),  # of its first image in the job
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
+    # The payload's digest (see `jobs.payloads`). It was a SHA-256 at first; a worker of the version before
+    # would miss the column under another name.
     Column("payload_sha256", String(64), nullable=False),
     Column("payload_offset", Integer, nullable=False, server_default="0"),  # of its first image in the file
     Column("state", String(16), nullable=False),

@@ -86,7 +86,7 @@ class _Images:
             return read_payload(
                 self._store,
                 chunk.payload,
-                chunk.payload_sha256,
+                chunk.payload_digest,
                 offset=chunk.payload_offset,
                 images=chunk.images,
             )

@@ -47,7 +47,7 @@ class Claim:
     first_index: int
     images: int
     payload: str
-    payload_sha256: str
+    payload_digest: str
     payload_offset: int
     attempts: int
     #: Attempts before this one that ended in a death, a time-out or an error of the program.
@@ -97,7 +97,7 @@ def claim_of(taken: sa.Row[Any], *, model_id: str, traceparent: str | None) -> C
         first_index=taken.first_index,
         images=taken.images,
         payload=taken.payload,
-        payload_sha256=taken.payload_sha256,
+        payload_digest=taken.payload_sha256,
         payload_offset=taken.payload_offset,
         attempts=taken.attempts,
         crashes=taken.crashes,

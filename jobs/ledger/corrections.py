@@ -162,7 +162,7 @@ class FinishedChunk:
     first_index: int
     images: int
     payload: str
-    payload_sha256: str
+    payload_digest: str
     payload_offset: int
 
 

@@ -30,7 +30,7 @@ class NewChunk:
     first_index: int
     images: int
     payload: str
-    payload_sha256: str
+    payload_digest: str
 
 
 # Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
@@ -47,7 +47,10 @@ _COUNT_CHUNK: Final = (
 )
 
 _ADD_CHUNK: Final = chunks.insert().values(
-    created_at=db_now(), rung_at=db_now(), ring_after=db_now(QUIET_SECONDS)
+    payload_sha256=sa.bindparam("payload_digest"),
+    created_at=db_now(),
+    rung_at=db_now(),
+    ring_after=db_now(QUIET_SECONDS),
 )
 
 

@@ -26,7 +26,7 @@ def add_part(
             first_index=claim.first_index + offset,
             images=images,
             payload=claim.payload,
-            payload_sha256=claim.payload_sha256,
+            payload_sha256=claim.payload_digest,
             payload_offset=claim.payload_offset + offset,
             state=ChunkState.PENDING,
             **({"created_at": db_now()} | values),

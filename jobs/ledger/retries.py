@@ -25,7 +25,7 @@ class Unlabelled:
     """Images of one chunk that have no label, and the payload that holds them."""
 
     payload: str
-    payload_sha256: str
+    payload_digest: str
     payload_offset: int
     images: int
     #: Where in the chunk they are, counted from 0, in order.

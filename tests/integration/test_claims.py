@@ -57,7 +57,7 @@ def test_a_claim_says_all_that_the_work_needs(ledger, make_job, champion, worker
     # Then the claim says where its images are, what they are counted from, and by which model
     assert (claim.chunk_id, claim.job_id, claim.model_id) == (job.chunks[1].id, job.id, champion.id)
     assert (claim.first_index, claim.images, claim.attempts) == (3, 2, 1)
-    assert (claim.payload, claim.payload_sha256) == (job.chunks[1].payload, job.chunks[1].payload_sha256)
+    assert (claim.payload, claim.payload_digest) == (job.chunks[1].payload, job.chunks[1].payload_digest)
 
     # And the row says who has it
     row = row_of(ledger, job.chunks[1])

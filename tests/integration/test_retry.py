@@ -85,7 +85,7 @@ def images_of(ledger, store):
     def images_of(job_id: str) -> list[tuple[str, Content]]:
         found: list[tuple[str, Content]] = []
         for chunk in chunks_of(ledger, job_id):
-            payload = read_payload(store, chunk.payload, chunk.payload_sha256, images=chunk.images)
+            payload = read_payload(store, chunk.payload, chunk.payload_digest, images=chunk.images)
             found += zip(payload.names, payload.contents, strict=True)
         return found
 

@@ -137,7 +137,7 @@ def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
 
 def payloads_of(ledger: Ledger, store: Store, job_id: str) -> list[Payload]:
     return [
-        read_payload(store, chunk.payload, chunk.payload_sha256, images=chunk.images)
+        read_payload(store, chunk.payload, chunk.payload_digest, images=chunk.images)
         for chunk in chunks_of(ledger, job_id)
     ]
 
@@ -236,6 +236,14 @@ def test_chunks_hold_as_many_images_as_they_may(run, ledger, count, chunk_images
 def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkeypatch):
     monkeypatch.setattr(drafts_module, "FIRST_IMAGES", 3)
     assert sizes_of(ledger, run(images(38), chunk_images=10).job_id) == [3, 6, 10, 10, 9]
+
+    # Also where it is their bytes that make them small: of images of ten, and a byte of name
+    monkeypatch.setattr(drafts_module, "FIRST_BYTES", 25)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 80)
+    ten = [image(f"{n}", b"x" * 10) for n in range(10)]
+    assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == [2, 4, 4]
+    ten = [image(f"{n % 10}", b"x" * 10) for n in range(28)]
+    assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == [2, 4, 7, 7, 7, 1]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

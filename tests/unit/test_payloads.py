@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -88,11 +89,37 @@ def test_a_reference_is_not_read_when_it_is_stored():
     assert len(packed(["a.png"], [Reference("/nowhere/a.png", "0" * 64, 10**9)])) < 200
 
 
-def test_a_payload_without_references_is_what_workers_of_the_version_before_read():
+def test_a_payload_is_what_it_is_described_as():
     for contents in ([b"1"], [b"1" * 100_000], [ImageError(ErrorCode.CORRUPT, "no")]):
         version, names, [stored] = msgpack.unpackb(packed(["a.png"], contents))
-        assert (version, names) == (1, ["a.png"])
+        assert (version, names) == (3, ["a.png"])
         assert stored in (*contents, ["corrupt", "no"])
+
+
+def test_the_digest_is_a_blake3():
+    # Given the first of the test vectors that BLAKE3's authors publish that is longer than one of its blocks,
+    # and as long as some payload: the bytes 0 to 250, over and over
+    stored = bytes(number % 251 for number in range(8192))
+    assert payload_digest(stored[:5000], stored[5000:]) == (
+        "aae792484c8efe4f19e2ca7d371d8c467ffb10748d8a5a1ae579948f718a2a63"
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_payload_of_a_version_before_is_verified_by_its_sha256(store, version):
+    # Given what such a version stored, of which the second has references
+    images = [b"pixels", {"url": "/a.png", "sha256": "0" * 64, "size": 1}][:version]
+    names = ["a.png", "b.png"][:version]
+    stored = msgpack.packb([version, names, images])
+    key = payload_key("job", "old")
+    store.put(key, stored)
+
+    # When it is read, Then it is found to be what was stored; and to be damaged, where another one is
+    found = read_payload(store, key, hashlib.sha256(stored).hexdigest(), images=version)
+    assert found == (names, [b"pixels", Reference("/a.png", "0" * 64, 1)][:version])
+    store.put(key, stored.replace(b"pixels", b"pixelz"))
+    with pytest.raises(PayloadDamaged, match="digest"):
+        read_payload(store, key, hashlib.sha256(stored).hexdigest(), images=version)
 
 
 def test_large_images_are_not_copied():
@@ -104,11 +131,6 @@ def test_large_images_are_not_copied():
     assert [piece for piece in pieces if piece in contents] == [contents[0], contents[2]]
     assert all(any(piece is content for piece in pieces) for content in (contents[0], contents[2]))
     assert len(pieces) == 5
-
-
-def test_a_payload_with_a_reference_is_one_that_they_refuse():
-    version, *_ = msgpack.unpackb(packed(["a", "b"], [b"1", Reference("/a.png", "0" * 64, 1)]))
-    assert version == 2
 
 
 def test_the_same_images_make_the_same_bytes():
@@ -128,7 +150,7 @@ def test_a_payload_with_one_byte_changed_is_damaged(data):
     key, _ = put(store, bytes(flipped))
 
     # When it is read, Then that is noticed, before it is parsed
-    with pytest.raises(PayloadDamaged, match="SHA-256"):
+    with pytest.raises(PayloadDamaged, match="digest"):
         read_payload(store, key, payload_digest(stored), images=2)
 
 
@@ -164,7 +186,13 @@ def test_a_payload_with_fewer_images_than_the_chunk_is_damaged(store, offset, im
 
 @pytest.mark.parametrize(
     "stored",
-    [[3, ["a.png"], [b"1"]], [1, ["a.png"], []], [1, ["a.png", "b.png"], [b"1"]], [None, ["a.png"], [b"1"]]],
+    [
+        [4, ["a.png"], [b"1"]],
+        [0, ["a.png"], [b"1"]],
+        [1, ["a.png"], []],
+        [1, ["a.png", "b.png"], [b"1"]],
+        [None, ["a.png"], [b"1"]],
+    ],
     ids=repr,
 )
 def test_a_payload_of_another_version_or_with_holes_is_damaged(store, stored):

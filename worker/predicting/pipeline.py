@@ -401,7 +401,7 @@ def _payloads(claims: list[Claim], bench: Bench, stages: Stages) -> Iterator[tup
                 payload = read_payload(
                     bench.store,
                     claim.payload,
-                    claim.payload_sha256,
+                    claim.payload_digest,
                     offset=claim.payload_offset,
                     images=claim.images,
                 )
