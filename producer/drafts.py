@@ -12,6 +12,7 @@ from jobs.limits import JobLimits
 from jobs.payloads import Content
 from jobs.references import Reference, Roots
 from jobs.remote import is_url
+from jobs.schema import SMALL_JOB_IMAGES
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 
@@ -20,7 +21,8 @@ from producer.sources.image import name_bytes
 MAX_CHUNK_BYTES: Final = 32 * 1024 * 1024
 
 #: The first chunk has no more images, and no more bytes, than these, and each after it up to twice as many,
-#: until the most: the workers begin while the second is still read.
+#: until the most: the workers begin while the second is still read. What may be a small job, which goes ahead
+#: of others where it is one chunk, is not divided for its bytes.
 FIRST_IMAGES: Final = 2_048
 FIRST_BYTES: Final = 4 * 1024 * 1024
 
@@ -49,8 +51,10 @@ class ChunkDraft:
         single one always has room in an empty chunk. `size`: of these images, in bytes.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
-        full = len(self.names) + len(names) > most or self.size + self.names_size + size + named > most_bytes
-        if full and (self.names or len(names) > 1):
+        images, held = len(self.names) + len(names), self.size + self.names_size + size + named
+        if images <= SMALL_JOB_IMAGES:
+            most_bytes = MAX_CHUNK_BYTES
+        if (images > most or held > most_bytes) and (self.names or len(names) > 1):
             return False
         self.names += names
         self.contents += contents

@@ -237,13 +237,20 @@ def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkey
     monkeypatch.setattr(drafts_module, "FIRST_IMAGES", 3)
     assert sizes_of(ledger, run(images(38), chunk_images=10).job_id) == [3, 6, 10, 10, 9]
 
-    # Also where it is their bytes that make them small: of images of ten, and a byte of name
-    monkeypatch.setattr(drafts_module, "FIRST_BYTES", 25)
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 80)
-    ten = [image(f"{n}", b"x" * 10) for n in range(10)]
-    assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == [2, 4, 4]
-    ten = [image(f"{n % 10}", b"x" * 10) for n in range(28)]
-    assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == [2, 4, 7, 7, 7, 1]
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(64, [64]), (65, [64, 1]), (400, [64, 120, 181, 35])], ids=lambda given: f"{given}"
+)
+def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
+    # Given images of ten bytes, and one for the name, and first chunks of less than 64 of them
+    monkeypatch.setattr(drafts_module, "FIRST_BYTES", 660)
+    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 2_000)
+
+    # When as many are submitted as make a small job, Then that is one chunk; where they are more, the chunks
+    # become larger and larger, until the most
+    ten = [image(f"{n % 10}", b"x" * 10) for n in range(count)]
+    assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == sizes
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -43,6 +43,8 @@ def chunks(images: Iterable[SourceImage | SourceImages], chunk_images: int) -> l
 def few_bytes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drafts, "MAX_CHUNK_BYTES", MAX_BYTES)
+        patch.setattr(drafts, "FIRST_BYTES", MAX_BYTES // 3)
+        patch.setattr(drafts, "SMALL_JOB_IMAGES", 3)
         yield
 
 
