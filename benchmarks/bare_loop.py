@@ -107,6 +107,11 @@ class BareLoop:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pids(self) -> list[int]:
+        """Of its processes."""
+        return [process.pid for process in self._processes if process.pid]
+
     def classify(self, folder: Path) -> Looped:
         """Classifies all images below the folder, once. Raises RuntimeError where a process dies."""
         job_id = new_id()

@@ -1,4 +1,4 @@
-"""Other processes, as Linux shows them in /proc: their memory at its highest, and how to hold them still."""
+"""Processes, as Linux shows them in /proc: peak memory, time on a core, and how to hold them still."""
 
 from __future__ import annotations
 
@@ -20,6 +20,28 @@ def peak_kib(pid: int) -> int:
 def forget_peak(pid: int) -> None:
     """From here on, only what the process has in use from here on counts."""
     (Path("/proc") / str(pid) / "clear_refs").write_text("5")
+
+
+def processor_seconds(pid: int) -> float:
+    """How long the process's threads have been on a core since they began: of those that are there now. None
+    are where it has ended.
+    """
+    # To the nanosecond; what /proc/PID/stat says is in hundredths of a second.
+    nanoseconds = 0
+    for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            nanoseconds += int(thread.read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def named(name: str) -> list[int]:
+    """The processes of that name that are there now, as the kernel has it: its first fifteen characters."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (process / "comm").read_text().rstrip() == name:
+                found.append(int(process.name))
+    return found
 
 
 def parent_of(pid: int) -> int:

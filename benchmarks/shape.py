@@ -5,7 +5,8 @@
 One process reads the files, packs them into payloads, hashes and keeps these as the pipeline does; the others
 take them, verify and unpack them, and go on as the bare loop does. There is no ledger but rows, no claim, no
 message but a line through a pipe, and nothing is asked of a file or a name: so much is lost to the pipeline
-whatever its code does. It takes turns with the pipeline and the bare loop, all in one run.
+whatever its code does. It takes turns with the pipeline and the bare loop, all in one run. Of each turn it
+also says who had how much of the processors, as the kernel counts it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Final, NamedTuple
@@ -29,6 +30,7 @@ from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_IMAGES, Pictures, list_images, make_images
 from benchmarks.model import TrainedModel, train_once
 from benchmarks.pipeline import Pipeline
+from benchmarks.processes import named, parent_of, processor_seconds
 from benchmarks.report import print_spreads, spread, write_measured
 from benchmarks.surroundings import (
     PROCESSES,
@@ -53,6 +55,12 @@ from producer.drafts import MAX_CHUNK_BYTES
 
 ROUNDS: Final = 5
 
+#: After the last row a worker still acknowledges its message, and others note that there is nothing to do.
+_AFTERWARDS_SECONDS: Final = 0.15
+
+#: What processes are for, and which these are by now.
+_Parts = dict[str, Callable[[], Collection[int]]]
+
 
 class _Chunk(NamedTuple):
     """What a worker has to know of a payload."""
@@ -73,6 +81,7 @@ class Shape:
         self._stack = contextlib.ExitStack()
         self._chunks: Any = None
         self._done: Any = None
+        self.pids: list[int] = []
 
     def __enter__(self) -> Shape:
         context = multiprocessing.get_context("spawn")
@@ -82,6 +91,7 @@ class Shape:
             arguments = (plan, self._settings.store, self._chunks, self._done)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
+            self.pids.append(process.pid or 0)
             self._stack.callback(process.join)
             self._stack.callback(process.terminate)
         for _ in self._plans:
@@ -141,12 +151,20 @@ def _work(plan: Plan, store_url: str, chunks: Any, done: Any) -> None:
             done.put(None)
 
 
-class _Round(NamedTuple):
-    """Seconds that each took."""
+class _Turn(NamedTuple):
+    """One job of one side."""
 
-    pipeline: float
-    shape: float
-    bare_loop: float
+    job_id: str
+    seconds: float
+    processor: dict[str, float]  # seconds on a core, by what the process is for
+
+
+class _Round(NamedTuple):
+    """A turn of each."""
+
+    pipeline: _Turn
+    shape: _Turn
+    bare_loop: _Turn
 
 
 @tells_errors
@@ -169,13 +187,17 @@ def main(
     found = {
         "images": images,
         "images_per_second": {
-            side: spread([images / getattr(one, side) for one in measured]) for side in _Round._fields
+            side: spread([images / getattr(one, side).seconds for one in measured]) for side in _Round._fields
         },
         "efficiency": {
-            side: round(median(one.bare_loop / getattr(one, side) for one in measured), 4)
+            side: round(median(one.bare_loop.seconds / getattr(one, side).seconds for one in measured), 4)
             for side in ("pipeline", "shape")
         },
-        "rounds_seconds": [one._asdict() for one in measured],
+        "processor_us_an_image": {
+            side: {part: spread(figures) for part, figures in _microseconds(side, images, measured).items()}
+            for side in _Round._fields
+        },
+        "rounds_seconds": [{side: turn.seconds for side, turn in one._asdict().items()} for one in measured],
     }
     say(f"written to {write_measured(name, found, json, load_average)}")
 
@@ -190,39 +212,79 @@ def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds:
             BareLoop(bare) as bare_loop,
         ):
             pipeline.warm_up(folder)
+            ours = pipeline.processes()
+            producer: _Parts = {"producer": lambda: [os.getpid()]}
+            others: _Parts = {
+                "their parent": lambda: [parent_of(ours[0])],
+                "Valkey": lambda: named("valkey-server"),
+            }
+            database: _Parts = {"PostgreSQL": lambda: named("postgres")} if work == Work.POSTGRESQL else {}
+            sides: list[tuple[Callable[[Path], Any], _Parts]] = [
+                (pipeline.classify, producer | {"workers": lambda: ours} | others | database),
+                (shape.classify, producer | {"workers": lambda: shape.pids} | database),
+                (bare_loop.classify, {"workers": lambda: bare_loop.pids} | database),
+            ]
             measured: list[_Round] = []
             for number in range(rounds + 1):
-                settle(both.settle)
-                ours = pipeline.classify(folder)
-                settle(both.settle)
-                shaped = shape.classify(folder)
-                settle(both.settle)
-                theirs = bare_loop.classify(folder)
-                for job in ((both.pipeline, ours.job_id), (both.bare_loop, shaped.job_id)):
-                    check_rows(job, (both.bare_loop, theirs.job_id), images=images)
-                drop_payloads(settings)
-                one = _Round(ours.seconds, shaped.seconds, theirs.seconds)
+                turns = []
+                for classify_all, parts in sides:
+                    if "producer" in parts:
+                        # Just before, as a machine's host takes memory back that lies idle for a while.
+                        drop_payloads(settings)
+                    settle(both.settle)
+                    turns.append(_turn(classify_all, folder, parts))
+                one = _Round(*turns)
+                for job in ((both.pipeline, one.pipeline.job_id), (both.bare_loop, one.shape.job_id)):
+                    check_rows(job, (both.bare_loop, one.bare_loop.job_id), images=images)
                 counted = f"round {number} of {rounds}" if number else "not counted"
                 say(
                     f"{counted}: "
-                    + ", ".join(f"{side} {images / s:,.0f}" for side, s in one._asdict().items())
+                    + ", ".join(
+                        f"{side} {images / turn.seconds:,.0f}" for side, turn in one._asdict().items()
+                    )
                 )
                 if number:
                     measured.append(one)
     return measured
 
 
+def _turn(classify_all: Callable[[Path], Any], folder: Path, parts: _Parts) -> _Turn:
+    before = _processor(parts)
+    done = classify_all(folder)
+    time.sleep(_AFTERWARDS_SECONDS)
+    after = _processor(parts)
+    return _Turn(done.job_id, done.seconds, {part: after[part] - before[part] for part in parts})
+
+
+def _processor(parts: _Parts) -> dict[str, float]:
+    """Seconds on a core, of the processes of each part, since they began."""
+    return {part: sum(map(processor_seconds, pids())) for part, pids in parts.items()}
+
+
+def _microseconds(side: str, images: int, measured: list[_Round]) -> dict[str, list[float]]:
+    """Of processor time an image, by part, a figure a round."""
+    turns: list[_Turn] = [getattr(one, side) for one in measured]
+    return {part: [1e6 * turn.processor[part] / images for turn in turns] for part in turns[0].processor}
+
+
 def _print(name: str, images: int, measured: list[_Round]) -> None:
+    console = Console(highlight=False)
     rows = {
-        f"{side.replace('_', ' ')}, images/s": [images / getattr(one, side) for one in measured]
+        f"{side.replace('_', ' ')}, images/s": [images / getattr(one, side).seconds for one in measured]
         for side in _Round._fields
     }
     rows |= {
-        "pipeline's efficiency": [one.bare_loop / one.pipeline for one in measured],
-        "its shape's": [one.bare_loop / one.shape for one in measured],
-        "pipeline over shape": [one.shape / one.pipeline for one in measured],
+        "pipeline's efficiency": [one.bare_loop.seconds / one.pipeline.seconds for one in measured],
+        "its shape's": [one.bare_loop.seconds / one.shape.seconds for one in measured],
+        "pipeline over shape": [one.shape.seconds / one.pipeline.seconds for one in measured],
     }
-    print_spreads(f"{name}: {images:,} images, {len(measured)} rounds", rows, Console(highlight=False))
+    print_spreads(f"{name}: {images:,} images, {len(measured)} rounds", rows, console)
+    shares = {
+        f"{side.replace('_', ' ')}: {part}": figures
+        for side in _Round._fields
+        for part, figures in _microseconds(side, images, measured).items()
+    }
+    print_spreads("processor time, µs for one of them", shares, console)
 
 
 if __name__ == "__main__":

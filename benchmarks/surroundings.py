@@ -105,8 +105,8 @@ def settle(database: Callable[[], None]) -> None:
 
 def drop_payloads(settings: Settings) -> None:
     """Removes what all jobs so far have left in the store, none of which may be unfinished. Files that stay
-    hold memory, and the next ones need some that nobody has used before: in a virtual machine that costs a
-    producer of photographs as much again as all it does, and it is no cost of the pipeline's.
+    hold memory, and the next ones need some that nobody has used before, or not for seconds: in a virtual
+    machine that costs a producer of photographs as much again as all it does, and is no cost of ours.
     """
     store = Store(settings.store)
     for job_id in store.folders(PAYLOADS):

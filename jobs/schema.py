@@ -302,9 +302,15 @@ jobs = Table(
 #: others of its kind (`jobs.ledger.gathering`).
 SMALL_JOB_IMAGES: Final = 64
 
-_FRESH_AND_SMALL: Final = text(
-    f"state = 'pending' AND attempts = 0 AND first_index = 0 AND images <= {SMALL_JOB_IMAGES}"
+#: A small chunk that waits and was never tried. That it is pending is said in other words, since what was
+#: never claimed, is not held and has not finished is nothing else: with `state = 'pending'` PostgreSQL may
+#: take the index of all open chunks, and walk past each of them. It does where there were many small jobs
+#: before: it reckons that among those that wait as many are small, so that one is found at once.
+FRESH_AND_SMALL: Final = (
+    "chunks.attempts = 0 AND chunks.finished_at IS NULL AND chunks.state <> 'held' "
+    f"AND chunks.first_index = 0 AND chunks.images <= {SMALL_JOB_IMAGES}"
 )
+_OF_THE_INDEX: Final = text(FRESH_AND_SMALL.replace("chunks.", ""))
 
 chunks = Table(
     "chunks",
@@ -346,8 +352,8 @@ chunks = Table(
     Index(
         "ix_chunks_fresh_small",
         "created_at",
-        postgresql_where=_FRESH_AND_SMALL,
-        sqlite_where=_FRESH_AND_SMALL,
+        postgresql_where=_OF_THE_INDEX,
+        sqlite_where=_OF_THE_INDEX,
     ),
 )
 

@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import claim_chunk
-from jobs.ledger.gathering import gather_chunks
+from jobs.ledger.gathering import gather_chunks, overdue_small
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
 from jobs.ledger.progress import job_status, latest_jobs
 from jobs.ledger.runs import end_lost_runs, run_to_ring
@@ -27,6 +27,7 @@ from jobs.ledger.upkeep import (
     end_standing_sessions,
     fail_abandoned_jobs,
 )
+from jobs.ledger.waiting import who_waits
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_OUTSTANDING
 from labelmill.console import say
@@ -140,6 +141,8 @@ def _questions(large: str, small: str, pending: int) -> dict[str, Callable[[Conn
         "forget_lost_workers": forget_lost_workers,
         "end_lost_runs": end_lost_runs,
         "run_to_ring": run_to_ring,
+        "overdue_small": overdue_small,
+        "who_waits": lambda connection: who_waits(connection, seconds=0.01, after=large),
         "claim_chunk": claim,
         "claim_chunk and gather_chunks of 512": gather,
         "job_status": lambda connection: job_status(connection, large),

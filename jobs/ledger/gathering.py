@@ -19,20 +19,14 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Claim, claim_of, may_ring
 from jobs.ledger.workers import classifying_processes
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import FRESH_AND_SMALL, SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
 
 #: No more chunks than this at once: each has its payload to be read, while the first of them waits.
 MAX_GATHERED: Final = 512
 
-#: Of a chunk: small, waiting, and never tried. The condition of its index, to the letter: with parameters in
-#: the place of the constants, neither database sees that the index will do.
-_FRESH_AND_SMALL: Final = sa.text(
-    "chunks.state = 'pending' AND chunks.attempts = 0 AND chunks.first_index = 0 "
-    f"AND chunks.images <= {SMALL_JOB_IMAGES}"
-)
-
-
-_OF_THE_CHUNK: Final = (_FRESH_AND_SMALL, chunks.c.crash_code.is_(None))
+#: Of a chunk. The condition of its index to the letter: with parameters in the place of the constants,
+#: neither database sees that the index will do.
+_OF_THE_CHUNK: Final = (sa.text(FRESH_AND_SMALL), chunks.c.crash_code.is_(None))
 _OF_ITS_JOB: Final = (jobs.c.state == JobState.RUNNING, jobs.c.chunks == 1, jobs.c.paused_at.is_(None))
 _WAITING: Final = (*_OF_THE_CHUNK, *_OF_ITS_JOB)
 
@@ -99,14 +93,13 @@ def gather_chunks(
         sa.select(chunks.c.id, chunks.c.images, jobs.c.traceparent)
         .join(jobs, jobs.c.id == chunks.c.job_id)
         .where(*_WAITING, jobs.c.model_id == claim.model_id)
+        .order_by(chunks.c.created_at)
     )
     share = _share(connection, waiting)
     if not share:
         return []
     # Skipping what is locked: it is somebody's, or will be in a moment.
-    found = connection.execute(
-        waiting.order_by(chunks.c.created_at).limit(share).with_for_update(of=chunks, skip_locked=True)
-    )
+    found = connection.execute(waiting.limit(share).with_for_update(of=chunks, skip_locked=True))
     traces: dict[str, str | None] = {}
     for chunk_id, chunk_images, traceparent in found.all():
         if leave_out is not None and leave_out(chunk_id):
@@ -134,6 +127,7 @@ def gather_chunks(
 
 def _share(connection: Connection, waiting: sa.Select[tuple[str, int, str | None]]) -> int:
     """How many of the waiting chunks are for one of the processes that classify."""
+    # In their order, which only their index has: else PostgreSQL may look for them in all of the table.
     few = waiting.with_only_columns(chunks.c.id).limit(MAX_GATHERED).subquery()
     number: int
     number, processes = connection.execute(

@@ -28,10 +28,20 @@ NOBODY: Final = Waiting(None, somebody_idle=False)
 # Built once, and asked in one statement: it is asked in the middle of work, for which it is waited.
 _NEGLECTED: Final = FIRST_SMALL.where(chunks.c.created_at < db_now("since")).scalar_subquery()
 
+# The oldest, not any: in that order there is an index, while for any PostgreSQL may look through all chunks
+# there ever were, where it has not learnt yet that none waits any more.
+_NEVER_TRIED: Final = (
+    sa.select(chunks.c.id)
+    .where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, chunks.c.attempts == 0)
+    .order_by(chunks.c.created_at)
+    .limit(1)
+    .scalar_subquery()
+)
+
 # In this order, as what waits is found at once.
 _SOMEBODY_IDLE: Final = sa.and_(
     sa.exists().where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RUNNING),
-    ~sa.exists().where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, chunks.c.attempts == 0),
+    _NEVER_TRIED.is_(None),
     classifying_processes()
     > sa.select(sa.func.count(chunks.c.owner.distinct())).where(chunk_is_in_work()).scalar_subquery(),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -12,11 +12,12 @@ from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, claim_chunk, withdraw_claim
-from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small
+from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small, overdue_small
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import Filter, job_status, stream_predictions
+from jobs.ledger.waiting import who_waits
 from jobs.ledger.workers import GONE_SECONDS, Presence, report_worker
 from jobs.outcomes import Outcome
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
@@ -167,8 +168,14 @@ def test_what_somebody_is_about_to_take_is_not_rung_for(ledger, make_job, new_wo
 
 
 def test_small_jobs_are_found_by_an_index_whatever_waits_before_them(ledger, make_job):
-    # Given many chunks of a large job that wait before a few small ones
-    make_job([SMALL_JOB_IMAGES] * 3_000)
+    # Given many chunks of a large job that wait before a few small ones, and as many small that are done:
+    # so the database takes many of those that wait for small, and finds them strewn by their times
+    later = datetime.now(UTC) + timedelta(hours=1)
+    done = {"job_id": make_job([99]).id, "first_index": 0, "images": 1, "payload": "", "payload_sha256": ""}
+    done |= {"state": ChunkState.DONE, "attempts": 1, "created_at": later, "finished_at": later}
+    with ledger.transaction() as connection:
+        connection.execute(chunks.insert(), [done | {"id": new_id()} for _ in range(3_000)])
+    make_job([SMALL_JOB_IMAGES + 1] * 3_000)
     jobs = [make_job([1]) for _ in range(3)]
     with ledger.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
@@ -181,10 +188,12 @@ def test_small_jobs_are_found_by_an_index_whatever_waits_before_them(ledger, mak
     assert len(gather(ledger, jobs[0].chunks[0])) == 3
     with ledger.transaction() as connection:
         assert oldest_small(connection) is None
+        assert overdue_small(connection) is None
+        assert who_waits(connection, seconds=1, after=None).small is None
 
     # When their statements are explained
     looks = [(text, values) for text, values in statements if "crash_code IS NULL" in text]
-    assert len(looks) == 3
+    assert len(looks) == 5
     explain = "EXPLAIN QUERY PLAN " if ledger.is_sqlite else "EXPLAIN "
     with ledger.reading() as connection:
         for text, values in looks:
@@ -192,6 +201,7 @@ def test_small_jobs_are_found_by_an_index_whatever_waits_before_them(ledger, mak
 
             # Then it is the one for this
             assert "ix_chunks_fresh_small" in plan, plan
+            assert "ix_chunks_open" not in plan, plan
 
 
 # ---- what becomes of them ---------------------------------------------------------------------------------
