@@ -36,8 +36,9 @@ _LOOKS_OF_DOUBLES: Final = 30
 #: How long workers without work are watched: what they ask by themselves is not the chunks'.
 _IDLE_SECONDS: Final = 6.0
 
-#: A session tells PostgreSQL what it has done at most so much later.
-_TELLING_SECONDS: Final = 1.5
+#: A session that falls idle tells what it has done ten seconds later, if it told something in the second
+#: before (PostgreSQL's `PGSTAT_IDLE_INTERVAL` and `PGSTAT_MIN_INTERVAL`).
+_TELLING_SECONDS: Final = 11.0
 
 #: Sessions of the workers, whose processes have one each, and of their parent; not the one that asks.
 _OF_OURS: Final = " WHERE datname = current_database() AND pid <> pg_backend_pid()"

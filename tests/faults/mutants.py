@@ -338,7 +338,7 @@ MUTANTS: Final = (
     _mutant(
         "what was tried before is gathered again",
         "test_gathering.py::test_what_is_not_small_fresh_and_free_is_left_alone",
-        Change(_GATHERING, "AND chunks.attempts = 0 ", ""),
+        Change("jobs/schema.py", '"chunks.attempts = 0 AND ', '"'),
     ),
     _bell_mutant(
         "nobody rings for the small job that waits",
