@@ -253,12 +253,16 @@ def _turn(classify_all: Callable[[Path], Any], folder: Path, parts: _Parts) -> _
     done = classify_all(folder)
     time.sleep(_AFTERWARDS_SECONDS)
     after = _processor(parts)
-    return _Turn(done.job_id, done.seconds, {part: after[part] - before[part] for part in parts})
+    processor = {
+        part: sum(seconds - before[part].get(pid, 0.0) for pid, seconds in pids.items())
+        for part, pids in after.items()
+    }
+    return _Turn(done.job_id, done.seconds, processor)
 
 
-def _processor(parts: _Parts) -> dict[str, float]:
-    """Seconds on a core, of the processes of each part, since they began."""
-    return {part: sum(map(processor_seconds, pids())) for part, pids in parts.items()}
+def _processor(parts: _Parts) -> dict[str, dict[int, float]]:
+    """Seconds on a core, of each process of each part, since it began."""
+    return {part: {pid: processor_seconds(pid) for pid in pids()} for part, pids in parts.items()}
 
 
 def _microseconds(side: str, images: int, measured: list[_Round]) -> dict[str, list[float]]:
