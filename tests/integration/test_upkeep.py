@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -293,8 +292,9 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
 
     # Then none of their statements reads all chunks, or all jobs
     assert len(plans) == 9
+    plans[-1] = plans[-1].replace("Seq Scan on workers", "")  # of which there is a row each
     for plan in plans:
-        assert not re.search("Seq Scan on (chunks|jobs)", plan), plan
+        assert "Seq Scan" not in plan, plan
 
 
 # ---- what was abandoned -------------------------------------------------------------------------------
