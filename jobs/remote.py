@@ -1,4 +1,4 @@
-"""Images behind URLs, through fsspec: how they are read, and what their packages' exceptions mean.
+"""What lies behind URLs, through fsspec: how it is read and written, and what the packages' exceptions mean.
 
 Each protocol has a package of its own, and each package its own exceptions. What says that one object is not
 there, or not for us, becomes that; all else is Unavailable, because the next try may go well.
@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from errno import EEXIST, EISDIR
+from typing import IO, Any, Final
 from urllib.parse import unquote_to_bytes
 
 import fsspec
@@ -106,6 +107,39 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> byte
     if len(data) > max_bytes:
         raise too_large(max_bytes)
     return data
+
+
+@contextmanager
+def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
+    """One object, for writing: there, whole, when the block is through; not at all where the block raises.
+
+    Raises ValueError or ImportError where nothing here writes to such URLs, FileExistsError where it is there
+    already, unless `over`; IsADirectoryError, FileNotFoundError, PermissionError, Unavailable.
+    """
+    if is_chained(url) or is_web(url.partition("://")[0]):
+        raise ValueError("such URLs are only read")
+    filesystem, path = open_remote(url)
+    try:
+        with reaching(url, FileNotFoundError, PermissionError):
+            filesystem.invalidate_cache()  # others write here too
+            # Not `exists`, to which one that may not be looked at is not there.
+            kind = filesystem.info(path)["type"]
+    except FileNotFoundError:
+        kind = "directory" if url.endswith("/") else None
+    if kind == "directory":
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+    if kind is not None and not over:
+        raise FileExistsError(EEXIST, os.strerror(EEXIST))
+    try:
+        with (
+            reaching(url, FileNotFoundError, PermissionError, NotImplementedError),
+            # Outside of one, what is closed is there, be it half of what was to come.
+            filesystem.transaction,
+            filesystem.open(path, "wb") as file,
+        ):
+            yield file
+    except NotImplementedError:
+        raise ValueError("such URLs are only read") from None
 
 
 @contextmanager

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
-from jobs.errors import Conflict, UserError
+from jobs.errors import UserError
 from jobs.ledger.progress import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import counted, examples, say, tells_errors
+from labelmill.output import as_text, opened, shown
 from labelmill.watching import state_words
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -30,6 +31,7 @@ _BY_EXTENSION: Final = {f".{form}": form for form in Format if form != Format.TA
         "labelmill predictions JOB --below 0.6",
         "labelmill predictions JOB --errors --format csv",
         "labelmill predictions JOB --output job.parquet",
+        "labelmill predictions JOB --output s3://bucket/predictions/job.parquet",
     )
 )
 @tells_errors
@@ -56,7 +58,14 @@ def predictions(
     ] = None,
     after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write into this file, not to stdout.")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            path_type=str,
+            help="Write into this file or URL, such as s3://bucket/job.parquet, not to stdout.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
@@ -101,7 +110,7 @@ def predictions(
             if next(rest, None) is not None:
                 say(f"more: --after {last.index}")
     if output is not None:
-        say(f"{counted(count, 'prediction')} written to {output}")
+        say(f"{counted(count, 'prediction')} written to {shown(output)}")
 
 
 def _may_be_an_end(name: str | None) -> bool:
@@ -109,11 +118,11 @@ def _may_be_an_end(name: str | None) -> bool:
     return name is not None and not name.startswith("*")
 
 
-def _format(form: Format | None, output: Path | None, *, as_json: bool) -> Format:
+def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:
     """The format that all of the command line means. Raises UserError where it says two."""
     said = {"--format": form, "--json": Format.JSONL if as_json else None}
     if output is not None:
-        said[str(output)] = _BY_EXTENSION.get(output.suffix.lower())
+        said[shown(output)] = _BY_EXTENSION.get(Path(output).suffix.lower())
     meant = {what: each for what, each in said.items() if each is not None}
     if len(set(meant.values())) > 1:
         words = " and ".join(f"{each} by {what}" for what, each in meant.items())
@@ -121,28 +130,17 @@ def _format(form: Format | None, output: Path | None, *, as_json: bool) -> Forma
     return next(iter(meant.values()), Format.TABLE)
 
 
-def _write(found: Iterator[Prediction], form: Format, output: Path | None, *, force: bool) -> int:
+def _write(found: Iterator[Prediction], form: Format, output: str | None, *, force: bool) -> int:
     if form == Format.PARQUET:
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
         check_parquet()
-        with _opened(output, "b", force=force) if output else nullcontext(sys.stdout.buffer) as file:
+        with opened(output, force=force) if output else nullcontext(sys.stdout.buffer) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
-    with _opened(output, "", force=force) if output else nullcontext(sys.stdout) as text:
-        count = write(found, text)
-        text.flush()
-        return count
-
-
-def _opened(path: Path, kind: str, *, force: bool) -> IO[Any]:
-    """The file, for writing. Raises Conflict where it is there already, UserError where it cannot be had."""
-    # A device or a pipe is there in any case, and loses nothing.
-    over = force or (path.exists() and not path.is_file())
-    text: dict[str, Any] = {} if kind == "b" else {"encoding": "utf-8", "newline": ""}
-    try:
-        return path.open(("w" if over else "x") + kind, **text)
-    except FileExistsError:
-        raise Conflict(f"{path} is there already: --force writes over it, --output names another.") from None
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): --output names another.") from None
+    if output:
+        with opened(output, force=force) as file, as_text(file) as text:
+            return write(found, text)
+    count = write(found, sys.stdout)
+    sys.stdout.flush()
+    return count

@@ -98,6 +98,72 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
         assert words in failed.stderr
 
 
+#: The command, with an object store that is a folder: what it writes is there when all of it is.
+WITH_A_SHELF: Final = """
+import sys
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from labelmill.cli import main
+
+class Shelf(LocalFileSystem):
+    protocol = "shelf"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(path.removeprefix("shelf://"))
+
+fsspec.register_implementation("shelf", Shelf)
+main()
+"""
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path, form):
+    # Given a job with predictions, and an object store
+    job = make_job([3])
+    worker.work(job.chunks[0])
+    path = tmp_path / f"job.{form}"
+    url = f"shelf://{path}"
+
+    def exported(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITH_A_SHELF, "predictions", job.id, *arguments]
+        environment = os.environ | settings.environment()
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    # When they are written to its URL, Then in the format that it says, and as into a file
+    done = exported("--output", url)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.endswith(f"3 predictions written to {url}\n")
+    as_file = tmp_path / f"file.{form}"
+    assert exported("--output", str(as_file)).returncode == 0
+    assert path.read_bytes() == as_file.read_bytes()
+
+    # And an object that is there is written over only where that is asked for
+    path.write_text("mine")
+    refused = exported("--output", url)
+    assert (refused.returncode, path.read_text()) == (2, "mine")
+    assert f"{url} is there already: --force writes over it" in refused.stderr
+    assert exported("--output", url, "--force").returncode == 0
+    assert path.read_bytes() == as_file.read_bytes()
+
+    # And what cannot be written there says why
+    for arguments, words in [
+        (["--output", f"shelf://{tmp_path}/"], "cannot be written (Is a directory)"),
+        (
+            ["--output", "https://anna:sesame@host/job.csv?key=1"],
+            "https://anna@host/job.csv cannot be written",
+        ),
+        (["--output", "nothing://bucket/job.csv"], "cannot be written (Protocol not known: nothing)"),
+        (["--output", "file://elsewhere/job.csv"], "it names the machine 'elsewhere'"),
+        (["--output", url, "--format", "jsonl"], f"jsonl by --format and {form} by {url}"),
+    ]:
+        failed = exported(*arguments)
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert words in failed.stderr
+        assert "sesame" not in failed.stderr
+
+
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
     run_id = new_id()

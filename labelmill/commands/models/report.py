@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.errors import Conflict
 from jobs.ledger.naming import model_named
 from labelmill.client import Client
 from labelmill.console import examples, print_data, tells_errors
+from labelmill.output import opened, shown
 
 app = typer.Typer(add_completion=False)
 
@@ -25,7 +24,14 @@ app = typer.Typer(add_completion=False)
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page's file. Left out: model-MODEL.html here.")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            path_type=str,
+            help="The page's file, or a URL for it. Left out: model-MODEL.html here.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
@@ -40,10 +46,7 @@ def report(
     with Client() as client, client.ledger.reading() as connection:
         model = model_named(connection, model).id
         page = render(gather(connection, model))
-    path = output or Path(f"model-{model}.html")
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(page)
-    except FileExistsError:
-        raise Conflict(f"{path} is there already: --force writes over it, --output names another.") from None
-    print_data(str(path))
+    output = output or f"model-{model}.html"
+    with opened(output, force=force) as file:
+        file.write(page.encode())
+    print_data(shown(output))

@@ -1,0 +1,57 @@
+"""What a command writes for its user: a file of this machine, or an object behind a URL."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from jobs.errors import Conflict, UserError
+from jobs.remote import is_url, local_path, shown_url, writing_object
+
+
+@contextmanager
+def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
+    """The file or object, for writing. A file is there from the beginning, an object once it is whole.
+
+    Raises Conflict where it is there already and `force` is not said, UserError where it cannot be had,
+    Unavailable.
+    """
+    name = shown(output)
+    try:
+        path = local_path(output)
+        if is_url(path):
+            with writing_object(path, over=force) as written:
+                yield written
+            return
+        file = _open_file(Path(path), over=force)
+    except FileExistsError:
+        raise Conflict(f"{name} is there already: --force writes over it, --output names another.") from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{name} cannot be written ({reason}): --output names another.") from None
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{name} cannot be written ({error}): --output names another.") from None
+    with file:
+        yield file
+
+
+def shown(output: str) -> str:
+    """Where it is written to, as it may be printed."""
+    return shown_url(output) if is_url(output) else output
+
+
+def _open_file(path: Path, *, over: bool) -> IO[bytes]:
+    # A device or a pipe is there in any case, and loses nothing.
+    over = over or (path.exists() and not path.is_file())
+    return path.open("wb" if over else "xb")
+
+
+@contextmanager
+def as_text(file: IO[bytes]) -> Iterator[IO[str]]:
+    """The same file for text: UTF-8, lines as they are given. It stays open."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    yield text
+    text.detach()

@@ -1,0 +1,138 @@
+"""Objects that are written: whole or not at all, and never over another one by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+from jobs.errors import Conflict, Unavailable, UserError
+from jobs.remote import writing_object
+from labelmill.output import as_text, opened
+
+URL = "memory://bucket/deep/job.csv"
+
+
+@pytest.fixture
+def bucket() -> Iterator[MemoryFileSystem]:
+    """An object store in this process, empty."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    yield memory
+    memory.store.clear()
+
+
+def write(url: str, text: str, *, force: bool = False, failure: BaseException | None = None) -> None:
+    with opened(url, force=force) as file, as_text(file) as out:
+        out.write(text)
+        if failure:
+            raise failure
+
+
+def test_an_object_is_there_when_all_of_it_is(bucket: MemoryFileSystem) -> None:
+    # Given an object that is being written, Then it is not there before its end
+    with writing_object(URL, over=False) as file:
+        file.write(b"half")
+        assert not bucket.exists(URL)
+        file.write(b" and half")
+    assert bucket.cat_file(URL) == b"half and half"
+
+
+@pytest.mark.parametrize("failure", [Unavailable("gone"), KeyboardInterrupt()])
+def test_half_of_an_object_is_nothing(bucket: MemoryFileSystem, failure: BaseException) -> None:
+    # Given an object, and another that takes its place, when what is written into that fails halfway
+    write(URL, "before")
+    with pytest.raises(type(failure)):
+        write(URL, "half", force=True, failure=failure)
+    # Then the first one is there, as it was, and the next is written as ever.
+    assert bucket.cat_file(URL) == b"before"
+    write(URL, "after", force=True)
+    assert bucket.cat_file(URL) == b"after"
+
+
+def test_what_is_there_stays_unless_it_is_to_go(bucket: MemoryFileSystem) -> None:
+    write(URL, "mine")
+    with pytest.raises(Conflict, match=f"{URL} is there already: --force"):
+        write(URL, "other")
+    with pytest.raises(UserError, match="Is a directory"):
+        write("memory://bucket/deep", "other", force=True)
+    with pytest.raises(UserError, match="Is a directory"):
+        write("memory://bucket/new/", "other")
+    assert bucket.cat_file(URL) == b"mine"
+
+
+def test_one_that_is_written_elsewhere_meanwhile_is_seen(bucket: MemoryFileSystem) -> None:
+    # A package may keep what it has listed
+    forgotten: list[Any] = []
+    bucket.invalidate_cache = lambda path=None: forgotten.append(path)
+    try:
+        write(URL, "x")
+    finally:
+        del bucket.invalidate_cache
+    assert forgotten == [None]
+
+
+class Odd(MemoryFileSystem):
+    """An object store that fails where it is told to."""
+
+    protocol = "odd"
+    store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
+    at: str = ""
+    failure: BaseException = Exception()
+
+    def fails_at(self, place: str) -> None:
+        if Odd.at == place:
+            raise Odd.failure
+
+    def info(self, path: str, **options: Any) -> Any:
+        self.fails_at("info")
+        return super().info(path, **options)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> MemoryFile:
+        self.fails_at("open")
+        file = super()._open(path, mode, **options)
+        commit = file.commit
+
+        def commits() -> None:
+            self.fails_at("commit")
+            commit()
+
+        file.commit = commits
+        return file
+
+
+@pytest.mark.parametrize("at", ["info", "open", "commit"])
+@pytest.mark.parametrize(
+    ("failure", "meant", "words"),
+    [
+        (PermissionError(13, "Permission denied"), UserError, "cannot be written (Permission denied)"),
+        (TimeoutError("anna:sesame"), Unavailable, "cannot be reached: TimeoutError"),
+        (Exception("anna:sesame"), Unavailable, "cannot be reached: Exception"),
+    ],
+)
+def test_what_a_package_raises_is_told(monkeypatch, at, failure, meant, words):
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    Odd.store.clear()
+    monkeypatch.setattr(Odd, "at", at)
+    monkeypatch.setattr(Odd, "failure", failure)
+    with pytest.raises(meant) as told:
+        write("odd://bucket/job.csv", "x")
+    assert words in str(told.value)
+    assert "sesame" not in str(told.value)
+    # And once it works, it works
+    monkeypatch.setattr(Odd, "at", "")
+    write("odd://bucket/job.csv", "x", force=True)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.csv", "zip://a.csv::memory://bucket/a.zip", "odd://bucket/a.csv"]
+)
+def test_what_is_only_read_is_told_so(monkeypatch, url):
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    monkeypatch.setattr(Odd, "at", "open")
+    monkeypatch.setattr(Odd, "failure", NotImplementedError())
+    with pytest.raises(UserError, match="such URLs are only read"):
+        write(url, "x")
