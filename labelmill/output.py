@@ -30,7 +30,9 @@ def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
     except FileExistsError:
         raise Conflict(f"{name} is there already: --force writes over it, --output names another.") from None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        reason = error.strerror or type(error).__name__
+        # What is in a bucket that is not there, for one, comes without words.
+        untold = "Permission denied" if isinstance(error, PermissionError) else "No such file or directory"
+        reason = error.strerror or untold
         raise UserError(f"{name} cannot be written ({reason}): --output names another.") from None
     except (ValueError, ImportError) as error:
         raise UserError(f"{name} cannot be written ({error}): --output names another.") from None

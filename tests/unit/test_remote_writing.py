@@ -109,6 +109,7 @@ class Odd(MemoryFileSystem):
     ("failure", "meant", "words"),
     [
         (PermissionError(13, "Permission denied"), UserError, "cannot be written (Permission denied)"),
+        (PermissionError(), UserError, "cannot be written (Permission denied)"),
         (TimeoutError("anna:sesame"), Unavailable, "cannot be reached: TimeoutError"),
         (Exception("anna:sesame"), Unavailable, "cannot be reached: Exception"),
     ],
@@ -125,6 +126,14 @@ def test_what_a_package_raises_is_told(monkeypatch, at, failure, meant, words):
     # And once it works, it works
     monkeypatch.setattr(Odd, "at", "")
     write("odd://bucket/job.csv", "x", force=True)
+
+
+def test_a_bucket_that_is_not_there_is_told(monkeypatch):
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    monkeypatch.setattr(Odd, "at", "commit")
+    monkeypatch.setattr(Odd, "failure", FileNotFoundError())
+    with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
+        write("odd://nowhere/job.csv", "x")
 
 
 @pytest.mark.parametrize(
