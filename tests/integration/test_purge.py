@@ -558,7 +558,7 @@ def test_an_export_of_a_job_that_is_half_gone_fails(
 
     # When what is left is exported, Then the command says so, and its exit code is no success
     monkeypatch.setattr(command, "Client", lambda: Client(settings))
-    for into in (None, output):
+    for into in (None, str(output)):
         with pytest.raises(SystemExit) as end:
             command.predictions(job.id, None, None, form=command.Format.CSV, limit=None, output=into)
         assert end.value.code == 2

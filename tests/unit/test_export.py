@@ -156,7 +156,9 @@ def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, t
     client = SimpleNamespace(job_id=str, status=lambda _job: None, predictions=lambda *_, **__: iter(ROWS))
     monkeypatch.setattr(command, "Client", lambda: nullcontext(client))
     with pytest.raises(SystemExit) as end:
-        command.predictions("a job", None, None, form=Format.PARQUET, limit=None, output=output, force=True)
+        command.predictions(
+            "a job", None, None, form=Format.PARQUET, limit=None, output=str(output), force=True
+        )
 
     # Then it is said what is missing, and nothing is lost
     assert end.value.code == 2
