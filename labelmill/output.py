@@ -19,7 +19,7 @@ def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
     Raises Conflict where it is there already and `force` is not said, UserError where it cannot be had,
     Unavailable.
     """
-    name = shown(output)
+    name = shown(output) or "''"
     try:
         path = local_path(output)
         if is_url(path):

@@ -135,10 +135,11 @@ def _write(found: Iterator[Prediction], form: Format, output: str | None, *, for
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
         check_parquet()
-        with opened(output, force=force) if output else nullcontext(sys.stdout.buffer) as file:
+        to_stdout = nullcontext(sys.stdout.buffer)
+        with to_stdout if output is None else opened(output, force=force) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
-    if output:
+    if output is not None:
         with opened(output, force=force) as file, as_text(file) as text:
             return write(found, text)
     count = write(found, sys.stdout)

@@ -92,6 +92,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
         (["--format", "csv", "-o", tmp_path / "job.parquet"], "leave one of them out"),
         (["-o", tmp_path / "nowhere" / "job.csv"], "cannot be written (No such file or directory)"),
         (["-o", tmp_path], "cannot be written (Is a directory)"),
+        (["-o", ""], "cannot be written (Is a directory)"),
     ]:
         failed = exported(*arguments)
         assert (failed.returncode, failed.stdout) == (2, "")

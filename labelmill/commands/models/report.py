@@ -46,7 +46,7 @@ def report(
     with Client() as client, client.ledger.reading() as connection:
         model = model_named(connection, model).id
         page = render(gather(connection, model))
-    output = output or f"model-{model}.html"
+    output = f"model-{model}.html" if output is None else output
     with opened(output, force=force) as file:
         file.write(page.encode())
     print_data(shown(output))
