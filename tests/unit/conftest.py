@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 
 @pytest.fixture
@@ -20,3 +22,14 @@ def in_time() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def bucket() -> Iterator[MemoryFileSystem]:
+    """An object store in this process, empty, behind memory:// URLs."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    yield memory
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]

@@ -365,15 +365,6 @@ def test_a_url_is_shown_without_what_is_secret() -> None:
 # ---- what became of an object -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bucket() -> Iterator[MemoryFileSystem]:
-    """An object store in this process, empty, allowed at memory://bucket/photos."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    yield memory
-    memory.store.clear()
-
-
 ROOTS = Roots(["memory://bucket/photos", "odd://bucket/"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -14,15 +13,6 @@ from jobs.remote import writing_object
 from labelmill.output import as_text, opened
 
 URL = "memory://bucket/deep/job.csv"
-
-
-@pytest.fixture
-def bucket() -> Iterator[MemoryFileSystem]:
-    """An object store in this process, empty."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    yield memory
-    memory.store.clear()
 
 
 def write(url: str, text: str, *, force: bool = False, failure: BaseException | None = None) -> None:

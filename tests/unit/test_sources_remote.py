@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.errors import ErrorCode, SourceError, Unavailable
 from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
-
-
-@pytest.fixture
-def bucket() -> Iterator[MemoryFileSystem]:
-    """An object store in this process, empty."""
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-    yield memory
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
 
 
 def put(bucket: MemoryFileSystem, *names: str, data: bytes = b"x") -> None:
