@@ -87,6 +87,17 @@ def open_remote(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
+def kind_of(filesystem: Any, path: str, *, url: str) -> str:
+    """What is there now, a "file" or a "directory". Raises FileNotFoundError, NotADirectoryError or
+    PermissionError, Unavailable.
+    """
+    # Not `exists`, to which one that may not be looked at is not there.
+    with reaching(url, FileNotFoundError, NotADirectoryError, PermissionError):
+        filesystem.invalidate_cache()  # others write there, too
+        kind: str = filesystem.info(path)["type"]
+    return kind
+
+
 def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> bytes:
     """All bytes of one object. Raises ImageError (`source_missing`, `source_forbidden`, `too_large`), or
     Unavailable.
@@ -114,16 +125,13 @@ def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
     """One object, for writing: there, whole, when the block is through; not at all where the block raises.
 
     Raises ValueError or ImportError where nothing here writes to such URLs, FileExistsError where it is there
-    already, unless `over`; IsADirectoryError, FileNotFoundError, PermissionError, Unavailable.
+    already, unless `over`; IsADirectoryError, Unavailable, and what `kind_of` raises.
     """
     if is_chained(url) or is_web(url.partition("://")[0]):
         raise ValueError("such URLs are only read")
     filesystem, path = open_remote(url)
     try:
-        with reaching(url, FileNotFoundError, PermissionError):
-            filesystem.invalidate_cache()  # others write here too
-            # Not `exists`, to which one that may not be looked at is not there.
-            kind = filesystem.info(path)["type"]
+        kind: str | None = kind_of(filesystem, path, url=url)
     except FileNotFoundError:
         kind = "directory" if url.endswith("/") else None
     if kind == "directory":

@@ -6,10 +6,17 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import typer
 
 from jobs.errors import Conflict, UserError
 from jobs.remote import is_url, local_path, shown_url, writing_object
+
+
+def output_option(help: str) -> Any:  # noqa: A002 -- as typer calls it
+    """The option `--output` of a command: text, as a Path makes `s3:/` of `s3://`."""
+    return typer.Option("--output", "-o", metavar="FILE", path_type=str, help=help)
 
 
 @contextmanager

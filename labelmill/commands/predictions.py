@@ -16,7 +16,7 @@ from jobs.ledger.progress import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import counted, examples, say, tells_errors
-from labelmill.output import as_text, opened, shown
+from labelmill.output import as_text, opened, output_option, shown
 from labelmill.watching import state_words
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -59,13 +59,7 @@ def predictions(
     after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            path_type=str,
-            help="Write into this file or URL, such as s3://bucket/job.parquet, not to stdout.",
-        ),
+        output_option("Write into this file or URL, such as s3://bucket/job.parquet, not to stdout."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:

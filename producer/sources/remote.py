@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.reading import too_large
-from jobs.remote import is_chained, open_remote, reaching, read_object, shown_url
+from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object, shown_url
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
 
@@ -55,9 +55,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
             f"cannot read {shown} ({error}): check the spelling, or install the package for such URLs"
         ) from error
     try:
-        with reaching(url, *_NOT_THERE):
-            filesystem.invalidate_cache()  # each reading sees what is there now
-            is_folder = filesystem.info(path)["type"] == "directory"
+        is_folder = kind_of(filesystem, path, url=url) == "directory"
     except PermissionError:
         raise SourceError(f"may not read {shown}: check the credentials in the environment") from None
     except _NOT_THERE:

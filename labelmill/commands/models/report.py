@@ -9,7 +9,7 @@ import typer
 from jobs.ledger.naming import model_named
 from labelmill.client import Client
 from labelmill.console import examples, print_data, tells_errors
-from labelmill.output import opened, shown
+from labelmill.output import opened, output_option, shown
 
 app = typer.Typer(add_completion=False)
 
@@ -25,13 +25,7 @@ def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            path_type=str,
-            help="The page's file, or a URL for it. Left out: model-MODEL.html here.",
-        ),
+        output_option("The page's file, or a URL for it. Left out: model-MODEL.html here."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
