@@ -174,9 +174,11 @@ def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
     monkeypatch.setattr(runtime, "_CPU_INFO", flags)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
     assert not runtime.multiplies_bfloat16()  # there is no such file: not Linux
-    flags.write_text("flags\t\t: fpu avx512_bf16 amx_tile\n")
+    flags.write_text("flags\t\t: fpu avx512_vnni amx_tile amx_int8\n")
     assert not runtime.multiplies_bfloat16()
-    flags.write_text("flags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
+    flags.write_text("flags\t\t: fpu avx512_vnni amx_bf16 amx_tile\n")
+    assert runtime.multiplies_bfloat16()
+    flags.write_text("flags\t\t: fpu avx512_bf16\n")
     assert runtime.multiplies_bfloat16()
     # and of a GPU it is not known
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: ["a GPU"])

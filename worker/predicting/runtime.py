@@ -76,15 +76,16 @@ __all__ = ["configure_threads", "keras", "multiplies_bfloat16", "tf"]
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine's processor multiplies matrices of bfloat16 by itself (AMX, on Linux). Where it
-    does not, TensorFlow takes longer with them than with float32. Of a GPU it is not known.
+    """Whether this machine's processor multiplies bfloat16 by itself (AMX or AVX-512, on Linux). Where it
+    does not, TensorFlow takes longer with that than with float32. Of a GPU it is not known.
     """
     if tf.config.list_physical_devices("GPU"):
         return False
     try:
-        return b" amx_bf16" in _CPU_INFO.read_bytes()
+        flags = set(_CPU_INFO.read_bytes().split())
     except OSError:
         return False
+    return not flags.isdisjoint((b"amx_bf16", b"avx512_bf16"))
 
 
 def configure_threads(processes: int) -> None:
