@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +60,32 @@ def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type:
     assert epochs[1].loss < epochs[0].loss
     assert epochs[1].val_accuracy > 0.7
     assert all(result.seconds > 0 for result in epochs)
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes"), [(97, {25: 1, 24: 3}), (128, {32: 4}), (31, {31: 1}), (33, {17: 1, 16: 1})]
+)
+def test_no_batch_is_a_remainder(
+    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch, images: int, sizes: dict[int, int]
+) -> None:
+    # Given so many images, 32 at a time, nothing held out
+    few = replace(data, train_images=data.train_images[:images], train_labels=data.train_labels[:images])
+    given: list[int] = []
+
+    def watched(*args: Any) -> Callable[..., Any]:
+        step = one_step(*args)
+
+        def counted(images: Any, labels: Any, seed: Any, share: Any) -> Any:
+            given.append(len(labels))
+            return step(images, labels, seed, share)
+
+        return counted
+
+    monkeypatch.setattr(training, "one_step", watched)
+    # When they are learnt from, twice
+    train(few, replace(RECIPE, held_out=0.0))
+    # Then all are, in batches that differ by one image at the most.
+    assert Counter(given) == {size: 2 * times for size, times in sizes.items()}
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist.Mnist, trained) -> None:  # type: ignore[no-untyped-def]

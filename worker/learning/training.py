@@ -82,9 +82,9 @@ def train(
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
         loss = hits = 0.0
-        order = dice.permutation(learnt)
-        for number in range(steps):
-            chosen = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
+        # Batches of one size, or one image less. What is left over is no batch: the normalisation of a `cnn`
+        # takes a tenth of what it answers with from the last one, and that may be a single image.
+        for number, chosen in enumerate(np.array_split(dice.permutation(learnt), steps)):
             down, right = dice.integers(2 * shift + 1, size=(2, len(chosen)))
             done = (epoch - 1) * steps + number
             seed = np.array((recipe.seed, done), np.int32)
