@@ -256,7 +256,7 @@ corrections = Table(
     Column("predicted", Text),  # what it was taken for; empty where it got an error
     Column("confidence", REAL),
     Column("model_id", ForeignKey("models.id"), nullable=False, index=True),  # who took it for that
-    Column("image_sha256", String(64), nullable=False),  # names the copy of its bytes in the store
+    Column("image_sha256", String(64), nullable=False, index=True),  # names its copy in the store
     Column("created_at", UtcTime, nullable=False),
 )
 
@@ -391,9 +391,10 @@ disagreements = Table(
     metadata,
     Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("index", BigInteger, primary_key=True, autoincrement=False),
-    Column("model_id", ForeignKey("models.id"), primary_key=True, index=True),  # the challenger
+    Column("model_id", ForeignKey("models.id"), primary_key=True),  # the challenger
     Column("label", Text),  # the challenger's
     Column("confidence", REAL),
+    Index(None, "model_id", "job_id", "index"),  # one challenger's, those of the latest jobs first
 )
 
 #: Who does what only one may do at a time, until when.

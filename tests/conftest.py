@@ -318,6 +318,7 @@ def plans_of(ledger: Ledger, ask: Callable[[Connection], object]) -> list[tuple[
         sa.event.listen(connection, "before_cursor_execute", note)
         ask(connection)
         sa.event.remove(connection, "before_cursor_execute", note)
+    with ledger.transaction() as connection:
         if not ledger.is_sqlite:
             # Of a table with three rows PostgreSQL would read all three.
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")

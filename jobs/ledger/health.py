@@ -1,8 +1,9 @@
 """How a model does since it was evaluated: what people say of its predictions, and whether images changed.
 
-Only what is near: its latest finished jobs, and of a large job a sample that is spread over all of it,
-because images come in the order of their folders. Each job costs one statement, by ranges of the predictions'
-primary key, so that looking costs the same whatever the ledger holds.
+Only what is near: its latest jobs, and of a large job a sample that is spread over all of it, because images
+come in the order of their folders. Each job costs one statement, by ranges of the predictions' primary key,
+and the jobs are found by the index of when they came: looking at a champion costs the same whatever the
+ledger holds, at another model no more than reading the jobs of `RECENT_DAYS` days.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import model_or_champion
 from jobs.schema import FINISHED, db_now, jobs, predictions
 
-#: Which jobs count as recent.
+#: Which jobs count as recent: so many that have ended, of those that came within so many days.
 RECENT_JOBS: Final = 20
 RECENT_DAYS: Final = 30
 
@@ -100,15 +101,18 @@ def model_health(connection: Connection, model_id: str | None = None) -> Health:
 
 
 def _recent_jobs(connection: Connection, model_id: str) -> list[tuple[str, int]]:
-    """The ids of the model's latest finished jobs, and how many images each has."""
+    """The ids of the model's latest jobs that have ended, and how many images each has."""
+    # As a query of its own it is asked once: the clock may say something else for each row, and no index
+    # can be read up to that.
+    oldest = sa.select(db_now(-RECENT_DAYS * _DAY_SECONDS)).scalar_subquery()
     query = (
         sa.select(jobs.c.id, jobs.c.total)
         .where(
             jobs.c.model_id == model_id,
             jobs.c.state.in_(FINISHED),
-            jobs.c.finished_at > db_now(-RECENT_DAYS * _DAY_SECONDS),
+            jobs.c.created_at > oldest,
         )
-        .order_by(jobs.c.finished_at.desc(), jobs.c.id.desc())
+        .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
         .limit(RECENT_JOBS)
     )
     return [(job_id, total) for job_id, total in connection.execute(query)]

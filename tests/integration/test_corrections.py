@@ -20,7 +20,13 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import NewCorrection, correction_key, live_accuracy, save_corrections
+from jobs.ledger.corrections import (
+    NewCorrection,
+    correction_key,
+    live_accuracy,
+    save_corrections,
+    without_correction,
+)
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
@@ -41,7 +47,7 @@ from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
 from producer.submit import submit
-from tests.conftest import Job
+from tests.conftest import Job, plans_of
 from worker.learning.corrections import add_corrections
 from worker.learning.mnist import Mnist
 
@@ -687,6 +693,11 @@ def corrected(client, submitted, worker) -> Callable[..., str]:
 def learn(ledger, store) -> Callable[[Mnist], Mnist]:
     """`learn(data)`: the data of the next training."""
     return lambda data: add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT)
+
+
+def test_whether_a_copy_is_needed_is_looked_up_by_its_name(ledger: Ledger) -> None:
+    [(_, plan)] = plans_of(ledger, lambda connection: without_correction(connection, ["0" * 64, "1" * 64]))
+    assert "ix_corrections_image_sha256" in plan, plan
 
 
 def test_without_corrections_the_data_stay_as_they_are(data, learn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -20,7 +21,7 @@ from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.model import Model
 from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions
-from tests.conftest import JobMaker, Worker
+from tests.conftest import JobMaker, Worker, plans_of
 
 DAY = 24 * 3600
 
@@ -123,9 +124,9 @@ def health_of(ledger: Ledger, model_id: str | None = None) -> Health:
         return model_health(connection, model_id)
 
 
-def finished_ago(ledger: Ledger, job_id: str, days: float) -> None:
+def from_days_ago(ledger: Ledger, job_id: str, days: float) -> None:
     with ledger.transaction() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == job_id).values(finished_at=db_now(-days * DAY)))
+        connection.execute(jobs.update().where(jobs.c.id == job_id).values(created_at=db_now(-days * DAY)))
 
 
 def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> None:
@@ -210,8 +211,8 @@ def test_only_the_latest_jobs_count(ledger, classified) -> None:
     # given as many jobs as are looked at, an older one, and one that is too old
     for _ in range(RECENT_JOBS):
         classified({"1": 10})
-    finished_ago(ledger, classified({"2": 10}), 1)
-    finished_ago(ledger, classified({"3": 10}), RECENT_DAYS + 1)
+    from_days_ago(ledger, classified({"2": 10}), 1)
+    from_days_ago(ledger, classified({"3": 10}), RECENT_DAYS + 1)
 
     # then neither of the two counts
     found = health_of(ledger)
@@ -220,8 +221,8 @@ def test_only_the_latest_jobs_count(ledger, classified) -> None:
 
 @pytest.mark.usefixtures("evaluated")
 def test_what_is_old_does_not_count(ledger, classified) -> None:
-    finished_ago(ledger, classified(EVEN), RECENT_DAYS - 0.1)
-    finished_ago(ledger, classified(EVEN), RECENT_DAYS + 0.1)
+    from_days_ago(ledger, classified(EVEN), RECENT_DAYS - 0.1)
+    from_days_ago(ledger, classified(EVEN), RECENT_DAYS + 0.1)
 
     assert health_of(ledger).jobs == 1
 
@@ -267,6 +268,21 @@ def test_the_sample_is_spread_from_the_first_to_the_last_image() -> None:
     indices = [index for each in slices for index in each]
     assert len(set(indices)) == len(indices)
     assert health._sampled(3) == [range(3)]
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_recent_jobs_are_found_by_when_they_came(ledger, classified) -> None:
+    # given a ledger, which may hold millions of jobs
+    classified(EVEN)
+
+    # when it is asked how it would find the latest ones
+    asked = plans_of(ledger, model_health)
+
+    # then by their index, from its end, and no job that came before them is read
+    [plan] = [plan for text, plan in asked if "FROM jobs" in text]
+    found = r"ix_jobs_created_at \(created_at>\?\)" if ledger.is_sqlite else r"Index Cond: \(created_at > "
+    assert "ix_jobs_created_at" in plan
+    assert re.search(found, plan), plan
 
 
 @pytest.mark.parametrize("total", [20, health.SAMPLE_IMAGES + 1])

@@ -21,7 +21,7 @@ from jobs.ledger.claims import claim_chunk, release_chunk
 from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, Prediction, stream_predictions
-from jobs.ledger.shadows import KEPT_DISAGREEMENTS, SHADOW, Comparison, Disagreed
+from jobs.ledger.shadows import KEPT_DISAGREEMENTS, SHADOW, Comparison, Disagreed, first_disagreements
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.registry import model_key, register_model
@@ -31,6 +31,7 @@ from jobs.store import Store
 from labelmill.client import Client
 from labelmill.purging import Purge
 from tests.bench_alone import time_out
+from tests.conftest import plans_of
 from worker.bench import Bench
 from worker.predicting.classifier import Classifier
 from worker.predicting.pipeline import classify_chunk
@@ -569,6 +570,15 @@ def test_who_cannot_be_the_challenger(mill: Mill, client: Client) -> None:
 
 
 @pytest.mark.usefixtures("challenger")
+def test_the_latest_disagreements_are_read_from_the_end_of_their_index(ledger: Ledger) -> None:
+    # when a ledger, which may hold millions of them, is asked how it would find a challenger's
+    [(_, plan)] = plans_of(ledger, lambda connection: first_disagreements(connection, new_id(), limit=5))
+
+    # then job by job, the latest first, as long as there are too few
+    assert "ix_disagreements_model_id_job_id_index" in plan, plan
+    assert ("LAST TERM" if ledger.is_sqlite else "Incremental Sort") in plan, plan
+
+
 def test_what_was_compared_goes_with_its_job(mill: Mill, client: Client) -> None:
     # given a job that was shown to the challenger
     mill.classify([picture(number) for number in range(20)])
