@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name has no control characters: nobody could type it, and PostgreSQL does not take U+0000."""
+    return not any(unicodedata.category(each) == "Cc" for each in name)
 
 
 def all_storable(names: Iterable[str]) -> list[str]:

@@ -259,6 +259,7 @@ def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
         ("0,1,2", "not one of 3 classes"),
         ("0,1,2,3,4,5,6,7,8,8", "each class needs a name of its own"),
         ("0,1,2,3,4,5,6,7,8,", "each class needs a name of its own"),
+        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "no class can have a control character in its name"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(

@@ -160,12 +160,20 @@ def test_a_folder_names_its_classes(real: mnist.Mnist, tmp_path: Path) -> None:
     assert real.classes == tuple("0123456789")
 
 
+def test_class_names_are_read_as_an_editor_of_windows_writes_them(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own")
+    (folder / "classes.txt").write_bytes("\r\n".join(["\ufeff0", *"12345678", "nine"]).encode())
+    assert mnist.load(folder, tmp_path).classes == (*"012345678", "nine")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (b"a\nb\n", "names 2 classes, and the highest label is 9"),
         (b"a\n" * 10, "names a class twice"),
         (b"\xff\xfe" + b"a\n" * 10, "cannot be read"),
+        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n\x1b[31m9\n", r"control character in the name '\\x1b\[31m9'"),
+        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\0\n", r"control character in the name '9\\x00'"),
         ("\n".join(map(str, range(256))).encode(), "names 256 classes"),
     ],
 )

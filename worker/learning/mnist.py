@@ -25,6 +25,7 @@ import numpy.typing as npt
 from jobs.errors import DataUnavailable
 from jobs.evaluation import NO_ANSWER
 from jobs.files import PRIVATE_UMASK, make_private_folder
+from jobs.text import is_plain
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -172,11 +173,16 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
     if path is None or not path.is_file():
         return DIGITS
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        # -sig: editors of Windows put a mark before the first name.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataUnavailable(f"{path} cannot be read: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) != len(names):
         raise DataUnavailable(f"{path} names a class twice")
+    for name in names:
+        if not is_plain(name):
+            raise DataUnavailable(f"{path}: there is a control character in the name {name!r}")
     return names
 
 

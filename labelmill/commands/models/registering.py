@@ -16,7 +16,7 @@ from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store
-from jobs.text import storable
+from jobs.text import is_plain, storable
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, say, tells_errors
@@ -68,6 +68,8 @@ def register(
     names = tuple(name.strip() for name in classes.split(","))
     if not all(names) or len(set(names)) != len(names):
         raise UserError(f"--classes {classes}: each class needs a name of its own.")
+    if not all(map(is_plain, names)):
+        raise UserError(f"--classes {classes!r}: no class can have a control character in its name.")
     need_tensorflow("Registering")
     try:
         data = file.read_bytes()
