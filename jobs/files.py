@@ -6,6 +6,9 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -15,6 +18,10 @@ _PRIVATE_FILE: Final = 0o600
 
 #: So many pieces the system takes at a time (IOV_MAX, of Linux and macOS).
 _PIECES: Final = 1024
+
+#: What a killed process left in a folder for the time being is removed so much later. Nothing of ours needs
+#: such a folder for an hour.
+_LEFTOVER_SECONDS: Final = 24 * 3600
 
 #: What is taken from the permissions of all that a program of somebody else's makes for us.
 PRIVATE_UMASK: Final = 0o077
@@ -46,6 +53,21 @@ def make_private_file(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
         if not os.access(path, os.R_OK | os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
+
+
+@contextlib.contextmanager
+def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent`, which is made where there is none; gone afterwards. Those of this prefix that
+    were left by a killed process are removed with it, a day later. Raises OSError.
+    """
+    make_private_folder(parent)
+    oldest = time.time() - _LEFTOVER_SECONDS
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # it is another's, or another is removing it
+            if left.lstat().st_mtime < oldest:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+        yield Path(folder)
 
 
 def append_privately(path: Path) -> BinaryIO:

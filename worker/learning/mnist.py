@@ -11,7 +11,6 @@ import importlib.util
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
 from jobs.evaluation import NO_ANSWER
-from jobs.files import PRIVATE_UMASK, make_private_folder
+from jobs.files import PRIVATE_UMASK, folder_for_now
 from jobs.text import is_plain
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
@@ -266,10 +265,9 @@ def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
     """Download MNIST into `cache`, verified before it gets that name. Raises DataUnavailable."""
     say("downloading MNIST (11 MB)")
     try:
-        make_private_folder(cache.parent)
         # A folder of its own: two downloads at a time must not write into one file.
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=cache.parent) as folder:
-            target = Path(folder, CACHED)
+        with folder_for_now(cache.parent, ".download-") as folder:
+            target = folder / CACHED
             done = subprocess.run(  # noqa: S603 (our own program)
                 # -P keeps the names beside it (mnist, training, ...) from being importable.
                 [sys.executable, "-P", str(_DOWNLOADER), str(target), str(_SILENCE_SECONDS)],

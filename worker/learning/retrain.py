@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
-from jobs.files import make_private_folder
+from jobs.files import folder_for_now
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import save_evaluation
@@ -172,9 +170,9 @@ def _retrain(
     trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
 
     # the evaluation: judged as it will be served, read back from its file by the code that predicts
-    make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
-    with tempfile.TemporaryDirectory(prefix="training-", dir=settings.cache_dir) as folder:
-        path = Path(folder) / "model.keras"
+    # Nothing is written outside the state folder.
+    with folder_for_now(settings.cache_dir, "training-") as folder:
+        path = folder / "model.keras"
         save(trained, path)
         classifier = Classifier.load(path, data.classes, MNIST_INPUT)
         classifier.warm_up()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
-from jobs.files import make_private_folder
+from jobs.files import folder_for_now
 from jobs.model import InputSpec, Invert, Model, Resampling
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
@@ -166,9 +165,9 @@ def _try_out(
     """
     from worker.predicting.classifier import Classifier, input_spec_of, load_model
 
-    make_private_folder(settings.cache_dir)  # nothing is written outside the state folder
-    with tempfile.TemporaryDirectory(prefix="registering-", dir=settings.cache_dir) as folder:
-        copy = Path(folder) / "model.keras"
+    # Nothing is written outside the state folder.
+    with folder_for_now(settings.cache_dir, "registering-") as folder:
+        copy = folder / "model.keras"
         copy.write_bytes(data)
         try:
             check_model_file(data)

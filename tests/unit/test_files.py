@@ -1,0 +1,49 @@
+"""Folders for the time being, and what a killed process left in them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.files import folder_for_now
+
+DAY = 24 * 3600
+
+
+def aged(folder: Path, seconds: float) -> Path:
+    """A folder with a file in it, as a process leaves it that is killed."""
+    folder.mkdir()
+    (folder / "model.keras").write_bytes(b"half a model")
+    then = time.time() - seconds
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_a_folder_for_now_is_private_and_gone_afterwards(tmp_path: Path) -> None:
+    with folder_for_now(tmp_path / "state" / "cache", "training-") as folder:
+        (folder / "model.keras").write_bytes(b"a model")
+        assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path / "state" / "cache", 0o700)
+    assert list(folder.parent.iterdir()) == []
+    with pytest.raises(KeyError), folder_for_now(tmp_path, "training-") as folder:
+        raise KeyError
+    assert not folder.exists()
+
+
+def test_what_was_left_by_a_killed_process_goes_a_day_later(tmp_path: Path) -> None:
+    # Given what killed processes left, of this kind and of another, and what one is at just now
+    left = aged(tmp_path / "training-abc", DAY + 60)
+    others = aged(tmp_path / "mnist", 9 * DAY)
+    now = aged(tmp_path / "training-def", DAY - 60)
+    # and a link of that name to a folder of somebody's
+    (tmp_path / "training-link").symlink_to(others)
+    os.utime(tmp_path / "training-link", (0, 0), follow_symlinks=False)
+    # When the next one needs a folder
+    with folder_for_now(tmp_path, "training-"):
+        pass
+    # Then the old one is gone, and nothing else
+    assert not left.exists()
+    assert (others / "model.keras").exists()
+    assert (now / "model.keras").exists()
