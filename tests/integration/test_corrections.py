@@ -744,6 +744,20 @@ def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) 
     assert learn(data).fingerprint == found.fingerprint
 
 
+def test_what_an_image_is_to_a_model_of_other_classes_takes_nothing_from_this_one(
+    data, learn, corrected
+) -> None:
+    # given an image that is a 5, and the same one as somebody called it later for a model of other classes
+    corrected((file_of(square(200)), "5"))
+    corrected((file_of(square(200)), "3"))
+    # of two that fit, the one that was said last is learnt
+    assert learn(data).train_labels[20:].tolist() == [3]
+    # and of one that fits and one that does not, the one that fits, and nothing is left out
+    without_three = replace(data, classes=(*"012", "drei", *"456789"))
+    found = learn(without_three)
+    assert (found.train_labels[20:].tolist(), found.corrections, found.left_out) == ([5], 1, 0)
+
+
 def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, corrected, caplog) -> None:
     # given that somebody corrected images of the evaluation set, in other formats and as ink on paper
     job_id = corrected(

@@ -228,6 +228,20 @@ def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:
         assert (weights == same).all()
 
 
+def test_what_people_corrected_is_never_held_out(data: mnist.Mnist) -> None:
+    # Given a training in which half of the images are held out, the last hundred are corrected ones
+    recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
+    corrected = replace(data, corrections=100)
+    one = train(corrected, recipe).get_weights()
+    for place in range(700, 800, 10):
+        # When the label of any of these is another one
+        labels = data.train_labels.copy()
+        labels[place] = (labels[place] + 1) % 10
+        other = train(replace(corrected, train_labels=labels), recipe).get_weights()
+        # Then the model is another one.
+        assert any((weights != same).any() for weights, same in zip(one, other, strict=True)), place
+
+
 def test_the_test_images_are_not_looked_at(data: mnist.Mnist) -> None:
     # Given the same training images, and no test images at all
     without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])

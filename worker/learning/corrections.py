@@ -44,7 +44,7 @@ def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimi
     taken: dict[bytes, _Taken] = {}
     left_out = 0
     evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
-    for correction in _one_an_image(corrections):
+    for correction in _one_an_image(corrections, data.classes):
         try:
             label = _place(correction, data.classes)
             pixels = _pixels(correction, store, limits, spec)
@@ -86,11 +86,15 @@ class _LeftOut(Exception):
     """Why a correction cannot be learnt from."""
 
 
-def _one_an_image(corrections: Iterable[Correction]) -> list[Correction]:
-    """The first of each image's; they are given the latest first, and stay in this order."""
+def _one_an_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
+    """The first of each image's whose label is one of these classes, else its first; they are given the
+    latest first. What an image was called for a model of other classes takes nothing from this one.
+    """
     found: dict[str, Correction] = {}
     for correction in corrections:
-        found.setdefault(correction.image_sha256, correction)
+        before = found.setdefault(correction.image_sha256, correction)
+        if before.label not in classes and correction.label in classes:
+            found[correction.image_sha256] = correction
     return list(found.values())
 
 

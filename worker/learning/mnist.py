@@ -92,6 +92,11 @@ class Mnist:
         return _fingerprint(self.test_images, self.test_labels)
 
     @property
+    def before_corrections(self) -> int:
+        """How many training images are the data's own: they come first, and corrected ones after them."""
+        return len(self.train_images) - self.corrections
+
+    @property
     def arrays(self) -> tuple[Uint8, Uint8, Uint8, Uint8]:
         """Training images and labels, test images and labels."""
         return self.train_images, self.train_labels, self.test_images, self.test_labels

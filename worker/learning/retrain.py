@@ -138,7 +138,7 @@ def _retrain(
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
 
-    if len(data.train_images) < _FEWEST_IMAGES:
+    if len(data.train_images) < _FEWEST_IMAGES or not data.before_corrections:
         raise DataUnavailable(
             f"There are too few images to train with: {len(data.train_images)}, and it takes "
             f"{_FEWEST_IMAGES} at least, one to learn from and one that is held out. Name a folder with more "
@@ -239,7 +239,7 @@ def _patiently(do: Callable[[], T]) -> T:
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
     """What `training_runs.data` holds."""
-    held_out = recipe.held_out_of(len(data.train_images))
+    held_out = recipe.held_out_of(data.before_corrections)
     return {
         "train_images": len(data.train_images) - held_out,
         "validation_images": held_out,

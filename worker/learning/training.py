@@ -69,7 +69,10 @@ def train(
     labels = data.train_labels.astype(np.int32)
     shift = recipe.augmentation.shift if recipe.augmentation else 0
     seen = views(images, shift)
-    held_out, learnt = np.split(dice.permutation(len(labels)), [recipe.held_out_of(len(labels))])
+    own = data.before_corrections
+    held_out, learnt = np.split(dice.permutation(own), [recipe.held_out_of(own)])
+    # Somebody took the trouble to say what a corrected image is: that is learnt from.
+    learnt = np.append(learnt, np.arange(own, len(labels)))
 
     finished = build(recipe.architecture, spec, len(data.classes))
     model = quick_to_train(finished, precision(recipe.architecture))
