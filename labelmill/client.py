@@ -46,6 +46,7 @@ from jobs.ledger.shadows import (
     Comparison,
     Disagreed,
     begin_shadow,
+    champion_beside,
     compare,
     end_shadow,
     find_shadow,
@@ -493,14 +494,18 @@ class Client:
                 raise Conflict(NO_SHADOW)
 
     def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
-        """What came of the model in the shadow so far, and the first images that it takes for something else,
-        those of the latest jobs first. Raises Conflict where there is none.
+        """What came of the model in the shadow so far, beside the champion, and the first images that it
+        takes for something else, those of the latest jobs first. Raises Conflict where there is none.
         """
         with self.ledger.reading() as connection:
             model_id = find_shadow(connection)
             if model_id is None:
                 raise Conflict(NO_SHADOW)
-            return compare(connection, model_id), first_disagreements(connection, model_id, limit=limit)
+            champion = champion_beside(connection).id
+            return (
+                compare(connection, model_id, beside=champion),
+                first_disagreements(connection, model_id, beside=champion, limit=limit),
+            )
 
     def close(self) -> None:
         """Gives the connections back."""

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.shadows import SHADOW
 from jobs.schema import aliases, db_now, promotions, verdicts
 
 How = Literal["retrain", "promote", "rollback"]
@@ -74,10 +75,11 @@ def move_champion(
     connection: Connection, model_id: str, *, previous_id: str | None, how: How, verdict_id: str | None = None
 ) -> None:
     """Makes the model the champion, and writes that down. `previous_id` is what `lock_champion` gave back in
-    this transaction.
+    this transaction. A challenger that becomes the champion is none any more.
     """
     latest = connection.scalar(sa.select(sa.func.max(promotions.c.id)))
     point_alias(connection, CHAMPION, model_id)
+    connection.execute(aliases.delete().where(aliases.c.name == SHADOW, aliases.c.model_id == model_id))
     connection.execute(
         promotions.insert().values(
             # Their ids are their order, also where the clocks of two machines differ.

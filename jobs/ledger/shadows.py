@@ -18,7 +18,7 @@ from jobs.errors import Conflict
 from jobs.ledger.claims import Claim
 from jobs.ledger.models import find_champion, get_model, point_alias
 from jobs.model import Model
-from jobs.schema import aliases, db_now, disagreements, predictions, shadowed_chunks
+from jobs.schema import aliases, db_now, disagreements, jobs, predictions, shadowed_chunks
 
 #: The alias of the challenger.
 SHADOW: Final = "shadow"
@@ -54,12 +54,13 @@ class Shadowed:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of all chunks that a challenger has seen so far."""
+    """What came of the chunks that a challenger has seen so far: of the jobs of one model, or of all."""
 
     model: str
     chunks: int
     images: int
     disagreements: int
+    beside: str | None = None  # the model of the jobs; None: whatever model each had
 
     @property
     def share(self) -> float | None:
@@ -124,12 +125,7 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     """Makes the model the challenger, in place of the one there is. Raises NotFound; Conflict where there is
     nothing to compare it with.
     """
-    model, champion = get_model(connection, model_id), find_champion(connection)
-    if champion is None:
-        raise Conflict(
-            "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
-            "--force where it was not evaluated."
-        )
+    model, champion = get_model(connection, model_id), champion_beside(connection)
     if champion.id == model.id:
         raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
     if not comparable(champion, model):
@@ -139,6 +135,17 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
         )
     point_alias(connection, SHADOW, model.id)
     return model
+
+
+def champion_beside(connection: Connection) -> Model:
+    """Whom a challenger is compared with. Raises Conflict where there is none."""
+    champion = find_champion(connection)
+    if champion is None:
+        raise Conflict(
+            "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
+            "--force where it was not evaluated."
+        )
+    return champion
 
 
 def comparable(one: Model, other: Model) -> bool:
@@ -157,21 +164,24 @@ def find_shadow(connection: Connection) -> str | None:
     return found
 
 
-def compare(connection: Connection, model_id: str) -> Comparison:
-    """What came of all chunks that this challenger has seen."""
+def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:
+    """What came of all chunks that this challenger has seen; of the jobs of one model, where that is named:
+    one that agrees with a champion may not agree with the next.
+    """
     table = shadowed_chunks.c
-    row = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.coalesce(sa.func.sum(table.images), 0),
-            sa.func.coalesce(sa.func.sum(table.disagreements), 0),
-        ).where(table.model_id == model_id)
-    ).one()
-    return Comparison(model_id, *map(int, row))
+    query = sa.select(
+        sa.func.count(),
+        sa.func.coalesce(sa.func.sum(table.images), 0),
+        sa.func.coalesce(sa.func.sum(table.disagreements), 0),
+    ).where(table.model_id == model_id)
+    if beside is not None:
+        query = query.where(table.job_model_id == beside)
+    count, images, disagreed = map(int, connection.execute(query).one())
+    return Comparison(model_id, count, images, disagreed, beside)
 
 
-def first_disagreements(connection: Connection, model_id: str, *, limit: int) -> list[Disagreed]:
-    """Images that this challenger takes for something else, those of the latest jobs first."""
+def first_disagreements(connection: Connection, model_id: str, *, beside: str, limit: int) -> list[Disagreed]:
+    """Images that this challenger takes for something else than this model; the latest jobs' come first."""
     table = disagreements.c
     query = (
         sa.select(
@@ -184,7 +194,8 @@ def first_disagreements(connection: Connection, model_id: str, *, limit: int) ->
             table.confidence,
         )
         .join(predictions, sa.and_(predictions.c.job_id == table.job_id, predictions.c.index == table.index))
-        .where(table.model_id == model_id)
+        .join(jobs, jobs.c.id == table.job_id)
+        .where(table.model_id == model_id, jobs.c.model_id == beside)
         .order_by(table.job_id.desc(), table.index)
         .limit(limit)
     )

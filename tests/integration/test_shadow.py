@@ -41,12 +41,12 @@ DIGITS = tuple("0123456789")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Two models with other weights, so with other answers, and one without any answer."""
+    """Two models with other weights, so with other answers, one with the second's, and one without any."""
     from worker.learning.training import build, save
     from worker.predicting.runtime import keras
 
     folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(["champion", "challenger", "silent"]):
+    for name, seed in {"champion": 0, "challenger": 1, "challenger again": 1, "silent": 2}.items():
         keras.utils.set_random_seed(seed)
         model = build("mlp", MNIST_INPUT, len(DIGITS))
         if name == "silent":
@@ -212,7 +212,7 @@ def test_disagreements_are_exactly_those_of_the_two_models(
 
     # and people see it
     comparison, first = client.shadow(limit=3)
-    assert comparison == Comparison(challenger.id, 2, 898, len(expected))
+    assert comparison == Comparison(challenger.id, 2, 898, len(expected), beside=mill.champion.id)
     assert comparison.share == len(expected) / 898
     assert [(each.job, each.index, each.name, each.label, each.challenger_label) for each in first] == [
         (job_id, i, f"{i}.png", ours[i], theirs[i]) for i in expected[:3]
@@ -542,7 +542,7 @@ def test_the_challenger_comes_and_goes(mill: Mill, client: Client) -> None:
     # when one is put there, then it is, and the champion stays what it is
     challenger = mill.register("challenger")
     assert client.begin_shadow(challenger.id).id == challenger.id
-    assert client.shadow() == (Comparison(challenger.id, 0, 0, 0), [])
+    assert client.shadow() == (Comparison(challenger.id, 0, 0, 0, beside=mill.champion.id), [])
     assert client.shadow()[0].share is None
     assert {model.id: model.aliases for model in client.models()} == {
         challenger.id: (SHADOW,),
@@ -558,6 +558,46 @@ def test_the_challenger_comes_and_goes(mill: Mill, client: Client) -> None:
     assert client.shadow()[0].images == 1
 
 
+def test_a_challenger_is_compared_with_the_champion_of_today(
+    mill: Mill, challenger: Model, client: Client
+) -> None:
+    # given what came of a challenger beside one champion
+    contents = [picture(number) for number in range(40)]
+    before = mill.classify(contents)
+    first, listed = client.shadow()
+    assert (first.images, bool(listed)) == (40, True)
+
+    # when another model becomes the champion, one that says what the challenger says, and a job has it
+    same = mill.register("challenger again")
+    mill.point(CHAMPION, same)
+    mill.champion = same
+
+    # then nothing of before is told as if it were beside this one
+    assert client.shadow() == (Comparison(challenger.id, 0, 0, 0, beside=same.id), [])
+    mill.classify(contents[:30])
+    assert client.shadow() == (Comparison(challenger.id, 1, 30, 0, beside=same.id), [])
+
+    # and what came of it beside whatever model a job had is still known, for its report
+    with mill.ledger.reading() as connection:
+        both = shadows.compare(connection, challenger.id)
+    assert (both.images, both.disagreements) == (70, first.disagreements)
+    assert {each.job for each in listed} == {before}
+
+
+def test_a_challenger_that_becomes_the_champion_is_in_no_shadow(
+    mill: Mill, challenger: Model, client: Client
+) -> None:
+    # when another model is promoted, the challenger stays one
+    other = mill.register("challenger again")
+    client.promote(other.id, force=True)
+    assert client.shadow()[0].beside == other.id
+
+    # and when it is promoted itself, it is none any more
+    client.promote(challenger.id, force=True)
+    with pytest.raises(Conflict, match="No model is in the shadow"):
+        client.shadow()
+
+
 def test_who_cannot_be_the_challenger(mill: Mill, client: Client) -> None:
     with pytest.raises(NotFound, match="There is no model 'x'"):
         client.begin_shadow("x")
@@ -569,16 +609,18 @@ def test_who_cannot_be_the_challenger(mill: Mill, client: Client) -> None:
         client.begin_shadow(mill.register("challenger").id)
 
 
-@pytest.mark.usefixtures("challenger")
 def test_the_latest_disagreements_are_read_from_the_end_of_their_index(ledger: Ledger) -> None:
     # when a ledger, which may hold millions of them, is asked how it would find a challenger's
-    [(_, plan)] = plans_of(ledger, lambda connection: first_disagreements(connection, new_id(), limit=5))
+    [(_, plan)] = plans_of(
+        ledger, lambda connection: first_disagreements(connection, new_id(), beside=new_id(), limit=5)
+    )
 
     # then job by job, the latest first, as long as there are too few
     assert "ix_disagreements_model_id_job_id_index" in plan, plan
     assert ("LAST TERM" if ledger.is_sqlite else "Incremental Sort") in plan, plan
 
 
+@pytest.mark.usefixtures("challenger")
 def test_what_was_compared_goes_with_its_job(mill: Mill, client: Client) -> None:
     # given a job that was shown to the challenger
     mill.classify([picture(number) for number in range(20)])

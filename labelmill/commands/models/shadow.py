@@ -63,6 +63,7 @@ def shadow(
 def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
     print_data(f"{'challenger':<16}{comparison.model}")
+    print_data(f"{'champion':<16}{comparison.beside}")
     print_data(f"{'chunks':<16}{comparison.chunks:,}")
     print_data(f"{'images':<16}{comparison.images:,}")
     print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
