@@ -62,7 +62,7 @@ class Model:
     size_bytes: int
     classes: tuple[str, ...]
     input_spec: InputSpec
-    accuracy: float | None
+    accuracy: float | None  # by its latest evaluation
     metrics: dict[str, Any]
     created_at: datetime
     aliases: tuple[str, ...] = ()

@@ -31,9 +31,9 @@ class StoredEvaluation:
 def save_evaluation(
     connection: Connection, model_id: str, data_fingerprint: str, evaluation: Evaluation, answers: bytes
 ) -> None:
-    """Keeps an evaluation; the same model on the same data again takes the place of the one before. A model
-    that was registered without an accuracy now has one. Raises ValueError where `answers` are not two bytes
-    an image.
+    """Keeps an evaluation; the same model on the same data again takes the place of the one before. The
+    model's accuracy is that of its latest evaluation. Raises ValueError where `answers` are not two bytes an
+    image.
     """
     if len(answers) != 2 * evaluation.total:
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
@@ -49,11 +49,7 @@ def save_evaluation(
             index_elements=[evaluations.c.model_id, evaluations.c.data_fingerprint], set_=row
         )
     )
-    connection.execute(
-        models.update()
-        .where(models.c.id == model_id, models.c.accuracy.is_(None))
-        .values(accuracy=evaluation.accuracy)
-    )
+    connection.execute(models.update().where(models.c.id == model_id).values(accuracy=evaluation.accuracy))
 
 
 def find_evaluation(

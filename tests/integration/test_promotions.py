@@ -124,20 +124,22 @@ def test_the_same_model_on_the_same_images_again_takes_the_place_of_the_one_befo
         assert find_evaluation(connection, model.id, DATA).evaluation.correct == 93
 
 
-def test_a_model_without_an_accuracy_has_one_once_it_was_evaluated(ledger, make_model):
+def test_a_models_accuracy_is_that_of_its_latest_evaluation(ledger, make_model):
     # Given two models, one registered without an accuracy
     known, unknown = make_model(b"known"), make_model(b"unknown", champion=False)
     with ledger.transaction() as connection:
         connection.execute(models.update().where(models.c.id == unknown.id).values(accuracy=None))
 
-    # When both are evaluated
+    # When both are evaluated, and one of them once more, on other images
     evaluated(ledger, known, 40)
     evaluated(ledger, unknown, 40)
+    evaluated(ledger, known, 30, data="e" * 64)
 
-    # Then the one has it from there, the other keeps what it was registered with
+    # Then what a list of models says is what the gate, the report and the health of a model say
     with ledger.reading() as connection:
         assert get_model(connection, unknown.id).accuracy == 0.6
-        assert get_model(connection, known.id).accuracy == known.accuracy
+        assert get_model(connection, known.id).accuracy == 0.7
+        assert find_evaluation(connection, known.id).evaluation.accuracy == 0.7
 
 
 def test_answers_to_other_than_all_images_are_a_mistake(ledger, make_model):
