@@ -29,7 +29,6 @@ from jobs.ledger.corrections import (
     outcomes_of,
     remove_correction,
     save_corrections,
-    without_correction,
 )
 from jobs.ledger.models import get_model
 from jobs.ledger.progress import JobStatus, job_status
@@ -39,6 +38,7 @@ from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.copies import remove_copies
 from labelmill.correction_files import MAX_INDEX, Wish, wishes_in
 
 #: Images with these have stopped a worker, and would stop the trainer.
@@ -103,7 +103,7 @@ class Corrector:
                 found = remove_correction(connection, job_id, index)
         if found is None:
             raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
-        _remove_copies(self._ledger, self._store, [found.image_sha256])
+        remove_copies(self._ledger, self._store, [found.image_sha256])
         return found
 
     @contextmanager
@@ -114,7 +114,7 @@ class Corrector:
         except BaseException:
             # No copy may stay for nothing: whose image it is may not want that.
             with suppress(Unavailable):
-                _remove_copies(self._ledger, self._store, batch.copied)
+                remove_copies(self._ledger, self._store, batch.copied)
             raise
 
 
@@ -133,13 +133,14 @@ class _Batch:
 
     def look_up(self, wishes: list[Wish]) -> None:
         """Finds the images, and copies those of which there is no copy yet. Raises Unavailable."""
+        copying: list[_Copying] = []
         for job_id, of_job in groupby(sorted(wishes), key=lambda wish: wish.job_id):
             wishes_of_job = list(of_job)
-            copying: list[_Copying] = []
             with self._noting(*wishes_of_job), self._ledger.reading() as connection:
-                copying = self._look_up_job(connection, job_id, wishes_of_job)
-            for each in copying:
-                self._copy(each)
+                copying += self._look_up_job(connection, job_id, wishes_of_job)
+        # Only now: copying takes most of the time, and where a row of any job is wrong, nothing is stored.
+        for each in copying:
+            self._copy(each)
 
     def save(self) -> list[Correction]:
         """Stores the rows. Raises Unavailable."""
@@ -253,13 +254,17 @@ class _Batch:
         self._models[model_id].check_class(wish.label)
 
     def _copy(self, copying: _Copying) -> None:
-        """Copies the images of one chunk into the store. Raises Unavailable."""
+        """Copies the images of one chunk into the store. Where a row is known to be wrong they are only read:
+        what is wrong with these is to be told as well. Raises Unavailable.
+        """
         chunk, images = copying
         with self._noting(*(wish for wish, _ in images)):
             contents = self._contents(chunk)
             for wish, correction in images:
                 with self._noting(wish):
                     data = self._read(wish, contents[wish.index - chunk.first_index])
+                    if self.problems:
+                        continue
                     sha256 = hashlib.sha256(data).hexdigest()
                     self.copied.append(sha256)
                     self._store.put(correction_key(sha256), data)
@@ -308,25 +313,6 @@ def _chunk(connection: Connection, wish: Wish) -> FinishedChunk:
 
 def _no_job(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
-
-
-def _remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:
-    """Removes copies that no correction needs. Raises Unavailable."""
-    with ledger.reading() as connection:
-        unneeded = without_correction(connection, dict.fromkeys(image_sha256s))
-    for sha256 in unneeded:
-        key = correction_key(sha256)
-        try:
-            data = store.get(key)
-        except FileNotFoundError:
-            continue
-        store.remove(key)
-        # Somebody may have corrected the same bytes since the ledger was asked, and looked for the copy while
-        # it was there. Who stores the row after this looks for it later still (`_Batch.save`).
-        with ledger.reading() as connection:
-            needed = not without_correction(connection, [sha256])
-        if needed:
-            store.put(key, data)
 
 
 def _all_that_is_wrong(problems: dict[int, UserError]) -> str:

@@ -37,6 +37,7 @@ from jobs.references import Roots
 from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill import copies as removing
 from labelmill import correcting
 from labelmill.client import Client
 from labelmill.commands.correct import app as correct_command
@@ -594,6 +595,64 @@ def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, sub
 
     # then the copy is still there
     assert copies(store) == {sha256(b"same")}
+
+
+def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted, worker, monkeypatch) -> None:
+    # given a file that begins with what is right, and ends with two rows that are not: of an image that is
+    # not there any more, and of one that never was
+    job, gone, last = submitted(7), submitted(3), submitted(1)
+    for each in (job, gone, last):
+        finish(worker, each)
+    store.remove_folder(payload_folder(gone.id))
+    right = [f"{job.id},{n},1\n" for n in range(7)]
+    put: list[str] = []
+    monkeypatch.setattr(Store, "put", lambda _store, key, *_pieces: put.append(key))
+
+    # when it is read, then both are told
+    with pytest.raises(UserError) as told:
+        client.correct_from(["job,index,label\n", *right, f"{gone.id},0,1\n", f"{last.id},1,1\n"])
+    assert [line.partition(":")[0] for line in str(told.value).splitlines()] == [
+        "2 rows are wrong, and nothing is stored",
+        "line 9",
+        "line 10",
+    ]
+
+    # and no image was copied for it
+    assert put == []
+
+
+def test_copies_that_are_not_needed_are_asked_for_many_at_a_time(
+    client, store, submitted, worker, monkeypatch
+) -> None:
+    # given 40 images that are copied, and a ledger that does not take their rows
+    job = submitted(40)
+    finish(worker, job)
+    client.correct(job.id, 7, "1")
+    asked: list[str] = []
+
+    def lost(*_: Any) -> None:
+        assert len(copies(store)) == 40
+        sa.event.listen(sa.Engine, "before_cursor_execute", remember)
+        raise Unavailable("The ledger is away")
+
+    def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    monkeypatch.setattr(correcting, "save_corrections", lost)
+    monkeypatch.setattr(removing, "_PAGE_COPIES", 16)
+    monkeypatch.setattr(removing, "_PAGE_BYTES", 16 * len(b"pixels 10"))
+
+    # when they are taken away again
+    try:
+        with pytest.raises(Unavailable):
+            client.correct_from(["index,label\n", *(f"{n},1\n" for n in range(40))], job_id=job.id)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", remember)
+
+    # then the ledger was asked before and after each sixteen of them, and what it needs is there
+    about_copies = [each for each in asked if "image_sha256 IN" in each]
+    assert len(about_copies) == 6
+    assert copies(store) == {sha256(b"pixels 7")}
 
 
 def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, champion) -> None:
