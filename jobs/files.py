@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,10 @@ from typing import BinaryIO, Final
 
 _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
+
+#: A file that is being written has its name with a dot before it and so much chance behind it.
+_CHANCE_BYTES: Final = 4
+_UNFINISHED: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _CHANCE_BYTES}}}")
 
 #: So many pieces the system takes at a time (IOV_MAX, of Linux and macOS).
 _PIECES: Final = 1024
@@ -89,7 +94,7 @@ def write_whole(path: Path, *pieces: bytes) -> None:
     """Writes a private file of these pieces; when this returns it survives a power cut as well as its folder
     does, until then there is none of it. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_CHANCE_BYTES)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
     try:
         try:
@@ -104,6 +109,14 @@ def write_whole(path: Path, *pieces: bytes) -> None:
         raise
     # The rename itself lies in the folder.
     sync(path.parent)
+
+
+def unfinished(name: str) -> str | None:
+    """Of which file this is a part that `write_whole` has left when it was killed, by its name; None where it
+    is none.
+    """
+    found = _UNFINISHED.fullmatch(name)
+    return found[1] if found else None
 
 
 def _write(descriptor: int, pieces: Sequence[bytes]) -> None:

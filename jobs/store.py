@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,22 @@ class Store:
 
     def folders(self, key: str) -> list[str]:
         """The names of the folders right below this key, in no order. Raises Unavailable."""
-        try:
-            with self._reached("read"):
-                self._fs.invalidate_cache()  # others write here too
-                entries = self._fs.ls(f"{self._root}/{key}", detail=True)
-        except FileNotFoundError:
-            return []
-        return [
-            entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"
-        ]
+        return self._names(key, "directory")
+
+    def files(self, key: str) -> list[str]:
+        """The names of the files right below this key, in no order. Raises Unavailable."""
+        return self._names(key, "file")
+
+    def written_at(self, key: str) -> float | None:
+        """When the file was written, in seconds since 1970, by the clock of the store; None where it is not
+        there, or the protocol does not tell. Raises Unavailable.
+        """
+        with suppress(FileNotFoundError), self._reached("read"):
+            self._fs.invalidate_cache()  # others write here too
+            with suppress(NotImplementedError):
+                moment = self._fs.modified(f"{self._root}/{key}")
+                return moment.timestamp() if isinstance(moment, datetime) else None
+        return None
 
     def folder_bytes(self, key: str) -> int:
         """How many bytes all files below this key have together. Raises Unavailable."""
@@ -94,6 +102,15 @@ class Store:
         """Removes what `put` kept, if it is there. Raises Unavailable."""
         with suppress(FileNotFoundError), self._reached("cleaned"):
             self._fs.rm_file(f"{self._root}/{key}")
+
+    def _names(self, key: str, kind: str) -> list[str]:
+        try:
+            with self._reached("read"):
+                self._fs.invalidate_cache()  # others write here too
+                entries = self._fs.ls(f"{self._root}/{key}", detail=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind]
 
     @contextmanager
     def _reached(self, what: str) -> Iterator[None]:

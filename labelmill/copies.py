@@ -1,4 +1,4 @@
-"""The copies of corrected images in the store: removing those that no correction is about.
+"""The copies of corrected images in the store: removing those that no correction is about, and finding them.
 
 Who corrects puts the copy there, then stores the row, and then looks for the copy once more; who removes one
 asks for rows before and after, and puts it back. Whoever comes last leaves a row with its copy.
@@ -6,11 +6,13 @@ asks for rows before and after, and puts it back. Whoever comes last leaves a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from jobs.files import unfinished
 from jobs.ledger import Ledger
-from jobs.ledger.corrections import correction_key, without_correction
+from jobs.ledger.corrections import COPIES, correction_key, without_correction
 from jobs.store import Store
 
 #: Copies that the ledger is asked about by one statement: it is as long for one as for all of these.
@@ -18,6 +20,23 @@ _PAGE_COPIES: Final = 500
 
 #: And how many bytes of them are held meanwhile, to be put back.
 _PAGE_BYTES: Final = 64 * 1024 * 1024
+
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+
+
+def stray_copies(ledger: Ledger, store: Store, *, before: float) -> Iterator[list[str]]:
+    """The names of copies that were written before that time, in seconds since 1970, and are for nothing:
+    those that no correction is about, and parts of one. A page at a time. Raises Unavailable.
+    """
+    names = [name for name in store.files(COPIES) if _SHA256.fullmatch(unfinished(name) or name)]
+    for start in range(0, len(names), _PAGE_COPIES):
+        with ledger.reading() as connection:
+            unneeded = without_correction(connection, names[start : start + _PAGE_COPIES])
+        # Their age last: who corrects such an image at this moment has just made its copy anew. One whose age
+        # the store does not tell stays.
+        ages = {name: store.written_at(correction_key(name)) for name in unneeded}
+        if strays := [name for name, written in ages.items() if written is not None and written < before]:
+            yield strays
 
 
 def remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:

@@ -95,7 +95,7 @@ class Corrector:
 
     def undo(self, job_id: str, index: int) -> Correction:
         """Takes a correction back, and removes the copy of the image's bytes unless another correction is
-        about the same. Raises NotFound, Unavailable.
+        about the same. Raises NotFound; Unavailable, also where only the copy is still there.
         """
         found = None
         if is_id(job_id) and 0 <= index <= MAX_INDEX:
@@ -103,7 +103,14 @@ class Corrector:
                 found = remove_correction(connection, job_id, index)
         if found is None:
             raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
-        remove_copies(self._ledger, self._store, [found.image_sha256])
+        try:
+            remove_copies(self._ledger, self._store, [found.image_sha256])
+        except Unavailable as error:
+            # Nothing to try again: there is no such correction any more.
+            raise Unavailable(
+                f"Image {index} of job {job_id} has no correction any more, but its copy stays until "
+                f"`labelmill purge` removes it. {error}"
+            ) from None
         return found
 
     @contextmanager
@@ -112,7 +119,8 @@ class Corrector:
         try:
             yield batch
         except BaseException:
-            # No copy may stay for nothing: whose image it is may not want that.
+            # No copy may stay for nothing: whose image it is may not want that. What cannot be removed now,
+            # and what was copied by who was killed, a purge removes.
             with suppress(Unavailable):
                 remove_copies(self._ledger, self._store, batch.copied)
             raise

@@ -28,8 +28,10 @@ from jobs.ledger.retention import (
 from jobs.ledger.settling import could_be_settled, still_at_work
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
+from labelmill.copies import remove_copies, stray_copies
 
-#: Payloads that no job names are left alone for so long: their producer may be about to name them.
+#: Payloads that no job names are left alone for so long: their producer may be about to name them. So are
+#: copies of images that no correction names.
 _STRAY_SECONDS: Final = 24 * 3600
 
 #: Folders that are looked up in the ledger by one statement.
@@ -48,6 +50,8 @@ class Purged:
     predictions: int = 0
     #: Folders of payloads that no job needed: what an interrupted purge or submission has left.
     strays: int = 0
+    #: Copies of images that no correction needed: what an interrupted correction, or its undoing, has left.
+    copies: int = 0
     #: Of all payloads together.
     bytes: int = 0
     #: Jobs that are old enough, but a worker still has a chunk of them.
@@ -70,8 +74,8 @@ class Purge:
 
     @property
     def done(self) -> int:
-        """Jobs that are done with, and folders that no job needed."""
-        return len(self._seen) - len(self.purged.in_work) + self.purged.strays
+        """Jobs that are done with, and folders and copies that nobody needed."""
+        return len(self._seen) - len(self.purged.in_work) + self.purged.strays + self.purged.copies
 
     def whole_jobs(self, *, days: float) -> None:
         """Jobs that finished more than so many days ago: predictions, chunks, payloads, and the row. Raises
@@ -105,10 +109,20 @@ class Purge:
                 self._payloads_of(job_id)
 
     def strays(self) -> None:
-        """Payloads that no job needs: a purge or a producer was killed. Raises Unavailable."""
+        """Payloads that no job needs, and copies that no correction needs: who was at them was killed. Raises
+        Unavailable.
+        """
+        oldest = time.time() - _STRAY_SECONDS
+        self._stray_payloads(oldest)
+        for names in stray_copies(self._ledger, self._store, before=oldest):
+            if not self._dry_run:
+                remove_copies(self._ledger, self._store, names)
+            self.purged.copies += len(names)
+            self._on_progress(self.purged)
+
+    def _stray_payloads(self, oldest: float) -> None:
         # The folders first: a job whose folder is seen has its row by now, or is young.
         folders = [name for name in self._store.folders(PAYLOADS) if is_id(name)]
-        oldest = time.time() - _STRAY_SECONDS
         for start in range(0, len(folders), _PAGE_FOLDERS):
             page = folders[start : start + _PAGE_FOLDERS]
             with self._ledger.reading() as connection:

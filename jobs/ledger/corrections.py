@@ -21,6 +21,9 @@ from jobs.ledger.database import insert_into
 from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, chunks, corrections, db_now, predictions
 
+#: Where the copies of all images lie in the store.
+COPIES: Final = "corrections"
+
 #: Rows that one statement asks for by their numbers.
 _PAGE_ROWS: Final = 500
 
@@ -68,7 +71,7 @@ class LiveAccuracy:
 
 def correction_key(image_sha256: str) -> str:
     """Where the copy of an image's bytes lies in the store."""
-    return f"corrections/{image_sha256}"
+    return f"{COPIES}/{image_sha256}"
 
 
 def save_corrections(connection: Connection, rows: Iterable[NewCorrection]) -> list[Correction]:

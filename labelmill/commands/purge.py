@@ -108,6 +108,9 @@ def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
         strays = f" and {purged.strays:,} left by something that was interrupted" if purged.strays else ""
         jobs = counted(purged.payloads, "job")
         lines.append(f"{removed}: the payloads of {jobs}{strays}, {decimal(purged.bytes)}")
+    if purged.copies:
+        copies = counted(purged.copies, "copy", "copies")
+        lines.append(f"{removed}: {copies} of images that no correction is about")
     if purged.in_work:
         lines.append(f"kept: {counted(len(purged.in_work), 'job')} of which a worker still has images")
     return lines or ["nothing is old enough to be removed"]

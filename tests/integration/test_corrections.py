@@ -5,6 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +46,7 @@ from labelmill import copies as removing
 from labelmill import correcting
 from labelmill.client import Client
 from labelmill.commands.correct import app as correct_command
+from labelmill.commands.purge import app as purge_command
 from labelmill.correcting import Corrector
 from labelmill.correction_files import Wish
 from labelmill.purging import Purge
@@ -436,6 +442,181 @@ def test_a_copy_that_goes_together_with_its_image_is_no_error(
     # then it is stored, and a training will tell that it cannot learn from it
     assert client.correct(twins.id, 1, "2").label == "2"
     assert copies(store) == set()
+
+
+# ---- copies that are left -----------------------------------------------------------------------------
+
+
+def age(store: Store, name: str, days: float = 2) -> None:
+    """Makes the copy as old as that."""
+    assert store.folder is not None
+    then = time.time() - days * 24 * 3600
+    os.utime(store.folder / correction_key(name), (then, then))
+
+
+def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
+    ledger, store, submitted, worker, correct, monkeypatch
+) -> None:
+    # given a store that goes away when a correction is taken back
+    job = submitted(2)
+    finish(worker, job)
+    for index in range(2):
+        correct(job.id, index, "1")
+
+    def away(*_: Any) -> None:
+        raise Unavailable("The store cannot be cleaned: it is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", away)
+        done = CliRunner().invoke(correct_command, [job.id, "1", "--undo"])
+
+    # then it is said what has become of it
+    assert done.exit_code == Unavailable.exit_code == 1
+    assert "has no correction any more, but its copy stays until `labelmill purge` removes it" in done.stderr
+    assert "it is away" in done.stderr
+    assert CliRunner().invoke(correct_command, [job.id, "1", "--undo"]).exit_code == NotFound.exit_code
+
+    # when it is purged within a day, then it stays; later it goes, and the one that is needed does not
+    purge(ledger, store)
+    assert copies(store) == {sha256(b"pixels 0"), sha256(b"pixels 1")}
+    for name in copies(store):
+        age(store, name)
+    done = CliRunner().invoke(purge_command, ["--json"])
+    assert "removed: 1 copy of images that no correction is about" in done.stderr
+    assert json.loads(done.stdout)["copies"] == 1
+    assert copies(store) == {sha256(b"pixels 0")}
+
+
+#: Corrects the first image of a job, and is killed when its copy is there and its row is not.
+KILLED = """
+import os, signal, sys
+from labelmill import Client, correcting
+
+correcting.save_corrections = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with Client() as client:
+    client.correct(sys.argv[1], 0, "1")
+"""
+
+
+def test_a_copy_of_who_was_killed_is_purged(ledger, store, settings, submitted, worker) -> None:
+    job = submitted(1)
+    finish(worker, job)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, job.id], env=os.environ | settings.environment(), check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    [left] = copies(store)
+
+    age(store, left)
+    purge(ledger, store)
+
+    assert copies(store) == set()
+
+
+def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
+    client, ledger, store, submitted, worker
+) -> None:
+    # given an image that is corrected in one job, and not any more in another
+    one, two = (submitted([SourceImage("a.png", b"same", None)]) for _ in range(2))
+    for job in (one, two):
+        finish(worker, job)
+        client.correct(job.id, 0, "1")
+    client.undo_correction(one.id, 0)
+
+    # and what was left: two copies, one of them young, a part of one, a part of the one that is needed; and
+    # files that are not ours
+    needed, old, young, part = (sha256(data) for data in (b"same", b"old", b"young", b"part"))
+    theirs = {"README", "0123", f".{old}", f".{old}.rsync"}
+    parts = {f".{part}.0123abcd", f".{needed}.0123abcd"}
+    for name in {old, young, *parts, *theirs}:
+        store.put(correction_key(name), b"x")
+    for name in copies(store) - {young}:
+        age(store, name)
+
+    # when it is only looked, then they are counted; when it is purged, just what is old and ours is gone
+    look = Purge(ledger, store, dry_run=True, on_progress=lambda _purged: None)
+    look.strays()
+    assert look.purged.copies == look.done == 3
+    assert old in copies(store)
+    purge(ledger, store)
+    assert copies(store) == {needed, young, *theirs}
+
+
+def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
+    client, ledger, settings, store, submitted, worker, monkeypatch
+) -> None:
+    # given a copy that was left, and somebody who corrects the image, from the beginning to the end: when
+    # nobody needed the copy, and before it is removed
+    job = submitted(1)
+    finish(worker, job)
+    name = sha256(b"pixels 0")
+    store.put(correction_key(name), b"pixels 0")
+    age(store, name)
+
+    def slow(*args: Any) -> None:
+        with Client(settings) as another:
+            another.correct(job.id, 0, "1")
+        original(*args)
+        assert copies(store) == set()
+
+    original = Store.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", slow)
+        run = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
+        run.strays()
+
+    # then the row has its copy
+    assert len(client.corrections()) == 1
+    assert store.get(correction_key(name)) == b"pixels 0"
+
+
+def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
+    client, ledger, store, submitted, worker, monkeypatch
+) -> None:
+    # given a purge when the copy is made and its row is not there: of a copy that was left from before it
+    # leaves the new one, and of who takes more than a day it does not
+    job = submitted(2)
+    finish(worker, job)
+    name = sha256(b"pixels 0")
+    store.put(correction_key(name), b"pixels 0")
+    age(store, name)
+    seen: list[set[str]] = []
+
+    def slow(*args: Any) -> Any:
+        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
+        seen.append(copies(store))
+        age(store, name)
+        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
+        seen.append(copies(store))
+        return original(*args)
+
+    original = correcting._Batch.save
+    monkeypatch.setattr(correcting._Batch, "save", slow)
+    client.correct(job.id, 0, "1")
+
+    # then the row has its copy all the same
+    assert seen == [{name}, set()]
+    assert copies(store) == {name}
+
+
+def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatch) -> None:
+    # given a copy that was left, and is made again after it was seen that no correction is about it
+    name = sha256(b"x")
+    store.put(correction_key(name), b"x")
+    age(store, name)
+
+    def slow(*args: Any) -> list[str]:
+        found = original(*args)
+        store.put(correction_key(name), b"x")
+        monkeypatch.setattr(removing, "without_correction", original)
+        return found
+
+    original = removing.without_correction
+    monkeypatch.setattr(removing, "without_correction", slow)
+
+    # then it stays
+    purge(ledger, store)
+    assert copies(store) == {name}
 
 
 # ---- many at a time -----------------------------------------------------------------------------------

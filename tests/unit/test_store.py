@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import SettingsError, Unavailable
+from jobs.files import unfinished
 from jobs.store import Store, write_whole
 
 
@@ -291,3 +292,54 @@ def test_a_folder_has_the_bytes_of_all_files_below_it(store):
     store.put("payloads/one2/a", b"x")
     assert store.folder_bytes("payloads/one") == 8
     assert store.folder_bytes("payloads/nothing") == 0
+
+
+def test_files_are_listed_by_name(store):
+    # Given files, a folder beside them, and a file of another kind
+    for key in ("corrections/one", "corrections/two", "corrections/b/c", "models/a"):
+        store.put(key, b"x")
+    assert sorted(store.files("corrections")) == ["one", "two"]
+    assert store.files("nothing") == []
+
+
+def test_a_file_is_as_old_as_its_last_writing(store):
+    # Given a file that is written twice
+    before = time.time() - 1  # file systems count in steps
+    store.put("a/b", b"x")
+    first = store.written_at("a/b")
+    store.put("a/b", b"y")
+
+    # Then its time is that of the second
+    assert before <= first <= store.written_at("a/b") <= time.time() + 1
+
+    # And what is not there has none
+    assert store.written_at("a/c") is None
+    assert store.written_at("b/c") is None
+
+
+def test_a_store_that_does_not_know_the_time_says_so(store, monkeypatch):
+    # Given one of the protocols that do not tell when a file was written
+    def untold(*_):
+        raise NotImplementedError
+
+    store.put("a/b", b"x")
+    monkeypatch.setattr(type(store._fs), "modified", untold)
+    assert store.written_at("a/b") is None
+
+
+def test_what_a_killed_writer_leaves_is_known_by_its_name(folder, monkeypatch):
+    # Given what lies in the folder while a file is written
+    seen = []
+    original = os.fsync
+
+    def look(descriptor):
+        seen.extend(path.name for path in (folder / "a").iterdir())
+        original(descriptor)
+
+    (folder / "a").mkdir(parents=True)
+    monkeypatch.setattr(os, "fsync", look)
+    Store(str(folder)).put("a/b.bin", b"x")
+
+    # Then it is known as a part of that file, and the file itself is none
+    assert [unfinished(name) for name in seen] == ["b.bin", None]
+    assert unfinished(".b.bin") is unfinished(".b.bin.xyz") is None
