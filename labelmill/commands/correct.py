@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -89,7 +90,7 @@ def _taken_for(correction: Correction) -> str:
 
 def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
-        with nullcontext(sys.stdin) if str(source) == "-" else _opened(source) as file:
+        with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
             stored = client.correct_from(file, jsonl=source.suffix == ".jsonl", job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
@@ -116,6 +117,14 @@ def _opened(source: Path) -> TextIO:
         return source.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+
+
+def _stdin() -> Iterator[str]:
+    """The lines on stdin, without the mark that may be before the first, as of a file. Raises UserError."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed: there are no corrections on it.")
+    for number, line in enumerate(sys.stdin):
+        yield line if number else line.removeprefix("\ufeff")
 
 
 def _list(found: list[Correction], *, as_json: bool) -> None:

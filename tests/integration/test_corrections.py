@@ -211,8 +211,8 @@ def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
-    def correct(*arguments: object) -> str:
-        done = CliRunner().invoke(correct_command, list(map(str, arguments)))
+    def correct(*arguments: object, stdin: bytes | None = None) -> str:
+        done = CliRunner().invoke(correct_command, list(map(str, arguments)), input=stdin)
         assert done.exit_code == 0, done.stderr
         return done.stderr
 
@@ -676,6 +676,28 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
     with pytest.raises(UserError, match=f"line 1: it is of job {job.id}, not of {other.id}"):
         client.correct_from(lines, jsonl=True, job_id=other.id)
     assert client.correct_from(["job_id,index,label\n", f"{job.id.upper()},1,5\n"])[0].label == "5"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["without a mark", "with one"])
+def test_corrections_on_stdin_are_read_as_those_of_a_file(
+    client, submitted, worker, correct, tmp_path: Path, mark: str
+) -> None:
+    # given what a spreadsheet writes, with a byte order mark or without one, in which a cell has two lines
+    job = submitted(3)
+    finish(worker, job)
+    text = f'{mark}index,why,label\r\n0,"of two\r\nlines",1\r\n1,,2\r\n'
+    path = tmp_path / "corrections.csv"
+    path.write_bytes(text.encode())
+
+    # when it comes on stdin, and in a file, then it is the same
+    assert "2 corrections stored" in correct(job.id, "--from", "-", stdin=text.encode())
+    assert {each.index: each.label for each in client.corrections()} == {0: "1", 1: "2"}
+    assert "2 corrections stored" in correct(job.id, "--from", path)
+
+    # and what is not UTF-8 is refused there as well
+    done = CliRunner().invoke(correct_command, [job.id, "--from", "-"], input=b"index,label\n\xff,1\n")
+    assert done.exit_code == 2
+    assert "- is not UTF-8" in done.stderr
 
 
 def test_an_export_without_its_job_says_how_to_name_it(client) -> None:
