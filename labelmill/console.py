@@ -21,7 +21,7 @@ from jobs.ledger.progress import JobStatus
 from jobs.schema import JobState
 from jobs.settings import Settings, unknown_variables
 from jobs.text import storable
-from producer.export import printable
+from producer.export import printable, printable_json
 
 P = ParamSpec("P")
 
@@ -77,7 +77,7 @@ def print_data(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """A JSON document, for programs."""
-    print_data(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    print_data(printable_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
 
 
 def examples(*lines: str) -> str:
@@ -95,7 +95,7 @@ def command_name() -> str:
 
 def say(text: str) -> None:
     """A line for people."""
-    err.print(_safe(text), markup=False)
+    err.print(printable_lines(text), markup=False)
 
 
 def counted(number: int, thing: str, things: str | None = None) -> str:
@@ -111,7 +111,7 @@ def time_words(moment: datetime | None) -> str:
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
     """Says what is wrong and exits."""
     err.print("[bold red]labelmill:[/] ", end="")
-    err.print(_safe(text), markup=False)
+    err.print(printable_lines(text), markup=False)
     raise SystemExit(code)
 
 
@@ -185,8 +185,8 @@ def _check_arguments(arguments: Mapping[str, object]) -> None:
                 raise UserError(f"{storable(text)} is not UTF-8, as ids, keys, names and labels are.")
 
 
-def _safe(text: str) -> str:
-    """A message in which nothing that it quotes moves the cursor; it may have several lines."""
+def printable_lines(text: str) -> str:
+    """Words for people in which nothing that they quote moves the cursor; they may have several lines."""
     return "\n".join(map(printable, text.split("\n")))
 
 

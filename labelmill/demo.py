@@ -27,6 +27,7 @@ from labelmill.progress import ProgressLine
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import load_mnist, train_with_progress
 from labelmill.watching import watch
+from producer.export import printable
 from worker.learning.recipes import recipe_for
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
         table.add_column(heading, justify="right")
     for label in filter(total.__contains__, data.classes):
         table.add_row(
-            Text(label), f"{total[label]:,}", f"{right[label]:,}", f"{right[label] / total[label]:.4f}"
+            Text(printable(label)),
+            f"{total[label]:,}",
+            f"{right[label]:,}",
+            f"{right[label] / total[label]:.4f}",
         )
     table.add_section()
     everything, all_right = total.total(), right.total()
@@ -171,7 +175,8 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
         f"  {me} predictions {status.id} --below 0.6    # what it was unsure of\n"
         f"  {me} up                                        # keep broker and workers running\n"
         f"  {me} submit FOLDER --watch                     # images of your own\n"
-        f"  {me} classify IMAGE"
+        f"  {me} classify IMAGE",
+        markup=False,  # a folder may be called [red]
     )
 
 

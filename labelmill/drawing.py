@@ -11,6 +11,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from producer.export import printable
+
 #: Width and height of a drawing in pixels; half the height in lines.
 SIDE: Final = 16
 
@@ -39,7 +41,7 @@ def draw(pictures: Sequence[Picture], console: Console) -> None:
         for _ in row:
             table.add_column(width=SIDE + 2)
         table.add_row(*(_blocks(picture.data, colour=console.color_system is not None) for picture in row))
-        table.add_row(*(Text(picture.caption, style="green" if picture.good else "red") for picture in row))
+        table.add_row(*map(_caption, row))
         console.print(table)
 
 
@@ -53,6 +55,10 @@ def curve(values: Sequence[float]) -> str:
     if most == least:
         return _HEIGHTS[0] * len(shown)
     return "".join(_HEIGHTS[round((value - least) / (most - least) * (len(_HEIGHTS) - 1))] for value in shown)
+
+
+def _caption(picture: Picture) -> Text:
+    return Text(printable(picture.caption), style="green" if picture.good else "red")
 
 
 def _blocks(data: bytes, *, colour: bool) -> Text:

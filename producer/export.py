@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
@@ -17,6 +18,9 @@ from jobs.ledger.progress import PAGE_ROWS, Prediction
 #: The most characters that a column of names is given in a table: one long name would part all others from
 #: what is said of them.
 NAME_WIDTH: Final = 60
+
+#: Of the control characters those that JSON does not write out.
+_TAKEN_BY_JSON: Final = re.compile("[\x7f-\x9f]")
 
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
 _row: Final = attrgetter(*COLUMNS)
@@ -52,7 +56,7 @@ def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """A JSON object a line. Gives back the number of rows."""
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        out.write(json.dumps(as_json(prediction), ensure_ascii=False) + "\n")
+        out.write(printable_json(json.dumps(as_json(prediction), ensure_ascii=False)) + "\n")
     return count
 
 
@@ -71,7 +75,7 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
                 reason = f"{prediction.error}: {prediction.detail}" if prediction.detail else prediction.error
                 outcome = f"{'-':<12}  {printable(reason)}"
             else:
-                outcome = f"{prediction.label:<12}  {prediction.confidence:.4f}"
+                outcome = f"{printable(prediction.label or ''):<12}  {prediction.confidence:.4f}"
             out.write(f"{prediction.index:>8}  {printable(prediction.name):<{width}}  {outcome}\n")
         count += len(page)
         page = next(pages, [])
@@ -84,10 +88,17 @@ def name_width(names: Iterable[str]) -> int:
 
 
 def printable(text: str) -> str:
-    """Control characters written out: a name must not move the cursor of whoever looks at it."""
+    """Control characters written out: a name, of a file or a class, must not move the cursor of whoever looks
+    at it.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_json(text: str) -> str:
+    """The same document with those control characters written out that JSON takes as they are."""
+    return _TAKEN_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_parquet() -> None:

@@ -133,7 +133,8 @@ def _list(found: list[Correction], *, as_json: bool) -> None:
         return
     print_data(f"{'job':<18}{'index':>9}  {'label':<12}{'taken for':<12}{'model':<18}{'corrected':<27}name")
     for each in found:
+        label, predicted = printable(each.label), printable(each.predicted or "-")
         print_data(
-            f"{each.job_id:<18}{each.index:>9}  {each.label:<12}{each.predicted or '-':<12}"
+            f"{each.job_id:<18}{each.index:>9}  {label:<12}{predicted:<12}"
             f"{each.model_id:<18}{time_words(each.created_at):<27}{printable(each.name)}"
         )

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.text import storable
-from labelmill.console import Console, ExitCode, examples, print_json, tells_errors
+from labelmill.console import Console, ExitCode, examples, print_json, printable_lines, tells_errors
 from labelmill.doctor import Finding, Level, examine
 
 app = typer.Typer(add_completion=False)
@@ -55,9 +55,9 @@ def _print_for_people(findings: list[Finding], levels: Counter[Level]) -> None:
     out = Console(highlight=False, soft_wrap=True)
     for finding in findings:
         line = Text(f"{finding.level:<9}", style=_COLOURS[finding.level])
-        line.append(f"{finding.area:<10}{finding.what}", style="default not bold")
+        line.append(f"{finding.area:<10}{printable_lines(finding.what)}", style="default not bold")
         out.print(line)
         if finding.fix is not None:
-            out.print(Text(f"{'':<19}fix: {finding.fix}"))
+            out.print(Text(f"{'':<19}fix: {printable_lines(finding.fix)}"))
     problems, warnings = levels[Level.PROBLEM], levels[Level.WARNING]
     out.print(Text(f"{len(findings)} checks; problems: {problems}, warnings: {warnings}"))

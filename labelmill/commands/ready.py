@@ -9,6 +9,7 @@ import typer
 from jobs.settings import Settings
 from labelmill.console import ExitCode, examples, print_data, tells_errors
 from labelmill.readiness import Part, readiness
+from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
@@ -25,5 +26,5 @@ def ready(
     code 0: it can. 1: it cannot.
     """
     found = readiness(Settings.load(), part)
-    print_data(f"{'ready' if found.ready else 'not ready'}: {found.reason}")
+    print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")
     raise SystemExit(ExitCode.OK if found.ready else ExitCode.FAILED)

@@ -12,7 +12,7 @@ from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import examples, print_data, print_json, say, tells_errors, time_words
+from labelmill.console import examples, print_data, print_json, printable_lines, say, tells_errors, time_words
 from labelmill.drawing import curve
 from labelmill.retraining import (
     asked_by,
@@ -23,6 +23,7 @@ from labelmill.retraining import (
     run_to_json,
     watch_run,
 )
+from producer.export import printable
 
 app = typer.Typer(
     add_completion=False,
@@ -62,9 +63,10 @@ def runs(
         epochs = f"{run.epochs_done}/{run.recipe.get('epochs', '-')}"
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         asked = time_words(run.requested_at or run.started_at)
+        said = printable(shorten(run.verdict or run.error or "", _SAID_WIDTH, placeholder=" ..."))
         print_data(
             f"{run.id:<18}{run.state:<13}{asked:<27}{asked_by(run):<27}{recipe:<11}{epochs:>9}"
-            f"{accuracy:>10}  {shorten(run.verdict or run.error or '', _SAID_WIDTH, placeholder=' ...')}"
+            f"{accuracy:>10}  {said}"
         )
 
 
@@ -85,7 +87,7 @@ def show(
         if as_json:
             print_json(run_in_full(client, found))
         else:
-            print_data(_for_people(found, client.epochs(run), verdict))
+            print_data(printable_lines(_for_people(found, client.epochs(run), verdict)))
     if watch_it:
         raise SystemExit(exit_code_of_run(found, verdict))
 

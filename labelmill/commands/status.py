@@ -37,7 +37,7 @@ def status(
 def _for_people(status: JobStatus) -> str:
     lines = [
         ("job", status.id),
-        ("state", state_words(status) + (f": {status.error}" if status.error else "")),
+        ("state", state_words(status) + (f": {printable(status.error)}" if status.error else "")),
         ("model", status.model),
         *([("key", printable(status.key))] if status.key is not None else []),
         *([("retry of", status.retry_of)] if status.retry_of else []),

@@ -10,6 +10,7 @@ import typer
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, tells_errors, time_words
+from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
@@ -29,7 +30,7 @@ def workers(
     for worker in found:
         seen = f"{worker.seen_seconds:,.0f} s ago"
         print_data(
-            f"{worker.name:<28}{worker.queue:<20}{worker.processes:>9}  "
+            f"{printable(worker.name):<28}{printable(worker.queue):<20}{worker.processes:>9}  "
             f"{time_words(worker.started_at):<27}{seen:>12}  {_at(worker)}"
         )
 

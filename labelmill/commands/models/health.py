@@ -9,7 +9,8 @@ import typer
 from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, tells_errors
+from labelmill.console import examples, print_data, print_json, printable_lines, tells_errors
+from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
@@ -33,7 +34,7 @@ def health(
     if as_json:
         print_json(_to_json(found))
     else:
-        print_data("\n".join(_for_people(found)))
+        print_data(printable_lines("\n".join(_for_people(found))))
 
 
 def _to_json(health: Health) -> dict[str, Any]:
@@ -86,9 +87,10 @@ def _for_people(health: Health) -> list[str]:
 
 def _bars(shift: Shift) -> list[str]:
     """Two bars a group: its share of the evaluation's images, and of the recent ones."""
-    width = max(map(len, shift.groups))
+    groups = [printable(group) for group in shift.groups]
+    width = max(map(len, groups))
     lines = []
-    for group, then, now in zip(shift.groups, shift.expected, shift.actual, strict=True):
+    for group, then, now in zip(groups, shift.expected, shift.actual, strict=True):
         lines.append(f"  {group:<{width}}  then {_bar(then / sum(shift.expected))}")
         lines.append(f"  {'':<{width}}  now  {_bar(now / sum(shift.actual))}")
     return lines

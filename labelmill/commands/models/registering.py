@@ -20,6 +20,7 @@ from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.training import load_mnist, need_tensorflow
+from producer.export import printable
 
 if TYPE_CHECKING:
     from jobs.evaluation import Evaluation
@@ -227,7 +228,7 @@ def _print_figures(figures: Evaluation) -> None:
     print_data(f"time an image       {figures.image_microseconds:.1f} us")
     print_data("class                    precision  recall")
     for name, precision, recall in zip(figures.classes, figures.precision, figures.recall, strict=True):
-        print_data(f"{name:<25}{_share(precision):>9}{_share(recall):>8}")
+        print_data(f"{printable(name):<25}{_share(precision):>9}{_share(recall):>8}")
 
 
 def _share(value: float | None) -> str:

@@ -72,6 +72,6 @@ def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     width = name_width(each.name for each in disagreed)
     print_data(f"\n{'job':<18}{'index':>9}  {'name':<{width}}  {'label':<20}challenger")
     for each in disagreed:
-        ours = f"{each.label} {each.confidence:.4f}"
-        theirs = f"{each.challenger_label} {each.challenger_confidence:.4f}"
+        ours = f"{printable(each.label or '-')} {each.confidence:.4f}"
+        theirs = f"{printable(each.challenger_label)} {each.challenger_confidence:.4f}"
         print_data(f"{each.job:<18}{each.index:>9}  {printable(each.name):<{width}}  {ours:<20}{theirs}")

@@ -1,0 +1,242 @@
+"""What people see of names that somebody else gave: written out, never obeyed by the terminal, on both
+databases.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
+from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.runs import request_run
+from jobs.ledger.shadows import Comparison, Disagreed
+from jobs.model import MNIST_INPUT, Model
+from jobs.outcomes import Outcome
+from jobs.registry import register_model
+from jobs.schema import JobState, RunState, training_runs
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import demo
+from labelmill.cli import app
+from labelmill.client import Client
+from labelmill.commands import doctor
+from labelmill.commands.models import registering, shadow
+from labelmill.console import Console
+from labelmill.doctor import Finding, Level
+from labelmill.drawing import Picture, draw
+from tests.conftest import Job, JobMaker, Worker
+from tests.kerasfile import keras_file
+from worker.learning.mnist import Mnist
+
+#: Three classes that a terminal would obey: a colour, said in two ways, and the cursor a line up. And one
+#: that rich would.
+CLASSES = ("\x1b[31mred", "\x9b31mred too", "up\x1b[1A", "[red]tin[/red]")
+WRITTEN_OUT = ("\\x1b[31mred", "\\x9b31mred too", "up\\x1b[1A", "[red]tin[/red]")
+
+#: Images of each class: enough for a model's health to be told.
+EACH = 60
+
+
+def obeyed(text: str) -> list[str]:
+    """The characters that a terminal would not show."""
+    return [each for each in text if not each.isprintable() and each != "\n"]
+
+
+@pytest.fixture
+def champion(ledger: Ledger, store: Store) -> Model:
+    """A model of these classes, with its evaluation."""
+    model = register_model(
+        ledger,
+        store,
+        keras_file(b""),
+        architecture="dense",
+        classes=CLASSES,
+        input_spec=MNIST_INPUT,
+        accuracy=1.0,
+        metrics={},
+    )
+    with ledger.transaction() as connection:
+        point_alias(connection, CHAMPION, model.id)
+        save_evaluation(connection, model.id, "f" * 64, evaluation(), bytes(2 * evaluation().total))
+    return model
+
+
+def evaluation() -> Evaluation:
+    """Of a hundred images of each class, each taken for what it is."""
+    count = len(CLASSES)
+    return Evaluation(
+        total=100 * count,
+        correct=100 * count,
+        accuracy=1.0,
+        accuracy_low=0.99,
+        accuracy_high=1.0,
+        classes=CLASSES,
+        confusion=tuple(tuple(100 * (t == p) for p in range(count + 1)) for t in range(count)),
+        precision=(1.0,) * count,
+        recall=(1.0,) * count,
+        log_loss=0.0,
+        calibration_error=0.0,
+        calibration=(),
+        confidence_histogram=(100 * count, *(0,) * (len(CONFIDENCE_EDGES) - 2)),
+        image_microseconds=10.0,
+        mistakes=(),
+    )
+
+
+@pytest.fixture
+def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp_path: Path) -> Job:
+    """A finished job whose images have these labels, in folders of another class. The first is corrected."""
+    job = make_job([EACH * len(CLASSES)])
+    folders = [tmp_path / f"{number}-x" for number in range(len(CLASSES))]
+    for folder in folders:
+        folder.mkdir()
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "0.png")
+    outcomes = [
+        Outcome(f"{folders[number - 1]}/0.png", label, 0.75)
+        for number, label in enumerate(CLASSES)
+        for _ in range(EACH)
+    ]
+    worker.work(job.chunks[0], outcomes)
+    rows = [
+        NewCorrection(job.id, n, outcomes[n].name, label, CLASSES[n - 1], 0.75, champion.id, "0" * 64)
+        for n, label in enumerate(CLASSES)
+    ]
+    with ledger.transaction() as connection:
+        save_corrections(connection, rows)
+    return job
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch) -> Callable[..., str]:
+    """`run("status", job.id)`: what the command prints."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, list(arguments))
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["predictions JOB --format table", "correct --list", "models health", "models list"],
+)
+def test_classes_are_written_out(run, job: Job, command: str) -> None:
+    said = run(*command.replace("JOB", job.id).split())
+    assert obeyed(said) == []
+    for each in WRITTEN_OUT:
+        assert each in said
+
+
+@pytest.mark.parametrize(
+    "command", ["predictions JOB --format jsonl", "correct --list --json", "models list --json"]
+)
+def test_json_is_the_same_and_nothing_is_obeyed(run, job: Job, command: str) -> None:
+    said = run(*command.replace("JOB", job.id).split())
+    assert obeyed(said) == []
+    documents = said.splitlines() if "jsonl" in command else [said]
+    assert {text for each in documents for text in _texts(json.loads(each))} >= set(CLASSES)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All strings that are values in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+@pytest.mark.usefixtures("job")
+def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
+    bars = [line for line in run("models", "health").splitlines() if "  then " in line]
+    assert len({line.index("  then ") for line in bars[: len(CLASSES)]}) == 1
+
+
+def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
+    registering._print_figures(evaluation())
+    figures = capsys.readouterr().out
+    shadow._for_people(
+        Comparison(new_id(), 1, 4, 4),
+        [Disagreed(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
+    )
+    challenger = capsys.readouterr().out
+    for said in (figures, challenger):
+        assert obeyed(said) == []
+        for each in WRITTEN_OUT:
+            assert each in said
+
+
+def test_what_the_demo_shows_is_written_out(
+    settings: Settings, little_mnist: Mnist, job: Job, monkeypatch
+) -> None:
+    # given a program in a folder that is called like markup
+    monkeypatch.setattr(demo, "command_name", lambda: "[bold]/labelmill")
+    data = Mnist(
+        little_mnist.train_images,
+        little_mnist.train_labels % len(CLASSES),
+        little_mnist.test_images,
+        little_mnist.test_labels % len(CLASSES),
+        source="folder",
+        classes=CLASSES,
+    )
+    out = io.StringIO()
+    with Client(settings) as client:
+        demo.show_results(client, client.status(job.id), data, Console(file=out, highlight=False, width=200))
+    said = out.getvalue()
+    assert obeyed(said) == []
+    for each in WRITTEN_OUT:
+        assert f"{each} \u2502" in said
+    assert "[bold]/labelmill up" in said
+
+
+def test_what_is_beneath_a_picture_is_written_out(tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    black = (tmp_path / "a.png").read_bytes()
+    out = io.StringIO()
+    draw([Picture(black, each) for each in CLASSES], Console(file=out, highlight=False, width=200))
+    assert obeyed(out.getvalue()) == []
+    for each in WRITTEN_OUT:
+        assert each in out.getvalue()
+
+
+def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMaker) -> None:
+    # given a job and a training run that failed, for a reason that quotes a name
+    failed, run_id = make_job([1]), new_id()
+    why = f"there is no {CLASSES[0]}"
+    with ledger.transaction() as connection:
+        end_job(connection, failed.id, JobState.FAILED, error=why)
+        request_run(connection, run_id, recipe={})
+        connection.execute(training_runs.update().values(state=RunState.FAILED, error=why, active=None))
+
+    for command in (("status", failed.id), ("runs",), ("runs", "show", run_id)):
+        said = run(*command)
+        assert obeyed(said) == []
+        assert f"there is no {WRITTEN_OUT[0]}" in said
+
+
+def test_what_the_doctor_finds_is_written_out(capsys) -> None:
+    findings = [Finding("store", Level.PROBLEM, f"no folder {each}", fix=f"mkdir {each}") for each in CLASSES]
+    doctor._print_for_people(findings, Counter(each.level for each in findings))
+    said = capsys.readouterr().out
+    assert obeyed(said) == []
+    for each in WRITTEN_OUT:
+        assert f"no folder {each}\n" in said
+        assert f"mkdir {each}\n" in said
