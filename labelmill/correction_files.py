@@ -50,19 +50,37 @@ def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[
     """
     reader = csv.DictReader(lines, strict=True)
     try:
-        named = {COLUMNS[0] if name == _JOB_TOO else name for name in reader.fieldnames or ()}
-        if job_id is not None:
-            named.add(COLUMNS[0])
-        if not named.issuperset(COLUMNS):
-            left_out = " (job is left out where JOB is said: `labelmill correct JOB --from FILE`)"
-            raise UserError(
-                f"The first line must name the columns {', '.join(COLUMNS)}"
-                f"{left_out if named.issuperset(COLUMNS[1:]) else ''}."
-            )
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        _check_header(columns, job_id)
+        reader.fieldnames = columns
         for row in reader:
-            yield reader.line_num, row
+            more = len(row.pop(None, ()))  # type: ignore[call-overload]  # of a row that is too long
+            if more:  # a comma in a name that has no quotes: what is read as its label may be anything
+                told = f"it has {len(columns) + more} cells, and the first line names {len(columns)} columns."
+                yield reader.line_num, UserError(told)
+            else:
+                yield reader.line_num, row
     except csv.Error as error:
         yield reader.reader.line_num, UserError(f"it is not CSV: {error}.")
+
+
+def _check_header(columns: list[str], job_id: str | None) -> None:
+    """Raises UserError where these columns do not say whose label is meant, or say it twice."""
+    needed = COLUMNS if job_id is None else COLUMNS[1:]
+    named = {COLUMNS[0] if name == _JOB_TOO else name for name in columns}
+    if not named.issuperset(needed):
+        if columns and columns[0].startswith("{"):
+            hint = ". JSON lines are read from a file whose name ends in .jsonl or .ndjson"
+        elif len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
+            hint = ", with commas between them"
+        elif named.issuperset(COLUMNS[1:]):
+            hint = " (job is left out where JOB is said: `labelmill correct JOB --from FILE`)"
+        else:
+            hint = ""
+        raise UserError(f"The first line must name the columns {', '.join(needed)}{hint}.")
+    for name in (*COLUMNS, _JOB_TOO):
+        if columns.count(name) > 1:
+            raise UserError(f"The first line names the column {name} twice.")
 
 
 def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserError]]:

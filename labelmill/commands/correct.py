@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Final, TextIO
 
 import typer
 
@@ -18,6 +18,9 @@ from labelmill.console import examples, print_data, print_json, say, tells_error
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
+
+#: Files that end in these are a JSON object a line, all others CSV.
+_JSON_LINES: Final = (".jsonl", ".ndjson")
 
 _USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
 
@@ -43,7 +46,8 @@ def correct(
             "--from",
             metavar="FILE",
             help="Corrections by the file: CSV with the columns job, index and label, JSON lines where its "
-            "name ends in .jsonl; - is CSV on stdin. With JOB, all are of that job, and job is left out.",
+            "name ends in .jsonl or .ndjson; - is CSV on stdin. With JOB, all are of that job, and job is "
+            "left out.",
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, the latest first.")] = False,
@@ -91,7 +95,7 @@ def _taken_for(correction: Correction) -> str:
 def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
         with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
-            stored = client.correct_from(file, jsonl=source.suffix == ".jsonl", job_id=job)
+            stored = client.correct_from(file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
     say(f"{len(stored):,} corrections stored")
@@ -101,14 +105,15 @@ def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> No
 
 
 def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
-    """Says of how many a training would leave out, by the classes of the latest one."""
+    """Says how many a training like the latest one would leave out. The next one may have other data."""
     learnt = client.classes_learnt()
     if learnt is None:
         return
     count = sum(each.label not in learnt for each in stored)
     if count:
         what = "it" if len(stored) == 1 else f"{count:,} of them"
-        say(f"  no training learns from {what}, as trainings learn other classes ({', '.join(learnt)})")
+        say(f"  a training with the data of the latest one leaves {what} out, which know other classes")
+        say(f"  ({', '.join(learnt)})")
         say("  (but where the image had a label, it counts in `labelmill models health MODEL`)")
 
 

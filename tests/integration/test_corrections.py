@@ -242,8 +242,9 @@ def test_what_no_training_learns_is_said(
     with ledger.transaction() as connection:
         others = models.update().where(models.c.id == trained.id)
         connection.execute(others.values(classes=["0", "7"]))
-    assert "no training learns from it, as trainings learn other classes (0, 7)" in correct(job.id, 0, "1")
-    assert "no training learns from 1 of them" in correct("--from", file)
+    said = correct(job.id, 0, "1")
+    assert "data of the latest one leaves it out, which know other classes\n  (0, 7)" in said
+    assert "data of the latest one leaves 1 of them out" in correct("--from", file)
     assert "training" not in correct(job.id, 1, "7")
 
 
@@ -771,6 +772,14 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
     [
         ("", False, "The first line must name the columns job, index, label"),
         ("job,index\nx,1\n", False, "The first line must name the columns"),
+        ("job;index;label\nx;1;2\n", False, "job, index, label, with commas between them"),
+        ('{"job": "x", "index": 1, "label": "2"}\n', False, "whose name ends in .jsonl or .ndjson"),
+        ("job,index,label,label\nx,1,2,3\n", False, "The first line names the column label twice"),
+        (
+            "job,index,name,label\nx,1,a,b,2\n",
+            False,
+            "line 2: it has 5 cells, and the first line names 4 col",
+        ),
         ('job,index,label\na,1,2\n"x"y,1,2\n', False, "line 3: it is not CSV"),
         ("{\n", True, "line 1: it is not JSON"),
         ("[1]\n", True, "line 1: it is no JSON object"),
@@ -784,6 +793,26 @@ def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool,
     with pytest.raises(UserError) as told:
         client.correct_from(io.StringIO(text), jsonl=jsonl)
     assert words in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.JSONL", "a.ndjson"])
+def test_a_file_is_read_by_its_name_and_a_header_in_any_case(
+    client, correct, submitted, worker, tmp_path, name: str
+) -> None:
+    job = submitted([SourceImage("0.png", b"one", None)])
+    finish(worker, job)
+    file = tmp_path / name
+    row = {"job": job.id, "index": 0, "label": "3"}
+    file.write_text(f"Job, Index ,LABEL\n{job.id},0,3\n" if name == "a.csv" else json.dumps(row))
+
+    correct("--from", file)
+
+    assert [(each.index, each.label) for each in client.corrections()] == [(0, "3")]
+
+
+def test_with_a_job_only_what_is_missing_is_asked_for(client) -> None:
+    with pytest.raises(UserError, match=r"must name the columns index, label\."):
+        client.correct_from(["index,name\n"], job_id=new_id())
 
 
 def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, submitted, worker) -> None:
