@@ -54,7 +54,7 @@ def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[
         _check_header(columns, job_id)
         reader.fieldnames = columns
         for row in reader:
-            more = len(row.pop(None, ()))  # type: ignore[call-overload]  # of a row that is too long
+            more = len(row.pop(None, ()))  # of a row that is too long
             if more:  # a comma in a name that has no quotes: what is read as its label may be anything
                 told = f"it has {len(columns) + more} cells, and the first line names {len(columns)} columns."
                 yield reader.line_num, UserError(told)
