@@ -1,17 +1,21 @@
-"""What a command writes for its user: a file of this machine, or an object behind a URL."""
+"""What a command writes for its user: a file of this machine, an object behind a URL, or standard output."""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import typer
 
 from jobs.errors import Conflict, UserError
 from jobs.remote import is_url, local_path, shown_url, writing_object
+
+#: What `--output` calls standard output, as elsewhere `-` is standard input. A file of that name is `./-`.
+STDOUT: Final = "-"
 
 
 def output_option(help: str) -> Any:  # noqa: A002 -- as typer calls it
@@ -21,15 +25,23 @@ def output_option(help: str) -> Any:  # noqa: A002 -- as typer calls it
 
 @contextmanager
 def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
-    """The file or object, for writing. A file is there from the beginning, an object once it is whole.
+    """The file, the object or stdout, for writing. A file is there from the beginning, an object once it is
+    whole.
 
     Raises Conflict where it is there already and `force` is not said, UserError where it cannot be had,
     Unavailable.
     """
+    if output == STDOUT:
+        yield sys.stdout.buffer
+        # Here a reader that has gone, or a full disk, can still be told.
+        sys.stdout.buffer.flush()
+        return
     name = shown(output) or "''"
     try:
         path = local_path(output)
         if is_url(path):
+            if path.partition("://")[0].lower() == "memory":
+                raise ValueError("it names the memory of this command, which ends with it")
             with writing_object(path, over=force) as written:
                 yield written
             return

@@ -16,7 +16,7 @@ from jobs.ledger.progress import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import counted, examples, say, tells_errors
-from labelmill.output import as_text, opened, output_option, shown
+from labelmill.output import STDOUT, as_text, opened, output_option, shown
 from labelmill.watching import state_words
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -59,7 +59,7 @@ def predictions(
     after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
     output: Annotated[
         str | None,
-        output_option("Write into this file or URL, such as s3://bucket/job.parquet, not to stdout."),
+        output_option("Write into this file or URL, such as s3://bucket/job.parquet; - or left out: stdout."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
@@ -68,6 +68,7 @@ def predictions(
     Every row of the job, unless --limit is given; streamed, so any number of them takes little memory. Of a
     job that is not finished those that there are so far: stderr says how many of how many.
     """
+    output = None if output == STDOUT else output
     chosen = _format(form, output, as_json=as_json)
     last: Prediction | None = None
 

@@ -99,6 +99,30 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
         assert words in failed.stderr
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_dash_is_stdout(settings, make_job, worker, written, tmp_path, monkeypatch):
+    # Given a job with predictions
+    monkeypatch.chdir(tmp_path)
+    job = make_job([3])
+    worker.work(job.chunks[0])
+
+    # When they are written to a dash, Then they are on stdout, nothing else is, and there is no such file
+    for form in ("table", "csv", "jsonl", "parquet"):
+        arguments = ("predictions", job.id, "--format", form)
+        assert written(*arguments, "-o", "-") == written(*arguments) != b""
+    assert list(tmp_path.glob("-")) == []
+
+    # And a reader that has gone is no error
+    ours, theirs = os.pipe()
+    os.close(ours)
+    for form in ("csv", "parquet"):
+        command = [LABELMILL, "predictions", job.id, "--format", form, "-o", "-"]
+        environment = os.environ | settings.environment()
+        done = subprocess.run(command, env=environment, stdout=theirs, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+    os.close(theirs)
+
+
 #: The command, with an object store that is a folder: what it writes is there when all of it is.
 WITH_A_SHELF: Final = """
 import sys

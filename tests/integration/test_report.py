@@ -246,6 +246,11 @@ def test_the_command_writes_a_page_and_over_nothing(short_folder):
     assert home.ok("models", "report", model, "--output", mine, "--force") == f"{mine}\n"
     assert mine.read_text(encoding="utf-8") == page
 
+    # And on stdout it is the same, and nothing else
+    done = home.run("models", "report", model, "--output", "-", cwd=short_folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, page, "")
+    assert not (short_folder / "-").exists()
+
     # And what cannot be told is said in a sentence
     for asked, words in [
         (other, f"labelmill models evaluate {other}"),

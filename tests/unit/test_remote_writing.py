@@ -12,7 +12,29 @@ from jobs.errors import Conflict, Unavailable, UserError
 from jobs.remote import writing_object
 from labelmill.output import as_text, opened
 
-URL = "memory://bucket/deep/job.csv"
+URL = "shelf://bucket/deep/job.csv"
+
+
+class Shelf(MemoryFileSystem):
+    """An object store in this process that is taken for one that outlives it."""
+
+    protocol = "shelf"
+    store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.removeprefix("shelf://"))
+        return stripped
+
+
+@pytest.fixture
+def shelf() -> MemoryFileSystem:
+    """An empty one."""
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    Shelf.store.clear()
+    Shelf.pseudo_dirs[:] = [""]
+    return fsspec.filesystem("shelf")
 
 
 def write(url: str, text: str, *, force: bool = False, failure: BaseException | None = None) -> None:
@@ -22,46 +44,46 @@ def write(url: str, text: str, *, force: bool = False, failure: BaseException | 
             raise failure
 
 
-def test_an_object_is_there_when_all_of_it_is(bucket: MemoryFileSystem) -> None:
+def test_an_object_is_there_when_all_of_it_is(shelf: MemoryFileSystem) -> None:
     # Given an object that is being written, Then it is not there before its end
     with writing_object(URL, over=False) as file:
         file.write(b"half")
-        assert not bucket.exists(URL)
+        assert not shelf.exists(URL)
         file.write(b" and half")
-    assert bucket.cat_file(URL) == b"half and half"
+    assert shelf.cat_file(URL) == b"half and half"
 
 
 @pytest.mark.parametrize("failure", [Unavailable("gone"), KeyboardInterrupt()])
-def test_half_of_an_object_is_nothing(bucket: MemoryFileSystem, failure: BaseException) -> None:
+def test_half_of_an_object_is_nothing(shelf: MemoryFileSystem, failure: BaseException) -> None:
     # Given an object, and another that takes its place, when what is written into that fails halfway
     write(URL, "before")
     with pytest.raises(type(failure)):
         write(URL, "half", force=True, failure=failure)
     # Then the first one is there, as it was, and the next is written as ever.
-    assert bucket.cat_file(URL) == b"before"
+    assert shelf.cat_file(URL) == b"before"
     write(URL, "after", force=True)
-    assert bucket.cat_file(URL) == b"after"
+    assert shelf.cat_file(URL) == b"after"
 
 
-def test_what_is_there_stays_unless_it_is_to_go(bucket: MemoryFileSystem) -> None:
+def test_what_is_there_stays_unless_it_is_to_go(shelf: MemoryFileSystem) -> None:
     write(URL, "mine")
     with pytest.raises(Conflict, match=f"{URL} is there already: --force"):
         write(URL, "other")
     with pytest.raises(UserError, match="Is a directory"):
-        write("memory://bucket/deep", "other", force=True)
+        write("shelf://bucket/deep", "other", force=True)
     with pytest.raises(UserError, match="Is a directory"):
-        write("memory://bucket/new/", "other")
-    assert bucket.cat_file(URL) == b"mine"
+        write("shelf://bucket/new/", "other")
+    assert shelf.cat_file(URL) == b"mine"
 
 
-def test_one_that_is_written_elsewhere_meanwhile_is_seen(bucket: MemoryFileSystem) -> None:
+def test_one_that_is_written_elsewhere_meanwhile_is_seen(shelf: MemoryFileSystem) -> None:
     # A package may keep what it has listed
     forgotten: list[Any] = []
-    bucket.invalidate_cache = lambda path=None: forgotten.append(path)
+    shelf.invalidate_cache = lambda path=None: forgotten.append(path)
     try:
         write(URL, "x")
     finally:
-        del bucket.invalidate_cache
+        del shelf.invalidate_cache
     assert forgotten == [None]
 
 
@@ -135,3 +157,9 @@ def test_what_is_only_read_is_told_so(monkeypatch, url):
     monkeypatch.setattr(Odd, "failure", NotImplementedError())
     with pytest.raises(UserError, match="such URLs are only read"):
         write(url, "x")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_would_be_gone_with_the_command_is_refused():
+    with pytest.raises(UserError, match=r"memory://job\.csv cannot be written \(it names the memory of this"):
+        write("memory://job.csv", "x")

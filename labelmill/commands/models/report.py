@@ -9,7 +9,7 @@ import typer
 from jobs.ledger.naming import model_named
 from labelmill.client import Client
 from labelmill.console import examples, print_data, tells_errors
-from labelmill.output import opened, output_option, shown
+from labelmill.output import STDOUT, opened, output_option, shown
 
 app = typer.Typer(add_completion=False)
 
@@ -25,7 +25,7 @@ def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[
         str | None,
-        output_option("The page's file, or a URL for it. Left out: model-MODEL.html here."),
+        output_option("The page's file, or a URL for it; - is stdout. Left out: model-MODEL.html here."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
@@ -43,4 +43,5 @@ def report(
     output = f"model-{model}.html" if output is None else output
     with opened(output, force=force) as file:
         file.write(page.encode())
-    print_data(shown(output))
+    if output != STDOUT:  # there the page is the data
+        print_data(shown(output))
