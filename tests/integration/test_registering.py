@@ -256,7 +256,7 @@ def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
 @pytest.mark.parametrize(
     ("classes", "why"),
     [
-        ("0,1,2", "not one of 3 classes"),
+        ("0,1,2", "the model answers 10 classes, and --classes names 3"),
         ("0,1,2,3,4,5,6,7,8,8", "each class needs a name of its own"),
         ("0,1,2,3,4,5,6,7,8,", "each class needs a name of its own"),
         ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "no class can have a control character in its name"),
@@ -269,6 +269,15 @@ def test_classes_that_do_not_fit_are_refused(
     assert (code, printed, why in said) == (2, "", True)
     with ledger.reading() as connection:
         assert list_models(connection) == []
+
+
+def test_a_model_of_other_classes_than_digits_says_how_to_name_them(
+    run: Run, make_file: Callable[..., Path]
+) -> None:
+    code, printed, said = run("register", make_file("birds", classes=3))
+    assert (code, printed) == (2, "")
+    assert "the model answers 3 classes, and --classes names 10 (left out: the ten digits)" in said
+    assert "give the names of its 3, in the order of its output, as in --classes A,B,C" in said
 
 
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(

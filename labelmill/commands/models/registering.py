@@ -174,12 +174,25 @@ def _try_out(
             check_model_file(data)
             model = load_model(copy)
             spec = input_spec_of(model, resampling=resampling, invert=invert)
+            _check_number(tuple(model.outputs[0].shape), classes)
             classifier = Classifier(model, classes, spec)
             classifier.warm_up()
             _check_answers(classifier)
         except ModelRefused as error:
             raise UserError(f"{file} cannot be used: {error}") from error
     return spec
+
+
+def _check_number(answers: tuple[int | None, ...], classes: tuple[str, ...]) -> None:
+    """Raises ModelRefused where the model has more or fewer classes than are named. Other faults of its
+    output are told where it is tried.
+    """
+    match answers:
+        case (None, int(number)) if number != len(classes):
+            raise ModelRefused(
+                f"the model answers {number} classes, and --classes names {len(classes)} (left out: the ten "
+                f"digits): give the names of its {number}, in the order of its output, as in --classes A,B,C"
+            )
 
 
 def _check_answers(classifier: Classifier) -> None:
