@@ -85,10 +85,11 @@ def test_the_fingerprint_is_that_of_the_four_files(real: mnist.Mnist, mnist_dir:
 def test_other_files_of_the_same_kind_are_taken_with_a_warning(said: list[str], tmp_path: Path) -> None:
     # Given a folder as Fashion-MNIST comes in
     data = mnist.load(write_folder(tmp_path / "own"), tmp_path, say=said.append)
-    # Then it is used, and each file is named.
+    # Then it is used, and that is said once.
     assert data.train_images.shape == (20, 28, 28)
-    assert len(said) == 4
-    assert "train-images-idx3-ubyte is not the published MNIST file" in said[0]
+    assert said == [
+        f"{tmp_path / 'own'} does not hold the published MNIST files; its own are used all the same"
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -123,7 +124,7 @@ GOOD_IMAGES = idx(np.zeros((20, 28, 28)))
         (GOOD_IMAGES[:-1], "bytes follow"),
         (GOOD_IMAGES + b"\0", "bytes follow"),
         (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), "bytes follow"),
-        (idx(np.zeros((20, 32, 32))), "images of shape"),
+        (idx(np.zeros((20, 32, 30))), "holds images of 32x30, and 28x28 is wanted"),
         (idx(np.zeros((19, 28, 28))), "19 images but 20 labels"),
     ],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else value,
@@ -138,7 +139,7 @@ def test_a_label_beyond_nine_and_an_empty_set_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataUnavailable, match="a label of 77"):
         mnist.load(write_folder(tmp_path / "a", t10k_labels_idx1=idx(np.full(10, 77))), tmp_path)
     empty = {"t10k_images_idx3": idx(np.zeros((0, 28, 28))), "t10k_labels_idx1": idx(np.zeros(0))}
-    with pytest.raises(DataUnavailable, match="0 images but 0 labels"):
+    with pytest.raises(DataUnavailable, match="t10k-images-idx3-ubyte holds no images"):
         mnist.load(write_folder(tmp_path / "b", **empty), tmp_path)
 
 
@@ -193,6 +194,22 @@ def test_the_evaluation_set_has_a_fingerprint_of_its_own(real: mnist.Mnist) -> N
     labels = real.test_labels.copy()
     labels[0] += 1
     assert replace(real, test_labels=labels).evaluation_fingerprint != real.evaluation_fingerprint
+
+
+def test_a_list_of_names_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    names = write_folder(tmp_path / "own") / "classes.txt"
+    names.mkdir()
+    for _ in range(2):
+        with pytest.raises(DataUnavailable, match=r"classes\.txt is no file"):
+            mnist.load(tmp_path / "own", tmp_path)
+        if names.is_dir():
+            names.rmdir()
+            names.symlink_to("nowhere")
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_setting_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match="nowhere is not there: LABELMILL_MNIST_DIR names the folder"):
+        mnist.load(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
@@ -510,5 +527,5 @@ def test_the_cache_is_not_looked_at_where_a_folder_is_given(tmp_path: Path) -> N
     (cache / mnist.CACHED).write_bytes(b"damaged")
     assert mnist.load(write_folder(tmp_path / "own"), cache).source == "folder"
     shutil.rmtree(tmp_path / "own")
-    with pytest.raises(DataUnavailable, match="holds no train-images"):
+    with pytest.raises(DataUnavailable, match="own is not there"):
         mnist.load(tmp_path / "own", cache)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -139,23 +140,32 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
     there is one, for the names of the classes.
 
     Raises DataUnavailable naming the file that is missing, damaged or of another kind. Files that are sound
-    but not MNIST's own (Fashion-MNIST comes in the same four) are taken, with a warning.
+    but not MNIST's own (Fashion-MNIST comes in the same four) are taken, with one warning.
     """
     arrays: list[Uint8] = []
+    paths: list[Path] = []
     source = "mnist"
     for name, published in PUBLISHED.items():
         path = _find(folder, name)
         content = _read_bytes(path)
         if hashlib.sha256(content).hexdigest() != published:
-            say(f"{path} is not the published MNIST file; using it all the same")
             source = "folder"
         arrays.append(_parse_idx(content, path))
+        paths.append(path)
     train_images, train_labels, test_images, test_labels = arrays
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if images.shape[1:] != (28, 28) or labels.ndim != 1:
-            raise DataUnavailable(f"{folder}: images of shape {images.shape}, labels of {labels.shape}")
-        if len(images) != len(labels) or not len(images):
+    for path, images, labels in (
+        (paths[0], train_images, train_labels),
+        (paths[2], test_images, test_labels),
+    ):
+        if not len(images):
+            raise DataUnavailable(f"{path} holds no images")
+        if images.shape[1:] != (28, 28):
+            height, width = images.shape[1:]
+            raise DataUnavailable(f"{path} holds images of {height}x{width}, and 28x28 is wanted")
+        if len(images) != len(labels):
             raise DataUnavailable(f"{folder}: {len(images)} images but {len(labels)} labels")
+    if source != "mnist":
+        say(f"{folder} does not hold the published MNIST files; its own are used all the same")
     highest = int(max(train_labels.max(), test_labels.max()))
     classes = _names_for(folder, highest)
     return Mnist(train_images, train_labels, test_images, test_labels, source=source, classes=classes)
@@ -174,8 +184,11 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
     is none.
     """
     path = folder / CLASS_NAMES if folder is not None else None
-    if path is None or not path.is_file():
+    # Not `exists`: a link that leads nowhere is no folder without names.
+    if path is None or not os.path.lexists(path):
         return DIGITS
+    if not path.is_file():
+        raise DataUnavailable(f"{path} is no file: the classes' names belong into it, one a line")
     try:
         # -sig: editors of Windows put a mark before the first name.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -211,6 +224,8 @@ def _find(folder: Path, name: str) -> Path:
             for path in (folder / stem, folder / f"{stem}.gz"):
                 if path.is_file():
                     return path
+        if not folder.exists():
+            raise DataUnavailable(f"{folder} is not there: LABELMILL_MNIST_DIR names the folder with MNIST")
     except OSError as error:  # the folder may not be entered: nothing in it is there or is not
         raise DataUnavailable(f"{folder} cannot be read: {error}") from error
     raise DataUnavailable(f"{folder} holds no {name} and no {name}.gz")
