@@ -195,7 +195,7 @@ class Client:
 
     def job_id(self, typed: str) -> str:
         """The id of the job that is meant by it, or by a beginning of it of six or more characters; what was
-        typed where there is none. Raises Conflict where it may be more than one.
+        typed where there is none. Raises Conflict where it may be more than one, NotFound where it is less.
         """
         with self.ledger.reading() as connection:
             return job_named(connection, typed)

@@ -23,6 +23,7 @@ from jobs.ledger.corrections import (
     Correction,
     FinishedChunk,
     NewCorrection,
+    any_correction,
     chunk_of,
     correction_key,
     find_corrections,
@@ -97,11 +98,17 @@ class Corrector:
         """Takes a correction back, and removes the copy of the image's bytes unless another correction is
         about the same. Raises NotFound; Unavailable, also where only the copy is still there.
         """
+        if not is_id(job_id):
+            raise _no_job(job_id)
         found = None
-        if is_id(job_id) and 0 <= index <= MAX_INDEX:
+        if 0 <= index <= MAX_INDEX:
             with self._ledger.transaction() as connection:
                 found = remove_correction(connection, job_id, index)
         if found is None:
+            with self._ledger.reading() as connection:
+                # A job that was purged as a whole has its corrections still.
+                if not any_correction(connection, job_id):
+                    job_status(connection, job_id)
             raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
         try:
             remove_copies(self._ledger, self._store, [found.image_sha256])

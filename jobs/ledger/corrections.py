@@ -108,6 +108,12 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
     return {index: found[index] for index in indices if index in found}
 
 
+def any_correction(connection: Connection, job_id: str) -> bool:
+    """Whether an image of the job has one. That of a job that was purged as a whole stays."""
+    query = sa.select(corrections.c.index).where(corrections.c.job_id == job_id)
+    return connection.scalar(query.limit(1)) is not None
+
+
 def remove_correction(connection: Connection, job_id: str, index: int) -> Correction | None:
     """Takes it back; gives back what it was, None where there is none."""
     found = find_corrections(connection, job_id, [index]).get(index)

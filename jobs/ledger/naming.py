@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict
+from jobs.errors import Conflict, NotFound
 from jobs.ids import first_id, is_id, last_id
 from jobs.ledger.models import CHAMPION, get_model, model_or_champion
 from jobs.model import Model
@@ -22,14 +22,14 @@ _TOLD: Final = 4
 
 def job_named(connection: Connection, typed: str) -> str:
     """The id of the job that is meant; what was typed where there is none. Raises Conflict where it may be
-    more than one.
+    more than one, NotFound where it is too short to tell.
     """
     return _full_id(connection, "job", jobs.c.id, typed)
 
 
 def run_named(connection: Connection, typed: str) -> str:
     """The id of the training run that is meant; what was typed where there is none. Raises Conflict where it
-    may be more than one.
+    may be more than one, NotFound where it is too short to tell.
     """
     return _full_id(connection, "training run", training_runs.c.id, typed)
 
@@ -48,8 +48,10 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
     text = typed.strip().lower()
     if is_id(text):
         return text
-    if len(text) < MIN_BEGINNING or not is_id(first_id(text)):
+    if not text or not is_id(first_id(text)):
         return typed
+    if len(text) < MIN_BEGINNING:
+        raise NotFound(f"There is no {what} {typed!r}: type {MIN_BEGINNING} characters of its id at least.")
     # Between two ids, and no LIKE: this is what the index is in order of.
     between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
     found = list(connection.scalars(between.limit(_TOLD + 1)))

@@ -173,6 +173,26 @@ def test_undoing_removes_the_row_and_the_copy(client, store, submitted, worker) 
         client.undo_correction(job.id, 1)
 
 
+def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, submitted, worker) -> None:
+    # given a job with a correction
+    job = submitted(2)
+    finish(worker, job)
+    client.correct(job.id, 0, "1")
+
+    # then of what is no job, nothing is said of its images
+    for job_id in ("nosuch", new_id()):
+        with pytest.raises(NotFound, match=f"There is no job '{job_id}'"):
+            client.undo_correction(job_id, 1)
+
+    # and when the job is purged as a whole, its corrections are still there
+    purge(ledger, store, jobs_too=True)
+    with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
+        client.undo_correction(job.id, 1)
+    client.undo_correction(job.id, 0)
+    with pytest.raises(NotFound, match=f"There is no job '{job.id}'"):
+        client.undo_correction(job.id, 0)
+
+
 def test_an_image_with_an_error_can_be_corrected(client, store, submitted, worker) -> None:
     job = submitted(2)
     finish(worker, job, {1: ErrorCode.MODEL_ERROR})

@@ -42,11 +42,19 @@ def test_what_more_than_one_id_begins_with_is_none_of_them(ledger):
         assert job_named(connection, "06h0w9ab") == TWO
 
 
-@pytest.mark.parametrize("typed", ["", "07zzz", "08zzzzzz", "07zzzzil", f"{OTHER}z", "07zzzz%", "\0"])
+@pytest.mark.parametrize("typed", ["", "07il", "08zzzzzz", "07zzzzil", f"{OTHER}z", "07zzzz%", "\0"])
 @pytest.mark.usefixtures("jobs")
 def test_what_no_id_begins_with_stays_what_it_is(ledger, typed):
     with ledger.reading() as connection:
         assert job_named(connection, typed) == typed
+
+
+@pytest.mark.usefixtures("jobs")
+def test_what_is_too_short_to_tell_says_how_much_is_enough(ledger):
+    with ledger.reading() as connection:
+        for named, what in ((job_named, "job"), (run_named, "training run"), (model_named, "model")):
+            with pytest.raises(NotFound, match=f"There is no {what} '07ZZZ': type 6 characters of its id at"):
+                named(connection, "07ZZZ")
 
 
 @pytest.mark.usefixtures("jobs")
