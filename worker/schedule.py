@@ -8,6 +8,7 @@ was missed is no run: it never fires late.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from contextlib import closing
@@ -136,6 +137,20 @@ def _crontab(line: str) -> crontab:
         )
     try:
         minute, hour, day, month, weekday = fields
-        return crontab(minute=minute, hour=hour, day_of_month=day, month_of_year=month, day_of_week=weekday)
+        return crontab(
+            minute=minute,
+            hour=hour,
+            day_of_month=day,
+            month_of_year=month,
+            day_of_week=_with_sunday_as_0(weekday),
+        )
     except (ParseException, ValueError) as error:
         raise SettingsError(f"LABELMILL_RETRAIN_CRON: {line!r} is no cron line: {error}") from None
+
+
+def _with_sunday_as_0(weekdays: str) -> str:
+    """The field as Celery takes it: an ordinary cron has 7 for Sunday, too. From a day to Sunday, Celery goes
+    around by itself, but for Sunday to Sunday, which is all days; a step (`*/7`) is no day.
+    """
+    weekdays = re.sub(r"\b(0|sun|sunday)-7\b", "*", weekdays, flags=re.IGNORECASE)
+    return re.sub(r"(?<!/)\b7\b", "0", weekdays)

@@ -16,6 +16,7 @@ from celery.schedules import crontab
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.errors import SettingsError
 from jobs.ledger import Ledger
 from jobs.ledger.runs import latest_runs
 from jobs.queue import RETRAIN_QUEUE, make_app
@@ -102,6 +103,31 @@ def test_beats_whose_clocks_differ_mean_the_same_slot(apart: timedelta, minutes:
 
 def test_of_slots_that_were_missed_in_a_row_the_latest_counts() -> None:
     assert due_slot(crontab(), SUNDAY + timedelta(minutes=3, seconds=5)) == SUNDAY + timedelta(minutes=3)
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "meant"),
+    [
+        ("7", {0}),
+        ("0", {0}),
+        ("5-7", {5, 6, 0}),
+        ("1-7/2", {1, 3, 5, 0}),
+        ("0-7", set(range(7))),
+        ("sun-7", set(range(7))),
+        ("3,7", {3, 0}),
+        ("*/7", {0}),
+        ("mon-fri", set(range(1, 6))),
+    ],
+)
+def test_sunday_is_7_as_well(settings: Settings, weekdays: str, meant: set[int]) -> None:
+    at = settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"})
+    assert beat_schedule(at)["retrain"]["schedule"].day_of_week == meant
+
+
+@pytest.mark.parametrize("weekdays", ["8", "70", "1-8", "7x"])
+def test_what_is_no_weekday_is_refused(settings: Settings, weekdays: str) -> None:
+    with pytest.raises(SettingsError, match="is no cron line"):
+        beat_schedule(settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"}))
 
 
 def test_another_time_zone_is_the_same_moment() -> None:
