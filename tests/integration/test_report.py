@@ -149,6 +149,15 @@ def test_the_champion_is_shown_beside_the_one_before(ledger):
     assert (facts.rival.model.id, facts.rival.is_champion) == (first, False)
     assert facts.promotion.how == "rollback"
 
+    # And when the second is, too, the first has none beside it, and that there were others is told
+    with ledger.transaction() as connection:
+        roll_back(connection, first)
+    facts = facts_of(ledger, first)
+    assert facts.rival is None
+    page = " ".join(render(facts).split())
+    assert f"It was brought back by a rollback from <code>{second}</code>. No other model was the" in page
+    assert "No other model was the champion before it," not in page
+
 
 @pytest.mark.parametrize(
     "other",
