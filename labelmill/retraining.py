@@ -10,7 +10,7 @@ from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.schema import RunState
 from labelmill.client import Client
-from labelmill.console import ExitCode, say
+from labelmill.console import ExitCode, counted, say
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
 from labelmill.watching import who_may_be_missing
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: A run that nobody has taken after this long probably has no trainer.
 _NO_TRAINER_SECONDS: Final = 15.0
+
+#: What a run's row calls its data, for people.
+_SOURCES: Final = {"mnist": "MNIST", "mnist-sample": "a sample of MNIST", "folder": "a folder of your own"}
 
 
 def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
@@ -73,12 +76,13 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
 def data_line(run: Run) -> str:
     """What a run trains on. Its data must be known."""
     data = run.data or {}
+    source = _SOURCES.get(run.data_source, run.data_source)
     line = (
-        f"{data['train_images']:,} images of {run.data_source} to train with, {data['validation_images']:,} "
-        f"held out, {data['evaluation_images']:,} to evaluate with"
+        f"{counted(data['train_images'], 'image')} from {source} to train with, "
+        f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate with"
     )
     if data["corrections"] or data["left_out"]:
-        line += f"; {data['corrections']:,} corrections among them, {data['left_out']:,} left out"
+        line += f"; {counted(data['corrections'], 'correction')} among them, {data['left_out']:,} left out"
     return line
 
 

@@ -14,7 +14,7 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, say, tells_errors, time_words
+from labelmill.console import counted, examples, print_data, print_json, say, tells_errors, time_words
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -98,7 +98,7 @@ def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> No
             stored = client.correct_from(file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
-    say(f"{len(stored):,} corrections stored")
+    say(f"{counted(len(stored), 'correction')} stored")
     _say_what_is_not_learnt(client, stored)
     if as_json:
         print_json([asdict(each) for each in stored])

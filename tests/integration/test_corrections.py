@@ -687,6 +687,8 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
 
     # when it is given back, then it is enough to say which job's it is
     assert "3 corrections stored" in correct(job.id, "--from", path)
+    (tmp_path / "one.csv").write_text("index,label\n0,1\n")
+    assert "1 correction stored" in correct(job.id, "--from", tmp_path / "one.csv")
     assert [each.label for each in client.corrections()] == ["1", "1", "1"]
 
     # and what corrections are printed as is read as well, if they are of that job

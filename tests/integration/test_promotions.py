@@ -186,7 +186,9 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
 
     # Then it is promoted, by these checks in this order
     assert verdict.promote
-    assert verdict.reason.startswith("promoted: gets 10 right that the champion gets wrong and 0 the other")
+    assert verdict.reason.startswith(
+        "promoted: it gets 10 right that the champion gets wrong and 0 the other"
+    )
     names = [check.name for check in verdict.checks]
     assert names == ["comparable", "accuracy", "class recall", "better", "calibration", "speed"]
     assert all(check.passed for check in verdict.checks)
@@ -208,7 +210,7 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (2, "gets 1 right that the champion gets wrong and 0 the other way round, p = 1"),
+        (2, "it gets 1 right that the champion gets wrong and 0 the other way round, p = 1"),
         (30, "accuracy is 0.7000, below the least of 0.9"),
     ],
 )
@@ -410,7 +412,7 @@ def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared
     # Then the second one was compared with the first, not with the champion that was
     assert sorted(verdict.promote for verdict in told) == [False, True]
     refused = next(verdict for verdict in told if not verdict.promote)
-    assert "gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
+    assert "it gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -555,7 +557,7 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
     # When the better one is, Then it is the champion
     code, printed, said = run("promote", better.id)
     assert (code, printed) == (0, f"{better.id}\n")
-    assert "gets 10 right" in said
+    assert "it gets 10 right" in said
     assert champion_of(ledger) == better.id
 
     # When the worse one is forced, and taken back

@@ -38,6 +38,7 @@ from jobs.ledger.runs import (
 from jobs.model import Model
 from jobs.queue import RETRAIN_QUEUE, Bell
 from jobs.schema import RunState, db_now, training_runs
+from labelmill.retraining import data_line
 from tests.conftest import Broker
 from worker.reconcile import Reconciler
 
@@ -379,6 +380,24 @@ def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -
     with ledger.transaction() as connection:
         assert end_lost_runs(connection) == []
     take(ledger, run_id)
+
+
+def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger))
+    told = {"train_images": 2900, "validation_images": 100, "evaluation_images": 300, "left_out": 0}
+    for source, corrections, expected in (
+        ("mnist", 0, "2,900 images from MNIST to train with, 100 held out, 300 to evaluate with"),
+        (
+            "folder",
+            1,
+            "2,900 images from a folder of your own to train with, 100 held out, 300 to evaluate with; "
+            "1 correction among them, 0 left out",
+        ),
+    ):
+        data = told | {"corrections": corrections}
+        with ledger.transaction() as connection:
+            describe_data(connection, claim, source=source, fingerprint="f" * 64, data=data)
+        assert data_line(look(ledger, claim.run_id)) == expected
 
 
 def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, bell: Bell, broker: Broker) -> None:

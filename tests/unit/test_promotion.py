@@ -92,14 +92,16 @@ def test_better_is_more_right_than_chance_explains():
     # Given a champion with twelve mistakes and a challenger with two of them
     check = check_better(LIMITS, answers(wrong=2), answers(wrong=12))
     assert check.passed
-    assert check.text == ("gets 10 right that the champion gets wrong and 0 the other way round, p = 0.002")
+    assert check.text == (
+        "it gets 10 right that the champion gets wrong and 0 the other way round, p = 0.002"
+    )
 
 
 def test_a_few_more_right_are_not_enough():
     check = check_better(LIMITS, answers(wrong=2), answers(wrong=7))
     assert not check.passed
     assert check.text == (
-        "gets 5 right that the champion gets wrong and 0 the other way round, p = 0.062; "
+        "it gets 5 right that the champion gets wrong and 0 the other way round, p = 0.062; "
         "wanted is more right, and p below 0.01"
     )
 
@@ -108,7 +110,7 @@ def test_clearly_worse_is_not_better_however_small_p_is():
     # Given p far below the limit, the wrong way round
     check = check_better(LIMITS, answers(wrong=30), answers(wrong=1))
     assert not check.passed
-    assert "gets 0 right that the champion gets wrong and 29 the other way round" in check.text
+    assert "it gets 0 right that the champion gets wrong and 29 the other way round" in check.text
 
 
 def test_the_same_mistakes_are_no_difference():
@@ -119,13 +121,13 @@ def test_the_same_mistakes_are_no_difference():
 def test_images_that_both_get_wrong_count_for_neither():
     # Given mistakes that overlap in part: 0 to 9 and 5 to 14
     check = check_better(LIMITS, answers(wrong=10), answers(wrong=10, start=5))
-    assert "gets 5 right that the champion gets wrong and 5 the other way round, p = 1" in check.text
+    assert "it gets 5 right that the champion gets wrong and 5 the other way round, p = 1" in check.text
 
 
 def test_no_answer_is_a_wrong_one():
     check = check_better(LIMITS, answers(), answers(without=12))
     assert check.passed
-    assert check.text.startswith("gets 12 right")
+    assert check.text.startswith("it gets 12 right")
 
 
 def test_answers_to_other_images_are_not_compared():
@@ -143,7 +145,7 @@ def test_the_comparison_counts_image_by_image(seed, count):
     gained = sum(a == t != b for t, a, b in zip(truth, ours, theirs, strict=True))
     lost = sum(b == t != a for t, a, b in zip(truth, ours, theirs, strict=True))
     check = check_better(LIMITS, made_evaluation(truth, ours)[1], made_evaluation(truth, theirs)[1])
-    assert f"gets {gained} right that the champion gets wrong and {lost} the other way" in check.text
+    assert f"it gets {gained} right that the champion gets wrong and {lost} the other way" in check.text
     assert check.passed == (gained > lost and by_hand(gained, lost) < Fraction(1, 100))
 
 

@@ -159,7 +159,7 @@ def make_verdict(**changes):
         forced=False,
         checks=[
             {"name": "accuracy", "passed": True, "text": "accuracy is 0.9871, 0.967 or more"},
-            {"name": "better", "passed": True, "text": "gets 31 right and 12 the other way round"},
+            {"name": "better", "passed": True, "text": "it gets 31 right and 12 the other way round"},
         ],
         created_at=NOON,
     )
@@ -292,10 +292,10 @@ def test_the_headline_says_how_good_and_how_it_was_judged():
 
 
 def test_a_refusal_shows_which_check_failed():
-    failed = {"name": "better", "passed": False, "text": "gets 3 right that the champion gets wrong"}
+    failed = {"name": "better", "passed": False, "text": "it gets 3 right that the champion gets wrong"}
     page = Page(render(make_facts(verdict=make_verdict(promote=False, checks=[failed]))))
     assert "Not promoted" in page.text
-    assert "✗ better, failed: gets 3 right that the champion gets wrong" in page.text
+    assert "✗ better, failed: it gets 3 right that the champion gets wrong" in page.text
 
 
 def test_a_promotion_by_force_is_marked_as_one():

@@ -138,7 +138,7 @@ def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Chec
     return Check(
         "better",
         passed,
-        f"gets {gained} right that the champion gets wrong and {lost} the other way round, "
+        f"it gets {gained} right that the champion gets wrong and {lost} the other way round, "
         f"p = {p:.2g}{wanted}",
     )
 
