@@ -52,7 +52,7 @@ from jobs.ledger.shadows import (
     find_shadow,
     first_disagreements,
 )
-from jobs.ledger.workers import WorkerStatus, list_workers
+from jobs.ledger.workers import WorkerStatus, list_workers, trainer_is_there
 from jobs.limits import ErrorLimits
 from jobs.model import Model
 from jobs.registry import check_stored
@@ -214,6 +214,11 @@ class Client:
         """The workers and trainers that were seen within a day, by queue and host."""
         with self.ledger.reading() as connection:
             return list_workers(connection)
+
+    def trainer_is_there(self) -> bool:
+        """Whether a trainer was seen lately."""
+        with self.ledger.reading() as connection:
+            return trainer_is_there(connection)
 
     def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
         """The job's status again and again until it has finished. Raises NotFound, NotFinished."""

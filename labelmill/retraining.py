@@ -32,7 +32,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     Unavailable where a process of it ends before the run does.
     """
     told = 0
-    data_told = False
+    data_told = advised = False
     embedded = client.settings.embedded_broker
     try:
         with ProgressLine("training") as progress:
@@ -44,6 +44,10 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                     for epoch in client.epochs(run_id)[told:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         told = epoch.epoch
+                if own_stack is None and not advised and _waits_long(run) and not client.trainer_is_there():
+                    start = "labelmill up" if embedded else "labelmill worker --trainer"
+                    say(f"No trainer is there, so training run {run_id} waits: `{start}` starts one.")
+                    advised = True
                 note = _note(run, own_stack=own_stack is not None, embedded=embedded)
                 progress.update(told, total=run.recipe["epochs"], note=note)
                 if own_stack is not None and not run.finished:
@@ -123,10 +127,7 @@ def _checks(verdict: StoredVerdict | None) -> list[dict[str, Any]]:
 
 def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
     if run.state == RunState.PENDING:
-        waited = 0.0
-        if run.requested_at is not None:
-            waited = (datetime.now(UTC) - run.requested_at).total_seconds()
-        if own_stack or waited < _NO_TRAINER_SECONDS:
+        if own_stack or not _waits_long(run):
             return "waiting for the trainer"
         return who_may_be_missing("trainer", embedded=embedded)
     if run.state != RunState.RUNNING:
@@ -135,3 +136,10 @@ def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
         return "loading the data"
     epochs = run.recipe["epochs"]
     return f"epoch {run.epochs_done + 1} of {epochs}" if run.epochs_done < epochs else "evaluating"
+
+
+def _waits_long(run: Run) -> bool:
+    """Whether a trainer would have taken it by now."""
+    if run.state != RunState.PENDING or run.requested_at is None:
+        return False
+    return (datetime.now(UTC) - run.requested_at).total_seconds() >= _NO_TRAINER_SECONDS

@@ -22,6 +22,7 @@ from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import insert_into
 from jobs.ledger.intake import QUIET_SECONDS
 from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.workers import trainer_is_there
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
 #: How long a trainer owns its run without a sign of life; after that it is taken for dead.
@@ -107,6 +108,7 @@ def request_run(
             raise Conflict(
                 f"Training run {other.id} is under way, it is {other.state}: follow it with `labelmill runs "
                 f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
+                f"{_what_it_waits_for(connection, other)}"
             )
         skipped = _insert(
             connection,
@@ -121,6 +123,16 @@ def request_run(
         _count_end(connection, RunState.SKIPPED)
         return RunState.SKIPPED
     return RunState.PENDING
+
+
+def _what_it_waits_for(connection: Connection, run: Run) -> str:
+    """A sentence on it, where following the run would be of no use."""
+    if run.state != RunState.PENDING or trainer_is_there(connection):
+        return ""
+    return (
+        " It waits for a trainer, and none is there: `labelmill up` has one, and so has `labelmill worker "
+        "--trainer` in a deployment of your own."
+    )
 
 
 def _insert(connection: Connection, run_id: str, **values: Any) -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
-from jobs.messages import CLASSIFY_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
 #: How often a worker gives a sign of life.
@@ -140,6 +140,11 @@ def classifying_processes() -> sa.ScalarSelect[int]:
         .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
         .scalar_subquery()
     )
+
+
+def trainer_is_there(connection: Connection) -> bool:
+    """Whether anybody would take a training run that waits."""
+    return RETRAIN_QUEUE in workers_by_queue(connection)
 
 
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:

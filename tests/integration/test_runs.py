@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -35,10 +36,13 @@ from jobs.ledger.runs import (
     run_to_ring,
     was_finished_by,
 )
+from jobs.ledger.workers import Presence, forget_worker, report_worker
 from jobs.model import Model
 from jobs.queue import RETRAIN_QUEUE, Bell
 from jobs.schema import RunState, db_now, training_runs
-from labelmill.retraining import data_line
+from jobs.settings import Settings
+from labelmill.client import Client
+from labelmill.retraining import data_line, watch_run
 from tests.conftest import Broker
 from worker.reconcile import Reconciler
 
@@ -185,6 +189,53 @@ def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) 
         ask(ledger)
     with ledger.reading() as connection:
         assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
+
+
+def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger) -> None:
+    # given a run that waits, and nobody who would take it
+    run_id = ask(ledger)
+    with pytest.raises(
+        Conflict, match=r"none is there: `labelmill up` has one, .*`labelmill worker --trainer`"
+    ):
+        ask(ledger)
+
+    # when there is a trainer, or one is at it, then that is no news
+    with ledger.transaction() as connection:
+        report_worker(connection, Presence("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
+    with pytest.raises(Conflict) as told:
+        ask(ledger)
+    assert "trainer" not in str(told.value)
+    with ledger.transaction() as connection:
+        forget_worker(connection, "a/1")
+    take(ledger, run_id)
+    with pytest.raises(Conflict) as told:
+        ask(ledger)
+    assert "trainer" not in str(told.value)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any, there: bool
+) -> None:
+    # given a run that has been waiting, with a trainer that is at something, or without one
+    run_id = ask(ledger)
+    change(ledger, run_id, requested_at=db_now(-3600))
+    if there:
+        with ledger.transaction() as connection:
+            report_worker(connection, Presence("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
+
+    def looks(client: Client, run_id: str) -> Iterator[Run]:
+        yield client.run(run_id)
+        yield client.run(run_id)
+        yield client.cancel_run(run_id)
+
+    # when somebody follows it, then that there is none is said once, with what starts one
+    monkeypatch.setattr(Client, "follow_run", looks)
+    with Client(settings) as client:
+        start = "labelmill up" if client.settings.embedded_broker else "labelmill worker --trainer"
+        watch_run(client, run_id)
+    told = f"No trainer is there, so training run {run_id} waits: `{start}` starts one."
+    assert capsys.readouterr().err.count(told) == (not there)
 
 
 def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
