@@ -487,8 +487,13 @@ class Client:
         """Has the model classify a share of the chunks as well, in the shadow of their jobs' model: nobody
         gets its labels. It takes the place of the one that does so now.
 
-        Raises NotFound; Conflict where there is no champion to compare it with.
+        Raises NotFound; Conflict where there is no champion to compare it with; ModelRefused where its file
+        is gone from the store or is another one.
         """
+        with self.ledger.reading() as connection:
+            model = get_model(connection, model_id)
+        # Else each worker would find out, chunk by chunk, and only its log would say so.
+        check_stored(Store(self.settings.store), model)
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, model_id)
 

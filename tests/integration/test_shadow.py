@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 
-from jobs.errors import Conflict, ErrorCode, NotFound
+from jobs.errors import Conflict, ErrorCode, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger, shadows
 from jobs.ledger.claims import claim_chunk, release_chunk
@@ -607,6 +607,14 @@ def test_who_cannot_be_the_challenger(mill: Mill, client: Client) -> None:
         connection.execute(aliases.delete())
     with pytest.raises(Conflict, match="There is no champion to compare it with"):
         client.begin_shadow(mill.register("challenger").id)
+
+
+def test_a_challenger_whose_file_is_gone_is_none(mill: Mill, client: Client) -> None:
+    challenger = mill.register("challenger")
+    mill.store.remove(model_key(challenger.sha256))
+    with pytest.raises(ModelRefused, match=f"The file of model {challenger.id} is gone from the store"):
+        client.begin_shadow(challenger.id)
+    assert [row.name for row in mill.rows(aliases)] == [CHAMPION]
 
 
 def test_the_latest_disagreements_are_read_from_the_end_of_their_index(ledger: Ledger) -> None:
