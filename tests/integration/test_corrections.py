@@ -1083,13 +1083,30 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
     # when the data of the next training are made
     found = learn(data)
 
-    # then none of them is there, and each is told
+    # then none of them is there, and that is told
     assert (found.corrections, found.left_out) == (1, 3)
     seen = {image.tobytes() for image in found.train_images}
     assert not seen & {image.tobytes() for image in data.test_images}
-    for index in range(3):
-        start = f"the correction of image {index} of job {job_id} is left out: "
-        assert f"{start}it is an image of the evaluation set" in caplog.messages
+    [line] = [message for message in caplog.messages if "left out" in message]
+    assert line.startswith(
+        "3 corrections are left out, each for this: it is an image of the evaluation set (image "
+    )
+    assert all(f"image {index} of job {job_id}" in line for index in range(3))
+
+
+def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, caplog) -> None:
+    # given corrections of five images of the evaluation set, and one of a file that is no picture
+    corrected(*((file_of(square(value)), "0") for value in range(101, 106)), (b"no picture", "0"))
+
+    # then the first few are named, and the others counted
+    assert learn(data).left_out == 6
+    lines = [message for message in caplog.messages if "left out" in message]
+    assert len(lines) == 2
+    [many] = [
+        line for line in lines if line.startswith("5 corrections are left out, each for this: it is an image")
+    ]
+    assert (many.count("of job"), many.endswith(", ...)")) == (3, True)
+    assert sum(line.startswith("the correction of image 5 of job") for line in lines) == 1
 
 
 def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, client, ledger) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,16 @@ from worker.predicting.decode import decode, prepare_arrays
 
 logger = logging.getLogger(__name__)
 
+#: How many corrections a line of the log names.
+_NAMED: Final = 3
+
 Pixels = npt.NDArray[np.uint8]
 
 
 def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimits, spec: InputSpec) -> Mnist:
     """The data with all corrected images after its training images, in the order of their hashes; a training
     image with the same pixels and another label is dropped. `corrections` counts those that were added,
-    `left_out` those that could not be: each is a line in the log.
+    `left_out` those that could not be: each reason is a line in the log, with how many and the first of them.
 
     `spec` is the input of the model that will be trained, in the shape of the data's images. Images with the
     same pixels count once, with the label that was said last. Raises Unavailable.
@@ -42,7 +45,7 @@ def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimi
     if not corrections:
         return data
     taken: dict[bytes, _Taken] = {}
-    left_out = 0
+    left_out: dict[str, list[Correction]] = {}
     evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
     for correction in _one_an_image(corrections, data.classes):
         try:
@@ -51,17 +54,14 @@ def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimi
             if pixels.tobytes() in evaluated:
                 raise _LeftOut("it is an image of the evaluation set")
         except _LeftOut as reason:
-            left_out += 1
-            logger.warning(
-                "the correction of image %d of job %s is left out: %s",
-                correction.index,
-                correction.job_id,
-                reason,
-            )
+            left_out.setdefault(str(reason), []).append(correction)
         else:
             taken.setdefault(pixels.tobytes(), _Taken(correction.image_sha256, pixels, label))
+    for why, those in left_out.items():
+        logger.warning("%s", _left_out_line(why, those))
+    without = sum(map(len, left_out.values()))
     if not taken:
-        return replace(data, left_out=left_out)
+        return replace(data, left_out=without)
     stays = _not_contradicted(data, taken, spec)
     # By their hashes: another order would be another training set, by its fingerprint and by its result.
     added = sorted(taken.values(), key=lambda each: each.image_sha256)
@@ -70,7 +70,7 @@ def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimi
         train_images=np.concatenate([data.train_images[stays], np.stack([each.pixels for each in added])]),
         train_labels=np.append(data.train_labels[stays], np.array([each.label for each in added], np.uint8)),
         corrections=len(added),
-        left_out=left_out,
+        left_out=without,
     )
 
 
@@ -84,6 +84,17 @@ class _Taken(NamedTuple):
 
 class _LeftOut(Exception):
     """Why a correction cannot be learnt from."""
+
+
+def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
+    """One line of a reason: there may be thousands of corrections that it holds for."""
+    named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED]]
+    if len(corrections) == 1:
+        return f"the correction of {named[0]} is left out: {reason}"
+    more = ", ..." if len(corrections) > _NAMED else ""
+    return (
+        f"{len(corrections):,} corrections are left out, each for this: {reason} ({', '.join(named)}{more})"
+    )
 
 
 def _one_an_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
