@@ -38,6 +38,7 @@ from jobs.ledger.runs import (
     epochs_of,
     get_run,
     latest_runs,
+    make_way,
     request_run,
     verdict_on,
 )
@@ -374,11 +375,13 @@ class Client:
         profile: str | None = None,
         seed: int | None = None,
         force: bool = False,
+        on_wait: Callable[[Run], None] = lambda _run: None,
     ) -> str:
         """Asks for a training run; gives back its id. What is left out is as the settings say, the seed
         another one each time. `force`: its model is promoted whatever the gate says.
 
-        Raises Conflict where a run is under way.
+        Raises Conflict where a run is under way. Where the trainer of that one is not heard of any more, some
+        seconds tell whether it is dead: `on_wait` is told of the run first.
         """
         from worker.learning.recipes import recipe_for
 
@@ -388,6 +391,7 @@ class Client:
             seed=secrets.randbelow(2**31) if seed is None else seed,
         )
         run_id = new_id()
+        make_way(self.ledger, on_wait=on_wait)
         with self.ledger.transaction() as connection:
             request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
         self.ring_for_run(run_id)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
+from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
 from jobs.settings import Settings
-from labelmill.console import say
+from labelmill.console import say, time_words
 from labelmill.progress import ProgressLine
 
 #: TensorFlow's dice take a seed of 32 bits with a sign.
@@ -41,7 +42,7 @@ def train_with_progress(
     # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
     from worker.learning.retrain import begin_run, retrain
 
-    claim = begin_run(settings, recipe)
+    claim = begin_run(settings, recipe, on_wait=say_silent)
     with ProgressLine("training") as progress:
 
         def on_batch(epoch: int, done: int, total: int) -> None:
@@ -55,6 +56,14 @@ def train_with_progress(
             say(epoch_line(result, recipe.epochs))
 
         return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
+
+
+def say_silent(run: Run) -> None:
+    """Says why a run that was asked for does not begin at once."""
+    say(
+        f"training run {run.id} is under way, but its trainer gave no sign of life since "
+        f"{time_words(run.silent_since)}: waiting for one, for {RUN_GRACE_SECONDS:g} seconds at the most"
+    )
 
 
 def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:

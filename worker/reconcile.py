@@ -21,7 +21,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.gathering import overdue_small
 from jobs.ledger.pausing import hold_leftover_chunks
-from jobs.ledger.runs import end_lost_runs, interrupt_runs_of, run_to_ring
+from jobs.ledger.runs import Silence, end_lost_runs, interrupt_runs_of, run_to_ring
 from jobs.ledger.upkeep import (
     RECONCILE_LOCK,
     chunks_to_ring,
@@ -50,6 +50,7 @@ class Reconciler:
         self._ledger = ledger
         self._bell = bell
         self._holder = holder
+        self._silence = Silence()
 
     def tick(self) -> int:
         """One look; gives back for how many chunks was rung. Raises Unavailable, kombu's OperationalError."""
@@ -65,7 +66,7 @@ class Reconciler:
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
-            for run in end_lost_runs(connection):
+            for run in end_lost_runs(connection, self._silence):
                 logger.warning(
                     "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
                 )

@@ -21,7 +21,7 @@ from celery.schedules import ParseException, crontab
 from jobs.errors import LabelmillError, SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.runs import request_run
+from jobs.ledger.runs import make_way, request_run
 from jobs.queue import RETRAIN_TASK, Bell
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -70,6 +70,7 @@ def open_slot(ledger: Ledger, bell: Bell, settings: Settings, slot: datetime) ->
     recipe = recipe_for(
         settings.retrain_architecture, settings.retrain_profile, seed=secrets.randbelow(2**31)
     )
+    make_way(ledger)
     with ledger.transaction() as connection:
         state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
     if state is None:

@@ -19,7 +19,7 @@ from jobs.ledger.claims import claim_chunk
 from jobs.ledger.gathering import gather_chunks, overdue_small
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
 from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.runs import end_lost_runs, run_to_ring
+from jobs.ledger.runs import Silence, end_lost_runs, run_to_ring
 from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
@@ -139,7 +139,7 @@ def _questions(large: str, small: str, pending: int) -> dict[str, Callable[[Conn
         "end_standing_sessions": end_standing_sessions,
         "fail_abandoned_jobs": fail_abandoned_jobs,
         "forget_lost_workers": forget_lost_workers,
-        "end_lost_runs": end_lost_runs,
+        "end_lost_runs": lambda connection: end_lost_runs(connection, Silence()),
         "run_to_ring": run_to_ring,
         "overdue_small": overdue_small,
         "who_waits": lambda connection: who_waits(connection, seconds=0.01, after=large),

@@ -8,9 +8,10 @@ token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -19,14 +20,23 @@ from sqlalchemy.engine import Connection, Row
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.database import insert_into
+from jobs.ledger.database import Ledger, insert_into
 from jobs.ledger.intake import QUIET_SECONDS
 from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.workers import trainer_is_there
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
-#: How long a trainer owns its run without a sign of life; after that it is taken for dead.
+#: How long a trainer owns its run without a sign of life.
 RUN_LEASE_SECONDS: Final = 60.0
+
+#: And for how long its lease has to be seen to be over until it is taken for dead: some heartbeats.
+RUN_GRACE_SECONDS: Final = 10.0
+
+#: What is between two looks counts for no more of it: a little more than a reconciler lets pass.
+_MOST_BETWEEN_LOOKS: Final = 3.0
+
+#: How often who waits for that looks.
+_LOOK_SECONDS: Final = 0.5
 
 #: A run of the schedule that no trainer took within this time is skipped: it must not begin by surprise when
 #: one is started days later. What a person asked for waits for as long as it takes.
@@ -60,6 +70,7 @@ class Run:
     error: str | None  # why it made no model
     accuracy: float | None  # the model's, on the evaluation images
     epochs_done: int
+    silent_since: datetime | None = None  # its trainer's last sign of life, where the lease is over by now
 
     @property
     def finished(self) -> bool:
@@ -86,8 +97,9 @@ def request_run(
 
     For a person, who has no slot: raises Conflict where another run is under way. For the schedule: None
     where the slot has its run already; `skipped`, with the reason in its row, where another is under way.
+    So is one whose trainer is dead until somebody has ended it: call `make_way` before.
     """
-    end_lost_runs(connection)
+    _end_one(connection, *_STALE)
     asked = {
         "recipe": recipe,
         "slot": slot,
@@ -287,30 +299,71 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
     return run
 
 
-def end_lost_runs(connection: Connection) -> list[Run]:
-    """Ends what nobody will bring to an end: a run whose trainer gave no sign of life for its whole lease is
-    interrupted, one of the schedule that no trainer took in time is skipped. Gives them back as they are now.
+class Silence:
+    """How long a run's lease has been seen to be over, by one who looks again and again.
+
+    A lease that is over is no proof. The database's clock may have been set, the machine may have slept, or
+    the ledger was away; a trainer that lives renews it with its next heartbeat. So nobody ends a run at their
+    first look: the same lease has to be over for RUN_GRACE_SECONDS by their own clock, and of that only what
+    they were awake and in touch for counts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lease: tuple[str, datetime] | None = None
+        self._looked_at = 0.0
+        self._seconds = 0.0
+
+    def lasts(self, run_id: str, lease_until: datetime) -> bool:
+        """Whether it has lasted for long enough now that this lease is seen to be over."""
+        now, lease = self._clock(), (run_id, lease_until)
+        if self._lease == lease:
+            self._seconds += min(now - self._looked_at, _MOST_BETWEEN_LOOKS)
+        else:
+            self._lease, self._seconds = lease, 0.0
+        self._looked_at = now
+        return self._seconds >= RUN_GRACE_SECONDS
+
+
+def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
+    """Ends what nobody will bring to an end: a run whose trainer gave no sign of life for its whole lease,
+    and none for as long as `silence` takes after that, is interrupted; one of the schedule that no trainer
+    took in time is skipped. Gives them back as they are now. `silence` is the same at each of the caller's
+    looks.
     """
     # One row at most, by the index on `active`: every reconciler asks this every few seconds.
     active = connection.execute(
-        sa.select(training_runs.c.id, training_runs.c.state).where(
+        sa.select(training_runs.c.id, training_runs.c.state, training_runs.c.lease_until).where(
             training_runs.c.active == 1, sa.or_(_is_lost(), _is_stale())
         )
     ).one_or_none()
     if active is None:
         return []
-    if active.state == RunState.RUNNING:
-        lost, values = _is_lost(), _ended(RunState.INTERRUPTED, "its trainer vanished without a word")
-    else:
-        lost, values = _is_stale(), _ended(RunState.SKIPPED, "no trainer took it within an hour of its slot")
-    # Asked again: it may have been claimed or renewed at this moment.
-    ended = connection.execute(
-        training_runs.update().where(training_runs.c.id == active.id, lost).values(**values)
-    )
-    if ended.rowcount != 1:
+    if active.state != RunState.RUNNING:
+        return _end_one(connection, *_STALE)
+    if not silence.lasts(active.id, active.lease_until):
         return []
-    _count_end(connection, values["state"])
-    return [get_run(connection, active.id)]
+    return _end_one(connection, *_LOST)
+
+
+def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
+    """For who is about to ask for a run, and not in a transaction: where the lease of the one under way is
+    over, waits until its trainer is heard of again or, some RUN_GRACE_SECONDS later, the run is ended.
+    `on_wait` is told which one. Raises Unavailable.
+    """
+    silence, told = Silence(), False
+    while True:
+        with ledger.reading() as connection:
+            run = find_active_run(connection)
+        if run is None or run.silent_since is None:
+            return
+        if not told:
+            on_wait(run)
+            told = True
+        with ledger.transaction() as connection:
+            if end_lost_runs(connection, silence):
+                return
+        time.sleep(_LOOK_SECONDS)
 
 
 def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
@@ -334,6 +387,20 @@ def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: s
     return ended
 
 
+def _end_one(connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str) -> list[Run]:
+    """The run that is so at this very moment, whatever it was when somebody looked; ended."""
+    ended = connection.scalar(
+        training_runs.update()
+        .where(training_runs.c.active == 1, which)
+        .values(**_ended(state, error))
+        .returning(training_runs.c.id)
+    )
+    if ended is None:
+        return []
+    _count_end(connection, state)
+    return [get_run(connection, ended)]
+
+
 def _is_lost() -> sa.ColumnElement[bool]:
     return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
@@ -346,11 +413,17 @@ def _is_stale() -> sa.ColumnElement[bool]:
     )
 
 
+# Which runs nobody will bring to an end, what becomes of them, and why.
+_LOST: Final = (_is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
+_STALE: Final = (_is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
+
+
 # ---- looking ------------------------------------------------------------------------------------------
 
 _RUNS: Final = sa.select(
     training_runs,
     models.c.accuracy,
+    sa.case((_is_lost(), training_runs.c.lease_until)).label("lost_at"),
     sa.select(sa.func.count())
     .where(training_epochs.c.run_id == training_runs.c.id)
     .scalar_subquery()
@@ -426,4 +499,5 @@ def _to_run(row: Row[Any]) -> Run:
         error=row.error,
         accuracy=row.accuracy,
         epochs_done=row.epochs_done,
+        silent_since=row.lost_at and row.lost_at - timedelta(seconds=RUN_LEASE_SECONDS),
     )

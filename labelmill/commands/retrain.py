@@ -14,7 +14,7 @@ from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
 from labelmill.stack import Stack, broker_answers
-from labelmill.training import MAX_SEED, need_tensorflow
+from labelmill.training import MAX_SEED, need_tensorflow, say_silent
 from labelmill.watching import say_broker_away
 
 app = typer.Typer(add_completion=False)
@@ -52,7 +52,9 @@ def retrain(
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
         # Made before there is a run: what keeps it from starting is told without one.
         stack = _trainer(client.settings) if wait and alone else None
-        run_id = client.retrain(architecture=architecture, profile=profile, seed=seed, force=force)
+        run_id = client.retrain(
+            architecture=architecture, profile=profile, seed=seed, force=force, on_wait=say_silent
+        )
         if not as_json:
             print_data(run_id)
         if not wait:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,15 @@ from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucke
 from jobs.ledger.intake import seal_job
 from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.ledger.runs import cancel_run, claim_run, end_lost_runs, fail_run, interrupt_runs_of, request_run
+from jobs.ledger.runs import (
+    Silence,
+    cancel_run,
+    claim_run,
+    end_lost_runs,
+    fail_run,
+    interrupt_runs_of,
+    request_run,
+)
 from jobs.outcomes import Outcome
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
@@ -213,8 +222,9 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
     new_run(ledger)
     with ledger.transaction() as connection:
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
-        end_lost_runs(connection)
-        end_lost_runs(connection)
+        silence = Silence(itertools.count(0, 2).__next__)
+        for _ in range(9):
+            end_lost_runs(connection, silence)
 
     # Then each is counted once
     assert counted(ledger, CounterName.TRAINING_RUNS) == {

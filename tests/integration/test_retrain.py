@@ -17,17 +17,18 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, DataUnavailable, Unavailable
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, runs
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
 from jobs.ledger.promotions import champion_history
-from jobs.ledger.runs import Run, RunClaim, RunLost, cancel_run, epochs_of, latest_runs, verdict_on
+from jobs.ledger.runs import Run, RunClaim, RunLost, cancel_run, epochs_of, get_run, latest_runs, verdict_on
 from jobs.messages import Message
 from jobs.queue import RETRAIN_TASK, make_app
 from jobs.registry import fetch_model, model_key
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.client import Client
 from tests.console import until
 from worker.learning import heartbeat, mnist, retrain
 from worker.learning.heartbeat import Heartbeat
@@ -271,6 +272,29 @@ def test_only_one_at_a_time(settings: Settings) -> None:
     claim = begin_run(settings, QUICK)
     with pytest.raises(Conflict, match=claim.run_id):
         begin_run(settings, QUICK)
+
+
+@pytest.mark.parametrize("person", ["train", "retrain"])
+def test_a_trainer_that_died_is_in_nobodys_way(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, person: str
+) -> None:
+    # given a run whose trainer is dead, and nobody who reconciles
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
+    dead = begin_run(settings, QUICK)
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+
+    # when somebody wants another, then they are told of it, and get theirs
+    waited: list[Run] = []
+    if person == "train":
+        begin_run(settings, QUICK, on_wait=waited.append)
+    else:
+        with Client(settings) as client:
+            client.retrain(on_wait=waited.append)
+    assert [run.id for run in waited] == [dead.run_id]
+    with ledger.reading() as connection:
+        assert get_run(connection, dead.run_id).state == RunState.INTERRUPTED
+    assert latest(ledger).id != dead.run_id
 
 
 def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(

@@ -5,20 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, runs
 from jobs.ledger.runs import (
+    RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,
     Run,
     RunClaim,
     RunLost,
+    Silence,
     add_epoch,
     cancel_run,
     claim_run,
@@ -31,6 +33,7 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
+    make_way,
     renew_run,
     request_run,
     run_to_ring,
@@ -66,6 +69,36 @@ def take(ledger: Ledger, run_id: str, *, owner: str = "host/1", lost: bool = Fal
     if lost:
         change(ledger, run_id, lease_until=db_now(-1))
     return claim
+
+
+class Clock:
+    """What who looks for lost runs takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Looker:
+    """One who looks for lost runs, every two seconds by a clock of its own."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.clock = Clock()
+        self._silence = Silence(self.clock)
+
+    def looks(self, *, seconds: float = 0.0) -> list[Run]:
+        """What it ended, looking once, or for as long as that."""
+        ended = []
+        until = self.clock.now + seconds
+        while True:
+            with self._ledger.transaction() as connection:
+                ended += end_lost_runs(connection, self._silence)
+            if self.clock.now >= until:
+                return ended
+            self.clock.now += 2.0
 
 
 def look(ledger: Ledger, run_id: str) -> Run:
@@ -367,22 +400,66 @@ def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger), lost=True)
     with ledger.transaction() as connection:
         renew_run(connection, claim)
-        assert end_lost_runs(connection) == []
+    assert Looker(ledger).looks(seconds=60) == []
     # and so does one whose trainer has just finished an epoch
     change(ledger, claim.run_id, lease_until=db_now(-1))
     with ledger.transaction() as connection:
         add_epoch(connection, claim, epoch(1))
-        assert end_lost_runs(connection) == []
+    assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.RUNNING
+
+
+def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledger) -> None:
+    # given a trainer that lives, whose lease is over: a clock was set, the machine slept, the ledger was away
+    claim = take(ledger, ask(ledger), lost=True)
+
+    # when others look before its next heartbeat, each for the first time, then its run goes on
+    for _ in range(9):
+        assert Looker(ledger).looks() == []
+    with ledger.transaction() as connection:
+        renew_run(connection, claim)
+
+    # nor is it ended by one who looks on, where that happens again and again and each time it is heard of
+    looker = Looker(ledger)
+    for _ in range(9):
+        change(ledger, claim.run_id, lease_until=db_now(-1))
+        assert looker.looks(seconds=RUN_GRACE_SECONDS - 2) == []
+        with ledger.transaction() as connection:
+            renew_run(connection, claim)
+    assert look(ledger, claim.run_id).state == RunState.RUNNING
+
+
+def test_who_was_away_as_well_has_not_seen_that_the_trainer_was(ledger: Ledger) -> None:
+    # given one who has just seen that a lease is over
+    take(ledger, ask(ledger), lost=True)
+    looker = Looker(ledger)
+    assert looker.looks() == []
+
+    # when it sleeps for an hour, as the trainer beside it does, then it takes its time anew
+    looker.clock.now += 3600
+    assert looker.looks() == []
+    assert looker.looks(seconds=RUN_GRACE_SECONDS) != []
+
+
+def test_a_run_says_since_when_its_trainer_is_silent(ledger: Ledger) -> None:
+    claim = take(ledger, ask(ledger))
+    assert look(ledger, claim.run_id).silent_since is None
+
+    change(ledger, claim.run_id, lease_until=datetime(2026, 11, 22, 3, 1, tzinfo=UTC))
+    run = look(ledger, claim.run_id)
+    assert (run.state, run.silent_since) == (RunState.RUNNING, SLOT + timedelta(minutes=1, seconds=-60))
+
+    # and no more when that was seen to
+    assert Looker(ledger).looks(seconds=RUN_GRACE_SECONDS) != []
+    assert look(ledger, claim.run_id).silent_since is None
 
 
 def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Ledger, champion: Model) -> None:
     # given a trainer that is not heard of any more
     claim = take(ledger, ask(ledger), lost=True)
 
-    # when anybody looks
-    with ledger.transaction() as connection:
-        [ended] = end_lost_runs(connection)
+    # when somebody looks, and looks again
+    [ended] = Looker(ledger).looks(seconds=RUN_GRACE_SECONDS)
 
     # then the run is over, whoever comes back
     assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
@@ -390,14 +467,40 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
     with ledger.transaction() as connection:
         assert claim_run(connection, claim.run_id, owner="host/2") is None
         assert run_to_ring(connection) is None
-        assert end_lost_runs(connection) == []
+    assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 
 
-def test_a_dead_trainer_is_in_nobodys_way(ledger: Ledger) -> None:
+@pytest.mark.parametrize("slot", [None, SLOT])
+def test_a_dead_trainer_is_in_nobodys_way(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
+) -> None:
+    # given a run whose trainer is dead, and nobody who reconciles
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     lost = take(ledger, ask(ledger), lost=True)
-    ask(ledger)
+
+    # when somebody comes who wants another, then they wait for a moment, and get it
+    waited: list[Run] = []
+    make_way(ledger, on_wait=waited.append)
+    ask(ledger, slot=slot)
     assert look(ledger, lost.run_id).state == RunState.INTERRUPTED
+    assert [(run.id, run.state) for run in waited] == [(lost.run_id, RunState.RUNNING)]
+
+
+def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_of(ledger: Ledger) -> None:
+    # given a run whose lease is over, and its trainer's next heartbeat
+    claim = take(ledger, ask(ledger), lost=True)
+
+    def beat(_run: Run) -> None:
+        with ledger.transaction() as connection:
+            renew_run(connection, claim)
+
+    # when somebody wants another, then it is refused, and this one goes on
+    make_way(ledger, on_wait=beat)
+    with pytest.raises(Conflict, match=f"{claim.run_id} is under way"):
+        ask(ledger)
+    # And nobody waits for one that is well
+    make_way(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
 
 
 def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledger) -> None:
@@ -420,7 +523,7 @@ def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: 
     # when a trainer starts at last, then it does not get it, and the run says so
     with ledger.transaction() as connection:
         assert claim_run(connection, run_id, owner="host/1") is None
-        [skipped] = end_lost_runs(connection)
+        [skipped] = end_lost_runs(connection, Silence())
     assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
     assert skipped.error == "no trainer took it within an hour of its slot"
 
@@ -429,7 +532,7 @@ def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -
     run_id = ask(ledger)
     change(ledger, run_id, requested_at=db_now(-30 * 86_400))
     with ledger.transaction() as connection:
-        assert end_lost_runs(connection) == []
+        assert end_lost_runs(connection, Silence()) == []
     take(ledger, run_id)
 
 
@@ -478,9 +581,15 @@ def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, bell: Bell,
     assert broker.waiting(RETRAIN_QUEUE) == 0
 
 
-def test_the_reconciler_ends_what_nobody_will(ledger: Ledger, bell: Bell) -> None:
+def test_the_reconciler_ends_what_nobody_will(
+    ledger: Ledger, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reconciler = Reconciler(ledger, bell, holder="anna")
     claim = take(ledger, ask(ledger), lost=True)
+    reconciler.tick()
+    assert look(ledger, claim.run_id).state == RunState.RUNNING
+    # It is the same one that looks again.
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 
@@ -489,3 +598,4 @@ def test_a_heartbeat_may_be_late_a_few_times() -> None:
     from worker.learning.heartbeat import HEARTBEAT_SECONDS
 
     assert HEARTBEAT_SECONDS * 10 <= RUN_LEASE_SECONDS
+    assert HEARTBEAT_SECONDS * 5 <= RUN_GRACE_SECONDS

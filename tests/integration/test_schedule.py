@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import SettingsError
-from jobs.ledger import Ledger
-from jobs.ledger.runs import latest_runs
+from jobs.ids import new_id
+from jobs.ledger import Ledger, runs
+from jobs.ledger.runs import claim_run, latest_runs, request_run
 from jobs.queue import RETRAIN_QUEUE, make_app
-from jobs.schema import RunState
+from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from tests.conftest import Broker
 from worker import schedule
@@ -167,6 +168,23 @@ def test_a_slot_that_was_missed_does_not_fire_late(
     assert states(ledger) == []
     assert broker.waiting(RETRAIN_QUEUE) == 0
     assert "missed" in caplog.text
+
+
+def test_a_trainer_that_died_costs_no_slot(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a run whose trainer is dead, and nobody who reconciles
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={})
+        assert claim_run(connection, run_id, owner="host/1") is not None
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+
+    # when the slot's time has come, then it has a run that waits
+    clock.at = SUNDAY + timedelta(seconds=0.3)
+    fire(beat)
+    assert states(ledger) == [(RunState.PENDING, SUNDAY), (RunState.INTERRUPTED, None)]
 
 
 def test_each_slot_has_another_seed(beat: SlotScheduler, clock: type[Clock], ledger: Ledger) -> None:

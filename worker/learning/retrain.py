@@ -21,6 +21,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.evaluations import save_evaluation
 from jobs.ledger.models import get_model
 from jobs.ledger.runs import (
+    Run,
     RunClaim,
     RunLost,
     add_epoch,
@@ -29,6 +30,7 @@ from jobs.ledger.runs import (
     fail_run,
     finish_run,
     get_run,
+    make_way,
     request_run,
     was_finished_by,
 )
@@ -70,14 +72,18 @@ class Retrained:
     reason: str  # the verdict's, one sentence
 
 
-def begin_run(settings: Settings, recipe: Recipe) -> RunClaim:
+def begin_run(
+    settings: Settings, recipe: Recipe, *, on_wait: Callable[[Run], None] = lambda _run: None
+) -> RunClaim:
     """A run that this very process is going to train for: asked for and taken in one step. Raises Conflict
-    where another one is under way, Unavailable.
+    where another one is under way, Unavailable. `on_wait` as in `make_way`.
     """
     run_id = new_id()
-    with closing(Ledger(settings.ledger)) as ledger, ledger.transaction() as connection:
-        request_run(connection, run_id, recipe=recipe.to_json())
-        claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
+    with closing(Ledger(settings.ledger)) as ledger:
+        make_way(ledger, on_wait=on_wait)
+        with ledger.transaction() as connection:
+            request_run(connection, run_id, recipe=recipe.to_json())
+            claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
     if claim is None:
         raise RunLost(f"Training run {run_id} was taken by somebody else.")
     return claim
