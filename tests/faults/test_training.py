@@ -66,12 +66,12 @@ def run_of(mill: Mill, run_id: str) -> Run:
         return get_run(connection, run_id)
 
 
-def end_of(mill: Mill, run_id: str) -> RunState:
+def end_of(mill: Mill, run_id: str, *, seconds: float = HEALED_SECONDS) -> RunState:
     """Waits for the run's end."""
     until(
         lambda: run_of(mill, run_id).finished,
         f"run {run_id} has ended: {mill.faults}",
-        seconds=HEALED_SECONDS,
+        seconds=seconds,
     )
     return run_of(mill, run_id).state
 
@@ -190,7 +190,7 @@ def test_a_model_for_which_there_is_no_room_changes_nothing(trainers: list[Mill]
 
             # then its run has failed, after trying again, and says why; nothing is left of it
             for mill, run_id in runs.items():
-                assert end_of(mill, run_id) == RunState.FAILED
+                assert end_of(mill, run_id, seconds=2 * HEALED_SECONDS) == RunState.FAILED
                 assert len(mill.plan.events("limit files")) > 1
                 assert "The store cannot be written: File too large" in (run_of(mill, run_id).error or "")
                 assert (champion(mill), model_files(mill)) == before[mill]

@@ -21,7 +21,17 @@ from jobs.ledger import Ledger, runs
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
 from jobs.ledger.promotions import champion_history
-from jobs.ledger.runs import Run, RunClaim, RunLost, cancel_run, epochs_of, get_run, latest_runs, verdict_on
+from jobs.ledger.runs import (
+    RUN_LEASE_SECONDS,
+    Run,
+    RunClaim,
+    RunLost,
+    cancel_run,
+    epochs_of,
+    get_run,
+    latest_runs,
+    verdict_on,
+)
 from jobs.messages import Message
 from jobs.queue import RETRAIN_TASK, make_app
 from jobs.registry import fetch_model, model_key
@@ -378,6 +388,70 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
     # When a model is trained for two epochs, Then it is promoted, and each epoch is there once
     done = train(settings, little_mnist)
     assert broken == ["describe", "add", "put", "register_model", "conclude"]
+    assert champion_of(ledger) == done.model.id
+    with ledger.reading() as connection:
+        assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """`away["add"] = 3`: how many times more the ledger is away for that function; they are counted down."""
+    away: dict[str, int] = {}
+    real = Ledger.transaction
+
+    @contextlib.contextmanager
+    def breaking(one: Ledger, **named: bool) -> Iterator[Any]:
+        step = sys._getframe(2).f_code.co_name
+        if away.get(step):
+            away[step] -= 1
+            raise Unavailable("The ledger cannot be reached")
+        with real(one, **named) as connection:
+            yield connection
+
+    monkeypatch.setattr(Ledger, "transaction", breaking)
+    return away
+
+
+def test_an_epoch_that_cannot_be_recorded_is_with_the_next_one(
+    settings: Settings,
+    ledger: Ledger,
+    little_mnist: mnist.Mnist,
+    away: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # given a ledger that is away when the first two of three epochs end
+    away["add"] = 2
+    recorded: list[int] = []
+
+    # when a model is trained, then nobody waits for that, and all of them are there in the end
+    done = train(
+        settings,
+        little_mnist,
+        dataclasses.replace(QUICK, epochs=3),
+        on_epoch=lambda _: recorded.append(latest(ledger).epochs_done),
+    )
+    assert recorded == [0, 0, 3]
+    assert caplog.text.count("will be recorded with the next one: The ledger cannot be reached") == 2
+    with ledger.reading() as connection:
+        assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2, 3]
+
+
+def test_a_ledger_that_stays_away_costs_no_training(
+    settings: Settings,
+    ledger: Ledger,
+    little_mnist: mnist.Mnist,
+    away: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a ledger that is away for each epoch, and at the end for as long as a lease lasts
+    pauses = [*retrain._AGAIN_SECONDS, *retrain._AGAIN_SECONDS[-1:] * retrain._INSISTS]
+    assert sum(pauses) > RUN_LEASE_SECONDS
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,) * len(retrain._AGAIN_SECONDS))
+    away |= {"add": 10**9, "register_model": len(pauses), "conclude": len(pauses)}
+
+    # when a model is trained, then it is promoted, and its epochs are recorded with that
+    done = train(settings, little_mnist)
+    assert (away["register_model"], away["conclude"]) == (0, 0)
     assert champion_of(ledger) == done.model.id
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]

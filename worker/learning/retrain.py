@@ -14,6 +14,8 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
+from sqlalchemy.engine import Connection
+
 from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
 from jobs.files import folder_for_now
 from jobs.ids import new_id
@@ -58,6 +60,10 @@ logger = logging.getLogger(__name__)
 #: How long to wait before what needs a service is tried again: a database that is restarted takes seconds,
 #: and a training minutes or hours.
 _AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
+
+#: And how many times more after the last of these once the model is trained, which is what giving up costs
+#: then: for longer than a lease lasts without a sign of life.
+_INSISTS: Final = 6
 
 #: Images to train with: one to learn from, and one to look at between epochs.
 _FEWEST_IMAGES: Final = 2
@@ -165,12 +171,10 @@ def _retrain(
         heartbeat.check()
         on_batch(epoch, done, total)
 
-    def epoch_done(result: EpochResult) -> None:
-        def add() -> None:
-            with ledger.transaction() as connection:
-                add_epoch(connection, claim, asdict(result))
+    epochs = _Epochs(ledger, claim)
 
-        _patiently(add)
+    def epoch_done(result: EpochResult) -> None:
+        epochs.add(result)
         on_epoch(result)
 
     trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
@@ -186,7 +190,7 @@ def _retrain(
         heartbeat.check()
         file = path.read_bytes()
     try:
-        _patiently(
+        _insistently(
             lambda: evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
         )
     except ModelRefused as error:
@@ -195,7 +199,7 @@ def _retrain(
     heartbeat.check()
 
     # the registry: file and hash first
-    model = _patiently(
+    model = _insistently(
         lambda: register_model(
             ledger,
             store,
@@ -216,6 +220,7 @@ def _retrain(
     reason = _conclude(
         ledger,
         claim,
+        epochs,
         model,
         evaluated,
         settings=settings,
@@ -229,18 +234,52 @@ def _retrain(
         with ledger.reading() as connection:
             return get_model(connection, model.id)
 
-    return Retrained(claim.run_id, _patiently(as_it_is_now), reason)
+    return Retrained(claim.run_id, _insistently(as_it_is_now), reason)
+
+
+class _Epochs:
+    """The epochs on their way to the ledger. They are there to be looked at, so none of them is worth the
+    training: what cannot be written goes with the next one, and the rest with the conclusion.
+    """
+
+    def __init__(self, ledger: Ledger, claim: RunClaim) -> None:
+        self._ledger = ledger
+        self._claim = claim
+        self._waiting: list[EpochResult] = []
+
+    def add(self, result: EpochResult) -> None:
+        """One more. Raises RunLost."""
+        self._waiting.append(result)
+        try:
+            with self._ledger.transaction() as connection:
+                self.write(connection)
+        except Unavailable as error:
+            if time_ran_out(error):
+                raise
+            logger.warning("epoch %d will be recorded with the next one: %s", result.epoch, error)
+        else:
+            self._waiting.clear()
+
+    def write(self, connection: Connection) -> None:
+        """Those that are not in the ledger, as far as is known here. Raises RunLost."""
+        for result in self._waiting:
+            add_epoch(connection, self._claim, asdict(result))
 
 
 def _patiently(do: Callable[[], T]) -> T:
     """What `do` gives back, which may be done several times. Raises Unavailable where a service is away and
     stays so.
     """
+    return try_again(do, _AGAIN_SECONDS, on_away=_say_again)
 
-    def say(pause: float, error: Unavailable) -> None:
-        logger.warning("trying again in %g s: %s", pause, error)
 
-    return try_again(do, _AGAIN_SECONDS, on_away=say)
+def _insistently(do: Callable[[], T]) -> T:
+    """The same, of what the training was for."""
+    return try_again(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_away=_say_again)
+
+
+def _say_again(pause: float, error: Unavailable) -> None:
+    logger.warning("trying again in %g s: %s", pause, error)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
@@ -260,6 +299,7 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
 def _conclude(
     ledger: Ledger,
     claim: RunClaim,
+    epochs: _Epochs,
     model: Model,
     evaluated: Evaluated,
     *,
@@ -275,6 +315,7 @@ def _conclude(
     def conclude() -> str:
         try:
             with ledger.transaction() as connection:
+                epochs.write(connection)
                 save_evaluation(
                     connection,
                     model.id,
@@ -300,7 +341,7 @@ def _conclude(
             raise
         return verdict.reason
 
-    return _patiently(conclude)
+    return _insistently(conclude)
 
 
 def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
