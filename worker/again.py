@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -10,6 +11,8 @@ from jobs.errors import Unavailable
 from worker.predicting.time_limit import time_ran_out
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def try_again(
@@ -32,3 +35,8 @@ def try_again(
             on_away(pause, error)
             time.sleep(pause)
     return do()
+
+
+def say_again(pause: float, error: Unavailable) -> None:
+    """For `on_away`: a line in the log."""
+    logger.warning("trying again in %g s: %s", pause, error)

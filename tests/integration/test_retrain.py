@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import io
 import math
 import sys
 import threading
@@ -14,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from PIL import Image
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, DataUnavailable, Unavailable
+from jobs.ids import new_id
 from jobs.ledger import Ledger, runs
+from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, list_models
 from jobs.ledger.promotions import champion_history
@@ -455,6 +460,79 @@ def test_a_ledger_that_stays_away_costs_no_training(
     assert champion_of(ledger) == done.model.id
     with ledger.reading() as connection:
         assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2]
+
+
+def correct(ledger: Ledger, store: Store, model_id: str, *, images: int) -> None:
+    """So many corrected images, each a grey one of its own."""
+    for index in range(images):
+        file = io.BytesIO()
+        Image.new("L", (28, 28), 10 + index).save(file, "PNG")
+        sha256 = hashlib.sha256(file.getvalue()).hexdigest()
+        store.put(correction_key(sha256), file.getvalue())
+        row = NewCorrection(new_id(), index, f"{index}.png", "1", "7", 0.5, model_id, sha256)
+        with ledger.transaction() as connection:
+            save_corrections(connection, [row])
+
+
+def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    little_mnist: mnist.Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given three corrections, and a store that is away once for each
+    correct(ledger, store, train(settings, little_mnist).model.id, images=3)
+    real, away = Store.get, set()
+
+    def get(store: Store, key: str, **more: Any) -> bytes:
+        if key.startswith("corrections/") and key not in away:
+            away.add(key)
+            raise Unavailable("The store cannot be read")
+        return real(store, key, **more)
+
+    monkeypatch.setattr(Store, "get", get)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+
+    # when a model is trained, then on all of them
+    train(settings, little_mnist)
+    assert len(away) == 3
+    data = latest(ledger).data
+    assert data is not None
+    assert (data["corrections"], data["left_out"]) == (3, 0)
+
+
+def test_a_run_that_was_cancelled_reads_no_further_correction(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    little_mnist: mnist.Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a run that is cancelled while it reads the second of many corrections, and a heart that notices
+    correct(ledger, store, train(settings, little_mnist).model.id, images=20)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
+    claim = begin_run(settings, QUICK)
+    real, read = Store.get, []
+
+    def get(store: Store, key: str, **more: Any) -> bytes:
+        if key.startswith("corrections/"):
+            read.append(key)
+            if len(read) == 2:
+                with ledger.transaction() as connection:
+                    cancel_run(connection, claim.run_id)
+                until(
+                    lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()),
+                    "the heart stands still",
+                )
+        return real(store, key, **more)
+
+    monkeypatch.setattr(Store, "get", get)
+
+    # when it goes on, then it ends before the next one
+    with pytest.raises(RunLost, match="is cancelled"):
+        retrain.retrain(settings, claim, little_mnist)
+    assert len(read) == 2
 
 
 def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(

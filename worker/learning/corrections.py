@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from jobs.ledger.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from jobs.store import Store
+from worker.again import say_again, try_again
 from worker.learning.mnist import Mnist
 from worker.predicting.decode import decode, prepare_arrays
 
@@ -32,25 +34,41 @@ _NAMED: Final = 3
 Pixels = npt.NDArray[np.uint8]
 
 
-def add_corrections(data: Mnist, ledger: Ledger, store: Store, limits: ImageLimits, spec: InputSpec) -> Mnist:
+def add_corrections(
+    data: Mnist,
+    ledger: Ledger,
+    store: Store,
+    limits: ImageLimits,
+    spec: InputSpec,
+    *,
+    pauses: Sequence[float] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Mnist:
     """The data with all corrected images after its training images, in the order of their hashes; a training
     image with the same pixels and another label is dropped. `corrections` counts those that were added,
     `left_out` those that could not be: each reason is a line in the log, with how many and the first of them.
 
     `spec` is the input of the model that will be trained, in the shape of the data's images. Images with the
-    same pixels count once, with the label that was said last. Raises Unavailable.
+    same pixels count once, with the label that was said last. Each is a file in the store: where that is
+    away, or the ledger, it is asked again after each of `pauses`, in seconds. Raises Unavailable where it
+    stays away, and what `check` raises, which is called before each image.
     """
-    with ledger.reading() as connection:
-        corrections = all_corrections(connection)
+
+    def read() -> list[Correction]:
+        with ledger.reading() as connection:
+            return all_corrections(connection)
+
+    corrections = try_again(read, pauses, on_away=say_again)
     if not corrections:
         return data
     taken: dict[bytes, _Taken] = {}
     left_out: dict[str, list[Correction]] = {}
     evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
     for correction in _one_an_image(corrections, data.classes):
+        check()
         try:
             label = _place(correction, data.classes)
-            pixels = _pixels(correction, store, limits, spec)
+            pixels = try_again(partial(_pixels, correction, store, limits, spec), pauses, on_away=say_again)
             if pixels.tobytes() in evaluated:
                 raise _LeftOut("it is an image of the evaluation set")
         except _LeftOut as reason:

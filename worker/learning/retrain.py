@@ -41,7 +41,7 @@ from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
-from worker.again import try_again
+from worker.again import say_again, try_again
 from worker.bench import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
@@ -148,7 +148,15 @@ def _retrain(
 
     # the data: MNIST or what was given, and what people corrected
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
-    data = add_corrections(data, ledger, store, settings.image_limits, MNIST_INPUT)
+    data = add_corrections(
+        data,
+        ledger,
+        store,
+        settings.image_limits,
+        MNIST_INPUT,
+        pauses=_AGAIN_SECONDS,
+        check=heartbeat.check,
+    )
 
     if len(data.train_images) < _FEWEST_IMAGES or not data.before_corrections:
         raise DataUnavailable(
@@ -270,16 +278,12 @@ def _patiently(do: Callable[[], T]) -> T:
     """What `do` gives back, which may be done several times. Raises Unavailable where a service is away and
     stays so.
     """
-    return try_again(do, _AGAIN_SECONDS, on_away=_say_again)
+    return try_again(do, _AGAIN_SECONDS, on_away=say_again)
 
 
 def _insistently(do: Callable[[], T]) -> T:
     """The same, of what the training was for."""
-    return try_again(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_away=_say_again)
-
-
-def _say_again(pause: float, error: Unavailable) -> None:
-    logger.warning("trying again in %g s: %s", pause, error)
+    return try_again(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_away=say_again)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
