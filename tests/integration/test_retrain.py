@@ -209,6 +209,39 @@ def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
     assert champion_of(ledger) == first.model.id
 
 
+@pytest.mark.parametrize("error", ["InvalidArgumentError", "InternalError", "ResourceExhaustedError"])
+def test_a_champion_that_does_not_run_costs_no_new_model(
+    settings: Settings,
+    ledger: Ledger,
+    little_mnist: mnist.Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+    error: str,
+) -> None:
+    # given a champion on other images, at whose answers to these TensorFlow fails
+    from worker.predicting.runtime import tf
+
+    fewer = dataclasses.replace(
+        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
+    )
+    first = train(settings, fewer)
+    real, evaluated = Classifier.probabilities, set()
+
+    def choosy(classifier: Classifier, pixels: Any) -> Any:
+        evaluated.add(classifier)
+        if len(evaluated) > 1:  # the new one is evaluated first
+            raise getattr(tf.errors, error)(None, None, "op failed")
+        return real(classifier, pixels)
+
+    monkeypatch.setattr(Classifier, "probabilities", choosy)
+    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+
+    # when another is trained, then the run ends well with its model, and the gate says what it could not do
+    second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
+    assert "not evaluated on the same images" in second.reason
+    assert (latest(ledger).state, latest(ledger).model_id) == (RunState.DONE, second.model.id)
+    assert champion_of(ledger) == first.model.id
+
+
 def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
     """The same with the first few training images only."""
     return dataclasses.replace(

@@ -29,7 +29,7 @@ from jobs.model import Model
 from jobs.registry import fetch_model
 from jobs.store import Store
 from worker.learning.mnist import Mnist
-from worker.predicting.classifier import BATCH, Classifier, Predictions
+from worker.predicting.classifier import BATCH, Classifier, Predictions, blaming_no_image
 from worker.predicting.decode import prepare_arrays
 
 #: The standard normal distribution's 97.5th percentile, for intervals that hold 95 %.
@@ -121,9 +121,10 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     try:
         classifier = Classifier.load(path, model.classes, model.input_spec)
         classifier.warm_up()
+        with blaming_no_image():
+            evaluated = evaluate(classifier, data.test_images, data.test_labels)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
-    evaluated = evaluate(classifier, data.test_images, data.test_labels)
     fingerprint = data.evaluation_fingerprint  # not in the transaction, which holds SQLite's write lock
     with ledger.transaction() as connection:
         save_evaluation(connection, model.id, fingerprint, evaluated.evaluation, evaluated.answers.tobytes())

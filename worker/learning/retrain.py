@@ -201,8 +201,10 @@ def _retrain(
         _insistently(
             lambda: evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
         )
-    except ModelRefused as error:
-        # The gate then says that the two cannot be compared.
+    except (ModelRefused, Unavailable) as error:
+        if time_ran_out(error):
+            raise
+        # The new model is kept all the same; the gate then says that the two cannot be compared.
         logger.warning("the champion cannot be evaluated: %s", error)
     heartbeat.check()
 

@@ -117,20 +117,9 @@ class Classifier:
         Raises ModelRefused if the model cannot be run, Unavailable where this machine cannot run it, or has
         no memory for it: no image was looked at, so whatever goes wrong is the fault of none.
         """
-        try:
+        with blaming_no_image():
             for batch in self._padded.values():
                 self.predict(batch)
-        except (
-            tf.errors.InvalidArgumentError,
-            tf.errors.UnimplementedError,
-            ValueError,
-            TypeError,
-        ) as error:
-            raise ModelRefused(f"the model does not run: {error}") from error
-        except tf.errors.OpError as error:
-            # A GPU that is gone, or in the hands of somebody else.
-            reason = error.message.strip().partition("\n")[0]
-            raise Unavailable(f"The model does not run on this machine: {reason}") from error
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         """Classify uint8 pixels of shape (n, *spec.shape): n answers in the order of the n images.
@@ -205,6 +194,26 @@ def load_model(path: Path) -> keras.Model:
         # Keras raises nearly anything on a file it can't use; its first line says enough.
         reason = str(error).strip().partition("\n")[0]
         raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
+
+
+@contextmanager
+def blaming_no_image() -> Iterator[None]:
+    """Around what a model computes where no image is to blame for whatever goes wrong: raises ModelRefused if
+    the model cannot be run, Unavailable where this machine cannot run it.
+    """
+    try:
+        yield
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise ModelRefused(f"the model does not run: {error}") from error
+    except tf.errors.OpError as error:
+        # A GPU that is gone, or in the hands of somebody else.
+        reason = error.message.strip().partition("\n")[0]
+        raise Unavailable(f"The model does not run on this machine: {reason}") from error
 
 
 @contextmanager
