@@ -33,8 +33,10 @@ from jobs.ledger.progress import (
 from jobs.ledger.promotions import Promotion, StoredVerdict, champion_before, champion_history, roll_back
 from jobs.ledger.runs import (
     Run,
+    Silence,
     cancel_run,
     classes_learnt,
+    end_lost_runs,
     epochs_of,
     get_run,
     latest_runs,
@@ -428,9 +430,17 @@ class Client:
             return verdict_on(connection, run_id)
 
     def follow_run(self, run_id: str) -> Iterator[Run]:
-        """The run again and again until it has finished. Raises NotFound."""
+        """The run again and again until it has finished. Raises NotFound.
+
+        Where its trainer vanished it is ended here: nobody else may be there to see to it.
+        """
+        silence = Silence()
         while True:
             run = self.run(run_id)
+            if run.silent_since is not None:
+                with self.ledger.transaction() as connection:
+                    end_lost_runs(connection, silence)
+                run = self.run(run_id)
             yield run
             if run.finished:
                 return

@@ -10,7 +10,7 @@ from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.schema import RunState
 from labelmill.client import Client
-from labelmill.console import ExitCode, counted, say
+from labelmill.console import ExitCode, counted, say, time_words
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
 from labelmill.watching import who_may_be_missing
@@ -102,6 +102,18 @@ def asked_by(run: Run) -> str:
     return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
 
 
+def run_state_words(run: Run) -> str:
+    """Where a run stands, for people."""
+    if run.silent_since is None:
+        return str(run.state)
+    return f"{run.state}, but {silence_words(run)}"
+
+
+def silence_words(run: Run) -> str:
+    """Of a run whose trainer may be dead."""
+    return f"no sign of life since {time_words(run.silent_since)}"
+
+
 def run_to_json(run: Run) -> dict[str, Any]:
     """A run for programs."""
     return asdict(run)
@@ -132,6 +144,8 @@ def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
         return who_may_be_missing("trainer", embedded=embedded)
     if run.state != RunState.RUNNING:
         return ""
+    if run.silent_since is not None:
+        return "its trainer gives no sign of life"
     if run.data is None:
         return "loading the data"
     epochs = run.recipe["epochs"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,20 +45,31 @@ def train_with_progress(
     # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
     from worker.learning.retrain import begin_run, retrain
 
-    claim = begin_run(settings, recipe, on_wait=say_silent)
-    with ProgressLine("training") as progress:
+    with _sigterm_like_ctrl_c():
+        claim = begin_run(settings, recipe, on_wait=say_silent)
+        with ProgressLine("training") as progress:
 
-        def on_batch(epoch: int, done: int, total: int) -> None:
-            progress.update(
-                (epoch - 1) * total + done,
-                total=recipe.epochs * total,
-                note=f"epoch {epoch} of {recipe.epochs}",
-            )
+            def on_batch(epoch: int, done: int, total: int) -> None:
+                progress.update(
+                    (epoch - 1) * total + done,
+                    total=recipe.epochs * total,
+                    note=f"epoch {epoch} of {recipe.epochs}",
+                )
 
-        def on_epoch(result: EpochResult) -> None:
-            say(epoch_line(result, recipe.epochs))
+            def on_epoch(result: EpochResult) -> None:
+                say(epoch_line(result, recipe.epochs))
 
-        return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
+            return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Who is told to stop says so in the run, which otherwise seems to go on until somebody misses it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def say_silent(run: Run) -> None:

@@ -20,7 +20,9 @@ from labelmill.retraining import (
     data_line,
     exit_code_of_run,
     run_in_full,
+    run_state_words,
     run_to_json,
+    silence_words,
     watch_run,
 )
 from producer.export import printable
@@ -63,7 +65,8 @@ def runs(
         epochs = f"{run.epochs_done}/{run.recipe.get('epochs', '-')}"
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         asked = time_words(run.requested_at or run.started_at)
-        said = printable(shorten(run.verdict or run.error or "", _SAID_WIDTH, placeholder=" ..."))
+        told = run.verdict or run.error or (silence_words(run) if run.silent_since else "")
+        said = printable(shorten(told, _SAID_WIDTH, placeholder=" ..."))
         print_data(
             f"{run.id:<18}{run.state:<13}{asked:<27}{asked_by(run):<27}{recipe:<11}{epochs:>9}"
             f"{accuracy:>10}  {said}"
@@ -110,7 +113,7 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
 def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
     lines = [
         ("run", run.id),
-        ("state", str(run.state)),
+        ("state", run_state_words(run)),
         ("asked for by", asked_by(run)),
         ("recipe", ", ".join(f"{name} {value}" for name, value in _told(run.recipe).items())),
         ("data", data_line(run) if run.data else "-"),

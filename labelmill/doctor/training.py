@@ -53,6 +53,13 @@ def _under_way(connection: Connection, settings: Settings) -> Finding:
     run = find_active_run(connection)
     if run is None:
         return _area.ok("no training run is under way")
+    if run.silent_since is not None:
+        silent = (now(connection) - run.silent_since).total_seconds()
+        return _area.warning(
+            f"training run {run.id} is under way, but its trainer {run.owner} gave no sign of life for "
+            f"{duration(silent)}, and nobody has ended it",
+            fix=f"labelmill runs show {run.id} --watch, which ends it where the trainer is dead",
+        )
     if run.state == RunState.RUNNING:
         return _area.ok(f"training run {run.id} is under way: {run.owner} trains")
     waits = (now(connection) - run.requested_at).total_seconds() if run.requested_at else 0.0

@@ -71,6 +71,21 @@ def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> No
     assert not (home.path / "broker" / "valkey.sock").exists()
 
 
+def test_a_training_of_ones_own_that_is_told_to_stop_says_so(home: Home, tmp_path: Path) -> None:
+    # given a training that takes minutes, in a process of its own
+    log = tmp_path / "train.log"
+    home.ok("runs")  # there is a ledger
+    with home.started("train", "--profile", "long", log=log) as process:
+        until(lambda: any(run["epochs_done"] for run in home.json("runs")), "an epoch is done")
+
+    # when that gets SIGTERM, then it ends as by Ctrl-C, and nobody takes the run for one that goes on
+    assert process.returncode == 130
+    assert "interrupted" in log.read_text()
+    [run] = home.json("runs")
+    assert (run["state"], run["error"]) == ("interrupted", "its trainer was told to stop")
+    assert home.json("models", "list") == []
+
+
 def test_without_a_stack_the_run_waits_and_a_second_one_is_told_so(home: Home) -> None:
     # given no stack, when somebody asks for a run
     asked = home.run("retrain")

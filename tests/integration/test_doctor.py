@@ -1032,8 +1032,13 @@ def test_a_training_run_that_waits_for_a_trainer(settings, ledger):
     assert_warning(finding, fix=f"labelmill worker --trainer, or labelmill runs cancel {run_id}")
 
     # And one that somebody is at is well, however long it takes
-    change(ledger, training_runs, state=RunState.RUNNING, owner="host/3")
+    change(ledger, training_runs, state=RunState.RUNNING, owner="host/3", lease_until=db_now(60))
     assert said(training.check_training, settings, "under way: host/3 trains").level == OK
+
+    # But not where nobody has heard of them for a week
+    change(ledger, training_runs, lease_until=db_now(-7 * 86_400))
+    finding = said(training.check_training, settings, "its trainer host/3 gave no sign of life for 7 days")
+    assert_warning(finding, fix=f"labelmill runs show {run_id} --watch")
 
 
 @pytest.mark.parametrize(
