@@ -19,6 +19,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.health import Health, model_health
+from jobs.ledger.lost_runs import Silence, end_lost_runs, make_way
 from jobs.ledger.models import get_model, list_models
 from jobs.ledger.naming import job_named, model_named, run_named
 from jobs.ledger.pausing import pause_job, resume_job
@@ -33,14 +34,11 @@ from jobs.ledger.progress import (
 from jobs.ledger.promotions import Promotion, StoredVerdict, champion_before, champion_history, roll_back
 from jobs.ledger.runs import (
     Run,
-    Silence,
     cancel_run,
     classes_learnt,
-    end_lost_runs,
     epochs_of,
     get_run,
     latest_runs,
-    make_way,
     request_run,
     verdict_on,
 )

@@ -20,8 +20,9 @@ from kombu.exceptions import OperationalError
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.gathering import overdue_small
+from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.pausing import hold_leftover_chunks
-from jobs.ledger.runs import Silence, end_lost_runs, interrupt_runs_of, run_to_ring
+from jobs.ledger.runs import interrupt_runs_of, run_to_ring
 from jobs.ledger.upkeep import (
     RECONCILE_LOCK,
     chunks_to_ring,

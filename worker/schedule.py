@@ -21,7 +21,8 @@ from celery.schedules import ParseException, crontab
 from jobs.errors import LabelmillError, SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.runs import make_way, request_run
+from jobs.ledger.lost_runs import make_way
+from jobs.ledger.runs import request_run
 from jobs.queue import RETRAIN_TASK, Bell
 from jobs.schema import RunState
 from jobs.settings import Settings

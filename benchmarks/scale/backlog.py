@@ -17,9 +17,10 @@ from jobs.ledger import Ledger
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.gathering import gather_chunks, overdue_small
+from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
 from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.runs import Silence, end_lost_runs, run_to_ring
+from jobs.ledger.runs import run_to_ring
 from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,

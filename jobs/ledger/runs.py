@@ -8,8 +8,7 @@ token.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,7 +19,7 @@ from sqlalchemy.engine import Connection, Row
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
-from jobs.ledger.database import Ledger, insert_into
+from jobs.ledger.database import insert_into
 from jobs.ledger.intake import QUIET_SECONDS
 from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.workers import trainer_is_there
@@ -28,15 +27,6 @@ from jobs.schema import RunState, db_now, models, training_epochs, training_runs
 
 #: How long a trainer owns its run without a sign of life.
 RUN_LEASE_SECONDS: Final = 60.0
-
-#: And for how long its lease has to be seen to be over until it is taken for dead: some heartbeats.
-RUN_GRACE_SECONDS: Final = 10.0
-
-#: What is between two looks counts for no more of it: a little more than a reconciler lets pass.
-_MOST_BETWEEN_LOOKS: Final = 3.0
-
-#: How often who waits for that looks.
-_LOOK_SECONDS: Final = 0.5
 
 #: A run of the schedule that no trainer took within this time is skipped: it must not begin by surprise when
 #: one is started days later. What a person asked for waits for as long as it takes.
@@ -97,9 +87,9 @@ def request_run(
 
     For a person, who has no slot: raises Conflict where another run is under way. For the schedule: None
     where the slot has its run already; `skipped`, with the reason in its row, where another is under way.
-    So is one whose trainer is dead until somebody has ended it: call `make_way` before.
+    So is one whose trainer is dead until somebody has ended it: call `jobs.ledger.lost_runs.make_way` before.
     """
-    _end_one(connection, *_STALE)
+    end_active(connection, *STALE)
     asked = {
         "recipe": recipe,
         "slot": slot,
@@ -185,7 +175,7 @@ def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | 
     token = new_id()
     recipe = connection.execute(
         training_runs.update()
-        .where(training_runs.c.id == run_id, training_runs.c.state == RunState.PENDING, ~_is_stale())
+        .where(training_runs.c.id == run_id, training_runs.c.state == RunState.PENDING, ~is_stale())
         .values(
             state=RunState.RUNNING,
             token=token,
@@ -299,73 +289,6 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
     return run
 
 
-class Silence:
-    """How long a run's lease has been seen to be over, by one who looks again and again.
-
-    A lease that is over is no proof. The database's clock may have been set, the machine may have slept, or
-    the ledger was away; a trainer that lives renews it with its next heartbeat. So nobody ends a run at their
-    first look: the same lease has to be over for RUN_GRACE_SECONDS by their own clock, and of that only what
-    they were awake and in touch for counts.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lease: tuple[str, datetime] | None = None
-        self._looked_at = 0.0
-        self._seconds = 0.0
-
-    def lasts(self, run_id: str, lease_until: datetime) -> bool:
-        """Whether it has lasted for long enough now that this lease is seen to be over."""
-        now, lease = self._clock(), (run_id, lease_until)
-        if self._lease == lease:
-            self._seconds += min(now - self._looked_at, _MOST_BETWEEN_LOOKS)
-        else:
-            self._lease, self._seconds = lease, 0.0
-        self._looked_at = now
-        return self._seconds >= RUN_GRACE_SECONDS
-
-
-def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
-    """Ends what nobody will bring to an end: a run whose trainer gave no sign of life for its whole lease,
-    and none for as long as `silence` takes after that, is interrupted; one of the schedule that no trainer
-    took in time is skipped. Gives them back as they are now. `silence` is the same at each of the caller's
-    looks.
-    """
-    # One row at most, by the index on `active`: every reconciler asks this every few seconds.
-    active = connection.execute(
-        sa.select(training_runs.c.id, training_runs.c.state, training_runs.c.lease_until).where(
-            training_runs.c.active == 1, sa.or_(_is_lost(), _is_stale())
-        )
-    ).one_or_none()
-    if active is None:
-        return []
-    if active.state != RunState.RUNNING:
-        return _end_one(connection, *_STALE)
-    if not silence.lasts(active.id, active.lease_until):
-        return []
-    return _end_one(connection, *_LOST)
-
-
-def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
-    """For who is about to ask for a run, and not in a transaction: where the lease of the one under way is
-    over, waits until its trainer is heard of again or, some RUN_GRACE_SECONDS later, the run is ended.
-    `on_wait` is told which one. Raises Unavailable.
-    """
-    silence, told = Silence(), False
-    while True:
-        with ledger.reading() as connection:
-            run = find_active_run(connection)
-        if run is None or run.silent_since is None:
-            return
-        if not told:
-            on_wait(run)
-            told = True
-        with ledger.transaction() as connection:
-            if end_lost_runs(connection, silence):
-                return
-        time.sleep(_LOOK_SECONDS)
-
-
 def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
     """Ends the runs of processes that are dead, or told to stop, so that nobody waits for their leases to run
     out; gives back their ids.
@@ -387,7 +310,9 @@ def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: s
     return ended
 
 
-def _end_one(connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str) -> list[Run]:
+def end_active(
+    connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str
+) -> list[Run]:
     """The run that is so at this very moment, whatever it was when somebody looked; ended."""
     ended = connection.scalar(
         training_runs.update()
@@ -401,11 +326,13 @@ def _end_one(connection: Connection, which: sa.ColumnElement[bool], state: RunSt
     return [get_run(connection, ended)]
 
 
-def _is_lost() -> sa.ColumnElement[bool]:
+def is_lost() -> sa.ColumnElement[bool]:
+    """A trainer has the run, and its lease is over."""
     return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
 
-def _is_stale() -> sa.ColumnElement[bool]:
+def is_stale() -> sa.ColumnElement[bool]:
+    """No trainer took this run of the schedule in time."""
     return sa.and_(
         training_runs.c.state == RunState.PENDING,
         training_runs.c.slot.is_not(None),
@@ -414,8 +341,8 @@ def _is_stale() -> sa.ColumnElement[bool]:
 
 
 # Which runs nobody will bring to an end, what becomes of them, and why.
-_LOST: Final = (_is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
-_STALE: Final = (_is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
+LOST: Final = (is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
+STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
 
 
 # ---- looking ------------------------------------------------------------------------------------------
@@ -423,7 +350,7 @@ _STALE: Final = (_is_stale(), RunState.SKIPPED, "no trainer took it within an ho
 _RUNS: Final = sa.select(
     training_runs,
     models.c.accuracy,
-    sa.case((_is_lost(), training_runs.c.lease_until)).label("lost_at"),
+    sa.case((is_lost(), training_runs.c.lease_until)).label("lost_at"),
     sa.select(sa.func.count())
     .where(training_epochs.c.run_id == training_runs.c.id)
     .scalar_subquery()

@@ -750,7 +750,7 @@ MUTANTS: Final = (
         "integration/test_runs.py::test_two_trainers_and_one_run",
         Change(
             _RUNS,
-            "training_runs.c.state == RunState.PENDING, ~_is_stale())",
+            "training_runs.c.state == RunState.PENDING, ~is_stale())",
             "training_runs.c.active == 1)",
         ),
     ),

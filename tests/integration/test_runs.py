@@ -12,20 +12,18 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger, runs
+from jobs.ledger import Ledger, lost_runs
+from jobs.ledger.lost_runs import RUN_GRACE_SECONDS, Silence, end_lost_runs, make_way
 from jobs.ledger.runs import (
-    RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,
     Run,
     RunClaim,
     RunLost,
-    Silence,
     add_epoch,
     cancel_run,
     claim_run,
     describe_data,
-    end_lost_runs,
     epochs_of,
     fail_run,
     find_active_run,
@@ -33,7 +31,6 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
-    make_way,
     renew_run,
     request_run,
     run_to_ring,
@@ -476,7 +473,7 @@ def test_a_dead_trainer_is_in_nobodys_way(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
 ) -> None:
     # given a run whose trainer is dead, and nobody who reconciles
-    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
     lost = take(ledger, ask(ledger), lost=True)
 
     # when somebody comes who wants another, then they wait for a moment, and get it
@@ -589,7 +586,7 @@ def test_the_reconciler_ends_what_nobody_will(
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.RUNNING
     # It is the same one that looks again.
-    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 

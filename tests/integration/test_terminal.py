@@ -138,7 +138,8 @@ def run(settings: Settings, monkeypatch) -> Callable[..., str]:
     "command",
     ["predictions JOB --format table", "correct --list", "models health", "models list"],
 )
-def test_classes_are_written_out(run, job: Job, command: str) -> None:
+def test_classes_are_written_out(run, job: Job, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow list of models only has their number
     said = run(*command.replace("JOB", job.id).split())
     assert obeyed(said) == []
     for each in WRITTEN_OUT:

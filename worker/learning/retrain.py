@@ -21,6 +21,7 @@ from jobs.files import folder_for_now
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import save_evaluation
+from jobs.ledger.lost_runs import make_way
 from jobs.ledger.models import get_model
 from jobs.ledger.runs import (
     Run,
@@ -32,7 +33,6 @@ from jobs.ledger.runs import (
     fail_run,
     finish_run,
     get_run,
-    make_way,
     request_run,
     was_finished_by,
 )
