@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
 
 #: How often a run that is followed is looked at: an epoch takes seconds.
-RUN_LOOK_SECONDS: Final = 0.5
+RUN_LOOK_SECONDS: Final = 0.2
 
 
 class Client:

@@ -6,6 +6,7 @@ The parent process imports this and never TensorFlow; each child loads its model
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
@@ -65,6 +66,11 @@ def _warm_up(**_: Any) -> None:
 
 
 @worker_process_shutdown.connect
-def _clear_up(**_: Any) -> None:
+def _clear_up(exitcode: int, **_: Any) -> None:
     """A child ends without Python's own end, in which the last spans of its traces would be sent."""
     close_bench_of_this_process()
+    if exitcode == os.EX_OK:
+        # The worker is stopped in good order, and waits for its children. Celery's would tell it that they
+        # end, which it finds out anyway, and sleep for a second: most of what a person waits for who has
+        # the result of `classify` or `retrain --wait`. One that is replaced ends in Celery's way.
+        os._exit(exitcode)
