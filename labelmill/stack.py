@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Final, NoReturn, Self
+from typing import IO, Final, Self
 
 import redis
 
@@ -27,6 +26,7 @@ from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.migrating import open_ledger
+from labelmill.signals import sigterm_like_ctrl_c
 
 #: How long a service may take to start.
 START_SECONDS: Final = 30.0
@@ -130,7 +130,7 @@ class Stack:
             )
         if beat:
             self._services.append(_Service("beat", beat_command()))
-        self._before: Any = None
+        self._signals = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Raises UserError where a stack with this home and its embedded broker is up, Unavailable where one
@@ -139,7 +139,7 @@ class Stack:
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")
         open_ledger(self._settings).close()
-        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        self._signals.enter_context(sigterm_like_ctrl_c())
         try:
             for service in self._services:
                 self._start(service)
@@ -198,9 +198,7 @@ class Stack:
                         os.killpg(service.process.pid, signal.SIGKILL)
                     service.process.wait()
                     service.process = None
-            if self._before is not None:
-                signal.signal(signal.SIGTERM, self._before)
-                self._before = None
+            self._signals.close()
 
     def _start(self, service: _Service) -> None:
         output: IO[bytes] | None = None
@@ -280,10 +278,6 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

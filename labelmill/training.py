@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +12,7 @@ from jobs.ledger.runs import Run
 from jobs.settings import Settings
 from labelmill.console import say, time_words
 from labelmill.progress import ProgressLine
+from labelmill.signals import sigterm_like_ctrl_c
 
 #: TensorFlow's dice take a seed of 32 bits with a sign.
 MAX_SEED: Final = 2**31 - 1
@@ -46,7 +44,8 @@ def train_with_progress(
     # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
     from worker.learning.retrain import begin_run, retrain
 
-    with _sigterm_like_ctrl_c():
+    # Who is told to stop says so in the run, which otherwise seems to go on until somebody misses it.
+    with sigterm_like_ctrl_c():
         claim = begin_run(settings, recipe, on_wait=say_silent)
         with ProgressLine("training") as progress:
 
@@ -61,16 +60,6 @@ def train_with_progress(
                 say(epoch_line(result, recipe.epochs))
 
             return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
-
-
-@contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Who is told to stop says so in the run, which otherwise seems to go on until somebody misses it."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def say_silent(run: Run) -> None:

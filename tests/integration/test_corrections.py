@@ -475,6 +475,14 @@ def age(store: Store, name: str, days: float = 2) -> None:
     os.utime(store.folder / correction_key(name), (then, then))
 
 
+def leave(store: Store, data: bytes) -> str:
+    """A copy that was left two days ago; gives back its name."""
+    name = sha256(data)
+    store.put(correction_key(name), data)
+    age(store, name)
+    return name
+
+
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     ledger, store, submitted, worker, correct, monkeypatch
 ) -> None:
@@ -570,9 +578,7 @@ def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
     # nobody needed the copy, and before it is removed
     job = submitted(1)
     finish(worker, job)
-    name = sha256(b"pixels 0")
-    store.put(correction_key(name), b"pixels 0")
-    age(store, name)
+    name = leave(store, b"pixels 0")
 
     def slow(*args: Any) -> None:
         with Client(settings) as another:
@@ -598,9 +604,7 @@ def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
     # leaves the new one, and of who takes more than a day it does not
     job = submitted(2)
     finish(worker, job)
-    name = sha256(b"pixels 0")
-    store.put(correction_key(name), b"pixels 0")
-    age(store, name)
+    name = leave(store, b"pixels 0")
     seen: list[set[str]] = []
 
     def slow(*args: Any) -> Any:
@@ -622,9 +626,7 @@ def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
 
 def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatch) -> None:
     # given a copy that was left, and is made again after it was seen that no correction is about it
-    name = sha256(b"x")
-    store.put(correction_key(name), b"x")
-    age(store, name)
+    name = leave(store, b"x")
 
     def slow(*args: Any) -> list[str]:
         found = original(*args)

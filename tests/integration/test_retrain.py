@@ -242,6 +242,12 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
     assert champion_of(ledger) == first.model.id
 
 
+def end_lease(ledger: Ledger) -> None:
+    """As if the trainer had not been heard of for the whole of it."""
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+
+
 def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
     """The same with the first few training images only."""
     return dataclasses.replace(
@@ -329,8 +335,7 @@ def test_a_trainer_that_died_is_in_nobodys_way(
     # given a run whose trainer is dead, and nobody who reconciles
     monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
     dead = begin_run(settings, QUICK)
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+    end_lease(ledger)
 
     # when somebody wants another, then they are told of it, and get theirs
     waited: list[Run] = []
@@ -643,8 +648,7 @@ def test_the_heart_keeps_the_lease_while_nothing_else_does(
     # given a lease that is about to run out
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     claim = begin_run(settings, QUICK)
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+    end_lease(ledger)
 
     # when the heart beats, then it lasts again, though no batch has passed
     with Heartbeat(settings, claim) as heart:
@@ -663,8 +667,7 @@ def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
     # given a lease that is about to run out, and a ledger that is away for three beats
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     claim = begin_run(settings, QUICK)
-    with ledger.transaction() as connection:
-        connection.execute(training_runs.update().values(lease_until=db_now(-1)))
+    end_lease(ledger)
     beats: list[RunClaim] = []
     real = heartbeat.renew_run
 
