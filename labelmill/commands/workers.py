@@ -9,7 +9,7 @@ import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, tells_errors, time_words
+from labelmill.console import counted, examples, print_data, print_json, tells_errors, time_words
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -40,7 +40,7 @@ def _at(worker: WorkerStatus) -> str:
         return "gone"
     if worker.run is not None:
         return f"training run {worker.run}"
-    return f"{len(worker.chunks)} chunks" if worker.chunks else "-"
+    return counted(len(worker.chunks), "chunk") if worker.chunks else "-"
 
 
 def _to_json(worker: WorkerStatus) -> dict[str, object]:

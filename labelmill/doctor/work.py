@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger import diagnosis
 from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.settings import Settings
+from labelmill.console import counted
 from labelmill.doctor.findings import Area, Finding, duration
 from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
 from labelmill.looking import NoLedgerYet
@@ -72,7 +73,7 @@ def _reconciler(found: diagnosis.Reconciling | None, *, waits: bool, start: str)
 
 def _progress(work: diagnosis.Work, settings: Settings, *, start: str) -> Finding:
     patience = _LOST_LEASES * settings.lease_seconds
-    what = f"{work.waiting:,} chunks wait, {work.under_way:,} are under way"
+    what = f"chunks: {work.waiting:,} waiting, {work.under_way:,} under way"
     waits_long = work.oldest_waiting is not None and work.oldest_waiting > patience
     stands_still = work.last_finished is None or work.last_finished > patience
     if work.under_way or not waits_long or not stands_still:
@@ -86,8 +87,9 @@ def _progress(work: diagnosis.Work, settings: Settings, *, start: str) -> Findin
 def _lost(found: dict[str, int], *, start: str) -> Finding:
     if not found:
         return _area.ok("no chunk's lease ran out long ago")
+    chunks = counted(sum(found.values()), "chunk")
     return _area.problem(
-        f"the worker of {sum(found.values()):,} chunks vanished, and nobody took them up: {_names(found)}",
+        f"the worker of {chunks} vanished, and nobody took up its work: {_names(found)}",
         fix=f"{start}; where one runs, look at what is said of the broker",
     )
 
@@ -96,7 +98,7 @@ def _silent(found: list[str], *, start: str) -> Finding:
     if not found:
         return _area.ok("every job that is being received has its producer")
     return _area.warning(
-        f"the producer of {len(found)} jobs vanished in mid-submission: {_names(found)}",
+        f"the producer of {counted(len(found), 'job')} vanished in mid-submission: {_names(found)}",
         fix=f"{start} (they fail by themselves then), or labelmill cancel {found[0]}; then submit again",
     )
 
@@ -105,7 +107,7 @@ def _crashing(found: dict[str, int]) -> Finding:
     if not found:
         return _area.ok("no chunk under way crashed before")
     return _area.warning(
-        f"{sum(found.values()):,} chunks crashed and are being tried again, in halves: {_names(found)}",
+        f"{counted(sum(found.values()), 'chunk')} crashed; trying again, in halves: {_names(found)}",
         fix="wait: the image that does it is found by itself. The worker's log has what it died of",
     )
 
@@ -125,7 +127,7 @@ def _given_up(found: dict[str, int]) -> Finding:
     if not found:
         return _area.ok("no image was given up in the last seven days")
     return _area.warning(
-        f"{sum(found.values()):,} images crashed all alone and were given up, in {_names(found)}",
+        f"given up after crashing all alone: {counted(sum(found.values()), 'image')}, in {_names(found)}",
         fix=f"labelmill predictions {next(iter(found))} --errors",
     )
 
@@ -134,7 +136,7 @@ def _paused(found: list[str]) -> Finding:
     if not found:
         return _area.ok("no job has been paused for long")
     return _area.warning(
-        f"{len(found)} jobs have been paused for over a day: {_names(found)}",
+        f"paused for over a day: {_names(found)}",
         fix=f"labelmill resume {found[0]}, or labelmill cancel {found[0]}",
     )
 

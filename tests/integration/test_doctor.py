@@ -1073,7 +1073,7 @@ def test_jobs_that_are_well(settings, make_job, worker, reconciled):  # noqa: AR
     worker.work(job.chunks[1])
 
     assert all_well(work.check_work, settings)
-    assert said(work.check_work, settings, "1 chunks wait, 1 are under way").level == OK
+    assert said(work.check_work, settings, "chunks: 1 waiting, 1 under way").level == OK
     assert said(work.check_work, settings, "host/17 reconciles").level == OK
 
 
@@ -1113,25 +1113,25 @@ def test_chunks_that_wait_and_nothing_is_finished(settings, ledger, make_job, wo
 
     # When one is being worked on, Then it is only slow
     claim = worker.must_claim(job.chunks[0])
-    assert said(work.check_work, settings, "2 chunks wait, 1 are under way").level == OK
+    assert said(work.check_work, settings, "chunks: 2 waiting, 1 under way").level == OK
 
     # And when one was just finished
     worker.finish(claim)
-    assert said(work.check_work, settings, "2 chunks wait, 0 are under way").level == OK
+    assert said(work.check_work, settings, "chunks: 2 waiting, 0 under way").level == OK
 
     # But not when that is long ago
     with ledger.transaction() as connection:
         connection.execute(
             chunks.update().where(chunks.c.id == job.chunks[0].id).values(finished_at=db_now(-300))
         )
-    assert said(work.check_work, settings, "2 chunks wait, 0 are under way").level == PROBLEM
+    assert said(work.check_work, settings, "chunks: 2 waiting, 0 under way").level == PROBLEM
 
 
 def test_a_longer_lease_is_more_patience(settings, ledger, make_job):
     make_job([1])
     change(ledger, chunks, created_at=db_now(-300))
     settings = settings.model_copy(update={"lease_seconds": 200.0})
-    assert said(work.check_work, settings, "1 chunks wait").level == OK
+    assert said(work.check_work, settings, "chunks: 1 waiting").level == OK
 
 
 def test_a_chunk_whose_worker_vanished_long_ago(settings, make_job, worker, reconciled):  # noqa: ARG001
@@ -1139,7 +1139,7 @@ def test_a_chunk_whose_worker_vanished_long_ago(settings, make_job, worker, reco
     worker.must_claim(job.chunks[0], lease_seconds=-179)
     assert said(work.check_work, settings, "no chunk's lease ran out long ago").level == OK
     worker.must_claim(job.chunks[1], lease_seconds=-181)
-    finding = said(work.check_work, settings, "the worker of 1 chunks vanished")
+    finding = said(work.check_work, settings, "the worker of 1 chunk vanished")
     assert_problem(finding, fix="labelmill worker")
     assert job.id in finding.what
 
@@ -1159,7 +1159,7 @@ def test_a_job_whose_producer_vanished(settings, ledger, make_job):
 def test_a_chunk_that_crashed_and_is_tried_again(settings, make_job, worker, reconciled):  # noqa: ARG001
     job = make_job([2])
     worker.crash(worker.must_claim(job.chunks[0]))
-    finding = said(work.check_work, settings, "1 chunks crashed")
+    finding = said(work.check_work, settings, "1 chunk crashed")
     assert finding.level == WARNING
     assert job.id in finding.what
 
@@ -1185,7 +1185,7 @@ def test_an_image_that_was_given_up_lately(settings, ledger, make_job, worker, r
     worker.work(given_up.chunks[0], [Outcome("bad.png", None, None, "quarantined", "it crashed")])
 
     # Then the first is told of, and how to see it
-    finding = said(work.check_work, settings, "1 images crashed all alone")
+    finding = said(work.check_work, settings, "given up after crashing all alone: 1 image, in")
     assert_warning(finding, fix=f"labelmill predictions {given_up.id} --errors")
 
     # And for a week
@@ -1204,7 +1204,7 @@ def test_a_job_that_has_been_paused_for_long(settings, ledger, make_job, reconci
 
     # And its chunks are not said to stand still
     change(ledger, chunks, created_at=db_now(-90_000))
-    assert said(work.check_work, settings, "0 chunks wait").level == OK
+    assert said(work.check_work, settings, "chunks: 0 waiting").level == OK
 
 
 def test_many_jobs_are_not_all_named(settings, ledger, make_job, reconciled):  # noqa: ARG001
