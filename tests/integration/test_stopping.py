@@ -49,6 +49,45 @@ def test_a_cold_shutdown_that_hangs_ends_all_the_same(signal_name: str) -> None:
     assert done.returncode == -signal.SIGALRM
 
 
+#: Celery's loop, with nothing to do for ten seconds, and SIGTERM meanwhile.
+LOOP = """
+import os, signal, socket, threading, time
+import celery.apps.worker as celery_worker
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
+from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous.timer import Timer
+import worker.stopping
+
+class Worker:
+    hostname = "worker@here"
+
+hub = Hub(timer=Timer(max_interval=3600))
+set_event_loop(hub)
+nothing_comes, _other_end = socket.socketpair()
+hub.add_reader(nothing_comes, print)
+hub.call_later(3600, print)
+celery_worker.install_worker_term_handler(Worker())
+loop = hub.create_loop()
+began = time.monotonic()
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+try:
+    while True:
+        state.maybe_shutdown()
+        next(loop)
+except WorkerShutdown:
+    print(time.monotonic() - began)
+"""
+
+
+def test_a_worker_with_nothing_to_do_hears_at_once_that_it_is_to_stop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP], capture_output=True, text=True, timeout=60, check=True
+    )
+    # Not when its loop wakes by itself, which is after ten seconds
+    assert float(done.stdout.split()[-1]) < 5
+
+
 #: A child of a worker that ends, up to where Celery's own part of it would begin.
 CHILD = """
 import os, sys
