@@ -1,4 +1,6 @@
-"""Recipes: all that decides how a model turns out, besides the data. docs/training.md has the figures."""
+"""Recipes: all that decides how a model turns out, besides the data. docs/training.md has the figures,
+docs/trials.md what did not help.
+"""
 
 from __future__ import annotations
 
