@@ -49,13 +49,15 @@ def test_on_a_fresh_machine_it_says_what_to_type_first_and_leaves_nothing(fresh:
     [problem] = [number for number, line in enumerate(lines) if line.startswith("problem")]
     assert "no champion" in lines[problem]
     assert lines[problem + 1].split() == ["fix:", "labelmill", "train"]
-    [warning] = [number for number, line in enumerate(lines) if line.startswith("warning")]
+    warnings = [number for number, line in enumerate(lines) if line.startswith("warning")]
+    # How full the disk is on which the tests run is not the doctor's fault.
+    [warning] = [number for number in warnings if "free on the disk" not in lines[number]]
     assert "embedded broker is not running" in lines[warning]
     assert lines[warning + 1].split() == ["fix:", "labelmill", "up"]
 
     # And it says how much was looked at
     checks = sum(line.startswith(("ok ", "warning ", "problem ")) for line in lines)
-    assert lines[-1] == f"{checks} checks; problems: 1, warnings: 1"
+    assert lines[-1] == f"{checks} checks; problems: 1, warnings: {len(warnings)}"
     assert {line.split()[1] for line in lines[:-1] if "fix:" not in line} == set(AREAS)
 
     # And nothing was made
