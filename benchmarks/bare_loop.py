@@ -155,7 +155,6 @@ def _serve(plan: Plan, line: Connection) -> None:
 def load(plan: Plan) -> Network:
     """The model, traced for any number of images, on one thread."""
     import numpy as np
-
     from worker.predicting.runtime import keras, set_threads, tf
 
     set_threads(1)
@@ -191,9 +190,9 @@ def classify(
 ) -> list[Row]:
     """The rows of up to BATCH images, the first of which has that index."""
     import numpy as np
+    from worker.predicting.plain_batch import decode_together
 
     from worker.predicting.decode import DEFAULT_LIMITS, decode
-    from worker.predicting.plain_batch import decode_together
 
     together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
     if len(together) < len(names):

@@ -13,19 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.outcomes import Classified, record_outcomes
+from worker.predicting.stages import Stages
+
 from benchmarks.model import TrainedModel
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import find_champion
-from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.sources import SourceImage, Sources
-from worker.predicting.stages import Stages
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier

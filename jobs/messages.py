@@ -1,14 +1,13 @@
-"""The doorbell: a message that names one chunk, or one training run, and nothing else.
+"""The messages: a wake-up, which names nothing, and a training run's, which names the run.
 
-What it is about, whose turn it is and what became of it is in the ledger (`jobs.ledger.claims`,
-`jobs.ledger.runs`); a message that is lost, doubled or late therefore costs nothing but time.
+The ledger decides what is next (`jobs.ledger.claims`, `jobs.ledger.runs`), so a message that is lost, doubled
+or late costs nothing but time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from jobs.errors import LabelmillError
 from jobs.ids import is_id
@@ -17,24 +16,26 @@ from jobs.ids import is_id
 CLASSIFY_QUEUE: Final = "labelmill.classify"
 RETRAIN_QUEUE: Final = "labelmill.retrain"
 
+CLASSIFY_TASK: Final = "labelmill.classify"
+RETRAIN_TASK: Final = "labelmill.retrain"
+
 
 class MessageError(LabelmillError):
     """A message on our queue is not one of ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """Please look at this. Which kind of thing it is, the task says that the message is for."""
+def check_wake_up(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of a wake-up, which has none. Raises MessageError.
 
-    id: str
+    A message of an older version names a chunk: it is a wake-up as well.
+    """
+    if kwargs or len(args) > 1 or (args and not is_id(args[0])):
+        raise MessageError("it is no wake-up")
 
-    def encode(self) -> tuple[str]:
-        """As the positional arguments of a Celery task."""
-        return (self.id,)
 
-    @classmethod
-    def decode(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
-        """From a Celery task's arguments. Raises MessageError on anything but one id."""
-        if kwargs or len(args) != 1 or not is_id(args[0]):
-            raise MessageError("it does not name one thing of ours")
-        return cls(args[0])
+def run_id_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the id of the training run that a message names. Raises MessageError."""
+    if kwargs or len(args) != 1 or not is_id(args[0]):
+        raise MessageError("it names no training run")
+    run_id: str = args[0]
+    return run_id

@@ -51,6 +51,15 @@ class Payload(NamedTuple):
     names: list[str]
     contents: list[Content]
 
+    def part(self, offset: int, images: int) -> Payload:
+        """Return so many images, from the one at `offset`. Raises PayloadDamaged if it holds fewer."""
+        end = offset + images
+        if len(self.names) != len(self.contents) or len(self.names) < end:
+            raise PayloadDamaged(
+                f"A payload holds {len(self.names)} names and {len(self.contents)} images, not {end}."
+            )
+        return Payload(self.names[offset:end], self.contents[offset:end])
+
 
 def payload_key(job_id: str, chunk_id: str) -> str:
     """Where a chunk's payload lies in the store."""
@@ -92,9 +101,11 @@ def payload_digest(*pieces: bytes) -> str:
     return digest.hexdigest()
 
 
-def read_payload(store: Store, key: str, digest: str, *, offset: int = 0, images: int) -> Payload:
-    """So many images of a payload, from the one at `offset`. Raises PayloadDamaged where the file is gone, is
-    not what was stored, or holds fewer; Unavailable where the store cannot be reached.
+def read_payload(store: Store, key: str, digest: str) -> Payload:
+    """Read a payload from the store and check it.
+
+    Raises PayloadDamaged if the file is gone or is not what was stored; Unavailable if the store cannot be
+    reached.
     """
     try:
         data = store.get(key)
@@ -105,15 +116,9 @@ def read_payload(store: Store, key: str, digest: str, *, offset: int = 0, images
     version, names, contents = msgpack.unpackb(data, unicode_errors=_UNICODE_ERRORS)
     if version not in range(1, _VERSION + 1):
         raise PayloadDamaged(f"The payload {key} is of version {version}, which this program does not know.")
-    end = offset + images
-    if len(names) != len(contents) or len(names) < end:
-        raise PayloadDamaged(
-            f"The payload {key} holds {len(names)} names and {len(contents)} images, not {end}."
-        )
-    contents = contents[offset:end]
     if set(map(type, contents)) != {bytes}:
         contents = list(map(_content, contents))
-    return Payload(names[offset:end], contents)
+    return Payload(names, contents)
 
 
 def _stored(content: Reference | ImageError) -> Any:

@@ -1,9 +1,9 @@
-"""Where a job waits: the Celery application that producer and worker share, and the doorbell."""
+"""The queue: the Celery application that producer and worker share, and the publisher of its messages."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
@@ -12,27 +12,16 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from jobs.messages import CLASSIFY_QUEUE as CLASSIFY_QUEUE
-from jobs.messages import RETRAIN_QUEUE as RETRAIN_QUEUE
-from jobs.messages import Message
+from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK
 from jobs.settings import Settings
-from jobs.transport import AHEAD, Transport
 
 logger = logging.getLogger(__name__)
-
-CLASSIFY_TASK: Final = "labelmill.classify"
-RETRAIN_TASK: Final = "labelmill.retrain"
 
 #: All our keys in Redis start with this, so that nobody else's application meets them.
 KEY_PREFIX: Final = "labelmill:"
 
 #: No more messages than this wait in Redis; more chunks wait in the ledger. Far more than workers can hold.
-MAX_OUTSTANDING: Final = 1_000
-
-#: But so many more of those that go ahead: a small job does not wait until there is room behind a large one.
-#: No more, since each but the first few would find its chunk done with others: who takes a message rings for
-#: the next small job that waits.
-MAX_AHEAD: Final = 32
+MAX_WAITING: Final = 1_000
 
 #: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
 #: BRPOP takes by itself.
@@ -100,99 +89,76 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
-class Bell:
-    """Rings for chunks and training runs: sends their messages. A broker that is away is noted once, not
-    waited for again.
+class Publisher:
+    """Send wake-ups and the messages of training runs.
+
+    Never raises when the broker cannot be reached: the ledger has everything, and a worker's reconciler sends
+    later what is missing. After the first failure nothing is tried again until `reset`.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection = app.connection_for_write()
-        # Not by `broker_transport`: a URL that names its transport goes before it, as `redis+socket://` does.
-        self._connection.transport_cls = Transport
-        # Left alone, kombu tries again and again to connect, and whoever submits would wait for it.
+        # Left alone, kombu tries again and again to connect, and a person who submits would wait for it.
         self._connection.transport_options |= {"max_retries": 1, "interval_start": 0}
-        self.silent = False
-        #: Why the bell is silent: no answer, a wrong password or certificate, a command the user may not run.
+        self.unavailable = False
+        #: Why the broker is unavailable: no answer, a wrong password, a command that the user may not run.
         self.reason = ""
 
-    def anew(self) -> Self:
-        """The same bell, which asks the broker again: its silence may be of another time."""
-        self.silent, self.reason = False, ""
+    def reset(self) -> Self:
+        """Return the same publisher, which tries the broker again: it may be back."""
+        self.unavailable, self.reason = False, ""
         return self
 
-    def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:
-        """Sends a message for each chunk, as long as there is room for them; gives back how many were sent.
-        `ahead`: of all messages that wait. Never raises: the reconciler rings later for what was not.
-        """
+    def wake_up(self, count: int = 1) -> int:
+        """Send up to `count` wake-ups, as long as fewer than MAX_WAITING wait. Return how many were sent."""
         sent = 0
-        for chunk_id in chunk_ids:
-            if self.silent:
-                break
-            with self._noting_silence():
-                if sent == 0:
-                    room = MAX_OUTSTANDING + (MAX_AHEAD if ahead else 0) - self.waiting()
-                if sent >= room:
-                    break
-                self._send(CLASSIFY_TASK, chunk_id, ahead=ahead)
+        if self.unavailable:
+            return sent
+        with self._noting_failure():
+            room = MAX_WAITING - self.waiting()
+            while sent < min(count, room):
+                self._send(CLASSIFY_TASK, ())
                 sent += 1
         return sent
 
-    def ring_for_small(self, chunk_id: str) -> int:
-        """Sends the message of a small job ahead of all that wait, unless enough of them wait: whoever takes
-        one sees that this job waits, too. Gives back how many were sent, 0 or 1. Never raises.
-        """
-        if self.silent:
-            return 0
-        with self._noting_silence():
-            channel: Any = self._connection.default_channel
-            if not channel.are_ahead(CLASSIFY_QUEUE, MAX_AHEAD):
-                self._send(CLASSIFY_TASK, chunk_id, ahead=True)
-                return 1
-        return 0
-
-    def ring_for(self, waiting: Sequence[tuple[str, bool]]) -> int:
-        """Rings for chunks, each by its id and whether it goes ahead of all messages that wait."""
-        ahead = self.ring((chunk_id for chunk_id, is_ahead in waiting if is_ahead), ahead=True)
-        return ahead + self.ring(chunk_id for chunk_id, is_ahead in waiting if not is_ahead)
-
-    def ring_for_run(self, run_id: str) -> None:
-        """Sends the message of a training run. Never raises: the reconciler rings later for what was not."""
-        with self._noting_silence():
-            self._send(RETRAIN_TASK, run_id)
+    def request_run(self, run_id: str) -> None:
+        """Send the message of a training run."""
+        if not self.unavailable:
+            with self._noting_failure():
+                self._send(RETRAIN_TASK, (run_id,))
 
     def waiting(self, queue: str = CLASSIFY_QUEUE) -> int:
-        """How many messages wait on a queue. Raises OperationalError where the broker does not say."""
+        """Return how many messages wait on a queue. Raises OperationalError if the broker does not answer."""
         try:
-            # Not passively: to see whether the queue is there at all, kombu 5.7 asks for its key without
-            # our prefix, and never finds it. In Redis a declaration makes nothing.
+            # Not passively: to see whether the queue exists, kombu 5.7 asks for its key without our prefix,
+            # and never finds it. In Redis a declaration makes nothing.
             declared: Any = self._connection.default_channel.queue_declare(queue)
         except (*self._connection.recoverable_connection_errors, RedisError) as error:
             self._connection.close()
             raise OperationalError(str(error)) from error
         return int(declared.message_count)
 
-    def _send(self, task: str, identifier: str, *, ahead: bool = False) -> None:
+    def _send(self, task: str, args: tuple[str, ...]) -> None:
         self._app.send_task(
             task,
-            args=Message(identifier).encode(),
+            args=args,
             connection=self._connection,
             retry=False,
-            priority=AHEAD if ahead else None,
-            # A worker would put its own in, and the gate takes no message that sets any.
+            # A worker would put its own in, and the message filter takes no message that sets any.
             time_limit=None,
             soft_time_limit=None,
         )
 
     @contextmanager
-    def _noting_silence(self) -> Iterator[None]:
+    def _noting_failure(self) -> Iterator[None]:
         try:
             yield
         except (OperationalError, RedisError, OSError) as error:
-            logger.debug("cannot ring: %s", error)
-            self._connection.close()  # half of it may be open; the next ring begins anew
-            self.silent, self.reason = True, str(error).strip().rstrip(".")
+            logger.debug("cannot publish: %s", error)
+            self._connection.close()  # half of it may be open; the next message connects again
+            self.unavailable, self.reason = True, str(error).strip().rstrip(".")
 
     def close(self) -> None:
-        """Gives the connection back."""
+        """Close the connection."""
         self._connection.close()

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Double,
     ForeignKey,
@@ -63,7 +64,6 @@ class ChunkState(StrEnum):
     CLAIMED = "claimed"  # a worker holds its lease
     HELD = "held"  # its job is paused
     DONE = "done"  # all its images have their outcomes
-    SPLIT = "split"  # it kept crashing, or its first image is out of reach: two chunks are in its place
     DROPPED = "dropped"  # its job ended without it
 
 
@@ -112,12 +112,14 @@ class db_now(FunctionElement[datetime]):  # noqa: N801 -- reads as the SQL funct
     inherit_cache = True
     type = UtcTime()
 
-    def __init__(self, seconds: float | str = 0.0) -> None:
-        """`seconds`: or the name of the parameter that is to say so, in a statement that is built once."""
+    def __init__(self, seconds: float | str | ColumnElement[float] = 0.0) -> None:
+        """`seconds`: a number, the name of a statement's parameter, or an SQL expression."""
         double: Double[float] = Double()
-        super().__init__(
-            bindparam(seconds, type_=double) if isinstance(seconds, str) else literal(seconds, double)
-        )
+        if isinstance(seconds, str):
+            seconds = bindparam(seconds, type_=double)
+        elif not isinstance(seconds, ColumnElement):
+            seconds = literal(seconds, double)
+        super().__init__(seconds)
 
 
 @compiles(db_now, "postgresql")
@@ -185,7 +187,6 @@ training_runs = Table(
     Column("token", _Id),  # the fence: of the trainer that claimed it
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
-    Column("ring_after", UtcTime),  # no further message before this
     Column("requested_at", UtcTime),
     Column("started_at", UtcTime, nullable=False),  # until a trainer claims it, when it was asked for
     Column("finished_at", UtcTime),
@@ -272,14 +273,14 @@ jobs = Table(
     Column("total", BigInteger, nullable=False, server_default="0"),
     Column("succeeded", BigInteger, nullable=False, server_default="0"),
     Column("failed", BigInteger, nullable=False, server_default="0"),
-    Column("chunks", Integer, nullable=False, server_default="0"),
-    Column("chunks_done", Integer, nullable=False, server_default="0"),
     Column("error", Text),  # why it failed
     # When to stop early: more failed than this, or a larger share of at least so many.
     Column("error_limit", BigInteger),
     Column("error_rate_limit", Double),
     Column("error_rate_sample", BigInteger),
     Column("retry_of", _Id),  # the job whose images without a label these are; it may be purged by now
+    # Of a shadow: the job whose images it classifies again, with the challenger (`jobs.ledger.shadows`).
+    Column("shadow_of", _Id),
     Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
     Column("paused_at", UtcTime),  # work on it is held up since then
     Column("purged_at", UtcTime),  # its payloads are gone since then
@@ -289,6 +290,7 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
+    Index("ux_jobs_shadow_of_model_id", "shadow_of", "model_id", unique=True),
     # What goes on, whatever was finished before.
     Index(
         "ix_jobs_open",
@@ -298,19 +300,9 @@ jobs = Table(
     ),
 )
 
-#: A job of so many images is small, if they are one chunk: it goes ahead of others, and is gathered with
-#: others of its kind (`jobs.ledger.gathering`).
+#: A job of at most so many images is small: it gets a higher priority, and its chunk is claimed together with
+#: other small ones (`jobs.ledger.claims`).
 SMALL_JOB_IMAGES: Final = 64
-
-#: A small chunk that waits and was never tried. That it is pending is said in other words, since what was
-#: never claimed, is not held and has not finished is nothing else: with `state = 'pending'` PostgreSQL may
-#: take the index of all open chunks, and walk past each of them. It does where there were many small jobs
-#: before: it reckons that among those that wait as many are small, so that one is found at once.
-FRESH_AND_SMALL: Final = (
-    "chunks.attempts = 0 AND chunks.finished_at IS NULL AND chunks.state <> 'held' "
-    f"AND chunks.first_index = 0 AND chunks.images <= {SMALL_JOB_IMAGES}"
-)
-_OF_THE_INDEX: Final = text(FRESH_AND_SMALL.replace("chunks.", ""))
 
 chunks = Table(
     "chunks",
@@ -325,35 +317,36 @@ chunks = Table(
     Column("payload_sha256", String(64), nullable=False),
     Column("payload_offset", Integer, nullable=False, server_default="0"),  # of its first image in the file
     Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher ones are claimed first
     Column("attempts", Integer, nullable=False, server_default="0"),  # claims, counted before the work
-    # How attempts ended that did not finish. A service that was away and a worker that was stopped are not
-    # the chunk's fault; a death, a time-out and an error of the program may be.
+    # How attempts ended without results. An unavailable service or a stopped worker is not the chunk's fault;
+    # a death, a time-out or an error of the program may be.
     Column("releases", Integer, nullable=False, server_default="0"),
     Column("crashes", Integer, nullable=False, server_default="0"),
-    Column("crash_code", String(32)),  # what an image becomes that crashes all alone, by the latest crash
+    Column("crash_code", String(32)),  # the error code of an image that crashes alone, by the latest crash
     Column("token", _Id),  # the fence: of the latest claim, kept after the end
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
-    Column("rung_at", UtcTime),  # when the latest message was sent
-    Column("ring_after", UtcTime),  # not again before this
+    Column("not_before", UtcTime),  # back-off: not due before this
     Column("created_at", UtcTime, nullable=False),
     Column("finished_at", UtcTime),
-    Column("error", Text),  # how the latest attempt ended that did not finish
+    Column("error", Text),  # how the latest attempt ended that had no results
     Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
-    # The reconciler's: small, because chunks leave it when they are done.
+    # What is next. Small, because chunks leave it when they are claimed.
     Index(
-        "ix_chunks_open",
-        "state",
+        "ix_chunks_due",
+        text("priority DESC"),
         "created_at",
-        postgresql_where=text("state IN ('pending', 'claimed')"),
-        sqlite_where=text("state IN ('pending', 'claimed')"),
+        "first_index",
+        postgresql_where=text("state = 'pending'"),
+        sqlite_where=text("state = 'pending'"),
     ),
-    # Who gathers small jobs must not walk past all chunks of a large one that wait before them.
+    # Whose lease has run out, and what a dead process had claimed.
     Index(
-        "ix_chunks_fresh_small",
-        "created_at",
-        postgresql_where=_OF_THE_INDEX,
-        sqlite_where=_OF_THE_INDEX,
+        "ix_chunks_claimed",
+        "lease_until",
+        postgresql_where=text("state = 'claimed'"),
+        sqlite_where=text("state = 'claimed'"),
     ),
 )
 
@@ -370,31 +363,6 @@ predictions = Table(
     Column("error", String(32)),
     Column("detail", Text),
     sqlite_with_rowid=False,
-)
-
-#: A chunk that a challenger classified as well, beside the model of its job.
-shadowed_chunks = Table(
-    "shadowed_chunks",
-    metadata,
-    Column("chunk_id", _Id, primary_key=True),
-    Column("model_id", ForeignKey("models.id"), primary_key=True, index=True),  # the challenger
-    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("job_model_id", _Id, nullable=False),
-    Column("images", Integer, nullable=False),  # that both gave an answer for
-    Column("disagreements", Integer, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
-)
-
-#: Images for which the two had different labels: the first ones of each chunk, not all of a bad challenger's.
-disagreements = Table(
-    "disagreements",
-    metadata,
-    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("index", BigInteger, primary_key=True, autoincrement=False),
-    Column("model_id", ForeignKey("models.id"), primary_key=True),  # the challenger
-    Column("label", Text),  # the challenger's
-    Column("confidence", REAL),
-    Index(None, "model_id", "job_id", "index"),  # one challenger's, those of the latest jobs first
 )
 
 #: Who does what only one may do at a time, until when.

@@ -16,13 +16,12 @@ from sqlalchemy.engine import Row
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.lost_runs import Silence, end_lost_runs, make_way
 from jobs.ledger.models import get_model, list_models
 from jobs.ledger.naming import job_named, model_named, run_named
-from jobs.ledger.pausing import pause_job, resume_job
 from jobs.ledger.progress import (
     Filter,
     JobStatus,
@@ -65,7 +64,7 @@ from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
-    from jobs.queue import Bell
+    from jobs.queue import Publisher
     from jobs.traces import Tracing
     from labelmill.correcting import Corrector
     from producer.retry import Retried
@@ -87,7 +86,7 @@ class Client:
         """Reads LABELMILL_* where no settings are given. Raises SettingsError, LedgerNotReady."""
         self.settings = settings or Settings.load()
         self.ledger: Ledger = open_ledger(self.settings)
-        self._bell: Bell | None = None
+        self._publisher: Publisher | None = None
 
     def submit(
         self,
@@ -96,6 +95,7 @@ class Client:
         model: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
+        priority: int | None = None,
         stdin: Iterable[str] | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> str:
@@ -110,6 +110,7 @@ class Client:
             model=model,
             by_reference=by_reference,
             error_limits=error_limits,
+            priority=priority,
             on_progress=on_progress,
         ).job_id
 
@@ -134,12 +135,14 @@ class Client:
         model: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
+        priority: int | None = None,
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,
     ) -> Submitted:
         """Submits one job. With the `key` of an earlier submission of the same content, gives that one back.
         `model`: the id of the model that is to classify it, in the place of the champion.
         `by_reference`: workers read the images where they are, below the roots that the settings allow.
+        `priority`: chunks of higher ones are classified first (-100 to 100).
         `error_limits`: stop the job early, as failed, where it has more errors than these. `on_wait` is
         called with the id of a job that has the key and is still being submitted, which is waited for.
 
@@ -151,17 +154,19 @@ class Client:
         from jobs.references import Roots
         from producer.submit import submit
 
-        with self._ringing() as bell:
+        with self._publishing() as publisher:
             return submit(
                 images,
                 ledger=self.ledger,
                 store=Store(self.settings.store),
-                bell=bell,
+                publisher=publisher,
                 chunk_images=self.settings.chunk_images,
                 key=key,
                 model_id=model,
                 by_reference=Roots(self.settings.reference_roots) if by_reference else None,
                 error_limits=error_limits,
+                priority=priority,
+                shadow_share=self.settings.shadow_share,
                 limits=self.settings.job_limits,
                 on_progress=on_progress,
                 on_wait=on_wait,
@@ -175,24 +180,24 @@ class Client:
         return open_tracing("labelmill-producer")
 
     @contextmanager
-    def _ringing(self) -> Iterator[Bell]:
+    def _publishing(self) -> Iterator[Publisher]:
         # Imported where it is needed: Celery takes a sixth of a second, and most commands only read.
-        from jobs.queue import Bell, make_app
+        from jobs.queue import Publisher, make_app
 
         # Kept: connecting takes as long as all the rest of submitting one image.
-        if self._bell is None:
-            self._bell = Bell(make_app(self.settings))
-        yield self._bell.anew()
+        if self._publisher is None:
+            self._publisher = Publisher(make_app(self.settings))
+        yield self._publisher.reset()
 
     @property
     def broker_was_away(self) -> bool:
         """Whether the latest submission could not send its messages; a worker's reconciler will."""
-        return self._bell is not None and self._bell.silent
+        return self._publisher is not None and self._publisher.unavailable
 
     @property
     def broker_trouble(self) -> str:
         """Why it could not, in a few words; empty where it could."""
-        return self._bell.reason if self._bell is not None else ""
+        return self._publisher.reason if self._publisher is not None else ""
 
     def job_id(self, typed: str) -> str:
         """The id of the job that is meant by it, or by a beginning of it of six or more characters; what was
@@ -256,17 +261,17 @@ class Client:
 
     def resume(self, job_id: str) -> JobStatus:
         """Lets a paused job go on. Raises NotFound, or Conflict where it is not paused."""
-        from jobs.queue import MAX_OUTSTANDING
+        from jobs.queue import MAX_WAITING
 
         with self.ledger.transaction() as connection:
-            waiting = resume_job(connection, job_id, limit=MAX_OUTSTANDING)
+            due = resume_job(connection, job_id, limit=MAX_WAITING)
             status = job_status(connection, job_id)
-        if waiting is None:
+        if due is None:
             if status.finished:
                 raise _had_finished(status)
             raise Conflict(f"Job {job_id} is not paused: it is {status.state}.")
-        with self._ringing() as bell:
-            bell.ring_for(waiting)
+        with self._publishing() as publisher:
+            publisher.wake_up(due)
         return status
 
     def retry(
@@ -284,14 +289,15 @@ class Client:
         """
         from producer.retry import retry
 
-        with self._ringing() as bell:
+        with self._publishing() as publisher:
             return retry(
                 job_id,
                 failed_only=failed_only,
                 ledger=self.ledger,
                 store=Store(self.settings.store),
-                bell=bell,
+                publisher=publisher,
                 chunk_images=self.settings.chunk_images,
+                shadow_share=self.settings.shadow_share,
                 on_progress=on_progress,
                 tracing=self._tracing,
             )
@@ -394,13 +400,13 @@ class Client:
         make_way(self.ledger, on_wait=on_wait)
         with self.ledger.transaction() as connection:
             request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
-        self.ring_for_run(run_id)
+        self.publish_run(run_id)
         return run_id
 
-    def ring_for_run(self, run_id: str) -> None:
+    def publish_run(self, run_id: str) -> None:
         """Sends the run's message, if there is a broker by now."""
-        with self._ringing() as bell:
-            bell.ring_for_run(run_id)
+        with self._publishing() as publisher:
+            publisher.request_run(run_id)
 
     def run_id(self, typed: str) -> str:
         """The id of the training run that is meant, as `job_id` finds a job's."""
@@ -532,8 +538,8 @@ class Client:
     def close(self) -> None:
         """Gives the connections back."""
         self.ledger.close()
-        if self._bell is not None:
-            self._bell.close()
+        if self._publisher is not None:
+            self._publisher.close()
         tracing = self.__dict__.get("_tracing")  # not made only to be closed
         if tracing is not None:
             tracing.close()

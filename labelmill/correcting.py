@@ -287,13 +287,8 @@ class _Batch:
 
     def _contents(self, chunk: FinishedChunk) -> list[Content]:
         try:
-            return read_payload(
-                self._store,
-                chunk.payload,
-                chunk.payload_digest,
-                offset=chunk.payload_offset,
-                images=chunk.images,
-            ).contents
+            payload = read_payload(self._store, chunk.payload, chunk.payload_digest)
+            return payload.part(chunk.payload_offset, chunk.images).contents
         except PayloadDamaged as error:
             raise Conflict(str(error)) from None
 

@@ -31,10 +31,11 @@ from jobs.ledger.backlog import backlog, last_run_seconds
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.counters import BUCKETS, INFINITE, OK, AttemptEnd, CounterName, totals
 from jobs.ledger.models import find_champion
-from jobs.ledger.outcomes import RECORD_STAGE
+from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN
 from jobs.ledger.workers import workers_by_queue
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
@@ -54,7 +55,7 @@ _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
     CounterName.ATTEMPTS: tuple(AttemptEnd),
     CounterName.JOBS: tuple(FINISHED),
     CounterName.TRAINING_RUNS: tuple(state for state in RunState if state not in UNFINISHED_RUN),
-    CounterName.STAGE_SECONDS: ("claim", "read", "load", "decode", "predict", "shadow", RECORD_STAGE),
+    CounterName.STAGE_SECONDS: ("claim", "read", "fetch", "load", "decode", "predict", RECORD_STAGE),
 }
 
 Reading = Callable[[], list[Metric]]
@@ -252,7 +253,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
         buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
     yield HistogramMetricFamily(
         "labelmill_chunk_seconds",
-        "From a chunk's message to its outcomes.",
+        "From the claim of a chunk to its outcomes.",
         buckets=buckets,
         sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
     )

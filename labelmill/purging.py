@@ -15,6 +15,7 @@ from typing import Final
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
+from jobs.ledger.control import could_be_settled, still_at_work
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.ledger.retention import (
     delete_chunks,
@@ -24,8 +25,8 @@ from jobs.ledger.retention import (
     mark_purged,
     payload_owners,
     prediction_ranges,
+    shadows_of,
 )
-from jobs.ledger.settling import could_be_settled, still_at_work
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 from labelmill.copies import remove_copies, stray_copies
@@ -173,6 +174,16 @@ class Purge:
 
     def _rows_of(self, job_id: str) -> None:
         with self._ledger.reading() as connection:
+            shadows = shadows_of(connection, job_id)
+        for each in (*shadows, job_id):
+            self._delete_rows(each)
+        if not self._dry_run:
+            with self._ledger.transaction() as connection:
+                delete_job(connection, job_id)  # and its shadows
+
+    def _delete_rows(self, job_id: str) -> None:
+        """Delete predictions and chunks."""
+        with self._ledger.reading() as connection:
             ranges = prediction_ranges(connection, job_id)
             if self._dry_run:
                 self.purged.predictions += job_status(connection, job_id).done
@@ -188,5 +199,3 @@ class Purge:
             self._on_progress(self.purged)
             # SQLite has one write lock, and no queue for it: who takes it again at once has it all the time.
             time.sleep(time.monotonic() - started)
-        with self._ledger.transaction() as connection:
-            delete_job(connection, job_id)

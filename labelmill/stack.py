@@ -22,7 +22,7 @@ import redis
 from jobs.errors import LabelmillError, Unavailable, UserError
 from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, append_privately, make_private_folder
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.migrating import open_ledger

@@ -9,7 +9,7 @@ from jobs.errors import ImageError, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger.retries import Unlabelled, check_not_purged, check_retry, images_without_label
 from jobs.payloads import Content, Payload, read_payload
-from jobs.queue import Bell
+from jobs.queue import Publisher
 from jobs.store import Store
 from producer.submit import Submitted, submit_again
 
@@ -33,8 +33,9 @@ def retry(
     failed_only: bool,
     ledger: Ledger,
     store: Store,
-    bell: Bell,
+    publisher: Publisher,
     chunk_images: int,
+    shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
     tracing: Tracing | None = None,
 ) -> Retried:
@@ -53,8 +54,9 @@ def retry(
         retry_of=job_id,
         ledger=ledger,
         store=store,
-        bell=bell,
+        publisher=publisher,
         chunk_images=chunk_images,
+        shadow_share=shadow_share,
         on_progress=on_progress,
         tracing=tracing,
     )
@@ -83,13 +85,8 @@ class _Images:
 
     def _read(self, chunk: Unlabelled) -> Payload:
         try:
-            return read_payload(
-                self._store,
-                chunk.payload,
-                chunk.payload_digest,
-                offset=chunk.payload_offset,
-                images=chunk.images,
-            )
+            payload = read_payload(self._store, chunk.payload, chunk.payload_digest)
+            return payload.part(chunk.payload_offset, chunk.images)
         except PayloadDamaged:
             # A payload that was purged a moment ago is no damage, and nobody should look for one.
             with self._ledger.reading() as connection:

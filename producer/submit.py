@@ -1,8 +1,8 @@
 """Turns a stream of images into a job: payload to the store, row to the ledger, message to the queue.
 
 In this order, chunk by chunk: whatever breaks in between, the ledger never names a payload that is not
-there, and a message that was not sent is sent later by the reconciler. How images are grouped is told in
-`producer.drafts`; what a worker does with the message, in `worker.tasks`.
+there, and a wake-up that was not sent is sent later by the reconciler. How images are grouped is in
+`producer.chunking`; what a worker does when it is woken up is in `worker.tasks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from sqlalchemy.engine import Connection
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import (
+from jobs.ledger.models import model_or_champion
+from jobs.ledger.shadows import shadow_job
+from jobs.ledger.submission import (
+    DEFAULT_PRIORITY,
+    SMALL_JOB_PRIORITY,
     KeyHolder,
     NewChunk,
     add_chunk,
@@ -30,15 +34,14 @@ from jobs.ledger.intake import (
     seal_job,
     sealed_images,
 )
-from jobs.ledger.models import model_or_champion
 from jobs.limits import ErrorLimits, JobLimits
 from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
-from jobs.queue import Bell
+from jobs.queue import Publisher
 from jobs.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
-from producer.alive import ProducerSigns
-from producer.drafts import ChunkDraft, drafts_of, items_of, within
+from producer.chunking import Chunk, chunks_of, items_of, within
+from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 
 #: The most characters a submission key may have: PostgreSQL's index takes 2,700 bytes, a person fewer.
 MAX_KEY_LENGTH: Final = 256
+
+#: Priorities that a person can give are between its negative and it.
+MAX_PRIORITY: Final = 100
 
 _DEFAULT_LIMITS: Final = JobLimits()
 
@@ -69,6 +75,7 @@ class _Terms:
     model_id: str
     key: str | None = None
     error_limits: ErrorLimits | None = None
+    priority: int | None = None
     retry_of: str | None = None
     traceparent: str | None = None
 
@@ -84,8 +91,8 @@ class _Fingerprint:
     def __init__(self) -> None:
         self._sum = 0
 
-    def add(self, draft: ChunkDraft) -> None:
-        for name, content in zip(draft.names, draft.contents, strict=True):
+    def add(self, chunk: Chunk) -> None:
+        for name, content in zip(chunk.names, chunk.contents, strict=True):
             self._add(name, content)
 
     def _add(self, name: str, content: Content) -> None:
@@ -108,12 +115,14 @@ def submit(
     *,
     ledger: Ledger,
     store: Store,
-    bell: Bell,
+    publisher: Publisher,
     chunk_images: int,
     key: str | None = None,
     model_id: str | None = None,
     by_reference: Roots | None = None,
     error_limits: ErrorLimits | None = None,
+    priority: int | None = None,
+    shadow_share: float = 0.0,
     limits: JobLimits = _DEFAULT_LIMITS,
     on_progress: Callable[[int], None] = lambda _images: None,
     on_wait: Callable[[str], None] = lambda _job_id: None,
@@ -123,7 +132,9 @@ def submit(
 
     The job is pinned to the model that is named, or to the champion. With `by_reference`, payloads say where
     images lie, below these roots, and what their SHA-256 is, instead of holding their bytes. With
-    `error_limits`, the job is stopped early where it has too many errors. Memory holds one chunk at a time.
+    `error_limits`, the job is stopped early where it has too many errors. Chunks of a higher `priority` are
+    classified first (-100 to 100); left out, a small job has SMALL_JOB_PRIORITY, any other DEFAULT_PRIORITY.
+    The challenger, if there is one, classifies `shadow_share` of the chunks again. Memory holds one chunk at a time.
     `on_progress` is called with the number of images stored so far; `on_wait` with the id of a job that has
     the key and that another producer is still submitting, before that is waited for; `tracing`, where there
     is one, gets a span. Raises SourceError where there is not one image, more than `limits` allow, or one
@@ -133,10 +144,12 @@ def submit(
     cancelled, has failed or was removed before all of it was in. After any exception, Ctrl-C included,
     nothing of the job is left; but where somebody has stopped it, it is as it was stopped.
 
-    `images` may take as long as they like: while they are waited for, a thread says that we are alive.
+    Reading `images` may take as long as it likes: meanwhile a thread writes the producer's heartbeat.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
+    if priority is not None and not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise UserError(f"A priority is between {-MAX_PRIORITY} and {MAX_PRIORITY}, not {priority}.")
     began = time.time_ns()
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id).id
@@ -148,21 +161,21 @@ def submit(
         )
 
     found = images.together() if isinstance(images, Sources) else images
-    drafts = within(limits, drafts_of(items_of(found, by_reference), chunk_images))
-    first = next(drafts, None)
+    chunks = within(limits, chunks_of(items_of(found, by_reference), chunk_images))
+    first = next(chunks, None)
     if first is None:
         raise SourceError(f"There is no image in what was named{_passed_over(images)}: nothing is submitted.")
-    drafts = chain([first], drafts)
+    chunks = chain([first], chunks)
 
-    submitter = _Submitter(ledger, store, bell, on_progress, tracing, began)
+    submitter = _Submitter(ledger, store, publisher, on_progress, tracing, began, shadow_share)
     while True:
         if key is not None and (holder := submitter.job_with_key(key, on_wait)) is not None:
-            return _same_job(holder, key, model_id, drafts)
+            return _same_job(holder, key, model_id, chunks)
         try:
-            return submitter.submit(_Terms(pinned_to, key, error_limits), drafts)
+            return submitter.submit(_Terms(pinned_to, key, error_limits, priority), chunks)
         except _KeyTaken as taken:
             # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
-            drafts = chain([taken.draft], drafts)
+            chunks = chain([taken.chunk], chunks)
 
 
 def submit_again(
@@ -172,8 +185,9 @@ def submit_again(
     retry_of: str,
     ledger: Ledger,
     store: Store,
-    bell: Bell,
+    publisher: Publisher,
     chunk_images: int,
+    shadow_share: float = 0.0,
     on_progress: Callable[[int], None] = lambda _images: None,
     tracing: Tracing | None = None,
 ) -> Submitted | None:
@@ -184,12 +198,12 @@ def submit_again(
     items = (
         (name, content, content.url if isinstance(content, Reference) else None) for name, content in images
     )
-    drafts = drafts_of(items, chunk_images)
-    first = next(drafts, None)
+    chunks = chunks_of(items, chunk_images)
+    first = next(chunks, None)
     if first is None:
         return None
-    submitter = _Submitter(ledger, store, bell, on_progress, tracing, began)
-    return submitter.submit(_Terms(model_id, retry_of=retry_of), chain([first], drafts))
+    submitter = _Submitter(ledger, store, publisher, on_progress, tracing, began, shadow_share)
+    return submitter.submit(_Terms(model_id, retry_of=retry_of), chain([first], chunks))
 
 
 def _passed_over(images: Iterable[SourceImage]) -> str:
@@ -201,9 +215,9 @@ def _passed_over(images: Iterable[SourceImage]) -> str:
 class _KeyTaken(Conflict):
     """The key got its job between our look and our insert."""
 
-    def __init__(self, draft: ChunkDraft) -> None:
+    def __init__(self, chunk: Chunk) -> None:
         super().__init__()
-        self.draft = draft
+        self.chunk = chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,20 +226,21 @@ class _Submitter:
 
     ledger: Ledger
     store: Store
-    bell: Bell
+    publisher: Publisher
     on_progress: Callable[[int], None]
     tracing: Tracing | None
     began: int  # nanoseconds since the epoch, for the span
+    shadow_share: float
 
-    def submit(self, terms: _Terms, drafts: Iterator[ChunkDraft]) -> Submitted:
+    def submit(self, terms: _Terms, chunks: Iterator[Chunk]) -> Submitted:
         """One job of these chunks, in a span where there is tracing. Raises _KeyTaken."""
         job_id = new_id()
         if self.tracing is None:
-            return self._store_job(job_id, terms, drafts)
+            return self._store_job(job_id, terms, chunks)
         from jobs.traces import traceparent_of
 
         with self.tracing.span("submit", began=self.began, job=job_id, model=terms.model_id) as span:
-            submitted = self._store_job(job_id, replace(terms, traceparent=traceparent_of(span)), drafts)
+            submitted = self._store_job(job_id, replace(terms, traceparent=traceparent_of(span)), chunks)
             span.set_attribute("labelmill.images", submitted.images)
             return submitted
 
@@ -247,18 +262,18 @@ class _Submitter:
             else:
                 self._take_back(holder.job_id)
 
-    def _store_job(self, job_id: str, terms: _Terms, drafts: Iterator[ChunkDraft]) -> Submitted:
-        signs = ProducerSigns(self.ledger, job_id)
+    def _store_job(self, job_id: str, terms: _Terms, chunks: Iterator[Chunk]) -> Submitted:
+        heartbeat = ProducerHeartbeat(self.ledger, job_id)
         try:
-            images = self._store_chunks(job_id, terms, drafts, signs)
+            images = self._store_chunks(job_id, terms, chunks, heartbeat)
         except Stopped:
-            signs.end()
+            heartbeat.end()
             raise  # somebody stopped it, and keeps what there is
         except BaseException as error:
             # Ctrl-C may have hit the very code that ends a transaction. The frames it came through then hold
             # that transaction open, and SQLite has one writer only: they are let go.
             traceback.clear_frames(error.__traceback__)
-            signs.end()  # only now: one may be waiting for just that transaction
+            heartbeat.end()  # only now: one may be waiting for just that transaction
             try:
                 sealed = self._taken_back_or_sealed(job_id)
             except Unavailable as trouble:
@@ -271,42 +286,38 @@ class _Submitter:
         return Submitted(job_id, images, new=True)
 
     def _store_chunks(
-        self, job_id: str, terms: _Terms, drafts: Iterator[ChunkDraft], signs: ProducerSigns
+        self, job_id: str, terms: _Terms, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat
     ) -> int:
         """Opens the job, adds its chunks, seals it; gives back how many images it has."""
         fingerprint = _Fingerprint() if terms.key is not None else None
         total = 0
-        for draft in drafts:
-            chunk = self._store_payload(job_id, total, draft)
+        for chunk in chunks:
+            priority = _priority(terms, chunk, first=total == 0)
+            row = self._store_payload(job_id, total, chunk, priority)
             if fingerprint is not None:
-                fingerprint.add(draft)
-            if draft.is_last:
-                signs.end()
+                fingerprint.add(chunk)
+            if chunk.is_last:
+                heartbeat.end()
             with self.ledger.transaction() as connection:
                 if total == 0:
-                    _open_job(connection, job_id, terms, draft)
-                add_chunk(connection, job_id, chunk)
-                if draft.is_last:  # in one COMMIT, which is half of them where many small jobs are submitted
+                    _open_job(connection, job_id, terms, chunk)
+                add_chunk(connection, job_id, row)
+                if chunk.is_last:  # in one COMMIT, which is half of them where many small jobs are submitted
                     seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
-            total += chunk.images
-            if not draft.is_last:
-                signs.begin()
-            self._ring(chunk, is_all=draft.is_last and chunk.first_index == 0)
+                    shadow_job(connection, job_id, share=self.shadow_share)
+            total += row.images
+            if not chunk.is_last:
+                heartbeat.begin()
+            self.publisher.wake_up()
             self.on_progress(total)
         return total
 
-    def _store_payload(self, job_id: str, first_index: int, draft: ChunkDraft) -> NewChunk:
+    def _store_payload(self, job_id: str, first_index: int, chunk: Chunk, priority: int) -> NewChunk:
         chunk_id = new_id()
-        pieces = pack_payload(draft.names, draft.contents)
+        pieces = pack_payload(chunk.names, chunk.contents)
         key = payload_key(job_id, chunk_id)
         self.store.put(key, *pieces)
-        return NewChunk(chunk_id, first_index, len(draft.names), key, payload_digest(*pieces))
-
-    def _ring(self, chunk: NewChunk, *, is_all: bool) -> None:
-        if is_all and chunk.images <= SMALL_JOB_IMAGES:
-            self.bell.ring_for_small(chunk.id)
-        else:
-            self.bell.ring([chunk.id])
+        return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
 
     def _taken_back_or_sealed(self, job_id: str) -> int | None:
         """How many images the job has, where it turns out to be sealed. If not, it is taken back, unless
@@ -328,8 +339,15 @@ class _Submitter:
         return True
 
 
-def _open_job(connection: Connection, job_id: str, terms: _Terms, draft: ChunkDraft) -> None:
-    """`draft` is the job's first chunk, for whoever goes on with it where this raises _KeyTaken."""
+def _priority(terms: _Terms, chunk: Chunk, *, first: bool) -> int:
+    if terms.priority is not None:
+        return terms.priority
+    is_small = first and chunk.is_last and len(chunk.names) <= SMALL_JOB_IMAGES
+    return SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
+
+
+def _open_job(connection: Connection, job_id: str, terms: _Terms, chunk: Chunk) -> None:
+    """`chunk` is the job's first chunk, for whoever goes on with it where this raises _KeyTaken."""
     try:
         open_job(
             connection,
@@ -341,10 +359,10 @@ def _open_job(connection: Connection, job_id: str, terms: _Terms, draft: ChunkDr
             traceparent=terms.traceparent,
         )
     except Conflict:
-        raise _KeyTaken(draft) from None
+        raise _KeyTaken(chunk) from None
 
 
-def _same_job(holder: KeyHolder, key: str, model_id: str | None, drafts: Iterator[ChunkDraft]) -> Submitted:
+def _same_job(holder: KeyHolder, key: str, model_id: str | None, chunks: Iterator[Chunk]) -> Submitted:
     if model_id not in (None, holder.model_id):
         raise Conflict(
             f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for model "
@@ -352,9 +370,9 @@ def _same_job(holder: KeyHolder, key: str, model_id: str | None, drafts: Iterato
         )
     found = _Fingerprint()
     images = 0
-    for draft in drafts:
-        found.add(draft)
-        images += len(draft.names)
+    for chunk in chunks:
+        found.add(chunk)
+        images += len(chunk.names)
     if found.hex() != holder.fingerprint:
         raise Conflict(
             f"The key {key!r} already belongs to job {holder.job_id}, which was submitted with other "

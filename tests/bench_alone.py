@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from PIL import Image
+from worker.bench import Bench
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
 from jobs.model import Model
 from jobs.payloads import Content, pack_payload, payload_digest, payload_key
 from jobs.schema import ChunkState, chunks
 from jobs.store import Store
 from tests.registering import register_digits
-from worker.bench import Bench
 
 
 def picture(number: int) -> bytes:

@@ -30,20 +30,21 @@ import redis
 import sqlalchemy as sa
 import structlog
 from celery import Celery
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.isolation import split_chunk
+from jobs.ledger.results import Classified, record_results
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from sqlalchemy.engine import Connection
 
-from jobs.errors import ErrorCode
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, renew_leases
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.isolation import split_chunk
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.model import MNIST_INPUT, Model
-from jobs.outcomes import Outcome
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.outcomes import Outcome, Outcomes
 from jobs.payloads import payload_key
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
+from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.registry import register_model
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -420,9 +421,9 @@ def app(settings: Settings) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def bell(app: Celery) -> Bell:
-    """A bell that rings at the broker."""
-    return Bell(app)
+def publisher(app: Celery) -> Publisher:
+    """A publisher at the broker."""
+    return Publisher(app)
 
 
 # ---- things to work with ------------------------------------------------------------------------------
@@ -495,49 +496,48 @@ def make_job(ledger: Ledger, champion: Model) -> JobMaker:
 
 
 class Worker:
-    """What a worker does in the ledger, one transaction a step, on connections of its own."""
+    """What a worker does in the ledger, one transaction for each step, on connections of its own."""
 
     def __init__(self, url: str, name: str) -> None:
         self.ledger = Ledger(url)
         self.name = name
 
-    def claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim | None:
-        """Tries to take the chunk. A negative lease has run out before it began."""
+    def claim(self, *, lease_seconds: float = 60.0, images: int = 16_384) -> list[Claim]:
+        """Claim what is next. A negative lease has run out before it began."""
         with self.ledger.transaction() as connection:
-            return claim_chunk(connection, chunk.id, lease_seconds=lease_seconds, owner=self.name)
+            return claim_next(
+                connection,
+                owner=self.name,
+                token=new_id(),
+                lease_seconds=lease_seconds,
+                images_for=lambda _model: images,
+            )
 
-    def must_claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim:
-        claim = self.claim(chunk, lease_seconds=lease_seconds)
-        assert claim is not None
+    def claim_one(self, *, lease_seconds: float = 60.0, images: int = 16_384) -> Claim:
+        (claim,) = self.claim(lease_seconds=lease_seconds, images=images)
         return claim
 
-    def renew(self, claim: Claim, *, lease_seconds: float = 60.0) -> None:
+    def release(self, claim: Claim, reason: Reason = Reason.INTERRUPTED) -> None:
         with self.ledger.transaction() as connection:
-            renew_leases(connection, [claim], lease_seconds=lease_seconds)
+            release_claims(connection, claimed_as([claim]), reason, "released by a test")
 
-    def release(self, claim: Claim) -> None:
+    def finish(self, *claims: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Record the outcomes; left out, every image is a seven, named by its index."""
         with self.ledger.transaction() as connection:
-            release_chunk(connection, claim, error="given back")
+            record_results(
+                connection,
+                [Classified(claim, Outcomes.of(outcomes or sevens(claim))) for claim in claims],
+            )
 
-    def crash(self, claim: Claim, code: ErrorCode = ErrorCode.QUARANTINED) -> None:
-        with self.ledger.transaction() as connection:
-            crash_chunk(connection, claim, code=code, error="it crashed")
+    def work(self, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Claim what is next and finish it."""
+        self.finish(*self.claim(), outcomes=outcomes)
 
-    def split(self, claim: Claim) -> None:
-        with self.ledger.transaction() as connection:
-            split_chunk(connection, claim)
 
-    def finish(self, claim: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
-        """Records the outcomes; left out, every image is a seven, named by its index."""
-        if outcomes is None:
-            last = claim.first_index + claim.images
-            outcomes = [Outcome(f"{index}.png", "7", 0.75) for index in range(claim.first_index, last)]
-        with self.ledger.transaction() as connection:
-            record_outcomes(connection, [Classified(claim, outcomes)])
-
-    def work(self, chunk: NewChunk, outcomes: Sequence[Outcome] | None = None) -> None:
-        """Claims and finishes."""
-        self.finish(self.must_claim(chunk), outcomes)
+def sevens(claim: Claim) -> list[Outcome]:
+    """An outcome for each image: a seven, named by its index."""
+    last = claim.first_index + claim.images
+    return [Outcome(f"{index}.png", "7", 0.75) for index in range(claim.first_index, last)]
 
 
 @pytest.fixture

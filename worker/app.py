@@ -12,14 +12,15 @@ from typing import Any
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
 from jobs.errors import LabelmillError, SettingsError
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, make_app
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.queue import make_app
 from jobs.settings import Settings
-from worker.gate import close_gate
 from worker.logs import refuse_to_start, set_up_logs
+from worker.message_filter import install_message_filter
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
 from worker.stopping import limit_cold_shutdown
-from worker.tasks import bench_of_this_process, close_bench_of_this_process, register_tasks
+from worker.tasks import close_process_context, process_context, register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ try:
 except SettingsError as error:
     refuse_to_start(error)
 set_up_logs(app, settings)
-close_gate()
+install_message_filter()
 limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
@@ -60,7 +61,7 @@ def _warm_up(**_: Any) -> None:
     if CLASSIFY_QUEUE not in app.amqp.queues.consume_from:
         return
     try:
-        bench_of_this_process(settings, app.conf.worker_concurrency).warm_up()
+        process_context(settings, app.conf.worker_concurrency).warm_up()
     except LabelmillError as error:
         logger.warning("not warm yet: %s", error)
 
@@ -68,7 +69,7 @@ def _warm_up(**_: Any) -> None:
 @worker_process_shutdown.connect
 def _clear_up(exitcode: int, **_: Any) -> None:
     """A child ends without Python's own end, in which the last spans of its traces would be sent."""
-    close_bench_of_this_process()
+    close_process_context()
     if exitcode == os.EX_OK:
         # The worker is stopped in good order, and waits for its children. Celery's would tell it that they
         # end, which it finds out anyway, and sleep for a second: most of what a person waits for who has

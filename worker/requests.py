@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar
+from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
@@ -16,12 +16,12 @@ from kombu.transport import virtual
 from sqlalchemy.engine import Connection
 from structlog.contextvars import bound_contextvars
 
-from jobs.errors import ErrorCode, LabelmillError
+from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.claims import bury_claim
+from jobs.ledger.claims import Reason, claimed_by, release_claims
 from jobs.ledger.runs import interrupt_runs_of
-from jobs.messages import Message, MessageError
-from worker.bench import owner_name
+from jobs.messages import MessageError, run_id_of
+from worker.context import owner_name
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +55,9 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
 
 
 class ClaimingRequest(LastingRequest):
-    """A message whose task claims what it names. When the child is dead, its claim is dead: that is written
-    down in its name, so that nobody waits for the lease to run out.
+    """A message whose task claims something. When the child is dead, so is its claim: that is recorded in its
+    name, so that nobody waits for the lease to run out.
     """
-
-    #: What its message names, as the log calls it.
-    kind: ClassVar[str]
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """The task raised, or its process died of whatever it was: a signal, the kernel out of memory."""
@@ -69,7 +66,7 @@ class ClaimingRequest(LastingRequest):
             error = error.exc
         with self._naming_it():
             if isinstance(error, WorkerLostError):
-                self._bury(ErrorCode.QUARANTINED, _how_it_died(error))
+                self._release(Reason.CRASHED, _how_it_died(error))
             return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
@@ -77,63 +74,51 @@ class ClaimingRequest(LastingRequest):
         with self._naming_it():
             if not soft:
                 # Killed here already: Celery does it when this has returned, and until then the process may
-                # hold locked what is to be written.
+                # hold locks on what is to be written.
                 with suppress(ProcessLookupError):
                     os.kill(self.worker_pid, signal.SIGKILL)
-                self._bury(ErrorCode.TIMEOUT, f"its process was killed after {timeout:g} s")
+                self._release(Reason.TIMED_OUT, f"its process was killed after {timeout:g} s")
             return super().on_timeout(soft, timeout)
 
     @contextmanager
     def _naming_it(self) -> Iterator[None]:
-        """Lines of the log are about what the message names: the main process says what became of it."""
+        """Let lines of the log be about the run that the message names, if any."""
         ids: dict[str, str] = {}
         with suppress(MessageError):
-            ids[self.kind] = Message.decode(self.args, self.kwargs).id
+            ids["run"] = run_id_of(self.args, self.kwargs)
         with bound_contextvars(**ids):
             yield
 
-    def _bury(self, code: ErrorCode, error: str) -> None:
+    def _release(self, reason: Reason, error: str) -> None:
         if not self.worker_pid:
             return
         ledger = Ledger.of_a_main_loop(self.app.labelmill_settings.ledger)
         try:
-            named = Message.decode(self.args, self.kwargs).id
             with ledger.transaction() as connection:
-                self._end_claim(connection, named, owner_name(self.worker_pid), code, error)
+                self._end_claims(connection, owner_name(self.worker_pid), reason, error)
         except LabelmillError as problem:
-            logger.warning("the lease of a dead process has to run out by itself: %s", problem)
+            logger.warning("the lease of a dead process has to run out: %s", problem)
         finally:
             ledger.close()
 
-    def _end_claim(self, connection: Connection, named: str, owner: str, code: ErrorCode, error: str) -> None:
+    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
         raise NotImplementedError
 
 
 class ChunkRequest(ClaimingRequest):
-    """A chunk's message: the chunk is given back."""
+    """A wake-up: what the process had claimed is released."""
 
-    kind = "chunk"
-
-    def _end_claim(self, connection: Connection, named: str, owner: str, code: ErrorCode, error: str) -> None:
-        bury_claim(connection, named, owner=owner, code=code, error=error)
+    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
+        release_claims(connection, claimed_by(owner), reason, error)
 
 
 class RunRequest(ClaimingRequest):
-    """A training run's message: the run is interrupted. It has changed nothing, and is not begun again."""
+    """A training run's message: the run is interrupted. It has changed nothing, and is not started again."""
 
-    kind = "run"
-
-    def _end_claim(
-        self,
-        connection: Connection,
-        named: str,  # noqa: ARG002 -- a process is at one run at a time
-        owner: str,
-        code: ErrorCode,  # noqa: ARG002
-        error: str,
-    ) -> None:
+    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:  # noqa: ARG002
         interrupt_runs_of(connection, [owner], error=error)
 
 
 def _how_it_died(error: WorkerLostError) -> str:
-    """Billiard's words without the job's number, which means nothing to anybody."""
+    """Return billiard's words without the job's number, which means nothing to anybody."""
     return f"its process died: {str(error).removeprefix('Worker exited prematurely: ').partition(' Job:')[0]}"

@@ -23,7 +23,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.lost_runs import make_way
 from jobs.ledger.runs import request_run
-from jobs.queue import RETRAIN_TASK, Bell
+from jobs.messages import RETRAIN_TASK
+from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
 from worker.learning.recipes import recipe_for
@@ -62,8 +63,8 @@ def due_slot(schedule: crontab, now: datetime) -> datetime | None:
     return None
 
 
-def open_slot(ledger: Ledger, bell: Bell, settings: Settings, slot: datetime) -> RunState | None:
-    """A run for this slot, unless it has one; rings for it where it waits. What comes back is what
+def open_slot(ledger: Ledger, publisher: Publisher, settings: Settings, slot: datetime) -> RunState | None:
+    """A run for this slot, unless it has one; sends its message if it waits. What comes back is what
     `request_run` says. Raises Unavailable, LedgerNotReady.
     """
     run_id = new_id()
@@ -79,7 +80,7 @@ def open_slot(ledger: Ledger, bell: Bell, settings: Settings, slot: datetime) ->
     else:
         logger.info("training run %s of the slot %s is %s", run_id, slot, state, extra={"run": run_id})
     if state == RunState.PENDING:
-        bell.ring_for_run(run_id)
+        publisher.request_run(run_id)
     return state
 
 
@@ -121,8 +122,11 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
             self._slot = None
             return
         try:
-            with closing(Ledger(settings.ledger, pooled=False)) as ledger, closing(Bell(self.app)) as bell:
-                open_slot(ledger, bell, settings, slot)
+            with (
+                closing(Ledger(settings.ledger, pooled=False)) as ledger,
+                closing(Publisher(self.app)) as publisher,
+            ):
+                open_slot(ledger, publisher, settings, slot)
         except LabelmillError as error:
             logger.warning("the slot %s is tried again: %s", slot, error)
             self._again_at = time.monotonic() + AGAIN_SECONDS

@@ -8,19 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
-from benchmarks.report import milliseconds
-from benchmarks.scale.ground import CHUNK_IMAGES, Ground, execute, make_job
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.backlog import backlog
-from jobs.ledger.claims import claim_chunk
 from jobs.ledger.gathering import gather_chunks, overdue_small
-from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
-from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.runs import run_to_ring
 from jobs.ledger.upkeep import (
     chunks_to_ring,
     count_due,
@@ -29,6 +18,17 @@ from jobs.ledger.upkeep import (
     fail_abandoned_jobs,
 )
 from jobs.ledger.waiting import who_waits
+from sqlalchemy.engine import Connection
+
+from benchmarks.report import milliseconds
+from benchmarks.scale.ground import CHUNK_IMAGES, Ground, execute, make_job
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.backlog import backlog
+from jobs.ledger.claims import claim_chunk
+from jobs.ledger.lost_runs import Silence, end_lost_runs
+from jobs.ledger.progress import job_status, latest_jobs
+from jobs.ledger.runs import run_to_ring
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_OUTSTANDING
 from labelmill.console import say

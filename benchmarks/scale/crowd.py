@@ -13,11 +13,11 @@ from threading import Barrier
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
+from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 
 from benchmarks.scale.ground import image_name
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 from jobs.outcomes import Outcome
 
 _LEASE_SECONDS: Final = 600.0

@@ -133,6 +133,7 @@ class _Counting(Store):
 
 def _count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
     from worker.bench import Bench
+
     from worker.predicting.pipeline import classify_chunk
 
     with contextlib.closing(Ledger(settings.ledger)) as ledger:

@@ -1,8 +1,6 @@
-"""What waits and what is being worked on, in all jobs together: what `labelmill metrics` asks for.
+"""The backlog: what waits and what is in work, in all jobs together, as `labelmill metrics` shows it.
 
-Each statement costs as much as there are unfinished jobs and claimed chunks, not as much as there is to do or
-was done: how much a job still has is told by the counters in its row, and what lies waiting is that less what
-is claimed.
+How many images a job still has is in its row's counters, so that they need not be added up over all chunks.
 """
 
 from __future__ import annotations
@@ -12,13 +10,14 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import CHUNK_IS_OPEN, JOB_GOES_ON, chunk_is_in_work
+from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
+from jobs.ledger.control import JOB_GOES_ON
 from jobs.schema import UNFINISHED, ChunkState, chunks, db_now, jobs, training_runs
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What there is to do."""
+    """What there is to do. Shadows count like other jobs."""
 
     #: Unfinished jobs by state; paused ones are apart.
     jobs: dict[str, int]
@@ -37,7 +36,7 @@ class Backlog:
 
 
 def backlog(connection: Connection) -> Backlog:
-    """Where the work stands."""
+    """Return where the work stands."""
     # One statement: between two of them chunks would be finished, and what is left would be negative.
     claimed = (
         sa.select(
@@ -51,14 +50,12 @@ def backlog(connection: Connection) -> Backlog:
     )
     paused = jobs.c.paused_at.is_not(None).label("paused")
     claimed_images = sa.func.coalesce(claimed.c.images, 0)
-    claimed_chunks = sa.func.coalesce(claimed.c.chunks, 0)
     rows = connection.execute(
         sa.select(
             jobs.c.state,
             paused,
             sa.func.count().label("jobs"),
             sa.func.sum(jobs.c.total - jobs.c.succeeded - jobs.c.failed - claimed_images).label("images"),
-            sa.func.sum(jobs.c.chunks - jobs.c.chunks_done - claimed_chunks).label("chunks"),
         )
         .select_from(jobs.outerjoin(claimed, claimed.c.job_id == jobs.c.id))
         .where(JOB_GOES_ON)
@@ -66,37 +63,45 @@ def backlog(connection: Connection) -> Backlog:
     ).all()
     going_on = [row for row in rows if not row.paused]
     held = [row for row in rows if row.paused]
-    at_work = connection.execute(
+    in_work = connection.execute(
         sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.images), 0)).where(
             chunk_is_in_work()
         )
     ).one()
+    paused_jobs = sa.select(jobs.c.id).where(JOB_GOES_ON, jobs.c.paused_at.is_not(None))
     return Backlog(
         jobs={state: sum(row.jobs for row in going_on if row.state == state) for state in UNFINISHED},
         paused_jobs=sum(row.jobs for row in held),
         pending_images=sum(int(row.images) for row in going_on),
-        pending_chunks=sum(int(row.chunks) for row in going_on),
+        pending_chunks=_count(connection, IS_PENDING),
         held_images=sum(int(row.images) for row in held),
-        held_chunks=sum(int(row.chunks) for row in held),
-        claimed_images=int(at_work[1]),
-        claimed_chunks=int(at_work[0]),
+        held_chunks=_count(connection, chunks.c.state == ChunkState.HELD, chunks.c.job_id.in_(paused_jobs)),
+        claimed_images=int(in_work[1]),
+        claimed_chunks=int(in_work[0]),
         oldest_pending_seconds=_oldest_pending_seconds(connection),
     )
 
 
+def _count(connection: Connection, *which: sa.ColumnElement[bool] | sa.TextClause) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(chunks).where(*which)) or 0
+
+
 def _oldest_pending_seconds(connection: Connection) -> float:
-    # The first entry of the index on open chunks.
-    row = connection.execute(
-        sa.select(chunks.c.created_at, db_now().label("now"))
-        .where(CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING)
-        .order_by(chunks.c.created_at)
+    # By job: an index has each job's first pending chunk, which is its oldest.
+    first = (
+        sa.select(chunks.c.created_at)
+        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
+        .order_by(chunks.c.first_index)
         .limit(1)
-    ).one_or_none()
-    return 0.0 if row is None else max(0.0, (row.now - row.created_at).total_seconds())
+        .scalar_subquery()
+    )
+    of_each = sa.select(first.label("created_at")).where(JOB_GOES_ON).subquery()
+    oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
+    return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 
 
 def last_run_seconds(connection: Connection) -> float | None:
-    """Seconds since the latest end of a training run; None where none has ended."""
+    """Return the seconds since a training run ended last; None if none has ended."""
     finished, now = connection.execute(
         sa.select(sa.func.max(training_runs.c.finished_at), db_now().label("now"))
     ).one()

@@ -1,39 +1,58 @@
-"""How a worker takes a chunk and gives it back: a lease with a fencing token.
+"""Claims: how a worker takes the next due chunk, and how it lets go of one without results.
 
-Whoever claims a chunk writes a fresh token into it. Every later statement about the chunk carries the token
-and touches nothing where it is no longer the one in the row, so a worker that was declared dead and comes
-back cannot do harm. `jobs.ledger.outcomes` ends a claim with results, `jobs.ledger.isolation` one of a chunk
-that keeps crashing. Small chunks are claimed many at a time, under one token (`jobs.ledger.gathering`).
+A claim writes a fresh token into the chunk's row. Every later statement about the chunk carries the token and
+touches nothing if the row has another one, so a worker that was declared dead and comes back does no harm.
+`jobs.ledger.results` ends a claim with results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import ErrorCode, JobStopped, LeaseLost
+from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger.counters import AttemptEnd, CounterName, count
-from jobs.schema import STOPPED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import SMALL_JOB_IMAGES, UNFINISHED, ChunkState, chunks, db_now, jobs
 
-#: A chunk that was given back is rung for again after this many seconds, twice as many the next time, and so
-#: on: what is out of reach must not be asked for ten times a second by everybody.
-RETRY_SECONDS: Final = 1.0
-MAX_RETRY_SECONDS: Final = 60.0
+#: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
+TOGETHER_IMAGES: Final = 512
 
-#: The condition of the index on open chunks, to the letter: with parameters in the place of the states,
-#: SQLite does not see that the index will do, and reads all chunks there are.
-CHUNK_IS_OPEN: Final = sa.text("chunks.state IN ('pending', 'claimed')")
+#: A chunk that crashed this often is halved at its next claim. Once may have been anything: a power failure.
+CRASHES_TO_SPLIT: Final = 2
 
-#: And that of the index on unfinished jobs. One that ended while it was paused keeps its `paused_at`.
-JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
+#: An image that crashed this often while it was alone is not tried again. More than for a split, because this
+#: is final: a good image that was near two unrelated deaths must still get its label.
+CRASHES_TO_GIVE_UP: Final = 3
 
-#: How an attempt ended whose lease ran out while nobody renewed it.
-VANISHED: Final = "its worker vanished without a word"
+#: Seconds before a chunk is due again after a service was unavailable, by the releases before; then the last.
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+
+#: The conditions of the indexes on chunks, literally: with parameters instead of the states, neither database
+#: sees that the index applies, and reads the whole table.
+IS_PENDING: Final = sa.text("chunks.state = 'pending'")
+IS_CLAIMED: Final = sa.text("chunks.state = 'claimed'")
+
+
+class Reason(StrEnum):
+    """Why a claim ended without results."""
+
+    INTERRUPTED = "interrupted"  # the worker was told to stop
+    UNAVAILABLE = "unavailable"  # a service could not be reached; the chunk waits with back-off
+    CRASHED = "crashed"  # the process died, or raised an error that no image explains
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    EXPIRED = "expired"  # the lease ran out without a word
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether it counts against the chunk: one of its images may be the cause."""
+        return self not in (Reason.INTERRUPTED, Reason.UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,345 +69,311 @@ class Claim:
     payload_digest: str
     payload_offset: int
     attempts: int
-    #: Attempts before this one that ended in a death, a time-out or an error of the program.
+    #: Attempts before this one that a service or a stopped worker ended, and that ended in a crash.
+    releases: int
     crashes: int
-    #: What an image becomes that crashed alone; None where nothing has crashed yet.
+    #: The error code of an image that crashes alone; None if nothing has crashed yet.
     crash_code: ErrorCode | None
-    #: How the latest attempt ended that did not finish.
+    #: How the latest attempt without results ended.
     error: str | None
-    #: The trace that the job belongs to, if to any (`jobs.traces`).
-    traceparent: str | None = None
+    #: The trace that the job belongs to, if any (`jobs.traces`).
+    traceparent: str | None
+    #: The rest of a chunk that this claim has cut is pending.
+    was_cut: bool = False
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether its only image gets its error code without another attempt."""
+        return self.images == 1 and self.crashes >= CRASHES_TO_GIVE_UP
 
 
-def claim_chunk(
-    connection: Connection, chunk_id: str, *, lease_seconds: float, owner: str, token: str | None = None
-) -> Claim | None:
-    """Takes the chunk if it is pending or its lease ran out; None where there is nothing to do.
+def claim_next(
+    connection: Connection,
+    *,
+    owner: str,
+    token: str,
+    lease_seconds: float,
+    images_for: Callable[[str], int],
+) -> list[Claim]:
+    """Claim the next due chunk, and other small ones with it if it is small; [] if nothing is due.
 
-    The attempt is counted, and committed by the caller, before a byte of the payload is looked at: a chunk
-    that kills its worker has then been counted. A lease that ran out without a word counts as a crash.
-    `token`: a fresh id of the caller's, who can then ask by `withdraw_claim` whether a commit went through.
+    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut. The
+    caller commits before it reads a byte: a chunk that kills its worker has then been counted. All claims
+    carry the token.
     """
-    token = token or new_id()
-    taken = _take(connection, chunk_id, ChunkState.PENDING, lease_seconds, owner, token)
-    if taken is None:
-        # Asked for apart: afterwards the row does not tell any more whether a lease had run out.
-        taken = _take(connection, chunk_id, ChunkState.CLAIMED, lease_seconds, owner, token)
-        if taken is None:
-            return None
-        _count_end(connection, AttemptEnd.EXPIRED)
-    job = connection.execute(_JOB_OF_CHUNK, {"of_job": taken.job_id}).one()
-    if job.started_at is None:
-        connection.execute(
-            jobs.update()
-            .where(jobs.c.id == taken.job_id, jobs.c.started_at.is_(None))
-            .values(started_at=db_now())
-        )
-    return claim_of(taken, model_id=job.model_id, traceparent=job.traceparent)
-
-
-def claim_of(taken: sa.Row[Any], *, model_id: str, traceparent: str | None) -> Claim:
-    """The claim on a chunk whose row, as it is now, holds its token."""
-    return Claim(
-        chunk_id=taken.id,
-        token=taken.token,
-        job_id=taken.job_id,
-        model_id=model_id,
-        first_index=taken.first_index,
-        images=taken.images,
-        payload=taken.payload,
-        payload_digest=taken.payload_sha256,
-        payload_offset=taken.payload_offset,
-        attempts=taken.attempts,
-        crashes=taken.crashes,
-        crash_code=ErrorCode(taken.crash_code) if taken.crash_code else None,
-        error=taken.error,
-        traceparent=traceparent,
-    )
-
-
-def _take(
-    connection: Connection, chunk_id: str, state: ChunkState, lease_seconds: float, owner: str, token: str
-) -> sa.Row[Any] | None:
-    """Claims the chunk if it is due and in this state."""
-    return connection.execute(
-        _TAKE,
-        {
-            "of_chunk": chunk_id,
-            "was": state,
-            "by_owner": owner,
-            "by_token": token,
-            "for_seconds": lease_seconds,
-        },
-    ).one_or_none()
-
-
-def renew_leases(connection: Connection, claims: Sequence[Claim], *, lease_seconds: float) -> None:
-    """A fresh lease for chunks that take long, claimed under one token. Raises LeaseLost where none of them
-    is the caller's any more, JobStopped where no job of theirs needs them.
-    """
-    job_state = sa.select(jobs.c.state).where(jobs.c.id == chunks.c.job_id).scalar_subquery()
-    states = connection.scalars(
-        chunks.update().where(ours(claims)).values(lease_until=db_now(lease_seconds)).returning(job_state)
+    chunk = connection.execute(_NEXT).one_or_none()
+    if chunk is None:
+        return []
+    job = connection.execute(_JOB, {"of_job": chunk.job_id}).one()
+    limit, crashes = images_for(job.model_id), chunk.crashes
+    if crashes >= CRASHES_TO_SPLIT:
+        # Both parts are suspected: one more crash splits them again.
+        limit, crashes = min(limit, max(1, chunk.images // 2)), CRASHES_TO_SPLIT - 1
+    ids, was_cut = [chunk.id], chunk.images > limit
+    if was_cut:
+        cut(connection, chunk, keep=limit, crashes=crashes)
+    elif chunk.images <= SMALL_JOB_IMAGES and not chunk.attempts:
+        ids += _small_chunks_like(connection, chunk, job.model_id, min(limit, TOGETHER_IMAGES) - chunk.images)
+    taken = connection.execute(
+        _TAKE, {"ids": ids, "by_owner": owner, "by_token": token, "for_seconds": lease_seconds}
     ).all()
-    if not states:
-        raise LeaseLost
-    if all(state in STOPPED for state in states):
-        raise JobStopped
+    traces = {chunk.job_id: job.traceparent}
+    if len(taken) > 1:
+        query = sa.select(jobs.c.id, jobs.c.traceparent).where(jobs.c.id.in_([row.job_id for row in taken]))
+        traces = {row.id: row.traceparent for row in connection.execute(query)}
+    claims = [_to_claim(row, job.model_id, traces[row.job_id], was_cut=was_cut) for row in taken]
+    return sorted(claims, key=lambda claim: ids.index(claim.chunk_id))
 
 
-def release_chunk(connection: Connection, claim: Claim, *, error: str) -> None:
-    """Gives the chunk back unfinished, and not by its fault: a service is out of reach, or this worker was
-    told to stop. Nothing happens where somebody else has it by now.
+def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) -> None:
+    """Leave the first `keep` images to the pending chunk, and make the rest a pending chunk of the same age.
+
+    Both start with `crashes`; an image that is alone starts with none, since its neighbour may have crashed.
     """
-    _give_back(
-        connection,
-        AttemptEnd.RELEASED,
-        ours([claim]),
-        error=error,
-        releases=chunks.c.releases + 1,
-        ring_after=db_now(min(RETRY_SECONDS * 2 ** min(claim.attempts - 1, 10), MAX_RETRY_SECONDS)),
+    rest = chunk.images - keep
+    connection.execute(
+        chunks.update().where(chunks.c.id == chunk.id).values(images=keep, crashes=crashes if keep > 1 else 0)
+    )
+    connection.execute(
+        chunks.insert().values(
+            id=new_id(),
+            job_id=chunk.job_id,
+            first_index=chunk.first_index + keep,
+            images=rest,
+            payload=chunk.payload,
+            payload_sha256=chunk.payload_sha256,
+            payload_offset=chunk.payload_offset + keep,
+            state=ChunkState.PENDING,
+            priority=chunk.priority,
+            attempts=chunk.attempts,
+            releases=chunk.releases,
+            crashes=crashes if rest > 1 else 0,
+            crash_code=chunk.crash_code,
+            error=chunk.error,
+            created_at=chunk.created_at,
+        )
     )
 
 
-def put_back(connection: Connection, claims: Sequence[Claim]) -> None:
-    """Gives back what was claimed along with others and never begun: to be taken at once, by anybody. Nothing
-    happens to those that somebody else has by now.
+def release_claims(
+    connection: Connection, which: sa.ColumnElement[bool], reason: Reason, error: str | None = None
+) -> int:
+    """Let go of claims without results; return how many there were.
+
+    `which`: `claimed_under`, `claimed_as`, `claimed_by` or `lease_expired`. Nothing happens to a chunk that
+    another worker has claimed meanwhile. The chunk is pending again, or dropped if its job was stopped.
     """
-    _give_back(
-        connection,
-        AttemptEnd.RELEASED,
-        ours(claims),
-        error="those before it took long",
-        releases=chunks.c.releases + 1,
-        ring_after=None,
-    )
+    if reason.is_crash:
+        timed_out = reason is Reason.TIMED_OUT
+        values: dict[str, Any] = {
+            "crashes": chunks.c.crashes + 1,
+            "crash_code": ErrorCode.TIMEOUT if timed_out else ErrorCode.QUARANTINED,
+        }
+    else:
+        values = {"releases": chunks.c.releases + 1}
+    if reason is Reason.UNAVAILABLE:
+        values["not_before"] = db_now(_BACK_OFF)
+    released = connection.execute(
+        chunks.update()
+        .where(IS_CLAIMED, which)
+        .values(
+            # A paused job's chunk is not held here: the job may be resumed at this moment, which would pass
+            # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.control`).
+            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
+            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
+            lease_until=None,
+            error=error or _ERRORS[reason],
+            **values,
+        )
+    ).rowcount
+    if released:
+        count(connection, {(CounterName.ATTEMPTS, _ATTEMPT_ENDS.get(reason, AttemptEnd.CRASHED)): released})
+    return released
 
 
-def crash_chunk(connection: Connection, claim: Claim, *, code: ErrorCode, error: str) -> None:
-    """Gives the chunk back after an error or a time-out that one of its images may have caused. Nothing
-    happens where somebody else has it by now.
+def claimed_under(token: str) -> sa.ColumnElement[bool]:
+    """Return the condition for all chunks that were claimed under this token."""
+    return chunks.c.token == token
+
+
+def claimed_as(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
+    """Return the condition for the chunks of these claims."""
+    return sa.and_(chunks.c.id.in_([claim.chunk_id for claim in claims]), chunks.c.token == claims[0].token)
+
+
+def claimed_by(owner: str) -> sa.ColumnElement[bool]:
+    """Return the condition for all chunks that this process has claimed."""
+    return chunks.c.owner == owner
+
+
+def lease_expired() -> sa.ColumnElement[bool]:
+    """Return the condition for all claimed chunks whose lease has run out."""
+    # Skip locked rows: a worker that records late has its chunk locked, and the reconciler must not wait.
+    expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
+    return chunks.c.id.in_(expired.with_for_update(skip_locked=True))
+
+
+def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Mark the chunks of claims under one token done: the fence. Return the ids of those still ours.
+
+    Nothing may be recorded for any other. Raises LeaseLost if none is ours: the caller must roll back.
     """
-    _give_back(
-        connection,
-        AttemptEnd.CRASHED,
-        ours([claim]),
-        error=error,
-        crashes=chunks.c.crashes + 1,
-        crash_code=code,
-        ring_after=None,
-    )
-
-
-def bury_claim(connection: Connection, chunk_id: str, *, owner: str, code: ErrorCode, error: str) -> None:
-    """Gives the chunk back, and all that were claimed with it, in the name of a process that is known to be
-    dead, so that nobody waits for the lease to run out. Nothing happens where the claim is somebody else's.
-    """
-    named = chunks.alias()
-    token = sa.select(named.c.token).where(named.c.id == chunk_id, named.c.owner == owner).scalar_subquery()
-    _give_back(
-        connection,
-        AttemptEnd.CRASHED,
-        *_claimed_under(token),
-        error=error,
-        crashes=chunks.c.crashes + 1,
-        crash_code=code,
-        ring_after=None,
-    )
-
-
-def withdraw_claim(connection: Connection, token: str, *, keep: str | None = None) -> None:
-    """Gives back all that was claimed under this token, if anything was, but for the chunk that is to be
-    kept: of the claim's COMMIT nobody knows whether it went through.
-    """
-    _give_back(
-        connection,
-        AttemptEnd.RELEASED,
-        *_claimed_under(token),
-        *(() if keep is None else (chunks.c.id != keep,)),
-        error="the ledger was away when it was claimed",
-        releases=chunks.c.releases + 1,
-        ring_after=None,
-    )
-
-
-def finish_chunks(
-    connection: Connection, claims: Sequence[Claim], state: ChunkState = ChunkState.DONE
-) -> dict[str, int]:
-    """Marks chunks that were claimed under one token done, or split: the fence. Gives back the ids of those
-    that were the caller's, and how many images each has by now; nothing may be written about others. Raises
-    LeaseLost where none was, and the caller's transaction must roll back.
-    """
-    ids, token = _named_by(claims)
-    rows = connection.execute(_FINISH, {"of_chunks": ids, "by_token": token, "as_state": state}).all()
-    finished = {row.id: row.images for row in rows}
+    (token,) = {claim.token for claim in claims}
+    ids = [claim.chunk_id for claim in claims]
+    finished = set(connection.scalars(_FINISH, {"ids": ids, "by_token": token}))
     if not finished:
         raise LeaseLost
-    _count_end(connection, AttemptEnd.DONE if state == ChunkState.DONE else AttemptEnd.SPLIT, len(finished))
+    count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
     return finished
 
 
 def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
-    """Whether any of the chunks was finished by these very claims, and with it all that were theirs: the
-    answer after a COMMIT that broke off.
+    """Return whether any of the chunks was finished under these claims' token, and so all that were ours.
+
+    This resolves a COMMIT whose answer was lost.
     """
-    ids, token = _named_by(claims)
-    finished = sa.select(chunks.c.id).where(
-        chunks.c.id.in_(ids),
-        chunks.c.token == token,
-        chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]),
-    )
+    finished = sa.select(chunks.c.id).where(claimed_as(claims), chunks.c.state == ChunkState.DONE)
     return connection.scalar(finished.limit(1)) is not None
 
 
-def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
-    """Stops a job that has not finished: `failed` or `cancelled`. Its waiting chunks are dropped, outcomes
-    stay, and a chunk that is being worked on may still bring its own in. False where it had finished.
-    """
-    ended = connection.execute(
-        jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
-        .values(state=state, error=error, finished_at=db_now())
-    )
-    if ended.rowcount != 1:
-        return False
-    count(connection, {(CounterName.JOBS, state): 1})
-    drop_waiting_chunks(connection, job_id)
-    return True
-
-
-def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
-    """Drops what still waits of a job that ended; the caller holds the job's row."""
-    # Whoever holds the job's row must not wait for a chunk's: a worker that finishes locks them the other
-    # way round. A chunk that is locked at this moment is somebody's; what it leaves, the reconciler drops.
-    waiting = (
-        sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
-        .with_for_update(skip_locked=True)
-    )
-    drop_chunks(connection, waiting)
-
-
-def drop_chunks(connection: Connection, ids: sa.Select[tuple[str]] | list[str]) -> None:
-    """Ends chunks that nobody is at, of a job that ended without them."""
-    connection.execute(
-        chunks.update()
-        .where(chunks.c.id.in_(ids))
-        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None, **crash_if_vanished())
-    )
-
-
 def chunk_is_due() -> sa.ColumnElement[bool]:
-    """Waits for a worker, or has lost the one it had."""
-    return sa.and_(
-        CHUNK_IS_OPEN,
-        sa.or_(chunks.c.state == ChunkState.PENDING, chunks.c.lease_until < db_now()),
-    )
-
-
-def may_ring() -> sa.ColumnElement[bool]:
-    """Of a chunk: it was not rung for, nor put off, a moment ago."""
-    return sa.or_(chunks.c.ring_after.is_(None), chunks.c.ring_after < db_now())
+    """Return the condition for a chunk that waits for a worker, and whose back-off is over."""
+    return sa.and_(IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks.c.not_before <= db_now()))
 
 
 def chunk_is_in_work() -> sa.ColumnElement[bool]:
-    """A worker has it, and its lease has not run out."""
-    return sa.and_(CHUNK_IS_OPEN, chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
+    """Return the condition for a chunk that a worker has under a lease that has not run out."""
+    return sa.and_(IS_CLAIMED, chunks.c.lease_until >= db_now())
 
 
-def crash_if_vanished() -> dict[str, Any]:
-    """What is written to a chunk that is due, whoever comes by it first: where its lease ran out without a
-    word, a crash.
-    """
-    vanished = chunks.c.state == ChunkState.CLAIMED
-    return {
-        "crashes": chunks.c.crashes + sa.case((vanished, 1), else_=0),
-        "crash_code": sa.case((vanished, ErrorCode.QUARANTINED), else_=chunks.c.crash_code),
-        "error": sa.case((vanished, VANISHED), else_=chunks.c.error),
-    }
+def next_due(limit: int) -> sa.Select[tuple[str]]:
+    """Return the query for the ids of the first due chunks, in the order in which they are claimed."""
+    return sa.select(chunks.c.id).where(chunk_is_due()).order_by(*IN_ORDER).limit(limit)
 
 
 def job_was_stopped() -> sa.ColumnElement[bool]:
-    """Of a chunk: its job failed or was cancelled."""
-    stopped = jobs.c.state.in_(STOPPED)
-    return sa.exists().where(jobs.c.id == chunks.c.job_id, stopped).correlate(chunks)
+    """Return the condition for a chunk whose job failed, was cancelled, or is gone."""
+    return ~sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.state.in_(UNFINISHED)).correlate(chunks)
 
 
-def job_is_paused() -> sa.ColumnElement[bool]:
-    """Of a chunk: work on its job is held up."""
-    return sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.paused_at.is_not(None)).correlate(chunks)
+def _small_chunks_like(connection: Connection, chunk: sa.Row[Any], model_id: str, images: int) -> list[str]:
+    """Return the ids of small chunks that come next, for the same model, with at most so many images.
+
+    Only chunks that were never tried: one that crashed or was released is claimed alone, so that it cannot
+    make others pay twice.
+    """
+    found = connection.execute(_SMALL, {"not_id": chunk.id, "of_model": model_id})
+    ids = []
+    for row in found:
+        images -= row.images
+        if images < 0:
+            break
+        ids.append(row.id)
+    return ids
 
 
-def _named_by(claims: Sequence[Claim]) -> tuple[list[str], str]:
-    """The ids of their chunks, and the one token of all."""
-    (token,) = {claim.token for claim in claims}
-    return [claim.chunk_id for claim in claims], token
-
-
-def ours(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
-    """The fence: those of these chunks that are still claimed under the token of all."""
-    return _still_ours(*_named_by(claims))
-
-
-def _claimed_under(token: str | sa.ScalarSelect[str]) -> tuple[sa.ColumnElement[bool], ...]:
-    return (sa.and_(CHUNK_IS_OPEN, chunks.c.state == ChunkState.CLAIMED), chunks.c.token == token)
-
-
-def _give_back(
-    connection: Connection, end: AttemptEnd, *which: sa.ColumnElement[bool], **values: Any
-) -> None:
-    given_back = connection.execute(
-        chunks.update()
-        .where(*which)
-        .values(
-            # Not held where the job is paused: it may be resumed at this moment, which would pass this chunk
-            # over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.pausing`).
-            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
-            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
-            lease_until=None,
-            **values,
-        )
+def _to_claim(row: sa.Row[Any], model_id: str, traceparent: str | None, *, was_cut: bool) -> Claim:
+    return Claim(
+        chunk_id=row.id,
+        token=row.token,
+        job_id=row.job_id,
+        model_id=model_id,
+        first_index=row.first_index,
+        images=row.images,
+        payload=row.payload,
+        payload_digest=row.payload_sha256,
+        payload_offset=row.payload_offset,
+        attempts=row.attempts,
+        releases=row.releases,
+        crashes=row.crashes,
+        crash_code=ErrorCode(row.crash_code) if row.crash_code else None,
+        error=row.error,
+        traceparent=traceparent,
+        was_cut=was_cut,
     )
-    if given_back.rowcount:
-        _count_end(connection, end, given_back.rowcount)
 
 
-def _count_end(connection: Connection, end: AttemptEnd, number: int = 1) -> None:
-    count(connection, {(CounterName.ATTEMPTS, end): number})
+#: How a release is worded if nobody gives more detail.
+_ERRORS: Final = {
+    Reason.INTERRUPTED: "its worker was told to stop",
+    Reason.UNAVAILABLE: "a service could not be reached",
+    Reason.CRASHED: "its worker crashed",
+    Reason.TIMED_OUT: "it took longer than its time limit",
+    Reason.OUT_OF_MEMORY: "it ran out of memory",
+    Reason.EXPIRED: "its lease ran out: its worker vanished",
+}
 
+_ATTEMPT_ENDS: Final = {
+    Reason.INTERRUPTED: AttemptEnd.RELEASED,
+    Reason.UNAVAILABLE: AttemptEnd.RELEASED,
+    Reason.EXPIRED: AttemptEnd.EXPIRED,
+}
 
-# Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
+_BACK_OFF: Final = sa.case(dict(enumerate(RETRY_SECONDS)), value=chunks.c.releases, else_=RETRY_SECONDS[-1])
+
+#: Who is next: the order of the index on pending chunks.
+IN_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
+
+# Built once: SQLAlchemy takes longer to put such statements together than the database takes to run them.
+
+# A scalar subquery: of a join or EXISTS PostgreSQL may make a plan that reads all that waits, and sorts it.
+_JOB_ALLOWS: Final = (
+    sa.select(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
+    .where(jobs.c.id == chunks.c.job_id)
+    .correlate(chunks)
+    .scalar_subquery()
+)
+
+_NEXT: Final = (
+    sa.select(chunks)
+    .where(chunk_is_due(), _JOB_ALLOWS)
+    .order_by(*IN_ORDER)
+    .limit(1)
+    .with_for_update(of=chunks, skip_locked=True)
+)
+
+_JOB: Final = sa.select(jobs.c.model_id, jobs.c.traceparent).where(jobs.c.id == sa.bindparam("of_job"))
+
+# Among those that come next, so that a million large chunks are not searched for small ones.
+_SMALL: Final = (
+    sa.select(chunks.c.id, chunks.c.images)
+    .where(
+        chunks.c.id.in_(next_due(TOGETHER_IMAGES)),
+        chunks.c.id != sa.bindparam("not_id"),
+        chunk_is_due(),
+        chunks.c.attempts == 0,
+        chunks.c.images <= SMALL_JOB_IMAGES,
+        sa.select(jobs.c.model_id == sa.bindparam("of_model"))
+        .where(jobs.c.id == chunks.c.job_id)
+        .correlate(chunks)
+        .scalar_subquery(),
+        _JOB_ALLOWS,
+    )
+    .order_by(*IN_ORDER)
+    .with_for_update(of=chunks, skip_locked=True)
+)
 
 _TAKE: Final = (
     chunks.update()
-    .where(chunks.c.id == sa.bindparam("of_chunk"), chunk_is_due(), ~job_was_stopped(), ~job_is_paused())
-    .where(chunks.c.state == sa.bindparam("was"))
+    .where(chunks.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(
         state=ChunkState.CLAIMED,
         token=sa.bindparam("by_token"),
         owner=sa.bindparam("by_owner"),
         attempts=chunks.c.attempts + 1,
+        not_before=None,
         lease_until=db_now("for_seconds"),
-        **crash_if_vanished(),
     )
     .returning(chunks)
 )
 
-_JOB_OF_CHUNK: Final = sa.select(jobs.c.model_id, jobs.c.started_at, jobs.c.traceparent).where(
-    jobs.c.id == sa.bindparam("of_job")
-)
-
-
-def _still_ours(
-    ids: list[str] | sa.BindParameter[Any], token: str | sa.BindParameter[Any]
-) -> sa.ColumnElement[bool]:
-    """The fence: of the chunks that were claimed together, those that still are."""
-    return sa.and_(chunks.c.id.in_(ids), chunks.c.token == token, chunks.c.state == ChunkState.CLAIMED)
-
-
 _FINISH: Final = (
     chunks.update()
-    .where(_still_ours(sa.bindparam("of_chunks", expanding=True), sa.bindparam("by_token")))
-    .values(state=sa.bindparam("as_state"), lease_until=None, finished_at=db_now())
-    .returning(chunks.c.id, chunks.c.images)
+    .where(
+        chunks.c.id.in_(sa.bindparam("ids", expanding=True)),
+        chunks.c.token == sa.bindparam("by_token"),
+        chunks.c.state == ChunkState.CLAIMED,
+    )
+    .values(state=ChunkState.DONE, lease_until=None, finished_at=db_now())
+    .returning(chunks.c.id)
 )

@@ -49,10 +49,9 @@ class AttemptEnd(StrEnum):
     """How a claim on a chunk ended."""
 
     DONE = "done"  # with an outcome for each of its images
-    SPLIT = "split"  # the chunk had crashed before: two halves are in its place
-    RELEASED = "released"  # given back, by nobody's fault
-    CRASHED = "crashed"  # its process died, took too long, or met an error that no image explains
-    EXPIRED = "expired"  # its lease ran out without a word: a crash as well
+    RELEASED = "released"  # interrupted, or a service was unavailable
+    CRASHED = "crashed"  # its process died, took too long, or raised an error that no image explains
+    EXPIRED = "expired"  # its lease ran out: a crash as well
 
 
 #: Seconds a chunk took, upper bounds. From a chunk of a few images to one at the usual time limit.

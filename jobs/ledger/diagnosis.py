@@ -8,10 +8,12 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import CHUNK_IS_OPEN, JOB_GOES_ON, chunk_is_due, chunk_is_in_work, job_is_paused
-from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
-from jobs.ledger.upkeep import RECONCILE_LOCK
+from jobs.ledger.claims import CRASHES_TO_GIVE_UP, IS_CLAIMED, IS_PENDING, chunk_is_in_work
+from jobs.ledger.control import JOB_GOES_ON
+from jobs.ledger.maintenance import RECONCILE_LOCK
 from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, locks, metadata
+
+_IS_OPEN = sa.or_(IS_PENDING, IS_CLAIMED)
 
 # ---- the database -------------------------------------------------------------------------------------
 
@@ -120,15 +122,13 @@ class Work:
 def work(connection: Connection) -> Work:
     """Of the jobs that are neither paused nor finished."""
     waiting, oldest = connection.execute(
-        sa.select(sa.func.count(), sa.func.min(chunks.c.created_at)).where(
-            CHUNK_IS_OPEN, chunks.c.state == ChunkState.PENDING, ~job_is_paused()
-        )
+        sa.select(sa.func.count(), sa.func.min(chunks.c.created_at)).where(IS_PENDING)
     ).one()
     under_way = connection.scalar(sa.select(sa.func.count()).where(chunk_is_in_work()))
     finished = connection.scalar(
         sa.select(sa.func.max(chunks.c.finished_at))
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(JOB_GOES_ON, chunks.c.state.in_([ChunkState.DONE, ChunkState.SPLIT]))
+        .where(JOB_GOES_ON, chunks.c.state == ChunkState.DONE)
     )
     moment = now(connection)
     return Work(
@@ -143,15 +143,14 @@ def lost_chunks(connection: Connection, *, seconds: float) -> dict[str, int]:
     """Chunks whose lease ran out longer ago, and whom nobody took since: how many by job."""
     return _by_job(
         connection,
-        chunk_is_due(),
-        chunks.c.state == ChunkState.CLAIMED,
+        IS_CLAIMED,
         chunks.c.lease_until < db_now(-seconds),
     )
 
 
 def crashing_chunks(connection: Connection) -> dict[str, int]:
     """Chunks that are not done yet and crashed before: how many by job."""
-    return _by_job(connection, CHUNK_IS_OPEN, chunks.c.crashes > 0)
+    return _by_job(connection, _IS_OPEN, chunks.c.crashes > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def returning_chunks(connection: Connection, *, releases: int) -> list[Returning
     """Chunks that are not done yet and were given back so often, the worst of each job."""
     rows = connection.execute(
         sa.select(chunks.c.job_id, chunks.c.releases, chunks.c.error)
-        .where(CHUNK_IS_OPEN, chunks.c.releases >= releases)
+        .where(_IS_OPEN, chunks.c.releases >= releases)
         .order_by(chunks.c.releases)
     )
     return list({row.job_id: Returning(row.job_id, row.releases, row.error) for row in rows}.values())

@@ -109,6 +109,7 @@ def _recent_jobs(connection: Connection, model_id: str) -> list[tuple[str, int]]
         sa.select(jobs.c.id, jobs.c.total)
         .where(
             jobs.c.model_id == model_id,
+            jobs.c.shadow_of.is_(None),
             jobs.c.state.in_(FINISHED),
             jobs.c.created_at > oldest,
         )

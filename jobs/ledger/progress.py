@@ -77,8 +77,8 @@ class JobStatus:
 
 
 def _status_query() -> sa.Select[tuple[object, ...]]:
-    # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in
-    # the order of their images, but for the halves of one that crashed: they are as old as the split.
+    # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in the
+    # order of their images, and the rest of one that was cut is as old as the whole.
     oldest = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
@@ -121,14 +121,14 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
     return _to_status(row)
 
 
-def chunk_exists(connection: Connection, chunk_id: str) -> bool:
-    """Whether there is a chunk with this id, in whatever state."""
-    return connection.scalar(sa.select(chunks.c.id).where(chunks.c.id == chunk_id)) is not None
-
-
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
     """The latest jobs, newest first."""
-    query = _status_query().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    query = (
+        _status_query()
+        .where(jobs.c.shadow_of.is_(None))
+        .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+        .limit(limit)
+    )
     if state is not None:
         query = query.where(jobs.c.state == state)
     return [_to_status(row) for row in connection.execute(query)]

@@ -13,7 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.settling import settle_job
+from jobs.ledger.control import end_shadows, settle_job
 from jobs.schema import FINISHED, chunks, db_now, jobs, predictions
 
 #: Rows that one transaction deletes: some hundredths of a second of SQLite's only write lock.
@@ -29,6 +29,7 @@ def finished_jobs(connection: Connection, *, days: float, with_payloads: bool = 
     query = (
         sa.select(jobs.c.id)
         .where(jobs.c.state.in_(FINISHED), jobs.c.finished_at < db_now(-days * _DAY_SECONDS))
+        .where(jobs.c.shadow_of.is_(None))  # a shadow goes with its job
         .order_by(jobs.c.finished_at, jobs.c.id)
     )
     if with_payloads:
@@ -37,11 +38,13 @@ def finished_jobs(connection: Connection, *, days: float, with_payloads: bool = 
 
 
 def mark_purged(connection: Connection, job_id: str) -> bool:
-    """Notes that the job's payloads are about to be removed. False, and nothing is noted, where it has not
-    finished or a worker is still at one of its chunks.
+    """Note that the job's payloads are about to be removed, and cancel its shadows, which read them.
+
+    Return False, and note nothing, if it has not finished or a worker has a chunk of it or of a shadow.
     """
     # Chunks first and the job last, as a worker locks them.
-    if not settle_job(connection, job_id):
+    settled = [settle_job(connection, each) for each in (*end_shadows(connection, job_id), job_id)]
+    if not all(settled):
         return False
     marked = connection.execute(
         jobs.update()
@@ -49,6 +52,11 @@ def mark_purged(connection: Connection, job_id: str) -> bool:
         .values(purged_at=sa.func.coalesce(jobs.c.purged_at, db_now()))
     )
     return marked.rowcount == 1
+
+
+def shadows_of(connection: Connection, job_id: str) -> list[str]:
+    """Return the ids of the job's shadows, whose predictions and chunks go with it."""
+    return list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
 
 
 def payload_owners(connection: Connection, job_ids: Iterable[str]) -> dict[str, bool]:
@@ -93,4 +101,5 @@ def delete_job(connection: Connection, job_id: str) -> bool:
     removed, or somebody else deleted it.
     """
     gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.purged_at.is_not(None)))
+    connection.execute(jobs.delete().where(jobs.c.shadow_of == job_id))
     return gone.rowcount == 1

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
+from jobs.ledger.control import settle_job, still_at_work
 from jobs.ledger.database import Ledger
 from jobs.ledger.progress import job_status
-from jobs.ledger.settling import settle_job, still_at_work
 from jobs.schema import ChunkState, chunks, jobs, predictions
 
 #: Chunks looked at in one statement: as many errors as they have images are held in memory.
@@ -102,8 +102,7 @@ def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
             chunks.c.payload_sha256,
             chunks.c.payload_offset,
         )
-        # In place of a chunk that was split stand its halves.
-        .where(chunks.c.job_id == job_id, chunks.c.state != ChunkState.SPLIT, chunks.c.first_index > after)
+        .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
         .order_by(chunks.c.first_index)
         .limit(_PAGE_CHUNKS)
     )

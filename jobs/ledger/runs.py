@@ -20,7 +20,6 @@ from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import insert_into
-from jobs.ledger.intake import QUIET_SECONDS
 from jobs.ledger.promotions import StoredVerdict
 from jobs.ledger.workers import trainer_is_there
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
@@ -98,9 +97,7 @@ def request_run(
         "requested_at": db_now(),
         "started_at": db_now(),
     }
-    while not _insert(
-        connection, run_id, state=RunState.PENDING, active=1, ring_after=db_now(QUIET_SECONDS), **asked
-    ):
+    while not _insert(connection, run_id, state=RunState.PENDING, active=1, **asked):
         if slot is not None and _has_run(connection, slot):
             return None
         other = find_active_run(connection)
@@ -152,17 +149,12 @@ def _has_run(connection: Connection, slot: datetime) -> bool:
     return connection.scalar(sa.select(training_runs.c.id).where(training_runs.c.slot == slot)) is not None
 
 
-def run_to_ring(connection: Connection) -> str | None:
-    """The run that waits and whose time to be rung for has come. Marks it as rung for now."""
+def pending_run(connection: Connection) -> str | None:
+    """Return the id of the run that waits for a trainer, or None."""
     run_id: str | None = connection.scalar(
-        training_runs.update()
-        .where(
-            training_runs.c.active == 1,
-            training_runs.c.state == RunState.PENDING,
-            training_runs.c.ring_after < db_now(),
+        sa.select(training_runs.c.id).where(
+            training_runs.c.active == 1, training_runs.c.state == RunState.PENDING
         )
-        .values(ring_after=db_now(QUIET_SECONDS))
-        .returning(training_runs.c.id)
     )
     return run_id
 

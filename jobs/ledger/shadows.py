@@ -1,66 +1,44 @@
-"""The shadow: a challenger that classifies a share of the chunks as well, beside the model of their job.
+"""The shadow: a challenger classifies a share of each new job again, and the two are compared.
 
-What it answers changes no outcome. Where the two disagree is counted and kept, in the transaction that
-records the chunk, so that a chunk is counted once. `worker.predicting.shadow` compares.
+A shadow is a job like any other: it has the lowest priority, is pinned to the challenger, and its chunks
+point to the payloads of the job that it shadows. Workers know nothing of it. Comparing is a join of the
+predictions of both jobs on the image's index.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.ledger.claims import Claim
+from jobs.ids import new_id
 from jobs.ledger.models import find_champion, get_model, point_alias
 from jobs.model import Model
-from jobs.schema import aliases, db_now, disagreements, jobs, predictions, shadowed_chunks
+from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
 #: The alias of the challenger.
 SHADOW: Final = "shadow"
 
-#: Built once, as it is asked for a share of all chunks.
-_CHALLENGER: Final = sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW)
+#: Below every priority that a person can give: a shadow delays no job.
+SHADOW_PRIORITY: Final = -1_000
 
-#: What is said where there is none.
+#: The message if no model is the challenger.
 NO_SHADOW: Final = "No model is in the shadow: `labelmill models shadow MODEL` puts one there."
-
-#: Disagreements that are kept of a chunk; all are counted. A bad challenger disagrees on every image.
-KEPT_DISAGREEMENTS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """An image that the challenger takes for something else than the model of its job."""
-
-    index: int  # in the job
-    label: str  # the challenger's
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shadowed:
-    """What came of showing a chunk to the challenger."""
-
-    model_id: str  # the challenger
-    images: int  # that both had an answer for
-    disagreements: int
-    kept: Sequence[Disagreement]  # the first ones
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of the chunks that a challenger has seen so far: of the jobs of one model, or of all."""
+    """How far a challenger and the models of the jobs that it shadowed agree: those of one model, or all."""
 
     model: str
     chunks: int
-    images: int
+    images: int  # that both gave a label
     disagreements: int
-    beside: str | None = None  # the model of the jobs; None: whatever model each had
+    beside: str | None = None  # the model of the jobs; None: any
 
     @property
     def share(self) -> float | None:
@@ -70,7 +48,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Disagreed:
-    """One disagreement, with what the job's model said."""
+    """One image to which the two gave different labels."""
 
     job: str
     index: int
@@ -81,49 +59,54 @@ class Disagreed:
     challenger_confidence: float
 
 
-def find_challenger(connection: Connection, claim: Claim, *, share: float) -> str | None:
-    """The model that is to see this chunk too; None where there is none. Costs one row by its primary key,
-    and that only for the share of the chunks.
+def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | None:
+    """Make the shadow of a job that is complete: a share of its chunks, for the challenger.
+
+    Return the shadow's id; None if there is no challenger, it cannot be compared with the job's model, or no
+    chunk is of the share. `share` is 0 to 1. The caller's transaction is the one that seals the job.
     """
-    # A challenger that kills its process, or takes too long, must not do so to the same images twice.
-    if claim.attempts > 1 or claim.crashes or not is_shadowed(share, claim.chunk_id):
+    challenger_id = find_shadow(connection)
+    if challenger_id is None:
         return None
-    challenger = find_shadow(connection)
-    return None if challenger == claim.model_id else challenger
+    model_id = connection.execute(sa.select(jobs.c.model_id).where(jobs.c.id == job_id)).scalar_one()
+    challenger = get_model(connection, challenger_id)
+    if model_id == challenger_id or not comparable(get_model(connection, model_id), challenger):
+        return None
+    copied = (*_OF_THE_IMAGES, chunks.c.id)
+    rows = connection.execute(sa.select(*copied).where(chunks.c.job_id == job_id)).mappings()
+    sampled = [dict(row) for row in rows if is_shadowed(share, row["id"])]
+    if not sampled:
+        return None
+    shadow_id = new_id()
+    connection.execute(
+        jobs.insert().values(
+            id=shadow_id,
+            state=JobState.RUNNING,
+            model_id=challenger_id,
+            shadow_of=job_id,
+            total=sum(row["images"] for row in sampled),
+            created_at=db_now(),
+            touched_at=db_now(),
+            submitted_at=db_now(),
+        )
+    )
+    new = {"job_id": shadow_id, "state": ChunkState.PENDING, "priority": SHADOW_PRIORITY}
+    connection.execute(
+        chunks.insert().values(created_at=db_now()), [row | new | {"id": new_id()} for row in sampled]
+    )
+    return shadow_id
 
 
 def is_shadowed(share: float, chunk_id: str) -> bool:
-    """Whether the chunk is one of this share of them all: always the same answer for the same chunk."""
+    """Return whether the chunk belongs to this share of all chunks. The same chunk always gets one answer."""
     drawn = int.from_bytes(hashlib.sha256(chunk_id.encode()).digest()[:8], "big")
     return drawn < share * 2**64
 
 
-def record_shadowed(connection: Connection, claim: Claim, shadowed: Shadowed) -> None:
-    """What the challenger said of the chunk that this transaction records."""
-    connection.execute(
-        shadowed_chunks.insert().values(
-            chunk_id=claim.chunk_id,
-            model_id=shadowed.model_id,
-            job_id=claim.job_id,
-            job_model_id=claim.model_id,
-            images=shadowed.images,
-            disagreements=shadowed.disagreements,
-            created_at=db_now(),
-        )
-    )
-    if shadowed.kept:
-        connection.execute(
-            disagreements.insert(),
-            [
-                {"job_id": claim.job_id, "model_id": shadowed.model_id, **asdict(each)}
-                for each in shadowed.kept
-            ],
-        )
-
-
 def begin_shadow(connection: Connection, model_id: str) -> Model:
-    """Makes the model the challenger, in place of the one there is. Raises NotFound; Conflict where there is
-    nothing to compare it with.
+    """Make the model the challenger, in place of the present one.
+
+    Raises NotFound; Conflict if there is nothing to compare it with.
     """
     model, champion = get_model(connection, model_id), champion_beside(connection)
     if champion.id == model.id:
@@ -138,65 +121,105 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
 
 
 def champion_beside(connection: Connection) -> Model:
-    """Whom a challenger is compared with. Raises Conflict where there is none."""
+    """Return the champion, with which a challenger is compared. Raises Conflict if there is none."""
     champion = find_champion(connection)
     if champion is None:
         raise Conflict(
             "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
-            "--force where it was not evaluated."
+            "--force if it was not evaluated."
         )
     return champion
 
 
 def comparable(one: Model, other: Model) -> bool:
-    """Whether the same pixels and the same labels mean the same to both."""
+    """Return whether the same pixels and the same labels mean the same to both."""
     return set(one.classes) == set(other.classes) and one.input_spec == other.input_spec
 
 
 def end_shadow(connection: Connection) -> bool:
-    """Nobody is the challenger any more; what was counted stays. False where nobody was."""
+    """Let the challenger go; what was compared stays. Return False if there was none."""
     return connection.execute(aliases.delete().where(aliases.c.name == SHADOW)).rowcount == 1
 
 
 def find_shadow(connection: Connection) -> str | None:
-    """The challenger's id, if there is one."""
-    found: str | None = connection.scalar(_CHALLENGER)
+    """Return the challenger's id, or None."""
+    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW))
     return found
 
 
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:
-    """What came of all chunks that this challenger has seen; of the jobs of one model, where that is named:
-    one that agrees with a champion may not agree with the next.
+    """Compare a challenger with the models of the jobs that it shadowed; with one model, if that is named.
+
+    A challenger that agrees with one champion may not agree with the next.
     """
-    table = shadowed_chunks.c
-    query = sa.select(
-        sa.func.count(),
-        sa.func.coalesce(sa.func.sum(table.images), 0),
-        sa.func.coalesce(sa.func.sum(table.disagreements), 0),
-    ).where(table.model_id == model_id)
+    images, disagreements = connection.execute(
+        _compared(
+            model_id,
+            beside,
+            sa.func.count(),
+            sa.func.coalesce(
+                sa.func.sum(sa.case((_CHALLENGER.c.label != predictions.c.label, 1), else_=0)), 0
+            ),
+        )
+    ).one()
+    done = (
+        sa.select(sa.func.count())
+        .select_from(chunks)
+        .join(jobs, jobs.c.id == chunks.c.job_id)
+        .join(_SHADOWED, _SHADOWED.c.id == jobs.c.shadow_of)
+        .where(jobs.c.model_id == model_id, chunks.c.state == ChunkState.DONE)
+    )
     if beside is not None:
-        query = query.where(table.job_model_id == beside)
-    count, images, disagreed = map(int, connection.execute(query).one())
-    return Comparison(model_id, count, images, disagreed, beside)
+        done = done.where(_SHADOWED.c.model_id == beside)
+    return Comparison(model_id, connection.scalar(done) or 0, int(images), int(disagreements), beside)
 
 
 def first_disagreements(connection: Connection, model_id: str, *, beside: str, limit: int) -> list[Disagreed]:
-    """Images that this challenger takes for something else than this model; the latest jobs' come first."""
-    table = disagreements.c
+    """Return images to which this challenger gave another label than this model; the latest jobs' first."""
     query = (
-        sa.select(
-            table.job_id,
-            table.index,
+        _compared(
+            model_id,
+            beside,
+            predictions.c.job_id,
+            predictions.c.index,
             predictions.c.name,
             predictions.c.label,
             predictions.c.confidence,
-            table.label,
-            table.confidence,
+            _CHALLENGER.c.label,
+            _CHALLENGER.c.confidence,
         )
-        .join(predictions, sa.and_(predictions.c.job_id == table.job_id, predictions.c.index == table.index))
-        .join(jobs, jobs.c.id == table.job_id)
-        .where(table.model_id == model_id, jobs.c.model_id == beside)
-        .order_by(table.job_id.desc(), table.index)
+        .where(_CHALLENGER.c.label != predictions.c.label)
+        .order_by(predictions.c.job_id.desc(), predictions.c.index)
         .limit(limit)
     )
     return [Disagreed(*row) for row in connection.execute(query)]
+
+
+#: What says which images a chunk has.
+_OF_THE_IMAGES: Final = (
+    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
+    chunks.c.payload_offset,
+)
+
+_SHADOWED: Final = jobs.alias("shadowed")
+_CHALLENGER: Final = predictions.alias("challenger")
+
+
+def _compared(model_id: str, beside: str | None, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query over all images to which both gave a label."""
+    query = (
+        sa.select(*columns)
+        .select_from(jobs)
+        .join(_SHADOWED, _SHADOWED.c.id == jobs.c.shadow_of)
+        .join(_CHALLENGER, _CHALLENGER.c.job_id == jobs.c.id)
+        .join(
+            predictions,
+            sa.and_(predictions.c.job_id == _SHADOWED.c.id, predictions.c.index == _CHALLENGER.c.index),
+        )
+        .where(
+            jobs.c.model_id == model_id,
+            _CHALLENGER.c.label.is_not(None),
+            predictions.c.label.is_not(None),
+        )
+    )
+    return query if beside is None else query.where(_SHADOWED.c.model_id == beside)

@@ -1,7 +1,7 @@
-"""The workers that are there: each main process writes a row of its own, again and again.
+"""Workers: the main process of each writes a heartbeat, its own row, again and again.
 
 A row says that ledger and broker answered and how many child processes were ready, at the moment in
-`seen_at`, by the database's clock. `worker.presence` writes them; `labelmill workers`, `ready` and `metrics`
+`seen_at`, by the database's clock. `worker.heartbeat` writes them; `labelmill workers`, `ready` and `metrics`
 read them.
 """
 
@@ -17,24 +17,24 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
-#: How often a worker gives a sign of life.
-SEEN_SECONDS: Final = 10.0
+#: How often a worker writes its heartbeat.
+HEARTBEAT_SECONDS: Final = 10.0
 
-#: Without one for so long, a worker counts as gone: two signs may be late, as on a machine that is very busy.
+#: Without one for so long, a worker counts as gone: two may be late, as on a machine that is very busy.
 GONE_SECONDS: Final = 30.0
 
-#: And is forgotten after a day: until then it can be seen that there was one.
+#: It is forgotten after a day: until then people can see that there was one.
 FORGOTTEN_SECONDS: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Presence:
+class WorkerRow:
     """What a worker says of itself."""
 
-    name: str  # of its main process, as `worker.bench.owner_name` has it
+    name: str  # of its main process (`worker.context.owner_name`)
     host: str
     queue: str
     children: Sequence[str]  # the names under which its ready child processes claim
@@ -62,37 +62,37 @@ class WorkerStatus:
         return self.seen_seconds <= GONE_SECONDS
 
 
-def report_worker(connection: Connection, presence: Presence, *, up_seconds: float) -> None:
-    """The worker is there, since so many seconds."""
+def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) -> None:
+    """Write a heartbeat of a worker that was started so many seconds ago."""
     values = {
-        "host": presence.host,
-        "queue": presence.queue,
-        "processes": len(presence.children),
-        "children": list(presence.children),
-        "version": presence.version,
+        "host": row.host,
+        "queue": row.queue,
+        "processes": len(row.children),
+        "children": list(row.children),
+        "version": row.version,
         "started_at": db_now(-up_seconds),
         "seen_at": db_now(),
     }
     connection.execute(
         insert_into(connection, workers)
-        .values(name=presence.name, **values)
+        .values(name=row.name, **values)
         # All of it: in a container the process before had the same name.
         .on_conflict_do_update(index_elements=[workers.c.name], set_=values)
     )
 
 
 def forget_worker(connection: Connection, name: str) -> None:
-    """The worker stops: it takes no more work."""
+    """Delete the row of a worker that stops."""
     connection.execute(workers.delete().where(workers.c.name == name))
 
 
 def forget_lost_workers(connection: Connection) -> None:
-    """Drops the rows of workers that were not seen for a day."""
+    """Delete the rows of workers without a heartbeat for a day."""
     connection.execute(workers.delete().where(workers.c.seen_at < db_now(-FORGOTTEN_SECONDS)))
 
 
 def list_workers(connection: Connection, *, host: str | None = None) -> list[WorkerStatus]:
-    """All workers that were seen within a day, or those of one host; by queue, host and name."""
+    """Return all workers with a heartbeat within a day, or those of one host; by queue, host and name."""
     query = sa.select(workers, db_now().label("now")).order_by(
         workers.c.queue, workers.c.host, workers.c.name
     )
@@ -128,18 +128,9 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
     ]
 
 
-def worker_is_there() -> sa.ColumnElement[bool]:
-    """Of a worker's row: it was written lately. That of one that was killed stays for a day."""
+def _is_alive() -> sa.ColumnElement[bool]:
+    """Return the condition for a row that was written lately. That of a killed worker stays for a day."""
     return workers.c.seen_at >= db_now(-GONE_SECONDS)
-
-
-def classifying_processes() -> sa.ScalarSelect[int]:
-    """How many processes classify, of the workers that are there; NULL where there is none."""
-    return (
-        sa.select(sa.func.sum(workers.c.processes))
-        .where(workers.c.queue == CLASSIFY_QUEUE, worker_is_there())
-        .scalar_subquery()
-    )
 
 
 def trainer_is_there(connection: Connection) -> bool:
@@ -151,7 +142,7 @@ def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """How many workers are there, and how many processes of theirs have started, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
-        .where(worker_is_there())
+        .where(_is_alive())
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}

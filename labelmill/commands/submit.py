@@ -8,6 +8,7 @@ import typer
 
 from jobs.errors import UserError
 from jobs.limits import ErrorLimits
+from jobs.schema import SMALL_JOB_IMAGES
 from labelmill.client import Client
 from labelmill.console import counted, examples, exit_code_of, print_data, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
@@ -56,6 +57,16 @@ def submit(
             help="Store where the images are instead of their bytes; every worker must reach them there.",
         ),
     ] = False,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            min=-100,
+            max=100,
+            metavar="N",
+            help="Classify this job before those of a lower priority. Left out: 0, and 10 for at most "
+            f"{SMALL_JOB_IMAGES} images.",
+        ),
+    ] = None,
     max_errors: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Stop the job when more images than this got an error."),
@@ -98,6 +109,7 @@ def submit(
                 model=model,
                 by_reference=by_reference,
                 error_limits=limits,
+                priority=priority,
                 on_progress=progress.update,
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )

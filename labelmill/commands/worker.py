@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.ledger import Ledger
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from labelmill.console import examples, tells_errors
 from labelmill.stack import settings_with, worker_command
 from labelmill.training import need_tensorflow

@@ -12,7 +12,8 @@ import redis
 from kombu.exceptions import OperationalError
 
 from jobs.ids import new_id
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.findings import Area, Finding

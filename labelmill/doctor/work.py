@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import diagnosis
-from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.settings import Settings
 from labelmill.console import counted
 from labelmill.doctor.findings import Area, Finding, duration

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from PIL import Image
+from worker.bench import Bench
 
 from jobs.model import MNIST_INPUT
 from jobs.schema import chunks
@@ -17,7 +18,6 @@ from jobs.store import Store
 from labelmill import Client
 from tests.console import Home, rows
 from tests.registering import register_digits
-from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
 #: How many images the job has.
@@ -27,8 +27,9 @@ IMAGES = 30
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """Two untrained models: not what they answer matters here."""
-    from worker.learning.training import build, save
     from worker.predicting.runtime import keras
+
+    from worker.learning.training import build, save
 
     path = tmp_path_factory.mktemp("models") / "model.keras"
     files = []

@@ -53,11 +53,11 @@ if os.environ.get("FAULT_CLASSIFIER") != "keras":
 
     sys.modules["worker.predicting.classifier"] = light
 
+import jobs.ledger.outcomes
 import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
-import jobs.ledger.outcomes
 import worker.predicting.decode
 import worker.reconcile
 import worker.requests

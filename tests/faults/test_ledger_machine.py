@@ -30,6 +30,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, open_job, seal_job
+from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
+from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.ledger.parts import give_away
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
+from jobs.ledger.settling import settle_job
+from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs, take_lock
 from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
@@ -48,15 +56,7 @@ from jobs.ledger.claims import (
     were_finished,
     withdraw_claim,
 )
-from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, open_job, seal_job
-from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.outcomes import Classified, record_outcomes
-from jobs.ledger.parts import give_away
-from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
-from jobs.ledger.settling import settle_job
-from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs, take_lock
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk, discard_job
+from jobs.ledger.isolation import split_chunk
+from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk, end_job, finish_chunks
-from jobs.ledger.intake import NewChunk, discard_job
-from jobs.ledger.isolation import split_chunk
-from jobs.ledger.upkeep import chunks_to_ring, drop_leftover_chunks, fail_abandoned_jobs
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker
 

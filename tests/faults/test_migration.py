@@ -14,13 +14,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
+from jobs.ledger.outcomes import Classified, record_outcomes
 
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.database import revision
-from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.outcomes import Outcome
 from jobs.schema import metadata
 from labelmill.migrating import alembic_config, upgrade

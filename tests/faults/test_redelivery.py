@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.ledger.upkeep import RECONCILE_LOCK
+
 from jobs.schema import db_now, locks
 from tests.console import until
 from tests.faults.checker import chunk_rows

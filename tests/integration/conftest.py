@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
+from worker.bench import Bench
 
 from jobs.ledger import Ledger
 from jobs.model import MNIST_INPUT
@@ -14,14 +15,14 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests.bench_alone import Mill, make_mill
 from tests.conftest import Broker
-from worker.bench import Bench
 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A model of the right shape, untrained: not what it answers matters here, but where that lands."""
-    from worker.learning.training import build, save
     from worker.predicting.runtime import keras
+
+    from worker.learning.training import build, save
 
     keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
     path = tmp_path_factory.mktemp("model") / "model.keras"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk
 from sqlalchemy.engine import Row
 
 from jobs.errors import ErrorCode, JobStopped, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import bury_claim, claim_chunk, end_job, were_finished, withdraw_claim
-from jobs.ledger.intake import NewChunk
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
 UNKNOWN = NewChunk(new_id(), 0, 1, "payloads/x", "0" * 64)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,7 +33,6 @@ from jobs.ledger.corrections import (
     save_corrections,
     without_correction,
 )
-from jobs.ledger.intake import NewChunk
 from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT

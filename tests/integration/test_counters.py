@@ -11,15 +11,15 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import seal_job
+from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
 from jobs.ledger.claims import bury_claim, end_job, withdraw_claim
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
-from jobs.ledger.intake import seal_job
 from jobs.ledger.lost_runs import Silence, end_lost_runs
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.ledger.runs import cancel_run, claim_run, fail_run, interrupt_runs_of, request_run
 from jobs.outcomes import Outcome

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from worker.again import try_again
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, database
 from jobs.schema import db_now, locks
 from tests.conftest import PostgresqlServer
-from worker.again import try_again
 
 #: Another process that writes a row, and is the last to close the file for all that it can see.
 WRITER = """

@@ -18,14 +18,14 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from fsspec.implementations.memory import MemoryFileSystem
+from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.pausing import pause_job
 
 import jobs.ledger.database
 import jobs.settings
 from jobs.ids import new_id
 from jobs.ledger import Ledger, diagnosis
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import ABANDONED_SECONDS
-from jobs.ledger.pausing import pause_job
 from jobs.ledger.runs import request_run
 from jobs.model import Model
 from jobs.outcomes import Outcome

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.pausing import pause_job
+from jobs.ledger.upkeep import drop_leftover_chunks
 
 from jobs.errors import ErrorCode, JobStopped, Stopped, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import JobStatus, job_status
-from jobs.ledger.upkeep import drop_leftover_chunks
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome
 from jobs.payloads import payload_key

@@ -11,12 +11,12 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from worker.gate import MAX_MESSAGE_BYTES, admit
 
 from jobs.ids import new_id
 from jobs.messages import MessageError
 from jobs.queue import CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, Bell
 from tests.conftest import Broker
-from worker.gate import MAX_MESSAGE_BYTES, admit
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 

@@ -7,17 +7,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small, overdue_small
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.outcomes import Classified, record_outcomes
+from jobs.ledger.pausing import pause_job
+from jobs.ledger.waiting import who_waits
 
 from jobs.errors import ErrorCode, LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, bury_claim, claim_chunk, withdraw_claim
-from jobs.ledger.gathering import MAX_GATHERED, gather_chunks, may_gather, oldest_small, overdue_small
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.outcomes import Classified, record_outcomes
-from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import Filter, job_status, stream_predictions
-from jobs.ledger.waiting import who_waits
 from jobs.ledger.workers import GONE_SECONDS, Presence, report_worker
 from jobs.outcomes import Outcome
 from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE

@@ -8,11 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-
-from jobs.errors import Conflict, NotFound, Stopped
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
 from jobs.ledger.intake import (
     ABANDONED_SECONDS,
     KeyHolder,
@@ -25,6 +20,11 @@ from jobs.ledger.intake import (
     touch_job,
 )
 from jobs.ledger.pausing import pause_job
+
+from jobs.errors import Conflict, NotFound, Stopped
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 

@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
-
-from jobs.errors import ErrorCode, LeaseLost
-from jobs.ledger import Ledger
 from jobs.ledger.intake import NewChunk, seal_job
 from jobs.ledger.isolation import (
     CRASHES_TO_GIVE_UP,
@@ -18,6 +14,10 @@ from jobs.ledger.isolation import (
     must_split,
     outcome_of_the_lone,
 )
+from sqlalchemy.engine import Row
+
+from jobs.errors import ErrorCode, LeaseLost
+from jobs.ledger import Ledger
 from jobs.ledger.progress import Filter, job_status, stream_predictions
 from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, chunks

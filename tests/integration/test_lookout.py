@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
-
-from jobs.errors import ErrorCode, LeaseLost, Unavailable
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, bury_claim, claim_chunk, end_job
 from jobs.ledger.intake import NewChunk
 from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.parts import give_away
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.upkeep import drop_leftover_chunks
 from jobs.ledger.waiting import NOBODY, Waiting
+from worker.predicting.stages import Stages
+
+from jobs.errors import ErrorCode, LeaseLost, Unavailable
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.claims import Claim, bury_claim, claim_chunk, end_job
 from jobs.ledger.workers import Presence, report_worker
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.outcomes import Outcome
@@ -33,7 +34,6 @@ from jobs.store import Store
 from tests.bench_alone import Mill, decoded_for_ever, picture
 from worker.predicting import lookout, pipeline, plain_batch
 from worker.predicting.pipeline import classify_chunk
-from worker.predicting.stages import Stages
 
 PICTURES = [picture(number) for number in range(300)]
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery
+from worker.bench import owner_name
 
 from jobs.errors import ErrorCode, Unavailable
 from jobs.ids import new_id
@@ -24,7 +25,6 @@ from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, Bell
 from jobs.schema import ChunkState, RunState, chunks, db_now
 from jobs.settings import Settings
 from tests.conftest import Broker, Job, JobMaker, WorkerMaker
-from worker.bench import owner_name
 from worker.reconcile import reconcile_step
 from worker.requests import ChunkRequest
 from worker.tasks import register_tasks

@@ -14,14 +14,14 @@ from urllib.request import urlopen
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.outcomes import Classified, Spent, record_outcomes
+from jobs.ledger.pausing import pause_job
 
 from jobs.ids import new_id
 from jobs.ledger import backlog as backlog_module
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
-from jobs.ledger.pausing import pause_job
 from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import Presence, report_worker
 from jobs.outcomes import Outcome

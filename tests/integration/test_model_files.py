@@ -15,12 +15,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from PIL import Image
+from worker.bench import Bench
 
 from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import add_model, get_model
 from jobs.ledger.progress import JobStatus, job_status
 from jobs.model import MNIST_INPUT, Model
@@ -31,7 +32,6 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests.kerasfile import archive, layer
 from tests.registering import register_digits
-from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
 # What a file may be does not depend on the database.

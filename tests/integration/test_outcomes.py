@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
+from jobs.ledger.outcomes import Classified, record_outcomes
 from psycopg.errors import UniqueViolation
 
 from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.outcomes import Classified, record_outcomes
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions

@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
+from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
+from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
@@ -15,10 +18,7 @@ from jobs.errors import Conflict, ErrorCode, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import VANISHED, end_job
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
 from jobs.ledger.progress import JobStatus, job_status
-from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
 from jobs.queue import Bell
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
+from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
 from PIL import Image
+from worker.bench import Bench
+from worker.predicting.plain_batch import LEAST
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk, end_job
-from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
 from jobs.model import MNIST_INPUT
 from jobs.payloads import Content
 from jobs.references import Reference
@@ -33,10 +35,8 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests.bench_alone import Mill, decoded_for_ever, make_mill, time_out
 from tests.console import until
-from worker.bench import Bench
 from worker.predicting import plain_batch
 from worker.predicting.pipeline import classify_chunk
-from worker.predicting.plain_batch import LEAST
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,9 @@ def test_every_image_gets_its_own_outcome_in_its_own_place(mill: Mill) -> None:
     assert found[512].detail == "it went away"
 
     # and the others have what Keras itself says of the same pixels
-    from worker.predicting.decode import decode
     from worker.predicting.runtime import keras
+
+    from worker.predicting.decode import decode
 
     path = next((mill.bench.settings.cache_dir / "models").iterdir())
     good = [prediction.index for prediction in found if prediction.label is not None]
@@ -216,8 +217,9 @@ def test_an_image_that_the_model_cannot_take_is_quarantined_and_its_neighbours_a
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given twenty images, with one among them at whose pixels TensorFlow fails
-    from worker.predicting.classifier import Classifier
     from worker.predicting.runtime import tf
+
+    from worker.predicting.classifier import Classifier
 
     contents = [png()] * 20
     contents[13] = png(200)
@@ -780,8 +782,9 @@ def test_no_memory_for_a_batch_is_no_images_fault(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
 ) -> None:
     # given a machine that has no memory for what the model computes: at its first batch, or at the second
-    from worker.predicting.classifier import Classifier
     from worker.predicting.runtime import tf
+
+    from worker.predicting.classifier import Classifier
 
     if batch > 1:
         monkeypatch.setattr(mill.bench.classifier(mill.model.id), "batch", 2)
@@ -823,8 +826,9 @@ def test_a_model_that_does_not_run_is_told_from_a_machine_that_does_not_run_it(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, is_models: bool
 ) -> None:
     # given a model that fails before it has seen an image
-    from worker.predicting.classifier import Classifier
     from worker.predicting.runtime import tf
+
+    from worker.predicting.classifier import Classifier
 
     def fail(*_: object) -> None:
         raise getattr(tf.errors, error)(None, None, "no such kernel")

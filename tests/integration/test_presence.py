@@ -8,6 +8,8 @@ import socket
 import pytest
 import sqlalchemy as sa
 from kombu.exceptions import OperationalError
+from worker.bench import owner_name
+from worker.presence import WorkerRow
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
@@ -27,8 +29,6 @@ from jobs.schema import workers as table
 from jobs.settings import Settings
 from labelmill.readiness import Part, readiness
 from worker import presence as presence_module
-from worker.bench import owner_name
-from worker.presence import WorkerRow
 from worker.reconcile import Reconciler
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.settling import settle_job
 
 from jobs import ids
 from jobs.errors import Conflict, LeaseLost, NotFound
@@ -19,10 +21,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
 from jobs.ledger import retention as retention_module
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import NewChunk
 from jobs.ledger.progress import Filter, JobStatus, job_status, stream_predictions
 from jobs.ledger.retention import delete_job, mark_purged
-from jobs.ledger.settling import settle_job
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings

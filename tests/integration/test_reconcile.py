@@ -8,14 +8,14 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import ABANDONED_SECONDS
+from jobs.ledger.upkeep import count_due
 from kombu.exceptions import OperationalError
 
 from jobs import queue
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import ABANDONED_SECONDS
 from jobs.ledger.progress import job_status
-from jobs.ledger.upkeep import count_due
 from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, locks
 from jobs.settings import Settings

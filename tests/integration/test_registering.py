@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from worker.predicting.runtime import keras
 
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
@@ -20,7 +21,6 @@ from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
 from worker.learning import mnist
-from worker.predicting.runtime import keras
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.pausing import pause_job
 from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger, retries
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import NewChunk
-from jobs.ledger.pausing import pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.retention import mark_purged
 from jobs.outcomes import Outcome

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
+from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from PIL import Image
+from worker.bench import Bench
 
 from jobs.errors import Conflict, ErrorCode, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger, shadows
 from jobs.ledger.claims import claim_chunk, release_chunk
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, Prediction, stream_predictions
 from jobs.ledger.shadows import KEPT_DISAGREEMENTS, SHADOW, Comparison, Disagreed, first_disagreements
@@ -32,7 +33,6 @@ from labelmill.client import Client
 from labelmill.purging import Purge
 from tests.bench_alone import time_out
 from tests.conftest import plans_of
-from worker.bench import Bench
 from worker.predicting.classifier import Classifier
 from worker.predicting.pipeline import classify_chunk
 
@@ -42,8 +42,9 @@ DIGITS = tuple("0123456789")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Two models with other weights, so with other answers, one with the second's, and one without any."""
-    from worker.learning.training import build, save
     from worker.predicting.runtime import keras
+
+    from worker.learning.training import build, save
 
     folder = tmp_path_factory.mktemp("models")
     for name, seed in {"champion": 0, "challenger": 1, "challenger again": 1, "silent": 2}.items():
@@ -153,8 +154,9 @@ def picture(number: int) -> bytes:
 
 def labels_of(mill: Mill, model: Model, contents: Sequence[bytes], path: Path) -> list[str]:
     """What the model says of these images all by itself, by Keras."""
-    from worker.predicting.decode import decode
     from worker.predicting.runtime import keras
+
+    from worker.predicting.decode import decode
 
     path.write_bytes(mill.store.get(model_key(model.sha256)))
     pixels = np.stack([decode(content, MNIST_INPUT) for content in contents])

@@ -17,6 +17,8 @@ from pathlib import Path
 import fsspec
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
+from jobs.ledger.upkeep import fail_abandoned_jobs
 
 from jobs import queue
 from jobs.errors import (
@@ -32,9 +34,7 @@ from jobs.errors import (
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import end_job
-from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
 from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.upkeep import fail_abandoned_jobs
 from jobs.limits import JobLimits
 from jobs.payloads import Payload, payload_key, read_payload
 from jobs.queue import CLASSIFY_TASK, Bell, make_app

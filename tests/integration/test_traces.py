@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from PIL import Image
+from worker.bench import Bench
 
 from jobs.errors import SourceError
 from jobs.ledger import Ledger
@@ -35,7 +36,6 @@ from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Broker
 from tests.registering import register_digits
-from worker.bench import Bench
 from worker.predicting.pipeline import classify_chunk
 
 

@@ -9,14 +9,9 @@ from contextlib import closing, contextmanager
 
 import pytest
 import sqlalchemy as sa
-
-from jobs.errors import Unavailable
-from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
 from jobs.ledger.gathering import overdue_small
 from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.ledger.pausing import hold_leftover_chunks, pause_job
-from jobs.ledger.progress import job_status
 from jobs.ledger.upkeep import (
     ABANDONED,
     chunks_to_ring,
@@ -27,6 +22,11 @@ from jobs.ledger.upkeep import (
     take_lock,
 )
 from jobs.ledger.waiting import who_waits
+
+from jobs.errors import Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.claims import end_job
+from jobs.ledger.progress import job_status
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from worker.predicting.runtime import keras
 
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
 from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier
-from worker.predicting.runtime import keras
 
 CLASSES = tuple("0123456789")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from producer.drafts import ChunkDraft, drafts_of, items_of
 
 from producer import drafts
-from producer.drafts import ChunkDraft, drafts_of, items_of
 from producer.sources import SourceImage, SourceImages
 
 MAX_BYTES = 40

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from worker.predicting.plain import decode_plain
 
 from jobs.errors import ImageError
 from jobs.limits import ImageLimits
@@ -18,7 +19,6 @@ from jobs.model import InputSpec
 from tests.unit.test_decode import chunk, encode, png
 from worker.predicting import decode as decoding
 from worker.predicting.decode import DEFAULT_LIMITS, decode
-from worker.predicting.plain import decode_plain
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = replace(GREY, mode="RGB")

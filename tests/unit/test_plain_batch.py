@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from worker.predicting.plain import decode_plain
+from worker.predicting.plain_batch import decode_together, takes
 
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from tests.unit.test_decode import chunk, encode, png
 from worker.predicting.decode import DEFAULT_LIMITS, decode
-from worker.predicting.plain import decode_plain
-from worker.predicting.plain_batch import decode_together, takes
 
 SPEC = InputSpec(width=28, height=28)
 NOISE = np.random.default_rng(1).integers(0, 256, (28, 28), np.uint8)

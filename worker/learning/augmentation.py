@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from worker.learning.recipes import Augmentation
-from worker.predicting.runtime import tf
+from worker.predicting.tensorflow_runtime import tf
 
 #: The smooth field is a sum of Gaussian bumps on a grid so many times finer than their width: it looks like
 #: smoothed noise, and takes 50 random numbers an image, not 784.

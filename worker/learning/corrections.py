@@ -22,9 +22,9 @@ from jobs.ledger.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from jobs.store import Store
-from worker.again import say_again, try_again
 from worker.learning.mnist import Mnist
 from worker.predicting.decode import decode, prepare_arrays
+from worker.retry import log_retry, retry
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def add_corrections(
         with ledger.reading() as connection:
             return all_corrections(connection)
 
-    corrections = try_again(read, pauses, on_away=say_again)
+    corrections = retry(read, pauses, on_failure=log_retry)
     if not corrections:
         return data
     taken: dict[bytes, _Taken] = {}
@@ -68,7 +68,7 @@ def add_corrections(
         check()
         try:
             label = _place(correction, data.classes)
-            pixels = try_again(partial(_pixels, correction, store, limits, spec), pauses, on_away=say_again)
+            pixels = retry(partial(_pixels, correction, store, limits, spec), pauses, on_failure=log_retry)
             if pixels.tobytes() in evaluated:
                 raise _LeftOut("it is an image of the evaluation set")
         except _LeftOut as reason:

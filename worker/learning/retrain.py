@@ -41,8 +41,7 @@ from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
-from worker.again import say_again, try_again
-from worker.bench import owner_name
+from worker.context import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
 from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
@@ -52,6 +51,7 @@ from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
 from worker.predicting.classifier import Classifier
 from worker.predicting.time_limit import time_ran_out
+from worker.retry import log_retry, retry
 
 T = TypeVar("T")
 
@@ -280,12 +280,12 @@ def _patiently(do: Callable[[], T]) -> T:
     """What `do` gives back, which may be done several times. Raises Unavailable where a service is away and
     stays so.
     """
-    return try_again(do, _AGAIN_SECONDS, on_away=say_again)
+    return retry(do, _AGAIN_SECONDS, on_failure=log_retry)
 
 
 def _insistently(do: Callable[[], T]) -> T:
     """The same, of what the training was for."""
-    return try_again(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_away=say_again)
+    return retry(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_failure=log_retry)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from worker.learning.augmentation import distorter
 from worker.learning.mnist import Mnist
 from worker.learning.recipes import Recipe
 from worker.predicting.decode import prepare_arrays
-from worker.predicting.runtime import keras, multiplies_bfloat16, tf
+from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
 
 #: Held-out images are looked at in batches of this many.
 _LOOK_BATCH: Final = 1000

@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
 from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
-from worker.predicting.runtime import configure_threads, keras, set_threads, tf
+from worker.predicting.tensorflow_runtime import configure_threads, keras, set_threads, tf
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 

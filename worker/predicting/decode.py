@@ -23,9 +23,8 @@ from PIL import (
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
-from worker.predicting.formats import HEAD_BYTES, decoded_format, other_format
-from worker.predicting.headers import check_header, check_size
-from worker.predicting.plain import decode_plain
+from worker.predicting import fast_png
+from worker.predicting.validation import HEAD_BYTES, check_header, check_size, decoded_format, other_format
 
 #: What an image may be where nobody says otherwise.
 DEFAULT_LIMITS: Final = ImageLimits()
@@ -88,7 +87,7 @@ def decode(
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         check_header(data, limits)
-        if "PNG" in limits.formats and (plain := decode_plain(data, spec)):
+        if "PNG" in limits.formats and (plain := fast_png.decode_one(data, spec)):
             return _inverted(plain, spec)
         image = Image.open(io.BytesIO(data), formats=limits.formats)
         check_size(*image.size, limits)

@@ -1,488 +1,243 @@
-"""One chunk from its message to its rows: claim, read, decode, predict, record. Small ones, many at a time.
+"""One claim from the ledger and back: claim, read, fetch, decode, predict, record, or release with a reason.
 
-The steps are told apart here; how images become outcomes is in `worker.predicting.batches`, how a picture is
-decoded in `worker.predicting.decode`, how a batch is predicted in `worker.predicting.classifier`, and what is
-written in `jobs.ledger.outcomes`. A challenger may see the same batches, see `worker.predicting.shadow`. What
-is said of it all, in the log and in traces, is in `worker.predicting.telling`.
+Claiming is `jobs.ledger.claims`, recording `jobs.ledger.results`. How images become outcomes is
+`worker.predicting.batches`. What the log and traces say is `worker.predicting.telemetry`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from sqlalchemy.engine import Connection
-from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from jobs.errors import ErrorCode, JobError, JobStopped, LeaseLost, Unavailable
+from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger import Ledger
 from jobs.ledger.claims import (
     Claim,
-    claim_chunk,
-    crash_chunk,
-    end_job,
-    put_back,
-    release_chunk,
+    Reason,
+    claim_next,
+    claimed_as,
+    claimed_under,
+    release_claims,
     were_finished,
-    withdraw_claim,
 )
-from jobs.ledger.gathering import gather_chunks, may_gather, oldest_small
-from jobs.ledger.isolation import must_give_up, must_split, outcome_of_the_lone, split_chunk
-from jobs.ledger.outcomes import Classified, record_outcomes
-from jobs.ledger.parts import set_first_aside
-from jobs.ledger.shadows import find_challenger, find_shadow, is_shadowed
-from jobs.payloads import Payload, read_payload
-from jobs.schema import SMALL_JOB_IMAGES, JobState
-from worker.again import try_again
-from worker.bench import Bench
-from worker.predicting.batches import OutOfReach, another_is_there, classify_payloads
-from worker.predicting.lookout import Lookout
-from worker.predicting.shadow import TIME_SHARE, Shadow
-from worker.predicting.stages import Stages
-from worker.predicting.telling import facts_of, name_in_log, say_done, subject_of, traced
-from worker.predicting.time_limit import (
-    LEDGER_SILENT,
-    images_took_it,
-    kept_waiting,
-    showing_the_time_limit,
-    time_ran_out,
-)
-
-if TYPE_CHECKING:
-    from worker.predicting.classifier import Classifier
-
-T = TypeVar("T")
+from jobs.ledger.control import end_job
+from jobs.ledger.results import Classified, record_results
+from jobs.outcomes import Outcomes
+from jobs.payloads import Payload
+from jobs.schema import JobState
+from worker.context import WorkerContext
+from worker.predicting import telemetry
+from worker.predicting.batches import classify_images, fetch_references, with_errors
+from worker.predicting.time_limit import time_limit_unmasked
+from worker.predicting.timings import Timings
+from worker.retry import retry
 
 logger = logging.getLogger(__name__)
 
-#: Images of small chunks that are classified together: a full batch (`worker.predicting.classifier.BATCH`).
-GATHERED_IMAGES: Final = 512
+#: A chunk is retried so often until its references can all be reached, with back-off: for over four minutes.
+#: Then those that cannot get the error `source_missing`, and their neighbours their labels.
+ATTEMPTS_TO_REACH: Final = 10
 
-#: How long to wait before outcomes that are ready are written again: a database that is restarted takes
-#: seconds, and what was computed would have to be computed again.
-_WRITE_AGAIN_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)
+#: Pauses before results that are ready are written again, in seconds: a database that restarts takes seconds,
+#: and what was computed would have to be computed again.
+_RECORD_PAUSES: Final = (0.1, 0.5, 1.0, 2.0)
 
 
-def classify_chunk(chunk_id: str, bench: Bench) -> int:
-    """Classifies the chunk if it is ours to take, and where it is a small one, others that wait along with
-    it; gives back how many images were recorded, 0 if it was not ours.
+def classify_next(context: WorkerContext) -> int:
+    """Classify the next due chunks of one model. Return the number of images recorded, 0 if nothing is due.
 
-    Raises nothing that is the fault of an image, the job or a service: those end as outcomes, as a failed
-    job, or as a chunk given back. What it does raise is a mistake in this program, after giving the chunk
-    back with its crash counted.
+    Raises nothing that is the fault of an image, a job or a service: those end as outcomes, as a failed job,
+    or as a released chunk. It does raise a mistake in this program, with the chunk's crash counted.
     """
+    timings, token = Timings(), new_id()
+    claims: list[Claim] = []
     try:
-        return _attempt(chunk_id, bench, new_id())
-    except SoftTimeLimitExceeded:
-        return 0
-
-
-def _attempt(
-    chunk_id: str,
-    bench: Bench,
-    token: str,
-    *,
-    within: Claim | None = None,
-    outer_stages: Stages | None = None,
-) -> int:
-    """The same, claimed under this token; in the middle of another chunk, if it is `within` one. Raises also
-    SoftTimeLimitExceeded, when what it had is given back.
-    """
-    stages = Stages(within=outer_stages)
-    with stages.timed("claim"):
-        claimed = _claim(chunk_id, bench, token, within=within)
-    if claimed is None:
-        logger.debug("chunk %s is not to be had: done, or somebody else's", chunk_id)
-        return 0
-    claims, challenger_id = claimed
-    subject, facts = subject_of(claims), partial(facts_of, claims, stages)
-    try:
-        name_in_log(claims)
-        with showing_the_time_limit():
-            if must_split(claims[0]):
-                _split(claims[0], bench, stages)
+        with time_limit_unmasked():
+            claims = _claim(context, token, timings)
+            if not claims:
                 return 0
-            classified = _classify_or_fail(claims, challenger_id, bench, stages)
+            with telemetry.traced(claims, timings, context.tracing) as recorded:
+                recorded += _classify_or_fail(claims, context, timings)
+            return telemetry.log_recorded(recorded, timings)
     except LeaseLost:
-        logger.warning(
-            "%s: taken over by somebody else; nothing of ours was recorded", subject, extra=facts()
-        )
-        return 0
-    except JobStopped:
-        logger.info("%s: dropped, its job was stopped", subject, extra=facts())
-        _give_back(bench, claims, error="its job was stopped")
-        return 0
+        logger.warning("%s: another worker has it; nothing was recorded", telemetry.subject_of(claims))
     except Unavailable as error:
-        # Nobody's fault, and the reconciler rings again. Where the ledger itself is away, the lease runs out.
-        logger.warning("%s: given back: %s", subject, error, extra=facts())
-        _give_back(bench, claims, error=str(error))
-        return 0
-    except (SystemExit, KeyboardInterrupt):
-        _give_back(bench, claims, error="its worker was told to stop")
-        logger.info("%s: given back: the worker was told to stop", subject, extra=facts())
-        raise
-    except (SoftTimeLimitExceeded, MemoryError) as error:
-        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
-        _give_back_at_limit(error, claims, bench, stages)
-        return 0
-    except BaseException as error:
-        _crash(bench, claims, code=ErrorCode.QUARANTINED, error=repr(error))
-        # In one line: Celery tells the traceback.
-        logger.error("%s: crashed: %s", subject, repr(error), extra=facts())
-        raise
-    return say_done(classified, stages)
-
-
-def _serve(small_id: str, *, within: Claim, bench: Bench, outer_stages: Stages) -> None:
-    """Classifies a small job that waits, in the middle of a large chunk, and others along with it. Raises
-    what concerns all that this process is at, and nothing else.
-
-    Under the large chunk's token: where this process dies, it is known by the message of that one, and all
-    that it was at is buried (`jobs.ledger.claims.bury_claim`).
-    """
-    ours = get_contextvars()
-    try:
-        _attempt(small_id, bench, within.token, within=within, outer_stages=outer_stages)
-    except Unavailable as error:
-        if time_ran_out(error):
-            raise SoftTimeLimitExceeded from error
-        logger.warning("%s", error)
+        _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
     except SoftTimeLimitExceeded:
+        # Whose fault it is depends on where the time went: slow images, or a service that did not answer.
+        slowest = timings.longest()
+        reason = Reason.TIMED_OUT if slowest in ("decode", "predict") else Reason.UNAVAILABLE
+        _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
+        context.drop_fetchers()
+    except MemoryError:
+        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
+        _release(token, Reason.OUT_OF_MEMORY, context, claims, timings)
+    except (SystemExit, KeyboardInterrupt):
+        _release(token, Reason.INTERRUPTED, context, claims, timings)
         raise
-    except Exception:
-        logger.exception("a mistake in this program, met by a small job")
-    finally:
-        clear_contextvars()  # of the small job's ids
-        bind_contextvars(**ours)
+    except BaseException as error:
+        _release(token, Reason.CRASHED, context, claims, timings, repr(error))
+        raise
+    return 0
 
 
-def _split(claim: Claim, bench: Bench, stages: Stages) -> None:
-    _write(bench.ledger, [claim], lambda connection: split_chunk(connection, claim))
-    logger.warning(
-        "chunk %s of %d images crashed (%s) and was split",
-        claim.chunk_id,
-        claim.images,
-        claim.error,
-        extra=facts_of([claim], stages),
-    )
+def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
+    with timings.timed("claim"):
+        # Not durable: if the claim is lost, so is the token, and nothing can be recorded under it.
+        with context.ledger.transaction(durable=False) as connection:
+            claims = claim_next(
+                connection,
+                owner=context.owner,
+                token=token,
+                lease_seconds=context.settings.lease_seconds,
+                images_for=context.images_per_claim,
+            )
+        if claims and claims[0].was_cut:
+            context.publisher.reset().wake_up()  # for the rest
+    if claims:
+        telemetry.bind_ids(claims)
+    return claims
 
 
-def _set_first_aside(claim: Claim, error: Unavailable, bench: Bench, stages: Stages) -> None:
-    """A server that answers an error for one image alone, and for good, would have the others wait behind it
-    for ever.
-    """
-    rest_id = new_id()
-    _write(
-        bench.ledger,
-        [claim],
-        lambda connection: set_first_aside(connection, claim, error=str(error), rest_id=rest_id),
-    )
-    logger.warning(
-        "chunk %s: its first image is out of reach, others are not: it waits by itself: %s",
-        claim.chunk_id,
-        error,
-        extra=facts_of([claim], stages),
-    )
-    bench.bell.anew().ring([rest_id], ahead=True)
-
-
-def _fail(bench: Bench, claims: list[Claim], error: JobError, stages: Stages) -> None:
-    """Ends the chunks' jobs, which cannot go on. Raises Unavailable."""
-    for claim in claims:
-        facts = facts_of([claim], stages) | {"job": claim.job_id, "chunk": claim.chunk_id}
-        logger.error("job %s cannot go on: %s", claim.job_id, error, extra=facts)
-        with stages.timed("record"), bench.ledger.transaction() as connection:
-            # The chunk first, as everywhere: two who lock them in different orders wait for each other.
-            release_chunk(connection, claim, error=str(error))
-            end_job(connection, claim.job_id, JobState.FAILED, error=str(error))
-
-
-def _give_back_at_limit(error: Exception, claims: list[Claim], bench: Bench, stages: Stages) -> None:
-    """Gives back what ran out of time or memory: with a crash where its images may have done it. Raises the
-    time limit again, which strikes once and concerns all that this process is at.
-    """
-    code = None
-    if isinstance(error, MemoryError):
-        code, reason = ErrorCode.QUARANTINED, "it ran out of memory"
-    elif images_took_it(claims, stages):
-        code, reason = ErrorCode.TIMEOUT, "it took longer than its time limit"
-    else:
-        reason = kept_waiting(stages)
-    logger.warning("%s: given back: %s", subject_of(claims), reason, extra=facts_of(claims, stages))
-    if code is None:
-        _give_back(bench, claims, error=reason)
-    else:
-        _crash(bench, claims, code=code, error=reason)
-    if isinstance(error, SoftTimeLimitExceeded):
-        raise error
-
-
-def _classify_or_fail(
-    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
-) -> list[Classified]:
-    """What was recorded; where the jobs cannot go on they end, and it is nothing. Raises whatever ends the
-    attempt, also in the middle of that: the job fails at its chunk's next attempt.
-    """
-    work = partial(_classify, claims, challenger_id, bench, stages)
+def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
     try:
-        with showing_the_time_limit():  # no job fails by what others make of it
-            return traced(claims, stages, bench.tracing, work)
+        with time_limit_unmasked():  # no job fails because of it
+            return _classify(claims, context, timings)
     except JobError as error:
-        _fail(bench, claims, error, stages)
+        _fail_jobs(claims, error, context)
         return []
 
 
-def _classify(
-    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
-) -> list[Classified]:
-    """From the payloads to the rows; gives back what was recorded. Raises whatever ends the attempt."""
-    classified = _outcomes(claims, challenger_id, bench, stages)
-    if not classified:
+def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
+    """Return what was recorded. Raises whatever ends the attempt."""
+    with timings.timed("read"):
+        claims, payloads = _read_payloads(claims, context)
+    if not claims:
         return []
-    kept = [one.claim for one in classified]
-    with stages.timed("record"):
-        recorded = _write(
-            bench.ledger,
-            kept,
-            lambda connection: record_outcomes(connection, classified, stages.spent()),
+    with timings.timed("fetch"):
+        contents = _fetch(claims, payloads, context)
+    names = [name for payload in payloads for name in payload.names]
+    errors = {place: each for place, each in enumerate(contents) if isinstance(each, ImageError)}
+    if len(errors) == len(contents):  # also if loading the model is what crashes: such a chunk must end
+        outcomes = with_errors(names, [None] * len(names), [None] * len(names), errors)
+    else:
+        with timings.timed("load"):
+            classifier = context.classifier(claims[0].model_id)
+        outcomes = classify_images(
+            names,
+            contents,
+            classifier,
+            limits=context.settings.image_limits,
+            image_seconds=context.settings.image_seconds,
+            timings=timings,
         )
-    if (rest_id := classified[0].rest_id) is not None:
-        bench.bell.anew().ring([rest_id], ahead=True)  # its job may be the oldest, and has waited its turn
-    # Of what an earlier COMMIT had recorded whose answer was lost, nobody said which chunks these were.
-    return classified if recorded is None else [one for one in classified if one.claim.chunk_id in recorded]
+        context.note_speed(claims[0].model_id, len(names), timings.of("fetch", "decode", "predict"))
+    with timings.timed("record"):
+        return _record(claims, outcomes, context, timings)
 
 
-def _claim(
-    chunk_id: str, bench: Bench, token: str, *, within: Claim | None
-) -> tuple[list[Claim], str | None] | None:
-    """The claims, that on this chunk first, and the challenger that is to see it, if one is.
-
-    Rings for a small job that waits, which may have no message: there were enough of them when it came, and
-    all may have been for jobs that are done by now. Raises Unavailable.
-    """
-    try:
-        with showing_the_time_limit():
-            # Not durable: where the claim is lost, so is the token, and nothing can be recorded under it.
-            with bench.ledger.transaction(durable=False) as connection:
-                claimed = _take(connection, chunk_id, token, bench)
-                is_large = claimed is not None and claimed[0][0].images > SMALL_JOB_IMAGES
-                left = None if is_large else oldest_small(connection)
-            if left is not None:
-                bench.bell.anew().ring_for_small(left)
-        return claimed
-    except (Unavailable, SoftTimeLimitExceeded) as error:
-        # Committed or not: nobody is going to work on it, which must not look like a crash later.
-        keep = None if within is None else within.chunk_id
-        _let_go(bench, lambda connection: withdraw_claim(connection, token, keep=keep))
-        if isinstance(error, SoftTimeLimitExceeded):
-            raise Unavailable(LEDGER_SILENT) from error
-        raise
-
-
-def _take(
-    connection: Connection, chunk_id: str, token: str, bench: Bench
-) -> tuple[list[Claim], str | None] | None:
-    claim = claim_chunk(
-        connection,
-        chunk_id,
-        lease_seconds=bench.settings.lease_seconds,
-        owner=bench.owner,
-        token=token,
-    )
-    if claim is None:
-        return None
-    challenger_id = find_challenger(connection, claim, share=bench.settings.shadow_share)
-    if challenger_id is not None or not may_gather(claim):
-        return [claim], challenger_id
-    return [claim, *_gather(connection, claim, bench)], None
-
-
-def _gather(connection: Connection, claim: Claim, bench: Bench) -> list[Claim]:
-    share = bench.settings.shadow_share
-    # What a challenger is to see is left alone, to be shown to it. This chunk, where it is of the share, has
-    # asked for the challenger already, and there is none.
-    shadowed = (
-        share > 0
-        and not is_shadowed(share, claim.chunk_id)
-        and find_shadow(connection) not in (None, claim.model_id)
-    )
-    return gather_chunks(
-        connection,
-        claim,
-        images=GATHERED_IMAGES - claim.images,
-        lease_seconds=bench.settings.lease_seconds,
-        owner=bench.owner,
-        leave_out=partial(is_shadowed, share) if shadowed else None,
-    )
-
-
-def _outcomes(
-    claims: list[Claim], challenger_id: str | None, bench: Bench, stages: Stages
-) -> list[Classified]:
-    """What came of the claims, but of those whose payload is damaged: their jobs have failed. Of a lone one
-    it may be the first images only.
-    """
-    # The first is read before the model is loaded, and by itself: what waits for the store is no decoding.
-    sources = _payloads(claims, bench, stages)
-    first = next(sources, None)
-    if first is None:
-        return []
-    lead, payload = first
-    if must_give_up(lead):
-        return [Classified(lead, [outcome_of_the_lone(lead, payload.names[0])])]
-    with stages.timed("load"):
-        classifier = bench.classifier(lead.model_id)
-    kept: list[Claim] = []
-    serve = partial(_serve, within=lead, bench=bench, outer_stages=stages)
-    # What a challenger says is counted once a chunk: it sees all of one.
-    lookout = Lookout(bench, claims, stages, serve, may_share=challenger_id is None)
-
-    def payloads() -> Iterator[Payload]:
-        for claim, payload in chain([first], sources):
-            kept.append(claim)
-            yield payload
-            # How many may be gathered is reckoned in images, and one may be a photograph that takes a second.
-            # Asked first: to look for what is left costs more than to classify it.
-            if lookout.takes_long():
-                others = claims[claims.index(claim) + 1 :]
-                if others and _put_back(bench, others, stages):
-                    return
-
-    classify = partial(
-        classify_payloads,
-        payloads(),
-        classifier,
-        roots=bench.roots,
-        limits=bench.settings.image_limits,
-        image_seconds=bench.settings.image_seconds,
-        until=lookout.until,
-        may_keep=lookout.may_keep,
-        stages=stages,
-    )
-    shadow = None
-    if challenger_id is not None:
-        with stages.timed("shadow"):  # to load it may take longer than all it says
-            shadow = _shadow(lead, challenger_id, classifier, bench)
-    try:
-        found = classify() if shadow is None else classify(after_batch=stages.timed("shadow")(shadow.see))
-    except OutOfReach as error:
-        # What was through would have been kept: it is the first that is not to be had.
-        if not lookout.may_set_first_aside(error) or not another_is_there(
-            payload, bench.roots, bench.settings.image_limits, stages
-        ):
-            raise
-        _set_first_aside(lead, error, bench, stages)
-        return []
-    kept = list(map(lookout.claim_of, kept))
-    starts = accumulate((claim.images for claim in kept), initial=0)
-    return [
-        Classified(
-            claim,
-            found[start : start + claim.images],
-            None if shadow is None else shadow.result(),  # only a lone chunk has one
-            new_id() if len(kept) == 1 and len(found) < claim.images else None,
-        )
-        for claim, start in zip(kept, starts, strict=False)  # the last start is where all ends
-    ]
-
-
-def _payloads(claims: list[Claim], bench: Bench, stages: Stages) -> Iterator[tuple[Claim, Payload]]:
-    """The payload of each claim, read when it is asked for. Where one is damaged, its job fails, and nothing
-    comes for it. Raises Unavailable.
-    """
+def _read_payloads(claims: list[Claim], context: WorkerContext) -> tuple[list[Claim], list[Payload]]:
+    """Return the claims whose payload is sound, and the payloads; the jobs of the others have failed."""
+    sound, payloads = [], []
     for claim in claims:
         try:
-            with stages.timed("read"):
-                payload = read_payload(
-                    bench.store,
-                    claim.payload,
-                    claim.payload_digest,
-                    offset=claim.payload_offset,
-                    images=claim.images,
-                )
-        except JobError as error:
-            _fail(bench, [claim], error, stages)
+            payloads.append(context.payload(claim))
+        except PayloadDamaged as error:
+            _fail_jobs([claim], error, context)
+        else:
+            sound.append(claim)
+    return sound, payloads
+
+
+def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext) -> list[bytes | ImageError]:
+    """Return the bytes or the error of each image. Raises Unavailable if one cannot be reached for now."""
+    last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
+    contents: list[bytes | ImageError] = []
+    for claim, payload in zip(claims, payloads, strict=True):
+        if claim.gives_up:
+            contents.append(ImageError(claim.crash_code or ErrorCode.QUARANTINED, claim.error or ""))
             continue
-        yield claim, payload
+        fetched = fetch_references(
+            payload.contents,
+            context.roots,
+            context.fetchers,
+            max_bytes=context.settings.image_limits.max_bytes,
+        )
+        for content in fetched:
+            if not isinstance(content, Unavailable):
+                contents.append(content)
+            elif last_attempt:
+                contents.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
+            else:
+                raise content
+    return contents
 
 
-def _shadow(claim: Claim, challenger_id: str, classifier: Classifier, bench: Bench) -> Shadow | None:
-    challenger = bench.challenger(challenger_id)
-    if challenger is None:
-        return None
-    seconds = bench.settings.soft_time_limit * TIME_SHARE
-    return Shadow(challenger_id, challenger, classifier, first_index=claim.first_index, seconds=seconds)
+def _record(
+    claims: list[Claim], outcomes: Outcomes, context: WorkerContext, timings: Timings
+) -> list[Classified]:
+    """Record the results in one transaction. Raises LeaseLost, Unavailable."""
+    classified, start = [], 0
+    for claim in claims:
+        classified.append(Classified(claim, outcomes[start : start + claim.images]))
+        start += claim.images
 
-
-def _write(ledger: Ledger, claims: list[Claim], write: Callable[[Connection], T]) -> T | None:
-    """Ends the claims in one transaction, tried again where the ledger is away for a moment. Gives back what
-    `write` does; None where an earlier try had gone through, of which that was not heard.
-
-    Raises LeaseLost, Unavailable. A COMMIT that breaks off may have gone through: the token in the row tells.
-    Where the time limit struck it is not tried again: the hard one is near.
-    """
-
-    def once() -> T:
-        with ledger.transaction() as connection:
-            return write(connection)
+    def record() -> list[Classified]:
+        with context.ledger.transaction() as connection:
+            return record_results(connection, classified, timings.spent())
 
     try:
-        return try_again(once, _WRITE_AGAIN_SECONDS)
+        return retry(record, _RECORD_PAUSES)
     except LeaseLost:
-        with ledger.reading() as connection:
-            if were_finished(connection, claims):  # by us: an earlier COMMIT had gone through
-                return None
+        # A COMMIT whose answer was lost may have gone through: the token in the row says so.
+        with context.ledger.reading() as connection:
+            if were_finished(connection, claims):
+                return classified
         raise
 
 
-def _give_back(bench: Bench, claims: list[Claim], *, error: str) -> None:
-    def release(connection: Connection) -> None:
-        for claim in claims:
-            release_chunk(connection, claim, error=error)
+def _release(
+    token: str,
+    reason: Reason,
+    context: WorkerContext,
+    claims: list[Claim],
+    timings: Timings,
+    error: str | None = None,
+) -> None:
+    """Release all that was claimed under the token, known or not.
 
-    _let_go(bench, release)
-
-
-def _put_back(bench: Bench, claims: list[Claim], stages: Stages) -> bool:
-    """Gives back what was gathered and not begun; whether that worked, for the ledger may be away."""
-    try:
-        with stages.timed("claim"), bench.ledger.transaction() as connection:
-            put_back(connection, claims)
-    except Unavailable as error:
-        if time_ran_out(error):
-            raise
-        return False
-    logger.info(
-        "%d small chunks that were taken along are given back: those before them took long", len(claims)
-    )
-    bench.bell.anew().ring((claim.chunk_id for claim in claims), ahead=True)
-    return True
-
-
-def _crash(bench: Bench, claims: list[Claim], *, code: ErrorCode, error: str) -> None:
-    def crash(connection: Connection) -> None:
-        for claim in claims:
-            crash_chunk(connection, claim, code=code, error=error)
-
-    _let_go(bench, crash)
-
-
-def _let_go(bench: Bench, end: Callable[[Connection], None]) -> None:
-    """Ends a claim without outcomes. Where the ledger is away, its lease runs out.
-
-    Again where the time limit strikes in here, which it does once: a lease that runs out counts as a crash.
+    The COMMIT of the claim may have lost its answer. If the ledger is unavailable, the lease runs out.
     """
-    for _ in range(2):
+    logger.warning(
+        "%s: released, %s%s",
+        telemetry.subject_of(claims),
+        reason,
+        f": {error}" if error else "",
+        extra=telemetry.facts_of(claims, timings),
+    )
+    for _ in range(2):  # again if the time limit, which strikes once, strikes in here
         try:
-            with showing_the_time_limit(), bench.ledger.transaction() as connection:
-                end(connection)
+            with time_limit_unmasked(), context.ledger.transaction() as connection:
+                release_claims(connection, claimed_under(token), reason, error)
         except SoftTimeLimitExceeded:
             continue
-        except Unavailable:
-            pass
+        except Unavailable as problem:
+            logger.warning("not released, the lease has to run out: %s", problem)
         return
+
+
+def _fail_jobs(claims: list[Claim], error: JobError, context: WorkerContext) -> None:
+    """End the claims' jobs, which cannot go on. Raises Unavailable."""
+    for claim in claims:
+        logger.error(
+            "job %s cannot go on: %s",
+            claim.job_id,
+            error,
+            extra={"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts},
+        )
+        with context.ledger.transaction() as connection:
+            # The chunk first, as everywhere: two who lock them in different orders deadlock.
+            release_claims(connection, claimed_as([claim]), Reason.INTERRUPTED, str(error))
+            end_job(connection, claim.job_id, JobState.FAILED, error=str(error))

@@ -1,4 +1,4 @@
-"""Images on their way into chunks: what a payload holds of each, and where one chunk ends."""
+"""Chunking: what a payload holds of each image, and where one chunk ends."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ Item: TypeAlias = tuple[str, Content, str | None]
 
 
 @dataclass(slots=True)
-class ChunkDraft:
-    """The images of one chunk while they are gathered."""
+class Chunk:
+    """The images of one chunk while they are collected."""
 
     names: list[str] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
@@ -100,9 +100,9 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 
 
-def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[ChunkDraft]:
+def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[Chunk]:
     """Chunks of so many images, or of fewer where they are large, come from URLs or are a job's first."""
-    draft = ChunkDraft()
+    chunk = Chunk()
     room, room_bytes = min(FIRST_IMAGES, chunk_images), min(FIRST_BYTES, MAX_CHUNK_BYTES)
     for item in items:
         waiting = [item]  # the next one last
@@ -110,23 +110,23 @@ def drafts_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
             found = waiting.pop()
             if isinstance(found, SourceImages):
                 size = sum(map(len, found.data))
-                added = draft.add(found.names, found.data, size, most=room, most_bytes=room_bytes)
+                added = chunk.add(found.names, found.data, size, most=room, most_bytes=room_bytes)
             else:
                 name, content, url = found
                 most = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = draft.add((name,), (content,), _size_of(content), most=most, most_bytes=room_bytes)
+                added = chunk.add((name,), (content,), _size_of(content), most=most, most_bytes=room_bytes)
             if added:
                 continue
             if isinstance(found, SourceImages) and len(found.names) > 1:
                 waiting += reversed(found.halves())  # there may be room for the first
             else:
-                yield draft
-                draft = ChunkDraft()
+                yield chunk
+                chunk = Chunk()
                 room, room_bytes = min(2 * room, chunk_images), min(2 * room_bytes, MAX_CHUNK_BYTES)
                 waiting.append(found)
-    if draft.names:
-        draft.is_last = True
-        yield draft
+    if chunk.names:
+        chunk.is_last = True
+        yield chunk
 
 
 def _size_of(content: Content) -> int:
@@ -136,17 +136,17 @@ def _size_of(content: Content) -> int:
     return content.size if isinstance(content, Reference) else 0
 
 
-def within(limits: JobLimits, drafts: Iterable[ChunkDraft]) -> Iterator[ChunkDraft]:
+def within(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The same, up to a job's limits. Raises SourceError at the chunk that is over them."""
     images = size = 0
-    for draft in drafts:
-        images += len(draft.names)
-        size += draft.size
+    for chunk in chunks:
+        images += len(chunk.names)
+        size += chunk.size
         if images > limits.max_images:
             raise _too_much(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
         if size > limits.max_bytes:
             raise _too_much(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
-        yield draft
+        yield chunk
 
 
 def _too_much(most: str, setting: str) -> SourceError:

@@ -1,10 +1,9 @@
-"""The gate: what lies on our queues and is not a message of ours is dropped before Celery sees it.
+"""The message filter: what is on our queues and is not a message of ours is dropped before Celery sees it.
 
-Left to kombu and Celery, an item that is no JSON ends the worker. One whose task's name is a list ends it, is
-put back as unacknowledged, and ends the next worker, and so on without end; one with a time limit of its own
-outlives its lease. Of a message five things matter: the task, its arguments, its id, its tag, and whether it
-comes back from a worker that was lost. So what passes is written anew from these, and nothing else of it
-reaches the code that would have to get along with it.
+Left to kombu and Celery, an item that is not JSON ends the worker. One whose task name is a list ends it, is
+put back as unacknowledged, and ends the next worker, and so on for ever; one with a time limit of its own
+outlives its lease. Five things of a message matter: the task, its arguments, its id, its tag, and whether it
+comes back from a worker that was lost. So what passes is rebuilt from these alone.
 """
 
 from __future__ import annotations
@@ -18,8 +17,15 @@ from typing import Any, Final
 
 from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 
-from jobs.messages import Message, MessageError
-from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK
+from jobs.messages import (
+    CLASSIFY_QUEUE,
+    CLASSIFY_TASK,
+    RETRAIN_QUEUE,
+    RETRAIN_TASK,
+    MessageError,
+    check_wake_up,
+    run_id_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +40,20 @@ _ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 _dropped = 0
 
 
-def close_gate() -> None:
-    """From now on this process takes no foreign messages. To be called before it connects to the broker."""
-    Transport.Channel = _GatedChannel
+def install_message_filter() -> None:
+    """Let this process take no foreign messages from now on. Call it before it connects to the broker."""
+    Transport.Channel = _FilteredChannel
 
 
 def note_dropped(reason: str) -> None:
-    """Counts and tells that a message was dropped. Nothing of the message itself: it is a stranger's."""
+    """Count a message that was dropped, and log it. Nothing of the message itself: it is not ours."""
     global _dropped
     _dropped += 1
     logger.warning("dropped a message that is not ours: %s (number %d of this process)", reason, _dropped)
 
 
-def admit(item: bytes) -> bytes:
-    """The same message, written anew. Raises MessageError, with the reason, where it is none of ours."""
+def rebuild(item: bytes) -> bytes:
+    """Return the message, rebuilt from what matters. Raises MessageError, with the reason."""
     if len(item) > MAX_MESSAGE_BYTES:
         raise MessageError(f"it has {len(item):,} bytes")
     match _parse(item, "it is not JSON"):
@@ -80,7 +86,7 @@ def admit(item: bytes) -> bytes:
 
 
 def _arguments(task: str, body: str) -> list[str]:
-    """The task's arguments. Raises MessageError unless it takes them, and nothing is to follow it."""
+    """Return the task's arguments. Raises MessageError unless it takes them, and nothing is to follow it."""
     try:
         decoded = base64.b64decode(body, validate=True)
     except ValueError:
@@ -90,9 +96,12 @@ def _arguments(task: str, body: str) -> list[str]:
             pass
         case _:
             raise MessageError("its body is not arguments alone")
-    if task not in _QUEUES:
-        raise MessageError("it names another task")
-    return list(Message.decode(args, kwargs).encode())
+    if task == CLASSIFY_TASK:
+        check_wake_up(args, kwargs)
+        return []
+    if task == RETRAIN_TASK:
+        return [run_id_of(args, kwargs)]
+    raise MessageError("it names another task")
 
 
 def _parse(data: bytes, reason: str) -> Any:
@@ -102,8 +111,8 @@ def _parse(data: bytes, reason: str) -> Any:
         raise MessageError(reason) from None
 
 
-class _GatedRedis(PrefixedStrictRedis):  # type: ignore[misc]  # kombu has no types
-    """A client that finds a foreign item not there."""
+class _FilteredRedis(PrefixedStrictRedis):  # type: ignore[misc]  # kombu has no types
+    """A client to which a foreign item is not there."""
 
     def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
         found = super().parse_response(connection, command_name, **options)
@@ -111,15 +120,15 @@ class _GatedRedis(PrefixedStrictRedis):  # type: ignore[misc]  # kombu has no ty
             return found
         queue, item = found
         try:
-            return queue, admit(item)
+            return queue, rebuild(item)
         except MessageError as error:
             note_dropped(str(error))
             return None  # as if the second of waiting had gone by
 
 
-class _GatedChannel(Channel):  # type: ignore[misc]  # kombu has no types
-    """A channel that consumes through the gate."""
+class _FilteredChannel(Channel):  # type: ignore[misc]  # kombu has no types
+    """A channel that consumes through the filter."""
 
     def _get_client(self) -> Any:
         super()._get_client()  # it checks redis-py's version
-        return functools.partial(_GatedRedis, global_keyprefix=self.global_keyprefix)
+        return functools.partial(_FilteredRedis, global_keyprefix=self.global_keyprefix)

@@ -1,11 +1,13 @@
-"""Results come in: the outcomes of chunks, their end and their jobs' counters, in one transaction."""
+"""Results: the outcomes of chunks, their end and their jobs' counters, recorded in one transaction.
+
+This is the last stop of an image on its way from `producer.submit`: its row in `predictions`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, repeat
 from itertools import count as count_up
 from typing import Any, Final, NamedTuple
@@ -14,11 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
-from jobs.ledger.claims import Claim, drop_waiting_chunks, finish_chunks
+from jobs.ledger.claims import Claim, finish_claims
+from jobs.ledger.control import drop_waiting_chunks
 from jobs.ledger.counters import OK, CounterName, bucket_of, count
-from jobs.ledger.parts import cut_chunk
-from jobs.ledger.shadows import Shadowed, record_shadowed
-from jobs.outcomes import Outcome, Outcomes
+from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
 from jobs.text import all_storable, storable
 
@@ -52,95 +53,64 @@ _OF_ERRORS: Final = ("error", "detail")
 
 
 class Classified(NamedTuple):
-    """What came of one chunk: an outcome for each of its images, in order, or for the first of them, and what
-    a challenger said of these where one has seen them.
-    """
-
-    claim: Claim
-    outcomes: Sequence[Outcome]  # by columns (`Outcomes`) where there are many
-    shadowed: Shadowed | None = None
-    #: Where it was left before its end: the id of the chunk that the images without an outcome become.
-    rest_id: str | None = None
-
-
-class _Recorded(NamedTuple):
-    """The same, as it is written."""
+    """A claim with one outcome for each of its images, in order."""
 
     claim: Claim
     outcomes: Outcomes
-    shadowed: Shadowed | None
-    rest_id: str | None
 
 
-def record_outcomes(
+def record_results(
     connection: Connection, classified: Sequence[Classified], spent: Spent | None = None
-) -> set[str]:
-    """Ends claims under one token with their outcomes, and notes what they took where that was measured.
-    Gives back the ids of the chunks that were recorded: of one that is somebody else's by now nothing is.
+) -> list[Classified]:
+    """End claims under one token with their outcomes; return those that were recorded.
 
-    Raises LeaseLost where all are; the transaction must then roll back. Raises ValueError where outcomes are
-    missing or too many.
+    Nothing is recorded for a chunk that another worker has claimed meanwhile. `spent` is added to the
+    counters. Raises LeaseLost if that is so for all: the caller must roll back. Raises ValueError if the
+    number of outcomes is not that of the images.
     """
-    for claim, outcomes, _, rest_id in classified:
-        # Of what is left before its end, at least one has come out, and at least one has not.
-        expected = range(1, claim.images) if rest_id else (claim.images,)
-        if len(outcomes) not in expected:
+    for claim, outcomes in classified:
+        if len(outcomes) != claim.images:
             raise ValueError(f"{len(outcomes)} outcomes for a chunk of {claim.images} images")
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
-    ours = finish_chunks(connection, [one.claim for one in classified])
-    recorded = [_kept(one, ours[one.claim.chunk_id]) for one in classified if one.claim.chunk_id in ours]
+    ours = finish_claims(connection, [each.claim for each in classified])
     # In key order: two transactions that insert the same keys in different orders deadlock.
-    recorded.sort(key=lambda one: (one.claim.job_id, one.claim.first_index))
+    recorded = sorted(
+        (each for each in classified if each.claim.chunk_id in ours),
+        key=lambda each: (each.claim.job_id, each.claim.first_index),
+    )
     _insert(connection, recorded)
-    for claim, outcomes, shadowed, rest_id in recorded:
-        if shadowed is not None:
-            record_shadowed(connection, claim, shadowed)
-        if rest_id is not None:
-            cut_chunk(connection, claim, done=len(outcomes), rest_id=rest_id)
     codes: Counter[str | None] = Counter()
-    for one in recorded:
-        codes.update(one.outcomes.codes)
-    # The hot rows last: every worker of the job wants its row, and it stays locked until the commit.
+    for each in recorded:
+        codes.update(each.outcomes.codes)
+    # The hot rows last: every worker of the job needs its row, and it stays locked until the commit.
     _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
     count(connection, {(CounterName.IMAGES, code or OK): number for code, number in codes.items()})
     if spent is not None:
         _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
-    return set(ours)
+    return recorded
 
 
-def _kept(classified: Classified, images: int) -> _Recorded:
-    """What is to be recorded of a chunk that has so many images by now: fewer than its claim knows of where
-    the others were given away, and no answer came to that COMMIT (`jobs.ledger.parts.give_away`).
+def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
+    """Move the counters of the chunks' jobs, and their state with the last image or one error too many.
+
+    `seconds`: how long the chunks have been worked on.
     """
-    claim, outcomes, shadowed, rest_id = classified
-    if images == claim.images:
-        return _Recorded(claim, Outcomes.of(outcomes), shadowed, rest_id)
-    kept = Outcomes.of(outcomes[:images])
-    rest_id = rest_id if len(kept) < images else None
-    return _Recorded(replace(claim, images=images), kept, shadowed, rest_id)
-
-
-def _count_in_jobs(connection: Connection, recorded: Sequence[_Recorded], *, seconds: float) -> None:
-    """Moves the counters of the chunks' jobs, and with the last chunk of one or one error too many its state.
-    `seconds`: for how long the chunks have been worked on.
-    """
-    moves: dict[str, dict[str, Any]] = {}  # in the order of the jobs' ids, as everybody locks their rows
-    for claim, outcomes, _, rest_id in recorded:
-        failed = outcomes.failed
-        begun = {"of_job": claim.job_id, "began": -seconds}
-        move = moves.setdefault(claim.job_id, begun | dict.fromkeys(_MOVED, 0))
-        move["succeeded_now"] += len(outcomes) - failed
-        move["failed_now"] += failed
-        move["chunks_done_now"] += 1
-        move["chunks_more"] += rest_id is not None
+    moves: dict[
+        str, dict[str, Any]
+    ] = {}  # in the order of the jobs' ids, in which everybody locks their rows
+    for claim, outcomes in recorded:
+        begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
+        move = moves.setdefault(claim.job_id, begun)
+        move["succeeded_now"] += len(outcomes) - outcomes.failed
+        move["failed_now"] += outcomes.failed
     if len(moves) == 1:
-        ended = connection.execute(_COUNT_AND_TELL, *moves.values()).all()
+        ended = connection.execute(_COUNT_AND_RETURN, *moves.values()).all()
     else:
         connection.execute(_COUNT, list(moves.values()))
         ended = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
     for job in ended:
-        if job.state == JobState.DONE:  # by these chunks: no other comes after the last
+        if job.state == JobState.DONE:  # by these chunks: no image comes after the last
             count(connection, {(CounterName.JOBS, JobState.DONE): 1})
         if job.state == JobState.FAILED and job.error is None:
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
@@ -172,12 +142,8 @@ def _too_many(job: sa.Row[Any]) -> str:
     return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
 
 
-#: By how much the counters of a job move.
-_MOVED: Final = ("succeeded_now", "failed_now", "chunks_done_now", "chunks_more")
-
-
 def _counting() -> sa.Update:
-    """So many chunks of a job are done: its counters move, and maybe its state."""
+    """Return the statement that moves a job's counters, and maybe its state."""
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
     new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
     new_done = new_succeeded + new_failed
@@ -189,9 +155,7 @@ def _counting() -> sa.Update:
         new_failed > jobs.c.error_limit,
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
     )
-    chunks_done = jobs.c.chunks_done + sa.bindparam("chunks_done_now", type_=sa.Integer())
-    chunks = jobs.c.chunks + sa.bindparam("chunks_more", type_=sa.Integer())
-    complete = sa.and_(jobs.c.state == JobState.RUNNING, chunks_done == chunks)
+    complete = sa.and_(jobs.c.state == JobState.RUNNING, new_done == jobs.c.total)
     stopped = sa.and_(under_way, too_many)
     return (
         jobs.update()
@@ -199,27 +163,25 @@ def _counting() -> sa.Update:
         .values(
             succeeded=new_succeeded,
             failed=new_failed,
-            chunks=chunks,
-            chunks_done=chunks_done,
             state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
             finished_at=sa.case((sa.or_(stopped, complete), db_now()), else_=jobs.c.finished_at),
-            # Who gathers chunks leaves their jobs' rows alone: that these have begun is only written now.
+            # A claim leaves the job's row alone, so that it waits for no other worker.
             started_at=sa.func.coalesce(jobs.c.started_at, db_now("began")),
         )
     )
 
 
-#: What tells whether a job has ended, and why.
+#: The columns that say whether a job has ended, and why.
 _END: Final = (
     *(jobs.c.id, jobs.c.state, jobs.c.error, jobs.c.succeeded, jobs.c.failed),
     *(jobs.c.error_limit, jobs.c.error_rate_limit),
 )
 
 _COUNT: Final = _counting()
-_COUNT_AND_TELL: Final = _COUNT.returning(*_END)
+_COUNT_AND_RETURN: Final = _COUNT.returning(*_END)
 
 
-def _insert(connection: Connection, recorded: Sequence[_Recorded]) -> None:
+def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
     with_errors = any(one.outcomes.failed for one in recorded)
     columns = [name for name in _COLUMNS if with_errors or name not in _OF_ERRORS]
     rows = chain.from_iterable(_rows(one.claim, one.outcomes, len(columns)) for one in recorded)

@@ -1,8 +1,10 @@
-"""Many plain PNGs, decoded together: for small grey pictures the calls take longer than the work.
+"""Plain PNGs, decoded without being opened: opening a small picture takes Pillow longer than its pixels do.
 
-Each picture is unpacked by zlib; then the filters of PNG are undone for many rows of all pictures at once.
-What is taken is a part of what `worker.predicting.plain` takes, and has the same pixels; the rest is left to
-it.
+A PNG is plain if it is as the model wants it and has nothing but its pixels: three parts, 8 bits per channel,
+not interlaced. `decode_one` calls Pillow's own decoder as Pillow calls it. `decode_together` takes many small
+grey ones: each is unpacked by zlib, then PNG's filters are undone for many rows of all pictures at once. An
+image gets the same pixels either way. What is not plain or not sound is left to `worker.predicting.decode`,
+which also has the words for it.
 """
 
 from __future__ import annotations
@@ -10,22 +12,33 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
-from worker.predicting.plain import beginning
+
+#: Pillow's C code. It is not documented: if it changes, a test fails, and pictures are opened as before.
+_PILLOW: Final[Any] = Image.core  # type: ignore[attr-defined]
+
+_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_FIRST: Final = struct.Struct(">8sI4sIIBBBBB")  # signature; length, kind and content of the first part
+_FIRST_BYTES: Final = 13
+_COLOUR_TYPES: Final = {"L": 0, "RGB": 2}
+_IDAT_AT: Final = 33  # where the second part begins: behind the first one's checksum
+_PART: Final = struct.Struct(">I4s")  # its content's length, its kind
+
 
 #: Fewer are quicker one by one: undoing filters takes as many calls for a hundred pictures as for thousands.
-LEAST: Final = 1_000
+_LEAST: Final = 1_000
 
 #: Of a picture. Larger ones are quicker one by one, however many, unless they are nearly empty.
 _MOST_PIXELS: Final = 1_024
 
-_IDAT_AT: Final = 33  # behind the first part and its checksum
 _PIXELS_AT: Final = _IDAT_AT + 8
 _END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
@@ -38,7 +51,50 @@ _LAST_FILTER: Final = 4
 _OVERHEAD: Final = 64
 
 
-def takes(spec: InputSpec, limits: ImageLimits) -> bool:
+def decode_one(data: bytes | memoryview, spec: InputSpec) -> bytes | None:
+    """The pixels, row by row, if `data` is a plain PNG of the size and mode of `spec`, else None.
+
+    Its checksums must have been checked, by `worker.predicting.validation`.
+    """
+    if data[: _FIRST.size] != _beginning(spec):
+        return None
+    try:
+        length, kind = _PART.unpack_from(data, _IDAT_AT)
+    except struct.error:
+        return None
+    begin = _IDAT_AT + _PART.size
+    end = begin + length
+    if kind != b"IDAT" or data[end + 4 : end + 12] != _END[:8]:
+        return None
+    try:
+        return _decode_pixels(data[begin:end], spec)
+    except (AttributeError, TypeError):  # another Pillow, whose inner parts are called otherwise
+        return None
+
+
+def _decode_pixels(compressed: bytes | memoryview, spec: InputSpec) -> bytes | None:
+    """What `PIL.ImageFile` does with the pixels of a PNG, and `Image.tobytes` with what comes out."""
+    size = (spec.width, spec.height)
+    pixels = _PILLOW.new(spec.mode, size)
+    decoder = _PILLOW.zip_decoder(spec.mode, spec.mode, 0)
+    decoder.setimage(pixels, (0, 0, *size))
+    consumed, error = decoder.decode(compressed)
+    if consumed >= 0 or error < 0:  # it would go on, or something is wrong
+        return None
+    encoder = _PILLOW.raw_encoder(spec.mode, spec.mode, 0, 1)
+    encoder.setimage(pixels, (0, 0, *size))
+    _, _, raw = encoder.encode(spec.width * spec.height * len(spec.mode))
+    return bytes(raw)
+
+
+@lru_cache(maxsize=8)
+def _beginning(spec: InputSpec) -> bytes:
+    """How a plain PNG for this model begins."""
+    header = (spec.width, spec.height, 8, _COLOUR_TYPES[spec.mode], 0, 0, 0)
+    return _FIRST.pack(_SIGNATURE, _FIRST_BYTES, b"IHDR", *header)
+
+
+def _takes(spec: InputSpec, limits: ImageLimits) -> bool:
     """Whether pictures for such a model may be plain ones for this module: grey, small, and not tiny."""
     # They are as large as the model wants them: where none may be, each is told so by itself.
     is_small = spec.width * spec.height <= min(_MOST_PIXELS, limits.max_pixels)
@@ -48,9 +104,13 @@ def takes(spec: InputSpec, limits: ImageLimits) -> bool:
 def decode_together(
     contents: Sequence[object], spec: InputSpec, limits: ImageLimits
 ) -> tuple[list[int], npt.NDArray[np.uint8]]:
-    """The places of those that are plain PNGs as the model wants them, and their pixels, uint8
-    (n, *spec.shape), as `worker.predicting.decode.decode` gives them. Only where `takes` says so.
+    """Return the places of those that are plain PNGs as the model wants them, and their pixels, uint8
+    (n, *spec.shape), as `worker.predicting.decode.decode` returns them.
+
+    None of them, if there are few, or if the model's input is not small and grey.
     """
+    if len(contents) < _LEAST or not _takes(spec, limits):
+        return [], np.empty((0, *spec.shape), np.uint8)
     size = (spec.width + 1) * spec.height
     most = min(limits.max_bytes, _IDAT_AT + size + _OVERHEAD)
     first = _first_part(spec)
@@ -90,7 +150,7 @@ def _unpack(data: bytes, first: bytes) -> bytes | None:
 
 
 def _first_part(spec: InputSpec) -> bytes:
-    first = beginning(spec)
+    first = _beginning(spec)
     return first + zlib.crc32(first[12:]).to_bytes(4, "big")
 
 

@@ -1,4 +1,4 @@
-"""What a producer writes: a job, its chunks, and the word that it is complete."""
+"""What a producer writes: a job, its chunks, and that the job is complete."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from jobs.ledger.counters import CounterName, count
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
-#: A job still being received whose producer gave no sign of life for this long was abandoned: its producer
-#: was killed, or stands still. Signs come every ten seconds (`producer.alive`), and with every chunk.
+#: A job still being received whose producer sent no heartbeat for this long was abandoned: it was killed, or
+#: stalled. One comes every ten seconds (`producer.heartbeat`), and with every chunk.
 ABANDONED_SECONDS: Final = 120.0
 
-#: A chunk is not rung for again within this time: its message may just be on its way.
-QUIET_SECONDS: Final = 5.0
+#: The priority of a small job, which does not wait behind a large one, and of a job that names none.
+SMALL_JOB_PRIORITY: Final = 10
+DEFAULT_PRIORITY: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class NewChunk:
     images: int
     payload: str
     payload_digest: str
+    priority: int = DEFAULT_PRIORITY
 
 
 # Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
@@ -40,7 +42,6 @@ _COUNT_CHUNK: Final = (
     .where(jobs.c.id == sa.bindparam("of_job"), jobs.c.state == JobState.RECEIVING)
     .values(
         total=jobs.c.total + sa.bindparam("more", type_=sa.BigInteger()),
-        chunks=jobs.c.chunks + 1,
         touched_at=db_now(),
     )
     .returning(jobs.c.paused_at)
@@ -49,8 +50,6 @@ _COUNT_CHUNK: Final = (
 _ADD_CHUNK: Final = chunks.insert().values(
     payload_sha256=sa.bindparam("payload_digest"),
     created_at=db_now(),
-    rung_at=db_now(),
-    ring_after=db_now(QUIET_SECONDS),
 )
 
 
@@ -113,13 +112,14 @@ def touch_job(connection: Connection, job_id: str) -> bool:
 
 def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) -> None:
     """All chunks are in. Raises Stopped where the job is no longer being received."""
+    complete = jobs.c.succeeded + jobs.c.failed == jobs.c.total
     sealed = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
         .values(
             # The workers may have been faster than the producer.
-            state=sa.case((jobs.c.chunks_done == jobs.c.chunks, JobState.DONE), else_=JobState.RUNNING),
-            finished_at=sa.case((jobs.c.chunks_done == jobs.c.chunks, db_now()), else_=None),
+            state=sa.case((complete, JobState.DONE), else_=JobState.RUNNING),
+            finished_at=sa.case((complete, db_now()), else_=None),
             submitted_at=db_now(),
             touched_at=db_now(),
             fingerprint=fingerprint,
@@ -162,8 +162,8 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
             jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None), may_go)
         )
         if gone.rowcount == 1:
-            # Last, when nobody can record anything more: a chunk that was being split at this moment has
-            # halves that the first statement did not see. They went with the job's row, and one may have been
+            # Last, when nobody can record anything more: a chunk that was being cut at this moment has
+            # a rest that the first statement did not see. They went with the job's row, and one may have been
             # done before.
             connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
             return True

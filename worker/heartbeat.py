@@ -1,8 +1,8 @@
-"""A worker's sign of life: its row in the ledger, written every few seconds by its main process.
+"""A worker's heartbeat: its row in the ledger, written every few seconds by its main process.
 
-It says that work is possible here: the main loop turns, ledger and broker answer, and so many children have
-started: one that classifies has tried to load the champion by then (`worker.app`). Whoever looks at a
-worker's health looks at this row (`jobs.ledger.workers`).
+It says that work is possible here: the main loop runs, ledger and broker answer, and so many children have
+started; one that classifies has tried to load the champion by then (`worker.app`). A worker's health is what
+this row says (`jobs.ledger.workers`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from importlib import metadata
 from typing import Any
 
 from jobs.ledger import Ledger
-from jobs.ledger.workers import SEEN_SECONDS, Presence, forget_worker, report_worker
-from jobs.queue import Bell
-from worker.bench import owner_name
+from jobs.ledger.workers import HEARTBEAT_SECONDS, WorkerRow, forget_worker, report_worker
+from jobs.queue import Publisher
+from worker.context import owner_name
 
 
-class WorkerRow:
-    """One main process's row."""
+class Heartbeat:
+    """One main process's heartbeat."""
 
-    def __init__(self, ledger: Ledger, bell: Bell, *, queue: str) -> None:
+    def __init__(self, ledger: Ledger, publisher: Publisher, *, queue: str) -> None:
         """`queue`: the one that this worker takes messages from."""
         self._ledger = ledger
-        self._bell = bell
+        self._publisher = publisher
         self._queue = queue
         self._name = owner_name(os.getpid())
         self._version = metadata.version("labelmill")
@@ -35,28 +35,29 @@ class WorkerRow:
         self._given_at = self._began
 
     def tick(self, pids: Sequence[int]) -> bool:
-        """Gives the sign where it is due, or the ready children are others than before; whether it did.
+        """Write the row if that is due, or if other children are ready than before. Return whether it was.
+
         Raises Unavailable, kombu's OperationalError: then nothing is written.
         """
         children = tuple(map(owner_name, pids))
         now = time.monotonic()
-        if children == self._children and now - self._given_at < SEEN_SECONDS:
+        if children == self._children and now - self._given_at < HEARTBEAT_SECONDS:
             return False
         # Asked first: a worker without a broker takes no work, however well its ledger is.
-        self._bell.waiting(self._queue)
-        presence = Presence(self._name, socket.gethostname(), self._queue, children, self._version)
+        self._publisher.waiting(self._queue)
+        row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version)
         with self._ledger.transaction() as connection:
-            report_worker(connection, presence, up_seconds=now - self._began)
+            report_worker(connection, row, up_seconds=now - self._began)
         self._children, self._given_at = children, now
         return True
 
     def end(self) -> None:
-        """Takes the row away: this worker takes no more work. Raises Unavailable."""
+        """Delete the row: this worker takes no more work. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             forget_worker(connection, self._name)
 
 
 def ready_children(pool: Any) -> list[int]:
-    """Process ids of a prefork pool's children that have said that they have started."""
+    """Return the process ids of a prefork pool's children that have started."""
     starting = {process.pid for process in pool._pool._waiting_to_start}
     return [pid for pid in pool.info["processes"] if pid not in starting]

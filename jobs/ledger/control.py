@@ -1,0 +1,182 @@
+"""Stopping, pausing and settling a job: what a person does to it between two claims.
+
+Lock order: a worker locks its chunk first and the job's row last. Statements here that hold a job's row
+therefore skip chunks that are locked, instead of waiting for them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.errors import Conflict
+from jobs.ledger.claims import IS_PENDING, chunk_is_in_work, job_was_stopped, next_due
+from jobs.ledger.counters import CounterName, count
+from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
+
+#: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
+JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
+
+#: How many of the chunks that come next the reconciler checks for a stopped or paused job.
+CHECKED_CHUNKS: Final = 1_000
+
+#: Of a chunk: it is pending, held or claimed, and may still bring results.
+_MAY_BRING_RESULTS: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
+
+
+def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
+    """Stop a job that has not finished, as `failed` or `cancelled`. Return False if it had finished.
+
+    Its waiting chunks are dropped, results stay, and a chunk that a worker has may still bring its own. The
+    shadows of the job are cancelled.
+    """
+    ended = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state.in_(UNFINISHED))
+        .values(state=state, error=error, finished_at=db_now())
+    )
+    if ended.rowcount != 1:
+        return False
+    count(connection, {(CounterName.JOBS, state): 1})
+    drop_waiting_chunks(connection, job_id)
+    end_shadows(connection, job_id)
+    return True
+
+
+def end_shadows(connection: Connection, job_id: str) -> list[str]:
+    """Cancel the shadows of a job (`jobs.ledger.shadows`). Return the ids of all it has."""
+    shadows = list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
+    for shadow_id in shadows:
+        end_job(connection, shadow_id, JobState.CANCELLED)
+    return shadows
+
+
+def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
+    """Drop what waits of a job that ended. The caller holds the job's row."""
+    waiting = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
+        .with_for_update(skip_locked=True)
+    )
+    _drop(connection, waiting)
+
+
+def pause_job(connection: Connection, job_id: str) -> bool:
+    """Pause a job that has not finished. Return False if it had finished. Pausing twice is pausing once.
+
+    Its waiting chunks are held; a chunk that a worker has still brings its results.
+    """
+    paused = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, JOB_GOES_ON)
+        .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
+    )
+    if paused.rowcount != 1:
+        return False
+    _hold(connection, chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+    return True
+
+
+def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None:
+    """Let a paused job go on. Return how many of its chunks are due, at most `limit`; None if not paused."""
+    resumed = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .values(paused_at=None)
+    )
+    if resumed.rowcount != 1:
+        return None
+    connection.execute(
+        chunks.update()
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.HELD)
+        .values(state=ChunkState.PENDING, not_before=None)
+    )
+    due = sa.select(chunks.c.id).where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.PENDING)
+    return connection.scalar(sa.select(sa.func.count()).select_from(due.limit(limit).subquery())) or 0
+
+
+def drop_leftover_chunks(connection: Connection) -> None:
+    """Drop what a stopped job left: chunks that a worker had when it was stopped, and released since.
+
+    Checks the chunks that come next, not all that wait: what is left further behind is dropped in its turn.
+    """
+    left = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.id.in_(next_due(CHECKED_CHUNKS)), IS_PENDING, job_was_stopped())
+        .with_for_update(skip_locked=True)
+    )
+    _drop(connection, left)
+
+
+def hold_leftover_chunks(connection: Connection) -> None:
+    """Hold what a paused job left: chunks that a worker had when it was paused, and released since."""
+    # Usually no job is paused. Asked first: PostgreSQL cannot tell that none of all that waits is theirs.
+    paused = connection.scalars(sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_GOES_ON)).all()
+    if not paused:
+        return
+    left = connection.scalars(
+        sa.select(chunks.c.job_id)
+        .where(chunks.c.job_id.in_(paused), chunks.c.state == ChunkState.PENDING)
+        .distinct()
+    ).all()
+    if not left:
+        return
+    # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held, and
+    # nothing of a job that ends at this moment may be held for ever.
+    job_ids = connection.scalars(
+        sa.select(jobs.c.id)
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if job_ids:
+        _hold(connection, chunks.c.job_id.in_(job_ids), chunks.c.state == ChunkState.PENDING)
+
+
+def settle_job(connection: Connection, job_id: str) -> bool:
+    """Drop the chunks of a finished job that no worker has. Return False if it has not finished, or a worker
+    still has one.
+
+    After True the job's results do not change any more: a worker that comes back finds its chunk gone.
+    """
+    finished = sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.state.in_(FINISHED))
+    # Locked in one order, so that two who settle the same job do not deadlock. This waits for a claim that is
+    # not committed yet, and then sees it.
+    unclaimed = (
+        sa.select(chunks.c.id)
+        .where(chunks.c.job_id == job_id, _MAY_BRING_RESULTS, ~chunk_is_in_work(), finished)
+        .order_by(chunks.c.id)
+        .with_for_update()
+    )
+    ids = list(connection.scalars(unclaimed))
+    if ids:
+        _drop(connection, ids)
+    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _MAY_BRING_RESULTS)
+    settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
+    return connection.scalar(settled) is not None
+
+
+def could_be_settled(connection: Connection, job_id: str) -> bool:
+    """Return whether the job has finished and no worker has a chunk of it. Changes nothing."""
+    at_work = sa.exists().where(chunks.c.job_id == jobs.c.id, chunk_is_in_work())
+    query = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~at_work)
+    return connection.scalar(query) is not None
+
+
+def still_at_work(job_id: str) -> Conflict:
+    """Return the error for a caller that needs a settled job, and found a worker with a chunk of it."""
+    return Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
+
+
+def _hold(connection: Connection, *which: sa.ColumnElement[bool]) -> None:
+    waiting = sa.select(chunks.c.id).where(*which).with_for_update(skip_locked=True)
+    connection.execute(chunks.update().where(chunks.c.id.in_(waiting)).values(state=ChunkState.HELD))
+
+
+def _drop(connection: Connection, ids: sa.Select[tuple[str]] | list[str]) -> None:
+    connection.execute(
+        chunks.update()
+        .where(chunks.c.id.in_(ids))
+        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None)
+    )

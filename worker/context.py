@@ -1,0 +1,183 @@
+"""A worker process's resources: the ledger, the store, the broker, and the models it used last.
+
+One context per process, made after the fork: a database connection or a TensorFlow runtime that is inherited
+from the parent hangs or corrupts.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from billiard.pool import SIG_SOFT_TIMEOUT
+
+from jobs.errors import Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.models import find_champion, get_model
+from jobs.payloads import Payload, read_payload
+from jobs.queue import Publisher, make_app
+from jobs.references import Roots
+from jobs.registry import fetch_model
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.traces import open_tracing
+
+if TYPE_CHECKING:
+    from jobs.ledger.claims import Claim
+    from worker.predicting.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+#: Models kept loaded: the champion, the one before it, and a challenger.
+MODELS_KEPT: Final = 3
+
+#: A claim covers so much of a process's work: nobody waits longer for a process, and nothing interrupts one.
+CLAIM_SECONDS: Final = 0.5
+
+#: A claim has no more images, however fast the model is; and no more if its speed is not known yet.
+MAX_CLAIM_IMAGES: Final = 16_384
+FIRST_CLAIM_IMAGES: Final = 64
+
+#: A claim has a multiple of so many images, the smallest batch: the model pays for full batches. Fewer images
+#: say nothing about its speed.
+WHOLE_BATCH: Final = 32
+
+#: References are fetched by so many threads: most of the time is spent waiting for a server.
+FETCH_THREADS: Final = 16
+
+
+def owner_name(pid: int) -> str:
+    """Return the name under which a process claims."""
+    return f"{socket.gethostname()}/{pid}"
+
+
+@contextmanager
+def _time_limit_later() -> Iterator[None]:
+    """Delay Celery's time limit, if it strikes in here, to the end. Only in the main thread.
+
+    If it strikes in the middle of an import, half of TensorFlow is left behind and cannot be imported again:
+    job after job would fail in this process.
+    """
+    frames: list[Any] = []
+    strike = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, strike)
+    if frames and callable(strike):
+        strike(SIG_SOFT_TIMEOUT, frames[0])
+
+
+class WorkerContext:
+    """One process's resources."""
+
+    def __init__(self, settings: Settings, *, processes: int) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.ledger)
+        self.store = Store(settings.store)
+        self.publisher = Publisher(make_app(settings))
+        self.roots = Roots(settings.reference_roots)
+        self.owner = owner_name(os.getpid())
+        self.tracing = open_tracing("labelmill-worker")
+        self._processes = processes
+        self._classifiers: OrderedDict[str, Classifier] = OrderedDict()
+        self._image_seconds: dict[str, float] = {}
+        self._last_payload: tuple[str, Payload] | None = None
+
+    def images_per_claim(self, model_id: str) -> int:
+        """Return how many images of this model one claim may have, by its measured speed in this process."""
+        seconds = self._image_seconds.get(model_id)
+        if seconds is None:
+            return FIRST_CLAIM_IMAGES
+        images = int(CLAIM_SECONDS / seconds) // WHOLE_BATCH * WHOLE_BATCH
+        return min(max(images, WHOLE_BATCH), MAX_CLAIM_IMAGES)
+
+    def note_speed(self, model_id: str, images: int, seconds: float) -> None:
+        """Note how long this process worked on so many images of this model."""
+        if images >= WHOLE_BATCH:
+            self._image_seconds[model_id] = max(seconds / images, 1e-9)
+
+    def payload(self, claim: Claim) -> Payload:
+        """Return the names and contents of the claim's images. Raises PayloadDamaged, Unavailable.
+
+        The last payload is kept, because the rest of a chunk that was cut is mostly claimed next.
+        """
+        if self._last_payload is None or self._last_payload[0] != claim.payload:
+            self._last_payload = claim.payload, read_payload(self.store, claim.payload, claim.payload_digest)
+        return self._last_payload[1].part(claim.payload_offset, claim.images)
+
+    @cached_property
+    def fetchers(self) -> ThreadPoolExecutor:
+        """Threads that fetch references. Kept, because fsspec keeps a connection for each thread."""
+        return ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+
+    def drop_fetchers(self) -> None:
+        """Let go of threads that may wait for a server for ever; the next claim gets new ones."""
+        if "fetchers" in self.__dict__:
+            self.fetchers.shutdown(wait=False, cancel_futures=True)
+            del self.fetchers
+
+    def classifier(self, model_id: str) -> Classifier:
+        """Return the model, loaded and warm.
+
+        Raises ModelRefused, NotFound; Unavailable also if this machine cannot keep or hold it.
+        """
+        if model_id in self._classifiers:
+            self._classifiers.move_to_end(model_id)
+            return self._classifiers[model_id]
+        load = self._start_tensorflow().load
+        with self.ledger.reading() as connection:
+            model = get_model(connection, model_id)
+        path = fetch_model(self.store, model, self.settings.cache_dir)
+        classifier = load(path, model.classes, model.input_spec)
+        classifier.warm_up()
+        self._classifiers[model_id] = classifier
+        if len(self._classifiers) > MODELS_KEPT:
+            self._classifiers.popitem(last=False)
+        return classifier
+
+    def warm_up(self) -> None:
+        """Start TensorFlow, and load the champion if there is one, so that no chunk has to wait for them."""
+        self._start_tensorflow()
+        with self.ledger.reading() as connection:
+            champion = find_champion(connection)
+        if champion is not None:
+            self.classifier(champion.id)
+
+    def _start_tensorflow(self) -> type[Classifier]:
+        """Import it here and nowhere earlier: it must never be in the parent of a fork. Raises Unavailable."""
+        with _time_limit_later():
+            try:
+                from worker.predicting.classifier import Classifier, configure_threads
+            except ImportError as error:  # of this worker's environment, and no image's fault
+                raise Unavailable(f"TensorFlow cannot be imported by this worker: {error}") from error
+        with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
+            configure_threads(self._processes)
+        if not self._classifiers:
+            # TensorFlow's 400,000 objects stay, and Python searches them for garbage now and then, for a
+            # quarter of a second. No model is among them: one that is dropped must go.
+            gc.freeze()
+        return Classifier
+
+    def close(self) -> None:
+        """Close the connections, and send the last spans."""
+        self.ledger.close()
+        self.publisher.close()
+        self.drop_fetchers()
+        if self.tracing is not None:
+            self.tracing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

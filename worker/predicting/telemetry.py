@@ -1,0 +1,112 @@
+"""What the log and traces say of a claim on its way through `worker.predicting.pipeline`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from structlog.contextvars import bind_contextvars
+
+from jobs.ledger.claims import Claim
+from jobs.ledger.results import Classified
+from jobs.traces import Part, Tracing
+from worker.predicting.timings import Timings
+
+logger = logging.getLogger(__name__)
+
+#: The trace's id in W3C's `traceparent`.
+_TRACE_ID: Final = slice(3, 35)
+
+
+def subject_of(claims: Sequence[Claim]) -> str:
+    """Return what a line of the log is about."""
+    if not claims:
+        return "claim"
+    others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
+    return f"chunk {claims[0].chunk_id}{others}"
+
+
+def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
+    """Return the fields that a line about claims has beside its message (`worker.logs.FIELDS`)."""
+    if not claims:
+        return {"seconds": timings.seconds()}
+    images = sum(claim.images for claim in claims)
+    return {"images": images, "attempt": claims[0].attempts, "seconds": timings.seconds()}
+
+
+def bind_ids(claims: Sequence[Claim]) -> None:
+    """Bind the ids that all lines of the log are about from here on, until the task is over."""
+    claim = claims[0]
+    bind_contextvars(model=claim.model_id)
+    if len(claims) > 1:  # of several jobs: their own lines name them
+        return
+    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id)
+    if claim.traceparent is not None:
+        bind_contextvars(trace=claim.traceparent[_TRACE_ID])
+
+
+def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
+    """Log a line for each chunk that was recorded. Return how many images these are."""
+    for claim, outcomes in recorded:
+        facts = facts_of([claim], timings)
+        logger.info(
+            "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
+            claim.chunk_id,
+            claim.job_id,
+            claim.images,
+            outcomes.failed,
+            claim.attempts,
+            ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
+            extra=facts | {"errors": outcomes.failed, "chunk": claim.chunk_id, "job": claim.job_id},
+        )
+    return sum(claim.images for claim, _ in recorded)
+
+
+@contextmanager
+def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -> Iterator[list[Classified]]:
+    """Give each claim a span of what happens inside, which adds what it recorded to the list."""
+    recorded: list[Classified] = []
+    failed: str | None = None
+    try:
+        yield recorded
+    except BaseException as error:
+        failed = type(error).__name__
+        raise
+    finally:
+        if tracing is not None:
+            _record_spans(claims, recorded, timings, tracing, failed)
+
+
+def _record_spans(
+    claims: Sequence[Claim],
+    recorded: Sequence[Classified],
+    timings: Timings,
+    tracing: Tracing,
+    failed: str | None,
+) -> None:
+    outcomes = {each.claim.chunk_id: each.outcomes for each in recorded}
+    ended = time.time_ns()
+    for claim in claims:
+        attributes: dict[str, str | int] = {
+            "chunk": claim.chunk_id,
+            "job": claim.job_id,
+            "model": claim.model_id,
+            "images": claim.images,
+            "attempt": claim.attempts,
+        }
+        if claim.chunk_id in outcomes:
+            attributes["errors"] = outcomes[claim.chunk_id].failed
+        tracing.record(
+            "chunk",
+            traceparent=claim.traceparent,
+            began=timings.began,
+            ended=ended,
+            attributes=attributes,
+            parts=[
+                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in timings.stages.items()
+            ],
+            error=failed,
+        )

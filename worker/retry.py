@@ -1,0 +1,42 @@
+"""Retry what needs a service that may be unavailable for a moment."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from jobs.errors import Unavailable
+from worker.predicting.time_limit import time_ran_out
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def retry(
+    do: Callable[[], T],
+    pauses: Iterable[float],
+    *,
+    on_failure: Callable[[float, Unavailable], None] = lambda _pause, _error: None,
+) -> T:
+    """Return what `do` returns; if a service is unavailable, call it again after each pause, in seconds.
+
+    `on_failure` is called before each pause. Raises Unavailable after the last one, and at once if the time
+    limit struck: the hard one is near.
+    """
+    for pause in pauses:
+        try:
+            return do()
+        except Unavailable as error:
+            if time_ran_out(error):
+                raise
+            on_failure(pause, error)
+            time.sleep(pause)
+    return do()
+
+
+def log_retry(pause: float, error: Unavailable) -> None:
+    """Log a line, for `on_failure`."""
+    logger.warning("retrying in %g s: %s", pause, error)
