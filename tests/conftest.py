@@ -30,18 +30,16 @@ import redis
 import sqlalchemy as sa
 import structlog
 from celery import Celery
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.isolation import split_chunk
-from jobs.ledger.results import Classified, record_results
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_chunk, crash_chunk, release_chunk, renew_leases
+from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.model import MNIST_INPUT, Model
+from jobs.ledger.results import Classified, record_results
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.messages import CLASSIFY_QUEUE
+from jobs.model import MNIST_INPUT, Model
 from jobs.outcomes import Outcome, Outcomes
 from jobs.payloads import payload_key
 from jobs.queue import KEY_PREFIX, Publisher, make_app
