@@ -35,6 +35,7 @@ from sqlalchemy.engine import Connection
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
+from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
@@ -44,6 +45,7 @@ from jobs.outcomes import Outcome, Outcomes
 from jobs.payloads import payload_key
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.registry import register_model
+from jobs.schema import chunks
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.migrating import upgrade
@@ -500,8 +502,8 @@ class Worker:
         self.ledger = Ledger(url)
         self.name = name
 
-    def claim(self, *, lease_seconds: float = 60.0, images: int = 16_384) -> list[Claim]:
-        """Claim what is next. A negative lease has run out before it began."""
+    def claim_next(self, *, lease_seconds: float = 60.0, images: int = 16_384) -> list[Claim]:
+        """Claim what is next, at most so many images. A negative lease has run out before it began."""
         with self.ledger.transaction() as connection:
             return claim_next(
                 connection,
@@ -511,25 +513,53 @@ class Worker:
                 images_for=lambda _model: images,
             )
 
-    def claim_one(self, *, lease_seconds: float = 60.0, images: int = 16_384) -> Claim:
-        (claim,) = self.claim(lease_seconds=lease_seconds, images=images)
+    def claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim | None:
+        """Claim this chunk and no other, after the reconciler has released expired leases; None if it is not
+        due. Its priority is raised for the moment, so that it is next.
+        """
+        with self.ledger.transaction() as connection:
+            release_expired_claims(connection)
+        with contextlib.suppress(_NotDue), self.ledger.transaction() as connection:
+            row = chunks.update().where(chunks.c.id == chunk.id)
+            connection.execute(row.values(priority=chunks.c.priority + 10_000))
+            claims = claim_next(
+                connection,
+                owner=self.name,
+                token=new_id(),
+                lease_seconds=lease_seconds,
+                images_for=lambda _model: max(chunk.images, 1),
+            )
+            if [claim.chunk_id for claim in claims] != [chunk.id]:
+                raise _NotDue
+            connection.execute(row.values(priority=chunks.c.priority - 10_000))
+            return claims[0]
+        return None
+
+    def must_claim(self, chunk: NewChunk, *, lease_seconds: float = 60.0) -> Claim:
+        claim = self.claim(chunk, lease_seconds=lease_seconds)
+        assert claim is not None
         return claim
 
     def release(self, claim: Claim, reason: Reason = Reason.INTERRUPTED) -> None:
         with self.ledger.transaction() as connection:
             release_claims(connection, claimed_as([claim]), reason, "released by a test")
 
-    def finish(self, *claims: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
-        """Record the outcomes; left out, every image is a seven, named by its index."""
-        with self.ledger.transaction() as connection:
-            record_results(
-                connection,
-                [Classified(claim, Outcomes.of(outcomes or sevens(claim))) for claim in claims],
-            )
+    def crash(self, claim: Claim, reason: Reason = Reason.CRASHED) -> None:
+        self.release(claim, reason)
 
-    def work(self, outcomes: Sequence[Outcome] | None = None) -> None:
-        """Claim what is next and finish it."""
-        self.finish(*self.claim(), outcomes=outcomes)
+    def finish(self, claim: Claim, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Record the outcomes; left out, every image is a seven, named by its index."""
+        outcomes = sevens(claim) if outcomes is None else outcomes
+        with self.ledger.transaction() as connection:
+            record_results(connection, [Classified(claim, Outcomes.of(outcomes))])
+
+    def work(self, chunk: NewChunk, outcomes: Sequence[Outcome] | None = None) -> None:
+        """Claim and finish."""
+        self.finish(self.must_claim(chunk), outcomes)
+
+
+class _NotDue(Exception):
+    """The chunk is not to be claimed now."""
 
 
 def sevens(claim: Claim) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""A worker takes a chunk and gives it back: one owner at a time, and a fence against the one before."""
+"""Claims: the ledger decides which chunk is next, one worker has it, and a fence keeps earlier ones out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -15,125 +14,151 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk
 from sqlalchemy.engine import Row
 
-from jobs.errors import ErrorCode, JobStopped, LeaseLost
+from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import bury_claim, claim_chunk, end_job, were_finished, withdraw_claim
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+from jobs.ledger.claims import (
+    CRASHES_TO_GIVE_UP,
+    RETRY_SECONDS,
+    TOGETHER_IMAGES,
+    Claim,
+    Reason,
+    claim_next,
+    claimed_by,
+    claimed_under,
+    release_claims,
+    were_finished,
+)
+from jobs.ledger.control import end_job, pause_job
+from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
+from tests.conftest import plans_of
 
-UNKNOWN = NewChunk(new_id(), 0, 1, "payloads/x", "0" * 64)
+LARGE = SMALL_JOB_IMAGES + 1
 
 
-def row_of(ledger: Ledger, chunk: NewChunk) -> Row[Any]:
+def row_of(ledger: Ledger, chunk_id: str) -> Row[Any]:
     with ledger.reading() as connection:
-        return connection.execute(sa.select(chunks).where(chunks.c.id == chunk.id)).one()
+        return connection.execute(sa.select(chunks).where(chunks.c.id == chunk_id)).one()
 
 
-def seconds_left(ledger: Ledger, chunk: NewChunk) -> float:
-    """Of the chunk's lease, by the database's clock."""
-    with ledger.reading() as connection:
-        row = connection.execute(
-            sa.select(chunks.c.lease_until, db_now().label("now")).where(chunks.c.id == chunk.id)
-        ).one()
-    return (row.lease_until - row.now).total_seconds()
-
-
-def set_lease(ledger: Ledger, chunk: NewChunk, *, seconds: float) -> None:
-    """As if so much were left of the chunk's lease."""
+def set_lease(ledger: Ledger, claim: Claim, *, seconds: float) -> None:
+    """As if so much were left of the lease."""
     with ledger.transaction() as connection:
-        connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(lease_until=db_now(seconds)))
+        row = chunks.update().where(chunks.c.id == claim.chunk_id)
+        connection.execute(row.values(lease_until=db_now(seconds)))
 
 
-def test_a_claim_says_all_that_the_work_needs(ledger, make_job, champion, worker):
-    # Given a job of two chunks
-    job = make_job([3, 2])
+def expire(ledger: Ledger) -> int:
+    with ledger.transaction() as connection:
+        return release_expired_claims(connection)
 
-    # When a worker claims the second
-    claim = worker.must_claim(job.chunks[1])
+
+@pytest.fixture
+def submit(ledger, champion):
+    """`submit([3, 2], priority=5, model=None)`: a job whose chunks have this priority; its chunks."""
+
+    def submit(sizes, *, priority=0, model=None):
+        job_id, first, added = new_id(), 0, []
+        with ledger.transaction() as connection:
+            open_job(connection, job_id, model_id=(model or champion).id, key=None)
+            for size in sizes:
+                added.append(NewChunk(new_id(), first, size, "payloads/x", "0" * 64, priority))
+                add_chunk(connection, job_id, added[-1])
+                first += size
+            seal_job(connection, job_id, fingerprint=None)
+        return added
+
+    return submit
+
+
+# ---- who is next ------------------------------------------------------------------------------------------
+
+
+def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker):
+    # Given a job of two chunks, the first of which is taken
+    job = make_job([LARGE, LARGE + 1])
+    worker.claim_next()
+
+    # When a worker claims what is next
+    (claim,) = worker.claim_next()
 
     # Then the claim says where its images are, what they are counted from, and by which model
     assert (claim.chunk_id, claim.job_id, claim.model_id) == (job.chunks[1].id, job.id, champion.id)
-    assert (claim.first_index, claim.images, claim.attempts) == (3, 2, 1)
+    assert (claim.first_index, claim.images, claim.attempts) == (LARGE, LARGE + 1, 1)
     assert (claim.payload, claim.payload_digest) == (job.chunks[1].payload, job.chunks[1].payload_digest)
+    assert not claim.was_cut
 
-    # And the row says who has it
-    row = row_of(ledger, job.chunks[1])
+    # And the row says who has it, under a lease that counts from now
+    row = row_of(ledger, claim.chunk_id)
     assert (row.state, row.owner, row.token) == (ChunkState.CLAIMED, worker.name, claim.token)
+    with ledger.reading() as connection:
+        now = connection.scalar(sa.select(db_now()))
+    assert 50 < (row.lease_until - now).total_seconds() <= 60
 
 
-def test_a_chunk_has_one_owner(make_job, new_worker):
-    # Given a chunk that a worker has claimed
-    [chunk] = make_job().chunks
-    new_worker("anna").must_claim(chunk)
+def test_the_highest_priority_is_next_then_the_oldest_then_the_first_image(submit, worker):
+    # Given jobs of three priorities, the oldest of which have two chunks
+    old, late = submit([LARGE, LARGE]), submit([LARGE])
+    first, last = submit([LARGE], priority=3), submit([LARGE], priority=-5)
 
-    # When another worker gets the same message, Then there is nothing to do
-    assert new_worker("ben").claim(chunk) is None
+    # When a worker claims until nothing is due
+    claimed = [claims[0].chunk_id for _ in range(5) if (claims := worker.claim_next())]
 
-
-def test_a_chunk_that_is_not_in_the_ledger_is_nobodys_work(worker):
-    assert worker.claim(UNKNOWN) is None
-
-
-def test_a_chunk_that_is_done_is_not_claimed_again(make_job, new_worker):
-    # Given a finished chunk
-    [chunk] = make_job().chunks
-    new_worker().work(chunk)
-
-    # When its message comes once more, even after any lease would have run out
-    # Then there is nothing to do
-    assert new_worker().claim(chunk) is None
+    # Then they came in that order
+    assert claimed == [chunk.id for chunk in (*first, *old, *late, *last)]
+    assert worker.claim_next() == []
 
 
-def test_many_workers_at_once_and_each_chunk_goes_to_one(make_job, new_worker):
-    # Given 15 chunks, and 8 workers that go for all of them at the same moment
-    job = make_job([1] * 15)
-    workers = [new_worker(f"worker {number}") for number in range(8)]
-    start = threading.Barrier(len(workers), timeout=30)
+def test_nothing_else_is_due(ledger, submit, make_job, worker):
+    # Given chunks that are claimed, done, dropped, held, in back-off, or that a paused job left pending
+    states = {}
+    for state in ("claimed", "done", "unavailable"):
+        make_job([LARGE])
+        (states[state],) = worker.claim_next()
+    worker.finish(states["done"])
+    worker.release(states["unavailable"], Reason.UNAVAILABLE)
+    cancelled, paused, racing = (make_job([LARGE]) for _ in range(3))
+    with ledger.transaction() as connection:
+        end_job(connection, cancelled.id, JobState.CANCELLED)
+        pause_job(connection, paused.id)
+        connection.execute(jobs.update().where(jobs.c.id == racing.id).values(paused_at=db_now()))
 
-    def go_for_all(worker):
-        start.wait()
-        return [claim for chunk in job.chunks if (claim := worker.claim(chunk)) is not None]
-
-    # When they have all tried
-    with ThreadPoolExecutor(len(workers)) as pool:
-        claims = [claim for got in pool.map(go_for_all, workers) for claim in got]
-
-    # Then each chunk was claimed once, and counted once
-    assert Counter(claim.chunk_id for claim in claims) == {chunk.id: 1 for chunk in job.chunks}
-    assert {claim.attempts for claim in claims} == {1}
+    # When a worker asks, Then nothing is due
+    assert worker.claim_next() == []
 
 
-CLAIMER = """
+def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, submit):
+    # Given 30 chunks and two processes, ready to claim all of them
+    added = submit([LARGE] * 30)
+    claimer = """
 import json, sys
+from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_chunk
-url, *chunk_ids = json.loads(sys.stdin.readline())
-ledger = Ledger(url)
+from jobs.ledger.claims import claim_next
+ledger = Ledger(json.loads(sys.stdin.readline()))
 ledger.check()
 print("ready", flush=True)
 sys.stdin.readline()
-for chunk_id in chunk_ids:
+claims = True
+while claims:
     with ledger.transaction() as connection:
-        if claim_chunk(connection, chunk_id, lease_seconds=60, owner="x") is not None:
-            print(chunk_id)
+        claims = claim_next(connection, owner="x", token=new_id(), lease_seconds=60, images_for=lambda _: 999)
+    for claim in claims:
+        print(claim.chunk_id)
 """
-
-
-def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, make_job):
-    # Given 30 chunks and two processes, ready to go for all of them
-    job = make_job([1] * 30)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", CLAIMER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", claimer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
     try:
         for process in processes:
-            process.stdin.write(json.dumps([ledger_url, *(chunk.id for chunk in job.chunks)]) + "\n")
+            process.stdin.write(json.dumps(ledger_url) + "\n")
             process.stdin.flush()
         assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
 
@@ -141,7 +166,7 @@ def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, make_job)
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
-        claimed = [line for process in processes for line in process.communicate(timeout=30)[0].split()]
+        claimed = [line for process in processes for line in process.communicate(timeout=60)[0].split()]
     finally:
         for process in processes:
             process.kill()
@@ -149,242 +174,298 @@ def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, make_job)
 
     # Then each chunk was claimed once
     assert [process.returncode for process in processes] == [0] * 2
-    assert Counter(claimed) == {chunk.id: 1 for chunk in job.chunks}
+    assert Counter(claimed) == {chunk.id: 1 for chunk in added}
 
 
-def test_a_lease_lasts_as_long_as_it_says_and_no_longer(ledger, make_job, new_worker):
+def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_worker):
+    # Given one chunk of 1,000 images, and 4 workers that take at most 64 at a time
+    submit([1_000])
+    workers = [new_worker(f"worker {number}") for number in range(4)]
+    start = threading.Barrier(len(workers), timeout=30)
+
+    def claim_all(worker):
+        start.wait()
+        claims = []
+        for _ in range(100):  # a chunk that another worker is cutting at this moment is skipped
+            claims += worker.claim_next(images=64)
+        return claims
+
+    # When they have all tried
+    with ThreadPoolExecutor(len(workers)) as pool:
+        claims = [claim for got in pool.map(claim_all, workers) for claim in got]
+
+    # Then each image was claimed once
+    images = [
+        index for claim in claims for index in range(claim.first_index, claim.first_index + claim.images)
+    ]
+    assert sorted(images) == list(range(1_000))
+
+
+def test_what_is_next_is_found_by_an_index_however_much_waits(ledger, submit):
+    # Given many chunks, most of them done
+    submit([LARGE] * 200)
+
+    # When a worker claims, Then the database reads the index of pending chunks and sorts nothing
+    plans = plans_of(
+        ledger,
+        lambda connection: claim_next(
+            connection, owner="x", token=new_id(), lease_seconds=60, images_for=lambda _: 1_000
+        ),
+    )
+    (plan,) = [plan for statement, plan in plans if "LIMIT" in statement and "IN (SELECT" not in statement]
+    assert "ix_chunks_due" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
+
+
+# ---- cutting ----------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_that_is_larger_than_the_limit_is_cut_and_its_rest_is_next(ledger, submit, worker):
+    # Given a chunk of 1,000 images at index 100, and a younger job
+    submit([100])
+    worker.claim_next()
+    (chunk,) = submit([1_000])[0:1]
+    (young,) = submit([LARGE])
+
+    # When workers take 600 images at most
+    (first,) = worker.claim_next(images=600)
+    (rest,) = worker.claim_next(images=600)
+
+    # Then the first 600 images are the claim's, and the rest is claimed before the younger job
+    assert (first.chunk_id, first.first_index, first.images, first.was_cut) == (chunk.id, 0, 600, True)
+    assert (rest.first_index, rest.images, rest.payload_offset, rest.was_cut) == (600, 400, 600, False)
+    assert (rest.payload, rest.payload_digest) == (first.payload, first.payload_digest)
+    assert row_of(ledger, rest.chunk_id).created_at == row_of(ledger, chunk.id).created_at
+    assert worker.claim_next()[0].chunk_id == young.id
+
+
+def test_a_chunk_that_crashed_twice_is_halved_until_the_poison_is_alone(ledger, submit, worker):
+    # Given a chunk of 300 images, one of which kills every worker
+    (chunk,) = submit([300])
+    poison, done, attempts = 217, set(), 0
+
+    # When workers go on until nothing is due
+    while claims := worker.claim_next():
+        (claim,) = claims
+        attempts += 1
+        images = range(claim.first_index, claim.first_index + claim.images)
+        if claim.gives_up:
+            assert list(images) == [poison]
+            assert (claim.crash_code, claim.crashes) == (ErrorCode.QUARANTINED, CRASHES_TO_GIVE_UP)
+            worker.finish(claim)
+            done.update(images)
+        elif poison in images:
+            worker.crash(claim)
+        else:
+            worker.finish(claim)
+            done.update(images)
+
+    # Then all images have an outcome, and it took few attempts
+    assert done == set(range(300))
+    assert attempts < 35
+    assert row_of(ledger, chunk.id).state == ChunkState.DONE
+
+
+def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(ledger, submit, worker):
+    # Given a chunk of three images that crashed twice
+    submit([3])
+    for _ in range(2):
+        worker.crash(worker.claim_next()[0], Reason.TIMED_OUT)
+
+    # When it is claimed again, Then the lone image has no crash, and the two others one each
+    alone, others = worker.claim_next(), worker.claim_next()
+    assert [(claim.images, claim.crashes) for claim in (*alone, *others)] == [(1, 0), (2, 1)]
+    assert {claim.crash_code for claim in (*alone, *others)} == {ErrorCode.TIMEOUT}
+
+
+# ---- small chunks together --------------------------------------------------------------------------------
+
+
+def test_small_chunks_of_one_model_are_claimed_together_under_one_token(submit, make_model, worker):
+    # Given small jobs of two models, a large one, and one of lower priority
+    small = [submit([size])[0] for size in (1, 2, SMALL_JOB_IMAGES)]
+    submit([1], model=make_model(b"another", champion=False))
+    submit([LARGE])
+    (low,) = submit([1], priority=-1)
+
+    # When a worker claims
+    claims = worker.claim_next()
+
+    # Then it has the small ones of the first one's model, in order
+    assert [claim.chunk_id for claim in claims] == [chunk.id for chunk in (*small, low)]
+    assert len({claim.token for claim in claims}) == 1
+    assert {claim.attempts for claim in claims} == {1}
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(8, 2), (10_000, 8)])
+def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, worker, limit, expected):
+    for _ in range(9):
+        submit([4 if limit == 8 else SMALL_JOB_IMAGES])
+
+    claims = worker.claim_next(images=limit)
+
+    assert len(claims) == expected
+    assert sum(claim.images for claim in claims) <= min(limit, TOGETHER_IMAGES)
+
+
+def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):
+    # Given three small jobs that were claimed together and crashed together
+    for _ in range(3):
+        submit([1])
+    for claim in worker.claim_next():
+        worker.crash(claim)
+
+    # When they are claimed again, Then each is alone
+    assert [len(worker.claim_next()) for _ in range(3)] == [1, 1, 1]
+
+
+# ---- letting go -------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_chunk_is_due_at_once_and_has_not_crashed(ledger, submit, new_worker):
+    (chunk,) = submit([LARGE])
+    new_worker().release(new_worker().claim_next()[0], Reason.INTERRUPTED)
+
+    row = row_of(ledger, chunk.id)
+    assert (row.state, row.lease_until, row.not_before) == (ChunkState.PENDING, None, None)
+    assert (row.attempts, row.releases, row.crashes) == (1, 1, 0)
+    assert new_worker().claim_next()[0].attempts == 2
+
+
+def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, worker):
+    # Given a chunk whose service is unavailable each time, When it is released
+    (chunk,) = submit([LARGE])
+    waits = []
+    for _ in range(9):
+        worker.release(worker.must_claim(chunk), Reason.UNAVAILABLE)
+        with ledger.transaction() as connection:
+            row = connection.execute(sa.select(chunks.c.not_before, db_now().label("now"))).one()
+            waits.append((row.not_before - row.now).total_seconds())
+            connection.execute(chunks.update().values(not_before=db_now(-1)))
+
+    # Then it waits longer each time, and has never crashed
+    assert waits == pytest.approx([*RETRY_SECONDS, 60, 60], abs=0.9)
+    assert (row_of(ledger, chunk.id).releases, row_of(ledger, chunk.id).crashes) == (9, 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.CRASHED, ErrorCode.QUARANTINED),
+        (Reason.OUT_OF_MEMORY, ErrorCode.QUARANTINED),
+        (Reason.TIMED_OUT, ErrorCode.TIMEOUT),
+    ],
+)
+def test_what_an_image_may_have_done_is_counted_as_a_crash(ledger, submit, worker, reason, code):
+    (chunk,) = submit([LARGE])
+    worker.release(worker.claim_next()[0], reason)
+
+    row = row_of(ledger, chunk.id)
+    assert (row.state, row.crashes, row.releases, row.crash_code) == (ChunkState.PENDING, 1, 0, code)
+
+
+def test_a_lease_that_ran_out_is_a_crash_and_nobody_has_the_chunk_before(ledger, submit, new_worker):
     # Given a claim with a lease
-    [chunk] = make_job().chunks
-    first = new_worker("anna").must_claim(chunk, lease_seconds=60)
+    submit([LARGE])
+    (first,) = new_worker("anna").claim_next()
     other = new_worker("ben")
 
     # When it has nearly run out, Then nobody else gets the chunk
-    assert 50 < seconds_left(ledger, chunk) <= 60
-    set_lease(ledger, chunk, seconds=30)
-    assert other.claim(chunk) is None
+    set_lease(ledger, first, seconds=30)
+    assert (expire(ledger), other.claim_next()) == (0, [])
 
-    # When it has run out, Then another worker gets it, with a token of its own and one more attempt
-    set_lease(ledger, chunk, seconds=-0.001)
-    second = other.must_claim(chunk)
+    # When it has run out, Then not before the reconciler has released it, with a crash counted
+    set_lease(ledger, first, seconds=-0.001)
+    assert other.claim_next() == []
+    assert expire(ledger) == 1
+    (second,) = other.claim_next()
     assert second.token != first.token
-    assert second.attempts == first.attempts + 1
-    assert row_of(ledger, chunk).owner == "ben"
+    assert (second.attempts, second.crashes, second.crash_code) == (2, 1, ErrorCode.QUARANTINED)
 
 
-def test_a_lease_is_counted_from_now(ledger, make_job, worker):
-    [chunk] = make_job().chunks
-    worker.must_claim(chunk, lease_seconds=60)
-    assert 50 < seconds_left(ledger, chunk) <= 60
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, submit, new_worker):
+    # Given a lease that ran out, whose worker is recording at this moment
+    submit([LARGE])
+    slow = new_worker()
+    (claim,) = slow.claim_next(lease_seconds=-1)
+    with slow.ledger.transaction() as connection:
+        connection.execute(chunks.update().where(chunks.c.id == claim.chunk_id).values(error="recording"))
+
+        # When the reconciler looks, Then it passes over the chunk
+        assert expire(ledger) == 0
 
 
-def test_renewing_gives_a_whole_lease_again(ledger, make_job, new_worker):
-    # Given a claim whose lease has almost, or altogether, run out
-    [chunk] = make_job().chunks
-    slow, other = new_worker("anna"), new_worker("ben")
-    claim = slow.must_claim(chunk, lease_seconds=-1)
+def test_all_that_a_dead_process_had_claimed_is_free_at_once(ledger, submit, new_worker):
+    # Given a process that died with small chunks, and one that lives
+    for _ in range(3):
+        submit([1])
+    dead = new_worker("host/1").claim_next()
+    submit([LARGE])
+    (living,) = new_worker("host/2").claim_next()
 
-    # When its worker renews it before anybody else came
-    slow.renew(claim, lease_seconds=60)
+    # When the parent releases what the dead one had claimed
+    with ledger.transaction() as connection:
+        assert release_claims(connection, claimed_by("host/1"), Reason.TIMED_OUT, "it hung") == 3
 
-    # Then it is the worker's own for another lease
-    assert 50 < seconds_left(ledger, chunk) <= 60
-    assert other.claim(chunk) is None
-
-
-def test_who_lost_the_chunk_cannot_renew_it(ledger, make_job, new_worker):
-    # Given a worker that was away so long that another one took its chunk
-    [chunk] = make_job().chunks
-    slow, other = new_worker("anna"), new_worker("ben")
-    lost = slow.must_claim(chunk, lease_seconds=-1)
-    other.must_claim(chunk, lease_seconds=5)
-
-    # When it comes back and renews, Then it is told
-    with pytest.raises(LeaseLost):
-        slow.renew(lost, lease_seconds=3600)
-
-    # And the other's lease is as it was
-    assert seconds_left(ledger, chunk) <= 5
+    # Then its chunks have crashed and are pending, and the living one's is as it was
+    for claim in dead:
+        row = row_of(ledger, claim.chunk_id)
+        assert (row.state, row.crashes, row.error) == (ChunkState.PENDING, 1, "it hung")
+    assert row_of(ledger, living.chunk_id).state == ChunkState.CLAIMED
 
 
-def test_a_finished_chunk_cannot_be_renewed(make_job, worker):
-    [chunk] = make_job().chunks
-    claim = worker.must_claim(chunk)
-    worker.finish(claim)
-    with pytest.raises(LeaseLost):
-        worker.renew(claim)
+def test_a_claim_whose_commit_lost_its_answer_is_released_by_its_token(ledger, submit, worker):
+    submit([LARGE])
+    (claim,) = worker.claim_next()
+    with ledger.transaction() as connection:
+        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE) == 1
+        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE) == 0
+    assert row_of(ledger, claim.chunk_id).state == ChunkState.PENDING
 
 
-def test_a_chunk_given_back_can_be_claimed_at_once(ledger, make_job, new_worker):
-    # Given a claim
-    [chunk] = make_job().chunks
-    worker = new_worker()
-    claim = worker.must_claim(chunk, lease_seconds=3600)
-
-    # When it is given back
-    worker.release(claim)
-
-    # Then it waits again, the reason beside it, and that it was no crash
-    row = row_of(ledger, chunk)
-    assert (row.state, row.lease_until, row.error) == (ChunkState.PENDING, None, "given back")
-    assert (row.attempts, row.releases, row.crashes) == (1, 1, 0)
-
-    # And the next claim is another attempt
-    assert new_worker().must_claim(chunk).attempts == 2
-
-
-def test_who_gives_back_again_and_again_is_rung_for_less_and_less_often(ledger, make_job, worker):
-    # Given a chunk that is given back each time, When it is, Then the next ring is twice as far away
-    [chunk] = make_job().chunks
-    waits = []
-    for _ in range(9):
-        worker.release(worker.must_claim(chunk))
-        with ledger.reading() as connection:
-            row = connection.execute(sa.select(chunks.c.ring_after, db_now().label("now"))).one()
-        waits.append((row.ring_after - row.now).total_seconds())
-    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.9)
-
-
-def test_who_lost_the_chunk_cannot_give_it_back(ledger, make_job, new_worker):
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_worker_that_lost_the_chunk_does_no_harm(ledger, submit, new_worker, reason):
     # Given a chunk that another worker took over
-    [chunk] = make_job().chunks
+    submit([LARGE])
     slow, other = new_worker("anna"), new_worker("ben")
-    lost = slow.must_claim(chunk, lease_seconds=-1)
-    theirs = other.must_claim(chunk)
+    (lost,) = slow.claim_next(lease_seconds=-1)
+    expire(ledger)
+    (theirs,) = other.claim_next()
+    before = row_of(ledger, theirs.chunk_id)
 
-    # When the first one gives it back
-    slow.release(lost)
+    # When the first one records or releases, Then nothing happens
+    slow.release(lost, reason)
+    with pytest.raises(LeaseLost):
+        slow.finish(lost)
+    assert row_of(ledger, theirs.chunk_id) == before
 
-    # Then nothing happens to it
-    row = row_of(ledger, chunk)
-    assert (row.state, row.token, row.attempts) == (ChunkState.CLAIMED, theirs.token, 2)
-    assert row.lease_until is not None
-
-
-def test_what_is_done_cannot_be_given_back(ledger, make_job, worker):
-    [chunk] = make_job().chunks
-    claim = worker.must_claim(chunk)
-    worker.finish(claim)
-    worker.release(claim)
-    assert row_of(ledger, chunk).state == ChunkState.DONE
-
-
-def test_crashes_are_counted_apart_from_what_was_given_back(ledger, make_job, worker):
-    # Given a chunk that was given back more often than a chunk may crash
-    [chunk] = make_job().chunks
-    for _ in range(5):
-        worker.release(worker.must_claim(chunk))
-
-    # When it crashes: by an error, and by a worker that vanishes with its lease
-    worker.crash(worker.must_claim(chunk), ErrorCode.TIMEOUT)
-    assert row_of(ledger, chunk).crash_code == ErrorCode.TIMEOUT
-    worker.must_claim(chunk, lease_seconds=-1)
-    claim = worker.must_claim(chunk)
-
-    # Then all of it is counted, each under its own name, and the latest crash says what it was
-    row = row_of(ledger, chunk)
-    assert (row.attempts, row.releases, row.crashes) == (8, 5, 2)
-    assert (claim.attempts, claim.crashes, claim.crash_code) == (8, 2, ErrorCode.QUARANTINED)
-
-
-def test_the_claim_of_a_dead_process_is_free_at_once(ledger, make_job, new_worker):
-    # Given a process that died with a long lease, and one that lives
-    job = make_job([1, 1])
-    dead, alive = new_worker("host/1"), new_worker("host/2")
-    dead.must_claim(job.chunks[0], lease_seconds=3600)
-    alive.must_claim(job.chunks[1], lease_seconds=3600)
-
-    # When the parent buries the claims of the dead one
-    with ledger.transaction() as connection:
-        for chunk in job.chunks:
-            bury_claim(connection, chunk.id, owner="host/1", code=ErrorCode.TIMEOUT, error="it hung")
-
-    # Then its chunk can be claimed, and it was a crash; the living one's cannot
-    claim = new_worker("host/3").must_claim(job.chunks[0])
-    assert (claim.attempts, claim.crashes) == (2, 1)
-    assert (claim.crash_code, claim.error) == (ErrorCode.TIMEOUT, "it hung")
-    assert new_worker("host/3").claim(job.chunks[1]) is None
-
-
-def test_the_end_of_a_process_changes_nothing_about_what_it_has_done(ledger, make_job, worker):
-    [chunk] = make_job().chunks
-    worker.work(chunk)
-    with ledger.transaction() as connection:
-        bury_claim(connection, chunk.id, owner=worker.name, code=ErrorCode.QUARANTINED, error="it died")
-    row = row_of(ledger, chunk)
-    assert (row.state, row.lease_until, row.crashes) == (ChunkState.DONE, None, 0)
-
-
-def test_a_claim_whose_commit_broke_off_is_withdrawn(ledger, make_job):
-    # Given a claim of which its worker never heard whether it went through
-    job = make_job([1, 1])
-    token = new_id()
-    with ledger.transaction() as connection:
-        claim_chunk(connection, job.chunks[0].id, lease_seconds=3600, owner="a", token=token)
-
-    # When it is withdrawn, and so is one that did not go through
-    with ledger.transaction() as connection:
-        withdraw_claim(connection, token)
-        withdraw_claim(connection, new_id())
-
-    # Then the chunk waits, and nothing was a crash
-    for chunk, releases in zip(job.chunks, (1, 0), strict=True):
-        row = row_of(ledger, chunk)
-        assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, releases, 0)
-
-
-def test_a_commit_that_broke_off_is_read_back_by_its_token(ledger, make_job, new_worker):
-    # Given a chunk that one worker lost and another finished
-    [chunk] = make_job().chunks
-    slow, other = new_worker(), new_worker()
-    lost = slow.must_claim(chunk, lease_seconds=-1)
-    theirs = other.must_claim(chunk)
-    with ledger.reading() as connection:
-        assert not were_finished(connection, [theirs])
+    # And when the other one has finished, it was the other's doing
     other.finish(theirs)
-
-    # When both ask, Then it was the other's doing
+    slow.release(lost, reason)
     with ledger.reading() as connection:
         assert were_finished(connection, [theirs])
         assert not were_finished(connection, [lost])
+    assert row_of(ledger, theirs.chunk_id).state == ChunkState.DONE
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
-def test_who_renews_for_a_stopped_job_is_told(ledger, make_job, worker, state):
-    # Given a long chunk whose job is stopped
-    job = make_job()
-    claim = worker.must_claim(job.chunks[0])
+def test_a_chunk_released_after_its_job_was_stopped_is_dropped(ledger, make_job, worker, state):
+    job = make_job([LARGE])
+    (claim,) = worker.claim_next()
     with ledger.transaction() as connection:
         end_job(connection, job.id, state)
 
-    # When its worker looks up, Then it is told, and what it gives back is dropped
-    with pytest.raises(JobStopped):
-        worker.renew(claim)
     worker.release(claim)
-    assert row_of(ledger, job.chunks[0]).state == ChunkState.DROPPED
+
+    assert row_of(ledger, claim.chunk_id).state == ChunkState.DROPPED
 
 
-def test_a_job_starts_with_its_first_claim(ledger, make_job, worker):
-    # Given a job that nobody has looked at
-    job = make_job([1, 1])
-
-    def started_at():
-        with ledger.reading() as connection:
-            return connection.scalar(sa.select(jobs.c.started_at).where(jobs.c.id == job.id))
-
-    assert started_at() is None
-
-    # When its chunks are claimed one after the other
-    worker.must_claim(job.chunks[0])
-    first = started_at()
-    time.sleep(0.01)
-    worker.must_claim(job.chunks[1])
-
-    # Then the first claim says when it started
-    assert first is not None
-    assert started_at() == first
+# ---- time -------------------------------------------------------------------------------------------------
 
 
-def test_no_clock_but_the_databases_own_writes_a_time(make_job, worker):
+def test_no_clock_but_the_databases_own_writes_a_time(ledger, submit, worker):
     """Leases compare what many hosts wrote: a host whose clock is wrong must not matter."""
     # Given an eye on all that is handed to the database
     handed_over: list[Any] = []
@@ -396,23 +477,23 @@ def test_no_clock_but_the_databases_own_writes_a_time(make_job, worker):
     sa.event.listen(sa.Engine, "before_cursor_execute", look)
     try:
         # When chunks go the whole way
-        job = make_job([1, 1, 1])
-        for chunk in job.chunks:
-            worker.must_claim(chunk, lease_seconds=-1)
-            claim = worker.must_claim(chunk)
-            worker.renew(claim)
-            worker.finish(claim)
+        (chunk,) = submit([1_000])
+        worker.claim_next(lease_seconds=-1)
+        expire(ledger)
+        worker.release(worker.claim_next()[0], Reason.UNAVAILABLE)
+        submit([LARGE])
+        worker.finish(worker.claim_next()[0])
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", look)
 
-    # Then no time was among it
-    assert job.id in handed_over
+    # Then no time was among it, but the time that the rest of a cut chunk inherits from the database
+    assert chunk.id in handed_over
     assert not [value for value in handed_over if re.match(r"\d{4}-\d\d-\d\d", str(value))]
 
 
-def test_times_come_back_in_utc(ledger, make_job, worker):
-    [chunk] = make_job().chunks
-    worker.must_claim(chunk)
-    row = row_of(ledger, chunk)
-    for moment in (row.created_at, row.rung_at, row.lease_until):
+def test_times_come_back_in_utc(ledger, submit, worker):
+    submit([LARGE])
+    (claim,) = worker.claim_next()
+    row = row_of(ledger, claim.chunk_id)
+    for moment in (row.created_at, row.lease_until):
         assert moment.utcoffset() == timedelta(0)
