@@ -1,53 +1,57 @@
-"""What tests of a worker's work share: a model of the right shape, and a bench."""
+"""What tests of a worker's work share: models, a worker's context, and a harness."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from worker.bench import Bench
 
 from jobs.ledger import Ledger
 from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.bench_alone import Mill, make_mill
-from tests.conftest import Broker
+from tests.faults import light
+from tests.harness import Harness, make_harness
+from tests.kerasfile import keras_file
+from worker.context import WorkerContext
 
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model of the right shape, untrained: not what it answers matters here, but where that lands."""
-    from worker.predicting.runtime import keras
-
+    """A real model of the right shape, untrained: its answers differ from picture to picture."""
     from worker.learning.training import build, save
+    from worker.predicting.tensorflow_runtime import keras
 
-    keras.utils.set_random_seed(1)  # whatever ran before: its answers must differ from picture to picture
-    path = tmp_path_factory.mktemp("model") / "model.keras"
+    keras.utils.set_random_seed(1)
+    path: Path = tmp_path_factory.mktemp("model") / "model.keras"
     save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()
 
 
 @pytest.fixture
-def bench(settings: Settings) -> Iterator[Bench]:
-    with Bench(settings, processes=1) as bench:
-        yield bench
+def context(settings: Settings) -> Iterator[WorkerContext]:
+    """The resources of one worker process."""
+    with WorkerContext(settings, processes=1) as context:
+        yield context
 
 
 @pytest.fixture
-def mill(ledger: Ledger, store: Store, bench: Bench, model_file: bytes) -> Mill:
-    return make_mill(ledger, store, bench, model_file)
+def light_model(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A model's file for `tests.faults.light`, which takes TensorFlow's place and reads labels in pictures."""
+    monkeypatch.setitem(sys.modules, "worker.predicting.classifier", light)
+    monkeypatch.setattr(light, "PACE_SECONDS", 0.0)
+    return keras_file()
 
 
 @pytest.fixture
-def rung(broker: Broker) -> Callable[[], list[str]]:
-    """The chunks whose messages wait, in the order of `Broker.messages`; after that none waits any more."""
+def harness(ledger: Ledger, store: Store, context: WorkerContext, light_model: bytes) -> Harness:
+    """A worker's context with the light classifier."""
+    return make_harness(ledger, store, context, light_model)
 
-    def rung() -> list[str]:
-        messages = map(json.loads, broker.messages())
-        broker.client.flushall()
-        return [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
 
-    return rung
+@pytest.fixture
+def keras_harness(ledger: Ledger, store: Store, context: WorkerContext, model_file: bytes) -> Harness:
+    """A worker's context with a real model."""
+    return make_harness(ledger, store, context, model_file)

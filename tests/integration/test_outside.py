@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
-from tests.bench_alone import picture
+from tests.harness import digits
 from tests.console import COMMAND_SECONDS, LABELMILL
 from tests.registering import register_digits
 
@@ -58,7 +58,7 @@ def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     with Client(Settings.load(home=home)) as client:
         register_digits(client.ledger, Store(client.settings.store), model_file, champion=True)
     image = tmp_path / "digit.png"
-    image.write_bytes(picture(7))
+    image.write_bytes(digits(8)[7])
     others = [tmp_path / name for name in ("persons_home", "temporary", "here")]
     for folder in others:
         folder.mkdir()
