@@ -117,7 +117,7 @@ class Harness:
         model: Model | None = None,
         lose_payload: bool = False,
     ) -> str:
-        """Submit a job in one chunk, or in chunks of these sizes; return its id. Images are named `0.png`..."""
+        """Submit a job of one chunk, or of chunks of these sizes; return its id. Images are `0.png`, ..."""
         job_id, first = new_id(), 0
         is_small = len(contents) <= SMALL_JOB_IMAGES and sizes is None
         priority = SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY

@@ -39,7 +39,7 @@ def context(settings: Settings) -> Iterator[WorkerContext]:
 
 @pytest.fixture
 def light_model(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A model's file for `tests.faults.light`, which takes TensorFlow's place and reads labels in pictures."""
+    """Return a model's file for `tests.faults.light`, which takes TensorFlow's place and reads pictures."""
     monkeypatch.setitem(sys.modules, "worker.predicting.classifier", light)
     monkeypatch.setattr(light, "PACE_SECONDS", 0.0)
     return keras_file()

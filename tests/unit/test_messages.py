@@ -1,16 +1,14 @@
-"""A message names one thing; what does not is refused before anything looks at it."""
+"""A wake-up names nothing, a training run's message names the run; anything else is refused."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import LabelmillError
-from jobs.ids import ID_LENGTH, is_id, new_id
-from jobs.messages import Message, MessageError
+from jobs.ids import ID_LENGTH, is_id
+from jobs.messages import MessageError, check_wake_up, run_id_of
 
 IDS = st.text("0123456789abcdefghjkmnpqrstvwxyz", min_size=ID_LENGTH, max_size=ID_LENGTH)
 JSON = st.recursive(
@@ -18,57 +16,53 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
+ID = "0" * ID_LENGTH
+
+
+def is_wake_up(args: list[object], kwargs: dict[str, object]) -> bool:
+    try:
+        check_wake_up(args, kwargs)
+    except MessageError:
+        return False
+    return True
 
 
 @given(IDS)
-def test_a_message_comes_back_through_json(chunk_id):
-    message = Message(chunk_id)
-    assert Message.decode(json.loads(json.dumps(message.encode())), {}) == message
-
-
-def test_a_message_holds_the_id_and_nothing_else():
-    chunk_id = new_id()
-    assert Message(chunk_id).encode() == (chunk_id,)
+def test_a_wake_up_of_an_older_version_that_names_a_chunk_is_one(chunk_id: str) -> None:
+    assert is_wake_up([], {})
+    assert is_wake_up([chunk_id], {})
+    assert run_id_of([chunk_id], {}) == chunk_id
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=2))
-def test_whatever_comes_is_a_message_or_an_error(args, kwargs):
-    if len(args) == 1 and is_id(args[0]) and not kwargs:
-        assert Message.decode(args, kwargs).id == args[0]
-    else:
+def test_any_arguments_are_accepted_or_refused(args: list[object], kwargs: dict[str, object]) -> None:
+    names_one = len(args) == 1 and is_id(args[0]) and not kwargs
+    assert is_wake_up(args, kwargs) == (names_one or not (args or kwargs))
+    if not names_one:
         with pytest.raises(MessageError):
-            Message.decode(args, kwargs)
-
-
-CHUNK_ID = "0" * ID_LENGTH
+            run_id_of(args, kwargs)
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
-        ([], {}),
-        ([CHUNK_ID, CHUNK_ID], {}),
-        ([CHUNK_ID], {"force": True}),
-        ([], {"chunk_id": CHUNK_ID}),
-        ([[CHUNK_ID]], {}),
+        ([ID, ID], {}),
+        ([ID], {"force": True}),
+        ([], {"chunk_id": ID}),
+        ([[ID]], {}),
         ([b"0" * ID_LENGTH], {}),
-        ([CHUNK_ID.upper() + "A"], {}),
+        ([ID.upper() + "A"], {}),
         (["x" * 50_000_000], {}),
         ([{"py/reduce": ["os.system", "true"]}], {}),
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_junk_is_refused_and_not_repeated(args, kwargs):
-    with pytest.raises(MessageError) as refused:
-        Message.decode(args, kwargs)
-    assert len(str(refused.value)) < 200
-
-
-def test_a_refused_message_is_an_error_of_ours():
-    """The task drops it in one line: it must not look like a mistake in the program."""
+def test_junk_is_refused_in_a_short_line_that_does_not_repeat_it(
+    args: list[object], kwargs: dict[str, object]
+) -> None:
+    for check in (check_wake_up, run_id_of):
+        with pytest.raises(MessageError) as refused:
+            check(args, kwargs)
+        assert len(str(refused.value)) < 200
+    # The task drops it in one line of the log, because it is an error of ours.
     assert issubclass(MessageError, LabelmillError)
-
-
-def test_a_message_does_not_change():
-    with pytest.raises(AttributeError):
-        Message(CHUNK_ID).id = "other"  # type: ignore[misc]

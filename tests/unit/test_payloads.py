@@ -61,7 +61,7 @@ def test_a_payload_comes_back_as_it_was_stored(images):
 
     # When they are stored and read
     key, digest = put(store, *pack_payload(names, contents))
-    found = read_payload(store, key, digest, images=len(images))
+    found = read_payload(store, key, digest)
 
     # Then they are the same in the same order
     assert found.names == names
@@ -79,7 +79,7 @@ def test_a_part_of_a_payload_is_read_alone(images, data):
     count = data.draw(st.integers(0, len(images) - offset))
 
     # When that is read, Then it is those images and no others
-    found = read_payload(store, key, digest, offset=offset, images=count)
+    found = read_payload(store, key, digest).part(offset, count)
     part = images[offset : offset + count]
     assert found.names == [name for name, _ in part]
     assert [comparable(content) for content in found.contents] == [comparable(content) for _, content in part]
@@ -114,11 +114,11 @@ def test_a_payload_of_a_version_before_is_verified_by_its_sha256(store, version)
     store.put(key, stored)
 
     # When it is read, Then it is found to be what was stored; and to be damaged, where another one is
-    found = read_payload(store, key, hashlib.sha256(stored).hexdigest(), images=version)
+    found = read_payload(store, key, hashlib.sha256(stored).hexdigest())
     assert found == (names, [b"pixels", Reference("/a.png", "0" * 64, 1)][:version])
     store.put(key, stored.replace(b"pixels", b"pixelz"))
     with pytest.raises(PayloadDamaged, match="digest"):
-        read_payload(store, key, hashlib.sha256(stored).hexdigest(), images=version)
+        read_payload(store, key, hashlib.sha256(stored).hexdigest())
 
 
 def test_large_images_are_not_copied():
@@ -150,7 +150,7 @@ def test_a_payload_with_one_byte_changed_is_damaged(data):
 
     # When it is read, Then that is noticed, before it is parsed
     with pytest.raises(PayloadDamaged, match="digest"):
-        read_payload(store, key, payload_digest(stored), images=2)
+        read_payload(store, key, payload_digest(stored))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:0], lambda data: data[:-1], lambda data: data + b"\0"])
@@ -158,13 +158,13 @@ def test_a_payload_that_is_cut_or_grown_is_damaged(store, damage):
     data = packed(["a.png"], [b"pixels"])
     key, _ = put(store, damage(data))
     with pytest.raises(PayloadDamaged):
-        read_payload(store, key, payload_digest(data), images=1)
+        read_payload(store, key, payload_digest(data))
 
 
 def test_a_payload_that_is_gone_is_damaged_for_good(store):
     # Given no such file: trying again would not help, so it ends the job
     with pytest.raises(PayloadDamaged, match="gone") as damaged:
-        read_payload(store, "payloads/job/none.msgpack", "0" * 64, images=1)
+        read_payload(store, "payloads/job/none.msgpack", "0" * 64)
     assert isinstance(damaged.value, JobError)
 
 
@@ -172,7 +172,7 @@ def test_a_store_that_is_away_is_tried_again(tmp_path):
     # Given a store that cannot be read at the moment
     (tmp_path / "payloads").write_bytes(b"a file where a folder should be")
     with pytest.raises(Unavailable):
-        read_payload(Store(str(tmp_path)), payload_key("job", "chunk"), "0" * 64, images=1)
+        read_payload(Store(str(tmp_path)), payload_key("job", "chunk"), "0" * 64)
 
 
 @pytest.mark.parametrize(("offset", "images"), [(0, 3), (1, 2), (2, 1), (3, 0)])
@@ -180,7 +180,7 @@ def test_a_payload_with_fewer_images_than_the_chunk_is_damaged(store, offset, im
     data = packed(["a.png", "b.png"], [b"1", b"2"])
     key, digest = put(store, data)
     with pytest.raises(PayloadDamaged, match="2 images, not 3"):
-        read_payload(store, key, digest, offset=offset, images=images)
+        read_payload(store, key, digest).part(offset, images)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_payload_with_fewer_images_than_the_chunk_is_damaged(store, offset, im
 def test_a_payload_of_another_version_or_with_holes_is_damaged(store, stored):
     key, digest = put(store, msgpack.packb(stored))
     with pytest.raises(PayloadDamaged):
-        read_payload(store, key, digest, images=1)
+        read_payload(store, key, digest).part(0, 1)
 
 
 def test_a_jobs_payloads_lie_together():
