@@ -38,6 +38,9 @@ class Outcomes(Sequence[Outcome]):
         """The same by columns."""
         if isinstance(outcomes, Outcomes):
             return outcomes
+        outcomes = list(outcomes)
+        if not outcomes:
+            return cls((), (), ())
         names, labels, confidences, errors, details = zip(*outcomes, strict=True)
         return cls(names, labels, confidences, *((errors, details) if any(errors) else (None, None)))
 

@@ -113,7 +113,7 @@ def test_the_highest_priority_is_next_then_the_oldest_then_the_first_image(submi
     assert worker.claim_next() == []
 
 
-def test_nothing_else_is_due(ledger, submit, make_job, worker):
+def test_nothing_else_is_due(ledger, make_job, worker):
     # Given chunks that are claimed, done, dropped, held, in back-off, or that a paused job left pending
     states = {}
     for state in ("claimed", "done", "unavailable"):
@@ -267,7 +267,7 @@ def test_a_chunk_that_crashed_twice_is_halved_until_the_poison_is_alone(ledger, 
     assert row_of(ledger, chunk.id).state == ChunkState.DONE
 
 
-def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(ledger, submit, worker):
+def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(submit, worker):
     # Given a chunk of three images that crashed twice
     submit([3])
     for _ in range(2):

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -34,6 +33,7 @@ from jobs.ledger.corrections import (
     without_correction,
 )
 from jobs.ledger.runs import request_run
+from jobs.ledger.submission import NewChunk
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
 from jobs.outcomes import Outcome
@@ -62,13 +62,13 @@ Submit = Callable[..., Job]
 
 
 @pytest.fixture
-def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
     """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
 
     def submitted(images: int | Iterable[SourceImage], **options: Any) -> Job:
         if isinstance(images, int):
             images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(images, ledger=ledger, store=store, bell=bell, chunk_images=3, **options).job_id
+        job_id = submit(images, ledger=ledger, store=store, publisher=publisher, chunk_images=3, **options).job_id
         return Job(job_id, chunks_of(ledger, job_id))
 
     return submitted

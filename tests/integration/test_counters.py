@@ -11,18 +11,19 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import seal_job
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
-from jobs.ledger.claims import bury_claim, end_job, withdraw_claim
+from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
+from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.lost_runs import Silence, end_lost_runs
+from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.ledger.runs import cancel_run, claim_run, fail_run, interrupt_runs_of, request_run
-from jobs.outcomes import Outcome
+from jobs.ledger.submission import seal_job
+from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
 
@@ -72,23 +73,21 @@ def test_who_lost_the_chunk_counts_nothing(ledger, make_job, new_worker):
 
 def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
     # Given chunks, when their attempts end in every way there is
-    job = make_job([4, 1, 1, 1, 1])
-    for _ in range(2):
-        worker.crash(worker.must_claim(job.chunks[0]))
-    worker.split(worker.must_claim(job.chunks[0]))
+    job = make_job([1] * 6)
+    worker.crash(worker.must_claim(job.chunks[0]))
+    worker.crash(worker.must_claim(job.chunks[0]), Reason.TIMED_OUT)
     worker.release(worker.must_claim(job.chunks[1]))
+    worker.release(worker.must_claim(job.chunks[1]), Reason.UNAVAILABLE)
     worker.must_claim(job.chunks[2], lease_seconds=-1)
-    worker.must_claim(job.chunks[2])
-    token = new_id()
     worker.must_claim(job.chunks[3])
     with ledger.transaction() as connection:
-        bury_claim(
-            connection, job.chunks[3].id, owner=worker.name, code=ErrorCode.QUARANTINED, error="it died"
-        )
-        withdraw_claim(connection, token)  # was never committed
+        release_claims(connection, claimed_by(worker.name), Reason.CRASHED)
+        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE)  # was never committed
+    worker.work(job.chunks[4])
+    worker.must_claim(job.chunks[5])
 
     # Then each is counted once, by how it ended; an attempt that goes on is not counted yet
-    assert attempts(ledger) == {"crashed": 3, "split": 1, "released": 1, "expired": 1}
+    assert attempts(ledger) == {"crashed": 3, "released": 2, "expired": 1, "done": 1}
 
 
 def test_a_release_that_comes_too_late_is_not_counted(ledger, make_job, worker):
@@ -163,7 +162,7 @@ def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, work
     claim = worker.must_claim(job.chunks[0])
     with worker.ledger.transaction() as connection:
         spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
-        record_outcomes(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
+        record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
 
     # Then each stage is counted, recording among them, and the whole in one bucket
     stages = counted(ledger, CounterName.STAGE_SECONDS)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from worker.again import try_again
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, database
 from jobs.schema import db_now, locks
 from tests.conftest import PostgresqlServer
+from worker.retry import retry
 
 #: Another process that writes a row, and is the last to close the file for all that it can see.
 WRITER = """
@@ -117,7 +117,7 @@ def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tri
 
         with contextlib.closing(Ledger(ledger_url, lock_seconds=30)) as own:
             # The other one is to be through by then: who comes back at once may be in its way again.
-            try_again(once, [1.0, 2.0, 4.0, 8.0], on_away=lambda _, error: told.append(error))
+            retry(once, [1.0, 2.0, 4.0, 8.0], on_failure=lambda _, error: told.append(error))
 
     # when each has one and waits for the other
     with ThreadPoolExecutor(2) as pool:

@@ -18,18 +18,18 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs.ledger.intake import ABANDONED_SECONDS
-from jobs.ledger.pausing import pause_job
 
 import jobs.ledger.database
 import jobs.settings
 from jobs.ids import new_id
 from jobs.ledger import Ledger, diagnosis
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.runs import request_run
+from jobs.ledger.submission import ABANDONED_SECONDS
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_TASK
 from jobs.model import Model
 from jobs.outcomes import Outcome
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_TASK, Bell
+from jobs.queue import KEY_PREFIX, Publisher
 from jobs.registry import fetch_model, model_key
 from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs
 from jobs.schema import jobs as jobs_table
@@ -493,7 +493,7 @@ def test_messages_that_wait_are_counted(at_broker, broker):
     from jobs.queue import make_app
 
     with contextlib.closing(make_app(at_broker)) as app:
-        Bell(app).ring([new_id(), new_id()])
+        Publisher(app).ring([new_id(), new_id()])
         app.send_task(RETRAIN_TASK)
     assert broker.waiting(CLASSIFY_QUEUE) == 2
     finding = said(broker_checks.check_broker, at_broker, "messages that wait")
@@ -1063,9 +1063,9 @@ def test_how_the_latest_training_run_ended(settings, ledger, state, level):
 
 
 @pytest.fixture
-def reconciled(ledger: Ledger, bell: Bell) -> None:
+def reconciled(ledger: Ledger, publisher: Publisher) -> None:
     """A worker's reconciler has just looked."""
-    Reconciler(ledger, bell, holder="host/17").tick()
+    Reconciler(ledger, publisher, holder="host/17").tick()
 
 
 def change(ledger: Ledger, table: sa.Table, **values: object) -> None:

@@ -14,7 +14,7 @@ from jobs.errors import ErrorCode, NotFound
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.evaluations import save_evaluation
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health

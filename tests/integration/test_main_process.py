@@ -14,17 +14,18 @@ import sqlalchemy as sa
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery
-from worker.bench import owner_name
 
 from jobs.errors import ErrorCode, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.runs import claim_run, get_run, request_run
 from jobs.ledger.workers import list_workers
-from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, Bell
+from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
+from jobs.queue import Publisher
 from jobs.schema import ChunkState, RunState, chunks, db_now
 from jobs.settings import Settings
 from tests.conftest import Broker, Job, JobMaker, WorkerMaker
+from worker.context import owner_name
 from worker.reconcile import reconcile_step
 from worker.requests import ChunkRequest
 from worker.tasks import register_tasks
@@ -48,7 +49,7 @@ def away() -> Iterator[None]:
 
 
 @pytest.fixture
-def take(app: Celery, settings: Settings, bell: Bell) -> Iterator[Callable[[str], ChunkRequest]]:
+def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[str], ChunkRequest]]:
     """`take(chunk_id)`: the chunk's message, as the main process has it."""
     register_tasks(app, settings)
     with app.connection_for_read() as connection, connection.channel() as channel:
@@ -56,7 +57,7 @@ def take(app: Celery, settings: Settings, bell: Bell) -> Iterator[Callable[[str]
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
 
             def take(chunk_id: str) -> ChunkRequest:
-                assert bell.ring([chunk_id]) == 1
+                assert publisher.ring([chunk_id]) == 1
                 connection.drain_events(timeout=30)
                 message = got.pop()
                 return ChunkRequest(

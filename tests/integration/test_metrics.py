@@ -14,18 +14,18 @@ from urllib.request import urlopen
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
-from jobs.ledger.pausing import pause_job
 
 from jobs.ids import new_id
 from jobs.ledger import backlog as backlog_module
 from jobs.ledger.backlog import backlog
-from jobs.ledger.claims import chunk_is_due, chunk_is_in_work, end_job
+from jobs.ledger.claims import chunk_is_due, chunk_is_in_work
+from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import cancel_run, request_run
-from jobs.ledger.workers import Presence, report_worker
+from jobs.ledger.workers import WorkerRow, report_worker
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.outcomes import Outcome
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill import metrics
@@ -100,7 +100,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
         claim = worker.must_claim(chunk)
         with worker.ledger.transaction() as connection:
             spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
-            record_outcomes(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
+            record_results(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
 
     # Then both are in the buckets above them
     now = look()
@@ -150,7 +150,7 @@ def test_workers_that_are_there_are_told_by_queue(ledger, look):
             ("c/1", CLASSIFY_QUEUE, ["c/2"]),
             ("t/1", RETRAIN_QUEUE, ["t/2"]),
         ]:
-            report_worker(connection, Presence(name, name[0], queue, children, "0"), up_seconds=1)
+            report_worker(connection, WorkerRow(name, name[0], queue, children, "0"), up_seconds=1)
         connection.execute(workers.update().where(workers.c.host == "c").values(seen_at=db_now(-31)))
 
     # Then those that were seen lately are told, and the processes that are ready
@@ -173,9 +173,9 @@ def test_training_runs_are_told_by_their_end(ledger, look):
     assert 0 <= now["training_run_last_end_age_seconds"] < 60
 
 
-def test_what_waits_in_the_broker_is_told(make_job, bell, look):
+def test_what_waits_in_the_broker_is_told(make_job, publisher, look):
     job = make_job([1, 1])
-    bell.ring(chunk.id for chunk in job.chunks)
+    publisher.ring(chunk.id for chunk in job.chunks)
     now = look()
     assert now.by("broker_messages") == {CLASSIFY_QUEUE: 2}
     assert now["broker_memory_bytes"] > 100_000

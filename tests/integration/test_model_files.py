@@ -15,15 +15,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from PIL import Image
-from worker.bench import Bench
 
 from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
 from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.model import MNIST_INPUT, Model
 from jobs.model_file import check_model_file
 from jobs.payloads import pack_payload, payload_digest, payload_key
@@ -32,6 +31,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests.kerasfile import archive, layer
 from tests.registering import register_digits
+from worker.context import WorkerContext
 from worker.predicting.pipeline import classify_chunk
 
 # What a file may be does not depend on the database.
@@ -57,7 +57,7 @@ def trap(tmp_path: Path) -> Path:
 @pytest.fixture
 def lambda_file(tmp_path: Path, trap: Path) -> bytes:
     """A model with a layer of Python code in it, saved by Keras."""
-    from worker.predicting.runtime import keras
+    from worker.predicting.tensorflow_runtime import keras
 
     spring = str(trap)
     model = keras.Sequential(
@@ -95,7 +95,7 @@ def test_a_larger_network_of_known_layers_may_be_registered(
     ledger: Ledger, store: Store, tmp_path: Path
 ) -> None:
     # given a network with convolutions, a shortcut, regularization and an optimizer
-    from worker.predicting.runtime import keras
+    from worker.predicting.tensorflow_runtime import keras
 
     layers = keras.layers
     picture = keras.Input((28, 28), dtype="uint8")
@@ -133,8 +133,8 @@ def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: St
 
 
 @pytest.fixture
-def bench(settings: Settings) -> Iterator[Bench]:
-    with Bench(settings, processes=1) as bench:
+def bench(settings: Settings) -> Iterator[WorkerContext]:
+    with WorkerContext(settings, processes=1) as bench:
         yield bench
 
 
@@ -178,7 +178,7 @@ def status_of(ledger: Ledger, job_id: str) -> JobStatus:
 
 
 def assert_refused_and_alive(
-    ledger: Ledger, store: Store, bench: Bench, *, evil: bytes, good: bytes, reason: str
+    ledger: Ledger, store: Store, bench: WorkerContext, *, evil: bytes, good: bytes, reason: str
 ) -> None:
     """A job with the evil file fails with the reason; the same worker then does one with the good file."""
     refused, refused_chunk = job_with(ledger, store, smuggle(ledger, store, evil))
@@ -195,7 +195,7 @@ def assert_refused_and_alive(
 
 
 def test_a_worker_does_not_load_a_model_with_code_in_it(
-    ledger: Ledger, store: Store, bench: Bench, lambda_file: bytes, good_file: bytes, trap: Path
+    ledger: Ledger, store: Store, bench: WorkerContext, lambda_file: bytes, good_file: bytes, trap: Path
 ) -> None:
     reason = "is refused. Its config names keras.layers.Lambda"
     assert_refused_and_alive(ledger, store, bench, evil=lambda_file, good=good_file, reason=reason)
@@ -203,7 +203,7 @@ def test_a_worker_does_not_load_a_model_with_code_in_it(
 
 
 def test_a_worker_does_not_load_an_h5_file(
-    ledger: Ledger, store: Store, bench: Bench, h5_file: bytes, good_file: bytes
+    ledger: Ledger, store: Store, bench: WorkerContext, h5_file: bytes, good_file: bytes
 ) -> None:
     reason = "is refused. It is an HDF5 file"
     assert_refused_and_alive(ledger, store, bench, evil=h5_file, good=good_file, reason=reason)
@@ -218,7 +218,7 @@ def test_a_worker_does_not_load_an_h5_file(
     ],
 )
 def test_a_worker_does_not_build_what_reads_files_or_runs_programs(
-    ledger: Ledger, store: Store, bench: Bench, good_file: bytes, evil: dict[str, Any], reason: str
+    ledger: Ledger, store: Store, bench: WorkerContext, good_file: bytes, evil: dict[str, Any], reason: str
 ) -> None:
     def add_layer(config: dict[str, Any]) -> None:
         config["config"]["layers"].append(evil)
@@ -242,7 +242,7 @@ def members_of(data: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("way", ["external link", "soft link", "external storage", "virtual"])
 def test_a_worker_reads_no_other_file_for_the_weights(
-    ledger: Ledger, store: Store, bench: Bench, good_file: bytes, tmp_path: Path, way: str
+    ledger: Ledger, store: Store, bench: WorkerContext, good_file: bytes, tmp_path: Path, way: str
 ) -> None:
     # given weights that are to be found in another file of the worker's machine
     evil = with_weights_elsewhere(good_file, tmp_path, way)

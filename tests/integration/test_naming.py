@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from jobs.ledger.intake import open_job
 from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, NotFound
@@ -13,6 +12,7 @@ from jobs.ids import new_id
 from jobs.ledger.models import point_alias
 from jobs.ledger.naming import job_named, model_named, run_named
 from jobs.ledger.runs import request_run
+from jobs.ledger.submission import open_job
 from jobs.outcomes import Outcome
 from labelmill.cli import app
 from tests.conftest import plans_of

@@ -12,8 +12,8 @@ from pathlib import Path
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
-from tests.harness import digits
 from tests.console import COMMAND_SECONDS, LABELMILL
+from tests.harness import digits
 from tests.registering import register_digits
 
 #: Python runs this as it starts, in each process of the stack. Notes whom it wants to reach, by name or by

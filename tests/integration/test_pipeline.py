@@ -1,16 +1,19 @@
-"""One chunk from its claim to its rows, with a real model: what becomes of every way it can go."""
+"""Claims from the ledger and back: what becomes of an image, and of everything that can go wrong with a claim.
+
+Most tests read labels out of pictures with `tests.faults.light`; those that need TensorFlow say `keras`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import signal
+import itertools
+import logging
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,613 +21,559 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
-from jobs.ledger.isolation import CRASHES_TO_GIVE_UP
-from PIL import Image
-from worker.bench import Bench
-from worker.predicting.plain_batch import LEAST
+from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
-from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_chunk, end_job
+from jobs.ledger.claims import Reason
+from jobs.ledger.control import end_job
+from jobs.ledger.maintenance import release_expired_claims
 from jobs.model import MNIST_INPUT
 from jobs.payloads import Content
 from jobs.references import Reference
-from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
-from jobs.settings import Settings
-from jobs.store import Store
-from tests.bench_alone import Mill, decoded_for_ever, make_mill, time_out
-from tests.console import until
-from worker.predicting import plain_batch
-from worker.predicting.pipeline import classify_chunk
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from tests.conftest import Broker, Worker
+from tests.faults import light
+from tests.harness import Harness, digits, fail_at, strike_after, time_limit
+from worker.context import FIRST_CLAIM_IMAGES
+from worker.predicting import pipeline
+from worker.predicting.pipeline import ATTEMPTS_TO_REACH
+
+on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+#: The labels of `digits(n)`, in their order.
+LABELS = [str(number % 10) for number in range(3_000)]
 
 
-@pytest.fixture(scope="module")
-def broken_model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model whose weights are not numbers."""
-    from worker.learning.training import build, save
+def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """Return a list that gets an item with each call of a function from now on."""
+    calls: list[object] = []
+    real = getattr(owner, name)
 
-    model = build("mlp", MNIST_INPUT, 10)
-    model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(model, path)
-    return path.read_bytes()
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments, **named)
 
-
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    pixels = np.zeros((28, 28), np.uint8)
-    pixels[8:20, 8:20] = value
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
-def test_every_image_gets_its_own_outcome_in_its_own_place(mill: Mill) -> None:
-    # given more images than a batch holds, a broken one here and there
-    contents: list[bytes | ImageError] = [png(number % 256) for number in range(1_100)]
+def before_decoding(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something before each image is decoded from now on."""
+    from worker.predicting import decode as module
+
+    real = module.decode
+
+    def decode(*arguments: Any) -> Any:
+        do()
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "decode", decode)
+
+
+# ---- images in, rows out ------------------------------------------------------------------------------
+
+
+def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harness) -> None:
+    # given more images than a batch holds, and a broken one here and there
+    harness = keras_harness
+    contents: list[Content] = [digit + bytes(number % 3) for number, digit in enumerate(digits(1_100))]
     contents[0] = b""
     contents[511] = b"no picture"
-    contents[512] = ImageError(ErrorCode.SOURCE_MISSING, "it went away")
-    contents[1_099] = png()[:40]
-    job_id, chunk = mill.chunk(contents)
+    contents[512] = ImageError(ErrorCode.SOURCE_MISSING, "it is gone")
+    contents[1_099] = digits(1)[0][:40]
+    job_id = harness.submit(contents)
 
     # when the chunk is classified
-    assert classify_chunk(chunk.id, mill.bench) == 1_100
+    assert harness.classify() == 1_100
 
-    # then each has its outcome where it belongs
-    found = mill.predictions(job_id)
-    assert [prediction.name for prediction in found] == [f"{number}.png" for number in range(1_100)]
-    assert {prediction.index: prediction.error for prediction in found if prediction.error} == {
+    # then each image has its outcome where it belongs
+    found = harness.predictions(job_id)
+    assert [row.name for row in found] == [f"{number}.png" for number in range(1_100)]
+    assert {row.index: row.error for row in found if row.error} == {
         0: ErrorCode.UNIDENTIFIED,
         511: ErrorCode.UNIDENTIFIED,
         512: ErrorCode.SOURCE_MISSING,
         1_099: ErrorCode.CORRUPT,
     }
-    assert found[512].detail == "it went away"
+    assert found[512].detail == "it is gone"
 
-    # and the others have what Keras itself says of the same pixels
-    from worker.predicting.runtime import keras
-
+    # and the others have the label and the confidence that Keras itself gives to the same pixels
     from worker.predicting.decode import decode
+    from worker.predicting.tensorflow_runtime import keras
 
-    path = next((mill.bench.settings.cache_dir / "models").iterdir())
-    good = [prediction.index for prediction in found if prediction.label is not None]
+    [path] = (harness.context.settings.cache_dir / "models").iterdir()
+    good = [row.index for row in found if row.label is not None]
     pixels = np.stack([decode(contents[index], MNIST_INPUT) for index in good])
     expected = keras.saving.load_model(path).predict(pixels, verbose=0)
     assert [found[index].label for index in good] == [str(label) for label in expected.argmax(axis=1)]
-    confidences = [found[index].confidence for index in good]
-    assert np.allclose(confidences, expected.max(axis=1), atol=1e-5)
+    assert np.allclose([found[index].confidence for index in good], expected.max(axis=1), atol=1e-5)
 
-    status = mill.status(job_id)
+    status = harness.status(job_id)
     assert (status.state, status.total, status.succeeded, status.failed) == ("done", 1_100, 1_096, 4)
 
 
-def test_images_that_are_decoded_together_have_the_outcomes_that_they_have_alone(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a large chunk: plain pictures, and between them others that are decoded alone, or not at all
-    others: list[Content] = [b"no picture", png(200)[:50], ImageError(ErrorCode.SOURCE_MISSING, "gone")]
-    with io.BytesIO() as file:
-        Image.fromarray(np.full((40, 40), 90, np.uint8)).save(file, "PNG")
-        others.append(file.getvalue())
-    contents = [others[place % 4] if place % 7 == 3 else png(place % 256) for place in range(2 * LEAST)]
-    together: list[int] = []
-    real = plain_batch.decode_together
-
-    def noted(window: Sequence[Content], *args: Any) -> Any:
-        places, pixels = real(window, *args)
-        together.extend(places)
-        return places, pixels
-
-    # When it is classified with pictures decoded together, and once more with each decoded alone
-    answers = []
-    for least in (LEAST, 10**9):
-        monkeypatch.setattr(plain_batch, "LEAST", least)
-        monkeypatch.setattr(plain_batch, "decode_together", noted)
-        job_id, chunk = mill.chunk(contents)
-        assert classify_chunk(chunk.id, mill.bench) == len(contents)
-        answers.append([(row.name, row.label, row.confidence, row.error) for row in mill.predictions(job_id)])
-
-    # Then there is no difference, and most were decoded together
-    assert answers[0] == answers[1]
-    assert len({label for _, label, _, _ in answers[0]}) > 1
-    assert together == [place for place in range(len(contents)) if place % 7 != 3]
-
-
-def test_a_chunk_without_one_good_image_is_done_too(mill: Mill) -> None:
-    job_id, chunk = mill.chunk([b"", b"x"])
-
-    assert classify_chunk(chunk.id, mill.bench) == 2
-
-    assert (mill.status(job_id).state, mill.status(job_id).failed) == ("done", 2)
-
-
-def test_a_second_message_finds_nothing_to_do(mill: Mill) -> None:
-    job_id, chunk = mill.chunk([png()])
-
-    assert classify_chunk(chunk.id, mill.bench) == 1
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert classify_chunk(new_id(), mill.bench) == 0
-
-    assert len(mill.predictions(job_id)) == mill.status(job_id).succeeded == 1
-
-
-def test_a_model_that_answers_no_probability_gives_no_label(
-    ledger: Ledger, store: Store, bench: Bench, broken_model_file: bytes
-) -> None:
-    mill = make_mill(ledger, store, bench, broken_model_file)
-    job_id, chunk = mill.chunk([png(), png(200)])
-
-    classify_chunk(chunk.id, mill.bench)
-
-    assert [(row.label, row.confidence, row.error) for row in mill.predictions(job_id)] == [
-        (None, None, ErrorCode.MODEL_ERROR)
-    ] * 2
-
-
-def test_a_lone_image_that_kept_killing_its_workers_is_quarantined_without_a_look(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given an image alone in its chunk that was claimed as often as may be, by processes that vanished
-    job_id, chunk = mill.chunk([png()])
-    for _ in range(CRASHES_TO_GIVE_UP):
-        with mill.ledger.transaction() as connection:
-            assert claim_chunk(connection, chunk.id, lease_seconds=-1, owner="the dead")
-
-    # when it comes once more, then nobody decodes it again, and the job ends
-    monkeypatch.setattr("worker.predicting.decode.decode", lambda *_: pytest.fail("it was looked at"))
-    classify_chunk(chunk.id, mill.bench)
-    assert [(row.error, row.detail) for row in mill.predictions(job_id)] == [
-        (ErrorCode.QUARANTINED, "its worker vanished without a word")
+def test_outcomes_stay_in_their_places_in_a_large_chunk(harness: Harness) -> None:
+    # given plain pictures that are decoded together, and between them others that are decoded alone
+    others: list[Content] = [
+        b"no picture",
+        digits(1)[0][:50],
+        ImageError(ErrorCode.SOURCE_FORBIDDEN, "a link"),
     ]
-    assert mill.status(job_id).state == "done"
+    contents: list[Content] = list(digits(2_500))
+    expected = LABELS[:2_500]
+    for place in range(3, 2_500, 7):
+        contents[place] = others[place % 3]
+        expected[place] = ("unidentified", "corrupt", "source_forbidden")[place % 3]
+
+    # when it is classified, in windows of a thousand and some images
+    job_id = harness.submit(contents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.predicting.batches._WINDOW_IMAGES", 1_200)
+        assert harness.classify() == 2_500
+
+    # then each outcome is in its place
+    assert harness.labels(job_id) == expected
 
 
-def test_a_chunk_whose_decoder_runs_out_of_memory_is_split_until_the_image_is_alone(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+@on_one_database
+def test_a_chunk_without_one_good_image_is_done_and_needs_no_model(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given twenty images of which one takes more memory than there is
-    poison = png(77)
-    contents = [png()] * 20
-    contents[13] = poison
-    job_id, _ = mill.chunk(contents)
-    from worker.predicting import decode as module
+    monkeypatch.setattr(
+        harness.context, "classifier", lambda _model: pytest.fail("the model was loaded for nothing")
+    )
+    job_id = harness.submit([ImageError(ErrorCode.SOURCE_MISSING), ImageError(ErrorCode.SOURCE_MISSING)])
 
-    real = module.decode
+    assert harness.classify() == 2
 
-    def greedy(data: bytes, *arguments: object) -> object:
-        if data == poison:
-            raise MemoryError
-        return real(data, *arguments)  # type: ignore[arg-type]
+    assert harness.labels(job_id) == ["source_missing"] * 2
+    assert harness.status(job_id).state == "done"
 
-    monkeypatch.setattr(module, "decode", greedy)
 
-    # when what is pending is tried until nothing is
-    for _ in range(40):
-        for chunk_id in mill.pending():
-            classify_chunk(chunk_id, mill.bench)
+def test_a_second_wake_up_finds_nothing_to_do(harness: Harness) -> None:
+    job_id = harness.submit(digits(3))
 
-    # then that one is quarantined and all others have their labels
-    found = mill.predictions(job_id)
-    assert [row.index for row in found] == list(range(20))
-    assert [(row.index, row.error, row.detail) for row in found if row.error] == [
-        (13, ErrorCode.QUARANTINED, "it ran out of memory")
+    assert [harness.classify() for _ in range(3)] == [3, 0, 0]
+
+    assert harness.status(job_id).succeeded == len(harness.predictions(job_id)) == 3
+
+
+@on_one_database
+def test_an_answer_that_is_no_probability_is_an_error_of_that_image(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a model that has no answer for the second of three images
+    real = light.Classifier.predict
+
+    def predict(classifier: light.Classifier, pixels: Any) -> Any:
+        found = real(classifier, pixels)
+        found.class_index[1], found.confidence[1] = -1, 0.0
+        return found
+
+    monkeypatch.setattr(light.Classifier, "predict", predict)
+    job_id = harness.submit(digits(3))
+
+    harness.classify()
+
+    assert harness.labels(job_id) == ["0", "model_error", "2"]
+    assert [row.confidence is None for row in harness.predictions(job_id)] == [False, True, False]
+
+
+@on_one_database
+def test_an_image_that_takes_too_long_to_decode_gets_a_timeout_and_its_neighbours_their_labels(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an image that Python code would decode for ever
+    contents = digits(3)
+
+    def for_ever() -> BaseException:
+        while True:
+            pass
+
+    fail_at(monkeypatch, contents[1], for_ever)
+    quick = harness.context.settings.model_copy(update={"image_seconds": 0.2})
+    monkeypatch.setattr(harness.context, "settings", quick)
+    job_id = harness.submit(contents)
+
+    # when its chunk is classified, then that image alone gets an error, in one attempt
+    assert harness.classify() == 3
+    assert harness.labels(job_id) == ["0", "timeout", "2"]
+    assert harness.predictions(job_id)[1].detail == "took longer than 0.2 s to decode"
+    assert harness.chunk(job_id).attempts == 1
+
+
+# ---- how much is claimed ------------------------------------------------------------------------------
+
+
+def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
+    harness: Harness, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a chunk of 200 images, and a model whose speed is not known yet
+    del harness.context.images_per_claim
+    read = calls_of(monkeypatch, sys.modules["worker.context"], "read_payload")
+    job_id = harness.submit(digits(200))
+
+    # when it is claimed, then only the first images are classified, and another worker is woken for the rest
+    assert harness.classify() == FIRST_CLAIM_IMAGES
+    assert [(row.state, row.images) for row in harness.chunks(job_id)] == [
+        (ChunkState.DONE, FIRST_CLAIM_IMAGES),
+        (ChunkState.PENDING, 200 - FIRST_CLAIM_IMAGES),
     ]
-    assert mill.status(job_id).state == "done"
+    assert broker.waiting() == 1
+
+    # and when 10 ms per image were measured, then a claim has what half a second is for, in whole batches
+    harness.context.note_speed(harness.model.id, 100, 1.0)
+    assert harness.classify() == 32
+    assert broker.waiting() == 2
+
+    # and when it is fast, then all that is left is one claim, which wakes nobody
+    harness.context.note_speed(harness.model.id, 1_000, 0.1)
+    assert harness.classify() == 200 - FIRST_CLAIM_IMAGES - 32
+    assert broker.waiting() == 2
+
+    # and all images have their own labels, though the payload was read once
+    assert harness.labels(job_id) == LABELS[:200]
+    assert harness.status(job_id).state == "done"
+    assert len(read) == 1
 
 
-def test_an_image_that_the_model_cannot_take_is_quarantined_and_its_neighbours_are_not(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+def test_small_jobs_are_claimed_and_recorded_together_before_a_large_one(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given twenty images, with one among them at whose pixels TensorFlow fails
-    from worker.predicting.runtime import tf
+    # given a large job, and three small ones that were submitted later
+    recorded = calls_of(monkeypatch, pipeline, "record_results")
+    large = harness.submit(digits(200))
+    small = [harness.submit(digits(count)) for count in (3, 1, 2)]
 
-    from worker.predicting.classifier import Classifier
+    # when one wake-up is followed, then the small ones are done under one token, in one transaction
+    assert harness.classify() == 6
+    assert [harness.labels(job_id) for job_id in small] == [LABELS[:3], LABELS[:1], LABELS[:2]]
+    assert len({harness.chunk(job_id).token for job_id in small}) == 1
+    assert len(recorded) == 1
 
-    contents = [png()] * 20
-    contents[13] = png(200)
-    job_id, _ = mill.chunk(contents)
-    real = Classifier._batches
-
-    def choosy(classifier: Classifier, pixels: Any) -> Any:
-        if pixels.max() == 200:
-            raise tf.errors.InvalidArgumentError(None, None, "200 is not in [0, 200)")
-        return real(classifier, pixels)
-
-    monkeypatch.setattr(Classifier, "_batches", choosy)
-
-    # when what is pending is tried until nothing is
-    for _ in range(40):
-        for chunk_id in mill.pending():
-            with contextlib.suppress(tf.errors.InvalidArgumentError):
-                classify_chunk(chunk_id, mill.bench)
-
-    # then that one is given up, the job does not fail for it, and the others have their labels
-    found = mill.predictions(job_id)
-    assert [row.index for row in found] == list(range(20))
-    assert [(row.index, row.error) for row in found if row.error] == [(13, ErrorCode.QUARANTINED)]
-    assert "InvalidArgumentError" in (found[13].detail or "")
-    assert mill.status(job_id).state == "done"
+    # and the large one is next
+    assert harness.status(large).done == 0
+    assert harness.classify() == 200
 
 
-def test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_labels(
-    ledger: Ledger, store: Store, settings: Settings, model_file: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given an image that Python code would go on decoding for ever
-    slow = png(77)
-    decoded_for_ever(monkeypatch, slow)
-    with Bench(settings.model_copy(update={"image_seconds": 0.2}), processes=1) as bench:
-        mill = make_mill(ledger, store, bench, model_file)
-        job_id, chunk = mill.chunk([png(), slow, png(9)])
+def test_a_damaged_payload_fails_its_own_job_and_its_small_neighbours_finish(harness: Harness) -> None:
+    # given three small jobs that are claimed together, and the payload of the second is lost
+    first, lost, last = (harness.submit(digits(3), lose_payload=number == 1) for number in range(3))
 
-        # when its chunk is classified, then it alone is given up, in one attempt
-        assert classify_chunk(chunk.id, bench) == 3
-    assert [(row.error, row.detail) for row in mill.predictions(job_id)] == [
-        (None, None),
-        (ErrorCode.TIMEOUT, "took longer than 0.2 s to decode"),
-        (None, None),
-    ]
-    assert mill.chunk_row(chunk).attempts == 1
+    # when they are classified, then the two others are done
+    assert harness.classify() == 6
+    assert [harness.labels(job_id) for job_id in (first, lost, last)] == [LABELS[:3], [], LABELS[:3]]
+
+    # and that job failed, with the reason, and nothing of it is tried again
+    status = harness.status(lost)
+    assert status.state == JobState.FAILED
+    assert "is gone from the store" in (status.error or "")
+    assert (harness.chunk(lost).state, harness.chunk(lost).crashes) == (ChunkState.DROPPED, 0)
+    assert harness.classify() == 0
 
 
-def test_a_chunk_that_takes_too_long_as_a_whole_is_given_back_as_a_crash(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given images that take all the time there is
-    _, chunk = mill.chunk([png(), png()])
-    mill.bench.classifier(mill.model.id)
-    monkeypatch.setattr("worker.predicting.decode.decode", time_out())
-
-    # when the time limit strikes, then the chunk is pending, with a crash and what kind it was
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.TIMEOUT)
+# ---- crashes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("hangs", "loaded", "reason"),
+    ("where", "error", "detail"),
     [
-        ("worker.predicting.pipeline.read_payload", True, "the store did not answer"),
-        ("worker.bench.fetch_model", False, "its model was not loaded"),
-        ("worker.predicting.runtime.keras.saving.load_model", False, "its model was not loaded"),
-        ("worker.predicting.pipeline.record_outcomes", True, "the ledger did not answer"),
+        ("decode", MemoryError, "it ran out of memory"),
+        ("decode", ZeroDivisionError, "ZeroDivisionError()"),
+        ("predict", ZeroDivisionError, "ZeroDivisionError()"),
     ],
 )
-@pytest.mark.parametrize("images", [1, 2])
-def test_a_service_that_hangs_is_no_images_fault(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, hangs: str, loaded: bool, reason: str, images: int
+def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
+    harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: type[Exception],
+    detail: str,
 ) -> None:
-    # given a service that hangs until the time limit strikes
-    if loaded:  # and warm in every part: what an image takes at first is not what it takes
-        assert classify_chunk(mill.job([png()] * images)[1], mill.bench)
-    job_id, chunk = mill.chunk([png()] * images)
-    with monkeypatch.context() as patch:
-        patch.setattr(hangs, time_out())
+    # given twenty images, of which one crashes the attempt it is part of
+    contents = digits(20)
+    if where == "decode":
+        fail_at(monkeypatch, contents[13], error)
+    else:
+        contents[13] = digits(10)[9]  # the only nines
+        contents[9] = contents[19] = digits(1)[0]
+        real = light.Classifier.predict
 
-        # when the chunk comes, more often than a lone image may crash
-        for _ in range(CRASHES_TO_GIVE_UP + 1):
-            assert classify_chunk(chunk.id, mill.bench) == 0
+        def predict(classifier: light.Classifier, pixels: Any) -> Any:
+            found = real(classifier, pixels)
+            if 9 in found.class_index:
+                raise error
+            return found
 
-    # then each time it was given back, for later, with what it waited for
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
-    assert row.ring_after is not None
-    assert reason in row.error
+        monkeypatch.setattr(light.Classifier, "predict", predict)
+    job_id = harness.submit(contents)
 
-    # and it is done when the service is back
-    assert classify_chunk(chunk.id, mill.bench) == images
-    assert [row.error for row in mill.predictions(job_id)] == [None] * images
+    # when it is tried until nothing is due, then a mistake of the program is raised, a lack of memory is not:
+    # Celery would end the whole worker for it
+    attempts = harness.classify_all(ignore=ZeroDivisionError)
 
-
-def test_a_store_that_took_the_time_is_not_the_first_images_fault(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a store that answers just before the time limit strikes, which then meets the first image
-    from worker.predicting import pipeline
-
-    _, chunk = mill.chunk([png()])
-    mill.bench.classifier(mill.model.id)
-    real = pipeline.read_payload
-
-    def late(*arguments: object, **named: object) -> object:
-        time.sleep(0.3 + 2 * (time.monotonic() - started))  # longer than the claim, however long that took
-        return real(*arguments, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pipeline, "read_payload", late)
-    monkeypatch.setattr("worker.predicting.decode.decode", time_out(0.0))
-
-    # when the chunk comes, then it is given back without a crash
-    started = time.monotonic()
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.releases, row.crashes) == (1, 0)
-    assert "the store did not answer" in row.error
-
-
-def test_images_that_took_the_time_are_to_blame_wherever_the_limit_strikes(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given images that leave no time for writing what came of them
-    from worker.predicting import decode as module
-
-    _, chunk = mill.chunk([png(), png()])
-    mill.bench.classifier(mill.model.id)
-    real = module.decode
-
-    def slow(*arguments: object) -> object:
-        time.sleep(0.2)
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "decode", slow)
-    monkeypatch.setattr("worker.predicting.pipeline.record_outcomes", time_out(0.0))
-
-    # when the chunk comes, then that is a crash: in halves they get through, as they are never
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.releases, row.crashes, row.crash_code) == (0, 1, ErrorCode.TIMEOUT)
-
-
-@pytest.mark.parametrize(("images", "releases", "crashes"), [(2, 0, 1), (1, 1, 0)])
-def test_references_that_take_the_time_are_split_and_a_lone_one_waits_for_its_store(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, images: int, releases: int, crashes: int
-) -> None:
-    # given images by reference, in a store that hangs
-    _, chunk = mill.chunk([Reference("/far/away.png", "0" * 64, 100)] * images)
-    mill.bench.classifier(mill.model.id)
-    monkeypatch.setattr("jobs.references.Roots.read", time_out())
-
-    # when the chunk comes, then several are tried apart, so that the others finish, and one is not given up
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, releases, crashes)
-
-
-def test_a_reference_that_is_out_of_reach_costs_those_before_it_nothing(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given images by reference on a server that refuses its third request
-    asked: list[str] = []
-
-    def read(_roots: object, reference: Reference, **_: object) -> bytes:
-        asked.append(reference.url)
-        if len(asked) in (3, 4):
-            raise Unavailable("the server answered 503")
-        return png()
-
-    monkeypatch.setattr("jobs.references.Roots.read", read)
-    job_id, chunk = mill.chunk([Reference(f"/far/{index}.png", "0" * 64, 100) for index in range(5)])
-
-    # when the chunk comes, then what is read by then is recorded, and the others wait as a chunk of their own
-    assert classify_chunk(chunk.id, mill.bench) == 2
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.DONE, 2, 0, 0)
-    [rest_id] = mill.pending()
-    rest = replace(chunk, id=rest_id)
-    row = mill.chunk_row(rest)
-    assert (row.first_index, row.images) == (2, 3)
-
-    # and where not even its first is to be had, that is given back, and put off
-    assert classify_chunk(rest.id, mill.bench) == 0
-    row = mill.chunk_row(rest)
-    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.PENDING, 3, 0, 1)
-    assert row.ring_after is not None
-    assert "503" in row.error
-
-    # and in the end each image has its outcome, and none that was read was read again
-    assert classify_chunk(rest.id, mill.bench) == 3
-    assert [(row.name, row.error) for row in mill.predictions(job_id)] == [
-        (f"{index}.png", None) for index in range(5)
+    # then that image is quarantined, all others have their labels, and it did not take many attempts
+    found = harness.predictions(job_id)
+    assert [row.index for row in found] == list(range(20))
+    assert [(row.index, row.error, row.detail) for row in found if row.error] == [
+        (13, ErrorCode.QUARANTINED, detail)
     ]
-    assert asked == [f"/far/{index}.png" for index in (0, 1, 2, 2, 2, 3, 4)]
+    if where == "decode":
+        assert [row.label for row in found if row.label] == LABELS[:13] + LABELS[14:20]
+    assert harness.status(job_id).state == "done"
+    assert attempts < 20
 
 
-@pytest.fixture
-def out_of_reach(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The names of images by reference whose server answers an error; of the others it gives one."""
-    names: set[str] = set()
+def test_a_crash_among_small_jobs_costs_the_other_jobs_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given three small jobs that are claimed together, with an image in the second that crashes
+    contents = digits(4)
+    fail_at(monkeypatch, contents[3], MemoryError)
+    small = [harness.submit(contents[:3]), harness.submit(contents), harness.submit(contents[:2])]
 
-    def read(_roots: object, reference: Reference, **_: object) -> bytes:
-        if reference.url in names:
-            raise Unavailable("the server answered 503")
-        return png()
+    # when they are tried until nothing is due
+    assert harness.classify() == 0
+    harness.classify_all()
 
-    monkeypatch.setattr("jobs.references.Roots.read", read)
-    return names
-
-
-def test_a_reference_whose_server_never_has_it_is_set_aside(mill: Mill, out_of_reach: set[str]) -> None:
-    # given five images by reference, of which the first is never to be had
-    out_of_reach.add("0.png")
-    job_id, chunk = mill.chunk([Reference(f"{index}.png", "0" * 64, 100) for index in range(5)])
-
-    # when the chunk comes for the first time, then it is given back: it may have been a moment's trouble
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.chunk_row(chunk).state == ChunkState.PENDING
-
-    # and for the second time, then there are two chunks in its place, of which nothing has crashed
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.chunk_row(chunk).state == ChunkState.SPLIT
-    lone, others = sorted(
-        (mill.chunk_row(replace(chunk, id=id_)) for id_ in mill.pending()), key=lambda row: row.first_index
-    )
-    assert [(row.first_index, row.images, row.crashes) for row in (lone, others)] == [(0, 1, 0), (1, 4, 0)]
-    assert "503" in lone.error
-
-    # and the others have their outcomes, whatever becomes of that one
-    assert classify_chunk(others.id, mill.bench) == 4
-    assert [row.name for row in mill.predictions(job_id)] == [f"{index}.png" for index in range(1, 5)]
-
-    # which is waited for, and never given up
-    for _ in range(4):
-        assert classify_chunk(lone.id, mill.bench) == 0
-    row = mill.chunk_row(replace(chunk, id=lone.id))
-    assert (row.state, row.crashes, row.releases) == (ChunkState.PENDING, 0, 4)
-    out_of_reach.clear()
-    assert classify_chunk(lone.id, mill.bench) == 1
-    assert mill.status(job_id).state == JobState.DONE
+    # then only that image has an error
+    assert [harness.labels(job_id) for job_id in small] == [
+        LABELS[:3],
+        [*LABELS[:3], "quarantined"],
+        LABELS[:2],
+    ]
 
 
-def test_of_a_store_that_is_away_no_image_is_set_aside(mill: Mill, out_of_reach: set[str]) -> None:
-    # given images by reference of which none is to be had
-    out_of_reach |= {f"{index}.png" for index in range(5)}
-    _, chunk = mill.chunk([Reference(f"{index}.png", "0" * 64, 100) for index in range(5)])
-    # when it comes again and again, then it is the same chunk, and waits
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [(Reason.CRASHED, ErrorCode.QUARANTINED), (Reason.TIMED_OUT, ErrorCode.TIMEOUT)],
+)
+def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_attempt(
+    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, reason: Reason, code: ErrorCode
+) -> None:
+    # given an image that is alone in its chunk, and whose worker died three times
+    job_id = harness.submit(digits(1))
     for _ in range(3):
-        assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.images, row.crashes, row.releases) == (ChunkState.PENDING, 5, 0, 3)
+        worker.release(worker.claim_one(), reason)
+
+    # when it is next, then nobody decodes it, and the job is done
+    before_decoding(monkeypatch, lambda: pytest.fail("it was decoded"))
+    assert harness.classify() == 1
+    assert [(row.error, row.detail) for row in harness.predictions(job_id)] == [(code, "released by a test")]
+    assert harness.status(job_id).state == "done"
 
 
-def test_a_time_limit_that_strikes_at_a_reference_is_not_its_store(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given images by reference, and a time limit that strikes as the third is read: the client of its store
-    # makes an error of its own of that
-    asked: list[str] = []
+    # given a model whose loading kills the attempt, each time
+    def load(*_: object) -> None:
+        raise ZeroDivisionError
 
-    def read(_roots: object, reference: Reference, **_: object) -> bytes:
-        asked.append(reference.url)
-        if len(asked) == 3:
-            raise Unavailable("the connection broke") from SoftTimeLimitExceeded()
-        return png()
+    monkeypatch.setattr(light.Classifier, "load", load)
+    job_id = harness.submit(digits(2))
 
-    monkeypatch.setattr("jobs.references.Roots.read", read)
-    _, chunk = mill.chunk([Reference(f"/far/{index}.png", "0" * 64, 100) for index in range(5)])
+    # when it is tried until nothing is due: twice, then three times for each image, then without the model
+    assert harness.classify_all(ignore=ZeroDivisionError) == 2 + 3 + 3 + 2
 
-    # when the chunk comes, then it is given back whole: there is no time to record a part of it
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.images, row.releases, row.crashes) == (ChunkState.PENDING, 5, 1, 0)
+    # then the images have their code, and the job has ended
+    assert harness.labels(job_id) == ["quarantined"] * 2
+    assert harness.status(job_id).state == "done"
 
 
-def test_a_lease_that_cannot_be_renewed_is_no_images_fault(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+# ---- the time limit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "hangs", "is_a_crash"),
+    [
+        ("read", "worker.context.read_payload", False),
+        ("fetch", "jobs.references.Roots.read", False),
+        ("load", "worker.context.fetch_model", False),
+        ("decode", "worker.predicting.decode.decode", True),
+        ("predict", "tests.faults.light.Classifier.predict", True),
+        ("record", "worker.predicting.pipeline.record_results", False),
+    ],
+)
+def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predicted(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, stage: str, hangs: str, is_a_crash: bool
 ) -> None:
-    # given a ledger that hangs when a long chunk looks up between two images
-    _, chunk = mill.chunk([png(), png()])
-    mill.bench.classifier(mill.model.id)
-    monkeypatch.setattr("worker.predicting.lookout.RENEW_SECONDS", 0.0)
-    monkeypatch.setattr("worker.predicting.lookout.renew_leases", time_out())
+    # given a stage that hangs until the time limit strikes
+    contents: list[Content] = list(digits(2))
+    if stage == "fetch":
+        monkeypatch.setattr("jobs.references.Roots.read", lambda *_, **__: contents[0])
+        job_id = harness.submit([Reference("/far.png", "0" * 64, 100)] * 2)
+    else:
+        job_id = harness.submit(contents)
+    with monkeypatch.context() as patch, time_limit():
+        patch.setattr(hangs, strike_after(0.5))
 
-    # when the time limit strikes there, then the chunk is given back without a crash
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.releases, row.crashes) == (1, 0)
-    assert "the ledger did not answer" in row.error
+        # when the chunk is tried
+        assert harness.classify() == 0
+
+    # then it is pending again: with a crash, or with a back-off
+    row = harness.chunk(job_id)
+    assert (row.state, row.crashes, row.releases) == (
+        ChunkState.PENDING,
+        int(is_a_crash),
+        int(not is_a_crash),
+    )
+    assert row.crash_code == (ErrorCode.TIMEOUT if is_a_crash else None)
+    assert (row.not_before is None) == is_a_crash
+    assert row.error == f"the time limit struck in stage '{stage}'"
+    if stage == "fetch":  # threads that may wait for ever are not used again
+        assert "fetchers" not in harness.context.__dict__
+
+    # and it is done once nothing hangs
+    harness.make_due()
+    assert harness.classify() == 2
+    assert harness.status(job_id).state == "done"
 
 
-def test_a_lone_image_that_is_given_up_gets_its_outcome_when_the_store_is_back(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("slow", "strikes_in", "is_a_crash"),
+    [
+        ("worker.context.read_payload", "worker.predicting.decode.decode", False),
+        ("worker.predicting.decode.decode", "worker.predicting.pipeline.record_results", True),
+    ],
+    ids=["a slow store", "slow images"],
+)
+@on_one_database
+def test_a_time_out_is_blamed_on_the_stage_that_took_the_time(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, slow: str, strikes_in: str, is_a_crash: bool
 ) -> None:
-    # given a lone image that crashed as often as may be, and a store that hangs and has its name
-    job_id, chunk = mill.chunk([png()])
-    for _ in range(CRASHES_TO_GIVE_UP):
-        with mill.ledger.transaction() as connection:
-            assert claim_chunk(connection, chunk.id, lease_seconds=-1, owner="the dead")
-    monkeypatch.setattr("worker.predicting.decode.decode", lambda *_: pytest.fail("it was looked at"))
-    with monkeypatch.context() as patch:
-        patch.setattr("worker.predicting.pipeline.read_payload", time_out(0.0))
-        for _ in range(2):
-            assert classify_chunk(chunk.id, mill.bench) == 0
+    # given a stage that takes nearly all the time there is, so that the limit strikes in another
+    import importlib
 
-    # then it has no crash more
-    row = mill.chunk_row(chunk)
-    assert (row.crashes, row.releases) == (CRASHES_TO_GIVE_UP, 2)
+    module, _, name = slow.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
 
-    # and when the store is back, it ends
-    assert classify_chunk(chunk.id, mill.bench) == 1
-    assert [(row.name, row.error) for row in mill.predictions(job_id)] == [("0.png", ErrorCode.QUARANTINED)]
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.5)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(slow, slowly)
+    monkeypatch.setattr(strikes_in, strike_after(0.0))
+    job_id = harness.submit(digits(1))
+
+    with time_limit():
+        assert harness.classify() == 0
+
+    assert (harness.chunk(job_id).crashes, harness.chunk(job_id).releases) == (
+        int(is_a_crash),
+        int(not is_a_crash),
+    )
 
 
-def test_a_time_limit_that_strikes_while_a_chunk_is_given_back_costs_it_nothing(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a store that is away, and a time limit that strikes when that has just been found out
-    from worker.predicting import pipeline
-
-    def away(*_: object, **__: object) -> None:
+    # given a store that cannot be read, and a time limit that strikes while the chunk is released for it
+    def unavailable(*_: object) -> None:
         raise Unavailable("The store cannot be read")
 
     strikes = iter([True])
-    real = pipeline.release_chunk
+    real = pipeline.release_claims
 
-    def release(*arguments: object, **named: object) -> None:
-        real(*arguments, **named)  # type: ignore[arg-type]
+    def release(*arguments: Any) -> int:
+        released = real(*arguments)
         if next(strikes, False):
             raise SoftTimeLimitExceeded
+        return released
 
-    _, chunk = mill.chunk([png()])
-    monkeypatch.setattr(pipeline, "read_payload", away)
-    monkeypatch.setattr(pipeline, "release_chunk", release)
+    monkeypatch.setattr("worker.context.read_payload", unavailable)
+    monkeypatch.setattr(pipeline, "release_claims", release)
+    job_id = harness.submit(digits(1))
 
-    # when the chunk comes, then it is free at once, not when its lease has run out
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
+    # when it is tried, then it is free at once, not when its lease has run out
+    assert harness.classify() == 0
+    row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert row.error == "The store cannot be read"
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_who_waits_for_a_lock_when_the_time_limit_strikes_does_not_write_again(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+def test_a_time_limit_that_strikes_while_a_lock_is_awaited_ends_the_attempt(
+    harness: Harness, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given somebody who locks the job's row, and the time limit, which comes as a signal
-    from worker.predicting import pipeline
+    # given another session that has the job's row locked, and the time limit, which is a signal
+    job_id = harness.submit(digits(1))
+    recorded: list[int] = []
+    real = pipeline.record_results
+    with contextlib.closing(Ledger(ledger_url)) as other, contextlib.ExitStack() as stack, time_limit():
 
-    _, chunk = mill.chunk([png()])
-    mill.bench.classifier(mill.model.id)
-    written: list[int] = []
-    real = pipeline.record_outcomes
-
-    def strike(*_: object) -> None:
-        raise SoftTimeLimitExceeded
-
-    before = signal.signal(signal.SIGALRM, strike)
-    with contextlib.closing(Ledger(mill.bench.settings.ledger)) as other, contextlib.ExitStack() as stack:
-
-        def record(*arguments: object) -> None:
-            if not written:
+        def record(*arguments: Any) -> Any:
+            if not recorded:
                 holder = stack.enter_context(other.transaction())
                 holder.execute(sa.select(jobs.c.id).with_for_update())
-                signal.setitimer(signal.ITIMER_REAL, 0.5)
-            written.append(1)
-            real(*arguments)  # type: ignore[arg-type]
+                threading.Timer(0.5, os.kill, (os.getpid(), SIG_SOFT_TIMEOUT)).start()
+            recorded.append(1)
+            return real(*arguments)
 
-        monkeypatch.setattr(pipeline, "record_outcomes", record)
-        try:
-            # when the outcomes are written
-            assert classify_chunk(chunk.id, mill.bench) == 0
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-
-    # then that was tried once, and the chunk was given back while the other still had the lock
-    assert len(written) == 1
-    row = mill.chunk_row(chunk)
+        monkeypatch.setattr(pipeline, "record_results", record)
+        # when the results are recorded, then that is tried once, and the chunk is released meanwhile
+        assert harness.classify() == 0
+    assert len(recorded) == 1
+    row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
-    assert "the ledger did not answer" in row.error
+    assert row.error == "the time limit struck in stage 'record'"
+
+
+# ---- a worker that stops, and a lease that is lost ----------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt])
-def test_a_worker_that_is_told_to_stop_gives_its_chunk_back_without_a_crash(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+def test_a_worker_that_is_told_to_stop_releases_its_chunk_without_a_crash(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
 ) -> None:
-    def told(*_: object) -> None:
-        raise ending
+    # given a worker that is told to stop while it decodes
+    contents = digits(2)
+    fail_at(monkeypatch, contents[1], ending)
+    job_id = harness.submit(contents)
 
-    _, chunk = mill.chunk([png()])
-    monkeypatch.setattr("worker.predicting.decode.decode", told)
+    # when it hears that, then it stops
     with pytest.raises(ending):
-        classify_chunk(chunk.id, mill.bench)
-    row = mill.chunk_row(chunk)
+        harness.classify()
+
+    # and another worker can claim the chunk at once
+    row = harness.chunk(job_id)
     assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
+    assert row.not_before is None
+
+
+def test_a_worker_that_lost_its_lease_records_nothing(
+    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a lease that runs out while the image is decoded, so that another worker claims the chunk
+    job_id = harness.submit(digits(1))
+
+    def take_over() -> None:
+        with worker.ledger.transaction() as connection:
+            connection.execute(chunks.update().values(lease_until=db_now(-1)))
+            assert release_expired_claims(connection) == 1
+        taken.append(worker.claim_one())
+
+    taken: list[Any] = []
+    before_decoding(monkeypatch, take_over)
+
+    # when the first one comes to record, then nothing is recorded
+    assert harness.classify() == 0
+    assert harness.predictions(job_id) == []
+    assert "another worker has it; nothing was recorded" in caplog.text
+
+    # and what the other one records is all there is
+    worker.finish(*taken)
+    assert harness.labels(job_id) == ["7"]
+    assert harness.status(job_id).succeeded == 1
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_commit_that_breaks_off_is_read_back_and_nothing_is_recorded_twice(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, committed: bool
+def test_results_whose_commit_lost_its_answer_are_recorded_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    # given a connection that breaks in the COMMIT of the outcomes, before or after it went through
-    job_id, chunk = mill.chunk([png(), png()])
+    # given a connection that breaks in the COMMIT of the results, after or before that went through
+    job_id = harness.submit(digits(2))
     broken: list[int] = []
     real = Ledger.transaction
 
@@ -632,30 +581,31 @@ def test_a_commit_that_breaks_off_is_read_back_and_nothing_is_recorded_twice(
     def breaking(ledger: Ledger, **named: bool) -> Iterator[sa.Connection]:
         with real(ledger, **named) as connection:
             yield connection
-            outcomes = connection.scalar(sa.select(sa.func.count()).select_from(predictions))
-            if outcomes and not broken and not committed:
-                broken.append(outcomes)
+            rows = connection.scalar(sa.select(sa.func.count()).select_from(predictions))
+            if rows and not broken and not committed:
+                broken.append(rows)
                 raise Unavailable("the connection broke")
-        if outcomes and not broken:
-            broken.append(outcomes)
+        if rows and not broken:
+            broken.append(rows)
             raise Unavailable("the connection broke")
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
-    # when the chunk is classified, then what was computed is recorded, once, in one attempt
-    assert classify_chunk(chunk.id, mill.bench) == 2
+    # when the chunk is classified, then the results are recorded, once, in one attempt
+    assert harness.classify() == 2
     assert broken == [2]
-    assert len(mill.predictions(job_id)) == mill.status(job_id).succeeded == 2
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.attempts, row.crashes) == (ChunkState.DONE, 1, 0)
+    assert harness.labels(job_id) == LABELS[:2]
+    assert harness.status(job_id).succeeded == 2
+    row = harness.chunk(job_id)
+    assert (row.state, row.attempts, row.crashes, row.releases) == (ChunkState.DONE, 1, 0, 0)
 
 
-@pytest.mark.parametrize("breaks", [Unavailable, SoftTimeLimitExceeded])
-def test_a_claim_whose_commit_breaks_off_is_withdrawn(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, breaks: type[Exception]
+@pytest.mark.parametrize("error", [Unavailable, SoftTimeLimitExceeded])
+def test_a_claim_whose_commit_lost_its_answer_is_released(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    # given a connection that breaks in the COMMIT of the claim after it went through, or hangs there
-    _, chunk = mill.chunk([png()])
+    # given a connection that breaks, or hangs, in the COMMIT of a claim, after that went through
+    small = [harness.submit(digits(1)) for _ in range(2)]
     broken: list[bool] = []
     real = Ledger.transaction
 
@@ -665,76 +615,86 @@ def test_a_claim_whose_commit_breaks_off_is_withdrawn(
             yield connection
         if not broken:
             broken.append(True)
-            raise breaks("the connection broke")
+            raise error("the connection broke")
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
-    # when a worker tries to claim it, then the chunk is free again at once, and it was no crash
-    with pytest.raises(Unavailable):
-        classify_chunk(chunk.id, mill.bench)
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
-    assert classify_chunk(chunk.id, mill.bench) == 1
+    # when a worker claims two chunks that way, then both are pending again, and that was no crash
+    assert harness.classify() == 0
+    for job_id in small:
+        row = harness.chunk(job_id)
+        assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
+    assert harness.classify_all() == 2  # each alone: they were tried before
 
 
-def test_a_job_that_is_cancelled_in_mid_chunk_has_nothing_of_that_chunk(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+@on_one_database
+def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a long chunk whose job is cancelled while it is decoded
-    job_id, chunk = mill.chunk([png()] * 600)
-    from worker.predicting import decode as module
+    # given a ledger that cannot be reached any more once the chunk is being decoded
+    @contextlib.contextmanager
+    def unavailable(_ledger: Ledger, **_: object) -> Iterator[None]:
+        raise Unavailable("The ledger cannot be reached")
+        yield
 
-    real = module.decode
+    job_id = harness.submit(digits(1))
+    monkeypatch.setattr(pipeline, "_RECORD_PAUSES", (0.01, 0.01))
+    with monkeypatch.context() as patch:
+        before_decoding(patch, lambda: patch.setattr(Ledger, "transaction", unavailable))
 
-    def slow(*arguments: object) -> object:
-        with mill.ledger.transaction() as connection:
+        # when the chunk is tried, then nothing is raised
+        assert harness.classify() == 0
+    assert "not released, the lease has to run out: The ledger cannot be reached" in caplog.text
+    assert harness.chunk(job_id).state == ChunkState.CLAIMED
+
+
+# ---- a job that ends meanwhile ------------------------------------------------------------------------
+
+
+def test_a_chunk_of_a_job_that_is_cancelled_meanwhile_is_recorded_whole(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a job that is cancelled while its first chunk is decoded
+    job_id = harness.submit(digits(5), sizes=[3, 2])
+
+    def cancel() -> None:
+        with harness.ledger.transaction() as connection:
             end_job(connection, job_id, JobState.CANCELLED)
-        monkeypatch.setattr(module, "decode", real)
-        return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "decode", slow)
-    monkeypatch.setattr("worker.predicting.lookout.RENEW_SECONDS", 0.0)
+    before_decoding(monkeypatch, cancel)
 
-    # when its worker looks up between two images, then it stops, and nothing is recorded
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.predictions(job_id) == []
-    assert mill.chunk_row(chunk).state == ChunkState.DROPPED
-    assert mill.status(job_id).state == "cancelled"
+    # when that is recorded, then all of it is there, the job stays cancelled, and nothing else is due
+    assert harness.classify() == 3
+    assert harness.labels(job_id) == LABELS[:3]
+    assert (harness.status(job_id).state, harness.status(job_id).succeeded) == (JobState.CANCELLED, 3)
+    assert [row.state for row in harness.chunks(job_id)] == [ChunkState.DONE, ChunkState.DROPPED]
+    assert harness.classify() == 0
 
 
-@pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_a_lost_payload_fails_the_job_and_says_so(mill: Mill, damage: str) -> None:
-    job_id, chunk = mill.chunk([png()])
-    path = Path(mill.bench.settings.home) / "store" / chunk.payload
-    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-1])
-
-    assert classify_chunk(chunk.id, mill.bench) == 0
-
-    status = mill.status(job_id)
-    assert status.state == "failed"
-    assert chunk.payload in (status.error or "")
-    assert mill.chunk_row(chunk).state == ChunkState.DROPPED
+# ---- services and machines that are unavailable -------------------------------------------------------
 
 
-def test_a_store_that_is_not_mounted_here_fails_no_job(mill: Mill) -> None:
-    # given a worker on a machine where the store's disk is not mounted: an empty folder
-    job_id, chunk = mill.chunk([png()])
-    store = Path(mill.bench.settings.home) / "store"
+def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
+    # given a machine on which the store's disk is not mounted: there is an empty folder
+    job_id = harness.submit(digits(2))
+    store = harness.context.settings.home / "store"
     store.rename(store.with_name("elsewhere"))
     store.mkdir()
 
-    # when it takes a chunk, then it gives it back, with the reason
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
+    # when the chunk is tried, then it waits with back-off, for the reason that its row tells
+    assert harness.classify() == 0
+    row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
+    assert row.not_before is not None
     assert "Is its disk mounted?" in row.error
-    assert mill.status(job_id).state == "running"
+    assert harness.status(job_id).state == "running"
+    assert harness.classify() == 0  # it is not due
 
-    # and who has the disk classifies it
+    # and once the disk is mounted it is done
     store.rmdir()
     store.with_name("elsewhere").rename(store)
-    assert classify_chunk(chunk.id, mill.bench) == 1
-    assert mill.status(job_id).state == "done"
+    harness.make_due()
+    assert harness.classify() == 2
 
 
 @pytest.mark.parametrize(
@@ -743,151 +703,161 @@ def test_a_store_that_is_not_mounted_here_fails_no_job(mill: Mill) -> None:
         ("jobs.registry.write_whole", OSError(errno.ENOSPC, "No space left on device"), "No space left"),
         ("jobs.registry.make_private_folder", PermissionError(errno.EACCES, "Permission denied"), "denied"),
         ("jobs.registry._read_cached", PermissionError(errno.EACCES, "Permission denied"), "denied"),
-        ("worker.predicting.runtime.keras.saving.load_model", MemoryError(), "no memory left for the model"),
+        (
+            "worker.predicting.tensorflow_runtime.keras.saving.load_model",
+            MemoryError(),
+            "no memory left for the model",
+        ),
     ],
-    ids=["full disk", "no folder", "somebody else's copy", "no memory"],
+    ids=["full disk", "no folder", "another user's copy", "no memory"],
 )
-def test_a_machine_that_cannot_have_the_model_is_no_images_fault(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
+@on_one_database
+def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
+    keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
 ) -> None:
-    # given a worker on whose machine the champion can be neither kept nor loaded
+    # given a machine on which the champion can be neither kept nor loaded
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    job_id, chunk = mill.chunk([png()])
+    harness = keras_harness
+    job_id = harness.submit(digits(1))
     with monkeypatch.context() as patch:
         patch.setattr(broken, fail)
 
-        # when the chunk comes, more often than a lone image may crash
-        for _ in range(CRASHES_TO_GIVE_UP + 1):
-            assert classify_chunk(chunk.id, mill.bench) == 0
+        # when the chunk is tried more often than a lone image may crash
+        for _ in range(4):
+            harness.make_due()
+            assert harness.classify() == 0
 
-        # and when the process warms up, then that is said in words
+        # and when the process warms up, then the reason is given
         with pytest.raises(Unavailable, match=reason):
-            mill.bench.warm_up()
+            harness.context.warm_up()
 
-    # then each time it was given back, with the reason
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
+    # then it was released each time, with the reason
+    row = harness.chunk(job_id)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 4, 0)
     assert reason in row.error
 
-    # and it is done when there is room again
-    assert classify_chunk(chunk.id, mill.bench) == 1
-    assert mill.status(job_id).state == "done"
+    # and it is done once there is room
+    harness.make_due()
+    assert harness.classify() == 1
 
 
 @pytest.mark.parametrize("error", ["python's", "tensorflow's"])
-@pytest.mark.parametrize("batch", [1, 2], ids=["warm-up", "in mid-chunk"])
+@pytest.mark.parametrize("batch", [1, 2], ids=["warm-up", "second batch"])
+@on_one_database
 def test_no_memory_for_a_batch_is_no_images_fault(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
+    keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
 ) -> None:
-    # given a machine that has no memory for what the model computes: at its first batch, or at the second
-    from worker.predicting.runtime import tf
-
+    # given a machine without memory for what the model computes: at its first batch, or at the second
     from worker.predicting.classifier import Classifier
+    from worker.predicting.tensorflow_runtime import tf
 
+    harness = keras_harness
     if batch > 1:
-        monkeypatch.setattr(mill.bench.classifier(mill.model.id), "batch", 2)
-    job_id, chunk = mill.chunk([png()] * 5)
+        monkeypatch.setattr(harness.context.classifier(harness.model.id), "batch", 2)
+        monkeypatch.setattr("worker.predicting.batches._WINDOW_IMAGES", 2)
+    job_id = harness.submit(digits(5))
     batches = 0
     real = Classifier._batches
 
-    def short(classifier: Classifier, pixels: Any) -> Any:
+    def without_memory(classifier: Classifier, pixels: Any) -> Any:
         nonlocal batches
         batches += 1
-        if batches % batch:
+        if batches < batch:
             return real(classifier, pixels)
         if error == "python's":
             raise MemoryError
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    # when a chunk comes, more often than a lone image may crash
+    # when the chunk is tried, then it is released, with the reason
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "_batches", short)
-        for _ in range(CRASHES_TO_GIVE_UP + 1):
-            assert classify_chunk(chunk.id, mill.bench) == 0
-
-    # then each time it was given back, with the reason, and tried no more than once
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, CRASHES_TO_GIVE_UP + 1, 0)
+        patch.setattr(Classifier, "_batches", without_memory)
+        assert harness.classify() == 0
+    assert batches == batch
+    row = harness.chunk(job_id)
+    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert "no memory left for the model" in row.error
-    assert batches == batch * (CRASHES_TO_GIVE_UP + 1)
 
-    # and it is done where there is room
-    assert classify_chunk(chunk.id, mill.bench) == 5
-    assert [each.error for each in mill.predictions(job_id)] == [None] * 5
+    # and it is done once there is memory
+    harness.make_due()
+    assert harness.classify() == 5
 
 
-@pytest.mark.parametrize(
-    ("error", "is_models"),
-    [("InvalidArgumentError", True), ("UnimplementedError", True), ("InternalError", False)],
-)
-def test_a_model_that_does_not_run_is_told_from_a_machine_that_does_not_run_it(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, error: str, is_models: bool
+@on_one_database
+def test_a_worker_without_tensorflow_is_no_images_fault(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a model that fails before it has seen an image
-    from worker.predicting.runtime import tf
-
-    from worker.predicting.classifier import Classifier
-
-    def fail(*_: object) -> None:
-        raise getattr(tf.errors, error)(None, None, "no such kernel")
-
-    job_id, chunk = mill.chunk([png()])
-    monkeypatch.setattr(Classifier, "_batches", fail)
-
-    # when a chunk needs it, then its job fails, or waits for another machine; its image is not to blame
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.releases, row.crashes) == (1, 0)
-    assert "no such kernel" in row.error
-    assert (row.state, mill.status(job_id).state) == (
-        (ChunkState.DROPPED, JobState.FAILED) if is_models else (ChunkState.PENDING, JobState.RUNNING)
-    )
-
-
-def test_a_worker_without_tensorflow_is_no_images_fault(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a worker that was installed without what it needs
-    _, chunk = mill.chunk([png()])
     monkeypatch.setitem(sys.modules, "worker.predicting.classifier", None)
+    job_id = harness.submit(digits(1))
 
-    # when a chunk comes, then it is given back, with the reason
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
+    assert harness.classify() == 0
+
+    row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert "TensorFlow cannot be imported" in row.error
 
 
-def test_a_model_file_that_was_tampered_with_is_never_parsed(mill: Mill) -> None:
-    # given the model's file was changed in the store
-    [path] = (Path(mill.bench.settings.home) / "store" / "models").iterdir()
-    path.write_bytes(path.read_bytes() + b"\0")
-    job_id, chunk = mill.chunk([png()])
+# ---- a model that is refused --------------------------------------------------------------------------
 
-    # when a chunk needs it, then the job fails on the hash
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.status(job_id).state == "failed"
-    assert "SHA-256" in (mill.status(job_id).error or "")
+
+def test_a_refused_model_fails_its_jobs(harness: Harness) -> None:
+    # given a model whose file was changed in the store, and two small jobs that need it
+    [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
+    path.write_bytes(path.read_bytes() + b"\0")
+    small = [harness.submit(digits(1)) for _ in range(2)]
+
+    # when they are tried, then both fail with the reason, and no image is tried again
+    assert harness.classify() == 0
+    for job_id in small:
+        assert harness.status(job_id).state == JobState.FAILED
+        assert "SHA-256" in (harness.status(job_id).error or "")
+        assert (harness.chunk(job_id).state, harness.chunk(job_id).crashes) == (ChunkState.DROPPED, 0)
+    assert harness.classify() == 0
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
-    [
-        (Unavailable("The ledger cannot be reached"), "cannot be reached"),
-        (SoftTimeLimitExceeded(), "within the time limit"),
-        (SystemExit(), "told to stop"),
-    ],
-    ids=["away", "time limit", "stopped"],
+    ("error", "is_the_models"),
+    [("InvalidArgumentError", True), ("UnimplementedError", True), ("InternalError", False)],
 )
-def test_a_job_that_cannot_be_failed_for_now_costs_its_images_nothing(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, trouble: BaseException, reason: str
+@on_one_database
+def test_a_model_that_does_not_run_fails_its_job_and_a_machine_that_does_not_run_it_waits(
+    keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, error: str, is_the_models: bool
 ) -> None:
-    # given a job whose model was changed in the store, and trouble as it is to be failed for that
-    from worker.predicting import pipeline
+    # given a model that fails before it has seen an image
+    from worker.predicting.classifier import Classifier
+    from worker.predicting.tensorflow_runtime import tf
 
-    [path] = (Path(mill.bench.settings.home) / "store" / "models").iterdir()
+    def fail(*_: object) -> None:
+        raise getattr(tf.errors, error)(None, None, "no such kernel")
+
+    harness = keras_harness
+    monkeypatch.setattr(Classifier, "_batches", fail)
+    job_id = harness.submit(digits(1))
+
+    # when a chunk needs it, then the job fails, or waits for another machine; no image is to blame
+    assert harness.classify() == 0
+    row = harness.chunk(job_id)
+    assert row.crashes == 0
+    assert "no such kernel" in row.error
+    assert (row.state, harness.status(job_id).state) == (
+        (ChunkState.DROPPED, JobState.FAILED) if is_the_models else (ChunkState.PENDING, JobState.RUNNING)
+    )
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [Unavailable("The ledger cannot be reached"), SoftTimeLimitExceeded(), SystemExit()],
+    ids=["unavailable", "time limit", "told to stop"],
+)
+@on_one_database
+def test_a_job_that_cannot_be_failed_for_now_fails_at_the_next_attempt(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    # given a job whose model was changed in the store, and trouble while the job is made to fail
+    [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
     path.write_bytes(path.read_bytes() + b"\0")
-    job_id, chunk = mill.chunk([png()])
+    job_id = harness.submit(digits(1))
 
     def troubled(*_: object, **__: object) -> None:
         raise trouble
@@ -895,181 +865,130 @@ def test_a_job_that_cannot_be_failed_for_now_costs_its_images_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "end_job", troubled)
         with pytest.raises(SystemExit) if isinstance(trouble, SystemExit) else contextlib.nullcontext():
-            # when a chunk needs it
-            assert classify_chunk(chunk.id, mill.bench) == 0
+            assert harness.classify() == 0
 
-    # then that is given back at once, and is no crash
-    row = mill.chunk_row(chunk)
+    # then the chunk is pending again, and that is no crash
+    row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
-    assert reason in row.error
-    assert mill.status(job_id).state == "running"
+    assert harness.status(job_id).state == JobState.RUNNING
 
-    # and the job fails at the next attempt, for its own reason
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.status(job_id).state == "failed"
-    assert "SHA-256" in (mill.status(job_id).error or "")
-
-
-def test_a_store_that_is_away_burns_no_attempt(mill: Mill) -> None:
-    # given a store that cannot be read for now: a folder stands where the file should be
-    job_id, chunk = mill.chunk([png()])
-    path = Path(mill.bench.settings.home) / "store" / chunk.payload
-    aside = path.rename(path.with_suffix(".aside"))
-    path.mkdir()
-
-    # when the chunk comes, then it is given back as it was, with the reason
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
-    assert "store" in row.error
-
-    # and when the store is back, it is done
-    path.rmdir()
-    aside.rename(path)
-    assert classify_chunk(chunk.id, mill.bench) == 1
-    assert mill.status(job_id).state == "done"
+    # and at the next attempt the job fails for its own reason
+    harness.make_due()
+    assert harness.classify() == 0
+    assert harness.status(job_id).state == JobState.FAILED
+    assert "SHA-256" in (harness.status(job_id).error or "")
 
 
-def test_a_mistake_of_ours_gives_the_chunk_back_with_its_attempt_counted(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+# ---- images by reference ------------------------------------------------------------------------------
+
+
+def references(count: int) -> list[Content]:
+    return [Reference(str(number), "0" * 64, 100) for number in range(count)]
+
+
+def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a bug
-    def bug(*_: object) -> None:
-        raise ZeroDivisionError
+    # given a server that answers nobody before eight have asked, and that has lost one image of eighty
+    pictures, asked, together = digits(80), itertools.count(), threading.Barrier(8, timeout=30)
 
-    _, chunk = mill.chunk([png()])
+    def read(_roots: object, reference: Reference, **_: object) -> bytes:
+        if next(asked) < 8:
+            together.wait()
+        if reference.url == "41":
+            raise ImageError(ErrorCode.SOURCE_CHANGED, "other bytes")
+        return pictures[int(reference.url)]
+
+    monkeypatch.setattr("jobs.references.Roots.read", read)
+    job_id = harness.submit(references(80))
+
+    # when they are classified, then each image has its own outcome, in order
+    assert harness.classify() == 80
+    assert harness.labels(job_id) == [*LABELS[:41], "source_changed", *LABELS[42:80]]
+
+
+def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attempt(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given five images by reference, whose server never answers for the third
+    pictures = digits(5)
+
+    def read(_roots: object, reference: Reference, **_: object) -> bytes:
+        if reference.url == "2":
+            raise Unavailable("the server answered 503")
+        return pictures[int(reference.url)]
+
+    monkeypatch.setattr("jobs.references.Roots.read", read)
+    job_id = harness.submit(references(5))
+
+    # when the chunk is tried, then it waits with back-off, again and again: the server may come back
+    for attempt in range(1, ATTEMPTS_TO_REACH):
+        assert harness.classify() == 0
+        row = harness.chunk(job_id)
+        assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, attempt, 0)
+        assert row.not_before is not None
+        assert row.error == "the server answered 503"
+        assert harness.classify() == 0  # it is not due
+        harness.make_due()
+
+    # and at the tenth attempt that image gets its error, and its neighbours get their labels
+    assert harness.classify() == 5
+    assert harness.labels(job_id) == ["0", "1", "source_missing", "3", "4"]
+    assert harness.predictions(job_id)[2].detail == "the server answered 503"
+
+
+def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a server that is unavailable for the first nine attempts
+    job_id = harness.submit(references(2))
+
+    def unavailable(*_: object, **__: object) -> None:
+        raise Unavailable("the server answered 503")
+
     with monkeypatch.context() as patch:
-        patch.setattr("worker.predicting.decode.decode", bug)
+        patch.setattr("jobs.references.Roots.read", unavailable)
+        for _ in range(ATTEMPTS_TO_REACH - 1):
+            assert harness.classify() == 0
+            harness.make_due()
 
-        # when it strikes, then it is heard of, and the chunk is pending again
-        with pytest.raises(ZeroDivisionError):
-            classify_chunk(chunk.id, mill.bench)
-    row = mill.chunk_row(chunk)
-    assert (row.state, row.crashes) == (ChunkState.PENDING, 1)
-    assert "ZeroDivisionError" in row.error
-
-    # and once it is mended the chunk is done
-    assert classify_chunk(chunk.id, mill.bench) == 1
+    # when it is back at the tenth, then all images have their labels
+    monkeypatch.setattr(
+        "jobs.references.Roots.read", lambda _roots, reference, **_: digits(2)[int(reference.url)]
+    )
+    assert harness.classify() == 2
+    assert harness.labels(job_id) == LABELS[:2]
 
 
-def test_who_lost_the_lease_in_the_middle_records_nothing(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+# ---- what the log says --------------------------------------------------------------------------------
+
+
+@on_one_database
+def test_the_log_has_a_line_for_each_chunk_that_was_recorded_and_for_each_release(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given somebody else takes the chunk over while it is being decoded
-    job_id, chunk = mill.chunk([png()])
-    from worker.predicting import decode as module
+    # given two small jobs, with an error in one, and then a chunk whose store is unavailable
+    caplog.set_level(logging.INFO)
+    small = [harness.submit(digits(2)), harness.submit([b"no picture"])]
+    harness.classify()
 
-    real = module.decode
+    # then each recorded chunk has its line
+    done = [record for record in caplog.records if "is done" in record.getMessage()]
+    assert [(each.job, each.images, each.errors, each.attempt) for each in done] == [
+        (small[0], 2, 0, 1),
+        (small[1], 1, 1, 1),
+    ]
+    assert all(
+        {"claim", "read", "load", "decode", "predict", "record", "total"} <= each.seconds.keys()
+        for each in done
+    )
 
-    def slow(*arguments: object) -> object:
-        with mill.ledger.transaction() as connection:
-            connection.execute(chunks.update().values(lease_until=None, state=ChunkState.PENDING))
-            assert claim_chunk(connection, chunk.id, lease_seconds=60, owner="somebody else")
-        return real(*arguments)  # type: ignore[arg-type]
+    # and a release says which chunk, and why
+    caplog.clear()
+    released = harness.submit(digits(3))
 
-    monkeypatch.setattr(module, "decode", slow)
+    def unavailable(*_: object) -> None:
+        raise Unavailable("The store cannot be read")
 
-    # when the first one comes to record, then it records nothing
-    assert classify_chunk(chunk.id, mill.bench) == 0
-    assert mill.predictions(job_id) == []
-    assert mill.status(job_id).succeeded == 0
-    assert mill.chunk_row(chunk).owner == "somebody else"
-
-
-def test_a_long_chunk_renews_its_lease(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a clock that makes every image take longer than the share of a lease that may go by
-    ticks = iter(range(0, 1_000_000, 50))
-    monkeypatch.setattr("worker.predicting.lookout.time.monotonic", lambda: next(ticks))
-    renewals: list[object] = []
-    with contextlib.ExitStack() as stack:
-        from worker.predicting import lookout
-
-        real = lookout.renew_leases
-        stack.callback(monkeypatch.undo)
-        monkeypatch.setattr(
-            lookout,
-            "renew_leases",
-            lambda *a, **k: (renewals.append(a), real(*a, **k)),  # type: ignore[func-returns-value]
-        )
-        _, chunk = mill.chunk([png(), b"no picture", png()])
-
-        # when it is classified, then the lease is renewed before each, whatever becomes of it, and at the end
-        assert classify_chunk(chunk.id, mill.bench) == 3
-    assert len(renewals) == 4
-
-
-def large_png(side: int = 5_000) -> bytes:
-    """A picture that takes some tenths of a second to decode, in a small file."""
-    file = io.BytesIO()
-    Image.new("L", (side, side), 200).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def test_a_chunk_of_a_cancelled_job_is_given_up_in_the_middle(mill: Mill, ledger_url: str) -> None:
-    # given a chunk that takes half a minute, and somebody who cancels its job after a second
-    job_id, chunk = mill.chunk([large_png()] * 300)
-    mill.bench.classifier(mill.model.id)  # loading it is not what is measured here
-
-    def cancel() -> float:
-        with contextlib.closing(Ledger(ledger_url)) as own:
-            until(lambda: mill.chunk_row(chunk).state == ChunkState.CLAIMED, "it is begun", seconds=60)
-            time.sleep(1.0)
-            with own.transaction() as connection:
-                assert end_job(connection, job_id, JobState.CANCELLED)
-        return time.monotonic()
-
-    # when it is worked on
-    with ThreadPoolExecutor(1) as pool:
-        cancelling = pool.submit(cancel)
-        recorded = classify_chunk(chunk.id, mill.bench)
-        given_up_after = time.monotonic() - cancelling.result(90)
-
-    # then its worker notices long before its end, nothing is recorded, and nobody takes it again
-    assert recorded == 0
-    assert given_up_after < 15.0
-    assert mill.predictions(job_id) == []
-    assert mill.chunk_row(chunk).state == ChunkState.DROPPED
-    assert (mill.status(job_id).state, mill.status(job_id).done) == (JobState.CANCELLED, 0)
-    assert classify_chunk(chunk.id, mill.bench) == 0
-
-
-def test_a_chunk_that_is_ready_when_its_job_is_cancelled_is_recorded_whole(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a job that is cancelled when its chunk's last image is being decoded
-    from worker.predicting import decode as module
-
-    job_id, chunk = mill.chunk([png(), b"no picture", png(255)])
-    real = module.decode
-
-    def decode(data: bytes, *arguments: object) -> object:
-        if data == png(255):
-            with mill.ledger.transaction() as connection:
-                assert end_job(connection, job_id, JobState.CANCELLED)
-        return real(data, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "decode", decode)
-
-    # when it is worked on, then all of its outcomes are there, and the job stays cancelled
-    assert classify_chunk(chunk.id, mill.bench) == 3
-    assert len(mill.predictions(job_id)) == 3
-    status = mill.status(job_id)
-    assert (status.state, status.succeeded, status.failed) == (JobState.CANCELLED, 2, 1)
-    assert mill.chunk_row(chunk).state == ChunkState.DONE
-
-
-def test_a_model_stays_loaded(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worker.predicting.classifier import Classifier
-
-    loads: list[Path] = []
-    real = Classifier.load.__func__  # type: ignore[attr-defined]
-
-    def counted(cls: type[Classifier], path: Path, *args: object, **kwargs: object) -> Classifier:
-        loads.append(path)
-        return real(cls, path, *args, **kwargs)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(Classifier, "load", classmethod(counted))
-    first = mill.bench.classifier(mill.model.id)
-
-    assert mill.bench.classifier(mill.model.id) is first
-    assert len(loads) == 1
+    monkeypatch.setattr("worker.context.read_payload", unavailable)
+    harness.classify()
+    [line] = caplog.messages
+    assert line == f"chunk {harness.chunk(released).id}: released, unavailable: The store cannot be read"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, NotFound, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job
 from jobs.ledger.progress import (
     Filter,
     JobStatus,

@@ -12,17 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk
-from jobs.ledger.settling import settle_job
 
 from jobs import ids
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger, progress
 from jobs.ledger import retention as retention_module
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job, settle_job
 from jobs.ledger.progress import Filter, JobStatus, job_status, stream_predictions
 from jobs.ledger.retention import delete_job, mark_purged
+from jobs.ledger.submission import NewChunk
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -43,12 +42,12 @@ PurgeAll = Callable[..., Purged]
 
 
 @pytest.fixture
-def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
     """`submitted(7)`: a job of so many images with their payloads, in chunks of three."""
 
     def submitted(images: int, *, key: str | None = None) -> Job:
         stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
-        job_id = submit(stream, ledger=ledger, store=store, bell=bell, chunk_images=3, key=key).job_id
+        job_id = submit(stream, ledger=ledger, store=store, publisher=publisher, chunk_images=3, key=key).job_id
         with ledger.reading() as connection:
             query = sa.select(
                 chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
@@ -173,13 +172,13 @@ def test_a_job_that_never_finished_is_kept_however_old_it_is(ledger, store, subm
     assert rows_of(ledger, receiving) == (1, 1, 0)
 
 
-def test_a_purged_job_is_not_tried_again(ledger, store, bell, submitted, worker, purge):
+def test_a_purged_job_is_not_tried_again(ledger, store, publisher, submitted, worker, purge):
     job = submitted(4)
     finish(worker, job)
     finished_ago(ledger, job, 1)
     purge(payloads=0)
     with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, bell=bell, chunk_images=3)
+        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
 
 
 # ---- whole jobs ---------------------------------------------------------------------------------------
@@ -668,7 +667,7 @@ def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, setting
         assert said == "done"
 
 
-def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, bell, submitted, worker, settings):
+def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, publisher, submitted, worker, settings):
     # Given a purge that was killed after a part of a job's predictions
     job = submitted(10)
     finish(
@@ -683,7 +682,7 @@ def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, bell, submi
     # Then its status says that its payloads are gone, and nobody can try it again
     assert status_of(ledger, job).purged_at is not None
     with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, bell=bell, chunk_images=3)
+        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
 
 
 def test_rows_of_other_jobs_are_never_touched(ledger, submitted, worker, purge):

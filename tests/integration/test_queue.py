@@ -10,25 +10,26 @@ from celery import Celery
 
 from jobs import queue
 from jobs.ids import new_id
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, RETRAIN_QUEUE, RETRAIN_TASK, Bell
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, RETRAIN_TASK
+from jobs.queue import KEY_PREFIX, Publisher
 from jobs.settings import Settings
 from tests.conftest import Broker
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
-def test_a_message_goes_to_its_own_queue_and_no_other(app: Celery, bell: Bell, broker: Broker) -> None:
-    bell.ring([new_id(), new_id()])
+def test_a_message_goes_to_its_own_queue_and_no_other(app: Celery, publisher: Publisher, broker: Broker) -> None:
+    publisher.ring([new_id(), new_id()])
     app.send_task(RETRAIN_TASK)
 
     assert broker.waiting(CLASSIFY_QUEUE) == 2
     assert broker.waiting(RETRAIN_QUEUE) == 1
-    assert bell.waiting() == 2
+    assert publisher.waiting() == 2
 
 
-def test_a_message_holds_the_chunks_id_in_json_and_nothing_else(bell: Bell, broker: Broker) -> None:
+def test_a_message_holds_the_chunks_id_in_json_and_nothing_else(publisher: Publisher, broker: Broker) -> None:
     chunk_id = new_id()
-    bell.ring([chunk_id])
+    publisher.ring([chunk_id])
 
     [message] = map(json.loads, broker.messages())
     assert message["content-type"] == "application/json"
@@ -36,12 +37,12 @@ def test_a_message_holds_the_chunks_id_in_json_and_nothing_else(bell: Bell, brok
     assert (args, kwargs) == ([chunk_id], {})
 
 
-def test_what_goes_ahead_is_taken_before_all_that_waits(bell: Bell, broker: Broker) -> None:
+def test_what_goes_ahead_is_taken_before_all_that_waits(publisher: Publisher, broker: Broker) -> None:
     # Given messages that wait, when one is to go ahead of them
     waiting = [new_id(), new_id()]
     small = new_id()
-    bell.ring(waiting)
-    bell.ring([small], ahead=True)
+    publisher.ring(waiting)
+    publisher.ring([small], ahead=True)
 
     # Then it is the next that is taken, as workers take them, and the others come as they did
     taken = []
@@ -52,51 +53,51 @@ def test_what_goes_ahead_is_taken_before_all_that_waits(bell: Bell, broker: Brok
 
 
 def test_what_goes_ahead_has_room_where_others_have_none(
-    bell: Bell, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 2)
+    monkeypatch.setattr(queue, "MAX_WAITING", 2)
     monkeypatch.setattr(queue, "MAX_AHEAD", 1)
 
-    assert bell.ring_for([(new_id(), False)] * 3) == 2
-    assert bell.ring_for([(new_id(), True), (new_id(), True), (new_id(), False)]) == 1
+    assert publisher.ring_for([(new_id(), False)] * 3) == 2
+    assert publisher.ring_for([(new_id(), True), (new_id(), True), (new_id(), False)]) == 1
     assert broker.waiting() == 3
 
 
 def test_small_jobs_have_so_many_messages_and_no_more(
-    bell: Bell, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a queue full of other messages
-    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 5)
+    monkeypatch.setattr(queue, "MAX_WAITING", 5)
     monkeypatch.setattr(queue, "MAX_AHEAD", 2)
-    assert bell.ring(new_id() for _ in range(6)) == 5
+    assert publisher.ring(new_id() for _ in range(6)) == 5
 
     # When five small jobs come, Then two of them have a message
     for _ in range(5):
-        bell.ring_for_small(new_id())
+        publisher.ring_for_small(new_id())
     assert broker.waiting() == 7
 
     # And when one is taken, one more has
     broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)
     for _ in range(5):
-        bell.ring_for_small(new_id())
+        publisher.ring_for_small(new_id())
     assert broker.waiting() == 7
 
 
 @pytest.mark.parametrize("foreign", [b"garbage", b"null", b"[]", b"{}", b'{"properties": []}', b"\xff\xfe"])
 def test_small_jobs_have_a_message_whatever_lies_on_the_queue(
-    bell: Bell, broker: Broker, foreign: bytes
+    publisher: Publisher, broker: Broker, foreign: bytes
 ) -> None:
     # Given a queue with so many messages that are none of ours that one of them is where we look
     for _ in range(queue.MAX_AHEAD):
         broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, foreign)
     # When a small job comes, Then it has its message
-    assert bell.ring_for_small(new_id()) == 1
-    assert not bell.silent
+    assert publisher.ring_for_small(new_id()) == 1
+    assert not publisher.unavailable
     assert broker.waiting() == queue.MAX_AHEAD + 1
 
 
-def test_an_empty_queue_has_nothing_waiting(bell: Bell, broker: Broker) -> None:  # noqa: ARG001
-    assert bell.waiting() == 0
+def test_an_empty_queue_has_nothing_waiting(publisher: Publisher, broker: Broker) -> None:  # noqa: ARG001
+    assert publisher.waiting() == 0
 
 
 def test_only_json_is_accepted_and_no_result_is_kept(app: Celery) -> None:
@@ -116,10 +117,10 @@ def test_a_broker_that_is_away_silences_the_bell_and_raises_nothing(settings: Se
     from jobs.queue import make_app
 
     gone = settings.model_copy(update={"broker_url": f"redis+socket://{settings.home}/nobody.sock"})
-    bell = Bell(make_app(gone))
+    publisher = Publisher(make_app(gone))
 
-    bell.ring_for_small(new_id())
-    assert bell.silent
-    bell.silent = False
-    assert bell.ring([new_id(), new_id()]) == 0
-    assert bell.silent
+    publisher.ring_for_small(new_id())
+    assert publisher.unavailable
+    publisher.unavailable = False
+    assert publisher.ring([new_id(), new_id()]) == 0
+    assert publisher.unavailable

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from worker.predicting.runtime import keras
 
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
@@ -21,6 +20,7 @@ from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
 from worker.learning import mnist
+from worker.predicting.tensorflow_runtime import keras
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -37,8 +37,8 @@ from jobs.ledger.runs import (
     latest_runs,
     verdict_on,
 )
-from jobs.messages import Message
-from jobs.queue import RETRAIN_TASK, make_app
+from jobs.messages import RETRAIN_TASK, Message
+from jobs.queue import make_app
 from jobs.registry import fetch_model, model_key
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
@@ -218,7 +218,7 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
     error: str,
 ) -> None:
     # given a champion on other images, at whose answers to these TensorFlow fails
-    from worker.predicting.runtime import tf
+    from worker.predicting.tensorflow_runtime import tf
 
     fewer = dataclasses.replace(
         little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk
-from jobs.ledger.pausing import pause_job
 from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger, retries
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.progress import job_status
 from jobs.ledger.retention import mark_purged
+from jobs.ledger.submission import NewChunk
 from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
@@ -37,14 +36,14 @@ Again = Callable[..., Retried]
 
 
 @pytest.fixture
-def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
+def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
     """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
 
     def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
         if isinstance(images, int):
             images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
         job_id = submit(
-            images, ledger=ledger, store=store, bell=bell, chunk_images=chunk_images, **options
+            images, ledger=ledger, store=store, publisher=publisher, chunk_images=chunk_images, **options
         ).job_id
         return Job(job_id, chunks_of(ledger, job_id))
 
@@ -52,7 +51,7 @@ def submitted(ledger, store, bell, champion) -> Submit:  # noqa: ARG001 -- there
 
 
 @pytest.fixture
-def again(ledger, store, bell) -> Again:
+def again(ledger, store, publisher) -> Again:
     """`again(job)` retries it, in chunks of three."""
 
     def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
@@ -61,7 +60,7 @@ def again(ledger, store, bell) -> Again:
             failed_only=failed_only,
             ledger=ledger,
             store=store,
-            bell=bell,
+            publisher=publisher,
             chunk_images=chunk_images,
         )
 

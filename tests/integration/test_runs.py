@@ -36,9 +36,10 @@ from jobs.ledger.runs import (
     run_to_ring,
     was_finished_by,
 )
-from jobs.ledger.workers import Presence, forget_worker, report_worker
+from jobs.ledger.workers import WorkerRow, forget_worker, report_worker
+from jobs.messages import RETRAIN_QUEUE
 from jobs.model import Model
-from jobs.queue import RETRAIN_QUEUE, Bell
+from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from labelmill.client import Client
@@ -231,7 +232,7 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
 
     # when there is a trainer, or one is at it, then that is no news
     with ledger.transaction() as connection:
-        report_worker(connection, Presence("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
+        report_worker(connection, WorkerRow("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
     with pytest.raises(Conflict) as told:
         ask(ledger)
     assert "trainer" not in str(told.value)
@@ -252,7 +253,7 @@ def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
     change(ledger, run_id, requested_at=db_now(-3600))
     if there:
         with ledger.transaction() as connection:
-            report_worker(connection, Presence("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
+            report_worker(connection, WorkerRow("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
 
     def looks(client: Client, run_id: str) -> Iterator[Run]:
         yield client.run(run_id)
@@ -551,11 +552,11 @@ def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
         assert data_line(look(ledger, claim.run_id)) == expected
 
 
-def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, bell: Bell, broker: Broker) -> None:
+def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, publisher: Publisher, broker: Broker) -> None:
     # given a run whose message waits, and a broker that forgets it
-    reconciler = Reconciler(ledger, bell, holder="anna")
+    reconciler = Reconciler(ledger, publisher, holder="anna")
     run_id = ask(ledger)
-    bell.ring_for_run(run_id)
+    publisher.request_run(run_id)
     assert broker.waiting(RETRAIN_QUEUE) == 1
     broker.client.flushall()
 
@@ -579,9 +580,9 @@ def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, bell: Bell,
 
 
 def test_the_reconciler_ends_what_nobody_will(
-    ledger: Ledger, bell: Bell, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler = Reconciler(ledger, bell, holder="anna")
+    reconciler = Reconciler(ledger, publisher, holder="anna")
     claim = take(ledger, ask(ledger), lost=True)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.RUNNING

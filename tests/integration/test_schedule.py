@@ -20,7 +20,8 @@ from jobs.errors import SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, lost_runs
 from jobs.ledger.runs import claim_run, latest_runs, request_run
-from jobs.queue import RETRAIN_QUEUE, make_app
+from jobs.messages import RETRAIN_QUEUE
+from jobs.queue import make_app
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from tests.conftest import Broker

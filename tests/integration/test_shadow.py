@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from PIL import Image
-from worker.bench import Bench
+from tests.bench_alone import time_out
 
 from jobs.errors import Conflict, ErrorCode, ModelRefused, NotFound
 from jobs.ids import new_id
@@ -23,6 +22,7 @@ from jobs.ledger.claims import claim_chunk, release_chunk
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.progress import Filter, Prediction, stream_predictions
 from jobs.ledger.shadows import KEPT_DISAGREEMENTS, SHADOW, Comparison, Disagreed, first_disagreements
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.registry import model_key, register_model
@@ -31,8 +31,8 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
 from labelmill.purging import Purge
-from tests.bench_alone import time_out
 from tests.conftest import plans_of
+from worker.context import WorkerContext
 from worker.predicting.classifier import Classifier
 from worker.predicting.pipeline import classify_chunk
 
@@ -42,9 +42,8 @@ DIGITS = tuple("0123456789")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Two models with other weights, so with other answers, one with the second's, and one without any."""
-    from worker.predicting.runtime import keras
-
     from worker.learning.training import build, save
+    from worker.predicting.tensorflow_runtime import keras
 
     folder = tmp_path_factory.mktemp("models")
     for name, seed in {"champion": 0, "challenger": 1, "challenger again": 1, "silent": 2}.items():
@@ -64,7 +63,7 @@ class Mill:
         self.ledger = ledger
         self.store = store
         self.files = files
-        self.bench = Bench(settings, processes=1)
+        self.bench = WorkerContext(settings, processes=1)
         self.champion = self.register("champion")
         self.point(CHAMPION, self.champion)
 
@@ -154,9 +153,8 @@ def picture(number: int) -> bytes:
 
 def labels_of(mill: Mill, model: Model, contents: Sequence[bytes], path: Path) -> list[str]:
     """What the model says of these images all by itself, by Keras."""
-    from worker.predicting.runtime import keras
-
     from worker.predicting.decode import decode
+    from worker.predicting.tensorflow_runtime import keras
 
     path.write_bytes(mill.store.get(model_key(model.sha256)))
     pixels = np.stack([decode(content, MNIST_INPUT) for content in contents])
@@ -460,7 +458,7 @@ def _time_out_in_other_words(*arguments: object, **named: object) -> None:
 
 @pytest.mark.parametrize("hang", [time_out(), _time_out_in_other_words], ids=["plain", "in other words"])
 @pytest.mark.parametrize(
-    "hangs", ["worker.bench.fetch_model", "worker.predicting.runtime.keras.saving.load_model"]
+    "hangs", ["worker.context.fetch_model", "worker.predicting.tensorflow_runtime.keras.saving.load_model"]
 )
 def test_a_challenger_that_is_not_loaded_within_the_time_limit_is_to_blame_and_not_refused(
     mill: Mill,

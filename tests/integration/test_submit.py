@@ -17,8 +17,6 @@ from pathlib import Path
 import fsspec
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
-from jobs.ledger.upkeep import fail_abandoned_jobs
 
 from jobs import queue
 from jobs.errors import (
@@ -33,11 +31,14 @@ from jobs.errors import (
 )
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job
+from jobs.ledger.maintenance import fail_abandoned_jobs
 from jobs.ledger.progress import job_status, latest_jobs
+from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
 from jobs.limits import JobLimits
+from jobs.messages import CLASSIFY_TASK
 from jobs.payloads import Payload, payload_key, read_payload
-from jobs.queue import CLASSIFY_TASK, Bell, make_app
+from jobs.queue import Publisher, make_app
 from jobs.references import Reference, Roots
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -60,7 +61,7 @@ def images(count: int, prefix: str = "") -> list[SourceImage]:
 
 
 @pytest.fixture
-def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a model
+def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be a model
     """`run(images)` submits them, in chunks of two."""
 
     def run(
@@ -73,7 +74,7 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
         limits=JobLimits(),  # noqa: B008 -- frozen
         ledger=ledger,
         store=store,
-        bell=bell,
+        publisher=publisher,
         on_progress=lambda _: None,
         on_wait=lambda _: None,
     ) -> Submitted:
@@ -81,7 +82,7 @@ def run(ledger, store, bell, champion):  # noqa: ARG001 -- there has to be a mod
             source,
             ledger=ledger,
             store=store,
-            bell=bell,
+            publisher=publisher,
             chunk_images=chunk_images,
             key=key,
             model_id=model_id,
@@ -512,7 +513,7 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
     run(
         images(4),
         store=LookingStore(settings.store, before_payload),
-        bell=LookingBell(app, before_message),
+        publisher=LookingBell(app, before_message),
     )
     onlooker.close()
 
@@ -530,7 +531,7 @@ def test_an_empty_job_is_refused_and_nothing_is_stored(run, nothing_is_left, bro
     assert broker.waiting() == 0
 
 
-def test_without_a_model_nothing_is_read_or_stored(ledger, store, bell, nothing_is_left, broker):
+def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, nothing_is_left, broker):
     # Given a ledger without a champion
     def source() -> Iterator[SourceImage]:
         pytest.fail("nobody needs these images")
@@ -538,7 +539,7 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, bell, nothing_
 
     # When something is submitted, Then it is said what is missing
     with pytest.raises(NotFound, match="labelmill train"):
-        submit(source(), ledger=ledger, store=store, bell=bell, chunk_images=2)
+        submit(source(), ledger=ledger, store=store, publisher=publisher, chunk_images=2)
     assert nothing_is_left()
     assert broker.waiting() == 0
 
@@ -798,7 +799,7 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
 
 @pytest.fixture
 def signs_come_fast(monkeypatch) -> None:
-    monkeypatch.setattr(alive, "SIGN_SECONDS", 0.02)
+    monkeypatch.setattr(alive, "HEARTBEAT_SECONDS", 0.02)
 
 
 def signs_are_given() -> bool:
@@ -993,33 +994,33 @@ def test_without_a_broker_the_job_is_stored_all_the_same(
 ):
     # Given a broker that is not there
     away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
-    bell = Bell(away)
+    publisher = Publisher(away)
     asked: list[None] = []
-    real = bell._noting_silence
+    real = publisher._noting_silence
 
     def noted():
         asked.append(None)
         return real()
 
-    monkeypatch.setattr(bell, "_noting_silence", noted)
+    monkeypatch.setattr(publisher, "_noting_silence", noted)
 
     # When a job of many chunks is submitted
-    submitted = run(images(9), bell=bell)
+    submitted = run(images(9), publisher=publisher)
     away.close()
 
-    # Then it is in the ledger, the broker was waited for once, and the bell knows that it was not heard
+    # Then it is in the ledger, the broker was waited for once, and the publisher knows that it was not heard
     with ledger.reading() as connection:
         status = job_status(connection, submitted.job_id)
     assert (status.state, status.total) == (JobState.RUNNING, 9)
     assert len(asked) == 1
-    assert bell.silent
+    assert publisher.unavailable
     assert broker.waiting() == 0
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
     # Given room for three messages
-    monkeypatch.setattr(queue, "MAX_OUTSTANDING", 3)
+    monkeypatch.setattr(queue, "MAX_WAITING", 3)
 
     # When a job of five chunks is submitted, Then the rest of them waits in the ledger
     job_id = run(images(10)).job_id
@@ -1027,9 +1028,9 @@ def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
     assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, job_id)[:3]]
 
 
-def test_a_bell_that_is_heard_is_not_silent(run, bell):
+def test_a_bell_that_is_heard_is_not_silent(run, publisher):
     run(images(3))
-    assert not bell.silent
+    assert not publisher.unavailable
 
 
 # ---- one job to a key ---------------------------------------------------------------------------------
@@ -1147,7 +1148,7 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(
         own = Ledger(ledger_url)
         app = make_app(settings)
         try:
-            return run(source(), key="mine", ledger=own, bell=Bell(app), chunk_images=100)
+            return run(source(), key="mine", ledger=own, publisher=Publisher(app), chunk_images=100)
         finally:
             app.close()
             own.close()
@@ -1241,7 +1242,7 @@ def test_who_comes_while_the_first_is_still_at_it_waits(run, ledger_url, setting
         own = Ledger(ledger_url)
         app = make_app(settings)
         try:
-            return run(source, key="mine", ledger=own, bell=Bell(app))
+            return run(source, key="mine", ledger=own, publisher=Publisher(app))
         finally:
             app.close()
             own.close()

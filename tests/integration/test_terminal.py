@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.evaluations import save_evaluation
 from jobs.ledger.models import CHAMPION, point_alias

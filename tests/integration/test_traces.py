@@ -21,12 +21,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from PIL import Image
-from worker.bench import Bench
 
 from jobs.errors import SourceError
 from jobs.ledger import Ledger
 from jobs.model import MNIST_INPUT, Model
-from jobs.queue import Bell
+from jobs.queue import Publisher
 from jobs.schema import ChunkState, chunks, jobs
 from jobs.settings import Settings
 from jobs.store import Store
@@ -36,6 +35,7 @@ from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Broker
 from tests.registering import register_digits
+from worker.context import WorkerContext
 from worker.predicting.pipeline import classify_chunk
 
 
@@ -73,14 +73,14 @@ def model(ledger: Ledger, store: Store, model_file: bytes) -> Model:
 
 
 @pytest.fixture
-def bench(settings: Settings, model: Model) -> Iterator[Bench]:  # noqa: ARG001 -- must be registered
-    with Bench(settings, processes=1) as bench:
+def bench(settings: Settings, model: Model) -> Iterator[WorkerContext]:  # noqa: ARG001 -- must be registered
+    with WorkerContext(settings, processes=1) as bench:
         yield bench
 
 
 @pytest.fixture
 def submit_digits(
-    ledger: Ledger, store: Store, bell: Bell, model: Model
+    ledger: Ledger, store: Store, publisher: Publisher, model: Model
 ) -> Callable[[Tracing | None, int], str]:
     """`submit_digits(tracing, 3)`: a job of so many images, the last of them broken, two a chunk."""
 
@@ -90,7 +90,7 @@ def submit_digits(
             SourceImage(f"hers-{number}.png", b"broken" if number == count - 1 else _png(), None, None)
             for number in range(count)
         )
-        return submit(images, ledger=ledger, store=store, bell=bell, chunk_images=2, tracing=tracing).job_id
+        return submit(images, ledger=ledger, store=store, publisher=publisher, chunk_images=2, tracing=tracing).job_id
 
     return submit_digits
 
@@ -120,7 +120,7 @@ def _trace_of(span: ReadableSpan) -> int:
 
 def test_of_a_chunk_that_was_left_the_images_are_told_that_it_recorded(
     ledger: Ledger,
-    bench: Bench,
+    bench: WorkerContext,
     traced: Traced,
     submit_digits: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_of_a_chunk_that_was_left_the_images_are_told_that_it_recorded(
 
 
 def test_a_job_is_one_trace_from_its_submission_to_its_rows(
-    ledger: Ledger, bench: Bench, traced: Traced, submit_digits: Callable[..., str], broker: Broker
+    ledger: Ledger, bench: WorkerContext, traced: Traced, submit_digits: Callable[..., str], broker: Broker
 ) -> None:
     # given a job that was submitted where traces are made
     before = time.time_ns()
@@ -228,7 +228,7 @@ def bench_model(ledger: Ledger, job_id: str) -> str:
 
 
 def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
-    ledger: Ledger, bench: Bench, store: Store, traced: Traced, submit_digits: Callable[..., str]
+    ledger: Ledger, bench: WorkerContext, store: Store, traced: Traced, submit_digits: Callable[..., str]
 ) -> None:
     # given a chunk whose payload is not to be had at first
     job_id = submit_digits(traced, 2)
@@ -260,7 +260,7 @@ def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
 @pytest.mark.parametrize("traceparent", [None, "00-nonsense", "x" * 55])
 def test_a_job_without_a_usable_trace_gets_one_a_chunk(
     ledger: Ledger,
-    bench: Bench,
+    bench: WorkerContext,
     traced: Traced,
     submit_digits: Callable[..., str],
     traceparent: str | None,
@@ -283,7 +283,7 @@ def test_a_job_without_a_usable_trace_gets_one_a_chunk(
 
 
 def test_a_submission_that_fails_says_so_without_a_name(
-    ledger: Ledger, store: Store, bell: Bell, model: Model, traced: Traced
+    ledger: Ledger, store: Store, publisher: Publisher, model: Model, traced: Traced
 ) -> None:
     # given images of which one of a later chunk cannot be read
     def images() -> Iterator[SourceImage]:
@@ -292,7 +292,7 @@ def test_a_submission_that_fails_says_so_without_a_name(
 
     assert model
     with pytest.raises(SourceError):
-        submit(images(), ledger=ledger, store=store, bell=bell, chunk_images=1, tracing=traced)
+        submit(images(), ledger=ledger, store=store, publisher=publisher, chunk_images=1, tracing=traced)
 
     # then its span has failed, and says no name
     [span] = traced.spans()
@@ -304,8 +304,8 @@ def test_a_submission_that_fails_says_so_without_a_name(
 def test_a_retry_is_a_submission_with_a_trace_of_its_own(
     ledger: Ledger,
     store: Store,
-    bell: Bell,
-    bench: Bench,
+    publisher: Publisher,
+    bench: WorkerContext,
     traced: Traced,
     submit_digits: Callable[..., str],
 ) -> None:
@@ -313,7 +313,7 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
     [chunk_id] = _chunk_ids(ledger, job_id)
     assert classify_chunk(chunk_id, bench) == 1
     retried = retry(
-        job_id, failed_only=True, ledger=ledger, store=store, bell=bell, chunk_images=2, tracing=traced
+        job_id, failed_only=True, ledger=ledger, store=store, publisher=publisher, chunk_images=2, tracing=traced
     )
     assert retried.submitted is not None
     first, second = traced.spans("submit")
@@ -364,7 +364,7 @@ _LOOK = """
 import logging, sys
 logging.basicConfig(level="INFO", format="%(message)s")
 {hide}
-import labelmill.client, producer.submit, worker.bench, worker.predicting.pipeline
+import labelmill.client, producer.submit, worker.context, worker.predicting.pipeline
 from jobs.traces import open_tracing
 print(open_tracing("labelmill-test"), any(name.startswith("opentelemetry.exporter") for name in sys.modules))
 """

@@ -9,24 +9,21 @@ from contextlib import closing, contextmanager
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.gathering import overdue_small
-from jobs.ledger.intake import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.ledger.pausing import hold_leftover_chunks, pause_job
-from jobs.ledger.upkeep import (
-    ABANDONED,
-    chunks_to_ring,
-    count_due,
-    drop_leftover_chunks,
-    end_standing_sessions,
-    fail_abandoned_jobs,
-    take_lock,
-)
-from jobs.ledger.waiting import who_waits
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
+from jobs.ledger.claims import Reason
+from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
+from jobs.ledger.maintenance import (
+    ABANDONED,
+    count_due,
+    end_standing_sessions,
+    fail_abandoned_jobs,
+    release_expired_claims,
+    take_lock,
+)
 from jobs.ledger.progress import job_status
+from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of
@@ -40,27 +37,6 @@ def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
 def due(ledger: Ledger, limit: int = 100) -> int:
     with ledger.reading() as connection:
         return count_due(connection, limit=limit)
-
-
-def ring(ledger: Ledger, limit: int = 100) -> list[str]:
-    with ledger.transaction() as connection:
-        return [chunk_id for chunk_id, _ in chunks_to_ring(connection, limit=limit)]
-
-
-def ids(job, *numbers: int) -> list[str]:
-    return [job.chunks[number].id for number in numbers]
-
-
-def ring_all(ledger: Ledger) -> list[str]:
-    """Whatever is due, however lately it was rung for."""
-    with ledger.transaction() as connection:
-        connection.execute(chunks.update().values(ring_after=None))
-    return ring(ledger)
-
-
-def rung_long_ago(ledger: Ledger, *chunk_ids: str) -> None:
-    with ledger.transaction() as connection:
-        connection.execute(chunks.update().where(chunks.c.id.in_(chunk_ids)).values(ring_after=db_now(-60)))
 
 
 # ---- the lock -----------------------------------------------------------------------------------------
@@ -115,26 +91,20 @@ def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
 # ---- what is due --------------------------------------------------------------------------------------
 
 
-def test_what_waits_or_lost_its_worker_is_due(ledger, make_job, worker):
-    # Given chunks in every state, and a job that is still being received
+def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
+    # Given chunks that are done, claimed, and in back-off; a cancelled job, and one that is still received
     job = make_job([1] * 4)
+    assert due(ledger) == 4
     worker.work(job.chunks[0])
-    worker.must_claim(job.chunks[1], lease_seconds=60)
-    worker.must_claim(job.chunks[2], lease_seconds=-1)
-    receiving = make_job([1], sealed=False)
+    worker.must_claim(job.chunks[1])
+    worker.release(worker.must_claim(job.chunks[2]), Reason.UNAVAILABLE)
+    make_job([1], sealed=False)
     cancelled = make_job([1, 1])
     with ledger.transaction() as connection:
         end_job(connection, cancelled.id, JobState.CANCELLED)
 
-    # Then due are: the one whose lease ran out, the one that waits, and the one of the job being received
-    assert due(ledger) == 3
-    found = ring_all(ledger)
-    assert sorted(found) == sorted(ids(job, 2, 3) + ids(receiving, 0))
-
-
-def test_nothing_is_due_in_an_empty_ledger(ledger):
-    assert due(ledger) == 0
-    assert ring_all(ledger) == []
+    # Then due are the one that waits, and the one of the job that is received
+    assert due(ledger) == 2
 
 
 def test_counting_stops_at_the_limit(ledger, make_job):
@@ -142,80 +112,26 @@ def test_counting_stops_at_the_limit(ledger, make_job):
     assert [due(ledger, limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
 
 
-def test_what_was_just_rung_for_is_left_alone(ledger, make_job):
-    # Given two chunks, one of them rung for a while ago
-    job = make_job([1, 1])
-    rung_long_ago(ledger, *ids(job, 1))
-
-    # When the reconciler looks, Then it rings for that one, and not for it again at once
-    assert ring(ledger) == ids(job, 1)
-    assert ring(ledger) == []
-
-    # And both are still due
-    assert due(ledger) == 2
-
-
-def test_what_was_never_rung_for_is_rung_for(ledger, make_job):
-    job = make_job([1, 1])
-    with ledger.transaction() as connection:
-        connection.execute(chunks.update().values(ring_after=None))
-    assert ring(ledger) == ids(job, 0, 1)
-
-
-def test_the_oldest_are_rung_for_first(ledger, make_job):
-    # Given four chunks, the later ones older
-    job = make_job([1] * 4)
-    with ledger.transaction() as connection:
-        for age, chunk_id in enumerate(ids(job, 0, 1, 2, 3)):
-            connection.execute(
-                chunks.update()
-                .where(chunks.c.id == chunk_id)
-                .values(created_at=db_now(-age), ring_after=None)
-            )
-
-    # When there is room for some, Then the oldest come first; nobody is passed over
-    assert sorted(ring(ledger, limit=2)) == sorted(ids(job, 3, 2))
-    assert ring(ledger, limit=1) == ids(job, 1)
-    assert ring(ledger) == ids(job, 0)
-    assert ring(ledger) == []
-
-
-def test_the_oldest_come_first_whether_they_wait_or_have_lost_their_worker(ledger, make_job, worker):
-    # Given three chunks, each older than the one before, and the one in the middle has lost its worker
-    job = make_job([1] * 3)
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
-    with ledger.transaction() as connection:
-        for age, chunk_id in enumerate(ids(job, 0, 1, 2)):
-            connection.execute(
-                chunks.update()
-                .where(chunks.c.id == chunk_id)
-                .values(created_at=db_now(-age), ring_after=None)
-            )
-
-    # When there is room for one at a time, Then they come in the order of their age
-    assert [ring(ledger, limit=1) for _ in range(4)] == [*([one] for one in ids(job, 2, 1, 0)), []]
-
-
 def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
-    # Given a cancelled job with a chunk whose worker died and one that is being worked on, and another job
+    # Given a cancelled job with a chunk whose worker died and one that a worker has, and another job
     job, other = make_job([1, 1, 1]), make_job([1, 1])
     worker.work(job.chunks[0])
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
     at_work = worker.must_claim(job.chunks[2])
-    worker.must_claim(other.chunks[0], lease_seconds=-1)
+    worker.must_claim(job.chunks[1], lease_seconds=-1)
     with ledger.transaction() as connection:
         end_job(connection, job.id, JobState.CANCELLED)
 
-    # When the reconciler tidies up
+    # When the reconciler releases what expired, and drops what is left over
     with ledger.transaction() as connection:
+        assert release_expired_claims(connection) == 1
         drop_leftover_chunks(connection)
 
-    # Then only what nobody is at any more is dropped, and nobody is called for it
+    # Then only what no worker has is dropped, and it is not due
     with ledger.reading() as connection:
         states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
-    assert [states[chunk_id] for chunk_id in ids(job, 0, 1, 2)] == ["done", "dropped", "claimed"]
-    assert [states[chunk_id] for chunk_id in ids(other, 0, 1)] == ["claimed", "pending"]
-    assert sorted(ring_all(ledger)) == sorted(ids(other, 0, 1))
+    assert [states[chunk.id] for chunk in job.chunks] == ["done", "dropped", "claimed"]
+    assert [states[chunk.id] for chunk in other.chunks] == ["pending", "pending"]
+    assert due(ledger) == 2
     worker.finish(at_work)
 
 
@@ -224,7 +140,7 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
 ):
     # Given a chunk of a cancelled job that was passed over, because somebody had it locked, and two that
     # wait before it; and a reconciler that looks at two
-    monkeypatch.setattr("jobs.ledger.upkeep.LOOKED_AT", 2)
+    monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 2)
     other, job = make_job([1, 1]), make_job([1])
     with ledger.transaction() as connection:
         end_job(connection, job.id, JobState.CANCELLED)
@@ -241,23 +157,13 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     assert tidy() == "dropped"
 
 
-def test_small_jobs_that_are_gathered_are_not_rung_for_one_by_one(ledger, make_job, worker):
-    # Given small jobs that wait, and chunks that have to be taken alone
-    _gathered = [make_job([1]) for _ in range(3)]
-    tried, large, coming_in = make_job([1]), make_job([1, 1]), make_job([1], sealed=False)
-    worker.release(worker.must_claim(tried.chunks[0]))
-
-    # When it is rung for all that is due, Then for the latter only
-    assert ring_all(ledger) == ids(tried, 0) + ids(large, 0, 1) + ids(coming_in, 0)
-
-
 # ---- when very much waits -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job, worker, monkeypatch):
     # Given a ledger of many finished jobs and many chunks that wait, and PostgreSQL knows it
-    monkeypatch.setattr("jobs.ledger.upkeep.LOOKED_AT", 100)
+    monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 100)
     worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
     large, paused = make_job([1]).id, make_job([1]).id
     with ledger.transaction() as connection:
@@ -274,16 +180,14 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
     with ledger.transaction() as connection:
         connection.exec_driver_sql("ANALYZE")
 
-    # When a reconciler looks, and a worker in the middle of a chunk
+    # When a reconciler looks
     sent: list[tuple[str, object]] = []
     sa.event.listen(ledger.engine, "before_cursor_execute", lambda *told: sent.append((told[2], told[3])))
     with ledger.transaction() as connection:
         count_due(connection, limit=100)
-        chunks_to_ring(connection, limit=100)
+        release_expired_claims(connection)
         drop_leftover_chunks(connection)
         hold_leftover_chunks(connection)
-        overdue_small(connection)
-        who_waits(connection, seconds=1, after=large)
         asked = list(sent)
         plans = [
             "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
@@ -291,8 +195,7 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
         ]
 
     # Then none of their statements reads all chunks, or all jobs
-    assert len(plans) == 9
-    plans[-1] = plans[-1].replace("Seq Scan on workers", "")  # of which there is a row each
+    assert len(plans) == 5
     for plan in plans:
         assert "Seq Scan" not in plan, plan
 
@@ -448,7 +351,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
     ledger, make_job, worker, new_worker, monkeypatch
 ):
     # Given a worker that stands still in the middle of recording, beyond its lease and our patience
-    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     with standing_still(worker, claim) as recorded:
@@ -470,7 +373,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
 @on_postgresql
 def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
     # Given somebody who has a job's row locked, and does not read the long answer to its statement
-    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
     job = make_job([1])
     standing = Ledger(ledger.engine.url).engine.raw_connection()
     try:
@@ -502,7 +405,7 @@ def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, wo
 def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
     make_job, worker, empty_postgresql_url, monkeypatch
 ):
-    monkeypatch.setattr("jobs.ledger.upkeep.STANDSTILL_SECONDS", 0)
+    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0)
     job = make_job([2])
     with closing(Ledger(empty_postgresql_url)) as other:
         with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:

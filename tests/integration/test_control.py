@@ -8,18 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.pausing import hold_leftover_chunks, pause_job, resume_job
-from jobs.ledger.upkeep import chunks_to_ring, count_due, drop_leftover_chunks
-from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
-from jobs.errors import Conflict, ErrorCode, LeaseLost, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import VANISHED, end_job
+from jobs.ledger.control import (
+    drop_leftover_chunks,
+    end_job,
+    hold_leftover_chunks,
+    pause_job,
+    resume_job,
+)
+from jobs.ledger.maintenance import count_due, release_expired_claims
 from jobs.ledger.progress import JobStatus, job_status
-from jobs.queue import Bell
+from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
+from jobs.queue import Publisher
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
@@ -40,14 +44,9 @@ def pause(ledger: Ledger, job) -> bool:
         return pause_job(connection, job.id)
 
 
-def resume(ledger: Ledger, job) -> list[str] | None:
+def resume(ledger: Ledger, job) -> int | None:
     with ledger.transaction() as connection:
-        waiting = resume_job(connection, job.id, limit=1_000)
-    return None if waiting is None else [chunk_id for chunk_id, _ in waiting]
-
-
-def to_ring(connection: Connection) -> list[str]:
-    return [chunk_id for chunk_id, _ in chunks_to_ring(connection, limit=100)]
+        return resume_job(connection, job.id, limit=1_000)
 
 
 def cancel(ledger: Ledger, job) -> bool:
@@ -56,7 +55,9 @@ def cancel(ledger: Ledger, job) -> bool:
 
 
 def hold_leftovers(ledger: Ledger) -> None:
+    """As the reconciler does, after it has released what expired."""
     with ledger.transaction() as connection:
+        release_expired_claims(connection)
         hold_leftover_chunks(connection)
 
 
@@ -76,10 +77,6 @@ def due(ledger: Ledger) -> int:
         return count_due(connection, limit=100)
 
 
-def ids(job, *numbers: int) -> list[str]:
-    return [job.chunks[number].id for number in numbers]
-
-
 # ---- the usual way ------------------------------------------------------------------------------------
 
 
@@ -96,9 +93,6 @@ def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker)
     assert states_of(ledger, job) == [DONE, CLAIMED, HELD, HELD]
     assert worker.claim(job.chunks[2]) is None
     assert due(ledger) == 1
-    with ledger.transaction() as connection:
-        connection.execute(chunks.update().values(ring_after=None))
-        assert to_ring(connection) == ids(other, 0)
     worker.work(other.chunks[0])
 
     # And what was in work is recorded, and the job stands still
@@ -115,8 +109,8 @@ def test_a_resumed_job_goes_on_where_it_was(ledger, make_job, worker):
     worker.work(job.chunks[0])
     pause(ledger, job)
 
-    # When it is resumed, Then its waiting chunks are named in order, and can be claimed
-    assert resume(ledger, job) == ids(job, 1, 2)
+    # When it is resumed, Then its waiting chunks are counted, and can be claimed
+    assert resume(ledger, job) == 2
     assert states_of(ledger, job) == [DONE, PENDING, PENDING]
     assert not status_of(ledger, job).paused
     for chunk in job.chunks[1:]:
@@ -133,7 +127,7 @@ def test_pausing_twice_is_pausing_once(ledger, make_job):
     assert pause(ledger, job)
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(jobs.c.paused_at)) == since
-    assert resume(ledger, job) == ids(job, 0)
+    assert resume(ledger, job) == 1
     assert resume(ledger, job) is None
 
 
@@ -176,10 +170,9 @@ def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, wo
     assert states_of(ledger, job) == [HELD]
     assert due(ledger) == 0
 
-    # And when the job is resumed it is rung for at once, though it was given back just now
-    assert resume(ledger, job) == ids(job, 0)
-    with ledger.transaction() as connection:
-        assert to_ring(connection) == ids(job, 0)
+    # And when the job is resumed it is due
+    assert resume(ledger, job) == 1
+    assert due(ledger) == 1
 
 
 def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, make_job, worker):
@@ -190,63 +183,15 @@ def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, mak
     worker.release(claim)
 
     # When the job is resumed, Then it can be claimed like the one that was held
-    assert resume(ledger, job) == ids(job, 1)
+    assert resume(ledger, job) == 2
     for chunk in job.chunks:
         worker.work(chunk)
     assert status_of(ledger, job).state == JobState.DONE
 
 
-def test_a_worker_that_died_while_its_job_was_paused_has_crashed(ledger, make_job, new_worker):
-    # Given a chunk of a paused job whose worker was never heard of again
-    anna, ben = new_worker("anna"), new_worker("ben")
-    job = make_job([1])
-    lost = anna.must_claim(job.chunks[0], lease_seconds=-1)
-    pause(ledger, job)
-
-    # When the reconciler looks, Then the chunk is held, and its crash counted as a claim would count it
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD]
-    resume(ledger, job)
-    claim = ben.must_claim(job.chunks[0])
-    assert (claim.crashes, claim.crash_code, claim.error) == (1, ErrorCode.QUARANTINED, VANISHED)
-
-    # And the first worker, should it come back, records nothing
-    with pytest.raises(LeaseLost):
-        anna.finish(lost)
-    ben.finish(claim)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_a_worker_that_is_alive_keeps_its_chunk_through_a_pause(ledger, make_job, worker):
-    job = make_job([1])
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-    hold_leftovers(ledger)
-    worker.renew(claim)
-    assert states_of(ledger, job) == [CLAIMED]
-    worker.finish(claim)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_a_chunk_that_crashed_or_was_split_while_its_job_was_paused_is_held(ledger, make_job, worker):
-    # Given two chunks in work of a paused job
-    job = make_job([4, 1])
-    split, crashed = (worker.must_claim(chunk) for chunk in job.chunks)
-    pause(ledger, job)
-
-    # When one is split and the other crashes, Then the halves and the other one are held
-    worker.split(split)
-    worker.crash(crashed)
-    hold_leftovers(ledger)
-    assert sorted(states_of(ledger, job)) == sorted([ChunkState.SPLIT, HELD, HELD, HELD])
-
-    # And all of them are there again when it is resumed
-    assert len(resume(ledger, job) or []) == 3
-
-
 def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
     job, other = make_job([1]), make_job([1, 1])
-    worker.must_claim(other.chunks[0], lease_seconds=-1)
+    worker.must_claim(other.chunks[0])
     worker.must_claim(job.chunks[0], lease_seconds=-1)
     pause(ledger, job)
     hold_leftovers(ledger)
@@ -278,7 +223,7 @@ def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
     assert worker.claim(added) is None
 
     # And it is done after it was resumed
-    assert resume(ledger, job) == [*ids(job, 0), added.id]
+    assert resume(ledger, job) == 2
     worker.work(job.chunks[0])
     worker.work(added)
     assert status_of(ledger, job).state == JobState.DONE
@@ -320,9 +265,9 @@ def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
     status = status_of(ledger, job)
     assert (status.state, status.paused) == (JobState.CANCELLED, False)
 
-    # And the reconciler holds nothing of it, whichever it does first
+    # And the reconciler holds nothing of it
     hold_leftovers(ledger)
-    assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
+    assert states_of(ledger, job) == [CLAIMED, DROPPED, DROPPED]
     with ledger.transaction() as connection:
         drop_leftover_chunks(connection)
     worker.finish(claim)
@@ -348,7 +293,7 @@ def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job,
             wait_until_blocked()
 
         # Then both chunks are let go
-        assert resumed.result(30) == ids(job, 0, 1)
+        assert resumed.result(30) == 2
     assert states_of(ledger, job) == [PENDING, PENDING]
 
 
@@ -360,7 +305,7 @@ def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, mak
     pause(ledger, job)
     worker.release(claim)
     with ledger.transaction() as connection:
-        assert resume_job(connection, job.id, limit=1_000) == [(*ids(job, 1), False)]
+        assert resume_job(connection, job.id, limit=1_000) == 2
 
         # When the reconciler looks before the resume is committed, Then it neither waits nor holds anything
         hold_leftovers(ledger)
@@ -553,7 +498,7 @@ def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
     pause(ledger, job)
 
     # When the reconciler ticks
-    assert Reconciler(ledger, Bell(app), holder="here").tick() == 0
+    assert Reconciler(ledger, Publisher(app), holder="here").tick() == 0
 
     # Then all is held, and no message waits
     assert states_of(ledger, job) == [HELD, HELD]

@@ -11,29 +11,29 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
-from worker.gate import MAX_MESSAGE_BYTES, admit
 
 from jobs.ids import new_id
-from jobs.messages import MessageError
-from jobs.queue import CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, Bell
+from jobs.messages import CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, MessageError
+from jobs.queue import Publisher
 from tests.conftest import Broker
+from worker.message_filter import MAX_MESSAGE_BYTES, admit
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
 @on_one_database
-def test_what_a_producer_rings_passes(bell: Bell, broker: Broker) -> None:
+def test_what_a_producer_rings_passes(publisher: Publisher, broker: Broker) -> None:
     chunk_id = new_id()
-    bell.ring([chunk_id])
+    publisher.ring([chunk_id])
     [message] = broker.messages()
     assert task_of(admit(message)) == (CLASSIFY_TASK, [[chunk_id], {}, {}])
     assert len(message) < MAX_MESSAGE_BYTES / 8
 
 
 @on_one_database
-def test_what_rings_for_a_training_run_passes(bell: Bell, broker: Broker) -> None:
+def test_what_rings_for_a_training_run_passes(publisher: Publisher, broker: Broker) -> None:
     run_id = new_id()
-    bell.ring_for_run(run_id)
+    publisher.request_run(run_id)
     [message] = broker.messages(RETRAIN_QUEUE)
     assert task_of(admit(message)) == (RETRAIN_TASK, [[run_id], {}, {}])
 
@@ -47,9 +47,9 @@ def test_what_the_beat_of_an_older_version_sent_is_dropped(app: Celery, broker: 
 
 
 @on_one_database
-def test_what_comes_back_from_a_lost_worker_passes(app: Celery, bell: Bell, broker: Broker) -> None:
+def test_what_comes_back_from_a_lost_worker_passes(app: Celery, publisher: Publisher, broker: Broker) -> None:
     # given a message that was taken and put back
-    bell.ring([new_id()])
+    publisher.ring([new_id()])
     with app.connection_for_read() as connection:
         channel = connection.channel()
         got: list[Any] = []

@@ -8,8 +8,6 @@ import socket
 import pytest
 import sqlalchemy as sa
 from kombu.exceptions import OperationalError
-from worker.bench import owner_name
-from worker.presence import WorkerRow
 
 from jobs.errors import Unavailable
 from jobs.ids import new_id
@@ -18,23 +16,26 @@ from jobs.ledger.runs import claim_run, request_run
 from jobs.ledger.workers import (
     FORGOTTEN_SECONDS,
     GONE_SECONDS,
-    Presence,
+    WorkerRow,
     WorkerStatus,
     list_workers,
     report_worker,
 )
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE, Bell, make_app
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.queue import Publisher, make_app
 from jobs.schema import db_now
 from jobs.schema import workers as table
 from jobs.settings import Settings
 from labelmill.readiness import Part, readiness
 from worker import presence as presence_module
+from worker.context import owner_name
+from worker.heartbeat import WorkerRow
 from worker.reconcile import Reconciler
 
 
 @pytest.fixture
-def row(ledger, bell) -> WorkerRow:
-    return WorkerRow(ledger, bell, queue=CLASSIFY_QUEUE)
+def row(ledger, publisher) -> WorkerRow:
+    return WorkerRow(ledger, publisher, queue=CLASSIFY_QUEUE)
 
 
 def listed(ledger: Ledger) -> list[WorkerStatus]:
@@ -46,7 +47,7 @@ def report(ledger: Ledger, name: str, *, queue: str = CLASSIFY_QUEUE, children: 
     """A worker of this host's."""
     names = [f"{name}-child{number}" for number in range(children)]
     with ledger.transaction() as connection:
-        presence = Presence(name, socket.gethostname(), queue, names, "0.1.0")
+        presence = WorkerRow(name, socket.gethostname(), queue, names, "0.1.0")
         report_worker(connection, presence, up_seconds=5)
 
 
@@ -97,7 +98,7 @@ def test_a_sign_is_given_when_it_is_due_or_processes_have_changed(ledger, row, m
 
     # And when it is time, it is seen again
     let_pass(ledger, 100)
-    monkeypatch.setattr(presence_module, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(presence_module, "HEARTBEAT_SECONDS", 0.0)
     assert row.tick([17])
     [worker] = listed(ledger)
     assert worker.seen_seconds < 50
@@ -106,7 +107,7 @@ def test_a_sign_is_given_when_it_is_due_or_processes_have_changed(ledger, row, m
 def test_a_worker_without_a_broker_gives_no_sign(ledger, settings, short_folder):
     # Given a broker that is away, and a ledger that is well
     away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
-    row = WorkerRow(ledger, Bell(away), queue=CLASSIFY_QUEUE)
+    row = WorkerRow(ledger, Publisher(away), queue=CLASSIFY_QUEUE)
 
     # When it is time for a sign, Then none is given
     with pytest.raises(OperationalError):
@@ -144,7 +145,7 @@ def test_a_worker_that_stops_takes_its_row_away(ledger, row):
     assert [worker.name for worker in listed(ledger)] == ["another"]
 
 
-def test_a_worker_that_was_not_seen_for_a_day_is_forgotten(ledger, bell):
+def test_a_worker_that_was_not_seen_for_a_day_is_forgotten(ledger, publisher):
     # Given two workers that were seen long ago, one of them less than a day
     report(ledger, "long gone")
     let_pass(ledger, FORGOTTEN_SECONDS + 1)
@@ -155,7 +156,7 @@ def test_a_worker_that_was_not_seen_for_a_day_is_forgotten(ledger, bell):
         )
 
     # When somebody reconciles, Then one is left
-    Reconciler(ledger, bell, holder="anna").tick()
+    Reconciler(ledger, publisher, holder="anna").tick()
     [worker] = listed(ledger)
     assert (worker.name, worker.alive) == ("gone", False)
 
@@ -164,7 +165,7 @@ def test_a_process_of_the_same_name_is_another_worker(ledger):
     # In a container the main process has the same name after each restart.
     report(ledger, "host/1")
     with ledger.transaction() as connection:
-        report_worker(connection, Presence("host/1", "host", RETRAIN_QUEUE, ["a", "b"], "9"), up_seconds=0)
+        report_worker(connection, WorkerRow("host/1", "host", RETRAIN_QUEUE, ["a", "b"], "9"), up_seconds=0)
     [worker] = listed(ledger)
     assert (worker.queue, worker.processes, worker.version) == (RETRAIN_QUEUE, 2, "9")
 
@@ -187,7 +188,7 @@ def test_the_worker_of_another_host_or_queue_is_no_sign_of_ones_own(ledger, sett
     # Given a trainer here, and a worker elsewhere
     report(ledger, "host/1", queue=RETRAIN_QUEUE)
     with ledger.transaction() as connection:
-        there = Presence("there/1", "there", CLASSIFY_QUEUE, ["there/2"], "0")
+        there = WorkerRow("there/1", "there", CLASSIFY_QUEUE, ["there/2"], "0")
         report_worker(connection, there, up_seconds=1)
 
     # Then this host has a trainer, and no worker

@@ -15,7 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from worker.bench import Bench
+from worker.context import WorkerContext
 
 def strike(*_):
     raise SoftTimeLimitExceeded
@@ -32,7 +32,7 @@ settings = Settings.load()
 open_ledger(settings).close()
 signal.signal(signal.SIGUSR1, strike)
 sys.meta_path.insert(0, Half())
-with Bench(settings, processes=1) as bench:
+with WorkerContext(settings, processes=1) as bench:
     try:
         bench.warm_up()
     except SoftTimeLimitExceeded:
@@ -70,11 +70,11 @@ _FROZEN: Final = """
 import gc
 from jobs.settings import Settings
 from labelmill.migrating import open_ledger
-from worker.bench import Bench
+from worker.context import WorkerContext
 
 settings = Settings.load()
 open_ledger(settings).close()
-with Bench(settings, processes=1) as bench:
+with WorkerContext(settings, processes=1) as bench:
     bench.warm_up()
     print(gc.get_freeze_count() > 100_000, len(gc.get_objects()) < 20_000)
     model = bench._classifiers["a model"] = ["of many objects"]

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk, add_chunk, discard_job, seal_job
-from jobs.ledger.outcomes import Classified, record_outcomes
 from psycopg.errors import UniqueViolation
 
 from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
+from jobs.ledger.control import end_job
 from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
+from jobs.ledger.results import Classified, record_results
+from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
 
@@ -490,8 +490,6 @@ def test_a_job_taken_back_leaves_nothing(ledger, make_job, worker):
 
     # And the worker at it loses its claim, its results with it
     with pytest.raises(LeaseLost):
-        worker.renew(claim)
-    with pytest.raises(LeaseLost):
         worker.finish(claim)
     assert rows_left(ledger) == {"jobs": 1, "chunks": 1, "predictions": 0}
 
@@ -544,7 +542,7 @@ def test_a_connection_that_breaks_among_the_rows_is_a_service_that_is_down(
             pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
             end_it = f"SELECT pg_terminate_backend({pid}, 5000)"
             outcomes = interrupted(sevens("a", "b"), lambda: postgresql_server.execute(end_it))
-            record_outcomes(connection, [Classified(claim, outcomes)])
+            record_results(connection, [Classified(claim, outcomes)])
 
     # When the outcomes are recorded, Then it is nobody's fault
     with pytest.raises(Unavailable):
@@ -565,7 +563,7 @@ def test_a_database_that_gives_up_among_the_rows_is_a_service_that_is_down(make_
     def record():
         with worker.ledger.transaction() as connection:
             connection.exec_driver_sql("SET LOCAL statement_timeout = '20ms'")
-            record_outcomes(
+            record_results(
                 connection, [Classified(claim, interrupted(sevens("a", "b"), lambda: time.sleep(0.1)))]
             )
 
@@ -584,7 +582,7 @@ def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker)
         with worker.ledger.transaction() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-            record_outcomes(connection, [Classified(claim, sevens(*["a rather long name.png"] * 5_000))])
+            record_results(connection, [Classified(claim, Outcomes.of(sevens(*["a rather long name.png"] * 5_000)))])
 
     # When the outcomes are recorded, Then it is nobody's fault
     with pytest.raises(Unavailable, match="full"):

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import (
+
+from jobs.errors import Conflict, NotFound, Stopped
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.control import end_job, pause_job
+from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.submission import (
     ABANDONED_SECONDS,
     KeyHolder,
     NewChunk,
@@ -19,13 +25,6 @@ from jobs.ledger.intake import (
     seal_job,
     touch_job,
 )
-from jobs.ledger.pausing import pause_job
-
-from jobs.errors import Conflict, NotFound, Stopped
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.claims import end_job
-from jobs.ledger.progress import JobStatus, job_status
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
 
 
@@ -77,16 +76,15 @@ def test_a_job_grows_with_its_chunks(ledger, champion):
     assert sealed.submitted_at is not None
 
 
-def test_a_chunk_that_is_added_waits_and_counts_as_rung(ledger, make_job):
+def test_a_chunk_that_is_added_waits(ledger, make_job):
     # Given a job with a chunk
     job = make_job([3], sealed=False)
 
-    # Then the chunk waits, and its message counts as sent: its producer is just about to
+    # Then the chunk waits
     with ledger.reading() as connection:
         row = connection.execute(sa.select(chunks).where(chunks.c.job_id == job.id)).one()
     assert (row.state, row.attempts, row.token, row.owner) == (ChunkState.PENDING, 0, None, None)
     assert (row.first_index, row.images, row.finished_at) == (0, 3, None)
-    assert row.rung_at is not None
 
 
 def test_each_chunk_is_a_sign_of_life(ledger, make_job):
