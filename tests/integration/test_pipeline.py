@@ -1,4 +1,4 @@
-"""Claims from the ledger and back: what becomes of an image, and of everything that can go wrong with a claim.
+"""Claims from the ledger and back: what becomes of images, and of all that can go wrong with a claim.
 
 Most tests read labels out of pictures with `tests.faults.light`; those that need TensorFlow say `keras`.
 """
@@ -355,7 +355,8 @@ def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_a
     # given an image that is alone in its chunk, and whose worker died three times
     job_id = harness.submit(digits(1))
     for _ in range(3):
-        worker.release(worker.claim_one(), reason)
+        [claim] = worker.claim_next()
+        worker.release(claim, reason)
 
     # when it is next, then nobody decodes it, and the job is done
     before_decoding(monkeypatch, lambda: pytest.fail("it was decoded"))
@@ -552,7 +553,7 @@ def test_a_worker_that_lost_its_lease_records_nothing(
         with worker.ledger.transaction() as connection:
             connection.execute(chunks.update().values(lease_until=db_now(-1)))
             assert release_expired_claims(connection) == 1
-        taken.append(worker.claim_one())
+        taken.extend(worker.claim_next())
 
     taken: list[Any] = []
     before_decoding(monkeypatch, take_over)
@@ -655,7 +656,7 @@ def test_a_chunk_of_a_job_that_is_cancelled_meanwhile_is_recorded_whole(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a job that is cancelled while its first chunk is decoded
-    job_id = harness.submit(digits(5), sizes=[3, 2])
+    job_id = harness.submit(digits(103), sizes=[3, 100])
 
     def cancel() -> None:
         with harness.ledger.transaction() as connection:
