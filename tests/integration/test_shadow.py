@@ -230,10 +230,10 @@ def test_a_broken_challenger_costs_the_job_nothing(
     breaks: str,
 ) -> None:
     # given a job with a shadow, and a challenger that cannot be used
-    job_id = submit_images(digits(70), chunk_images=35)
+    job_id = submit_images(digits(10), chunk_images=5)
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
-    assert harness.classify() == 70
+    assert harness.classify() == 10
     before = harness.labels(job_id), [tuple(row) for row in harness.chunks(job_id)]
     if breaks == "its file is another one":
         harness.store.put(model_key(challenger.sha256), keras_file(b"exchanged"))
@@ -257,7 +257,7 @@ def test_a_broken_challenger_costs_the_job_nothing(
     # then the shadow has ended, and the job is as it was
     assert harness.status(shadow.id).state == ("done" if breaks == "it crashes" else "failed")
     assert (harness.labels(job_id), [tuple(row) for row in harness.chunks(job_id)]) == before
-    assert harness.labels(job_id) == list(DIGITS) * 7
+    assert harness.labels(job_id) == list(DIGITS)
     assert harness.status(job_id).state == "done"
     with harness.ledger.reading() as connection:
         assert compare(connection, challenger.id).images == 0
