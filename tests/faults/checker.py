@@ -145,7 +145,7 @@ def _wrong(
 def _check_chunks(verdict: Verdict, select: _Select, job_id: str, images: int) -> None:
     """Finished chunks cover every index exactly once, and nothing is left open."""
     chunks = select("SELECT state, first_index, images FROM chunks WHERE job_id = ?", job_id)
-    left = Counter(state for state, *_ in chunks if state not in ("done", "split"))
+    left = Counter(state for state, *_ in chunks if state != "done")
     if left:
         verdict.problems.append(f"chunks that are not at their end: {dict(left)}")
     covered = Counter(_indices((first, size) for state, first, size in chunks if state == "done"))
@@ -166,15 +166,13 @@ def _check_counters(verdict: Verdict, select: _Select, job_id: str) -> None:
     [(succeeded, failed)] = select(
         "SELECT count(label), count(error) FROM predictions WHERE job_id = ?", job_id
     )
-    [(done,)] = select("SELECT count(*) FROM chunks WHERE job_id = ? AND state = 'done'", job_id)
     found = select(
-        "SELECT state, total, succeeded, failed, chunks, chunks_done, finished_at IS NOT NULL, "
+        "SELECT state, total, succeeded, failed, finished_at IS NOT NULL, "
         "(SELECT count(*) FROM models WHERE models.id = jobs.model_id) FROM jobs WHERE id = ?",
         job_id,
     )
-    wanted = [("done", verdict.images, succeeded, failed, done, done, True, 1)]
+    wanted = [("done", verdict.images, succeeded, failed, True, 1)]
     if found != wanted:
         verdict.problems.append(
-            "state, total, succeeded, failed, chunks, chunks_done, has an end, models are "
-            f"{found}, and by the rows {wanted}"
+            f"state, total, succeeded, failed, has an end, models are {found}, and by the rows {wanted}"
         )

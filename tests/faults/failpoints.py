@@ -14,12 +14,11 @@ seam, so that one worker serves many trials.
 | `COPY` | the first outcomes are on their way to PostgreSQL, which waits for the next |
 | `before COMMIT` | the outcomes are written in an open transaction |
 | `COMMIT` | the same, and what happens next happens to the COMMIT |
-| `after COMMIT` | the outcomes, or the halves, are committed |
-| `split` | a split is written in an open transaction |
+| `after COMMIT` | the outcomes are committed |
+| `cut` | a cut is written in the claim's open transaction |
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
-| `..., in between` | any of these, of a small job that is served in the middle of a large chunk |
 | `run claimed` | a trainer's child has claimed a training run |
 | `epoch` | an epoch is written in an open transaction |
 | `saved` | the trained model is in a temporary file, nowhere else |
@@ -53,11 +52,13 @@ if os.environ.get("FAULT_CLASSIFIER") != "keras":
 
     sys.modules["worker.predicting.classifier"] = light
 
-import jobs.ledger.outcomes
 import psycopg
 from celery.concurrency.asynpool import AsynPool
 from sqlalchemy.engine import make_url
 
+import jobs.ledger.claims
+import jobs.ledger.results
+import worker.context
 import worker.predicting.decode
 import worker.reconcile
 import worker.requests
@@ -218,7 +219,7 @@ _ACTIONS: _Actions = {
 def passing(seam: str) -> bool:
     """Does what the plan has for this seam; whether it asks for the transaction's answer to be lost."""
     unanswered = False
-    for rule in plan.due(f"{seam}, in between" if _InBetween.now else seam):
+    for rule in plan.due(seam):
         if rule.action == "lose the answer":
             unanswered = True
         elif rule.action.startswith("SIG"):
@@ -276,19 +277,13 @@ def _wrap(module: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     return put
 
 
-class _InBetween:
-    """Whether this process is at a small job, in the middle of a large chunk."""
-
-    now = False
-
-
 class _Answer:
     """Whether the answer to this process's next COMMIT gets lost."""
 
     lost = False
 
 
-@_wrap(worker.tasks, "classify_chunk")
+@_wrap(pipeline, "classify_next")
 def _task(original: Callable[..., int], *args: Any) -> int:
     passing("after pop")
     recorded = original(*args)
@@ -296,59 +291,57 @@ def _task(original: Callable[..., int], *args: Any) -> int:
     return recorded
 
 
-@_wrap(pipeline, "_serve")
-def _serving(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    _InBetween.now = True
-    try:
-        original(*args, **kwargs)
-    finally:
-        _InBetween.now = False
-
-
-@_wrap(pipeline, "claim_chunk")
+@_wrap(pipeline, "claim_next")
 def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    claim = original(*args, **kwargs)
-    if claim is not None:
+    claims = original(*args, **kwargs)
+    if claims:
         _Answer.lost = passing("claim")
-    return claim
+    return claims
+
+
+@_wrap(jobs.ledger.claims, "cut")
+def _cutting(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    original(*args, **kwargs)
+    passing("cut")
 
 
 @_wrap(pipeline, "_claim")
-def _claimed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    claim = original(*args, **kwargs)
-    if claim is not None:
+def _claimed(original: Callable[..., Any], *args: Any) -> Any:
+    claims = original(*args)
+    if claims:
         passing("after claim")
-    return claim
+    return claims
 
 
-@_wrap(pipeline, "read_payload")
-def _reading(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+@_wrap(worker.context, "read_payload")
+def _reading(original: Callable[..., Any], *args: Any) -> Any:
     passing("reading")
-    return original(*args, **kwargs)
+    return original(*args)
 
 
-@_wrap(pipeline, "_outcomes")
-def _predicted(original: Callable[..., Any], *args: Any) -> Any:
-    outcomes = original(*args)
+@_wrap(pipeline, "classify_images")
+def _predicted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    outcomes = original(*args, **kwargs)
     passing("after predict")
     return outcomes
 
 
-@_wrap(pipeline, "record_outcomes")
-def _recording(original: Callable[..., None], connection: Any, *args: Any) -> None:
+@_wrap(pipeline, "record_results")
+def _recording(original: Callable[..., Any], connection: Any, *args: Any) -> Any:
     _Seam.connection = connection
     with _room(connection):
         passing("writing")
         try:
-            original(connection, *args)
+            recorded = original(connection, *args)
         except LeaseLost:
             plan.log("lease lost")
             raise
     passing("before COMMIT")
     _Answer.lost = passing("COMMIT")
+    return recorded
 
 
-@_wrap(jobs.ledger.outcomes, "_copy")
+@_wrap(jobs.ledger.results, "_copy")
 def _copying(original: Callable[..., None], *args: Any) -> None:
     *before, rows = args
 
@@ -361,16 +354,11 @@ def _copying(original: Callable[..., None], *args: Any) -> None:
     original(*before, watched())
 
 
-@_wrap(pipeline, "split_chunk")
-def _splitting(original: Callable[..., None], *args: Any) -> None:
-    original(*args)
-    passing("split")
-
-
-@_wrap(pipeline, "_write")
-def _written(original: Callable[..., None], *args: Any) -> None:
-    original(*args)
+@_wrap(pipeline, "_record")
+def _written(original: Callable[..., Any], *args: Any) -> Any:
+    recorded = original(*args)
     passing("after COMMIT")
+    return recorded
 
 
 @_wrap(worker.requests.LastingRequest, "acknowledge")

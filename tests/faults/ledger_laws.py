@@ -11,10 +11,6 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-_HALF: Final = """EXISTS (
-    SELECT 1 FROM chunks s WHERE s.state = 'split' AND s.job_id = c.job_id AND s.images > c.images
-    AND s.first_index <= c.first_index AND c.first_index + c.images <= s.first_index + s.images)"""
-
 #: A law, and the query that finds the id of what breaks it.
 LAWS: Final = {
     "an image has one outcome at the most": """
@@ -31,40 +27,34 @@ LAWS: Final = {
         SELECT j.id FROM jobs j
         WHERE j.succeeded <> (SELECT count(*) FROM predictions p WHERE p.job_id = j.id AND p.error IS NULL)
         OR j.failed <> (SELECT count(*) FROM predictions p WHERE p.job_id = j.id AND p.error IS NOT NULL)""",
-    "a job counts its chunks: all but those that were split, and those that are done": """
+    "a job counts its images": """
         SELECT j.id FROM jobs j
-        WHERE j.chunks <> (SELECT count(*) FROM chunks c WHERE c.job_id = j.id AND c.state <> 'split')
-        OR j.chunks_done <> (SELECT count(*) FROM chunks c WHERE c.job_id = j.id AND c.state = 'done')
-        OR j.total <> (SELECT coalesce(sum(c.images), 0) FROM chunks c
-                       WHERE c.job_id = j.id AND c.state <> 'split')""",
+        WHERE j.total <> (SELECT coalesce(sum(c.images), 0) FROM chunks c WHERE c.job_id = j.id)""",
     "the chunks of a job lie side by side, without a gap or a place that two have": """
-        SELECT c.id FROM chunks c WHERE c.state <> 'split' AND c.first_index <> (
-            SELECT coalesce(sum(b.images), 0) FROM chunks b WHERE b.job_id = c.job_id AND b.state <> 'split'
+        SELECT c.id FROM chunks c WHERE c.first_index <> (
+            SELECT coalesce(sum(b.images), 0) FROM chunks b WHERE b.job_id = c.job_id
             AND b.first_index < c.first_index)""",
-    "every attempt of a chunk ended in a release, a crash or its end, or is the one that goes on": f"""
-        SELECT c.id FROM chunks c WHERE c.attempts <> c.releases + c.crashes
-            - CASE WHEN c.images > 1 AND {_HALF} THEN 1 ELSE 0 END
-            + CASE WHEN c.state IN ('claimed', 'done', 'split') THEN 1 ELSE 0 END""",
+    "every release and every crash of a chunk was an attempt": """
+        SELECT c.id FROM chunks c WHERE c.attempts < c.releases + c.crashes
+            + CASE WHEN c.state IN ('claimed', 'done') THEN 1 ELSE 0 END""",
     "a claimed chunk has a token, an owner and a lease": """
         SELECT id FROM chunks
         WHERE state = 'claimed' AND (token IS NULL OR owner IS NULL OR lease_until IS NULL)""",
     "a chunk is held where its job is paused and can be resumed": """
         SELECT c.id FROM chunks c JOIN jobs j ON j.id = c.job_id
         WHERE c.state = 'held' AND (j.paused_at IS NULL OR j.state NOT IN ('receiving', 'running'))""",
-    "a job is done when all its chunks are, and it is sealed": """
-        SELECT id FROM jobs WHERE (state = 'done' AND (chunks_done <> chunks OR submitted_at IS NULL))
-        OR (state = 'running' AND (chunks_done = chunks OR submitted_at IS NULL))""",
+    "a job is done when all its images have an outcome, and it is sealed": """
+        SELECT id FROM jobs WHERE (state = 'done' AND (succeeded + failed <> total OR submitted_at IS NULL))
+        OR (state = 'running' AND (succeeded + failed = total OR submitted_at IS NULL))""",
     "a job that has ended says when": """
         SELECT id FROM jobs WHERE (finished_at IS NULL) <> (state IN ('receiving', 'running'))""",
     # No equations: what is taken back or purged stays counted.
     "what was recorded was counted": """
         SELECT 'images' AS id WHERE (SELECT count(*) FROM predictions) > (
             SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'images')
-        UNION ALL SELECT c.state FROM chunks c WHERE c.state IN ('done', 'split') GROUP BY c.state
+        UNION ALL SELECT c.state FROM chunks c WHERE c.state = 'done' GROUP BY c.state
         HAVING count(*) > (
             SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'attempts' AND label = c.state)
-        UNION ALL SELECT 'released' WHERE (SELECT coalesce(sum(releases), 0) FROM chunks) > (
-            SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'attempts' AND label = 'released')
         UNION ALL SELECT j.state FROM jobs j WHERE j.state IN ('done', 'failed', 'cancelled') GROUP BY j.state
         HAVING count(*) > (
             SELECT coalesce(sum(value), 0) FROM counters WHERE name = 'jobs' AND label = j.state)""",

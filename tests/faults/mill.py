@@ -24,8 +24,8 @@ from celery import Celery
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
 from jobs.ledger.progress import job_status
-from jobs.messages import Message
-from jobs.queue import CLASSIFY_QUEUE, CLASSIFY_TASK, KEY_PREFIX, RETRAIN_QUEUE, Bell, make_app
+from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
+from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
@@ -217,15 +217,17 @@ class Mill:
 
     # ---- jobs -------------------------------------------------------------------------------------------
 
-    def submit(self, images: Sequence[Picture], *, chunk_images: int, bell: Bell | None = None) -> str:
+    def submit(
+        self, images: Sequence[Picture], *, chunk_images: int, publisher: Publisher | None = None
+    ) -> str:
         """Submits a job; gives back its id."""
-        own = bell or Bell(self.app)
+        own = publisher or Publisher(self.app)
         try:
             return submit(
                 (image.source for image in images),
                 ledger=self.ledger,
                 store=self.store,
-                bell=own,
+                publisher=own,
                 chunk_images=chunk_images,
             ).job_id
         finally:
@@ -240,13 +242,13 @@ class Mill:
                 names.append(image.name)
                 yield image
 
-        bell = Bell(self.app)
-        with contextlib.closing(bell):
+        publisher = Publisher(self.app)
+        with contextlib.closing(publisher):
             submitted = submit(
                 noted(),
                 ledger=self.ledger,
                 store=self.store,
-                bell=bell,
+                publisher=publisher,
                 chunk_images=self.settings.chunk_images,
             )
         return submitted.job_id, names
@@ -299,13 +301,12 @@ class Mill:
         verdict.wait_for_silence = self.wait_for_silence
         return verdict
 
-    def messages(self, chunk_id: str, count: int) -> list[bytes]:
-        """Messages for the chunk as they lie in the broker, each with an id of its own; they are not sent."""
+    def wake_ups(self, count: int) -> list[bytes]:
+        """Wake-ups as they lie in the broker, each with an id of its own; they are not sent."""
         key = KEY_PREFIX + RETRAIN_QUEUE  # nobody here reads that queue: into it, and out again
         with self.app.connection_for_write() as connection, self.redis() as client:
             for _ in range(count):
-                arguments = Message(chunk_id).encode()
-                self.app.send_task(CLASSIFY_TASK, args=arguments, queue=RETRAIN_QUEUE, connection=connection)
+                self.app.send_task(CLASSIFY_TASK, args=(), queue=RETRAIN_QUEUE, connection=connection)
             sent: list[bytes] = client.rpop(key, count)  # type: ignore[assignment]
         return [message.replace(RETRAIN_QUEUE.encode(), CLASSIFY_QUEUE.encode()) for message in sent]
 

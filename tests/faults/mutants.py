@@ -116,7 +116,7 @@ def _mutant(name: str, test: str, *changes: Change, raises: tuple[str, ...] = ()
 
 
 def _bell_mutant(name: str, test: str, change: Change) -> Mutant:
-    """`test`: the one that is about this guard, below tests/integration. The state machine has a bell of its
+    """`test`: the one that is about this guard, below tests/integration. The state machine has a publisher of its
     own, and seldom loses the one message that this is about.
     """
     return Mutant(name, (f"tests/integration/{test}",), (change,))
@@ -360,7 +360,7 @@ MUTANTS: Final = (
         "test_reconcile.py::test_for_one_of_the_small_jobs_that_wait_is_rung_whatever_else_waits",
         Change(
             _RECONCILE,
-            "rung = 0 if small is None else bell.ring_for_small(small)",
+            "rung = 0 if small is None else publisher.ring_for_small(small)",
             "rung = 0",
         ),
     ),

@@ -1,42 +1,39 @@
-"""The same message many times, at once and in any order: it is a doorbell, and rings for nothing new."""
+"""The same wake-up many times, at once and in any order: there is no more work for it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
 
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, Bell
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import KEY_PREFIX, Publisher
 from tests.faults.checker import chunk_rows, stored_rows
 from tests.faults.mill import Mill
 from tests.faults.pictures import pictures
 from tests.faults.trials import Matrix
 
 
-class _Postman(Bell):
-    """Keeps a job's messages, to deliver them all together."""
+class _Postman(Publisher):
+    """Keeps the wake-ups of a job, to deliver them all together."""
 
     def __init__(self, mill: Mill) -> None:
         super().__init__(mill.app)
         self._mill = mill
-        self.chunk_ids: list[str] = []
+        self.kept = 0
 
-    def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:  # noqa: ARG002
-        self.chunk_ids += chunk_ids
+    def wake_up(self, count: int = 1) -> int:
+        self.kept += count
         return 0
 
     def deliver(self, times: Iterable[int], chance: random.Random) -> None:
-        """Each message so many times: as one that was handed out again, with the same id, or sent anew."""
-        messages = [
-            message
-            for chunk_id, count in zip(self.chunk_ids, times, strict=True)
-            for message in self._copies(chunk_id, count)
-        ]
+        """Each wake-up so many times: as one that was handed out again, with the same id, or sent again."""
+        messages = [message for count in times for message in self._copies(count)]
         chance.shuffle(messages)
         with self._mill.redis() as client:
             client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, *messages)
 
-    def _copies(self, chunk_id: str, count: int) -> list[bytes]:
-        sent = self._mill.messages(chunk_id, (count + 1) // 2)
+    def _copies(self, count: int) -> list[bytes]:
+        sent = self._mill.wake_ups((count + 1) // 2)
         return [*sent, *sent[: count - len(sent)]]
 
 
@@ -50,8 +47,8 @@ def test_a_message_delivered_many_times_counts_once(mills: list[Mill], matrix: M
             jobs = []
             for mill in mills:
                 postman = _Postman(mill)
-                jobs.append(mill.submit(images, chunk_images=20, bell=postman))
-                postman.deliver([chance.randint(2, 50) for _ in postman.chunk_ids], chance)
+                jobs.append(mill.submit(images, chunk_images=20, publisher=postman))
+                postman.deliver([chance.randint(2, 50) for _ in range(postman.kept)], chance)
 
             # then each chunk was worked on once
             for mill, job in zip(mills, jobs, strict=True):
@@ -72,8 +69,8 @@ def test_ten_times_every_message_gives_the_same_rows(mills: list[Mill], matrix: 
             again = []
             for mill in mills:
                 postman = _Postman(mill)
-                again.append(mill.submit(images, chunk_images=25, bell=postman))
-                postman.deliver([10] * len(postman.chunk_ids), random.Random())
+                again.append(mill.submit(images, chunk_images=25, publisher=postman))
+                postman.deliver([10] * postman.kept, random.Random())
 
             # then the rows are the same, byte for byte
             for mill, once, tenfold in zip(mills, plain, again, strict=True):

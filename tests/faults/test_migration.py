@@ -1,97 +1,69 @@
-"""A migration while workers of an older version go on: nothing is lost, old and new work side by side. And
-one that cannot have its lock: it gives up, and nobody waits behind it.
+"""An upgrade in the middle of a job loses nothing. And a migration that cannot have its lock gives up, and
+nobody waits behind it.
 """
 
 from __future__ import annotations
 
-import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
 import sqlalchemy as sa
-from alembic.script import ScriptDirectory
-from jobs.ledger.outcomes import Classified, record_outcomes
 
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_chunk
+from jobs.ledger.claims import Claim, claim_next
+from jobs.ledger.control import resume_job
 from jobs.ledger.database import revision
-from jobs.outcomes import Outcome
-from jobs.schema import metadata
-from labelmill.migrating import alembic_config, upgrade
+from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.results import Classified, record_results
+from jobs.outcomes import Outcome, Outcomes
+from labelmill.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
 from tests.secured import conninfo
 
-CHUNKS = 150
+#: The version before messages stopped to name chunks: its schema, and a job in the middle of its work there.
+BEFORE = "0008"
 IMAGES = 10
+NOW = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')", "postgresql": "clock_timestamp()"}
 
-#: Times the upgrade may be run until it finds a moment without a lock in its way.
-UPGRADES = 5
-
-#: The statements of the version whose schema is migration 0001, as it sent them.
-NOW = {
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
-    "postgresql": "clock_timestamp()",
-}
-LATER = {
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', '+2 seconds')",
-    "postgresql": "clock_timestamp() + interval '2 seconds'",
-}
-OLD_CLAIM = """
-UPDATE chunks
-SET state = 'claimed', token = :token, owner = :owner, attempts = attempts + 1, lease_until = {later}
-WHERE id = :id AND (state = 'pending' OR (state = 'claimed' AND lease_until < {now}))
-RETURNING first_index
-"""
-OLD_FINISH = """
-UPDATE chunks SET state = 'done', lease_until = NULL, finished_at = {now}
-WHERE id = :id AND token = :token AND state = 'claimed'
-"""
-OLD_INSERT = """
-INSERT INTO predictions (job_id, "index", name, label, confidence) VALUES (:job, :index, :name, :label, 0.5)
-"""
-OLD_COUNT = """
-UPDATE jobs SET succeeded = succeeded + :images, chunks_done = chunks_done + 1,
-  state = CASE WHEN state = 'running' AND chunks_done + 1 = chunks THEN 'done' ELSE state END,
-  finished_at = CASE WHEN state = 'running' AND chunks_done + 1 = chunks THEN {now} ELSE finished_at END
-WHERE id = :job
-"""
+#: The job's chunks as that version left them: state, place of its first ten images, attempts, crashes.
+CHUNKS = [
+    ("done", 0, 1, 0),
+    ("pending", 1, 0, 0),
+    ("claimed", 2, 1, 0),  # its worker was killed for the upgrade
+    ("split", 3, 3, 2),
+    ("pending", 4, 2, 1),
+]
 
 
-@pytest.mark.parametrize("begin", ["the first version", "the version before"])
-def test_a_migration_under_load_loses_nothing(empty_ledger: Ledger, matrix: Matrix, begin: str) -> None:
-    with matrix.trials(f"migration under load, from {begin}", "I1-I3", short=2, long=10) as trials:
-        for number in range(trials.wanted // 2):
-            if number:
-                _drop_all(empty_ledger)
+def test_an_upgrade_in_the_middle_of_a_job_loses_nothing(empty_ledger: Ledger, matrix: Matrix) -> None:
+    with matrix.trials("upgrade in the middle of a job", "I1-I3", short=2, long=10) as trials:
+        for _ in range(trials.wanted // 2):
+            _drop_all(empty_ledger)
 
-            # given a ledger of an older version, and its workers on a job
-            upgrade(empty_ledger, "0001" if begin == "the first version" else _version_before(empty_ledger))
-            old_work = _new_work if _is_enough_for_us(empty_ledger) else _old_work
-            job, chunk_ids = _old_job(empty_ledger)
-            over = threading.Event()
-            with _workers(empty_ledger, partial(old_work, owner="old"), job, chunk_ids, over):
-                _until_done(empty_ledger, job, CHUNKS // 5)
+            # given a ledger of the version before, with chunks in every state, and a paused job beside it
+            upgrade(empty_ledger, BEFORE)
+            job, late, paused = _old_jobs(empty_ledger)
 
-                # when the ledger is migrated, and workers of this version come to them
-                _upgrade_in_a_quiet_moment(empty_ledger)
-                assert _done(empty_ledger, job) < CHUNKS, "the migration came too late to be under load"
-                with _workers(empty_ledger, partial(_new_work, owner="new"), job, chunk_ids, over):
-                    _until_done(empty_ledger, job, CHUNKS)
-                    over.set()
+            # when it is upgraded, and workers of this version go on
+            upgrade(empty_ledger)
+            _work_until_done(empty_ledger)
+            with empty_ledger.transaction() as connection:
+                assert resume_job(connection, paused, limit=10) == 1
+            _work_until_done(empty_ledger)
 
-            # then every image has one outcome, and both have had their share
-            expected = [Expected(f"{index}.png", str(index % 10)) for index in range(CHUNKS * IMAGES)]
-            trials.ran(1, check_job(_url(empty_ledger), job, expected))
-            with empty_ledger.reading() as connection:
-                owners = set(connection.scalars(sa.text("SELECT owner FROM chunks")))
-            assert owners == {"old", "new"}
+            # then a worker of the version before that comes back late records nothing
+            with pytest.raises(LeaseLost), empty_ledger.transaction() as connection:
+                record_results(connection, [_classified(late)])
+
+            # and every image of both jobs has one outcome
+            for id_, chunks in ((job, 5), (paused, 1)):
+                expected = [Expected(f"{index}.png", str(index % 10)) for index in range(chunks * IMAGES)]
+                trials.ran(1 if id_ == job else 0, check_job(_url(empty_ledger), id_, expected))
 
 
 @pytest.mark.parametrize("empty_ledger", ["postgresql"], indirect=True)
@@ -112,7 +84,8 @@ def test_a_migration_that_cannot_have_its_lock_gives_up_and_nobody_waits_behind_
             assert revision(connection) == "0004"
 
         # and who writes jobs does not wait for the reader, as behind a migration they would
-        _old_job(empty_ledger)
+        with empty_ledger.transaction() as connection:
+            connection.execute(sa.text("UPDATE jobs SET error = NULL"))
         reader.rollback()
 
     # and when nobody is in its way, it goes through
@@ -123,154 +96,114 @@ def _url(ledger: Ledger) -> str:
     return ledger.engine.url.render_as_string(hide_password=False)
 
 
-def _version_before(ledger: Ledger) -> str:
-    with ledger.reading() as connection:
-        scripts = ScriptDirectory.from_config(alembic_config(connection))
-    head = scripts.get_revision("head")
-    assert head is not None
-    assert isinstance(head.down_revision, str)
-    return head.down_revision
-
-
-def _is_enough_for_us(ledger: Ledger) -> bool:
-    """Whether the ledger has all tables and columns that the workers of now ask for: these are then as good
-    as those of its version, whose code is not here.
-    """
-    with ledger.reading() as connection:
-        found = sa.MetaData()
-        found.reflect(connection)
-    return all(
-        table.name in found.tables and {*table.c.keys()} <= {*found.tables[table.name].c.keys()}
-        for table in metadata.sorted_tables
-    )
-
-
-def _old_job(ledger: Ledger) -> tuple[str, list[str]]:
-    job, model = new_id(), new_id()
-    chunk_ids = [new_id() for _ in range(CHUNKS)]
+def _old_jobs(ledger: Ledger) -> tuple[str, Claim, str]:
+    """A job in the middle of its work, a claim that its worker still believes in, and a paused job."""
+    job, paused, model, token = new_id(), new_id(), new_id(), new_id()
+    now = NOW[ledger.engine.dialect.name]
     with ledger.transaction() as connection:
-        run = _runner(connection)
+
+        def run(statement: str, **values: object) -> None:
+            connection.execute(sa.text(statement.replace("NOW", now)), values)
+
         run(
-            "INSERT INTO models "
-            "(id, architecture, sha256, size_bytes, classes, input_spec, metrics, created_at) VALUES ("
-            ":id, 'dense', :id, 1, '[]', '{{}}', '{{}}', {now})",
+            "INSERT INTO models (id, architecture, sha256, size_bytes, classes, input_spec, metrics,"
+            " created_at) VALUES (:id, 'dense', :id, 1, '[]', '{}', '{}', NOW)",
             id=model,
         )
-        run(
-            "INSERT INTO jobs (id, state, model_id, total, chunks, created_at, touched_at, submitted_at) "
-            "VALUES (:id, 'running', :model, :total, :chunks, {now}, {now}, {now})",
-            id=job,
-            model=model,
-            total=CHUNKS * IMAGES,
-            chunks=CHUNKS,
-        )
-        for place, chunk_id in enumerate(chunk_ids):
+        for id_, chunks, done, since in ((job, 5, 1, None), (paused, 1, 0, "NOW")):
             run(
-                "INSERT INTO chunks "
-                "(id, job_id, first_index, images, payload, payload_sha256, state, created_at) VALUES ("
-                ":id, :job, :first, :images, '', '', 'pending', {now})",
-                id=chunk_id,
-                job=job,
+                "INSERT INTO jobs (id, state, model_id, total, succeeded, chunks, chunks_done, paused_at,"
+                " created_at, touched_at, submitted_at) VALUES (:id, 'running', :model, :total, :succeeded,"
+                f" :chunks, :done, {since or 'NULL'}, NOW, NOW, NOW)",
+                id=id_,
+                model=model,
+                total=chunks * IMAGES,
+                succeeded=done * IMAGES,
+                chunks=chunks,
+                done=done,
+            )
+        rows = [(job, *chunk) for chunk in CHUNKS] + [(paused, "held", 0, 0, 0)]
+        ids = {}
+        for job_id, state, place, attempts, crashes in rows:
+            ids[job_id, state] = id_ = new_id()
+            run(
+                "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state,"
+                " attempts, crashes, token, owner, lease_until, rung_at, ring_after, created_at) VALUES"
+                " (:id, :job, :first, :images, '', '', :state, :attempts, :crashes, :token, 'old', "
+                f"{'NOW' if state == 'claimed' else 'NULL'}, NOW, NOW, NOW)",
+                id=id_,
+                job=job_id,
                 first=place * IMAGES,
                 images=IMAGES,
+                state=state,
+                attempts=attempts,
+                crashes=crashes,
+                token=token if state == "claimed" else None,
             )
-    return job, chunk_ids
+        # The halves of the one that was split.
+        for half in range(2):
+            run(
+                "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256,"
+                " payload_offset, state, crashes, crash_code, created_at) VALUES (:id, :job, :first,"
+                " :images, '', '', :offset, 'pending', 1, 'quarantined', NOW)",
+                id=new_id(),
+                job=job,
+                first=3 * IMAGES + half * IMAGES // 2,
+                images=IMAGES // 2,
+                offset=half * IMAGES // 2,
+            )
+        for index in range(IMAGES):
+            run(
+                'INSERT INTO predictions (job_id, "index", name, label, confidence)'
+                " VALUES (:job, :index, :name, :label, 0.5)",
+                job=job,
+                index=index,
+                name=f"{index}.png",
+                label=str(index % 10),
+            )
+    late = Claim(
+        chunk_id=ids[job, "claimed"],
+        token=token,
+        job_id=job,
+        model_id=model,
+        first_index=2 * IMAGES,
+        images=IMAGES,
+        payload="",
+        payload_digest="",
+        payload_offset=0,
+        attempts=1,
+        releases=0,
+        crashes=0,
+        crash_code=None,
+        error=None,
+        traceparent=None,
+    )
+    return job, late, paused
 
 
-def _old_work(ledger: Ledger, job: str, chunk_id: str, *, owner: str) -> None:
-    token = new_id()
-    with ledger.transaction() as connection:
-        claimed = _runner(connection)(OLD_CLAIM, id=chunk_id, token=token, owner=owner).one_or_none()
-    if claimed is None:
-        return
-    with ledger.transaction() as connection:
-        run = _runner(connection)
-        if run(OLD_FINISH, id=chunk_id, token=token).rowcount != 1:
-            raise LeaseLost
-        for index in range(claimed.first_index, claimed.first_index + IMAGES):
-            run(OLD_INSERT, job=job, index=index, name=f"{index}.png", label=str(index % 10))
-        run(OLD_COUNT, job=job, images=IMAGES)
+def _work_until_done(ledger: Ledger) -> None:
+    with closing(Ledger(ledger.engine.url)) as own:
+        while claims := _claim(own):
+            with own.transaction() as connection:
+                record_results(connection, list(map(_classified, claims)))
 
 
-def _new_work(ledger: Ledger, _job: str, chunk_id: str, *, owner: str) -> None:
+def _claim(ledger: Ledger) -> list[Claim]:
     with ledger.transaction() as connection:
-        claim = claim_chunk(connection, chunk_id, lease_seconds=2.0, owner=owner)
-    if claim is None:
-        return
-    indices = range(claim.first_index, claim.first_index + claim.images)
-    with ledger.transaction() as connection:
-        record_outcomes(
-            connection, [Classified(claim, [Outcome(f"{i}.png", str(i % 10), 0.5) for i in indices])]
+        release_expired_claims(connection)
+        return claim_next(
+            connection, owner="new", token=new_id(), lease_seconds=60.0, images_for=lambda _model: 512
         )
 
 
-@contextmanager
-def _workers(
-    ledger: Ledger,
-    work: Callable[[Ledger, str, str], None],
-    job: str,
-    chunk_ids: list[str],
-    over: threading.Event,
-) -> Iterator[None]:
-    """Two workers, each with a connection of its own, that try chunks until it is over."""
-    failures: list[BaseException] = []
-
-    def labour() -> None:
-        chance = random.Random()
-        try:
-            with closing(Ledger(ledger.engine.url)) as own:
-                while not over.is_set():
-                    chunk_id = chance.choice(chunk_ids)
-                    # What could not be written is tried again; where a claim gets lost by that, after its
-                    # lease.
-                    _again(lambda chunk_id=chunk_id: work(own, job, chunk_id), over)
-                    over.wait(0.005)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=labour) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    assert not failures, failures
+def _classified(claim: Claim) -> Classified:
+    indices = range(claim.first_index, claim.first_index + claim.images)
+    return Classified(claim, Outcomes.of(_outcomes(indices)))
 
 
-def _again(step: Callable[[], None], over: threading.Event) -> None:
-    while not over.is_set():
-        try:
-            step()
-        except Unavailable:
-            over.wait(0.05)
-        else:
-            break
-
-
-def _upgrade_in_a_quiet_moment(ledger: Ledger) -> None:
-    for _ in range(UPGRADES):
-        with suppress(Unavailable):  # a lock was in its way: it has changed nothing, and is run again
-            upgrade(ledger)
-            return
-    pytest.fail(f"{UPGRADES} times the upgrade did not get through")
-
-
-def _until_done(ledger: Ledger, job: str, chunks: int) -> None:
-    waiting = threading.Event()
-    for _ in range(6_000):
-        if _done(ledger, job) >= chunks:
-            return
-        waiting.wait(0.01)
-    pytest.fail(f"{_done(ledger, job)} chunks are done, not {chunks}")
-
-
-def _done(ledger: Ledger, job: str) -> int:
-    with ledger.reading() as connection:
-        found = connection.scalar(sa.text("SELECT chunks_done FROM jobs WHERE id = :id"), {"id": job})
-    return int(found or 0)
+def _outcomes(indices: range) -> Iterator[Outcome]:
+    for index in indices:
+        yield Outcome(f"{index}.png", str(index % 10), 0.5)
 
 
 def _drop_all(ledger: Ledger) -> None:
@@ -278,12 +211,3 @@ def _drop_all(ledger: Ledger) -> None:
     with ledger.transaction() as connection:
         found.reflect(connection)
         found.drop_all(connection)
-
-
-def _runner(connection: sa.Connection) -> Callable[..., sa.CursorResult[tuple[object, ...]]]:
-    name = connection.dialect.name
-
-    def run(statement: str, **values: object) -> sa.CursorResult[tuple[object, ...]]:
-        return connection.execute(sa.text(statement.format(now=NOW[name], later=LATER[name])), values)
-
-    return run

@@ -1,12 +1,11 @@
-"""A message outlives the process that had it: nobody has to ring again."""
+"""A message outlives the process that had it: nobody has to send another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobs.ledger.upkeep import RECONCILE_LOCK
-
+from jobs.ledger.maintenance import RECONCILE_LOCK
 from jobs.schema import db_now, locks
 from tests.console import until
 from tests.faults.checker import chunk_rows
@@ -40,13 +39,13 @@ def nobody_reconciles(mill: Mill) -> Iterator[None]:
 
 
 def test_the_message_of_a_process_that_dies_comes_back_by_itself(sqlite_mill: Mill) -> None:
-    mill, images = sqlite_mill, pictures(100)
+    mill, images = sqlite_mill, pictures(60)
     with nobody_reconciles(mill):
         # given a process that dies with its chunk claimed
         mill.plan.set(Rule("after claim", "kill", times=1, every=1))
         job = mill.submit(images, chunk_images=len(images))
 
-        # when nobody rings for the chunk, then another process has its message all the same
+        # when nobody sends another wake-up, then another process has its message all the same
         verdict = mill.judge(job, images, seconds=_BACK_SECONDS)
         assert len(mill.plan.events("kill")) == 1
     assert verdict.clean, verdict

@@ -1,11 +1,8 @@
-"""Small jobs that are classified together: whatever happens to one or to all, each has its own outcomes."""
+"""Small jobs that are claimed together: whatever happens to one or to all, each has its own outcomes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-
-from jobs.queue import Bell
+from jobs.queue import Publisher
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.mill import Mill
@@ -16,37 +13,23 @@ from tests.faults.trials import Matrix, Trials
 #: So many jobs at once, of one to three images each.
 JOBS = 40
 
-#: Images of a large job, and of its chunks: two processes are at it for some seconds.
-LARGE, LARGE_CHUNK = 3_000, 300
-
 #: Where a process dies that is at many of them.
 SEAMS = ("after claim", "after predict", "before COMMIT", "after COMMIT")
 
 
-class _Silent(Bell):
-    """Keeps messages, until all jobs are in: else each would be done before the next one comes."""
+class _Silent(Publisher):
+    """Keeps wake-ups until all jobs are in: else each would be done before the next one comes."""
 
-    def __init__(self, mill: Mill) -> None:
-        super().__init__(mill.app)
-        self.kept: list[str] = []
-
-    def ring_for_small(self, chunk_id: str) -> int:
-        self.kept.append(chunk_id)
+    def wake_up(self, count: int = 1) -> int:  # noqa: ARG002
         return 0
-
-    def ring(self, chunk_ids: Iterable[str], *, ahead: bool = False) -> int:
-        raise AssertionError(f"small jobs wait behind others: {[*chunk_ids]}, {ahead}")
-
-    def ring_now(self) -> None:
-        assert super().ring_for_small(self.kept[0]) == 1
-        for chunk_id in self.kept[1:]:
-            super().ring_for_small(chunk_id)
 
 
 def _submit_together(mill: Mill, jobs: list[list[Picture]]) -> list[str]:
-    bell = _Silent(mill)
-    ids = [mill.submit(images, chunk_images=20, bell=bell) for images in jobs]
-    bell.ring_now()
+    silent = _Silent(mill.app)
+    ids = [mill.submit(images, chunk_images=20, publisher=silent) for images in jobs]
+    publisher = Publisher(mill.app)
+    assert publisher.wake_up(len(jobs)) == len(jobs)
+    publisher.close()
     return ids
 
 
@@ -61,13 +44,13 @@ def _judge(mill: Mill, trials: Trials, jobs: list[list[Picture]], ids: list[str]
 
 
 def test_a_death_beside_many_small_jobs_loses_none_of_them(mills: list[Mill], matrix: Matrix) -> None:
-    with matrix.trials("SIGKILL with small jobs gathered", "I1-I5", short=8, long=80) as trials:
+    with matrix.trials("SIGKILL with small jobs claimed together", "I1-I5", short=8, long=80) as trials:
         for number in range(trials.wanted // len(mills)):
             # given many small jobs that wait, and a process that dies when it is at some of them
             jobs = _small_jobs()
             seam = SEAMS[number % len(SEAMS)]
             for mill in mills:
-                mill.wait_for_silence()  # a message in vain would ring for the first of those to come
+                mill.wait_for_silence()
                 mill.plan.set(Rule(seam, "kill", times=1, every=1))
                 ids = _submit_together(mill, jobs)
 
@@ -89,29 +72,3 @@ def test_a_poisonous_image_costs_the_jobs_beside_it_nothing(mills: list[Mill], m
             # when they are classified together, then that image alone has no label
             for mill in mills:
                 _judge(mill, trials, jobs, _submit_together(mill, jobs), times=1)
-
-
-def test_a_death_at_a_small_job_in_a_large_chunk_costs_neither_anything(
-    mills: list[Mill], matrix: Matrix
-) -> None:
-    with matrix.trials("SIGKILL at a small job in a large chunk", "I1-I5", short=8, long=80) as trials:
-        for number in range(trials.wanted // len(mills)):
-            seam = f"{SEAMS[number % len(SEAMS)]}, in between"
-            for mill in mills:
-                # given processes that are all at a large job, and one that dies at a small one in between
-                mill.wait_for_silence()
-                mill.plan.set(Rule(seam, "kill", times=1, every=1))
-                large = pictures(LARGE)
-                jobs, ids = [large], [mill.submit(large, chunk_images=LARGE_CHUNK)]
-                while not mill.plan.events("kill"):
-                    assert not mill.is_over(ids[0]), f"nobody was served in between, {seam}"
-                    jobs.append(pictures(2, first=LARGE + 2 * len(jobs)))
-                    ids.append(mill.submit(jobs[-1], chunk_images=LARGE_CHUNK))
-                    time.sleep(0.1)
-
-                # then all have their own outcomes, and the death was put down to both
-                _judge(mill, trials, jobs, ids, times=1)
-                rows = [row for job_id in ids for row in chunk_rows(mill.url, job_id)]
-                crashed = sorted(row["images"] for row in rows if row["crashes"])
-                assert LARGE_CHUNK in crashed
-                assert 2 in crashed or seam.startswith("after COMMIT")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import KEY_PREFIX
 from tests.console import until
 from tests.faults.checker import chunk_rows
 from tests.faults.conftest import short_folder
@@ -42,10 +43,10 @@ def test_a_worker_that_is_told_to_stop_blames_no_image(
 
 
 def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix) -> None:
-    # given workers whose reconciler does not ring again, and leases that do not run out: what becomes of a
+    # given workers whose reconciler sends nothing, and leases that do not run out: what becomes of a
     # message is Celery's affair alone
     with (
-        matrix.trials("SIGQUIT in mid-chunk, nobody rings again", "I1", short=3, long=20) as trials,
+        matrix.trials("SIGQUIT in mid-chunk, nobody wakes up again", "I1", short=3, long=20) as trials,
         short_folder() as folder,
         Mill(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as mill,
     ):
@@ -56,7 +57,7 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
             mill.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
             worker = mill.add_worker(f"stopped{number}", processes=1)
             worker.supervised = False
-            job = mill.submit(pictures(100), chunk_images=100)
+            job = mill.submit(pictures(60), chunk_images=60)
 
             # when it is shut down cold
             worker.popen.wait(60)

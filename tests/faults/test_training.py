@@ -15,8 +15,9 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger.runs import Run, get_run, request_run
+from jobs.messages import RETRAIN_QUEUE
 from jobs.model import MNIST_INPUT
-from jobs.queue import RETRAIN_QUEUE, Bell
+from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import ENV_PREFIX
 from tests.console import until
@@ -56,8 +57,8 @@ def ask(mill: Mill, seed: int) -> str:
     recipe = Recipe(epochs=1, seed=seed, force=True)
     with mill.ledger.transaction() as connection:
         request_run(connection, run_id, recipe=recipe.to_json())
-    with closing(Bell(mill.app)) as bell:
-        bell.ring_for_run(run_id)
+    with closing(Publisher(mill.app)) as publisher:
+        publisher.request_run(run_id)
     return run_id
 
 
