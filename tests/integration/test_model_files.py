@@ -8,44 +8,29 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
 
 from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import add_model, get_model
-from jobs.ledger.progress import JobStatus, job_status
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.model import MNIST_INPUT, Model
 from jobs.model_file import check_model_file
-from jobs.payloads import pack_payload, payload_digest, payload_key
 from jobs.registry import fetch_model, model_key
 from jobs.settings import Settings
 from jobs.store import Store
+from tests.harness import Harness, digits
 from tests.kerasfile import archive, layer
 from tests.registering import register_digits
-from worker.context import WorkerContext
-from worker.predicting.pipeline import classify_chunk
 
 # What a file may be does not depend on the database.
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def good_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model as `labelmill train` saves it, untrained."""
-    from worker.learning.training import build, save
-
-    path = tmp_path_factory.mktemp("model") / "model.keras"
-    save(build("mlp", MNIST_INPUT, 10), path)
-    return path.read_bytes()
 
 
 @pytest.fixture
@@ -87,8 +72,8 @@ def h5_file(tmp_path: Path) -> bytes:
 # ---- registering --------------------------------------------------------------------------------------
 
 
-def test_what_labelmill_trains_is_registered(ledger: Ledger, store: Store, good_file: bytes) -> None:
-    assert register_digits(ledger, store, good_file).size_bytes == len(good_file)
+def test_what_labelmill_trains_is_registered(ledger: Ledger, store: Store, model_file: bytes) -> None:
+    assert register_digits(ledger, store, model_file).size_bytes == len(model_file)
 
 
 def test_a_larger_network_of_known_layers_may_be_registered(
@@ -132,14 +117,8 @@ def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: St
 # ---- in a worker --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bench(settings: Settings) -> Iterator[WorkerContext]:
-    with WorkerContext(settings, processes=1) as bench:
-        yield bench
-
-
 def smuggle(ledger: Ledger, store: Store, data: bytes) -> Model:
-    """A model as somebody registers it who may write to the ledger and the store, and does not ask us."""
+    """Register a model as somebody does who can write to the ledger and the store, without our checks."""
     sha256 = hashlib.sha256(data).hexdigest()
     store.put(model_key(sha256), data)
     with ledger.transaction() as connection:
@@ -157,56 +136,31 @@ def smuggle(ledger: Ledger, store: Store, data: bytes) -> Model:
         return get_model(connection, model_id)
 
 
-def job_with(ledger: Ledger, store: Store, model: Model) -> tuple[str, str]:
-    """A job of one picture that is pinned to the model; its id and its chunk's."""
-    file = io.BytesIO()
-    Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, "PNG")
-    job_id, chunk_id = new_id(), new_id()
-    pieces = pack_payload(["0.png"], [file.getvalue()])
-    store.put(payload_key(job_id, chunk_id), *pieces)
-    chunk = NewChunk(chunk_id, 0, 1, payload_key(job_id, chunk_id), payload_digest(*pieces))
-    with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=model.id, key=None)
-        add_chunk(connection, job_id, chunk)
-        seal_job(connection, job_id, fingerprint=None)
-    return job_id, chunk_id
+def assert_refused_and_alive(harness: Harness, evil: bytes, reason: str) -> None:
+    """A job with the evil file fails for this reason; the same worker then classifies with a good one."""
+    refused = harness.submit(digits(1), model=smuggle(harness.ledger, harness.store, evil))
+    done = harness.submit(digits(1))
 
+    harness.classify_all()
 
-def status_of(ledger: Ledger, job_id: str) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job_id)
-
-
-def assert_refused_and_alive(
-    ledger: Ledger, store: Store, bench: WorkerContext, *, evil: bytes, good: bytes, reason: str
-) -> None:
-    """A job with the evil file fails with the reason; the same worker then does one with the good file."""
-    refused, refused_chunk = job_with(ledger, store, smuggle(ledger, store, evil))
-    done, done_chunk = job_with(ledger, store, register_digits(ledger, store, good))
-
-    assert classify_chunk(refused_chunk, bench) == 0
-    status = status_of(ledger, refused)
+    status = harness.status(refused)
     assert status.state == "failed"
     assert reason in (status.error or "")
     assert "\n" not in (status.error or "")
-
-    assert classify_chunk(done_chunk, bench) == 1
-    assert status_of(ledger, done).state == "done"
+    assert harness.status(done).state == "done"
 
 
 def test_a_worker_does_not_load_a_model_with_code_in_it(
-    ledger: Ledger, store: Store, bench: WorkerContext, lambda_file: bytes, good_file: bytes, trap: Path
+    keras_harness: Harness, lambda_file: bytes, trap: Path
 ) -> None:
     reason = "is refused. Its config names keras.layers.Lambda"
-    assert_refused_and_alive(ledger, store, bench, evil=lambda_file, good=good_file, reason=reason)
+    assert_refused_and_alive(keras_harness, lambda_file, reason)
     assert not trap.exists()
 
 
-def test_a_worker_does_not_load_an_h5_file(
-    ledger: Ledger, store: Store, bench: WorkerContext, h5_file: bytes, good_file: bytes
-) -> None:
+def test_a_worker_does_not_load_an_h5_file(keras_harness: Harness, h5_file: bytes) -> None:
     reason = "is refused. It is an HDF5 file"
-    assert_refused_and_alive(ledger, store, bench, evil=h5_file, good=good_file, reason=reason)
+    assert_refused_and_alive(keras_harness, h5_file, reason)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +172,13 @@ def test_a_worker_does_not_load_an_h5_file(
     ],
 )
 def test_a_worker_does_not_build_what_reads_files_or_runs_programs(
-    ledger: Ledger, store: Store, bench: WorkerContext, good_file: bytes, evil: dict[str, Any], reason: str
+    keras_harness: Harness, model_file: bytes, evil: dict[str, Any], reason: str
 ) -> None:
     def add_layer(config: dict[str, Any]) -> None:
         config["config"]["layers"].append(evil)
 
-    changed = with_config(good_file, add_layer)
-    assert_refused_and_alive(ledger, store, bench, evil=changed, good=good_file, reason=reason)
+    changed = with_config(model_file, add_layer)
+    assert_refused_and_alive(keras_harness, changed, reason)
 
 
 def with_config(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -242,14 +196,14 @@ def members_of(data: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("way", ["external link", "soft link", "external storage", "virtual"])
 def test_a_worker_reads_no_other_file_for_the_weights(
-    ledger: Ledger, store: Store, bench: WorkerContext, good_file: bytes, tmp_path: Path, way: str
+    keras_harness: Harness, model_file: bytes, tmp_path: Path, way: str
 ) -> None:
     # given weights that are to be found in another file of the worker's machine
-    evil = with_weights_elsewhere(good_file, tmp_path, way)
+    evil = with_weights_elsewhere(model_file, tmp_path, way)
 
     # when a worker loads them, then Keras refuses, though the archive itself is in order
     check_model_file(evil)
-    assert_refused_and_alive(ledger, store, bench, evil=evil, good=good_file, reason="could not be loaded")
+    assert_refused_and_alive(keras_harness, evil, "could not be loaded")
 
 
 def with_weights_elsewhere(data: bytes, folder: Path, way: str) -> bytes:
@@ -291,10 +245,10 @@ def test_a_copy_in_the_cache_is_looked_at_like_any_other(
 
 
 def test_a_file_that_grew_without_end_is_not_read_to_its_end(
-    ledger: Ledger, store: Store, settings: Settings, good_file: bytes
+    ledger: Ledger, store: Store, settings: Settings, model_file: bytes
 ) -> None:
     # given a registered model, in whose place there is a file of a terabyte
-    model = register_digits(ledger, store, good_file)
+    model = register_digits(ledger, store, model_file)
     with (Path(store.folder or "") / model_key(model.sha256)).open("r+b") as file:
         file.truncate(2**40)
 

@@ -1,4 +1,4 @@
-"""The queue: each task on its own, ids only, and nothing that grows."""
+"""The queue: each task has its own, messages name no chunk, and their number is bounded."""
 
 from __future__ import annotations
 
@@ -10,94 +10,53 @@ from celery import Celery
 
 from jobs import queue
 from jobs.ids import new_id
-from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE, RETRAIN_TASK
-from jobs.queue import KEY_PREFIX, Publisher
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.settings import Settings
 from tests.conftest import Broker
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
-def test_a_message_goes_to_its_own_queue_and_no_other(app: Celery, publisher: Publisher, broker: Broker) -> None:
-    publisher.ring([new_id(), new_id()])
-    app.send_task(RETRAIN_TASK)
-
-    assert broker.waiting(CLASSIFY_QUEUE) == 2
-    assert broker.waiting(RETRAIN_QUEUE) == 1
-    assert publisher.waiting() == 2
+def arguments_of(message: bytes) -> tuple[list[object], dict[str, object]]:
+    args, kwargs, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
+    return args, kwargs
 
 
-def test_a_message_holds_the_chunks_id_in_json_and_nothing_else(publisher: Publisher, broker: Broker) -> None:
-    chunk_id = new_id()
-    publisher.ring([chunk_id])
+def test_a_wake_up_names_nothing_and_a_runs_message_its_run(publisher: Publisher, broker: Broker) -> None:
+    # when both are sent
+    run_id = new_id()
+    assert publisher.wake_up() == 1
+    publisher.request_run(run_id)
 
-    [message] = map(json.loads, broker.messages())
-    assert message["content-type"] == "application/json"
-    args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
-    assert (args, kwargs) == ([chunk_id], {})
-
-
-def test_what_goes_ahead_is_taken_before_all_that_waits(publisher: Publisher, broker: Broker) -> None:
-    # Given messages that wait, when one is to go ahead of them
-    waiting = [new_id(), new_id()]
-    small = new_id()
-    publisher.ring(waiting)
-    publisher.ring([small], ahead=True)
-
-    # Then it is the next that is taken, as workers take them, and the others come as they did
-    taken = []
-    while (message := broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)) is not None:
-        args, _, _ = json.loads(base64.b64decode(json.loads(message)["body"]))  # type: ignore[arg-type]
-        taken += args
-    assert taken == [small, *waiting]
+    # then each is on its own queue, in JSON, and holds an id at most
+    [wake_up], [request] = broker.messages(CLASSIFY_QUEUE), broker.messages(RETRAIN_QUEUE)
+    assert (arguments_of(wake_up), arguments_of(request)) == (([], {}), ([run_id], {}))
+    assert json.loads(wake_up)["content-type"] == json.loads(request)["content-type"] == "application/json"
+    assert publisher.waiting() == publisher.waiting(RETRAIN_QUEUE) == 1
 
 
-def test_what_goes_ahead_has_room_where_others_have_none(
+def test_no_more_wake_ups_wait_than_may(
     publisher: Publisher, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "MAX_WAITING", 2)
-    monkeypatch.setattr(queue, "MAX_AHEAD", 1)
+    monkeypatch.setattr(queue, "MAX_WAITING", 3)
+    assert publisher.waiting() == 0
 
-    assert publisher.ring_for([(new_id(), False)] * 3) == 2
-    assert publisher.ring_for([(new_id(), True), (new_id(), True), (new_id(), False)]) == 1
+    # when more are asked for, then as many are sent as there is room for
+    assert [publisher.wake_up(2), publisher.wake_up(2), publisher.wake_up()] == [2, 1, 0]
     assert broker.waiting() == 3
 
-
-def test_small_jobs_have_so_many_messages_and_no_more(
-    publisher: Publisher, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a queue full of other messages
-    monkeypatch.setattr(queue, "MAX_WAITING", 5)
-    monkeypatch.setattr(queue, "MAX_AHEAD", 2)
-    assert publisher.ring(new_id() for _ in range(6)) == 5
-
-    # When five small jobs come, Then two of them have a message
-    for _ in range(5):
-        publisher.ring_for_small(new_id())
-    assert broker.waiting() == 7
-
-    # And when one is taken, one more has
+    # and when a worker has taken one, there is room for one
     broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)
-    for _ in range(5):
-        publisher.ring_for_small(new_id())
-    assert broker.waiting() == 7
-
-
-@pytest.mark.parametrize("foreign", [b"garbage", b"null", b"[]", b"{}", b'{"properties": []}', b"\xff\xfe"])
-def test_small_jobs_have_a_message_whatever_lies_on_the_queue(
-    publisher: Publisher, broker: Broker, foreign: bytes
-) -> None:
-    # Given a queue with so many messages that are none of ours that one of them is where we look
-    for _ in range(queue.MAX_AHEAD):
-        broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, foreign)
-    # When a small job comes, Then it has its message
-    assert publisher.ring_for_small(new_id()) == 1
+    assert publisher.wake_up(9) == 1
     assert not publisher.unavailable
-    assert broker.waiting() == queue.MAX_AHEAD + 1
 
 
-def test_an_empty_queue_has_nothing_waiting(publisher: Publisher, broker: Broker) -> None:  # noqa: ARG001
-    assert publisher.waiting() == 0
+def test_foreign_items_on_the_queue_keep_no_wake_up_away(publisher: Publisher, broker: Broker) -> None:
+    for foreign in (b"garbage", b"null", b"[]", b'{"properties": []}', b"\xff\xfe"):
+        broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, foreign)
+    assert publisher.wake_up() == 1
+    assert broker.waiting() == 6
 
 
 def test_only_json_is_accepted_and_no_result_is_kept(app: Celery) -> None:
@@ -113,14 +72,21 @@ def test_time_limits_end_before_the_lease_and_the_lease_before_redelivery(
     assert app.conf.task_soft_time_limit < app.conf.task_time_limit < settings.lease_seconds < visibility
 
 
-def test_a_broker_that_is_away_silences_the_bell_and_raises_nothing(settings: Settings) -> None:
-    from jobs.queue import make_app
-
+def test_an_unavailable_broker_raises_nothing_and_is_tried_again_after_a_reset(
+    settings: Settings, broker: Broker
+) -> None:
+    # given a broker that cannot be reached
     gone = settings.model_copy(update={"broker_url": f"redis+socket://{settings.home}/nobody.sock"})
     publisher = Publisher(make_app(gone))
 
-    publisher.ring_for_small(new_id())
+    # when messages are sent, then that is noted, with the reason, and nothing is tried any more
+    assert publisher.wake_up() == 0
     assert publisher.unavailable
-    publisher.unavailable = False
-    assert publisher.ring([new_id(), new_id()]) == 0
+    assert "nobody.sock" in publisher.reason or "No such file" in publisher.reason
+    publisher.request_run(new_id())
+
+    # and after a reset the broker is tried again
+    assert not publisher.reset().unavailable
+    publisher.request_run(new_id())
     assert publisher.unavailable
+    assert broker.waiting() == broker.waiting(RETRAIN_QUEUE) == 0
