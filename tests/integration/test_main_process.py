@@ -1,4 +1,4 @@
-"""A worker's main process where the ledger is away: it says so, and goes on with what else it has to do."""
+"""A worker's main process: what becomes of a child that dies or hangs, whether the ledger answers or not."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from celery import Celery
 from jobs.errors import ErrorCode, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.runs import claim_run, get_run, request_run
 from jobs.ledger.workers import list_workers
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
@@ -25,6 +26,8 @@ from jobs.queue import Publisher
 from jobs.schema import ChunkState, RunState, chunks, db_now
 from jobs.settings import Settings
 from tests.conftest import Broker, Job, JobMaker, WorkerMaker
+from tests.harness import Harness, digits
+from worker import tasks
 from worker.context import owner_name
 from worker.reconcile import reconcile_step
 from worker.requests import ChunkRequest
@@ -32,8 +35,8 @@ from worker.tasks import register_tasks
 
 
 @contextlib.contextmanager
-def away() -> Iterator[None]:
-    """The ledger is out of reach in here."""
+def unavailable() -> Iterator[None]:
+    """Let the ledger be unavailable in here."""
 
     @contextlib.contextmanager
     def transaction(_ledger: Ledger, **_: object) -> Iterator[None]:
@@ -45,19 +48,51 @@ def away() -> Iterator[None]:
         yield
 
 
-# ---- a child dies -----------------------------------------------------------------------------------------
+# ---- the task -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
+    harness: Harness,
+    settings: Settings,
+    app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # given three large chunks, and a process that has the task
+    monkeypatch.setattr(tasks, "process_context", lambda *_: harness.context)
+    register_tasks(app, settings)
+    task = app.tasks[CLASSIFY_TASK]
+    job_id = harness.submit(digits(300), sizes=[100, 100, 100])
+    chunk_id = harness.chunks(job_id)[2].id
+
+    # when a wake-up comes, and one of an older version that names the third chunk, then each does the next
+    task()
+    task(chunk_id)
+    assert [row.state for row in harness.chunks(job_id)] == ["done", "done", "pending"]
+
+    # and when a message says anything else, then that is a line in the log, and no work
+    task("no id")
+    task(chunk_id, chunk_id)
+    assert harness.status(job_id).done == 200
+    assert [record.getMessage() for record in caplog.records if record.name == "worker.tasks"] == [
+        "it is no wake-up"
+    ] * 2
+
+
+# ---- a child dies -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[str], ChunkRequest]]:
-    """`take(chunk_id)`: the chunk's message, as the main process has it."""
+def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ChunkRequest]]:
+    """`take()` returns a wake-up as the main process has it."""
     register_tasks(app, settings)
     with app.connection_for_read() as connection, connection.channel() as channel:
         got: list[Any] = []
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
 
-            def take(chunk_id: str) -> ChunkRequest:
-                assert publisher.ring([chunk_id]) == 1
+            def take() -> ChunkRequest:
+                assert publisher.wake_up() == 1
                 connection.drain_events(timeout=30)
                 message = got.pop()
                 return ChunkRequest(
@@ -72,7 +107,7 @@ def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Call
             yield take
 
 
-def its_process_died(request: ChunkRequest) -> None:
+def let_its_process_die(request: ChunkRequest) -> None:
     try:
         raise WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3.")
     except WorkerLostError:
@@ -84,97 +119,105 @@ def row_of(ledger: Ledger, job: Job) -> Any:
         return connection.execute(sa.select(chunks).where(chunks.c.job_id == job.id)).one()
 
 
-def test_a_child_that_dies_while_the_ledger_is_away_leaves_its_lease_and_its_message(
+@pytest.mark.parametrize("pid", [None, 4_711])
+def test_all_that_a_dead_child_had_claimed_is_released(
     ledger: Ledger,
     make_job: JobMaker,
     new_worker: WorkerMaker,
     broker: Broker,
-    take: Callable[[str], ChunkRequest],
-    caplog: pytest.LogCaptureFixture,
+    take: Callable[[], ChunkRequest],
+    pid: int | None,
 ) -> None:
-    # Given a child that has a message and a claim
-    job = make_job([3])
-    new_worker(owner_name(4_711)).must_claim(job.chunks[0])
-    request = take(job.chunks[0].id)
-    request.worker_pid = 4_711
+    # given a child that has claimed two small chunks together, and one of another process
+    mine = [make_job([3]), make_job([2])]
+    assert len(new_worker(owner_name(4_711)).claim_next()) == 2
+    other = make_job([1])
+    new_worker(owner_name(4_712)).claim_next()
+    request = take()
+    request.worker_pid = pid  # None: the child had not said that it has the message
     assert broker.waiting() == 0
 
-    # When it dies, and that cannot be written down
-    with away():
-        its_process_died(request)
+    # when it dies, then its message is back
+    let_its_process_die(request)
+    assert broker.waiting() == 1
 
-    # Then the message is back, and who finds the chunk when its lease has run out knows that it was a crash
-    assert "has to run out by itself: The ledger cannot be reached" in caplog.text
+    # and if it is known whose they were, its claims have crashed, and nobody else's
+    for job in mine:
+        row = row_of(ledger, job)
+        if pid is None:
+            assert (row.state, row.crashes) == (ChunkState.CLAIMED, 0)
+        else:
+            assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.QUARANTINED)
+            assert row.error == "its process died: signal 9 (SIGKILL)"
+    assert row_of(ledger, other).state == ChunkState.CLAIMED
+
+
+def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_its_message(
+    ledger: Ledger,
+    make_job: JobMaker,
+    new_worker: WorkerMaker,
+    broker: Broker,
+    take: Callable[[], ChunkRequest],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # given a child that has a message and a claim
+    job = make_job([3])
+    new_worker(owner_name(4_711)).claim_next()
+    request = take()
+    request.worker_pid = 4_711
+
+    # when it dies, and that cannot be written down
+    with unavailable():
+        let_its_process_die(request)
+
+    # then the message is back, and the reconciler counts the crash when the lease has run out
+    assert "has to run out: The ledger cannot be reached" in caplog.text
     assert broker.waiting() == 1
     assert (row_of(ledger, job).state, row_of(ledger, job).crashes) == (ChunkState.CLAIMED, 0)
     with ledger.transaction() as connection:
         connection.execute(chunks.update().values(lease_until=db_now(-1)))
-    assert new_worker("another").must_claim(job.chunks[0]).crashes == 1
+        assert release_expired_claims(connection) == 1
+    assert row_of(ledger, job).crashes == 1
 
 
-@pytest.mark.parametrize("pid", [None, 4_711])
-def test_a_child_that_dies_is_buried_where_it_had_begun(
+@pytest.mark.parametrize("is_available", [True, False])
+def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
     ledger: Ledger,
     make_job: JobMaker,
     new_worker: WorkerMaker,
-    broker: Broker,
-    take: Callable[[str], ChunkRequest],
-    pid: int | None,
+    take: Callable[[], ChunkRequest],
+    is_available: bool,
 ) -> None:
-    # Given a message whose child has claimed its chunk, or had not said that it has the message
-    job = make_job([3])
-    new_worker(owner_name(4_711)).must_claim(job.chunks[0])
-    request = take(job.chunks[0].id)
-    request.worker_pid = pid
-
-    # When it dies, Then its claim is over where it is known whose it was
-    its_process_died(request)
-    assert broker.waiting() == 1
-    row = row_of(ledger, job)
-    if pid is None:
-        assert row.state == ChunkState.CLAIMED
-    else:
-        assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.QUARANTINED)
-        assert row.error == "its process died: signal 9 (SIGKILL)"
-
-
-@pytest.mark.parametrize("is_away", [True, False])
-def test_a_child_that_hangs_is_killed_whether_the_ledger_is_there_or_not(
-    ledger: Ledger,
-    make_job: JobMaker,
-    new_worker: WorkerMaker,
-    take: Callable[[str], ChunkRequest],
-    is_away: bool,
-) -> None:
-    # Given a child that hangs with a claim
+    # given a child that hangs with a claim
     job = make_job([3])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        new_worker(owner_name(child.pid)).must_claim(job.chunks[0])
-        request = take(job.chunks[0].id)
+        new_worker(owner_name(child.pid)).claim_next()
+        request = take()
         request.worker_pid = child.pid
 
-        # When its time is up, Then it is dead
-        with away() if is_away else contextlib.nullcontext():
+        # when its time is up, then it is dead
+        with contextlib.nullcontext() if is_available else unavailable():
             request.on_timeout(soft=False, timeout=51)
         assert child.wait(30) == -9
     finally:
         child.kill()
         child.wait()
 
-    # And its claim is over, or will be
+    # and its claim is released, or its lease has to run out
     row = row_of(ledger, job)
-    if is_away:
-        assert row.state == ChunkState.CLAIMED
-    else:
+    if is_available:
         assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.TIMEOUT)
+        assert row.error == "its process was killed after 51 s"
+    else:
+        assert row.state == ChunkState.CLAIMED
 
 
-# ---- the timer --------------------------------------------------------------------------------------------
+# ---- the timer ----------------------------------------------------------------------------------------
 
 
 class Main(SimpleNamespace):
-    """Of a worker's main process what its reconciler asks for. Its timer has rung when the test says so."""
+    """What the reconciler needs of a worker's main process. Its timer fires when the test says so."""
 
     def __init__(self, app: Celery, *, children: list[int]) -> None:
         pool = SimpleNamespace(info={"processes": children}, _pool=SimpleNamespace(_waiting_to_start=[]))
@@ -188,8 +231,8 @@ class Main(SimpleNamespace):
         self.cancelled = True
 
 
-def a_run(ledger: Ledger, owner: str) -> str:
-    """A training run that is under way."""
+def start_run(ledger: Ledger, owner: str) -> str:
+    """Start a training run; return its id."""
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
@@ -197,59 +240,53 @@ def a_run(ledger: Ledger, owner: str) -> str:
     return run_id
 
 
-def state_of(ledger: Ledger, run_id: str) -> RunState:
-    with ledger.reading() as connection:
-        return get_run(connection, run_id).state
-
-
-def test_a_reconciler_whose_ledger_is_away_looks_again(
+def test_a_reconciler_whose_ledger_is_unavailable_tries_again(
     ledger: Ledger, settings: Settings, app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a worker that has begun
+    # given a worker that has started
     app.amqp.queues.select([CLASSIFY_QUEUE])
     main = Main(app, children=[17])
     reconcile_step(settings)(main).start(main)
 
-    # When it is to look while the ledger is away, Then it says so, and lives
-    with away():
+    # when its timer fires while the ledger is unavailable, then it says so, and lives
+    with unavailable():
         main.tick()
-    assert "reconciling is put off: The ledger cannot be reached" in caplog.text
+    assert "reconciling is postponed: The ledger cannot be reached" in caplog.text
 
-    # And the next time it has looked, and given its sign
+    # and the next time it has reconciled, and written its heartbeat
     main.tick()
     with ledger.reading() as connection:
         assert [worker.processes for worker in list_workers(connection)] == [1]
 
 
 @pytest.mark.parametrize("queue", [CLASSIFY_QUEUE, RETRAIN_QUEUE])
-@pytest.mark.parametrize("is_away", [True, False])
-def test_a_worker_stops_whether_the_ledger_is_there_or_not(
+@pytest.mark.parametrize("is_available", [True, False])
+def test_a_worker_stops_whether_the_ledger_answers_or_not(
     ledger: Ledger,
     settings: Settings,
     app: Celery,
     caplog: pytest.LogCaptureFixture,
     queue: str,
-    is_away: bool,
+    is_available: bool,
 ) -> None:
-    # Given a worker or a trainer, and a run that is its child's
+    # given a worker or a trainer, and a training run of its child
     app.amqp.queues.select([queue])
     main = Main(app, children=[17])
     step = reconcile_step(settings)(main)
     step.start(main)
     main.tick()
-    run_id = a_run(ledger, owner_name(17))
+    run_id = start_run(ledger, owner_name(17))
 
-    # When it is told to stop
-    with away() if is_away else contextlib.nullcontext():
+    # when it is told to stop
+    with contextlib.nullcontext() if is_available else unavailable():
         step.stop(main)
 
-    # Then it does, and what could not be written is said: others find out when nothing is heard of it
+    # then it does, and the log says what could not be written: others find out when its heartbeat is missing
     assert main.cancelled
     is_trainer = queue == RETRAIN_QUEUE
-    assert ("this worker still counts as there for a while" in caplog.text) == is_away
-    assert ("the training under way is not told to end" in caplog.text) == (is_away and is_trainer)
+    assert ("this worker still counts as alive for a while" in caplog.text) != is_available
+    assert ("the training run was not interrupted" in caplog.text) == (not is_available and is_trainer)
     with ledger.reading() as connection:
-        assert len(list_workers(connection)) == is_away
-    assert state_of(ledger, run_id) == (
-        RunState.INTERRUPTED if is_trainer and not is_away else RunState.RUNNING
-    )
+        assert len(list_workers(connection)) == int(not is_available)
+        state = get_run(connection, run_id).state
+    assert state == (RunState.INTERRUPTED if is_trainer and is_available else RunState.RUNNING)

@@ -1,4 +1,4 @@
-"""The gate before the workers: all that we send passes, and nothing that is put on the queue breaks it."""
+"""The message filter: every message of ours passes, and nothing that is put on a queue breaks a worker."""
 
 from __future__ import annotations
 
@@ -11,45 +11,62 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.transport.redis import Transport
 
 from jobs.ids import new_id
-from jobs.messages import CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, MessageError
-from jobs.queue import Publisher
+from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE, RETRAIN_TASK, MessageError
+from jobs.queue import KEY_PREFIX, Publisher, make_app
+from jobs.settings import Settings
 from tests.conftest import Broker
-from worker.message_filter import MAX_MESSAGE_BYTES, admit
+from worker import message_filter
+from worker.message_filter import MAX_MESSAGE_BYTES, install_message_filter, rebuild
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
-@on_one_database
-def test_what_a_producer_rings_passes(publisher: Publisher, broker: Broker) -> None:
-    chunk_id = new_id()
-    publisher.ring([chunk_id])
-    [message] = broker.messages()
-    assert task_of(admit(message)) == (CLASSIFY_TASK, [[chunk_id], {}, {}])
-    assert len(message) < MAX_MESSAGE_BYTES / 8
+def task_of(item: bytes) -> tuple[str, Any]:
+    """Return a message's task, and its arguments with what follows them."""
+    message = json.loads(item)
+    return message["headers"]["task"], json.loads(base64.b64decode(message["body"]))
+
+
+# ---- messages of ours ---------------------------------------------------------------------------------
 
 
 @on_one_database
-def test_what_rings_for_a_training_run_passes(publisher: Publisher, broker: Broker) -> None:
+def test_our_messages_pass(publisher: Publisher, broker: Broker) -> None:
     run_id = new_id()
+    publisher.wake_up()
     publisher.request_run(run_id)
-    [message] = broker.messages(RETRAIN_QUEUE)
-    assert task_of(admit(message)) == (RETRAIN_TASK, [[run_id], {}, {}])
+    [wake_up], [request] = broker.messages(), broker.messages(RETRAIN_QUEUE)
+    assert task_of(rebuild(wake_up)) == (CLASSIFY_TASK, [[], {}, {}])
+    assert task_of(rebuild(request)) == (RETRAIN_TASK, [[run_id], {}, {}])
+    assert max(len(wake_up), len(request)) < MAX_MESSAGE_BYTES / 8
 
 
 @on_one_database
-def test_what_the_beat_of_an_older_version_sent_is_dropped(app: Celery, broker: Broker) -> None:
+def test_a_wake_up_of_an_older_version_names_a_chunk_and_is_taken_as_a_wake_up(
+    app: Celery, broker: Broker
+) -> None:
+    app.send_task(CLASSIFY_TASK, args=(new_id(),), time_limit=None, soft_time_limit=None)
+    [message] = broker.messages()
+    assert task_of(rebuild(message)) == (CLASSIFY_TASK, [[], {}, {}])
+
+
+@on_one_database
+def test_a_message_of_an_older_versions_beat_names_no_run_and_is_dropped(app: Celery, broker: Broker) -> None:
     app.send_task(RETRAIN_TASK)
     [message] = broker.messages(RETRAIN_QUEUE)
-    with pytest.raises(MessageError, match="it does not name one thing of ours"):
-        admit(message)
+    with pytest.raises(MessageError, match="it names no training run"):
+        rebuild(message)
 
 
 @on_one_database
-def test_what_comes_back_from_a_lost_worker_passes(app: Celery, publisher: Publisher, broker: Broker) -> None:
+def test_a_message_that_comes_back_from_a_lost_worker_passes(
+    app: Celery, publisher: Publisher, broker: Broker
+) -> None:
     # given a message that was taken and put back
-    publisher.ring([new_id()])
+    publisher.wake_up()
     with app.connection_for_read() as connection:
         channel = connection.channel()
         got: list[Any] = []
@@ -60,19 +77,57 @@ def test_what_comes_back_from_a_lost_worker_passes(app: Celery, publisher: Publi
     # then it is marked as such, and passes
     [message] = broker.messages()
     assert json.loads(message)["headers"]["redelivered"] is True
-    assert admit(message) == admit(admit(message))
-    assert json.loads(admit(message))["properties"]["delivery_info"]["redelivered"] is True
+    assert rebuild(message) == rebuild(rebuild(message))
+    assert json.loads(rebuild(message))["properties"]["delivery_info"]["redelivered"] is True
 
 
-def task_of(item: bytes) -> tuple[str, Any]:
-    """A message's task, and its arguments with what follows them."""
-    message = json.loads(item)
-    return message["headers"]["task"], json.loads(base64.b64decode(message["body"]))
+# ---- foreign ones -------------------------------------------------------------------------------------
+
+
+@on_one_database
+def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
+    settings: Settings, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a queue with foreign items before, between and behind two wake-ups
+    monkeypatch.setattr(Transport, "Channel", Transport.Channel)
+    monkeypatch.setattr(message_filter, "_dropped", 0)
+    install_message_filter()
+    app = make_app(settings)
+    publisher = Publisher(app)
+    foreign = [b"garbage", b"\xff\xfe", b'{"body": "e30="}', OURS.replace(CLASSIFY_TASK, "rm").encode()]
+    for number, item in enumerate(foreign):
+        broker.client.lpush(KEY_PREFIX + CLASSIFY_QUEUE, item)
+        if number in (1, 2):
+            assert publisher.wake_up() == 1
+
+    # when a worker consumes
+    got: list[Any] = []
+    with (
+        app.connection_for_read() as connection,
+        connection.channel() as channel,
+        app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append),
+    ):
+        while len(got) < 2 or broker.waiting():
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=3)
+            for message in got:
+                if not message.acknowledged:
+                    message.ack()
+    publisher.close()
+    app.close()
+
+    # then it gets the wake-ups; each foreign item is gone, and is counted in a line that does not repeat it
+    assert [message.headers["task"] for message in got] == [CLASSIFY_TASK] * 2
+    lines = [line for line in caplog.messages if line.startswith("dropped a message that is not ours")]
+    assert [line.partition("(")[2] for line in lines] == [
+        f"number {number} of this process)" for number in range(1, 5)
+    ]
+    assert "garbage" not in caplog.text
 
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
@@ -80,10 +135,10 @@ ANYTHING = st.recursive(
 @given(st.binary(max_size=100) | ANYTHING.map(lambda value: json.dumps(value).encode()))
 def test_anything_at_all_is_foreign(item: bytes) -> None:
     with pytest.raises(MessageError):
-        admit(item)
+        rebuild(item)
 
 
-#: As kombu 5.7 and Celery 5.7 write it, with some that they leave empty.
+#: As kombu 5.7 and Celery 5.7 write it, with some fields that they leave empty.
 OURS = json.dumps(
     {
         "body": base64.b64encode(json.dumps([["06h0xnaxb4fyjyv3"], {}, {"chain": None}]).encode()).decode(),
@@ -98,8 +153,8 @@ OURS = json.dumps(
     }
 )
 
-#: All that reaches Celery of it.
-ADMITTED = admit(OURS.encode())
+#: All of it that reaches Celery.
+REBUILT = rebuild(OURS.encode())
 
 PLACES = [
     *(("body",), ("content-type",), ("content-encoding",), ("headers",), ("properties",), ("more",)),
@@ -112,31 +167,28 @@ PLACES = [
 
 
 @given(place=st.sampled_from(PLACES), value=ANYTHING)
-def test_a_message_of_ours_that_was_changed_is_foreign_or_the_same(
+def test_a_message_of_ours_that_was_changed_is_foreign_or_rebuilt_the_same(
     place: tuple[str, ...], value: Any
 ) -> None:
     message = json.loads(OURS)
     part = message[place[0]] if len(place) == 2 else message
     part[place[-1]] = value
     with contextlib.suppress(MessageError):
-        admitted = json.loads(admit(json.dumps(message).encode()))
-        # Its id and its tag are anybody's to choose.
-        assert admitted | {"headers": 0, "properties": 0} == json.loads(ADMITTED) | {
-            "headers": 0,
-            "properties": 0,
-        }
-        assert admitted["headers"].keys() == json.loads(ADMITTED)["headers"].keys()
-        assert admitted["properties"].keys() == json.loads(ADMITTED)["properties"].keys()
+        found, expected = json.loads(rebuild(json.dumps(message).encode())), json.loads(REBUILT)
+        # Anybody can choose its id and its tag.
+        assert found | {"headers": 0, "properties": 0} == expected | {"headers": 0, "properties": 0}
+        assert found["headers"].keys() == expected["headers"].keys()
+        assert found["properties"].keys() == expected["properties"].keys()
 
 
 def test_a_message_in_another_encoding_is_read_as_what_it_says() -> None:
     message = json.loads(OURS)
     body = base64.b64decode(message["body"]).decode()
     message["body"] = base64.b64encode(body.encode("utf-16")).decode()
-    assert admit(json.dumps(message).encode("utf-32")) == ADMITTED
+    assert rebuild(json.dumps(message).encode("utf-32")) == REBUILT
 
 
 def test_a_message_that_is_too_long_is_not_read() -> None:
-    admit(OURS.encode().ljust(MAX_MESSAGE_BYTES))
+    rebuild(OURS.encode().ljust(MAX_MESSAGE_BYTES))
     with pytest.raises(MessageError, match="it has 16,385 bytes"):
-        admit(OURS.encode().ljust(MAX_MESSAGE_BYTES + 1))
+        rebuild(OURS.encode().ljust(MAX_MESSAGE_BYTES + 1))
