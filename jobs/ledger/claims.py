@@ -262,9 +262,10 @@ def _small_chunks_like(connection: Connection, chunk: sa.Row[Any], model_id: str
     Only chunks that were never tried: one that crashed or was released is claimed alone, so that it cannot
     make others pay twice.
     """
-    found = connection.execute(_SMALL, {"not_id": chunk.id, "of_model": model_id})
-    ids = []
-    for row in found:
+    ids: list[str] = []
+    if images <= 0:
+        return ids
+    for row in connection.execute(_SMALL, {"not_id": chunk.id, "of_model": model_id, "most": images}):
         images -= row.images
         if images < 0:
             break
@@ -350,6 +351,7 @@ _SMALL: Final = (
         _JOB_ALLOWS,
     )
     .order_by(*IN_ORDER)
+    .limit(sa.bindparam("most"))  # no more rows are locked than can be taken
     .with_for_update(of=chunks, skip_locked=True)
 )
 

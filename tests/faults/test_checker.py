@@ -109,12 +109,12 @@ def test_an_error_where_any_label_would_do_is_wrong(ledger_file: Bad) -> None:
 
 
 def test_attempts_without_end_are_seen(ledger_file: Bad) -> None:
-    # given a chunk that was claimed five times and given back once, then it is within the bound
-    ledger_file.run("UPDATE chunks SET attempts = 5, releases = 1 WHERE first_index = 2")
+    # given a chunk that was claimed sixteen times and given back once, then it is within the bound
+    ledger_file.run("UPDATE chunks SET attempts = 16, releases = 1 WHERE first_index = 2")
     assert attempts_are_bounded(ledger_file.url, JOB)
 
     # and not with one more
-    ledger_file.run("UPDATE chunks SET attempts = 6 WHERE first_index = 2")
+    ledger_file.run("UPDATE chunks SET attempts = 17 WHERE first_index = 2")
     assert not attempts_are_bounded(ledger_file.url, JOB)
 
 
