@@ -18,7 +18,7 @@ from jobs.text import storable
 from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
 from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, SourceImages, extension, failed
-from producer.sources.patterns import folder_of, is_pattern, matches
+from producer.sources.patterns import Pattern, is_pattern
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
@@ -165,7 +165,7 @@ def _check_pattern(pattern: str, advice: str) -> None:
     into, with that one.
     """
     trouble = None
-    for match in matches(pattern):
+    for match in Pattern(pattern).matches():
         if match.trouble is None:
             return
         trouble = trouble or match
@@ -175,14 +175,14 @@ def _check_pattern(pattern: str, advice: str) -> None:
 
 
 def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
-    root = folder_of(pattern)
-    for path, resolved, leaves, trouble in matches(pattern):
+    found = Pattern(pattern)
+    for path, resolved, leaves, trouble in found.matches():
         if trouble is not None:
             yield failed(shown(path), ErrorCode.SOURCE_MISSING, trouble)
         elif leaves:
             yield leaving(path)
         else:
-            yield from _read_unchecked(path, reading, root=root, resolved=resolved)
+            yield from _read_unchecked(path, reading, root=found.folder, resolved=resolved)
 
 
 def _read_unchecked(
