@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Iterator
 from itertools import chain, islice, repeat
@@ -27,7 +28,7 @@ from producer.sources.lines import read_lines
 
 KINDS = (
     "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm "
-    "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif avif tga PNG Jpg"
+    "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga PNG Jpg"
 )
 
 
@@ -247,6 +248,22 @@ def test_of_a_folder_only_files_called_images_are_taken() -> None:
     # Then the images and what has no extension come, the others are counted
     assert sorted(found) == sorted([f"photos/{kind}/image.{kind}" for kind in taken] + ["photos/image"])
     assert sources.skipped == 4
+
+
+def test_svg_files_are_passed_over_in_a_folder_or_archive_and_taken_if_named() -> None:
+    # Given drawings beside an image, in a folder and in an archive: no setting lets a worker decode them
+    put("page/logo.svg")
+    put("page/photo.png")
+    with zipfile.ZipFile("page.zip", "w") as archive:
+        archive.writestr("icons/Logo.SVG", b"<svg/>")
+        archive.writestr("photo.png", b"")
+    # When both are read
+    sources = Sources(["page", "page.zip"])
+    # Then the drawings are counted as no images
+    assert [image.name for image in sources] == ["page/photo.png", "page.zip/photo.png"]
+    assert sources.skipped == 2
+    # And one that is named itself is submitted, so that its owner learns that it is not allowed
+    assert [image.name for image in Sources(["page/logo.svg"])] == ["page/logo.svg"]
 
 
 def test_hidden_entries_are_passed_over_in_silence() -> None:
