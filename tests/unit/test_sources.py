@@ -104,7 +104,7 @@ def test_a_symlink_that_points_nowhere_is_missing() -> None:
 
 
 def test_an_empty_name_is_called_that() -> None:
-    with pytest.raises(SourceError, match="an empty name is no source"):
+    with pytest.raises(SourceError, match="an empty name is not a source"):
         Sources([""])
 
 

@@ -265,5 +265,5 @@ def test_a_folder_that_may_not_be_listed_is_an_error_and_its_neighbours_come(pat
 @pytest.mark.parametrize("pattern", ["locked/*.png", "locked/**", "*/*.png"])
 def test_where_nothing_else_matches_it_is_the_folder_that_is_named(pattern: str) -> None:
     put("locked/c.png")
-    with pytest.raises(SourceError, match=r"locked cannot be looked into \(Permission denied\), check"):
+    with pytest.raises(SourceError, match=r"locked cannot be listed \(Permission denied\), check"):
         Sources([pattern])

@@ -104,7 +104,7 @@ def test_members_come_in_the_archives_order_under_its_name(path: str, format: in
     ]
     sources = Sources([f"./{path}"])
     assert outcomes(sources) == expected
-    assert outcomes(sources) == expected  # read anew
+    assert outcomes(sources) == expected  # a second time
     assert sorted(path.name for path in Path().iterdir()) == [path]  # nothing is extracted
 
 
@@ -307,7 +307,7 @@ def test_a_member_at_the_limit_is_read_and_one_byte_more_is_too_large(path: str)
 def test_a_file_that_is_no_archive_is_refused_before_anything_is_read(suffix: str, content: bytes) -> None:
     Path(f"photos.{suffix}").write_bytes(content)
     with pytest.raises(
-        SourceError, match=rf"photos\.{suffix} is not a TAR archive .*: pack it anew, or unpack"
+        SourceError, match=rf"photos\.{suffix} is not a TAR archive .*: pack it again, or unpack"
     ):
         Sources([f"photos.{suffix}"])
 
