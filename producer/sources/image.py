@@ -11,8 +11,8 @@ from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
 _READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
-#: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too. SVG is
-#: not among them: no setting makes a worker decode it, and folders of web pages hold many.
+#: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too.
+#: SVG is not among them: no setting makes a worker decode it, and folders of web pages hold many.
 _REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
 IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
 
