@@ -279,7 +279,7 @@ def test_a_hidden_folder_that_is_named_is_read() -> None:
     assert [image.name for image in Sources([".photos"])] == [".photos/a.png"]
 
 
-def test_skipped_counts_anew_in_each_iteration_which_reads_anew() -> None:
+def test_each_iteration_reads_and_counts_again() -> None:
     put("photos/a.png", b"before")
     put("photos/notes.txt")
     sources = Sources(["photos"])

@@ -113,7 +113,7 @@ def test_what_vanishes_stops_only_itself(bucket: MemoryFileSystem) -> None:
     ]
 
 
-def test_each_iteration_reads_anew(bucket: MemoryFileSystem) -> None:
+def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
     put(bucket, "photos/a.png")
     sources = Sources(["memory://bucket/photos"])
     assert names(sources) == ["memory://bucket/photos/a.png"]
