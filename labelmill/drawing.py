@@ -1,4 +1,4 @@
-"""Small pictures and curves in the terminal: two pixels a character by the half block, or shades of ASCII."""
+"""Draw small images and curves in the terminal: half blocks, two pixels per character, or shades of ASCII."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from producer.export import printable
 
-#: Width and height of a drawing in pixels; half the height in lines.
+#: Width and height of a drawing in pixels; it has half as many lines.
 SIDE: Final = 16
 
 _SHADES: Final = " .:-=+*#%@"
@@ -25,7 +25,7 @@ _CURVE_WIDTH: Final = 60
 
 
 class Picture(NamedTuple):
-    """An image with what is written under it."""
+    """An image with its caption."""
 
     data: bytes
     caption: str
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
 
 
 def draw(pictures: Sequence[Picture], console: Console) -> None:
-    """Draws the pictures side by side, as many as fit into a line. Needs Pillow."""
+    """Draw the pictures side by side, as many as fit into a line. Needs Pillow."""
     across = max(1, console.width // (SIDE + 4))
     for start in range(0, len(pictures), across):
         row = pictures[start : start + across]
@@ -46,8 +46,9 @@ def draw(pictures: Sequence[Picture], console: Console) -> None:
 
 
 def curve(values: Sequence[float]) -> str:
-    """The values as a line of columns, from their least to their greatest; the last of each stretch where
-    there are too many.
+    """Return the values as a line of columns, scaled from the smallest value to the largest.
+
+    If there are too many values, only the last of each stretch is shown.
     """
     step = max(1, -(-len(values) // _CURVE_WIDTH))
     shown = list(values[::-1][::step][::-1])

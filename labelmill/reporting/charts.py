@@ -1,6 +1,6 @@
-"""The report's diagrams as SVG. What they look like is in `page.css`: a class a series, light and dark.
+"""Draw the report's charts as SVG. `page.css` styles them, one class for each series, light and dark.
 
-Every series differs from its neighbour by more than its colour: dashes, hollow marks, a name in the legend.
+Series differ by more than their colours: dashes, hollow marks, names in the legend.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from markupsafe import Markup
 
 from jobs.evaluation import CONFIDENCE_EDGES, CalibrationBin
 
-#: In SVG's own units, about a pixel each: as wide as a phone, so that text is not shrunk there.
+#: In SVG units, about one pixel each: as wide as a phone, so that text is not shrunk there.
 WIDTH: Final = 380
 HEIGHT: Final = 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
 
-# The radius of a calibration mark with all the images, and of one with hardly any.
+# The radius of a calibration mark with all images, and of one with hardly any.
 _LARGEST_MARK, _SMALLEST_MARK = 13.0, 2.5
 
-# More points than this are a line; fewer get a dot each, so that one epoch is seen too.
+# More points than this are a line. Fewer get a dot each, so that a single epoch is visible too.
 _MOST_DOTS: Final = 30
 
-# A logarithm has no zero, and a training that ran away no bounds: what lies outside is drawn at the edge.
+# A logarithmic axis has no zero, and a diverging loss has no bounds: values outside are drawn at the edge.
 _LOSSES: Final = (1e-6, 1e6)
 _ERRORS: Final = (1e-5, 1.0)
 
-# More ticks than this on an axis run into each other.
+# More ticks than this on an axis overlap.
 _MOST_TICKS: Final = 7
 
-# About so many are enough where they are evenly spread.
+# About this many are enough if they are evenly spread.
 _LINEAR_TICKS: Final = 5
 
 #: How a series is drawn, by its class in `page.css`.
@@ -40,7 +40,7 @@ Style = Literal["ours", "theirs"]
 
 
 class Line(NamedTuple):
-    """A curve: one value an epoch."""
+    """A curve: one value for each epoch."""
 
     name: str
     style: Style
@@ -56,7 +56,7 @@ class Marks(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A model's confidences: a count for each bin of CONFIDENCE_EDGES."""
+    """A model's confidences: one count for each bin of CONFIDENCE_EDGES."""
 
     name: str
     style: Style
@@ -64,7 +64,7 @@ class Bars(NamedTuple):
 
 
 def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
-    """Losses by epoch, on a logarithmic axis. `name` makes the ids of its title unique in the page."""
+    """Draw losses by epoch on a logarithmic axis. `name` makes the ids of the title unique in the page."""
 
     def place(loss: float) -> float:
         return math.log10(_within(_LOSSES, loss))
@@ -76,8 +76,9 @@ def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
 
 
 def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
-    """Accuracies by epoch; each tenfold smaller share of errors is as high as the last one, or nothing
-    would be seen of what happens above 0.99.
+    """Draw accuracies by epoch.
+
+    Each tenfold reduction of the error takes the same height, so that differences above 0.99 are visible.
     """
 
     def place(accuracy: float) -> float:
@@ -91,8 +92,9 @@ def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
 
 
 def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
-    """Accuracy by confidence, a mark for each bin that has images, its area by how many. On the diagonal,
-    a model is as often right as it says.
+    """Draw accuracy by confidence: a mark for each bin with images, its area proportional to their number.
+
+    On the diagonal, a model is right as often as its confidence says.
     """
     across = _Span(0.0, 1.0, _LEFT, WIDTH - _RIGHT)
     up = _Span(0.0, 1.0, HEIGHT - _BOTTOM, _TOP)
@@ -125,8 +127,9 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
 
 
 def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
-    """How many answers were how sure: a bar for each bin and model, its length on a logarithmic scale, its
-    count beside it.
+    """Draw how many answers had which confidence: a bar for each bin and model, with its count beside it.
+
+    The length of the bars is logarithmic.
     """
     thick, gap, left, right = 11, 8, 96, 52
     row = thick * len(series) + gap
@@ -159,19 +162,19 @@ def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`, about _LINEAR_TICKS of them."""
+    """Return round numbers from `low` to `high`, about _LINEAR_TICKS of them."""
     if not high > low:
         return [low]
     raw = (high - low) / _LINEAR_TICKS
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    # Rounded to the step's own digits, or 0.1 + 0.2 would be written as it is.
+    # Rounded to the step's own digits, because 0.1 + 0.2 is not 0.3.
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`, both above 0, for a logarithmic axis."""
+    """Return round numbers from `low` to `high`, both above 0, for a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
         found = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
@@ -186,7 +189,7 @@ def _within(bounds: tuple[float, float], value: float) -> float:
 
 
 class _Span(NamedTuple):
-    """Values from `low` to `high`, laid out from the place `start` to the place `end`."""
+    """Places values from `low` to `high` on coordinates from `start` to `end`."""
 
     low: float
     high: float
@@ -207,7 +210,7 @@ def _curves(
     place: Callable[[float], float],
     ticks: Callable[[float, float], list[tuple[float, str]]],
 ) -> Markup:
-    # Not a number is nowhere; the rest is drawn.
+    # NaN has no place; the rest is drawn.
     curves = [
         (line, [(n, place(value)) for n, value in enumerate(line.values, 1) if not math.isnan(value)])
         for line in lines
@@ -220,7 +223,7 @@ def _curves(
     up = _Span(low, high, HEIGHT - _BOTTOM, _TOP)
     numbers = [1.0, *(tick for tick in linear_ticks(0, epochs) if tick > 1 and tick == int(tick))]
     if len(numbers) > 2 and numbers[1] < epochs / 8:
-        del numbers[1]  # it would touch the 1
+        del numbers[1]  # it would overlap the 1
     parts = _grid(across, [(n, f"{n:g}") for n in numbers], up, ticks(low, high), "epoch", unit)
     for line, points in curves:
         at = [(_n(across(n)), _n(up(height))) for n, height in points]
@@ -247,7 +250,7 @@ def _grid(
     below: str,
     beside: str,
 ) -> list[Markup]:
-    """Grid lines with their numbers, and what the axes stand for."""
+    """Draw grid lines with their numbers, and the axes with their names."""
     left, right, bottom, top = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM, _TOP
     parts = []
     for value, words in heights:
@@ -269,11 +272,11 @@ def _grid(
 
 
 def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
-    """Who is who, at the top right: a sample of how each is drawn, and its name."""
+    """Draw the legend at the top right: a sample of each series, and its name."""
     parts = []
     right = float(WIDTH - _RIGHT)
     for name, style, kind in reversed(entries):
-        x = right - 6.2 * len(name) - 24  # no way to measure text here: letters are about that wide
+        x = right - 6.2 * len(name) - 24  # text cannot be measured here: letters are about that wide
         if kind == "line":
             sample = Markup('<line class="line {}" x1="{}" y1="8" x2="{}" y2="8"/>')
             parts.append(sample.format(style, _n(x), _n(x + 18)))
@@ -295,7 +298,7 @@ def _text(x: float, y: float, words: str, anchor: str, kind: str = "number") -> 
 
 
 def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
-    # No namespace: within HTML none is needed, and the page names no address.
+    # No namespace: HTML needs none, and the page must not contain any address.
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-text">'
         '<title id="{}-title">{}</title><desc id="{}-text">{}</desc>{}</svg>'
@@ -303,5 +306,5 @@ def _svg(name: str, title: str, description: str, height: float, parts: Sequence
 
 
 def _n(number: float) -> str:
-    """A coordinate: a tenth of a pixel is fine enough."""
+    """Return a coordinate as text, to a tenth of a pixel."""
     return f"{number:.1f}".removesuffix(".0")

@@ -1,7 +1,7 @@
-"""What a person names, turned into a stream of images: names and bytes, any number, in constant memory.
+"""Turn the sources that a user names into a stream of images, any number of them in constant memory.
 
-Here each named source finds its reader: `files` for files and folders, `patterns` for globs, `zips` and
-`tars` for archives, `idx` for MNIST's own files, `remote` for URLs. The images go on to `producer.submit`.
+`Sources` finds the reader of each source: `files` for files and folders, `patterns` for globs, `zips` and
+`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The images go on to `producer.submit`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.text import storable
 from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
 from producer.sources.idx import check_idx, is_idx, read_idx
 from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, SourceImages, extension, failed
-from producer.sources.patterns import folder_of, is_pattern, matches
+from producer.sources.patterns import Pattern, is_pattern
 from producer.sources.remote import check_remote, read_remote
 from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
@@ -35,11 +35,11 @@ _Reader = Callable[[str, Reading], Iterator[SourceImage | SourceImages]]
 
 
 class Sources:
-    """The images of files, folders, globs, archives, IDX files, URLs, and of what stdin names (`-`).
+    """The images of files, folders, globs, archives, IDX files and URLs, and of the paths on stdin (`-`).
 
     Every named source is checked at once, before anything is read: SourceError says what is wrong and what to
-    do about it. Iterate as often as you like, everything is read anew each time; only stdin can't be. What a
-    glob or stdin names is not named by a person: there, a source that can't be read is one image's error.
+    do. Each iteration reads everything again; only stdin cannot be read twice. If a source that a glob
+    matches or that stdin names cannot be read, that is one image's error.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Sources:
         max_bytes: int = _DEFAULT_MAX_BYTES,
         archives: ArchiveLimits = _DEFAULT_ARCHIVES,
     ) -> None:
-        """`max_bytes` is what one image may have; `archives` what one archive may be."""
+        """Check the sources. `max_bytes` limits one image, `archives` one archive. Raises SourceError."""
         if list(sources).count(_STDIN) > 1:
             raise SourceError("`-` is given twice, but stdin can be read only once: name it once")
         self._stdin = stdin
@@ -61,17 +61,17 @@ class Sources:
 
     @property
     def skipped(self) -> int:
-        """Files of folders and archives passed over for their names, so far in the latest iteration."""
+        """How many files of folders and archives the latest iteration passed over for their names so far."""
         return self._reading.skipped
 
     @property
     def unreadable(self) -> int:
-        """Images that could not be read, so far in the latest iteration."""
+        """How many images the latest iteration could not read so far."""
         return self._reading.unreadable
 
     @property
     def first_unreadable(self) -> SourceImage | None:
-        """The first of them, with its error."""
+        """The first image that could not be read, with its error."""
         return self._reading.first_unreadable
 
     def __iter__(self) -> Iterator[SourceImage]:
@@ -82,19 +82,16 @@ class Sources:
                 yield found
 
     def together(self) -> Iterator[SourceImage | SourceImages]:
-        """The same in the same order; those that were read together are handed on so."""
-        self._reading = Reading(*self._limits)
-        return self._read(self._reading)
-
-    def _read(self, reading: Reading) -> Iterator[SourceImage | SourceImages]:
+        """Yield the same images in the same order; those that were read together in one step."""
+        self._reading = reading = Reading(*self._limits)
         for source, reader in self._sources:
             for found in reader(source, reading):
                 yield found if isinstance(found, SourceImages) else reading.taken(found)
 
     def _reader_of(self, source: str) -> _Reader:
-        """Who reads a named source. Raises SourceError where nobody could."""
+        """Return the reader of a named source. Raises SourceError if there is none."""
         if not source:
-            raise SourceError("an empty name is no source: name a file or folder, `.` for the one you are in")
+            raise SourceError("an empty name is not a source: name a file or folder, `.` for the current one")
         if source == _STDIN:
             if self._stdin is None:
                 raise SourceError("`-` stands for paths on stdin, but there is no stdin here: name the paths")
@@ -117,7 +114,7 @@ class Sources:
     def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:
             raise SourceError(
-                "stdin was read already and can't be read again: save its paths to a file first"
+                "stdin was read already and cannot be read again: save its paths to a file first"
             )
         self._stdin_read = True
         for line in self._stdin or ():
@@ -126,7 +123,7 @@ class Sources:
 
 
 def _path(source: str) -> str:
-    """The path that a `file://` URL means, and any other source as it is. Raises SourceError."""
+    """Return the path that a `file://` URL means, and any other source as it is. Raises SourceError."""
     try:
         return local_path(source)
     except ValueError as error:
@@ -134,18 +131,18 @@ def _path(source: str) -> str:
 
 
 def _mode(path: str) -> int:
-    """What kind of file it is, symlinks followed. Raises OSError, or ValueError on a NUL."""
-    return os.stat(path).st_mode  # noqa: PTH116 - once a source, of which stdin may name millions
+    """Return a file's kind, symlinks followed. Raises OSError, or ValueError for a NUL."""
+    return os.stat(path).st_mode  # noqa: PTH116 - for each source, and stdin may name millions
 
 
 def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
-    """Who reads an existing file or folder. Raises SourceError where it is an archive that can't be read."""
+    """Return the reader of an existing file or folder. Raises SourceError if an archive cannot be read."""
     if stat.S_ISDIR(mode):
         return read_folder
     if not stat.S_ISREG(mode):
         return read_special
     kind = extension(path.rpartition("/")[2])
-    if kind in IMAGE_EXTENSIONS:  # called an image: the worker judges what it is, it never unfolds into many
+    if kind in IMAGE_EXTENSIONS:  # one image, never an archive: the worker judges what it is
         return read_file
     first = head(path, HEAD_BYTES)
     if kind == "zip" or first.startswith(ZIP_MAGIC):
@@ -161,37 +158,35 @@ def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
 
 
 def _check_pattern(pattern: str, advice: str) -> None:
-    """Raises SourceError where it matches nothing, with the advice; or, where a folder could not be looked
-    into, with that one.
-    """
+    """Raise SourceError if a pattern matches nothing, with the advice or a folder that cannot be listed."""
     trouble = None
-    for match in matches(pattern):
+    for match in Pattern(pattern).matches():
         if match.trouble is None:
             return
         trouble = trouble or match
     if trouble is not None:
-        advice = f"{shown(trouble.path)} cannot be looked into ({trouble.trouble}), check its permissions"
+        advice = f"{shown(trouble.path)} cannot be listed ({trouble.trouble}), check its permissions"
     raise SourceError(f"no file matches {shown(pattern)}: {advice}")
 
 
 def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
-    root = folder_of(pattern)
-    for path, resolved, leaves, trouble in matches(pattern):
+    found = Pattern(pattern)
+    for path, resolved, leaves, trouble in found.matches():
         if trouble is not None:
             yield failed(shown(path), ErrorCode.SOURCE_MISSING, trouble)
         elif leaves:
             yield leaving(path)
         else:
-            yield from _read_unchecked(path, reading, root=root, resolved=resolved)
+            yield from _read_unchecked(path, reading, root=found.folder, resolved=resolved)
 
 
 def _read_unchecked(
     path: str, reading: Reading, *, root: str | None = None, resolved: str | None = None
 ) -> Iterator[SourceImage | SourceImages]:
-    """Read one of many paths that nobody has looked at: what is wrong with it stops at most itself.
+    """Read a path that was not checked before. An error concerns this path only.
 
-    `root`: the folder that no symlink below the path may leave; left out, that is the path. `resolved`: where
-    the path leads to, if it is a symlink that was looked at.
+    `root` is the folder that no symlink below the path may leave: the path itself if it is left out.
+    `resolved` is the file that the path leads to, if the path is a symlink.
     """
     if is_url(path):
         yield from _read_unchecked_url(path, reading)

@@ -1,8 +1,8 @@
-"""Images that lie on disk: single files, and folders with all that is below them.
+"""Images on disk: single files, and folders with everything below them.
 
-Nothing is followed out of a named folder, and nothing is opened that could block.
+No symlink is followed out of a named folder, and nothing is opened that could block.
 """
-# Paths are strings and descriptors are bare here: pathlib and file objects cost more than the reading itself.
+# Paths are strings and descriptors are numbers: pathlib and file objects cost more than the reading itself.
 # ruff: noqa: PTH110, PTH112, PTH113, PTH118
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from producer.sources.image import (
     is_short,
 )
 
-#: How many entries of one folder are held and sorted at a time: some 10 MB, however many files there are.
+#: How many entries of one folder are held and sorted at a time: about 10 MB, however many files there are.
 WINDOW = 65_536
 
-#: So many files of a folder are read and handed on together, or fewer, where they are larger, which have so
-#: many bytes together.
+#: Files of a folder are read and handed on together: this many, or fewer if they reach this many bytes.
 _MANY: Final = 256
 _MANY_BYTES: Final = 1024 * 1024
 
@@ -42,12 +41,12 @@ _by_name = attrgetter("name")
 
 
 def shown(path: str) -> str:
-    """What a path is called in the results: as it was given, without detours such as `./`."""
+    """Return a path's name in the results: as it was given, without detours such as `./`."""
     return storable(os.path.normpath(path))
 
 
 def head(path: str, size: int) -> bytes:
-    """The first bytes of a file; none where it cannot be read."""
+    """Return the first bytes of a file, or none if it cannot be read."""
     try:
         descriptor = os.open(path, OPEN)
     except OSError:
@@ -61,7 +60,7 @@ def head(path: str, size: int) -> bytes:
 
 
 def no_access(path: str, error: OSError) -> SourceError:
-    """What is said of a file that the system does not let us read, whatever is in it."""
+    """Return the error for a file that the system does not let us read."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
     else:
@@ -70,45 +69,46 @@ def no_access(path: str, error: OSError) -> SourceError:
 
 
 def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """A file that was named itself: taken whatever it is called, through a symlink too."""
+    """Yield a file that was named itself: whatever its name is, and through symlinks too."""
     yield _load(path, shown(path), reading.max_bytes)
 
 
 def read_special(path: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG001 - a reader's signature
-    """A FIFO, device or socket that was named itself: never opened."""
+    """Yield the error of a FIFO, device or socket that was named itself. It is never opened."""
     yield failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
 
 
 def read_link(path: str, resolved: str, reading: Reading) -> Iterator[SourceImage]:
-    """What a symlink was resolved to, called by the symlink's name; nothing more is followed: it may change
-    in between.
+    """Yield the file that a symlink was resolved to, by the symlink's name.
+
+    No further symlink is followed: the file may have been replaced by one.
     """
     yield _load(resolved, shown(path), reading.max_bytes, follow=False)
 
 
 def leaving(path: str) -> SourceImage:
-    """What is said of a symlink that leads out of the folder it was found in."""
+    """Return the error for a symlink that leads out of its folder."""
     return failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, _LEAVES)
 
 
 def is_below(resolved: str, root: str) -> bool:
-    """Whether a path is in a folder, or is the folder; both without symlinks."""
+    """Return whether a path is in a folder, or is the folder; both without symlinks."""
     return resolved == root or resolved.startswith(os.path.join(root, ""))
 
 
 def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterator[SourceImage | SourceImages]:
-    """Every image below a folder, depth first, each folder's entries in the order of their names.
+    """Yield every image below a folder, depth first, in the order of the names.
 
     Entries are sorted in windows of WINDOW, as the system lists them: memory stays the same for millions of
-    files in one folder, and the same folder gives the same order. Hidden entries are passed over in silence,
-    files with no image's extension are counted in `reading.skipped`. Symlinks to files within the folder are
-    read, symlinks to folders are not followed; what leads out of it or is no regular file is an error. With
-    `root`, out of that folder above it.
+    files in one folder, and the same folder gives the same order. Hidden entries are passed over silently,
+    files without an image's extension are counted in `reading.skipped`. Symlinks to files within the folder
+    are read, symlinks to folders are not followed. A symlink that leads out of the folder, or out of `root`
+    above it, and anything that is not a regular file is an error.
     """
     root = os.path.realpath(path if root is None else root)
     whole = shown(path)
     called = _Called("" if whole == "." else whole.rstrip("/") + "/", len(os.path.join(path, "")))
-    # A stack and not recursion: a tree may be deeper than Python's.
+    # A stack instead of recursion: a tree may be deeper than Python's stack.
     levels = [(path, _steps(path))]
     while levels:
         folder, steps = levels[-1]
@@ -133,12 +133,12 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
 
 
 def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
-    """A folder's entries, each window sorted by name: the paths of its images, as many as follow one another,
-    and each other entry by itself. Raises OSError when it cannot be listed.
+    """Yield a folder's entries, each window sorted by name: the paths of images that follow one another as a
+    list, and each other entry by itself. Raises OSError if the folder cannot be listed.
     """
     for window in _windows(folder):
-        # In one go: while files are read, each entry would have to come from far away in memory, and its name
-        # too; that takes as long as a tenth of the reading.
+        # All at once, before files are read: entries that have left the processor's cache by then would take
+        # a tenth of the time of the reading.
         names, others = [], []
         for entry in window:
             if _is_image(entry):
@@ -148,7 +148,7 @@ def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
         names.sort()
         others.sort(key=_by_name)
         above = os.path.join(folder, "")
-        paths = [above + name for name in names]  # anew, one beside the other
+        paths = [above + name for name in names]
         start = 0
         for other in others:
             end = bisect(names, other.name)
@@ -161,7 +161,7 @@ def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file to be read. Also where that cannot be told: to open it will tell what is wrong."""
+    """Return whether it is a file to read. If that cannot be found out, opening it will show the error."""
     name = entry.name
     if not (name[-4:] in USUAL_ENDINGS and name[0] != ".") and (is_hidden(name) or not is_image_name(name)):
         return False
@@ -172,35 +172,35 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """A folder's entries, sorted by name in windows of WINDOW. Raises OSError when it cannot be listed."""
+    """Yield a folder's entries, sorted by name in windows. Raises OSError if it cannot be listed."""
     for window in _windows(folder):
         yield from sorted(window, key=_by_name)
 
 
 def _windows(folder: str) -> Iterator[list[os.DirEntry[str]]]:
-    """A folder's entries as the system lists them, WINDOW at a time. Raises OSError when it cannot."""
+    """Yield a folder's entries as the system lists them, WINDOW at a time. Raises OSError if it cannot."""
     with os.scandir(folder or ".") as listing:
         while window := list(islice(listing, WINDOW)):
             yield window
 
 
 class _Called(NamedTuple):
-    """What the files below a named folder are called in the results."""
+    """Makes the names in the results of the files below a named folder."""
 
     prefix: str  # the folder, as it was named
-    cut: int  # of a path, in characters: the part that stands for the folder
+    cut: int  # how many characters of a path stand for the folder
 
     def __call__(self, path: str) -> str:
         return self.prefix + storable(path[self.cut :])
 
     def all(self, paths: list[str]) -> list[str]:
-        """The same of many."""
+        """Return the names of many paths."""
         prefix, cut = self
         return all_storable([prefix + path[cut:] for path in paths])
 
 
 def _read(paths: list[str], called: _Called, max_bytes: int) -> Iterator[SourceImage | SourceImages]:
-    """Files of a folder, in order: those together that can be read, and why the others cannot."""
+    """Yield files of a folder, in order: together those that can be read, and the errors of the others."""
     start = 0
     while many := paths[start : start + _MANY]:
         contents, error = read_files(many, max_bytes=max_bytes, follow=False, enough=_MANY_BYTES)
@@ -219,10 +219,10 @@ def _read(paths: list[str], called: _Called, max_bytes: int) -> Iterator[SourceI
 
 
 def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
-    """What is said of an entry that is neither a file nor a folder; None where it is passed over."""
+    """Return the image or error of an entry that is neither file nor folder; None if it is passed over."""
     path = entry.path
     if entry.is_symlink():
-        # Read what it was resolved to, without following anything more: it may change in between.
+        # No further symlink is followed: the file may be replaced by one in between.
         path = os.path.realpath(path)
         if not is_below(path, root):
             return failed(name, ErrorCode.SOURCE_FORBIDDEN, _LEAVES)
@@ -240,7 +240,7 @@ def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) ->
 
 
 def _load(path: str, name: str, max_bytes: int, *, follow: bool = True) -> SourceImage:
-    """Read one file, or say why not."""
+    """Read one file. If that fails, return its error."""
     try:
         data = read_regular(path, max_bytes=max_bytes, follow=follow)
     except (ImageError, OSError) as error:
@@ -249,7 +249,7 @@ def _load(path: str, name: str, max_bytes: int, *, follow: bool = True) -> Sourc
 
 
 def _unread(name: str, error: ImageError | OSError) -> SourceImage:
-    """What is said of a file that could not be read."""
+    """Return the error of a file that could not be read."""
     if isinstance(error, ImageError):
         return SourceImage(name, None, error)
     return failed(name, ErrorCode.SOURCE_MISSING, why(error))

@@ -1,6 +1,7 @@
-"""Images in an IDX file, MNIST's format: https://yann.lecun.com/exdb/mnist/ (big-endian, gzipped or not).
+"""Images in an IDX file, MNIST's format, gzipped or not: read one after the other.
 
-Each becomes a binary PGM, so that the rest of the way it is an image like any other.
+Each becomes a binary PGM file, which is an image like any other. The format: 0, 0, the type, the number of
+dimensions; each dimension as a big-endian 32-bit number; the pixels.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 _NAME = re.compile(r"idx[13]-ubyte(\.gz)?$", re.IGNORECASE)
 
-#: What a damaged file raises, gzipped or not.
+#: What reading a damaged file raises, gzipped or not.
 _DAMAGE = (OSError, EOFError, zlib.error)
 
 
 def is_idx(path: str, first: bytes) -> bool:
-    """Whether a file with these first four bytes is an IDX file, by its name or by what it holds."""
+    """Return whether a file with these first four bytes is an IDX file, by its name or its content."""
     if first.startswith(GZIP_MAGIC):
         try:
             with _open(path) as stream:
@@ -41,17 +42,22 @@ def is_idx(path: str, first: bytes) -> bool:
 
 
 def check_idx(path: str, max_bytes: int) -> None:
-    """Raise SourceError where a file holds no images, or none that may be read."""
+    """Raise SourceError if a file does not hold images, or images that are too large."""
     try:
         with _open(path) as stream:
             _read_header(path, stream, max_bytes)
     except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+        # gzip's own errors are OSErrors too, without a number: they mean damage.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise no_access(path, error) from error
+        raise SourceError(f"{shown(path)} cannot be read ({error}): fetch it again") from error
 
 
 def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Every image of an IDX file. Raises SourceError after the last whole one where more were declared, or
-    where more comes out of it than may come out of an archive.
+    """Yield every image of an IDX file.
+
+    Raises SourceError after the last whole image if the file declares more of them, or if more comes out of
+    it than may come out of an archive.
     """
     name = shown(path)
     found = count = 0
@@ -70,15 +76,9 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
         intact = found == count
     if not intact:
         raise SourceError(
-            f"{name} is damaged or cut short: it declares {count} images, {found} could be read: fetch anew"
+            f"{name} is damaged or cut short: it declares {count} images, {found} could be read. "
+            "Fetch it again"
         )
-
-
-def _unreadable(path: str, error: Exception) -> SourceError:
-    # gzip's own complaint is an OSError too, without a number: what it tells of is damage.
-    if isinstance(error, OSError) and error.errno is not None:
-        return no_access(path, error)
-    return SourceError(f"{shown(path)} cannot be read ({error}): fetch it anew")
 
 
 def _open(path: str) -> BinaryIO:
@@ -88,16 +88,18 @@ def _open(path: str) -> BinaryIO:
 
 
 def _read_header(path: str, stream: BinaryIO, max_bytes: int) -> tuple[int, int, int]:
-    """The number of images, their rows and their columns. Raises SourceError where they make no sense."""
+    """Return the number of images, rows and columns. Raises SourceError if they make no sense."""
     name = shown(path)
     header = stream.read(16)
     if header.startswith(LABELS_MAGIC):
         raise SourceError(f"{name} holds labels: name the file with the images (idx3-ubyte) instead")
     if len(header) < 16 or not header.startswith(IMAGES_MAGIC):
-        raise SourceError(f"{name} is no IDX file of images (idx3-ubyte): check what it is, or fetch it anew")
+        raise SourceError(
+            f"{name} is not an IDX file of images (idx3-ubyte): check what it is, or fetch it again"
+        )
     count, rows, columns = cast(tuple[int, int, int], struct.unpack(">III", header[4:]))
     if rows * columns == 0:
-        raise SourceError(f"{name} declares images of {columns} x {rows} pixels: fetch it anew")
+        raise SourceError(f"{name} declares images of {columns} x {rows} pixels: fetch it again")
     if len(_pgm_header(rows, columns)) + rows * columns > max_bytes:
         raise SourceError(
             f"{name} declares images of {columns} x {rows} pixels, the limit is {max_bytes} bytes"

@@ -1,4 +1,4 @@
-"""What every source yields, and the rules about names that folders and archives share."""
+"""The images that every source yields, and the rules about names that folders and archives share."""
 
 from __future__ import annotations
 
@@ -12,41 +12,40 @@ from jobs.limits import ArchiveLimits
 #: Extensions of images that are read.
 _READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
 #: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too.
-_REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf svg ico heic heif avif tga"
+#: SVG is not among them: no setting makes a worker decode it, and folders of web pages hold many.
+_REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
 IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
 
 
-#: How most images' names end, and nearly all of three letters: the cheap question.
+#: How most images' names end: comparing with these is cheap.
 USUAL_ENDINGS = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS if len(extension) == 3)
 
-#: The most bytes of UTF-8 that an image may be called by: Linux's PATH_MAX, longer paths lead nowhere. A
-#: compressed archive may give each of its members a name of hundreds of kilobytes, in a few hundred bytes.
+#: The longest name of an image, in bytes of UTF-8: Linux's PATH_MAX, longer paths cannot be opened. In a
+#: compressed archive, a name of hundreds of kilobytes takes a few hundred bytes.
 MAX_NAME_BYTES: Final = 4096
 
-#: How many characters are kept of a longer one.
+#: How many characters of a longer name are kept.
 _KEPT_NAME: Final = 200
 
 
 class SourceImage(NamedTuple):
-    """One image of a source: its bytes, or why there are none."""
+    """One image of a source: its bytes, or the error that it got instead."""
 
-    name: str  # what its owner calls it
-    data: bytes | None  # the file's bytes; None where there is an error
+    name: str  # as its owner named it
+    data: bytes | None  # the file's bytes; None if there is an error
     error: ImageError | None
-    url: str | None = None  # the path or URL it was read from; None where it is a part of a file
+    url: str | None = None  # the path or URL that it was read from; None if it is a part of a file
 
 
 class SourceImages(NamedTuple):
-    """Images that follow one another, each with its bytes and a name that is short enough: what most are, and
-    one step for many of them.
-    """
+    """Many images that follow one another, handed on in one step. Each has its bytes and a short name."""
 
     names: list[str]
     data: list[bytes]
-    paths: list[str]  # that they were read from
+    paths: list[str]  # of the files that they were read from
 
     def halves(self) -> tuple[SourceImages, SourceImages]:
-        """Of two or more."""
+        """Split two or more images in two parts."""
         names, data, paths = self
         middle = len(names) // 2
         return (
@@ -55,22 +54,22 @@ class SourceImages(NamedTuple):
         )
 
     def one_by_one(self) -> Iterator[SourceImage]:
-        """Each by itself."""
+        """Yield each image by itself."""
         return (SourceImage(name, data, None, path) for name, data, path in zip(*self, strict=True))
 
 
 @dataclass(slots=True)
 class Reading:
-    """One pass over the sources: the limits it keeps, and what was not as it should be."""
+    """One pass over the sources: its limits, and counts of what was passed over or could not be read."""
 
-    max_bytes: int  # of an image
+    max_bytes: int  # of one image
     archives: ArchiveLimits
-    skipped: int = 0  # files passed over for their names
+    skipped: int = 0  # files that were passed over because of their names
     unreadable: int = 0  # images without bytes
     first_unreadable: SourceImage | None = None
 
     def taken(self, image: SourceImage) -> SourceImage:
-        """The image, well named, and counted where it has no bytes."""
+        """Return the image, well named, and count it if it has no bytes."""
         image = well_named(image)
         if image.data is None:
             self.unreadable += 1
@@ -79,12 +78,12 @@ class Reading:
 
 
 def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
-    """An image without bytes."""
+    """Return an image that could not be read."""
     return SourceImage(name, None, ImageError(code, detail))
 
 
 def well_named(image: SourceImage) -> SourceImage:
-    """The image; or, where its name is too long, an error that has the beginning of it."""
+    """Return the image, or, if its name is too long, an error with the beginning of the name."""
     if is_short(image.name) or name_bytes(image.name) <= MAX_NAME_BYTES:
         return image
     name = f"{image.name[:_KEPT_NAME]}..."
@@ -92,25 +91,25 @@ def well_named(image: SourceImage) -> SourceImage:
 
 
 def is_short(name: str) -> bool:
-    """Whether a name is far from too long: the cheap question. No character takes more than 4 bytes."""
+    """Return whether a name is certainly short enough, cheaply: no character takes more than 4 bytes."""
     return len(name) * 4 <= MAX_NAME_BYTES
 
 
 def name_bytes(name: str) -> int:
-    """How many bytes of UTF-8 a name has."""
+    """Return how many bytes of UTF-8 a name has."""
     return len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
 
 
 def extension(name: str) -> str:
-    """What follows the last dot of a file's own name, in lower case; empty where there is none."""
+    """Return what follows the last dot of a file's own name, in lower case; "" if there is no dot."""
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of a folder or archive is taken: an image's extension, or none at all."""
+    """Return whether a file of a folder or archive is taken: it has an image's extension, or none."""
     return "." not in name or extension(name) in IMAGE_EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is passed over in silence: a leading dot, or what macOS adds to a ZIP."""
+    """Return whether a file or folder is passed over silently: a leading dot, or what macOS adds to a ZIP."""
     return name.startswith(".") or name == "__MACOSX"

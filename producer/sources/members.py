@@ -1,6 +1,6 @@
-"""What ZIP and TAR archives share: which members are taken, and how much may come out.
+"""Rules that ZIP and TAR archives share: which members are taken, and how much may come out.
 
-A member's name is only ever a name: no file is opened or made by it.
+A member's name is only a name: no file is opened or made by it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_i
 
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
-#: What may come out of any archive, however small: a TAR is padded to 10 KB, which gzip makes into 45 bytes.
+#: So much may come out of the smallest archive: a TAR is padded to 10 KB, which gzip packs into 45 bytes.
 _ALWAYS_BYTES: Final = 64 * 1024
 
 
 class Output:
-    """What has come out of one archive so far: its real bytes, whatever the archive says of them."""
+    """Counts the bytes that really come out of one archive, whatever it declares."""
 
     def __init__(self, path: str, limits: ArchiveLimits) -> None:
         self._path = path
@@ -30,18 +30,18 @@ class Output:
         self._left = max(_ALWAYS_BYTES, limits.max_expansion * size)
 
     def add(self, size: int) -> None:
-        """Count so many bytes more. Raise SourceError where that is more than may come out."""
+        """Count more bytes. Raises SourceError if that is more than may come out."""
         self._left -= size
         if self._left < 0:
             raise SourceError(
-                f"{shown(self._path)} unpacks to more than {self._times:,} times its own size: that is how a "
-                "bomb is made. Where it is none, unpack it and name the folder, or set "
+                f"{shown(self._path)} unpacks to more than {self._times:,} times its own size, as a zip bomb "
+                "does. If it is not one: unpack it and name the folder, or set "
                 "LABELMILL_MAX_ARCHIVE_EXPANSION higher"
             )
 
 
 def too_many_members(path: str, limits: ArchiveLimits) -> SourceError:
-    """What is said of an archive that has more members than it may have."""
+    """Return the error for an archive with too many members."""
     return SourceError(
         f"{shown(path)} has more than {limits.max_members:,} members: unpack it and name the folder, pack it "
         "as several archives, or set LABELMILL_MAX_ARCHIVE_MEMBERS higher"
@@ -49,10 +49,10 @@ def too_many_members(path: str, limits: ArchiveLimits) -> SourceError:
 
 
 def choose(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
-    """Whether a member that is no folder is to be read, or why it must not be.
+    """Return whether a member that is not a folder is read, or the error of one that must not be.
 
-    The names rule as in a folder: what is hidden is passed over in silence, what is no image by its name is
-    counted. `name` is what the image is called in the results.
+    Names are treated as in a folder: hidden members are passed over silently, members that are not images by
+    their names are counted. `name` is the image's name in the results.
     """
     if _is_unsafe(member):
         return failed(name, ErrorCode.SOURCE_FORBIDDEN, "a member's name that leaves the archive")
@@ -68,7 +68,7 @@ def choose(member: str, name: str, reading: Reading, *, regular: bool) -> Source
 
 
 def _is_unsafe(name: str) -> bool:
-    """Whether a name could mean a place outside of the archive, to anybody who extracts it."""
+    """Return whether a name could mean a place outside the archive to a program that extracts it."""
     return (
         name.startswith("/")
         or "\\" in name

@@ -1,6 +1,6 @@
-"""Images behind URLs: single objects, and all that lies below a prefix.
+"""Images behind URLs: single objects, and everything below a prefix.
 
-Any URL that fsspec reads; `file://` is a path and goes to `files`. The names rule as in a folder.
+Any URL that fsspec reads; `file://` is a path and goes to `files`. Names are treated as in a folder.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object,
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
 
-#: Archives are read where their directory can be had at once: on a disk.
+#: Archives are read from a disk only.
 _ARCHIVES: Final = ("zip", "tar", "tgz", "gz", "bz2", "xz")
 
-#: What says that it is this one object that cannot be read.
+#: Errors that concern this one object, not the network.
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def check_remote(url: str) -> None:
-    """Raise SourceError where nothing can be read by this URL, Unavailable where that cannot be told now."""
+    """Raise SourceError if nothing can be read by this URL, Unavailable if that cannot be found out now."""
     _kind(url)
 
 
 def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
-    """The object with this URL, or every image below it, depth first, each folder's in the order of their
-    names. Raises as `check_remote`, and Unavailable where the network fails on the way.
+    """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
-    One folder's listing is in memory at a time, and those of the folders above it.
+    Raises the errors of `check_remote`, and Unavailable if the network fails on the way. The listings of one
+    folder and of the folders above it are in memory at a time.
     """
     filesystem, path, is_folder = _kind(url)
     name = storable(shown_url(url))
@@ -41,11 +41,11 @@ def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
 
 
 def _kind(url: str) -> tuple[Any, str, bool]:
-    """The file system, the path there, and whether that is a folder."""
+    """Return the file system, the path there, and whether that is a folder."""
     shown = storable(shown_url(url))
     if is_chained(url):
         raise SourceError(f"{shown} chains file systems, which cannot be read: fetch it to a disk first")
-    # Of what is shown: a signed URL's query is no part of the name.
+    # Without a signed URL's query: it is not a part of the name.
     if extension(shown) in _ARCHIVES:
         raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")
     try:
@@ -61,7 +61,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     except _NOT_THERE:
         raise SourceError(f"cannot find {shown}: check the spelling") from None
     if url.endswith("/") and not is_folder:
-        raise SourceError(f"{shown} is no folder that can be listed: name the files in it")
+        raise SourceError(f"{shown} is not a folder that can be listed: name the files in it")
     return filesystem, path, is_folder
 
 
@@ -97,7 +97,7 @@ def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) ->
 
 
 def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What lies in a folder, by its own name, sorted. Raises ImageError where the folder cannot be listed."""
+    """Yield a folder's entries by their own names, sorted. Raises ImageError if it cannot be listed."""
     try:
         with reaching(url, *_NOT_THERE):
             listing = filesystem.ls(folder, detail=True)
@@ -108,14 +108,14 @@ def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict
     for entry in listing:
         whole = entry["name"].rstrip("/")
         base = whole.removeprefix(prefix) if prefix else whole.lstrip("/")
-        # Some list the folder itself, and a web page may list what is elsewhere.
+        # Some file systems list the folder itself, and a web page may list other places.
         if whole.startswith(prefix) and base and "/" not in base:
             entries.append((base, entry))
     yield from sorted(entries, key=lambda found: found[0])
 
 
 def _load(filesystem: Any, path: str, url: str, name: str, max_bytes: int) -> SourceImage:
-    """Read one object, or say why not."""
+    """Read one object. If that fails, return its error."""
     try:
         data = read_object(filesystem, path, url=url, max_bytes=max_bytes)
     except ImageError as error:

@@ -1,7 +1,7 @@
-"""Images in a TAR archive, plain or gzipped: read as they come, in one pass; nothing is ever extracted.
+"""Images in a TAR archive, plain or gzipped: read as they come, in one pass. Nothing is ever extracted.
 
-Python's tarfile reads the headers. What it reads them from gives it the bytes forwards only and never more
-than some for one member's headers, because tarfile itself takes a header's word for how long it is.
+Python's tarfile reads the headers. It believes a header's own size and keeps whatever headers hold, so it is
+given a stream that only runs forwards and yields a limited number of bytes for one member's headers.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output, choose, too_many_members
 
-#: How many of a file's first bytes it takes to tell: one header.
+#: How many of a file's first bytes show whether it is an archive: one header.
 HEAD_BYTES: Final = tarfile.BLOCKSIZE
 
-#: Names that promise a TAR archive, whatever it is compressed with.
+#: Names of TAR archives, whatever they are compressed with.
 _NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re.IGNORECASE)
 
 _MAGIC: Final = b"ustar"
 _MAGIC_PLACE: Final = 257
 
-#: Compressed in ways whose memory cannot be bounded, or that Python knows nothing of.
+#: Compression that is not read: it can ask for any amount of memory, or Python does not know it.
 _NOT_READ: Final = (
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
@@ -43,15 +43,15 @@ _NOT_READ: Final = (
     (b"\x1f\x9d", "compress"),
 )
 
-#: Bytes that one member's headers may have: a name, a few attributes. Far above any real one.
+#: How many bytes one member's headers may have: a name, a few attributes. Far above any real ones.
 _HEADER_BYTES: Final = 256 * 1024
 
-#: tarfile looks for numbers in a header in a time that grows with the square of their length.
+#: tarfile's search for numbers in a header takes time that grows with the square of their length.
 _LONG_NUMBER: Final = re.compile(rb"\d{300}")
 
 _END: Final = bytes(tarfile.BLOCKSIZE)
 
-#: How much is read at a time of what is passed over.
+#: How much is read at a time of content that is passed over.
 _PIECE_BYTES: Final = 64 * 1024
 
 #: What tarfile and gzip raise on damaged or malicious bytes, going by their source.
@@ -68,7 +68,7 @@ _DAMAGE: Final = (
 
 
 def is_tar(path: str, first: bytes) -> bool:
-    """Whether a file that begins with these HEAD_BYTES is a TAR archive, by its name or by what it holds."""
+    """Return whether a file that begins with these HEAD_BYTES is a TAR archive, by its name or content."""
     if _NAME.search(path) is not None:
         return True
     if first.startswith(GZIP_MAGIC):
@@ -81,16 +81,16 @@ def is_tar(path: str, first: bytes) -> bool:
 
 
 def check_tar(path: str, limits: ArchiveLimits) -> None:
-    """Raise SourceError where a file is no TAR archive that can be read."""
+    """Raise SourceError if a file is not a TAR archive that can be read."""
     with _opened(path, limits) as stream:
-        _archive(stream)
+        next(_members(path, stream, limits), None)
 
 
 def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Every image of an archive, in its order; the names rule as in a folder. One is in memory at a time.
+    """Yield every image of an archive, in its order. Names are treated as in a folder.
 
-    Raises SourceError where the archive is damaged or cut short, where it has too many members, or where more
-    comes out of it than may.
+    One image is in memory at a time. Raises SourceError if the archive is damaged or cut short, if it has too
+    many members, or if too much comes out.
     """
     prefix = shown(path)
     with _opened(path, reading.archives) as stream:
@@ -110,20 +110,21 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
 
 
 class _Stream:
-    """An archive's bytes, as tarfile wants a file: forwards only, each counted, few for headers."""
+    """An archive's bytes, as tarfile wants a file. They come forwards only, and each is counted."""
 
     def __init__(self, source: BinaryIO, output: Output) -> None:
         self._source = source
         self._output = output
         self._at = 0
-        self._header_bytes = _HEADER_BYTES
-        #: Whether the block that was read last is the one that ends an archive.
+        #: How many bytes the current member's headers may still have.
+        self.header_bytes = _HEADER_BYTES
+        #: Whether the last block that was read is the one that ends an archive.
         self.ended = False
 
     def read(self, size: int) -> bytes:
-        """A piece of a header, for tarfile; less at the end."""
-        self._header_bytes -= size
-        if self._header_bytes < 0:
+        """Return a piece of a header, for tarfile; less at the end."""
+        self.header_bytes -= size
+        if self.header_bytes < 0:
             raise tarfile.ReadError("a header without end")
         data = self._more(size)
         if len(data) > tarfile.BLOCKSIZE and _LONG_NUMBER.search(data):
@@ -131,36 +132,32 @@ class _Stream:
         self.ended = data == _END
         return data
 
-    def begin_member(self) -> None:
-        """What is read now are the next member's headers."""
-        self._header_bytes = _HEADER_BYTES
-
     def tell(self) -> int:
-        """How many bytes have been read."""
+        """Return how many bytes have been read."""
         return self._at
 
     def seek(self, place: int) -> None:
-        """Pass over all up to a place, for tarfile."""
+        """Pass over everything up to a place, for tarfile."""
         if place < self._at:
             raise tarfile.ReadError("a member before the one before it")
         while self._at < place:
             if not self._more(min(place - self._at, _PIECE_BYTES)):
                 raise EOFError("the end is missing")
 
-    def take(self, size: int) -> bytes:
-        """A member's content."""
-        data = self._more(size)
-        if len(data) < size:
-            raise EOFError("the end is missing")
-        return data
-
     def finish(self) -> None:
         """Read to the end: only there gzip compares its checksum."""
         while self._more(_PIECE_BYTES):
             pass
 
+    def take(self, size: int) -> bytes:
+        """Return a member's content."""
+        data = self._more(size)
+        if len(data) < size:
+            raise EOFError("the end is missing")
+        return data
+
     def _more(self, size: int) -> bytes:
-        if size < 0:  # to a file, that is all there is
+        if size < 0:  # to a file, that means all there is
             raise tarfile.ReadError("a negative size")
         data = self._source.read(size)
         self._at += len(data)
@@ -168,37 +165,32 @@ class _Stream:
         return data
 
 
-def _archive(stream: _Stream) -> tarfile.TarFile:
-    """Reads the first header."""
-    return tarfile.TarFile(fileobj=cast(IO[bytes], stream), encoding="utf-8", errors="surrogateescape")
-
-
 def _members(path: str, stream: _Stream, limits: ArchiveLimits) -> Iterator[tarfile.TarInfo]:
-    archive = _archive(stream)
+    archive = tarfile.TarFile(fileobj=cast(IO[bytes], stream), encoding="utf-8", errors="surrogateescape")
     count = 0
     while (member := archive.next()) is not None:
         count += 1
         if count > limits.max_members:
             raise too_many_members(path, limits)
         yield member
-        # tarfile keeps every member, and every attribute that was said to be of all that follow.
-        archive.members.clear()  # type: ignore[attr-defined]  # in no documentation
+        # tarfile keeps every member, and every attribute that is declared for all members that follow.
+        archive.members.clear()  # type: ignore[attr-defined]  # not documented
         archive.pax_headers = {}
-        stream.begin_member()
-    if not stream.ended:  # at a header that it cannot read, tarfile simply ends
+        stream.header_bytes = _HEADER_BYTES
+    if not stream.ended:  # if tarfile cannot read a header, it simply ends
         raise tarfile.ReadError("a broken header, or the end is missing")
 
 
 @contextmanager
 def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
-    """An archive's bytes, unpacked. Whatever is wrong with them is a SourceError."""
+    """Open an archive for reading its unpacked bytes. Whatever is wrong with them is a SourceError."""
     first = head(path, HEAD_BYTES)
     for magic, name in _NOT_READ:
         # A plain archive begins with its first member's name, which may look like anything.
         if first.startswith(magic) and not first.startswith(_MAGIC, _MAGIC_PLACE):
             raise SourceError(
-                f"{shown(path)} is compressed with {name}, and how much memory that takes cannot be bounded: "
-                "pack it anew with gzip, or unpack it and name the folder"
+                f"{shown(path)} is compressed with {name}, which is not read: "
+                "pack it again with gzip, or unpack it and name the folder"
             )
     try:
         with open(os.open(path, OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
@@ -208,10 +200,10 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
             else:
                 yield _Stream(file, Output(path, limits))
     except _DAMAGE as error:
-        # gzip's own complaint is an OSError too, without a number: what it tells of is damage.
+        # gzip's own errors are OSErrors too, without a number: they mean damage.
         if isinstance(error, OSError) and error.errno is not None:
             raise no_access(path, error) from error
         raise SourceError(
             f"{shown(path)} is not a TAR archive that can be read to its end ({error}): "
-            "pack it anew, or unpack it and name the folder"
+            "pack it again, or unpack it and name the folder"
         ) from error

@@ -105,7 +105,7 @@ def test_labels_are_refused_as_labels(name: str) -> None:
 )
 def test_a_file_that_is_no_idx_is_refused(content: bytes) -> None:
     Path("images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(SourceError, match=r"no IDX file of images|cannot be read"):
+    with pytest.raises(SourceError, match=r"not an IDX file of images|cannot be read"):
         Sources(["images-idx3-ubyte"])
 
 
@@ -130,12 +130,12 @@ def test_a_file_that_may_not_or_cannot_be_read_is_not_called_damaged(
     with pytest.raises(SourceError) as refused:
         Sources(["images-idx3-ubyte"])
     assert str(refused.value).startswith(message)
-    assert "anew" not in str(refused.value)
+    assert "again" not in str(refused.value)
 
 
 def test_a_gzip_header_without_a_body_is_damage() -> None:
     Path("images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bnot gzip")
-    with pytest.raises(SourceError, match=r"cannot be read .*: fetch it anew"):
+    with pytest.raises(SourceError, match=r"cannot be read .*: fetch it again"):
         Sources(["images-idx3-ubyte.gz"])
 
 
@@ -155,8 +155,8 @@ def test_a_header_that_would_fill_the_memory_or_the_job_is_refused() -> None:
 
 
 def test_what_comes_out_is_bounded_by_the_files_size() -> None:
-    # Given a million images that gzip has packed into a thousandth
-    content = struct.pack(">IIII", 0x0803, 1_000_000, 4, 5) + bytes(20_000_000)
+    # Given 200,000 images that gzip has packed into a thousandth
+    content = struct.pack(">IIII", 0x0803, 200_000, 4, 5) + bytes(4_000_000)
     Path("bomb.gz").write_bytes(gzip.compress(content))
     # When they're read, then only so many come as may come out of an archive of this size
     came: list[SourceImage] = []

@@ -113,7 +113,7 @@ def test_what_vanishes_stops_only_itself(bucket: MemoryFileSystem) -> None:
     ]
 
 
-def test_each_iteration_reads_anew(bucket: MemoryFileSystem) -> None:
+def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
     put(bucket, "photos/a.png")
     sources = Sources(["memory://bucket/photos"])
     assert names(sources) == ["memory://bucket/photos/a.png"]
@@ -132,7 +132,7 @@ def test_a_name_that_no_database_takes_is_made_storable(bucket: MemoryFileSystem
     [
         ("memory://bucket/absent.png", "cannot find memory://bucket/absent.png: check the spelling"),
         ("memory://bucket/absent/", "cannot find"),
-        ("memory://bucket/a.png/", "no folder that can be listed: name the files"),
+        ("memory://bucket/a.png/", "not a folder that can be listed: name the files"),
         ("unheard-of://bucket/a.png", "cannot read unheard-of://.*not known.*install the package"),
         ("gs://bucket/a.png", "cannot read gs://.*gcsfs"),
         ("memory://bucket/photos.zip", "is an archive, which is read from a disk only: fetch it"),

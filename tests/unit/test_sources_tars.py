@@ -13,13 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from producer.sources import Sources
-from producer.sources.tars import _members, _opened
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -104,7 +101,7 @@ def test_members_come_in_the_archives_order_under_its_name(path: str, format: in
     ]
     sources = Sources([f"./{path}"])
     assert outcomes(sources) == expected
-    assert outcomes(sources) == expected  # read anew
+    assert outcomes(sources) == expected  # a second time
     assert sorted(path.name for path in Path().iterdir()) == [path]  # nothing is extracted
 
 
@@ -136,22 +133,6 @@ def test_an_archive_of_nothing_holds_nothing(name: str) -> None:
     assert outcomes(Sources([name])) == []
 
 
-def test_a_file_called_an_image_never_unfolds() -> None:
-    pack("photo.tar", {"a.png": b"1"})
-    Path("photo.tar").rename("photo.png")
-    assert [image.name for image in Sources(["photo.png"])] == ["photo.png"]
-
-
-def test_an_archive_in_a_folder_is_passed_over_and_one_on_stdin_is_read() -> None:
-    Path("folder").mkdir()
-    pack("folder/photos.tar.gz", {"a.png": b"1"})
-    in_folder = Sources(["folder"])
-    assert outcomes(in_folder) == []
-    assert in_folder.skipped == 1
-    on_stdin = Sources(["-"], stdin=["folder/photos.tar.gz\n"])
-    assert outcomes(on_stdin) == [("folder/photos.tar.gz/a.png", b"1")]
-
-
 def test_members_are_chosen_as_a_folders_files_are() -> None:
     names = ["a/1.png", "b.txt", ".c.png", ".git/d.png", "__MACOSX/._1.png", "e", "f.TIFF", "g.json"]
     with tarfile.open("photos.tar", "w") as archive:
@@ -164,36 +145,6 @@ def test_members_are_chosen_as_a_folders_files_are() -> None:
     sources = Sources(["photos.tar"])
     assert [image.name for image in sources] == ["photos.tar/a/1.png", "photos.tar/e", "photos.tar/f.TIFF"]
     assert sources.skipped == 2
-
-
-@given(
-    members=st.dictionaries(
-        st.text(st.characters(exclude_characters="\0\\", codec="utf-8"), min_size=1, max_size=150).filter(
-            lambda name: name.strip("/") == name
-        ),
-        st.binary(max_size=1100),
-        max_size=6,
-    ),
-    format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-    zipped=st.booleans(),
-)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_archive_is_read_as_tarfile_reads_it(
-    members: dict[str, bytes],
-    format: int,  # noqa: A002
-    zipped: bool,
-) -> None:
-    # Given any archive that tarfile writes
-    path = "photos.tar.gz" if zipped else "photos.tar"
-    pack(path, members, format)
-    with tarfile.open(path) as archive:
-        expected = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
-    # Then its members come with the names and bytes that tarfile has for them
-    with _opened(path, ArchiveLimits()) as stream:
-        found = [
-            (member.name, stream.take(member.size)) for member in _members(path, stream, ArchiveLimits())
-        ]
-    assert found == expected
 
 
 # --- what is forbidden, or too large
@@ -307,7 +258,7 @@ def test_a_member_at_the_limit_is_read_and_one_byte_more_is_too_large(path: str)
 def test_a_file_that_is_no_archive_is_refused_before_anything_is_read(suffix: str, content: bytes) -> None:
     Path(f"photos.{suffix}").write_bytes(content)
     with pytest.raises(
-        SourceError, match=rf"photos\.{suffix} is not a TAR archive .*: pack it anew, or unpack"
+        SourceError, match=rf"photos\.{suffix} is not a TAR archive .*: pack it again, or unpack"
     ):
         Sources([f"photos.{suffix}"])
 
@@ -341,14 +292,6 @@ def test_one_that_is_only_called_gzipped_is_refused_by_what_it_is() -> None:
 def test_a_plain_archive_whose_first_member_has_a_suspicious_name_is_read() -> None:
     pack("photos.tar", {"BZh9.png": b"1"})
     assert outcomes(Sources(["photos.tar"])) == [("photos.tar/BZh9.png", b"1")]
-
-
-def test_an_archive_that_vanishes_is_told_of() -> None:
-    pack("photos.tar", {"a.png": b"1"})
-    sources = Sources(["photos.tar"])
-    Path("photos.tar").unlink()
-    with pytest.raises(SourceError, match=r"photos.tar cannot be read \(No such.*check that it is there"):
-        list(sources)
 
 
 def test_an_archive_on_stdin_that_cannot_be_read_stops_only_itself() -> None:
@@ -494,7 +437,7 @@ def test_members_are_forgotten_when_they_were_read() -> None:
         return peak_of(lambda: sum(1 for _ in Sources(["photos.tar"])))
 
     peak(10)  # what the first run imports and caches is no matter here
-    assert peak(4000) < peak(400) + 500_000
+    assert peak(1500) < peak(150) + 500_000
 
 
 HUGE = 2**33 - 1
@@ -514,8 +457,10 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("kind", ENDLESS)
-@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "zipped"),
+    [*((kind, False) for kind in ENDLESS), ("a long name", True), ("a map without end", True)],
+)
 def test_a_header_without_end_is_refused_in_bounded_memory(kind: str, zipped: bool) -> None:
     # Given such a header, and as much behind it as it promises, or at least a lot
     content = GOOD + ENDLESS[kind] + bytes(30_000_000)
