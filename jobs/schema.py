@@ -24,11 +24,13 @@ from sqlalchemy import (
     Text,
     bindparam,
     literal,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateView
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -289,6 +291,7 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
+    Index(None, "finished_at"),  # for people: the latest results first
     # What goes on, whatever was finished before.
     Index(
         "ix_jobs_open",
@@ -370,6 +373,22 @@ predictions = Table(
     Column("error", String(32)),
     Column("detail", Text),
     sqlite_with_rowid=False,
+)
+
+#: What people query: one row per prediction, with its job's key, model and end. It is not in `metadata`:
+#: migrations are compared with that, table by table.
+results = CreateView(
+    select(
+        predictions.c.job_id.label("job"),
+        jobs.c.key,
+        predictions.c.name,
+        predictions.c.label,
+        predictions.c.confidence,
+        predictions.c.error,
+        jobs.c.model_id.label("model"),
+        jobs.c.finished_at,
+    ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id),
+    "results",
 )
 
 #: A chunk that a challenger classified as well, beside the model of its job.
