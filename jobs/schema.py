@@ -291,7 +291,6 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
-    Index(None, "finished_at"),  # for people: the latest results first
     # What goes on, whatever was finished before.
     Index(
         "ix_jobs_open",
@@ -299,6 +298,7 @@ jobs = Table(
         postgresql_where=text("state IN ('receiving', 'running')"),
         sqlite_where=text("state IN ('receiving', 'running')"),
     ),
+    Index(None, "finished_at"),  # for people: the latest results first
 )
 
 #: A job of so many images is small, if they are one chunk: it goes ahead of others, and is gathered with
@@ -375,22 +375,6 @@ predictions = Table(
     sqlite_with_rowid=False,
 )
 
-#: What people query: one row per prediction, with its job's key, model and end. It is not in `metadata`:
-#: migrations are compared with that, table by table.
-results = CreateView(
-    select(
-        predictions.c.job_id.label("job"),
-        jobs.c.key,
-        predictions.c.name,
-        predictions.c.label,
-        predictions.c.confidence,
-        predictions.c.error,
-        jobs.c.model_id.label("model"),
-        jobs.c.finished_at,
-    ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id),
-    "results",
-)
-
 #: A chunk that a challenger classified as well, beside the model of its job.
 shadowed_chunks = Table(
     "shadowed_chunks",
@@ -447,4 +431,20 @@ workers = Table(
     Column("version", String(64), nullable=False),  # of Labelmill
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+)
+
+#: What people query: one row per prediction, with its job's key, model and end. It is not in `metadata`:
+#: migrations are compared with that, table by table.
+results = CreateView(
+    select(
+        predictions.c.job_id.label("job"),
+        jobs.c.key,
+        predictions.c.name,
+        predictions.c.label,
+        predictions.c.confidence,
+        predictions.c.error,
+        jobs.c.model_id.label("model"),
+        jobs.c.finished_at,
+    ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id),
+    "results",
 )
