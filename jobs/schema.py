@@ -25,11 +25,13 @@ from sqlalchemy import (
     Text,
     bindparam,
     literal,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateView
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -298,6 +300,7 @@ jobs = Table(
         postgresql_where=text("state IN ('receiving', 'running')"),
         sqlite_where=text("state IN ('receiving', 'running')"),
     ),
+    Index(None, "finished_at"),  # for people: the latest results first
 )
 
 #: A job of at most so many images is small: it gets a higher priority, and its chunk is claimed together with
@@ -396,4 +399,20 @@ workers = Table(
     Column("version", String(64), nullable=False),  # of Labelmill
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+)
+
+#: What people query: one row per prediction, with its job's key, model and end. It is not in `metadata`:
+#: migrations are compared with that, table by table.
+results = CreateView(
+    select(
+        predictions.c.job_id.label("job"),
+        jobs.c.key,
+        predictions.c.name,
+        predictions.c.label,
+        predictions.c.confidence,
+        predictions.c.error,
+        jobs.c.model_id.label("model"),
+        jobs.c.finished_at,
+    ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id),
+    "results",
 )

@@ -6,9 +6,9 @@ broker is imported where it is needed: a worker's health check asks the ledger a
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,12 +54,12 @@ def check_there(settings: Settings) -> None:
 def brief_ledger(settings: Settings, *, pooled: bool = True) -> Ledger:
     """A door to the ledger at which nobody waits for long."""
     ledger = Ledger(settings.ledger, pooled=pooled)
-    sa.event.listen(ledger.engine, "connect", _be_brief, insert=True)
+    sa.event.listen(ledger.engine, "connect", partial(_be_brief, ledger.is_sqlite), insert=True)
     return ledger
 
 
-def _be_brief(connection: Any, _record: Any) -> None:
-    if isinstance(connection, sqlite3.Connection):
+def _be_brief(is_sqlite: bool, connection: Any, _record: Any) -> None:
+    if is_sqlite:
         connection.execute(f"PRAGMA busy_timeout = {ANSWER_SECONDS * 1000:.0f}")
     else:
         connection.execute(f"SET statement_timeout = {ANSWER_SECONDS * 1000:.0f}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
 from jobs.ledger.counters import NOTED, write_counts
+from jobs.sqlite import driver
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
 SQLITE_BUSY_SECONDS: Final = 30
@@ -47,6 +47,9 @@ PAUSE_SECONDS: Final = 0.25
 #: When a kept connection was used last.
 _USED: Final = "labelmill_used"
 
+#: The write-ahead log that a connection to SQLite has open, as its inode.
+_WAL: Final = "labelmill_wal"
+
 #: What a connection is used for, among its options.
 _READONLY: Final = "labelmill_readonly"
 _DURABLE: Final = "labelmill_durable"
@@ -57,6 +60,13 @@ _REFUSALS: Final = {
     "25006": "it is a replica, or is becoming the primary",  # read_only_sql_transaction
     "42501": "its user lacks a right, see docs/operations.md",  # insufficient_privilege
 }
+
+#: SQLite never removes a log that a connection has open. A second copy of SQLite in the same process does,
+#: because its close drops the locks of the first (https://sqlite.org/howtocorrupt.html).
+_WAL_REMOVED: Final = (
+    "The ledger's write-ahead log was removed while it was in use, so the last write may be lost. "
+    "Do not open the ledger's file with another SQLite in a process that runs Labelmill: see docs/sql.md."
+)
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
 REVISION: Final = "0009"
@@ -77,10 +87,12 @@ class Ledger:
             self._url,
             connect_args=_sqlite_arguments(lock_seconds) if self.is_sqlite else _postgresql_arguments(),
             poolclass=None if pooled else sa.NullPool,
+            **({"module": driver()} if self.is_sqlite else {}),
             **({} if self.is_sqlite or not pooled else {"pool_size": 2}),
         )
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
+            sa.event.listen(self.engine, "checkout", partial(_check_wal, self._url))
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
@@ -122,6 +134,8 @@ class Ledger:
             with connection.begin():
                 yield connection
                 write_counts(connection)
+            if self.is_sqlite and _has_lost_wal(self._url, connection.info):
+                raise Unavailable(_WAL_REMOVED)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -209,6 +223,22 @@ def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any
     connection.autocommit = False
 
 
+def _check_wal(url: URL, _connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+    """Replace a kept connection whose write-ahead log was removed: what it writes there would be lost."""
+    if _has_lost_wal(url, record.info):
+        raise InvalidatePoolError
+
+
+def _has_lost_wal(url: URL, info: MutableMapping[Any, Any]) -> bool:
+    try:
+        found = Path(f"{url.database}-wal").stat().st_ino
+    except OSError:
+        found = None
+    if info.get(_WAL) is None:  # on first use; a new file gets its log with the first write
+        info[_WAL] = found
+    return bool(found != info[_WAL])
+
+
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that starts as a reader and then writes fails at once when another writer was faster;
     # one that starts as a writer waits its turn.
@@ -258,10 +288,12 @@ def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
         return Unavailable(f"The ledger takes no writes: {reason}: {refusal}")
     if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
         return LedgerNotReady()
-    if isinstance(error, (OperationalError, InterfaceError)):
+    is_sqlite = url.get_backend_name() == "sqlite"
+    # pysqlite3 calls a parameter of a wrong type an InterfaceError.
+    if isinstance(error, OperationalError) or (isinstance(error, InterfaceError) and not is_sqlite):
         return Unavailable(f"The ledger cannot be reached: {reason}")
     # No subclass: that is what SQLite says of a file that is no database, or one with broken pages.
-    if type(error.orig) is sqlite3.DatabaseError:
+    if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(
             f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
             "(docs/operations.md, Backup), or name another one in LABELMILL_LEDGER_URL."

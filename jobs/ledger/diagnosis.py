@@ -24,7 +24,7 @@ def now(connection: Connection) -> datetime:
 
 
 def version(connection: Connection) -> tuple[int, ...]:
-    """Of SQLite as it is linked into this Python, or of the PostgreSQL server."""
+    """Return the version of the SQLite that opens the ledger (`jobs.sqlite`), or of the PostgreSQL server."""
     if connection.dialect.name == "sqlite":
         text: str = connection.scalar(sa.text("SELECT sqlite_version()")) or ""
         return tuple(map(int, text.split(".")))

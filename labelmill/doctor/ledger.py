@@ -19,6 +19,7 @@ from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.ledger import Ledger, diagnosis
 from jobs.ledger.database import REVISION, revision
 from jobs.settings import Settings
+from jobs.sqlite import is_repaired
 from labelmill.doctor.configuration import is_elsewhere
 from labelmill.doctor.disk import check_space, network_file_system
 from labelmill.doctor.findings import Area, Finding
@@ -26,11 +27,6 @@ from labelmill.doctor.home import SEE_HOME, can_be_used
 from labelmill.looking import NoLedgerYet, ledger_as_it_is, words_of
 
 _area = Area("ledger")
-
-#: Versions of SQLite in which a second checkpoint at the wrong moment damages a database in WAL mode: before
-#: 3.51.3, but not where the repair was taken back into an older line (https://sqlite.org/wal.html).
-_SQLITE_SOUND: Final = (3, 51, 3)
-_SQLITE_REPAIRED: Final = ((3, 44, 6), (3, 50, 7))
 
 #: The oldest PostgreSQL that still gets repairs: 14 had its last in November 2026.
 _POSTGRESQL_REPAIRED: Final = (15,)
@@ -166,13 +162,13 @@ def _takes_writes(ledger: Ledger, settings: Settings) -> Finding:
 
 def _sqlite_version(found: tuple[int, ...]) -> Finding:
     name = f"SQLite {'.'.join(map(str, found))}"
-    repaired = any(found[:2] == line[:2] and found >= line for line in _SQLITE_REPAIRED)
-    if found >= _SQLITE_SOUND or repaired:
+    if is_repaired(found):
         return _area.ok(name)
     return _area.warning(
         f"{name} can, very rarely, damage a database in WAL mode that several processes write",
-        fix="a Python that was built with SQLite 3.51.3 or newer (3.50.7 and 3.44.6 are sound too), or "
-        "PostgreSQL as LABELMILL_LEDGER_URL; until then back the ledger up",
+        fix="pip install pysqlite3, which brings a newer one (for Linux on x86-64 and macOS on arm64); or a "
+        "Python built with SQLite 3.51.3 or newer (3.50.7 and 3.44.6 are sound too), or PostgreSQL as "
+        "LABELMILL_LEDGER_URL; until then back the ledger up",
     )
 
 

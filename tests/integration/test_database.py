@@ -17,6 +17,7 @@ from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, database
 from jobs.schema import db_now, locks
+from jobs.sqlite import driver
 from tests.conftest import PostgresqlServer
 from worker.retry import retry
 
@@ -27,6 +28,13 @@ connection = sqlite3.connect(sys.argv[1])
 connection.execute("INSERT INTO locks VALUES ('theirs', 'them', '2026-01-01 00:00:00.000')")
 connection.commit()
 connection.close()
+"""
+
+#: Another process that prints the names of the locks.
+READER = """
+import sqlite3, sys
+for (name,) in sqlite3.connect(sys.argv[1]).execute("SELECT name FROM locks"):
+    print(name)
 """
 
 
@@ -46,8 +54,62 @@ def test_a_second_door_in_a_process_leaves_the_first_its_locks(ledger: Ledger, l
     with ledger.transaction() as connection:
         assert set(connection.scalars(sa.select(locks.c.name))) == {"ours", "theirs"}
         connection.execute(locks.insert().values(name="ours too", holder="us", until=db_now()))
-    with contextlib.closing(sqlite3.connect(path)) as other:
+    with contextlib.closing(driver().connect(path)) as other:
         assert other.execute("SELECT count(*) FROM locks").fetchone() == (3,)
+
+
+two_sqlites = pytest.mark.skipif(driver() is sqlite3, reason="Python's own SQLite opens the ledger as well")
+
+
+@two_sqlites
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_second_sqlite_in_a_process_takes_nothing_from_the_ledger(ledger: Ledger, ledger_url: str) -> None:
+    # given a ledger with an open connection
+    path = ledger_url.removeprefix("sqlite:///")
+    with ledger.transaction() as connection:
+        connection.execute(locks.insert().values(name="first", holder="us", until=db_now()))
+
+    # when the same process reads the file through Python's own SQLite, whose close removes the log
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT count(*) FROM locks").fetchone() == (1,)
+    assert not Path(f"{path}-wal").exists()
+
+    # then what the ledger writes afterwards is there for other processes
+    with ledger.transaction() as connection:
+        connection.execute(locks.insert().values(name="second", holder="us", until=db_now()))
+    assert names_of_locks(path) == ["first", "second"]
+
+
+@two_sqlites
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_second_sqlite_during_a_transaction_is_noticed(ledger: Ledger, ledger_url: str) -> None:
+    # given a transaction under way
+    path = ledger_url.removeprefix("sqlite:///")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(Unavailable, match=r"docs/sql\.md"))
+        connection = stack.enter_context(ledger.transaction())
+        connection.execute(locks.insert().values(name="unsure", holder="us", until=db_now()))
+
+        # when the same process opens and closes the file through Python's own SQLite
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("SELECT count(*) FROM locks").fetchone()
+
+    # then its outcome is unknown, as after any Unavailable from a COMMIT, and the next write is kept
+    with ledger.transaction() as connection:
+        connection.execute(locks.insert().values(name="kept", holder="us", until=db_now()))
+    assert "kept" in names_of_locks(path)
+
+
+def names_of_locks(path: str) -> list[str]:
+    """Return the names that another process finds."""
+    command = [sys.executable, "-c", READER, path]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_value_of_a_wrong_type_is_not_an_unavailable_ledger(ledger: Ledger) -> None:
+    with pytest.raises(sa.exc.DBAPIError, match="parameter"), ledger.reading() as connection:
+        connection.exec_driver_sql("SELECT ?", (object(),))
 
 
 def test_a_main_loop_waits_for_no_lock_for_long(

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from jobs.schema import JobState, RunState, chunks, db_now, locks, training_runs
 from jobs.schema import jobs as jobs_table
 from jobs.schema import models as models_table
 from jobs.settings import Settings
+from jobs.sqlite import driver
 from jobs.store import Store
 from labelmill import doctor, looking
 from labelmill.doctor import broker as broker_checks
@@ -588,7 +588,7 @@ def test_a_ledger_whose_write_lock_somebody_holds(settings, sqlite_url, monkeypa
     monkeypatch.setattr(looking, "ANSWER_SECONDS", 0.1)
     path = sqlite_url.removeprefix("sqlite:///")
     Ledger(sqlite_url).check()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+    with contextlib.closing(driver().connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         finding = said(ledger_checks.check_ledger, settings, "locked")
         holder.execute("ROLLBACK")
@@ -629,14 +629,14 @@ def test_versions_of_sqlite_that_may_damage_a_database(version, level):
 
 
 @on_sqlite
-def test_the_version_of_sqlite_is_that_of_this_python(settings):
-    assert sqlite3.sqlite_version in said(ledger_checks.check_ledger, settings, "SQLite").what
+def test_the_version_of_sqlite_is_the_one_that_opens_the_ledger(settings):
+    assert driver().sqlite_version in said(ledger_checks.check_ledger, settings, "SQLite").what
 
 
 @on_sqlite
 def test_a_journal_mode_in_which_readers_and_writers_block_each_other(settings, sqlite_url, monkeypatch):
     # Given a file system on which SQLite stays at its old way
-    with contextlib.closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
+    with contextlib.closing(driver().connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
     monkeypatch.setattr(jobs.ledger.database, "_set_up_sqlite", lambda _connection, _record: None)
 

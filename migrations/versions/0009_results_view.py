@@ -1,0 +1,35 @@
+"""The view `results`: predictions for people who query the ledger by SQL.
+
+Workers of the version before ignore the view and keep the index up to date.
+
+Revision ID: 0009
+Revises: 0008
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+VIEW = """
+CREATE VIEW results AS
+SELECT predictions.job_id AS job, jobs.key, predictions.name, predictions.label, predictions.confidence,
+    predictions.error, jobs.model_id AS model, jobs.finished_at
+FROM predictions JOIN jobs ON jobs.id = predictions.job_id
+"""
+
+
+def upgrade() -> None:
+    """Create the view, and the index that finds the latest jobs for it."""
+    op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
+    op.execute(VIEW)
+
+
+def downgrade() -> None:
+    """Drop both."""
+    op.execute("DROP VIEW results")
+    op.drop_index("ix_jobs_finished_at", "jobs")
