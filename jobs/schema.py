@@ -292,7 +292,15 @@ jobs = Table(
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
-    Index("ux_jobs_shadow_of_model_id", "shadow_of", "model_id", unique=True),
+    # Of shadows only: otherwise SQLite finds the jobs that are none by it, and sorts their results.
+    Index(
+        "ux_jobs_shadow_of_model_id",
+        "shadow_of",
+        "model_id",
+        unique=True,
+        postgresql_where=text("shadow_of IS NOT NULL"),
+        sqlite_where=text("shadow_of IS NOT NULL"),
+    ),
     # What goes on, whatever was finished before.
     Index(
         "ix_jobs_open",
@@ -401,8 +409,8 @@ workers = Table(
     Column("seen_at", UtcTime, nullable=False),
 )
 
-#: What people query: one row per prediction, with its job's key, model and end. It is not in `metadata`:
-#: migrations are compared with that, table by table.
+#: What people query: one row per prediction, with its job's key, model and end. Shadows are left out. It is
+#: not in `metadata`: migrations are compared with that, table by table.
 results = CreateView(
     select(
         predictions.c.job_id.label("job"),
@@ -413,6 +421,8 @@ results = CreateView(
         predictions.c.error,
         jobs.c.model_id.label("model"),
         jobs.c.finished_at,
-    ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id),
+    )
+    .join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
+    .where(jobs.c.shadow_of.is_(None)),
     "results",
 )

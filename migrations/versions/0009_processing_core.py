@@ -19,6 +19,7 @@ depends_on = None
 
 PENDING = sa.text("state = 'pending'")
 CLAIMED = sa.text("state = 'claimed'")
+SHADOW = sa.text("shadow_of IS NOT NULL")
 OPEN = sa.text("state IN ('pending', 'claimed')")
 FRESH_AND_SMALL = sa.text(
     "attempts = 0 AND finished_at IS NULL AND state <> 'held' AND first_index = 0 AND images <= 64"
@@ -54,7 +55,14 @@ def upgrade() -> None:
         "ix_chunks_claimed", "chunks", ["lease_until"], postgresql_where=CLAIMED, sqlite_where=CLAIMED
     )
     op.add_column("jobs", sa.Column("shadow_of", sa.String(16)))
-    op.create_index("ux_jobs_shadow_of_model_id", "jobs", ["shadow_of", "model_id"], unique=True)
+    op.create_index(
+        "ux_jobs_shadow_of_model_id",
+        "jobs",
+        ["shadow_of", "model_id"],
+        unique=True,
+        postgresql_where=SHADOW,
+        sqlite_where=SHADOW,
+    )
     for column in ("chunks", "chunks_done"):
         op.drop_column("jobs", column)
     op.drop_table("disagreements")

@@ -7,7 +7,6 @@ says that the ledger is right. `tests/faults/test_checker.py` feeds it ledgers t
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
+
+from jobs.sqlite import driver
 
 
 class Expected(NamedTuple):
@@ -103,7 +104,7 @@ class _Select:
 def _rows(url: str) -> Iterator[_Select]:
     scheme, _, rest = url.partition(":///")
     if scheme == "sqlite":
-        with contextlib.closing(sqlite3.connect(rest, timeout=30)) as sqlite:
+        with contextlib.closing(driver().connect(rest, timeout=30)) as sqlite:
             yield _Select(sqlite, "?")
     else:
         plain = urlunsplit(urlsplit(url)._replace(scheme="postgresql"))

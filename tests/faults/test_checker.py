@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.sqlite import driver
 from tests.faults.checker import Expected, Verdict, attempts_are_bounded, check_job, stored_rows
 from tests.faults.trials import Matrix
 
@@ -25,7 +25,7 @@ class Bad:
 
     def __init__(self, path: Path) -> None:
         self.url = f"sqlite:///{path}"
-        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection = driver().connect(path, isolation_level=None)
         self.run("CREATE TABLE jobs (id, state, total, succeeded, failed, finished_at, model_id)")
         self.run("CREATE TABLE models (id)")
         self.run(

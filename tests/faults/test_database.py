@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sqlite3
 import time
 
 import psycopg
 
+from jobs.sqlite import driver
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.mill import Mill
@@ -96,7 +96,7 @@ def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_mill: Mill, matrix
             # when another process takes the lock for a while: a backup, a person with a shell
             while locked < trials.wanted and not mill.is_over(job):
                 path = str(mill.settings.home / "ledger.sqlite3")
-                with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as other:
+                with contextlib.closing(driver().connect(path, timeout=30, isolation_level=None)) as other:
                     other.execute("BEGIN IMMEDIATE")
                     time.sleep(random.uniform(0.5, 4.0))
                     other.execute("ROLLBACK")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from jobs.model import MNIST_INPUT
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import ENV_PREFIX
+from jobs.sqlite import driver
 from tests.console import until
 from tests.faults.conftest import short_folder
 from tests.faults.mill import HEALED_SECONDS, Mill
@@ -80,7 +80,7 @@ def end_of(mill: Mill, run_id: str, *, seconds: float = HEALED_SECONDS) -> RunSt
 def select(mill: Mill, statement: str) -> list[tuple[Any, ...]]:
     """Rows by the database's own driver: what writes a ledger must not say that it is right."""
     if mill.url.startswith("sqlite"):
-        with closing(sqlite3.connect(mill.url.removeprefix("sqlite:///"))) as connection:
+        with closing(driver().connect(mill.url.removeprefix("sqlite:///"))) as connection:
             return connection.execute(statement).fetchall()
     url = urlunsplit(urlsplit(mill.url)._replace(scheme="postgresql"))
     with psycopg.connect(url) as server:

@@ -42,7 +42,12 @@ class Image(NamedTuple):
 
 
 def add_job(
-    connection: Connection, model_id: str, key: str | None, finished_at: datetime | None, images: list[Image]
+    connection: Connection,
+    model_id: str,
+    key: str | None,
+    finished_at: datetime | None,
+    images: list[Image],
+    shadow_of: str | None = None,
 ) -> str:
     job_id = new_id()
     now = datetime.now(UTC)
@@ -56,6 +61,7 @@ def add_job(
             created_at=now,
             touched_at=now,
             finished_at=finished_at,
+            shadow_of=shadow_of,
         )
     )
     if images:
@@ -72,13 +78,14 @@ def at(day: int, hour: int, minute: int) -> datetime:
 
 
 def test_a_prediction_has_its_jobs_key_model_and_end(ledger, champion):
-    # Given a finished job, and one that runs and has no key
+    # Given a finished job with a shadow, and one that runs and has no key
     image, broken = Image("a.png", "7", 0.75), Image("b.png", None, None, "corrupt")
     with ledger.transaction() as connection:
         done = add_job(connection, champion.id, "scans", at(23, 9, 40), [image, broken])
         running = add_job(connection, champion.id, None, None, [image])
+        add_job(connection, champion.id, None, at(23, 9, 50), [image], shadow_of=done)
 
-    # When the results are read, Then each prediction has its row
+    # When the results are read, Then each prediction has its row, and the challenger's have none
     with ledger.reading() as connection:
         rows = connection.execute(sa.select(results.table).order_by("job", "name")).all()
     assert sorted(map(tuple, rows)) == sorted(

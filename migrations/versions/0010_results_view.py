@@ -2,16 +2,16 @@
 
 Workers of the version before ignore the view and keep the index up to date.
 
-Revision ID: 0009
-Revises: 0008
+Revision ID: 0010
+Revises: 0009
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
@@ -20,6 +20,7 @@ CREATE VIEW results AS
 SELECT predictions.job_id AS job, jobs.key, predictions.name, predictions.label, predictions.confidence,
     predictions.error, jobs.model_id AS model, jobs.finished_at
 FROM predictions JOIN jobs ON jobs.id = predictions.job_id
+WHERE jobs.shadow_of IS NULL
 """
 
 
