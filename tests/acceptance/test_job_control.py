@@ -140,6 +140,7 @@ def test_what_is_no_limit_is_a_mistake(trained: Home, few_digits: Path, options:
 # ---- trying again -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_what_failed_is_tried_again(stack: Home, mixed: Path) -> None:
     # given a job that is done, with errors
     job = stack.run("submit", mixed, "--watch").stdout.split()[-1]
