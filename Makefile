@@ -42,6 +42,13 @@ test-all: install
 test-compose: install
 	$(BIN)/python -m pytest tests/compose
 
+# Mutation testing of the ledger and of prediction: do the tests notice a change of the code? Takes hours; ONLY names
+# one module or function. `mutmut show NAME` prints a mutant that survived.
+mutants: install
+	rm -rf mutants
+	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
+	$(BIN)/mutmut results
+
 # The long counts of every fault, over an hour; what came of them goes into docs/soak.md.
 soak: install
 	$(BIN)/python -m pytest tests/faults --soak --soak-report docs/soak.md
@@ -73,4 +80,4 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
