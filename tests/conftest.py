@@ -109,8 +109,9 @@ def _an_end_in_order() -> Iterator[None]:
 def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder with MNIST's four files: LABELMILL_MNIST_DIR, or else a folder made from the sample.
 
-    The sample has 5,000 digits, so each is repeated until there are 60,000 and 10,000: jobs and trainings take as
-    long as with MNIST. The processes that tests start find the folder by the same setting. Nothing is downloaded.
+    The sample has 5,000 digits, so each is repeated until there are 60,000 and 10,000: jobs and trainings
+    take as long as with MNIST. The processes that tests start find the folder by the same setting. Nothing
+    is downloaded.
     """
     if folder := os.environ.get(MNIST_SETTING):
         if not Path(folder).is_dir():

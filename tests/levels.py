@@ -1,8 +1,9 @@
 """Two levels of tests: plain `pytest` runs everything, `pytest --fast` runs what `make test` runs.
 
-The fast level has all tests in tests/unit and tests/integration, but those that run on both databases run only on
-SQLite. Mark a test with `@pytest.mark.fast` to add all its cases to the fast level: a slow test (acceptance, faults)
-that guards a main path, or a test on both databases if PostgreSQL takes another path through the code.
+The fast level has all tests in tests/unit and tests/integration, but a test for both databases runs only
+on SQLite. Mark a test with `@pytest.mark.fast` to add all its cases to the fast level: a slow test
+(acceptance, faults) that guards a main path, or a test for both databases if PostgreSQL takes another path
+through the code.
 
 A pytest plugin (tests/conftest.py names it).
 """
@@ -23,12 +24,14 @@ ON_BOTH_DATABASES: Final = ("ledger_url", "empty_ledger")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("labelmill").addoption(
-        "--fast", action="store_true", help="run only the fast level: SQLite, and the slow tests marked `fast`"
+        "--fast",
+        action="store_true",
+        help="run only the fast level: SQLite, and the slow tests marked `fast`",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fast: all cases of this test belong to the fast level (tests/levels.py)")
+    config.addinivalue_line("markers", "fast: all cases of this test belong to the fast level")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -53,9 +56,8 @@ def _is_second_database(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return False
     asked = {name for mark in item.iter_markers("parametrize") for name in _argument_names(mark)}
-    return any(
-        item.callspec.params.get(fixture) == "postgresql" and fixture not in asked for fixture in ON_BOTH_DATABASES
-    )
+    chosen_for_it = [fixture for fixture in ON_BOTH_DATABASES if fixture not in asked]
+    return any(item.callspec.params.get(fixture) == "postgresql" for fixture in chosen_for_it)
 
 
 def _argument_names(parametrize: pytest.Mark) -> list[str]:
