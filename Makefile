@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-compose soak lint format bench lock clean
+.PHONY: install demo test test-all test-compose mutants soak lint format bench lock clean
 
 install: $(STAMP)
 
@@ -24,13 +24,30 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: install
 	@$(BIN)/labelmill demo
 
-# Most tests wait for processes: two at a time take little more than half as long.
-test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Most tests wait for processes, so two at a time take little more than half as long. A process that has run out of
+# tests takes some of the other's.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# The deployed form, with real containers. Needs a Docker engine, and some 15 minutes.
+# The fast level, for every change: tests/levels.py says what belongs to it.
+test: install
+	$(PYTEST) --fast
+
+# Everything. The deployment can be tested only if a Docker engine runs.
+test-all: install
+	$(PYTEST)
+	@if docker info >/dev/null 2>&1; then $(MAKE) test-compose; \
+	else echo "no Docker engine runs here: the tests of the deployment (make test-compose) were left out"; fi
+
+# The deployed form, with real containers. Needs a Docker engine and some 15 minutes.
 test-compose: install
 	$(BIN)/python -m pytest tests/compose
+
+# Mutation testing of the ledger and of prediction: do the tests notice a change of the code? Takes hours; ONLY names
+# one module or function. `mutmut show NAME` prints a mutant that survived.
+mutants: install
+	rm -rf mutants
+	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
+	$(BIN)/mutmut results
 
 # The long counts of every fault, over an hour; what came of them goes into docs/soak.md.
 soak: install
@@ -63,4 +80,4 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import hypothesis
+import numpy as np
 import psycopg
 import pytest
 import redis
@@ -55,7 +56,7 @@ from tests.kerasfile import keras_file
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-pytest_plugins = ["tests.console", "tests.faults.trials", "tests.otlp", "tests.secured"]
+pytest_plugins = ["tests.console", "tests.faults.trials", "tests.levels", "tests.otlp", "tests.secured"]
 
 #: How long a server may take to start or to stop.
 SERVER_SECONDS: Final = 30.0
@@ -107,8 +108,11 @@ def _an_end_in_order() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder with MNIST's four files: the one that is set, else one made from a download, and on a
-    machine without a network from the sample; the processes that tests start find it by the setting.
+    """Return the folder with MNIST's four files: LABELMILL_MNIST_DIR, or else a folder made from the sample.
+
+    The sample has 5,000 digits, so each is repeated until there are 60,000 and 10,000: jobs and trainings
+    take as long as with MNIST. The processes that tests start find the folder by the same setting. Nothing
+    is downloaded.
     """
     if folder := os.environ.get(MNIST_SETTING):
         if not Path(folder).is_dir():
@@ -118,10 +122,32 @@ def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from worker.learning import mnist  # NumPy, but no TensorFlow
 
     folder = tmp_path_factory.mktemp("mnist")
-    mnist.write_folder(mnist.load(None, folder / "cache", allow_sample=True), folder)
+    sample = mnist.load(None, folder / "cache", allow_download=False, allow_sample=True)
+    mnist.write_folder(
+        replace(
+            sample,
+            train_images=np.tile(sample.train_images, (15, 1, 1)),
+            train_labels=np.tile(sample.train_labels, 15),
+            test_images=np.tile(sample.test_images, (10, 1, 1)),
+            test_labels=np.tile(sample.test_labels, 10),
+        ),
+        folder,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MNIST_SETTING, str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def published_mnist(mnist_dir: Path) -> Mnist:
+    """Return all 70,000 published digits. Without them the test is skipped, and fails if `CI` is set."""
+    from worker.learning import mnist
+
+    whole = mnist.read_folder(mnist_dir, lambda _line: None)
+    if whole.source != "mnist":
+        missing = f"needs the published MNIST files: set {MNIST_SETTING} to a folder with them"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    return whole
 
 
 @pytest.fixture(scope="session")

@@ -77,12 +77,14 @@ def _top_level(distribution: metadata.Distribution) -> Iterator[Path]:
         yield site / name
 
 
+@pytest.mark.fast
 def test_it_has_nothing_of_a_workers(bare_python: Path) -> None:
     for name in WORKERS_ONLY:
         done = subprocess.run([bare_python, "-c", f"import {name}"], capture_output=True, check=False)
         assert done.returncode == 1, name
 
 
+@pytest.mark.fast
 def test_the_producer_submits_follows_and_queries(bare_python: Path, stack: Home, few_digits: Path) -> None:
     # given a stack is up elsewhere
     def labelmill(*arguments: str) -> str:
@@ -130,6 +132,7 @@ def test_what_needs_a_model_says_what_to_install(bare_python: Path, tmp_path: Pa
     assert home.json("jobs") == []
 
 
+@pytest.mark.fast
 def test_importing_the_face_the_producer_and_jobs_brings_in_no_tensorflow() -> None:
     code = (
         "import labelmill, producer, jobs, sys; from labelmill import Client; import producer.submit\n"
@@ -138,6 +141,7 @@ def test_importing_the_face_the_producer_and_jobs_brings_in_no_tensorflow() -> N
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.fast
 def test_importing_the_workers_application_brings_in_no_tensorflow() -> None:
     code = f"import worker.app, sys; assert not set({WORKERS_ONLY}) & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

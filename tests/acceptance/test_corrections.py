@@ -73,6 +73,7 @@ def classified(home: Home, folder: Path) -> str:
     return job
 
 
+@pytest.mark.fast
 def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_path: Path) -> None:
     # given a job that was classified
     job = classified(home, folder)

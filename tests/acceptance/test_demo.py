@@ -132,7 +132,7 @@ def test_other_data_than_digits_is_its_own_with_its_own_classes(short_folder: Pa
 
 @pytest.fixture(scope="module")
 def tens(mnist_dir: Path) -> Mnist:
-    """Ten thousand real digits to train with, 300 to test with: enough to get nine in ten right."""
+    """Up to ten thousand real digits to train with, 300 to test with: enough to get nine in ten right."""
     whole = mnist.read_folder(mnist_dir, lambda _line: None)
     return Mnist(
         whole.train_images[:10_000],

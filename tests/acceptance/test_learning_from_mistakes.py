@@ -10,19 +10,21 @@ from jobs.settings import ENV_PREFIX
 from tests.console import Home, rows, wait_for_broker
 from worker.learning import mnist
 
-#: Real digits that neither the training nor the evaluation set has.
-UNSEEN = slice(6_000, 16_000)
+#: Few digits to train with, so that the model makes many mistakes.
+SEEN = slice(0, 500)
+#: Real digits that neither the training nor the evaluation set has: the sample has as many.
+UNSEEN = slice(500, 4_000)
 
 
 def test_two_hundred_corrected_mistakes_join_the_next_training(
     short_folder: Path, tmp_path: Path, mnist_dir: Path
 ) -> None:
-    # Given a model that learnt from 2,000 digits, and 10,000 that it has never seen
+    # Given a model that learnt from 500 digits, and 3,500 that it has never seen
     whole = mnist.read_folder(mnist_dir, lambda _line: None)
     data = replace(
         whole,
-        train_images=whole.train_images[:2_000],
-        train_labels=whole.train_labels[:2_000],
+        train_images=whole.train_images[SEEN],
+        train_labels=whole.train_labels[SEEN],
         test_images=whole.test_images[:500],
         test_labels=whole.test_labels[:500],
     )

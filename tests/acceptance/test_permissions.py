@@ -12,6 +12,8 @@ import pytest
 
 from jobs.settings import ENV_PREFIX, Settings
 from tests.console import Home, until, wait_for_broker
+from worker.learning import mnist
+from worker.learning.mnist import Mnist
 
 
 @pytest.fixture
@@ -31,12 +33,17 @@ def open_to_others(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.usefixtures("careless_umask", "mnist_dir")
+@pytest.mark.usefixtures("careless_umask")
 def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
-    short_folder: Path, few_digits: Path, tmp_path: Path
+    short_folder: Path, few_digits: Path, little_mnist: Mnist, tmp_path: Path
 ) -> None:
-    # given a home that is made when nothing is taken from anybody's permissions
-    home = Home(short_folder / "state" / "home", {ENV_PREFIX + "PROCESSES": "1"})
+    # given a home that is made when nothing is taken from anybody's permissions, and few digits to train with
+    data = tmp_path / "data"
+    data.mkdir()
+    mnist.write_folder(little_mnist, data)
+    home = Home(
+        short_folder / "state" / "home", {ENV_PREFIX + "PROCESSES": "1", ENV_PREFIX + "MNIST_DIR": str(data)}
+    )
 
     # when it is used for all there is: training, the stack, a job, the short way, and the demo
     home.ok("train")
@@ -51,7 +58,7 @@ def test_all_that_lies_in_the_state_folder_is_its_owners_alone(
 
     home.ok("classify", few_digits / "7")
     assert home.run("demo").returncode == 0
-    expected = ["logs/worker.log", "logs/broker.log", "demo/mnist-*", "cache/models", "store/models"]
+    expected = ["logs/worker.log", "logs/broker.log", "demo/folder-*", "cache/models", "store/models"]
     expected += ["store/payloads"]
     assert all(any(home.path.glob(name)) for name in expected)
 

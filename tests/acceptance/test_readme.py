@@ -79,6 +79,7 @@ def _run_lines(stack: Home, folder: Path, job: str, first: str) -> None:
     assert ran >= 4
 
 
+@pytest.mark.fast
 def test_the_python_block_runs(stack: Home, folder: Path) -> None:
     [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = subprocess.run(
@@ -93,6 +94,7 @@ def test_the_python_block_runs(stack: Home, folder: Path) -> None:
     assert "50 of 50" in done.stdout
 
 
+@pytest.mark.fast
 def test_make_has_the_two_commands_and_pip_the_extras() -> None:
     targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -27,6 +27,7 @@ def show(home: Home, run_id: str) -> Any:
     return home.json("runs", "show", run_id)
 
 
+@pytest.mark.fast
 def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> None:
     # given a fresh home and no stack, when somebody retrains and waits
     done = home.run("retrain", "--wait", "--seed", "7")

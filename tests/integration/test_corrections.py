@@ -1010,6 +1010,7 @@ def learn(ledger, store) -> Callable[[Mnist], Mnist]:
     return lambda data: add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT)
 
 
+@pytest.mark.fast
 def test_whether_a_copy_is_needed_is_looked_up_by_its_name(ledger: Ledger) -> None:
     [(_, plan)] = plans_of(ledger, lambda connection: without_correction(connection, ["0" * 64, "1" * 64]))
     assert "ix_corrections_image_sha256" in plan, plan

@@ -282,6 +282,7 @@ def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_
     assert look() == 0
 
 
+@pytest.mark.fast
 def test_only_a_transaction_that_may_be_lost_does_not_wait_for_the_disk(ledger: Ledger) -> None:
     """An accepted job, and what came of an image, must outlive a crash of PostgreSQL."""
     if ledger.is_sqlite:

@@ -270,6 +270,7 @@ def test_the_sample_is_spread_from_the_first_to_the_last_image() -> None:
     assert health._sampled(3) == [range(3)]
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("evaluated")
 def test_recent_jobs_are_found_by_when_they_came(ledger, classified) -> None:
     # given a ledger, which may hold millions of jobs

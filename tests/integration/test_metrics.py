@@ -313,6 +313,7 @@ def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 # ---- what it costs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
     # Given a ledger
     job = make_job([1, 1])
@@ -327,6 +328,7 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
         assert not re.search(r"SCAN (chunks|jobs)(?! USING)", plan), f"{statement}\n{plan}"
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("wanted", [chunk_is_due, chunk_is_in_work])
 def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
     # Each worker's reconciler asks every two seconds, whatever was done before.

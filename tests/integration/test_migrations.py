@@ -31,6 +31,7 @@ def tables_of(ledger: Ledger) -> set[str]:
 ALL_TABLES = {table.name for table in metadata.sorted_tables} | {"alembic_version"}
 
 
+@pytest.mark.fast
 def test_a_ledger_is_made_from_nothing(empty_ledger):
     # Given a database without a table
     assert tables_of(empty_ledger) == set()
@@ -54,6 +55,7 @@ def test_migrating_twice_changes_nothing(ledger, make_job):
         assert job_status(connection, job.id).total == 3
 
 
+@pytest.mark.fast
 def test_the_migrations_make_what_the_code_declares(ledger):
     # When Alembic compares a migrated ledger with the declared tables, Then it finds nothing to do
     with ledger.transaction() as connection:
@@ -87,6 +89,7 @@ def test_the_code_knows_the_last_migration(ledger):
     assert scripts.get_heads() == [REVISION]
 
 
+@pytest.mark.fast
 def test_a_ledger_can_be_taken_down_and_made_again(ledger, make_job):
     # Given a ledger with something in it
     make_job([1])

@@ -57,6 +57,7 @@ def test_what_is_too_short_to_tell_says_how_much_is_enough(ledger):
                 named(connection, "07ZZZ")
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("jobs")
 def test_a_beginning_is_looked_up_by_the_index(ledger):
     [(_, plan)] = plans_of(ledger, lambda connection: job_named(connection, "07zzzz"))

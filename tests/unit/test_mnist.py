@@ -26,8 +26,13 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 @pytest.fixture(scope="module")
-def real(mnist_dir: Path) -> mnist.Mnist:
-    return mnist.load(mnist_dir, Path("unused"))
+def real(published_mnist: mnist.Mnist) -> mnist.Mnist:
+    return published_mnist
+
+
+@pytest.fixture(scope="module")
+def sample() -> mnist.Mnist:
+    return mnist.load(None, Path("unused"), allow_download=False, allow_sample=True)
 
 
 @pytest.fixture
@@ -143,7 +148,7 @@ def test_a_label_beyond_nine_and_an_empty_set_are_refused(tmp_path: Path) -> Non
         mnist.load(write_folder(tmp_path / "b", **empty), tmp_path)
 
 
-def test_a_folder_names_its_classes(real: mnist.Mnist, tmp_path: Path) -> None:
+def test_a_folder_names_its_classes(sample: mnist.Mnist, tmp_path: Path) -> None:
     # Given a folder with letters in it
     labels = {"t10k_labels_idx1": idx(np.full(10, 25)), "train_labels_idx1": idx(np.arange(20))}
     folder = write_folder(tmp_path / "letters", **labels)
@@ -158,7 +163,7 @@ def test_a_folder_names_its_classes(real: mnist.Mnist, tmp_path: Path) -> None:
     again.mkdir()
     mnist.write_folder(data, again)
     assert mnist.load(again, tmp_path).classes == names
-    assert real.classes == tuple("0123456789")
+    assert sample.classes == tuple("0123456789")
 
 
 def test_class_names_are_read_as_an_editor_of_windows_writes_them(tmp_path: Path) -> None:
@@ -185,15 +190,15 @@ def test_class_names_that_do_not_fit_are_refused(content: bytes, complaint: str,
         mnist.load(folder, tmp_path)
 
 
-def test_the_evaluation_set_has_a_fingerprint_of_its_own(real: mnist.Mnist) -> None:
+def test_the_evaluation_set_has_a_fingerprint_of_its_own(sample: mnist.Mnist) -> None:
     # Given the same test images beside other training images, then only the whole differs
-    more = replace(real, train_images=real.train_images[:100], train_labels=real.train_labels[:100])
-    assert more.evaluation_fingerprint == real.evaluation_fingerprint
-    assert more.fingerprint != real.fingerprint
+    more = replace(sample, train_images=sample.train_images[:100], train_labels=sample.train_labels[:100])
+    assert more.evaluation_fingerprint == sample.evaluation_fingerprint
+    assert more.fingerprint != sample.fingerprint
     # and with one other label among the test images both do.
-    labels = real.test_labels.copy()
+    labels = sample.test_labels.copy()
     labels[0] += 1
-    assert replace(real, test_labels=labels).evaluation_fingerprint != real.evaluation_fingerprint
+    assert replace(sample, test_labels=labels).evaluation_fingerprint != sample.evaluation_fingerprint
 
 
 def test_a_list_of_names_that_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -409,12 +414,11 @@ def test_a_damaged_cache_is_ignored_and_replaced(
 @pytest.mark.parametrize("wrong", ["other bytes", "half of it", "other digits"])
 def test_a_download_that_is_not_mnist_is_thrown_away(
     wrong: str,
-    real: mnist.Mnist,
+    sample: mnist.Mnist,
     serve_as_keras: Callable[[int, bytes], None],
     said: list[str],
     tmp_path: Path,
 ) -> None:
-    sample = mnist.load(None, tmp_path, allow_download=False, allow_sample=True)
     content = npz(sample, tmp_path)
     sent = {
         "other bytes": b"<html>sign in first</html>",
@@ -428,7 +432,6 @@ def test_a_download_that_is_not_mnist_is_thrown_away(
             mnist.load(None, tmp_path / "cache", say=said.append)
     assert ("published" if wrong == "other digits" else "not the one Keras expects") in said[-1]
     assert not list((tmp_path / "cache").iterdir())
-    assert real.source == "mnist"
 
 
 def test_a_download_that_trickles_is_bounded(

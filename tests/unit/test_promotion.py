@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
-from math import comb, inf, nextafter
+from math import inf, nextafter
 
 import pytest
 from hypothesis import given
@@ -34,9 +34,12 @@ TRUTH = [number % 10 for number in range(100)]
 
 
 def by_hand(gained: int, lost: int) -> Fraction:
-    """Twice the chance of at most so few heads, each binomial on its own."""
+    """Return twice the chance of at most so few heads, from the binomial coefficients one after the other."""
     tosses = gained + lost
-    tail = sum(comb(tosses, heads) for heads in range(min(gained, lost) + 1))
+    tail, ways = 0, 1
+    for heads in range(min(gained, lost) + 1):
+        tail += ways
+        ways = ways * (tosses - heads) // (heads + 1)
     return min(Fraction(1), Fraction(2 * tail, 2**tosses))
 
 

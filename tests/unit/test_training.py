@@ -233,7 +233,7 @@ def test_what_people_corrected_is_never_held_out(data: mnist.Mnist) -> None:
     recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
     corrected = replace(data, corrections=100)
     one = train(corrected, recipe).get_weights()
-    for place in range(700, 800, 10):
+    for place in (700, 750, 799):
         # When the label of any of these is another one
         labels = data.train_labels.copy()
         labels[place] = (labels[place] + 1) % 10
