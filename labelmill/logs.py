@@ -108,8 +108,7 @@ class PartLog:
                     self._file.write(line if record is None or self._as_json else _as_text(record))
                 except OSError as error:  # the part must go on, so somebody has to empty its pipe
                     self._complain(error)
-                event = self._event(line, record)
-                if event is not None and self._events is not None:
+                if self._events is not None and (event := self._event(line, record)) is not None:
                     self._events.put(event)
 
     def _event(self, line: bytes, record: dict[str, Any] | None) -> Event | None:

