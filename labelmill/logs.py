@@ -48,21 +48,18 @@ class LogFile:
         self._path = path
         self._lock = threading.Lock()
         make_private_folder(path.parent)
-        self._open()
-
-    def _open(self) -> None:
-        self._file = append_privately(self._path)
-        self._bytes = self._path.stat().st_size
+        self._file = append_privately(path)
+        self._bytes = path.stat().st_size
 
     def write(self, text: bytes) -> None:
         """Append the text. Rename the file first if it is full. Raise OSError."""
         with self._lock:
             if self._bytes and self._bytes + len(text) > MAX_LOG_BYTES:
-                self._file.close()
                 self._path.replace(f"{self._path}.1")
-                self._open()
+                full, self._file = self._file, append_privately(self._path)
+                full.close()
+                self._bytes = 0
             self._file.write(text)
-            self._file.flush()
             self._bytes += len(text)
 
     def close(self) -> None:
@@ -103,20 +100,29 @@ class PartLog:
     def _read(self, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
-                record = _record(line)
+                # Whatever the line is, its pipe must be emptied: a part whose pipe is full stands still.
                 try:
-                    self._file.write(line if record is None or self._as_json else _as_text(record))
-                except OSError as error:  # the part must go on, so somebody has to empty its pipe
+                    text, event = self._understand(line)
+                except (KeyError, TypeError, ValueError):  # JSON that is not a log record
+                    text, event = line, None
+                try:
+                    self._file.write(text)
+                except OSError as error:
                     self._complain(error)
-                if self._events is not None and (event := self._event(line, record)) is not None:
+                if event is not None and self._events is not None:
                     self._events.put(event)
 
-    def _event(self, line: bytes, record: dict[str, Any] | None) -> Event | None:
+    def _understand(self, line: bytes) -> tuple[bytes, Event | None]:
+        """Return what the file gets, and the event. Raise KeyError, TypeError, ValueError."""
+        if not line.startswith(b"{"):  # written past the log, or by the broker
+            found = (
+                _event_of_broker(line.decode(errors="backslashreplace")) if self._part == "broker" else None
+            )
+            return line, None if self._as_json else found
+        record = json.loads(line)
         if self._as_json:
-            return None if record is None else Event(self._part, line.decode().rstrip())
-        if record is not None:
-            return event_of(self._part, record)
-        return _event_of_broker(line.decode(errors="backslashreplace")) if self._part == "broker" else None
+            return line, Event(self._part, line.decode().rstrip())
+        return _as_text(record), None if self._events is None else event_of(self._part, record)
 
     def _complain(self, error: OSError) -> None:
         if self._events is not None and not self._complained:
@@ -153,17 +159,6 @@ def _event_of_broker(line: str) -> Event | None:
     if level == "#" and not text.startswith(_HARMLESS):
         return Event("broker", f"warning: {text}", "warning")
     return Event("broker", "ready") if text.startswith("Ready to accept connections") else None
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the log record in a line, or None for what a program wrote past the log."""
-    if not line.startswith(b"{"):
-        return None
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if {"time", "level", "logger", "message", "process"} <= found.keys() else None
 
 
 def _as_text(record: dict[str, Any]) -> bytes:

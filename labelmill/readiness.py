@@ -37,8 +37,8 @@ class Readiness:
 def readiness(settings: Settings, part: Part) -> Readiness:
     """Return whether this part is ready, and why. Raise nothing.
 
-    A worker or trainer is ready if this host's had a recent heartbeat (so ledger and broker answer it) and has
-    a started child process, with or without a champion. Beat and producers are ready if both answer here.
+    A worker or trainer is ready if this host's had a recent heartbeat (so ledger and broker answer it) and
+    has a started child process, with or without a champion. Beat and producers are ready if both answer here.
     """
     try:
         with ledger_as_it_is(settings) as ledger:

@@ -8,13 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from jobs.settings import Settings
 from labelmill import logs
-from labelmill.logs import Event, LogFile, event_of
+from labelmill.logs import Event, LogFile, PartLog, event_of
 from labelmill.stack import Stack
 
 #: A stack that is told to stop in the middle of the fork of its first process.
@@ -105,6 +106,20 @@ def test_a_log_file_is_bounded_and_private(tmp_path: Path, monkeypatch: pytest.M
         assert each.stat().st_size <= 100
         assert stat.S_IMODE(each.stat().st_mode) == 0o600
     assert {each.name for each in path.parent.iterdir()} == {"worker.log", "worker.log.1"}
+
+
+def test_lines_that_are_no_records_do_not_stop_the_reading(tmp_path: Path) -> None:
+    # Given a part that prints JSON of its own, broken JSON, and bytes that are no UTF-8
+    said = b'{"level": 3}\n{"time": "soon", "level": "x", "message": 2, "process": 3}\n{broken\n\xff\n'
+    program = f"import sys; sys.stdout.buffer.write({said!r})"
+    events: SimpleQueue[Event] = SimpleQueue()
+    log = PartLog("worker", tmp_path, as_json=False, events=events)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    log.follow(process)
+    process.wait()
+    log.close(seconds=30)
+    assert (tmp_path / "worker.log").read_bytes() == said
+    assert events.empty()
 
 
 def record(level: str, logger: str, message: str, **fields: Any) -> dict[str, Any]:
