@@ -104,4 +104,4 @@ class TrainingDiverged(LabelmillError):
 
 
 class DataUnavailable(UserError):
-    """MNIST is not to be had: set LABELMILL_MNIST_DIR to a folder with its four IDX files."""
+    """MNIST cannot be loaded: set LABELMILL_MNIST_DIR to a folder with its four IDX files."""

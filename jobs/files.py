@@ -11,8 +11,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
@@ -75,9 +76,9 @@ def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def append_privately(path: Path) -> BinaryIO:
-    """A file to write at the end of, made where there is none. Raises OSError."""
-    return os.fdopen(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, _PRIVATE_FILE), "ab")
+def append_privately(path: Path) -> FileIO:
+    """Open a file to append to it, without a buffer; make it if it does not exist. Raise OSError."""
+    return FileIO(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, _PRIVATE_FILE), "a")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ _NO_PLACE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errn
 #: And where it could be, with more room.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
+#: The width of a terminal that all output must fit.
+_COLUMNS: Final = 80
+
 #: Arguments that are lists of paths: on disk, a name may be any bytes.
 _PATHS: Final = ("sources",)
 
@@ -91,6 +94,19 @@ def command_name() -> str:
         return "labelmill"
     path = Path(sys.executable).with_name("labelmill")
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def next_steps(*steps: tuple[str, str]) -> str:
+    """Return what to type, one command per line, from pairs of arguments and reason.
+
+    The reasons stand behind the commands, or above them if a line would have more than 80 columns.
+    """
+    commands = [f"  {command_name()} {arguments}" for arguments, _ in steps]
+    width = max(map(len, commands))
+    lines = [f"{command:<{width}}  # {why}" for command, (_, why) in zip(commands, steps, strict=True)]
+    if max(map(len, lines)) > _COLUMNS:
+        lines = [f"  # {why}\n{command}" for command, (_, why) in zip(commands, steps, strict=True)]
+    return "\n".join(lines)
 
 
 def say(text: str) -> None:

@@ -21,7 +21,7 @@ from jobs.ledger.progress import JobStatus, Prediction
 from jobs.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import Console, command_name, exit_code_of, say
+from labelmill.console import Console, exit_code_of, next_steps, say
 from labelmill.drawing import Picture, draw
 from labelmill.progress import ProgressLine
 from labelmill.stack import Stack, broker_answers
@@ -33,19 +33,19 @@ from worker.learning.recipes import recipe_for
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-#: How many images are drawn: some that are right, and the surest mistakes.
+#: How many right images are drawn, and how many of the most confident mistakes.
 DRAWN: Final = 4
 
-#: What a class's name may have and a folder's had better not: it is a name a line, of any characters.
+#: What the name of a class can have, but should not be in the name of a folder.
 _NOT_IN_PATHS: Final = re.compile(r"[^\w-]+")
 
-#: Characters of a class's name that its folder has: with four bytes each they are within any limit.
+#: A folder has so many characters of its class's name. With four bytes each they are within any limit.
 _NAME_LENGTH: Final = 40
 
 
 def run_demo(settings: Settings) -> None:
-    """Runs the demo and exits as `labelmill submit --watch` would. Ctrl-C ends it and all it started."""
-    _stack_unless_up(settings)  # made to be told now, before a download and a training, what keeps it from it
+    """Run the demo, and exit as `labelmill submit --watch` does. Ctrl-C ends it and everything it started."""
+    _stack_unless_up(settings)  # raises now what would only be found after a download and a training
     data = load_mnist(settings, allow_sample=True)
     with Client(settings) as client:
         model = _a_model_of(data, settings, client)
@@ -62,14 +62,14 @@ def run_demo(settings: Settings) -> None:
 
 
 def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
-    """A stack to be started; nothing where one is up. Raises UserError, SettingsError where it cannot be."""
+    """Return a stack to start, or nothing if one is up. Raise UserError, SettingsError if none can start."""
     if settings.embedded_broker and broker_answers(settings):
         return nullcontext()
     return Stack(settings, logs=settings.home / "logs")
 
 
 def _a_model_of(data: Mnist, settings: Settings, client: Client) -> Model:
-    """The champion, if it learnt from the same data; else one that is trained now, champion or not."""
+    """Return the champion if it was trained on the same data, else a model that is trained now."""
     for model in client.models():
         if "champion" in model.aliases and (evaluated := _evaluated_on(data, model, client)):
             say(f"using the champion {model.id}, test accuracy {evaluated.accuracy:.4f}")
@@ -78,13 +78,15 @@ def _a_model_of(data: Mnist, settings: Settings, client: Client) -> Model:
     trained = train_with_progress(settings, recipe_for("mlp", "quick", seed=1), data, replace=True)
     say(trained.reason)
     if "champion" not in trained.model.aliases:
-        say(f"the demo is classified with model {trained.model.id} all the same")
+        say(f"the demo uses model {trained.model.id} anyway")
     return trained.model
 
 
 def _evaluated_on(data: Mnist, model: Model, client: Client) -> Evaluation | None:
-    """What came of a model on the test images, where it learnt from such data. Not by the source: all other
-    files than MNIST's are "folder". Nor by the training images: corrections join them.
+    """Return the model's evaluation on these test images, or None if it was trained on other data.
+
+    The source alone does not tell: it is "folder" for all files but MNIST's. Nor do the training images:
+    corrections join them.
     """
     if model.metrics.get("data") != data.source or model.classes != data.classes:
         return None
@@ -94,20 +96,18 @@ def _evaluated_on(data: Mnist, model: Model, client: Client) -> Evaluation | Non
 
 
 def _name_of(data: Mnist) -> str:
-    """A name for these test images and their classes: other ones must not be taken for them."""
+    """Return a name that is unique to these test images and their classes."""
     known_by = "\n".join((data.evaluation_fingerprint, *data.classes))
     return f"{data.source}-{hashlib.sha256(known_by.encode()).hexdigest()[:12]}"
 
 
 def _folder_of(label: int, name: str) -> str:
-    """A class's folder: its number, so that the class can be told from it whatever its name is, and of the
-    name what may stand in a path.
-    """
+    """Return a class's folder: its number, which identifies it, and a readable part of its name."""
     return str(label) if name == str(label) else f"{label}-{_NOT_IN_PATHS.sub('_', name)[:_NAME_LENGTH]}"
 
 
 def _write_images(data: Mnist, folder: Path) -> Path:
-    """The test images as PNG files in a folder for each class: what a person's own images look like."""
+    """Write the test images as PNG files, in a folder for each class. Return the folder of all."""
     from PIL import Image
 
     done = folder.with_suffix(".complete")
@@ -126,7 +126,7 @@ def _write_images(data: Mnist, folder: Path) -> Path:
 
 
 def show_results(client: Client, status: JobStatus, data: Mnist, console: Console) -> None:
-    """A table by class, a few images drawn, and what to type next."""
+    """Print a table by class, draw a few images, and say what to type next."""
     total: Counter[str] = Counter()
     right: Counter[str] = Counter()
     good: list[Prediction] = []
@@ -140,7 +140,7 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
                 good.append(prediction)
         else:
             wrong.append(prediction)
-    if not total:  # somebody stopped the job before it had an outcome, and `watch` has said so
+    if not total:  # the job was stopped before it had a result, and `watch` has said so
         return
     wrong.sort(key=lambda prediction: prediction.confidence or 0.0, reverse=True)
 
@@ -161,22 +161,24 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
     console.print(table)
     if data.source == "mnist-sample":
         console.print(
-            "MNIST could not be had: this was the held-out part of a sample of 5,000 of its digits.\n"
-            "Set LABELMILL_MNIST_DIR to a folder with the four IDX files to see all of it."
+            "MNIST could not be downloaded, so these are the held-out digits of a sample of 5,000.\n"
+            "To use all of MNIST, set LABELMILL_MNIST_DIR to a folder with its four IDX files."
         )
 
-    console.print("Some that are right, and the mistakes it was surest of:")
+    console.print("Some that are right, and the most confident mistakes:")
     shown = good[::3][:DRAWN] + wrong[:DRAWN]
     draw([_picture(prediction, _truth(prediction, data.classes)) for prediction in shown], console)
-    me = command_name()
+    steps = next_steps(
+        (f"predictions {status.id} --below 0.6", "images it was unsure of"),
+        ("up", "keep the workers running"),
+        ("submit FOLDER --watch", "classify your own images"),
+        ("classify IMAGE", "classify one image"),
+    )
     console.print(
         f"\n{all_right:,} of {everything:,} right: accuracy {all_right / everything:.4f}\n\n"
-        "What to type next:\n"
-        f"  {me} predictions {status.id} --below 0.6    # what it was unsure of\n"
-        f"  {me} up                                        # keep broker and workers running\n"
-        f"  {me} submit FOLDER --watch                     # images of your own\n"
-        f"  {me} classify IMAGE",
+        f"What to type next:\n{steps}",
         markup=False,  # a folder may be called [red]
+        soft_wrap=True,
     )
 
 
@@ -187,6 +189,6 @@ def _picture(prediction: Prediction, truth: str) -> Picture:
 
 
 def _truth(prediction: Prediction, classes: Sequence[str]) -> str:
-    """The class whose folder the image is in."""
+    """Return the class whose folder the image is in."""
     number, _, _ = Path(prediction.name).parent.name.partition("-")
     return classes[int(number)]

@@ -1,4 +1,4 @@
-"""Whether a process of a deployment can do its work, for a health check: quick, and in one sentence."""
+"""A health check for one process of a deployment: quick, with a reason in one sentence."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ _QUEUES: Final = {Part.WORKER: CLASSIFY_QUEUE, Part.TRAINER: RETRAIN_QUEUE}
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The answer, and why."""
+    """Whether a process can do its work, and why."""
 
     ready: bool
     reason: str
 
 
 def readiness(settings: Settings, part: Part) -> Readiness:
-    """A worker or trainer is ready where this host's has given a sign of life lately and a child process has
-    started; its sign says that ledger and broker answer. Nobody asks whether a champion could be loaded. Beat
-    and producers are ready where both answer here. Raises nothing.
+    """Return whether this part is ready, and why. Raise nothing.
+
+    A worker or trainer is ready if this host's had a recent heartbeat (so ledger and broker answer it) and
+    has a started child process, with or without a champion. Beat and producers are ready if both answer here.
     """
     try:
         with ledger_as_it_is(settings) as ledger:
-            # A worker that goes on while the ledger is migrated, until the next version's starts, works.
+            # A worker keeps working after a migration, until the next version's worker starts.
             ledger.check(or_newer=part in _QUEUES)
             if part in _QUEUES:
                 with ledger.reading() as connection:
@@ -64,10 +65,10 @@ def _broker(settings: Settings) -> Readiness:
 
 
 def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
-    """Of several on this host, the one that was seen last speaks for them."""
+    """Return the readiness of the one that was seen last, if this host has several."""
     mine = [worker for worker in found if worker.queue == _QUEUES[part]]
     if not mine:
-        return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has said that it is there")
+        return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has had a heartbeat")
     last = min(mine, key=lambda worker: worker.seen_seconds)
     seen = f"{last.name} was seen {last.seen_seconds:.0f} s ago"
     if not last.alive:

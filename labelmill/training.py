@@ -71,11 +71,10 @@ def say_silent(run: Run) -> None:
 
 
 def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
-    """How an epoch went, in one line. `held-out`: of training images that are not trained on."""
+    """Return how an epoch went, in one line. Held-out images are training images that are not trained on."""
     return (
-        f"epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}, "
-        f"held-out loss {epoch.val_loss:.4f}, held-out accuracy {epoch.val_accuracy:.4f}, "
-        f"{epoch.seconds:.1f} s"
+        f"epoch {epoch.epoch} of {epochs}: accuracy {epoch.accuracy:.4f}, "
+        f"held-out accuracy {epoch.val_accuracy:.4f}, {epoch.seconds:.1f} s"
     )
 
 

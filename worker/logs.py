@@ -1,18 +1,19 @@
-"""How worker, trainer and beat write their logs: as text, or as JSON, one object a line.
+"""The log format of worker, trainer and beat: text, or JSON with one object per line.
 
-Celery sets its handlers up, where and from which level its command line says; what they write is ours. In
-JSON everything that a process says is a line of the log: Celery's last words, warnings, what a library
-prints, and the exception that nobody catches. The ids that a line is about come from structlog's context:
-the tasks bind them (`worker.tasks`, `worker.predicting.pipeline`), and a process is at one task at a time.
+Celery sets up its handlers as its command line says; this module decides what they write. In JSON, everything
+that a process says is a line of the log: Celery's last words, warnings, what a library prints, and uncaught
+exceptions. The ids in a line come from structlog's context: the tasks bind them, one task at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 import structlog
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import after_setup_logger, after_setup_task_logger, celeryd_init
 from celery.utils.log import get_multiprocessing_logger
 from structlog.typing import EventDict, WrappedLogger
@@ -28,21 +30,23 @@ from jobs.errors import SettingsError
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.urls import secrets_of
 
-#: Whose lines are logged from the level that the command line says. Everybody else's begin at WARNING.
+#: The loggers that log from the command line's level on. All others begin at WARNING.
 OURS: Final = ("celery", "jobs", "labelmill", "producer", "worker")
 
-#: What a line may have beside its message: `extra` of ours, and nothing of what Celery puts there.
+#: The fields that a line may have beside its message. What Celery adds is left out.
 FIELDS: Final = ("job", "chunk", "model", "run", "images", "errors", "attempt", "seconds")
 
-#: A password in a URL of which the settings know nothing.
+#: A password in a URL that is not one of the settings.
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 
-#: The descriptor of stderr, whatever Celery has put in the place of `sys.stderr`.
+#: The descriptor of stderr, even if Celery has replaced `sys.stderr`.
 _STDERR: Final = 2
 
 
 def set_up_logs(app: Celery, settings: Settings) -> None:
-    """From now on this process logs as the settings say. To be called before Celery sets its logging up."""
+    """Make this process log as the settings say. Call it before Celery sets up its logging."""
+    # Celery warns of root because of pickle, which no worker here accepts.
+    warnings.simplefilter("ignore", SecurityWarning)
     redact = _redactor(settings)
     if settings.log_format == "text":
         _listen(lambda handler: handler.setFormatter(_Redacted(handler.formatter, redact)))
@@ -53,26 +57,28 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
 
     def take_over(handler: logging.Handler) -> None:
         handler.setFormatter(formatter)
-        # From here on the root logger's handler has them.
+        # From here on the root logger's handler logs them.
         logging.getLogger("py.warnings").removeHandler(early)
 
     _listen(take_over)
-    # Until Celery has set its handlers up, which it does after it has checked this and that.
+    # Until Celery has set up its handlers, after some checks of its own.
     logging.lastResort = early
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(early)
     _log_the_uncaught()
 
     def say(text: str) -> None:
-        # Past Python's buffer: the signal may have come while that is being written.
+        # Past Python's buffer, which the signal may have interrupted. The reader may be gone: an exception
+        # in a signal's handler would end the worker.
         line = formatter.format(_record("celery.worker", logging.INFO, text))
-        os.write(_STDERR, f"{line}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, f"{line}\n".encode())
 
     _silence_banners(app, say)
 
 
 def refuse_to_start(error: SettingsError) -> NoReturn:
-    """Says what is wrong with the settings, and exits. What they say of the log is read as it is."""
+    """Say what is wrong with the settings, and exit. The log format is read from the environment itself."""
     if os.environ.get(ENV_PREFIX + "LOG_FORMAT") == "json":
         line = JsonFormatter(str).format(_record("labelmill", logging.CRITICAL, str(error)))
     else:
@@ -82,8 +88,9 @@ def refuse_to_start(error: SettingsError) -> NoReturn:
 
 
 class JsonFormatter(structlog.stdlib.ProcessorFormatter):
-    """Makes a JSON object of a record, in one line: time (UTC), level, logger, message, process, pid, the ids
-    that are bound, what `FIELDS` names, and of an exception its traceback.
+    """Format a record as a JSON object in one line.
+
+    Its keys are time (UTC), level, logger, message, process, pid, the bound ids, the `FIELDS`, and exception.
     """
 
     def __init__(self, redact: Callable[[str], str]) -> None:
@@ -111,7 +118,7 @@ class JsonFormatter(structlog.stdlib.ProcessorFormatter):
 
 
 class _Redacted(logging.Formatter):
-    """Another formatter's text without secrets."""
+    """Format as another formatter does, without secrets."""
 
     def __init__(self, inner: logging.Formatter | None, redact: Callable[[str], str]) -> None:
         super().__init__()
@@ -134,8 +141,9 @@ def _redactor(settings: Settings) -> Callable[[str], str]:
 
 
 def _listen(take_over: Callable[[logging.Handler], None]) -> None:
-    """Has each handler that Celery makes taken over, and the levels set. Not by the signal `setup_logging`:
-    who answers that one has to do all of it, log file, levels and what is printed.
+    """Call `take_over` with each handler that Celery makes, and set the levels.
+
+    Not by the signal `setup_logging`: its receiver would have to do all of Celery's set-up.
     """
 
     def set_up(logger: logging.Logger, loglevel: int, **_: Any) -> None:
@@ -173,12 +181,12 @@ def _log_the_uncaught() -> None:
 
 
 def _silence_banners(app: Celery, say: Callable[[str], None]) -> None:
-    """What Celery prints past its own log becomes a line, or is left out."""
+    """Turn what Celery prints past its own log into lines, or leave it out."""
     import celery.apps.worker as celery_worker
     from celery.apps.beat import Beat
 
     class QuietBeat(Beat):  # type: ignore[misc]  # Celery has no types
-        """Beat without a banner."""
+        """Run beat without a banner."""
 
         def run(self) -> None:
             self.quiet = True
@@ -189,7 +197,7 @@ def _silence_banners(app: Celery, say: Callable[[str], None]) -> None:
 
     app.Beat = app.subclass_with_self(QuietBeat)
     celeryd_init.connect(be_quiet, weak=False)
-    # The words of its signals' handlers: that it shuts down, and what Ctrl-C does next.
+    # What its signal handlers print: that it shuts down, and what Ctrl-C does next.
     celery_worker.safe_say = lambda text, _file=None: say(str(text).strip())
 
 

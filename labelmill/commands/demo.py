@@ -1,4 +1,4 @@
-"""`labelmill demo`: the main job from nothing to a picture of its results."""
+"""`labelmill demo`: from nothing to classified images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ app = typer.Typer(add_completion=False)
 def demo() -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.
 
-    Starts a broker and workers unless they run, trains a model unless the champion learnt from the same data,
-    submits the test images as PNG files and shows what came out. Where MNIST cannot be had, a sample of it is
-    used, and said so. All that is written lies in the state folder (LABELMILL_HOME); every process that it
-    started ends with the demo.
+    Starts a broker and workers unless they run, trains a model unless the champion was trained on the same
+    data, submits the test images as PNG files and shows the results. If MNIST cannot be downloaded, uses a
+    sample of it and says so. Writes only into the state folder (LABELMILL_HOME). Ends every process that it
+    has started.
     """
     need_tensorflow("The demo", "local")
     from labelmill.demo import run_demo

@@ -1,7 +1,8 @@
-"""`labelmill doctor`: is all well, and if not, what helps."""
+"""`labelmill doctor`: find out what is wrong, and what helps."""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -24,10 +25,10 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Check broker, ledger, store, settings, models and jobs; say what is wrong, and what to type.
+    """Check settings, broker, ledger, store, models and jobs; say what is wrong, and what to type.
 
-    Changes nothing. Exit code 0: all is well, warnings allowed. 1: there is a problem. 2: a setting is
-    malformed, and nothing was looked at.
+    Changes nothing. Exit code 0: no problem, though perhaps warnings. 1: there is a problem. 2: a setting is
+    malformed, and nothing was checked.
     """
     findings = [_storable(finding) for finding in examine(Settings.load())]
     levels = Counter(finding.level for finding in findings)
@@ -47,17 +48,25 @@ def doctor(
 
 
 def _storable(finding: Finding) -> Finding:
-    """A path in it may be no UTF-8."""
+    """Return the finding as valid UTF-8: a path in it can have any bytes."""
     return replace(finding, what=storable(finding.what), fix=finding.fix and storable(finding.fix))
 
 
 def _print_for_people(findings: list[Finding], levels: Counter[Level]) -> None:
+    """Print a line for each finding, and below it what helps.
+
+    On a terminal, long findings are wrapped below their beginning. Fixes are not: people copy them.
+    """
     out = Console(highlight=False, soft_wrap=True)
     for finding in findings:
-        line = Text(f"{finding.level:<9}", style=_COLOURS[finding.level])
-        line.append(f"{finding.area:<10}{printable_lines(finding.what)}", style="default not bold")
-        out.print(line)
+        level = Text(f"{finding.level:<8}", style=_COLOURS[finding.level])
+        what = f"{finding.area:<9}{printable_lines(finding.what)}"
+        if out.is_terminal:
+            what = textwrap.fill(
+                what, out.width - len(level), subsequent_indent=" " * 17, break_long_words=False
+            )
+        out.print(level.append(what, style="default not bold"))
         if finding.fix is not None:
-            out.print(Text(f"{'':<19}fix: {printable_lines(finding.fix)}"))
+            out.print(Text(f"{'':<17}fix: {printable_lines(finding.fix)}"))
     problems, warnings = levels[Level.PROBLEM], levels[Level.WARNING]
     out.print(Text(f"{len(findings)} checks; problems: {problems}, warnings: {warnings}"))

@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
-import time
-from typing import Annotated
+import sys
+from typing import Annotated, Final
 
 import typer
+from rich.text import Text
 
+from jobs.settings import Settings
+from jobs.urls import without_secrets
 from labelmill.client import Client
-from labelmill.console import examples, say, tells_errors
+from labelmill.console import counted, err, examples, next_steps, printable_lines, say, tells_errors
+from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.stack import Stack, settings_with
 from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
+
+#: How often the parts are looked at.
+_CHECK_SECONDS: Final = 0.5
+
+_STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 
 @app.command(epilog=examples("labelmill up", "LABELMILL_HOME=/data/mill labelmill up --processes 8"))
 @tells_errors
 def up(
     processes: Annotated[
-        int | None, typer.Option(min=1, help="How many processes classify. Left out: LABELMILL_PROCESSES.")
+        int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, workers, trainer and beat. Ctrl-C ends it all.
+    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C ends it all.
 
-    What dies is started again. Unfinished jobs go on where they were.
+    Prints one line per event. All that the parts say is in the state folder's logs/. A part that dies is
+    started again. Unfinished jobs continue.
     """
     settings = settings_with(processes)
     need_tensorflow("A worker")
     with Client(settings) as client:
-        if not client.models():
-            say("There is no model yet: run `labelmill train` in another terminal, or `labelmill demo`.")
+        has_model = bool(client.models())
+    stack = Stack(settings, logs=settings.home / "logs", trainer=True, beat=True, with_events=True)
     try:
-        with Stack(settings, logs=None, trainer=True, beat=True) as stack:
-            say(f"up in {settings.home}, {settings.processes} processes; Ctrl-C ends it")
-            while True:
-                stack.check()
-                time.sleep(0.5)
+        with stack:
+            for line in _what_runs(settings, has_model=has_model):
+                say(line)
+            try:
+                while True:
+                    stack.restart_ended()
+                    if event := stack.next_event(_CHECK_SECONDS):
+                        _show(event, settings)
+            except KeyboardInterrupt:
+                say("stopping when the current chunks are done; Ctrl-C again stops at once")
     except KeyboardInterrupt:
-        say("all ended")
+        pass  # while it was starting
+    while event := stack.next_event(0):
+        _show(event, settings)
+    say("all ended")
+
+
+def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
+    """Return the lines that say what runs, where (paths in the state folder), and what to type next."""
+    broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
+    ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
+    store = "store/" if settings.store_url is None else _without_secrets(settings.store_url)
+    retrain = "no retraining" if settings.retrain_cron == "never" else f"{settings.retrain_cron} (cron, UTC)"
+    model = ("retrain --wait", "train a new model") if has_model else ("train", "make the first model")
+    return [
+        f"up in {settings.home}",
+        f"  broker   {broker}",
+        f"  worker   {counted(settings.processes, 'process', 'processes')} to classify images",
+        "  trainer  1 process to train models",
+        f"  beat     schedule: {retrain}",
+        f"  ledger   {ledger}",
+        f"  store    {store}",
+        f"  logs     logs/*.log, at most {2 * MAX_LOG_BYTES // 1024**2} MiB each",
+        "What to type next, in another terminal:",
+        next_steps(
+            *([] if has_model else [model]),
+            ("submit FOLDER --watch", "classify the images in a folder"),
+            ("jobs", "list the jobs"),
+            *([model] if has_model else []),
+            ("doctor", "find out what is wrong"),
+        ),
+        "Ctrl-C ends it all.",
+    ]
+
+
+def _without_secrets(url: str | None) -> str:
+    return without_secrets(str(url), url)
+
+
+def _show(event: Event, settings: Settings) -> None:
+    """Print an event in one line; on a terminal, cut it to the width. The log file has all of it."""
+    if settings.log_format == "json" and event.text.startswith("{"):
+        sys.stderr.write(f"{event.text}\n")
+        sys.stderr.flush()
+        return
+    line = Text(f"{event.part:<8} {printable_lines(event.text)}", style=_STYLES.get(event.level, ""))
+    if err.is_terminal:
+        line.truncate(err.width, overflow="ellipsis")
+    err.print(line)

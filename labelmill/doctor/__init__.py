@@ -1,6 +1,6 @@
-"""`labelmill doctor`: one module an area, each a generator of findings that asks what it is named for.
+"""`labelmill doctor`: one module for each area. Each is a generator of findings.
 
-No area waits for another one, or is kept from speaking by it. `examine` runs them all.
+The areas are checked side by side, so that one that hangs does not hide the others.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from typing import Final
 
 from jobs.settings import Settings
 from labelmill.doctor.broker import check_broker
-from labelmill.doctor.configuration import check_settings
+from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import Area, Finding, Level
-from labelmill.doctor.home import check_home
 from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
-from labelmill.doctor.training import check_training
-from labelmill.doctor.work import check_work
+from labelmill.doctor.work import check_jobs, check_training
 from labelmill.looking import words_of
 
 __all__ = ["Finding", "Level", "examine"]
@@ -34,52 +32,35 @@ AREAS: Final[dict[str, Check]] = {
     "store": check_store,
     "models": check_models,
     "training": check_training,
-    "jobs": check_work,
+    "jobs": check_jobs,
 }
 
-#: How long all of it may take. Every check has a shorter patience of its own where it can: a name server or a
-#: disk on a network that does not answer cannot be told to hurry.
+#: How long all checks together may take. Name servers and network disks have no limit of their own.
 PATIENCE_SECONDS: Final = 20.0
 
 
 def examine(settings: Settings, *, patience: float = PATIENCE_SECONDS) -> list[Finding]:
-    """The findings of all areas, in their order. Raises nothing: what goes wrong is a finding."""
-    running = [_Running(name, check, settings) for name, check in AREAS.items()]
+    """Return the findings of all areas, in their order. An area that fails or hangs is a finding, too."""
+    found: dict[str, list[Finding]] = {name: [] for name in AREAS}
+    threads = {
+        name: threading.Thread(target=_run, args=(name, check, settings, found[name]), daemon=True)
+        for name, check in AREAS.items()
+    }
     deadline = time.monotonic() + patience
-    for area in running:
-        area.thread.join(max(0.0, deadline - time.monotonic()))
-    return [finding for area in running for finding in area.result(patience)]
+    for thread in threads.values():
+        thread.start()
+    for name, thread in threads.items():
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():  # it is left behind, with a list of its own
+            fix = f"see whether the host or disk of the {name} answers"
+            found[name] = [*found[name], Area(name).problem(f"no answer within {patience:g} s", fix=fix)]
+    return [finding for name in AREAS for finding in found[name]]
 
 
-class _Running:
-    """One area's checks in a thread of their own, which may be left behind where it hangs."""
-
-    def __init__(self, name: str, check: Check, settings: Settings) -> None:
-        self._area = Area(name)
-        self._check = check
-        self._settings = settings
-        self._findings: list[Finding] = []
-        self.thread = threading.Thread(target=self._run, name=f"doctor-{name}", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            for finding in self._check(self._settings):
-                self._findings.append(finding)
-        except Exception as error:
-            # A package's own, that nobody here knows: no area keeps the others from speaking.
-            reason = f"{type(error).__name__}: {words_of(error, self._settings)}"
-            self._findings.append(
-                self._area.problem(f"the check itself broke off: {reason}", fix="what this error says")
-            )
-
-    def result(self, patience: float) -> list[Finding]:
-        findings = list(self._findings)
-        if self.thread.is_alive():
-            findings.append(
-                self._area.problem(
-                    f"no answer within {patience:g} s",
-                    fix=f"see whether the host or disk answers that the {self._area.name} is on",
-                )
-            )
-        return findings
+def _run(name: str, check: Check, settings: Settings, found: list[Finding]) -> None:
+    try:
+        for finding in check(settings):
+            found.append(finding)
+    except Exception as error:  # a package's own exception, unknown here, must not hide the other areas
+        reason = f"{type(error).__name__}: {words_of(error, settings)}"
+        found.append(Area(name).problem(f"the check failed: {reason}", fix="see what this error says"))

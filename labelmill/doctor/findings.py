@@ -1,4 +1,4 @@
-"""What a check says."""
+"""What a check of the doctor returns."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's answer."""
+    """The result of one check."""
 
     area: str
     level: Level
     what: str
-    #: The command or setting that helps; None where nothing has to be done.
+    #: The command or setting that helps; None if nothing has to be done.
     fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """What a group of checks is about, and findings about it."""
+    """The name of a group of checks, for its findings."""
 
     name: str
 
     def ok(self, what: str) -> Finding:
-        """All is well."""
+        """Return a finding that all is well."""
         return Finding(self.name, Level.OK, what)
 
     def warning(self, what: str, *, fix: str) -> Finding:
-        """Work goes on all the same."""
+        """Return a finding with which work goes on."""
         return Finding(self.name, Level.WARNING, what, fix)
 
     def problem(self, what: str, *, fix: str) -> Finding:
-        """Something does not work."""
+        """Return a finding that something does not work."""
         return Finding(self.name, Level.PROBLEM, what, fix)
 
 
 def duration(seconds: float) -> str:
-    """How long, in words."""
+    """Return a length of time in words."""
     for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"

@@ -1,147 +1,145 @@
-"""The work: whether somebody does it, and what does not move."""
+"""The work: whether workers do it, and which jobs and training runs are stuck."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.engine import Connection
 
 from jobs.ledger import diagnosis
-from jobs.ledger.submission import ABANDONED_SECONDS
+from jobs.ledger.diagnosis import OpenJob
+from jobs.ledger.runs import Run, find_active_run, latest_runs
+from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console import counted
 from labelmill.doctor.findings import Area, Finding, duration
-from labelmill.doctor.ledger import SEE_LEDGER, NotLookedAt, look_into_ledger
-from labelmill.looking import NoLedgerYet
+from labelmill.doctor.ledger import check_in_ledger
 
-_area = Area("jobs")
+_jobs = Area("jobs")
+_training = Area("training")
 
-#: A lease that ran out is taken up within seconds; after so many leases nobody is going to.
-_LOST_LEASES: Final = 3
+#: Workers take up an expired lease within seconds. After so many leases nobody will.
+_STUCK_LEASES: Final = 3
 
-#: Given back so often, a chunk meets something that does not go away by itself.
+#: A chunk that was given back so often meets something that does not go away by itself.
 _MANY_RELEASES: Final = 5
 
-_LATELY_SECONDS: Final = 7 * 86_400.0
 _LONG_PAUSE_SECONDS: Final = 86_400.0
 
-#: The reconciler needs a moment of its own to fail a job whose producer is gone.
-_SILENT_SECONDS: Final = ABANDONED_SECONDS + 30.0
+#: A trainer takes a run within seconds, unless it has just started.
+_LONG_WAIT_SECONDS: Final = 300.0
 
-#: Jobs are named up to so many.
+#: So many jobs are named.
 _NAMED: Final = 3
 
 
-def check_work(settings: Settings) -> Iterator[Finding]:
-    """The reconciler, and jobs and chunks that wait for something that does not come."""
-    try:
-        with look_into_ledger(settings) as connection:
-            yield from _work(connection, settings)
-    except NoLedgerYet:
-        yield _area.ok("there are none yet")
-    except NotLookedAt as error:
-        yield _area.warning(str(error), fix=SEE_LEDGER)
-
-
-def _work(connection: Connection, settings: Settings) -> Iterator[Finding]:
+def check_jobs(settings: Settings) -> Iterator[Finding]:
+    """Check the reconciler, and jobs that wait for something that does not come."""
     start = "labelmill up" if settings.embedded_broker else "labelmill worker"
-    work = diagnosis.work(connection)
-    silent = diagnosis.silent_jobs(connection, seconds=_SILENT_SECONDS)
-    lost = diagnosis.lost_chunks(connection, seconds=_LOST_LEASES * settings.lease_seconds)
-    yield _reconciler(
-        diagnosis.reconciling(connection), waits=bool(work.waiting or silent or lost), start=start
-    )
-    yield _progress(work, settings, start=start)
-    yield _lost(lost, start=start)
-    yield _silent(silent, start=start)
-    yield _crashing(diagnosis.crashing_chunks(connection))
-    yield _returning(diagnosis.returning_chunks(connection, releases=_MANY_RELEASES))
-    yield _given_up(diagnosis.given_up_images(connection, seconds=_LATELY_SECONDS))
-    yield _paused(diagnosis.paused_jobs(connection, seconds=_LONG_PAUSE_SECONDS))
+    patience = _STUCK_LEASES * settings.lease_seconds
+
+    def check(connection: Connection) -> Iterator[Finding]:
+        jobs = diagnosis.open_jobs(connection, lost_seconds=patience, many_releases=_MANY_RELEASES)
+        running = [job for job in jobs if job.paused_seconds is None]
+        yield _reconciler(diagnosis.reconciling(connection), has_work=bool(running), start=start)
+        yield _progress(running, diagnosis.seconds_since_last_result(connection), patience, start=start)
+        yield _returning(running)
+        yield _paused(jobs)
+
+    yield from check_in_ledger(_jobs, settings, check, if_none=_jobs.ok("there are none yet"))
 
 
-def _reconciler(found: diagnosis.Reconciling | None, *, waits: bool, start: str) -> Finding:
-    if found is not None and found.over <= 0:
-        return _area.ok(f"{found.holder} reconciles")
-    since = "nobody ever has" if found is None else f"{found.holder} stopped {duration(found.over)} ago"
-    what = f"no worker is running: nobody reconciles ({since})"
-    if waits:
-        return _area.problem(f"{what}, and there is work", fix=start)
-    return _area.warning(what, fix=start)
+def _reconciler(found: diagnosis.Reconciling | None, *, has_work: bool, start: str) -> Finding:
+    if found is not None and found.expired <= 0:
+        return _jobs.ok(f"the reconciler runs in {found.holder}")
+    since = "none has ever run" if found is None else f"the last one ended {duration(found.expired)} ago"
+    if has_work:
+        return _jobs.problem(f"no worker is running ({since}), and jobs are waiting", fix=start)
+    return _jobs.warning(f"no worker is running ({since})", fix=start)
 
 
-def _progress(work: diagnosis.Work, settings: Settings, *, start: str) -> Finding:
-    patience = _LOST_LEASES * settings.lease_seconds
-    what = f"chunks: {work.waiting:,} waiting, {work.under_way:,} under way"
-    waits_long = work.oldest_waiting is not None and work.oldest_waiting > patience
-    stands_still = work.last_finished is None or work.last_finished > patience
-    if work.under_way or not waits_long or not stands_still:
-        return _area.ok(what)
-    return _area.problem(
-        f"{what}; none was finished for {duration(patience)}",
-        fix=f"{start}; where one runs, its log says why it takes nothing, and restarting it is always safe",
-    )
+def _progress(jobs: list[OpenJob], last_result: float | None, patience: float, *, start: str) -> Finding:
+    pending, working = sum(job.pending for job in jobs), sum(job.working for job in jobs)
+    what = f"chunks: {pending:,} pending, {working:,} in work"
+    lost = [job for job in jobs if job.lost]
+    waiting = [job for job in jobs if job.pending_seconds is not None and job.pending_seconds > patience]
+    fix = f"{start}; if one runs, read its log and restart it, which is always safe"
+    if lost:
+        return _jobs.problem(f"nobody took over the chunks of a dead worker: {_names(lost)}", fix=fix)
+    if waiting and not working and (last_result is None or last_result > patience):
+        return _jobs.problem(f"{what}, and none done for {duration(patience)}: {_names(waiting)}", fix=fix)
+    return _jobs.ok(what)
 
 
-def _lost(found: dict[str, int], *, start: str) -> Finding:
+def _returning(jobs: list[OpenJob]) -> Finding:
+    found = [job for job in jobs if job.releases >= _MANY_RELEASES]
     if not found:
-        return _area.ok("no chunk's lease ran out long ago")
-    chunks = counted(sum(found.values()), "chunk")
-    return _area.problem(
-        f"the worker of {chunks} vanished, and nobody took up its work: {_names(found)}",
-        fix=f"{start}; where one runs, look at what is said of the broker",
+        return _jobs.ok("no chunk is given back again and again")
+    worst = max(found, key=lambda job: job.releases)
+    return _jobs.warning(
+        f"chunks were given back up to {worst.releases} times ({worst.error}): {_names(found)}",
+        fix="repair the service that this names; the chunks then go on by themselves",
     )
 
 
-def _silent(found: list[str], *, start: str) -> Finding:
+def _paused(jobs: list[OpenJob]) -> Finding:
+    found = [job for job in jobs if (job.paused_seconds or 0.0) > _LONG_PAUSE_SECONDS]
     if not found:
-        return _area.ok("every job that is being received has its producer")
-    return _area.warning(
-        f"the producer of {counted(len(found), 'job')} vanished in mid-submission: {_names(found)}",
-        fix=f"{start} (they fail by themselves then), or labelmill cancel {found[0]}; then submit again",
+        return _jobs.ok("no job has been paused for more than a day")
+    return _jobs.warning(
+        f"paused for more than a day: {_names(found)}",
+        fix=f"labelmill resume {found[0].id}, or labelmill cancel {found[0].id}",
     )
 
 
-def _crashing(found: dict[str, int]) -> Finding:
-    if not found:
-        return _area.ok("no chunk under way crashed before")
-    return _area.warning(
-        f"{counted(sum(found.values()), 'chunk')} crashed; trying again, in halves: {_names(found)}",
-        fix="wait: the image that does it is found by itself. The worker's log has what it died of",
+def _names(jobs: list[OpenJob]) -> str:
+    more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
+    return f"{counted(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_NAMED])}{more}"
+
+
+def check_training(settings: Settings) -> Iterator[Finding]:
+    """Check the training run that has not finished, and the latest one that has."""
+    start = "labelmill up" if settings.embedded_broker else "labelmill worker --trainer"
+
+    def check(connection: Connection) -> Iterator[Finding]:
+        yield _unfinished(find_active_run(connection), diagnosis.now(connection), start=start)
+        # Of two: at most one has not finished.
+        yield _latest(next((run for run in latest_runs(connection, limit=2) if run.finished), None))
+
+    yield from check_in_ledger(
+        _training, settings, check, if_none=_training.ok("there was no training run yet")
     )
 
 
-def _returning(found: list[diagnosis.Returning]) -> Finding:
-    if not found:
-        return _area.ok("no chunk is given back again and again")
-    worst = max(found, key=lambda chunk: chunk.releases)
-    return _area.warning(
-        f"chunks of {_names([chunk.job_id for chunk in found])} are given back again and again, "
-        f"one {worst.releases} times: {worst.error}",
-        fix="what that says: a service that was away comes back by itself, or see what is said of it here",
-    )
+def _unfinished(run: Run | None, now: datetime, *, start: str) -> Finding:
+    if run is None:
+        return _training.ok("no training run is waiting or running")
+    if run.silent_since is not None:
+        silent = duration((now - run.silent_since).total_seconds())
+        return _training.warning(
+            f"training run {run.id}: no sign of life of its trainer {run.owner} for {silent}",
+            fix=f"labelmill runs show {run.id} --watch (it ends the run if the trainer is dead)",
+        )
+    waited = (now - run.requested_at).total_seconds() if run.requested_at else 0.0
+    if run.state == RunState.PENDING and waited > _LONG_WAIT_SECONDS:
+        return _training.warning(
+            f"training run {run.id} has waited for a trainer for {duration(waited)}",
+            fix=f"{start}, or labelmill runs cancel {run.id}",
+        )
+    return _training.ok(f"training run {run.id} is {run.state}")
 
 
-def _given_up(found: dict[str, int]) -> Finding:
-    if not found:
-        return _area.ok("no image was given up in the last seven days")
-    return _area.warning(
-        f"given up after crashing all alone: {counted(sum(found.values()), 'image')}, in {_names(found)}",
-        fix=f"labelmill predictions {next(iter(found))} --errors",
-    )
-
-
-def _paused(found: list[str]) -> Finding:
-    if not found:
-        return _area.ok("no job has been paused for long")
-    return _area.warning(
-        f"paused for over a day: {_names(found)}",
-        fix=f"labelmill resume {found[0]}, or labelmill cancel {found[0]}",
-    )
-
-
-def _names(job_ids: Collection[str]) -> str:
-    named = list(job_ids)[:_NAMED]
-    more = len(job_ids) - len(named)
-    return f"job {', '.join(named)}" + (f" and {more} more" if more else "")
+def _latest(run: Run | None) -> Finding:
+    if run is None:
+        return _training.ok("no training run has finished yet")
+    what = f"the latest training run {run.id} is {run.state}"
+    if run.state != RunState.FAILED:
+        return _training.ok(what)
+    if "MNIST" in (run.error or "") and not run.data_source:  # it ended before it had its data
+        return _training.warning(
+            f"{what}: MNIST could not be loaded",
+            fix="LABELMILL_MNIST_DIR=a folder with MNIST's four IDX files; then labelmill retrain",
+        )
+    return _training.warning(f"{what}: {run.error}", fix=f"labelmill runs show {run.id}; labelmill retrain")

@@ -125,7 +125,7 @@ def test_other_data_than_digits_is_its_own_with_its_own_classes(short_folder: Pa
     assert "of 200 right" in done.stdout
     assert accuracy_in(done.stdout) > 0.8
     assert all(name in done.stdout for name in names)
-    assert "MNIST could not be had" not in done.stdout
+    assert "could not be downloaded" not in done.stdout
     job = home.json("jobs")[0]
     assert {row["label"] for row in rows(home.ok("predictions", job["id"], "--format", "csv"))} <= {*names}
 

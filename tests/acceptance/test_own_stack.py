@@ -1,23 +1,27 @@
-"""Commands that start a stack for themselves: what keeps it from starting, or ends it, is told and waits for
-nobody.
-"""
+"""Commands that start a stack: what they print, and what they say if it cannot start or dies."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
+import stat
 import subprocess
 import sys
+import termios
+import tty
 from pathlib import Path
 
 import pytest
+import redis
 from PIL import Image
 
+from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
-from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
+from tests.console import COMMAND_SECONDS, LABELMILL, Home, killed_at_the_end, processes_below, until
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
 
@@ -55,6 +59,74 @@ def test_a_cron_line_that_is_none_is_told_before_anything_is_started(
 
     # and nothing is left behind that nobody would work at
     assert home.json("runs") == home.json("jobs") == []
+
+
+def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_path: Path) -> None:
+    # given a stack whose worker meets a message that is not Labelmill's
+    log = tmp_path / "up.log"
+    with home.started("up", "--processes", "1", log=log):
+        until(lambda: log.read_text().count(" ready\n") == 4, "all four parts are ready")
+        broker = redis.Redis(unix_socket_path=str(Settings.load(home=home.path).broker_socket))
+        with contextlib.closing(broker):
+            broker.lpush(KEY_PREFIX + CLASSIFY_QUEUE, "not a message")
+        until(lambda: "not ours" in log.read_text(), "the worker says that it dropped the message")
+
+    # then it has said what runs, where, and what to type next
+    lines = log.read_text().splitlines()
+    end = lines.index("Ctrl-C ends it all.")
+    assert lines[0] == f"up in {home.path}"
+    named = {line.split()[0] for line in lines[1:end]}
+    assert {"broker", "worker", "trainer", "beat", "ledger", "store", "logs"} <= named
+    assert any("submit FOLDER --watch" in line for line in lines[:end])
+
+    # and then one line per event (also that this model cannot be loaded), and no banner or warning of others
+    events = lines[end + 1 :]
+    assert sorted(events[:4]) == ["beat     ready", "broker   ready", "trainer  ready", "worker   ready"]
+    assert {line[:18] for line in events[4:]} == {"worker   warning: ", "stopping when the ", "all ended"}
+    assert any("dropped a message that is not ours" in line for line in events)
+    assert max(map(len, lines[: end + 5])) <= 80
+
+    # and all that the parts said is in files that only their owner can read
+    folder = home.path / "logs"
+    for name, words in (
+        ("worker", "/MainProcess] worker@"),
+        ("trainer", "/MainProcess] trainer@"),
+        ("beat", "beat: Starting"),
+        ("broker", "Ready to accept connections"),
+    ):
+        path = folder / f"{name}.log"
+        assert words in path.read_text()
+        assert "Please specify a different user" not in path.read_text()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_up_in_a_terminal_fits_80_columns_and_ends_on_ctrl_c(home: Home) -> None:
+    # given a terminal
+    controller, terminal = pty.openpty()
+    tty.setraw(terminal)
+    termios.tcsetwinsize(terminal, (24, 80))
+    environment = {name: value for name, value in home.environment.items() if name != "COLUMNS"}
+    environment["NO_COLOR"] = "1"
+    up = subprocess.Popen(
+        [LABELMILL, "up", "--processes", "1"], env=environment, stdin=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    said = b""
+    with killed_at_the_end(up):
+        # when all is ready and Ctrl-C is pressed
+        while said.count(b" ready") < 4:
+            said += os.read(controller, 4096)
+        up.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # Linux says that nobody has the terminal open any more
+            while more := os.read(controller, 4096):
+                said += more
+        assert up.wait(COMMAND_SECONDS) == 0
+    os.close(controller)
+
+    # then no line is longer, and the last one says that all has ended
+    lines = said.decode().splitlines()
+    assert lines[-1] == "all ended"
+    assert [line for line in lines if len(line) > 80 and str(home.path) not in line] == []
 
 
 def test_classify_without_the_embedded_broker_accepts_nothing(home: Home, image: Path) -> None:

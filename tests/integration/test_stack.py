@@ -1,12 +1,22 @@
-"""The local stack: told to stop at any moment, it stops."""
+"""The local stack: it stops whenever it is told to, and its logs are files and events."""
 
 from __future__ import annotations
 
+import os
+import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
+
+from jobs.settings import Settings
+from labelmill import logs
+from labelmill.logs import Event, LogFile, PartLog, event_of
+from labelmill.stack import Stack
 
 #: A stack that is told to stop in the middle of the fork of its first process.
 SCRIPT = """
@@ -45,12 +55,101 @@ def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number
 
 
 def test_the_processes_of_a_stack_can_be_told_to_stop(short_folder: Path) -> None:
-    """What is held back around the fork is not held back in them."""
-    from jobs.settings import Settings
-    from labelmill.stack import Stack
-
+    """The signals that are blocked around the fork are not blocked in them."""
     with Stack(Settings.load(home=short_folder / "home"), logs=short_folder / "logs", worker=False) as stack:
         [broker] = [service.process for service in stack._services]
         assert broker is not None
         broker.terminate()
         assert broker.wait(30) == 0
+
+
+def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelmill.stack.RESTART_SECONDS", 0.0)
+    settings = Settings.load(home=short_folder / "home")
+    with Stack(settings, logs=short_folder / "logs", worker=False, with_events=True) as stack:
+        # given a stack whose part was killed
+        assert stack.next_event(30) == Event("broker", "ready")
+        [service] = stack._services
+        assert service.process is not None
+        os.kill(service.process.pid, signal.SIGKILL)
+        service.process.wait()
+
+        # when it is looked at, then that is an event, and the part runs again
+        stack.restart_ended()
+        died = Event("broker", "error: ended with -9; starting it again", "error")
+        assert [stack.next_event(30), stack.next_event(30)] == [died, Event("broker", "ready")]
+
+    # and what it said from its first start to its last word is in its log, which only its owner can read
+    log = short_folder / "logs" / "broker.log"
+    assert log.read_text().count("Ready to accept connections") == 2
+    assert log.read_text().rstrip().endswith("bye bye...")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert stack.next_event(0) is None
+
+
+def test_a_log_file_is_bounded_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 100)
+    path = tmp_path / "new" / "worker.log"
+    for start in (0, 25):  # opened twice, as by two stacks one after the other
+        file = LogFile(path)
+        for number in range(start, start + 25):
+            file.write(b"line %04d\n" % number)
+        file.close()
+
+    older = path.with_name("worker.log.1")
+    assert (older.read_text() + path.read_text()).splitlines()[-15:] == [
+        f"line {n:04}" for n in range(35, 50)
+    ]
+    for each in (path, older):
+        assert each.stat().st_size <= 100
+        assert stat.S_IMODE(each.stat().st_mode) == 0o600
+    assert {each.name for each in path.parent.iterdir()} == {"worker.log", "worker.log.1"}
+
+
+def test_lines_that_are_no_records_do_not_stop_the_reading(tmp_path: Path) -> None:
+    # Given a part that prints JSON of its own, broken JSON, and bytes that are no UTF-8
+    said = b'{"level": 3}\n{"time": "soon", "level": "x", "message": 2, "process": 3}\n{broken\n\xff\n'
+    program = f"import sys; sys.stdout.buffer.write({said!r})"
+    events: SimpleQueue[Event] = SimpleQueue()
+    log = PartLog("worker", tmp_path, as_json=False, events=events)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    log.follow(process)
+    process.wait()
+    log.close(seconds=30)
+    assert (tmp_path / "worker.log").read_bytes() == said
+    assert events.empty()
+
+
+def record(level: str, logger: str, message: str, **fields: Any) -> dict[str, Any]:
+    return {"level": level, "logger": logger, "message": message, **fields}
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (record("info", "celery.apps.worker", "worker@host ready."), "ready"),
+        (record("info", "celery.beat", "beat: Starting..."), "ready"),
+        (record("info", "celery.worker.strategy", "Task labelmill.classify[1] received"), None),
+        (record("debug", "worker.tasks", "a detail"), None),
+        (record("info", "worker.learning.retrain", "training run R: promoted"), "training run R: promoted"),
+        (record("warning", "celery.worker", "away\nTraceback"), "warning: away"),
+        (record("error", "worker.tasks", ""), "error: -"),
+        (
+            record(
+                "info",
+                "worker.predicting",
+                "chunk C of job J is done: ...",
+                job="J",
+                images=16384,
+                errors=1,
+                seconds={"total": 0.44},
+            ),
+            "job J: 16,384 images done, 1 error, 0.4 s",
+        ),
+    ],
+)
+def test_events_are_what_a_person_needs_of_the_log(found: dict[str, Any], shown: str | None) -> None:
+    event = event_of("worker", found)
+    assert (event and event.text) == shown

