@@ -65,12 +65,12 @@ from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
+    from jobs.promotion import Verdict
     from jobs.queue import Bell
     from jobs.traces import Tracing
     from labelmill.correcting import Corrector
     from producer.retry import Retried
     from producer.submit import Submitted
-    from worker.learning.promotion import Verdict
 
 
 #: How often a run that is followed is looked at: an epoch takes seconds.
@@ -341,7 +341,7 @@ class Client:
         Raises NotFound; Conflict where it is the champion already, or was not evaluated; ModelRefused where
         its file is gone from the store or is another one.
         """
-        from worker.learning.promotion import judge_and_promote
+        from jobs.promotion import judge_and_promote
 
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)

@@ -37,6 +37,7 @@ from jobs.ledger.runs import (
     was_finished_by,
 )
 from jobs.model import MNIST_INPUT, Model
+from jobs.promotion import judge_and_promote
 from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -47,7 +48,6 @@ from worker.learning import mnist
 from worker.learning.corrections import add_corrections
 from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
-from worker.learning.promotion import judge_and_promote
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
 from worker.predicting.classifier import Classifier

@@ -11,7 +11,7 @@ from labelmill.client import Client
 from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors, time_words
 
 if TYPE_CHECKING:
-    from worker.learning.promotion import Verdict
+    from jobs.promotion import Verdict
 
 app = typer.Typer(add_completion=False)
 
