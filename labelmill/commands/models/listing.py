@@ -9,9 +9,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.evaluation import Evaluation
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.naming import model_named
-from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
 from labelmill.commands.models.table import model_table
@@ -48,10 +45,10 @@ def show(
 
     Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
     """
-    with Client() as client, client.ledger.reading() as connection:
-        found = model_named(connection, model)
-        stored = find_evaluation(connection, found.id)
-        verdict = find_verdict(connection, found.id)
+    with Client() as client:
+        found = client.model(model)
+        stored = client.evaluation(found.id)
+        verdict = client.verdict(found.id)
     evaluation = None
     if stored is not None:
         evaluation = {
