@@ -16,6 +16,7 @@ from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from jobs.text import is_plain, storable
 from labelmill.training import need_tensorflow
 
@@ -51,7 +52,8 @@ def register(
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
     Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed; Conflict if
-    the file was registered with other classes or another input; Unavailable.
+    the file was registered with other classes or another input, or if the store is not the workers';
+    Unavailable.
     """
     classes, path = tuple(classes), Path(file)
     told = ",".join(classes)
@@ -68,6 +70,7 @@ def register(
         input_spec = _try_out(settings.cache_dir, data, classes, resampling, invert)
     except ModelRefused as error:
         raise UserError(f"{path} cannot be used: {error}") from error
+    check_store(ledger, store)
     with ledger.reading() as connection:
         known = {model.id for model in list_models(connection)}
     model = register_model(

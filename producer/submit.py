@@ -37,6 +37,7 @@ from jobs.queue import Bell
 from jobs.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
+from jobs.store_identity import check_store
 from producer.alive import ProducerSigns
 from producer.drafts import ChunkDraft, drafts_of, items_of, within
 from producer.sources import SourceImage, Sources
@@ -140,6 +141,7 @@ def submit(
     began = time.time_ns()
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id).id
+    check_store(ledger, store)
 
     if by_reference is not None and not by_reference:
         raise SourceError(

@@ -59,7 +59,7 @@ _REFUSALS: Final = {
 }
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0008"
+REVISION: Final = "0010"
 
 
 class Ledger:

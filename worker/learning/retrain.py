@@ -42,6 +42,7 @@ from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from worker.again import say_again, try_again
 from worker.bench import owner_name
 from worker.learning import mnist
@@ -144,6 +145,7 @@ def _retrain(
     on_epoch: Callable[[EpochResult], None],
 ) -> Retrained:
     store = Store(settings.store)
+    _patiently(lambda: check_store(ledger, store))
     recipe = Recipe.from_json(claim.recipe)
 
     # the data: MNIST or what was given, and what people corrected
