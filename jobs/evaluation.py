@@ -1,6 +1,6 @@
 """What is known of a model from images whose labels are known: the measures, as they are stored and shown.
 
-`worker.learning.evaluation` computes them; `worker.learning.promotion` judges by them.
+`worker.learning.evaluation` computes them; `jobs.promotion` judges by them.
 """
 
 from __future__ import annotations

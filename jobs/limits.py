@@ -6,6 +6,7 @@ A limit on what comes in bounds the memory, the time and the disk that one submi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Final
 
 from jobs.errors import UserError
@@ -57,7 +58,7 @@ class JobLimits:
 class ErrorLimits:
     """When a job is stopped early, because going on would only make more of the same errors.
 
-    Raises UserError for a limit that is none.
+    Numbers may be NumPy's. Raises UserError if a limit is out of range.
     """
 
     #: More images than this got an error. None: any number.
@@ -68,10 +69,14 @@ class ErrorLimits:
     sample: int = 1_000
 
     def __post_init__(self) -> None:
+        # Python's SQLite driver would store NumPy's numbers as their bytes.
+        for name, number in (("count", index), ("rate", float), ("sample", index)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number(value))
         if self.count is not None and self.count < 0:
-            raise UserError(f"A job cannot have {self.count} errors at the most: 0 or more.")
-        # Said this way round, so that what is no number (NaN) is refused as well.
+            raise UserError(f"max errors must be 0 or more, got {self.count}.")
+        # Written so that NaN is refused as well.
         if self.rate is not None and not 0 <= self.rate <= 1:
-            raise UserError(f"A share of errors is between 0 and 1 (0.05 is 5 %), not {self.rate:g}.")
+            raise UserError(f"max error rate must be between 0 and 1 (0.05 is 5 %), got {self.rate:g}.")
         if self.sample < 1:
-            raise UserError(f"A share of {self.sample} images means nothing: 1 or more.")
+            raise UserError(f"min sample must be 1 or more, got {self.sample}.")

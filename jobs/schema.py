@@ -409,6 +409,16 @@ workers = Table(
     Column("seen_at", UtcTime, nullable=False),
 )
 
+#: Which object store the ledger's files are in (`jobs.store_identity`): one row, none before first use.
+store_identity = Table(
+    "store_identity",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("id", _Id, nullable=False),  # names the file in the store
+    Column("location", Text, nullable=False),  # where the store was then, for people
+    Column("recorded_at", UtcTime, nullable=False),
+)
+
 #: What people query: one row per prediction, with its job's key, model and end. Shadows are left out. It is
 #: not in `metadata`: migrations are compared with that, table by table.
 results = CreateView(

@@ -25,6 +25,8 @@ class Store:
         """
         self._url = url
         self._folder: Path | None = None
+        #: The identity that was found here (`jobs.store_identity`): a request to an object store takes long.
+        self.identity: str | None = None
         with self._reached("reached"):
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -32,6 +34,11 @@ class Store:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # A folder is written by ourselves: fsspec neither renames into place nor waits for the disk.
         self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
+
+    @property
+    def url(self) -> str:
+        """The URL as it was given, with its secrets."""
+        return self._url
 
     @property
     def folder(self) -> Path | None:
@@ -64,6 +71,19 @@ class Store:
                 self._check_kind(key.partition("/")[0])
                 raise
         return data
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is such a file. Raises Unavailable."""
+        with self._reached("read"):
+            try:
+                if self._folder is not None:
+                    (self._folder / key).stat()
+                else:
+                    self._fs.invalidate_cache()  # others write here too
+                    self._fs.info(f"{self._root}/{key}")  # not `exists`, which takes any error for a no
+            except FileNotFoundError:
+                return False
+        return True
 
     def folders(self, key: str) -> list[str]:
         """The names of the folders right below this key, in no order. Raises Unavailable."""

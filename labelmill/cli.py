@@ -51,6 +51,9 @@ COMMANDS: Final = {
     "db": _Entry("db", "Bring the ledger's schema up to date."),
 }
 
+#: Those that have commands of their own.
+GROUPS: Final = ("models", "runs", "db")
+
 
 class _LazyGroup(TyperGroup):
     """A group that knows its commands by name and imports one when it is run."""
@@ -73,15 +76,28 @@ class _LazyGroup(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command itself, for running it and for completing its options."""
+        """Return the command itself, to run it or to complete its options.
+
+        Raises UsageError; if it is a command of a group, with the group's name.
+        """
+        if args[0] not in self.commands:
+            meant = [f"'labelmill {group} {args[0]}'" for group in GROUPS if args[0] in subcommands(group)]
+            if meant:
+                ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(meant)}?")
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None:
             return name, command, rest
         return name, load_command(name), rest
 
 
+def subcommands(name: str) -> dict[str, Any]:
+    """Return the commands of a group by their names; none if it is not a group."""
+    found: dict[str, Any] = getattr(load_command(name), "commands", {})
+    return found
+
+
 def load_command(name: str) -> Any:
-    """The command with this name, imported."""
+    """Import the command with this name and return it."""
     entry = COMMANDS[name]
     command: Any = typer.main.get_command(import_module(f"labelmill.commands.{entry.module}").app)
     command.name = name

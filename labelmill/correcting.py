@@ -40,7 +40,7 @@ from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.copies import remove_copies
-from labelmill.correction_files import MAX_INDEX, Wish, wishes_in
+from labelmill.correction_files import MAX_INDEX, CorrectionRequest, requests_in
 
 #: Images with these have stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
@@ -59,13 +59,13 @@ class Corrector:
         self._roots = Roots(settings.reference_roots)
         self._max_bytes = settings.max_image_bytes
 
-    def correct(self, wish: Wish) -> Correction:
+    def correct(self, request: CorrectionRequest) -> Correction:
         """Stores one; of an image that has one, the new label. Raises NotFound where there is no such image,
         or no outcome of it yet; UserError where the label is no class of the job's model; Conflict where the
         image is not to be had any more, or not to be touched again; Unavailable.
         """
         with self._batch() as batch:
-            batch.look_up([wish])
+            batch.look_up([request])
             for error in batch.problems.values():
                 raise error
             return batch.save()[0]
@@ -78,18 +78,18 @@ class Corrector:
 
         Raises UserError with a line for each row that is wrong; Unavailable.
         """
-        wishes: dict[tuple[str, int], Wish] = {}
+        requests: dict[tuple[str, int], CorrectionRequest] = {}
         with self._batch() as batch:
-            for line, wish in wishes_in(lines, jsonl=jsonl, job_id=job_id):
-                if isinstance(wish, UserError):
-                    batch.problems[line] = wish
+            for line, request in requests_in(lines, jsonl=jsonl, job_id=job_id):
+                if isinstance(request, UserError):
+                    batch.problems[line] = request
                     continue
-                first = wishes.setdefault((wish.job_id, wish.index), wish)
-                if first.label != wish.label:
+                first = requests.setdefault((request.job_id, request.index), request)
+                if first.label != request.label:
                     batch.problems[line] = UserError(
-                        f"it says {wish.label!r}, and line {first.line} {first.label!r}."
+                        f"it says {request.label!r}, and line {first.line} {first.label!r}."
                     )
-            batch.look_up(list(wishes.values()))
+            batch.look_up(list(requests.values()))
             if batch.problems:
                 raise UserError(_all_that_is_wrong(batch.problems))
             return batch.save()
@@ -146,13 +146,13 @@ class _Batch:
         self._max_bytes = max_bytes
         self._models: dict[str, Model] = {}
 
-    def look_up(self, wishes: list[Wish]) -> None:
+    def look_up(self, requests: list[CorrectionRequest]) -> None:
         """Finds the images, and copies those of which there is no copy yet. Raises Unavailable."""
         copying: list[_Copying] = []
-        for job_id, of_job in groupby(sorted(wishes), key=lambda wish: wish.job_id):
-            wishes_of_job = list(of_job)
-            with self._noting(*wishes_of_job), self._ledger.reading() as connection:
-                copying += self._look_up_job(connection, job_id, wishes_of_job)
+        for job_id, of_job in groupby(sorted(requests), key=lambda request: request.job_id):
+            requests_of_job = list(of_job)
+            with self._noting(*requests_of_job), self._ledger.reading() as connection:
+                copying += self._look_up_job(connection, job_id, requests_of_job)
         # Only now: copying takes most of the time, and where a row of any job is wrong, nothing is stored.
         for each in copying:
             self._copy(each)
@@ -181,69 +181,73 @@ class _Batch:
             return
         # Where the image is gone as well, nothing can be done: the training tells which it does without.
         with suppress(Conflict):
-            wish = Wish(correction.job_id, correction.index, correction.label)
-            data = self._read(wish, self._contents(chunk)[correction.index - chunk.first_index])
+            request = CorrectionRequest(correction.job_id, correction.index, correction.label)
+            data = self._read(request, self._contents(chunk)[correction.index - chunk.first_index])
             if hashlib.sha256(data).hexdigest() == correction.image_sha256:
                 self._store.put(key, data)
 
     @contextmanager
-    def _noting(self, *wishes: Wish) -> Iterator[None]:
+    def _noting(self, *requests: CorrectionRequest) -> Iterator[None]:
         """What is wrong with these stays theirs."""
         try:
             yield
         except UserError as error:
-            self.problems |= {wish.line: error for wish in wishes}
+            self.problems |= {request.line: error for request in requests}
 
-    def _look_up_job(self, connection: Connection, job_id: str, wishes: list[Wish]) -> list[_Copying]:
+    def _look_up_job(
+        self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
+    ) -> list[_Copying]:
         """What has to be copied, by chunk; what was copied before is ready. In the order of the images."""
         if not is_id(job_id):
             raise _no_job(job_id)
-        indices = [wish.index for wish in wishes if 0 <= wish.index <= MAX_INDEX]
+        indices = [request.index for request in requests if 0 <= request.index <= MAX_INDEX]
         # Asked first: a job that was purged as a whole has its corrections still.
         before = find_corrections(connection, job_id, indices)
-        for wish in wishes:
-            if wish.index in before:
-                with self._noting(wish):
-                    self._check_label(connection, wish, before[wish.index].model_id)
-                    self._made.append(replace(before[wish.index], label=wish.label))
-        new = [wish for wish in wishes if wish.index not in before]
+        for request in requests:
+            if request.index in before:
+                with self._noting(request):
+                    self._check_label(connection, request, before[request.index].model_id)
+                    self._made.append(replace(before[request.index], label=request.label))
+        new = [request for request in requests if request.index not in before]
         with self._noting(*new):
             return self._look_up_new(connection, job_id, new) if new else []
         return []
 
-    def _look_up_new(self, connection: Connection, job_id: str, wishes: list[Wish]) -> list[_Copying]:
+    def _look_up_new(
+        self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
+    ) -> list[_Copying]:
         """Raises NotFound where there is no such job."""
         found: list[_Copying] = []
         status = job_status(connection, job_id)
-        indices = [wish.index for wish in wishes if 0 <= wish.index < status.total]
+        indices = [request.index for request in requests if 0 <= request.index < status.total]
         outcomes = outcomes_of(connection, job_id, indices)
-        for wish in wishes:
-            with self._noting(wish):
-                correction = self._correction(connection, wish, status, outcomes.get(wish.index))
-                if not found or wish.index >= found[-1].chunk.first_index + found[-1].chunk.images:
-                    found.append(_Copying(_chunk(connection, wish), []))
-                found[-1].images.append((wish, correction))
+        for request in requests:
+            with self._noting(request):
+                correction = self._correction(connection, request, status, outcomes.get(request.index))
+                if not found or request.index >= found[-1].chunk.first_index + found[-1].chunk.images:
+                    found.append(_Copying(_chunk(connection, request), []))
+                found[-1].images.append((request, correction))
         return found
 
     def _correction(
-        self, connection: Connection, wish: Wish, status: JobStatus, outcome: Outcome | None
+        self, connection: Connection, request: CorrectionRequest, status: JobStatus, outcome: Outcome | None
     ) -> NewCorrection:
         """What is to be stored, but for the hash of the image's bytes. Raises UserError."""
         if outcome is None:
             raise NotFound(
-                f"Image {wish.index} of job {status.id} has no outcome."
-                if 0 <= wish.index < status.total
-                else f"Job {status.id} has no image {wish.index}: it has {status.total:,}, counted from 0."
+                f"Image {request.index} of job {status.id} has no outcome."
+                if 0 <= request.index < status.total
+                else f"Job {status.id} has no image {request.index}: it has {status.total:,}, counted from 0."
             )
-        self._check_label(connection, wish, status.model)
+        self._check_label(connection, request, status.model)
         if outcome.error in _DANGEROUS:
             raise Conflict(
-                f"Image {wish.index} of job {status.id} stopped its worker ({outcome.error}): it would stop "
-                "the trainer, too."
+                f"Image {request.index} of job {status.id} stopped its worker ({outcome.error}): "
+                "it would stop the trainer, too."
             )
         if outcome.error in _NO_PICTURE:
             raise Conflict(
-                f"Image {wish.index} of job {status.id} cannot be decoded ({outcome.error}): there is "
+                f"Image {request.index} of job {status.id} cannot be decoded ({outcome.error}): there is "
                 "nothing to learn from."
             )
         if status.purged_at is not None:
@@ -253,31 +257,31 @@ class _Batch:
             )
         return NewCorrection(
             job_id=status.id,
-            index=wish.index,
+            index=request.index,
             name=outcome.name,
-            label=wish.label,
+            label=request.label,
             predicted=outcome.label,
             confidence=outcome.confidence,
             model_id=status.model,
             image_sha256="",
         )
 
-    def _check_label(self, connection: Connection, wish: Wish, model_id: str) -> None:
+    def _check_label(self, connection: Connection, request: CorrectionRequest, model_id: str) -> None:
         """Raises UserError."""
         if model_id not in self._models:
             self._models[model_id] = get_model(connection, model_id)
-        self._models[model_id].check_class(wish.label)
+        self._models[model_id].check_class(request.label)
 
     def _copy(self, copying: _Copying) -> None:
         """Copies the images of one chunk into the store. Where a row is known to be wrong they are only read:
         what is wrong with these is to be told as well. Raises Unavailable.
         """
         chunk, images = copying
-        with self._noting(*(wish for wish, _ in images)):
+        with self._noting(*(request for request, _ in images)):
             contents = self._contents(chunk)
-            for wish, correction in images:
-                with self._noting(wish):
-                    data = self._read(wish, contents[wish.index - chunk.first_index])
+            for request, correction in images:
+                with self._noting(request):
+                    data = self._read(request, contents[request.index - chunk.first_index])
                     if self.problems:
                         continue
                     sha256 = hashlib.sha256(data).hexdigest()
@@ -292,7 +296,7 @@ class _Batch:
         except PayloadDamaged as error:
             raise Conflict(str(error)) from None
 
-    def _read(self, wish: Wish, content: Content) -> bytes:
+    def _read(self, request: CorrectionRequest, content: Content) -> bytes:
         """Raises Conflict, Unavailable."""
         try:
             if isinstance(content, Reference):
@@ -301,7 +305,7 @@ class _Batch:
             content = error
         if isinstance(content, ImageError):
             raise Conflict(
-                f"Image {wish.index} of job {wish.job_id} cannot be read ({content.code}): there is "
+                f"Image {request.index} of job {request.job_id} cannot be read ({content.code}): there is "
                 "nothing to learn from."
             )
         return content
@@ -311,13 +315,13 @@ class _Copying(NamedTuple):
     """Images of one chunk, with what is to be stored of them."""
 
     chunk: FinishedChunk
-    images: list[tuple[Wish, NewCorrection]]
+    images: list[tuple[CorrectionRequest, NewCorrection]]
 
 
-def _chunk(connection: Connection, wish: Wish) -> FinishedChunk:
-    chunk = chunk_of(connection, wish.job_id, wish.index)
+def _chunk(connection: Connection, request: CorrectionRequest) -> FinishedChunk:
+    chunk = chunk_of(connection, request.job_id, request.index)
     if chunk is None:  # its job is being purged at this moment
-        raise _no_job(wish.job_id)
+        raise _no_job(request.job_id)
     return chunk
 
 

@@ -19,7 +19,7 @@ MAX_INDEX: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Wish:
+class CorrectionRequest:
     """What somebody says of an image."""
 
     job_id: str
@@ -28,9 +28,9 @@ class Wish:
     line: int = 0  # of the file that says it, from 1
 
 
-def wishes_in(
+def requests_in(
     lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
-) -> Iterator[tuple[int, Wish | UserError]]:
+) -> Iterator[tuple[int, CorrectionRequest | UserError]]:
     """What each row says, or what is wrong with it, with the number of its line. With `job_id` all are of
     this job, and need not say so. Raises UserError where no header names the columns.
     """
@@ -39,7 +39,7 @@ def wishes_in(
             yield line, row
             continue
         try:
-            yield line, _to_wish(row, line, job_id)
+            yield line, _to_request(row, line, job_id)
         except UserError as error:
             yield line, error
 
@@ -97,7 +97,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserE
                 yield number, value if isinstance(value, dict) else UserError("it is no JSON object.")
 
 
-def _to_wish(row: dict[str, Any], line: int, job_id: str | None) -> Wish:
+def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> CorrectionRequest:
     """Raises UserError."""
     row = {**row, "job": row.get("job") or row.get(_JOB_TOO) or job_id}
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
@@ -109,4 +109,4 @@ def _to_wish(row: dict[str, Any], line: int, job_id: str | None) -> Wish:
     job = job.strip().lower()  # as where it is typed
     if job_id not in (None, job):
         raise UserError(f"it is of job {job}, not of {job_id}.")
-    return Wish(job, int(index), label, line)
+    return CorrectionRequest(job, int(index), label, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     from worker.learning.training import EpochResult
 
 
-def load_mnist(settings: Settings, *, allow_sample: bool = False) -> Mnist:
-    """MNIST, or with `allow_sample` the sample that is always at hand. Raises DataUnavailable."""
+def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[[str], None] = say) -> Mnist:
+    """Return MNIST, or with `allow_sample` the sample if MNIST cannot be downloaded.
+
+    `say` is called with what people should know, such as a download. Raises DataUnavailable, and UserError
+    without TensorFlow.
+    """
     need_tensorflow()
     from worker.learning import mnist
 

@@ -48,12 +48,12 @@ def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> N
     """Says so where the latest messages could not be sent, and why. `waits`: what becomes of them meanwhile;
     `starts`: whom `labelmill up` brings beside a broker.
     """
-    if not client.broker_was_away:
+    if not client.broker_unavailable:
         return
     if client.settings.embedded_broker:
         say(f"No broker answers: {waits}. `labelmill up` starts one with {starts}.")
     else:
-        say(f"The broker cannot be used ({client.broker_trouble}): {waits}.")
+        say(f"The broker cannot be used ({client.broker_error}): {waits}.")
 
 
 def closing_line(status: JobStatus) -> str:

@@ -40,6 +40,7 @@ from jobs.queue import Publisher
 from jobs.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
+from jobs.store_identity import check_store
 from producer.chunking import Chunk, chunks_of, items_of, within
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources
@@ -153,6 +154,7 @@ def submit(
     began = time.time_ns()
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id).id
+    check_store(ledger, store)
 
     if by_reference is not None and not by_reference:
         raise SourceError(

@@ -69,7 +69,7 @@ _WAL_REMOVED: Final = (
 )
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
-REVISION: Final = "0010"
+REVISION: Final = "0011"
 
 
 class Ledger:

@@ -1,7 +1,7 @@
 """Who is the champion, since when, and why: verdicts, and every move of the alias.
 
 One moves it at a time: `lock_champion` comes first in each transaction that does. So each move names the
-champion before it, and the history is a chain without a gap. `worker.learning.promotion` decides.
+champion before it, and the history is a chain without a gap. `jobs.promotion` decides.
 """
 
 from __future__ import annotations

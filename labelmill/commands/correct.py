@@ -14,7 +14,8 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_data, print_json, say, tells_errors, time_words
+from labelmill.console import counted, examples, print_json, say, tells_errors
+from labelmill.tables import Column, print_table, short_time
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -22,7 +23,17 @@ app = typer.Typer(add_completion=False)
 #: Files that end in these are a JSON object a line, all others CSV.
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 
-_USAGE = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
+_COLUMNS: Final = (
+    Column("job"),
+    Column("index", right=True),
+    Column("label", least=10),
+    Column("taken for", least=10),
+    Column("model", leave_out=2),
+    Column("corrected (UTC)", leave_out=1),
+    Column("name", least=10),
+)
+
+_USAGE: Final = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
 
 
 @app.command(
@@ -136,10 +147,18 @@ def _list(found: list[Correction], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(each) for each in found])
         return
-    print_data(f"{'job':<18}{'index':>9}  {'label':<12}{'taken for':<12}{'model':<18}{'corrected':<27}name")
-    for each in found:
-        label, predicted = printable(each.label), printable(each.predicted or "-")
-        print_data(
-            f"{each.job_id:<18}{each.index:>9}  {label:<12}{predicted:<12}"
-            f"{each.model_id:<18}{time_words(each.created_at):<27}{printable(each.name)}"
-        )
+    print_table(
+        _COLUMNS,
+        [
+            (
+                each.job_id,
+                f"{each.index}",
+                each.label,
+                each.predicted or "-",
+                each.model_id,
+                short_time(each.created_at),
+                each.name,
+            )
+            for each in found
+        ],
+    )

@@ -6,8 +6,10 @@ from typing import Final
 
 import typer
 
+from jobs import store_identity
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+from jobs.store import Store
 from labelmill.console import examples, say, tells_errors
 from labelmill.migrating import upgrade as run_migrations
 
@@ -37,3 +39,22 @@ def upgrade() -> None:
     finally:
         ledger.close()
     say(f"the ledger is up to date: {ledger.shown_url}")
+
+
+@app.command(epilog=examples("LABELMILL_STORE_URL=s3://bucket/labelmill labelmill db adopt-store"))
+@tells_errors
+def adopt_store() -> None:
+    """Record that the ledger's files are in the store that LABELMILL_STORE_URL names.
+
+    Only for a store that was moved, or replaced after a loss: until then, submitting is refused. Copy its
+    files first, models above all: jobs cannot go on without their payloads and models.
+    """
+    settings = Settings.load()
+    ledger = Ledger(settings.ledger)
+    try:
+        ledger.check()
+        store = Store(settings.store)
+        store_identity.adopt_store(ledger, store)
+    finally:
+        ledger.close()
+    say(f"the ledger's files are in {store_identity.describe_store(store)}")

@@ -22,8 +22,14 @@ from producer.export import Format, check_parquet, write_csv, write_jsonl, write
 
 app = typer.Typer(add_completion=False)
 
-#: What a file's name says of its format.
-_BY_EXTENSION: Final = {f".{form}": form for form in Format if form != Format.TABLE}
+#: The format of a file by the ending of its name.
+_BY_ENDING: Final = {
+    ".csv": Format.CSV,
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".parquet": Format.PARQUET,
+    ".txt": Format.TABLE,
+}
 
 
 @app.command(
@@ -49,7 +55,8 @@ def predictions(
         Format | None,
         typer.Option(
             "--format",
-            help="How they are written. Left out: as --output ends, .csv, .jsonl or .parquet; else a table.",
+            help="How they are written. Left out: by the ending of --output (.csv, .jsonl, .ndjson, "
+            ".parquet, .txt), otherwise a table.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
@@ -114,14 +121,23 @@ def _may_be_an_end(name: str | None) -> bool:
 
 
 def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:
-    """The format that all of the command line means. Raises UserError where it says two."""
-    said = {"--format": form, "--json": Format.JSONL if as_json else None}
+    """Return the format that the options and the file's ending name.
+
+    Raises UserError if they name two, or if the ending is unknown and no option names one.
+    """
+    ending = "" if output is None else Path(shown(output)).suffix.lower()  # without the query of a URL
+    named = {"--format": form, "--json": Format.JSONL if as_json else None}
     if output is not None:
-        said[shown(output)] = _BY_EXTENSION.get(Path(output).suffix.lower())
-    meant = {what: each for what, each in said.items() if each is not None}
+        named[shown(output)] = _BY_ENDING.get(ending)
+    meant = {what: each for what, each in named.items() if each is not None}
     if len(set(meant.values())) > 1:
         words = " and ".join(f"{each} by {what}" for what, each in meant.items())
         raise UserError(f"Two formats are asked for, {words}: leave one of them out, or name another file.")
+    if not meant and ending:
+        raise UserError(
+            f"No format ends in {ending}: choose one with --format ({', '.join(Format)}), or end the "
+            f"file's name in {', '.join(_BY_ENDING)}."
+        )
     return next(iter(meant.values()), Format.TABLE)
 
 

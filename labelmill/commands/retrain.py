@@ -84,7 +84,7 @@ def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
     try:
         with stack:
             say("starting a trainer")
-            client.publish_run(run_id)
+            client.wake_trainer(run_id)
             yield
     except BaseException:
         with suppress(Conflict, LabelmillError):  # it has ended, or nobody can be told

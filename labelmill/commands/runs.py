@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
 from typing import Annotated, Any, Final
 
 import typer
@@ -25,7 +24,7 @@ from labelmill.retraining import (
     silence_words,
     watch_run,
 )
-from producer.export import printable
+from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,
@@ -34,8 +33,16 @@ app = typer.Typer(
     help="List the training runs, show one, or stop one.",
 )
 
-#: In the list; `show` has all of it.
-_SAID_WIDTH: Final = 60
+_COLUMNS: Final = (
+    Column("run"),
+    Column("state"),
+    Column("requested (UTC)", leave_out=2),
+    Column("by", leave_out=3),
+    Column("recipe", leave_out=1),
+    Column("epochs", right=True),
+    Column("accuracy", right=True),
+    Column("verdict", least=20),
+)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
@@ -45,7 +52,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 @tells_errors
 def runs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the latest training runs, newest first; or show one, or stop one."""
@@ -56,21 +63,20 @@ def runs(
     if as_json:
         print_json([run_to_json(run) for run in found])
         return
-    print_data(
-        f"{'run':<18}{'state':<13}{'asked for':<27}{'by':<27}{'recipe':<11}{'epochs':>9}{'accuracy':>10}  "
-        "verdict"
+    print_table(_COLUMNS, map(_row, found))
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    return (
+        run.id,
+        run.state,
+        short_time(run.requested_at or run.started_at),
+        asked_by(run),
+        f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
+        f"{run.epochs_done}/{run.recipe.get('epochs', '-')}",
+        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
+        run.verdict or run.error or (silence_words(run) if run.silent_since else ""),
     )
-    for run in found:
-        recipe = f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}"
-        epochs = f"{run.epochs_done}/{run.recipe.get('epochs', '-')}"
-        accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
-        asked = time_words(run.requested_at or run.started_at)
-        told = run.verdict or run.error or (silence_words(run) if run.silent_since else "")
-        said = printable(shorten(told, _SAID_WIDTH, placeholder=" ..."))
-        print_data(
-            f"{run.id:<18}{run.state:<13}{asked:<27}{asked_by(run):<27}{recipe:<11}{epochs:>9}"
-            f"{accuracy:>10}  {said}"
-        )
 
 
 @app.command(

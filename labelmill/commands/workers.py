@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_data, print_json, tells_errors, time_words
-from producer.export import printable
+from labelmill.console import counted, examples, print_json, tells_errors
+from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
+
+_COLUMNS: Final = (
+    Column("worker", least=16),
+    Column("queue"),
+    Column("processes", right=True, leave_out=1),
+    Column("since (UTC)", leave_out=2),
+    Column("seen", right=True),
+    Column("at"),
+)
 
 
 @app.command(epilog=examples("labelmill workers", "labelmill workers --json"))
@@ -26,13 +35,20 @@ def workers(
     if as_json:
         print_json([_to_json(worker) for worker in found])
         return
-    print_data(f"{'worker':<28}{'queue':<20}{'processes':>9}  {'since':<27}{'seen':>12}  at")
-    for worker in found:
-        seen = f"{worker.seen_seconds:,.0f} s ago"
-        print_data(
-            f"{printable(worker.name):<28}{printable(worker.queue):<20}{worker.processes:>9}  "
-            f"{time_words(worker.started_at):<27}{seen:>12}  {_at(worker)}"
-        )
+    print_table(
+        _COLUMNS,
+        [
+            (
+                worker.name,
+                worker.queue,
+                f"{worker.processes}",
+                short_time(worker.started_at),
+                f"{worker.seen_seconds:,.0f} s ago",
+                _at(worker),
+            )
+            for worker in found
+        ],
+    )
 
 
 def _at(worker: WorkerStatus) -> str:

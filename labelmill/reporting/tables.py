@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
-from worker.learning.promotion import mcnemar
+from jobs.promotion import mcnemar
 
 #: Up to so many classes the confusion matrix is drawn; of more, only what was confused most often is listed.
 MOST_CLASSES: Final = 40

@@ -439,7 +439,7 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
     assert broker.client.client_kill_filter(skipme=True) >= 1
     client.resume(jobs[1].id)
     assert broker.waiting() == 2
-    assert not client.broker_was_away
+    assert not client.broker_unavailable
 
 
 def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
@@ -451,7 +451,7 @@ def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, 
 
         # When the job is resumed, Then it is, and says that nobody was told
         assert not client.resume(job.id).paused
-        assert client.broker_was_away
+        assert client.broker_unavailable
     assert broker.waiting() == 0
 
 

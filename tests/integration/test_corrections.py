@@ -48,7 +48,7 @@ from labelmill.client import Client
 from labelmill.commands.correct import app as correct_command
 from labelmill.commands.purge import app as purge_command
 from labelmill.correcting import Corrector
-from labelmill.correction_files import Wish
+from labelmill.correction_files import CorrectionRequest
 from labelmill.purging import Purge
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
@@ -350,9 +350,9 @@ def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, wor
     corrector = Corrector(ledger, store, settings.model_copy(update={"reference_roots": (str(tmp_path),)}))
 
     # when both are corrected, then one is kept, and the other is not what was classified
-    assert corrector.correct(Wish(job.id, 0, "1")).image_sha256 == sha256(b"a")
+    assert corrector.correct(CorrectionRequest(job.id, 0, "1")).image_sha256 == sha256(b"a")
     with pytest.raises(Conflict, match=r"cannot be read \(source_changed\)"):
-        corrector.correct(Wish(job.id, 1, "1"))
+        corrector.correct(CorrectionRequest(job.id, 1, "1"))
     (tmp_path / "a.png").unlink()
     assert copies(store) == {sha256(b"a")}
 

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -76,6 +77,25 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
     lines = tmp_path / "job.jsonl"
     assert exported("-o", lines).returncode == 0
     assert json.loads(lines.read_text())["label"] == "7"
+
+    rows_of_json = tmp_path / "job.ndjson"
+    assert exported("-o", rows_of_json).returncode == 0
+    assert rows_of_json.read_text() == lines.read_text()
+    for table in (tmp_path / "job.txt", tmp_path / "job"):
+        assert exported("-o", table).returncode == 0
+        assert table.read_text().split()[:3] == ["index", "name", "label"]
+
+    # And an ending that names no format is an error, unless an option names one
+    for name in ("job.json", "job.xlsx", "job.csv.gz"):
+        failed = exported("-o", tmp_path / name)
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert (
+            f"No format ends in {Path(name).suffix}: choose one with --format (table, csv," in failed.stderr
+        )
+        assert "end the file's name in .csv, .jsonl," in failed.stderr
+        assert not (tmp_path / name).exists()
+    assert exported("-o", tmp_path / "job.json", "--json").returncode == 0
+    assert json.loads((tmp_path / "job.json").read_text())["label"] == "7"
 
     # And a file that is there is written over only where that is asked for; a device loses nothing
     path.write_text("mine")

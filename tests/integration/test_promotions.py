@@ -27,6 +27,7 @@ from jobs.ledger.promotions import (
     roll_back,
 )
 from jobs.model import Model
+from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import check_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.settings import ENV_PREFIX, Settings
@@ -36,7 +37,6 @@ from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
-from worker.learning.promotion import Verdict, judge_and_promote
 
 LIMITS = GateLimits(
     min_accuracy=0.9,
@@ -166,7 +166,7 @@ def test_the_first_model_is_promoted_whatever_it_reaches_and_its_reasons_say_wha
     # Then it is the champion, and nobody is told it is a good one
     assert (verdict.promote, verdict.forced) == (True, False)
     assert verdict.reason == (
-        "promoted: there was no champion (although accuracy is 0.8000, below the least of 0.9)"
+        "promoted: there was no champion (although accuracy is 0.8000, below the minimum of 0.9)"
     )
     assert champion_of(ledger) == model.id
     assert moves_of(ledger) == [(None, model.id, "retrain")]
@@ -211,7 +211,7 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     ("wrong", "why"),
     [
         (2, "it gets 1 right that the champion gets wrong and 0 the other way round, p = 1"),
-        (30, "accuracy is 0.7000, below the least of 0.9"),
+        (30, "accuracy is 0.7000, below the minimum of 0.9"),
     ],
 )
 def test_what_is_not_better_is_refused_with_its_reasons_and_changes_nothing(ledger, trained, wrong, why):
@@ -263,7 +263,7 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
 def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
     make_model(b"old")
     new = make_model(b"new", champion=False)
-    with pytest.raises(Conflict, match=f"`labelmill models evaluate {new.id}` does it") as told:
+    with pytest.raises(Conflict, match=f"run `labelmill models evaluate {new.id}`") as told:
         judged(ledger, new)
     assert f"`labelmill models promote {new.id} --force`" in str(told.value)
     with ledger.reading() as connection:
@@ -281,7 +281,7 @@ def test_a_champion_that_was_evaluated_on_other_images_cannot_be_compared(ledger
     verdict = judged(ledger, new)
     assert not verdict.promote
     assert verdict.checks[0].name == "comparable"
-    assert f"`labelmill models evaluate {new.id}` does it for both" in verdict.reason
+    assert f"`labelmill models evaluate {new.id}` evaluates both" in verdict.reason
 
     # And once both were evaluated on the same ones, it is judged
     evaluated(ledger, old, 50)
@@ -315,7 +315,7 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
 
     # When a training makes the same file again, Then that is none, and no promotion
     verdict = judged(ledger, model, how="retrain", force=True)
-    assert (verdict.promote, verdict.reason) == (False, f"kept: it is the champion {model.id} once more")
+    assert (verdict.promote, verdict.reason) == (False, f"kept: it is the champion {model.id} already")
     assert len(moves_of(ledger)) == 1
 
 
@@ -544,7 +544,7 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
     code, printed, said = run("promote", worse.id)
     assert (code, printed) == (3, "")
     assert "FAILED  accuracy:" in said
-    assert "refused: accuracy is 0.6000, below the least of 0.967" in said
+    assert "refused: accuracy is 0.6000, below the minimum of 0.967" in said
     code, printed, _ = run("promote", worse.id, "--json")
     told = json.loads(printed)
     assert (code, told["model"], told["promote"]) == (3, worse.id, False)
@@ -586,7 +586,7 @@ def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make
         "labelmill: There is no model 'nothing': `labelmill models list` shows them.\n",
     )
     code, _, said = run("promote", model.id)
-    assert (code, f"`labelmill models evaluate {model.id}` does it" in said) == (2, True)
+    assert (code, f"run `labelmill models evaluate {model.id}`" in said) == (2, True)
     assert run("rollback")[::2] == (2, "labelmill: There is no champion, and so none before it.\n")
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from jobs.errors import NotFound, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.evaluations import find_evaluation
 from jobs.ledger.models import find_champion, get_model, list_models
 from jobs.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
+from labelmill.client import Client
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
 from worker.learning import mnist
@@ -118,6 +120,39 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
     assert run("promote", model_id)[0] == 0
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_client_registers_evaluates_and_reports(
+    settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, make_file: Callable[..., Path]
+) -> None:
+    # Given a model that was trained elsewhere
+    mnist.write_folder(little_mnist, tmp_path)
+    path = make_file("threes", bias=3)
+    with Client(settings.model_copy(update={"mnist_dir": tmp_path})) as client:
+        # When a program registers it, twice, Then it is one model that can be measured
+        registered = client.register(path, architecture="constant")
+        assert (registered.new, registered.measurable) == (True, True)
+        assert client.register(str(path)) == (registered.model, False, True)
+        model_id = registered.model.id
+
+        # And there is no report before it was measured
+        with pytest.raises(NotFound, match="has not been evaluated"):
+            client.report(model_id)
+
+        # When it is evaluated, Then its figures come back, are stored, and are on its page
+        told: list[str] = []
+        evaluation = client.evaluate(model_id, on_message=told.append)
+        assert evaluation.correct == int((little_mnist.test_labels == 3).sum())
+        assert f"evaluating model {model_id} on 300 images" in told
+        stored = client.evaluation(model_id)
+        assert stored is not None
+        assert stored.evaluation == evaluation
+        assert f"{evaluation.correct:,}" in client.report(model_id[:10])
+
+        # And classes that do not fit are refused by name
+        with pytest.raises(UserError, match="the model has 10 classes, and 2 are named"):
+            client.register(path, classes=["a", "b"])
+
+
 def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
@@ -214,7 +249,7 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
     # And once registered, it stays so.
     code, printed, said = run("register", path)
     assert (code, printed) == (2, "")
-    assert "with other pictures: RGB bytes, 30 x 20, lanczos, all inverted" in said
+    assert "with another input: RGB bytes, 30 x 20, lanczos, all inverted" in said
 
 
 def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
@@ -256,10 +291,10 @@ def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
 @pytest.mark.parametrize(
     ("classes", "why"),
     [
-        ("0,1,2", "the model answers 10 classes, and --classes names 3"),
-        ("0,1,2,3,4,5,6,7,8,8", "each class needs a name of its own"),
-        ("0,1,2,3,4,5,6,7,8,", "each class needs a name of its own"),
-        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "no class can have a control character in its name"),
+        ("0,1,2", "the model has 10 classes, and 3 are named"),
+        ("0,1,2,3,4,5,6,7,8,8", "each class needs its own name"),
+        ("0,1,2,3,4,5,6,7,8,", "each class needs its own name"),
+        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "a name cannot contain control characters"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(
@@ -276,8 +311,8 @@ def test_a_model_of_other_classes_than_digits_says_how_to_name_them(
 ) -> None:
     code, printed, said = run("register", make_file("birds", classes=3))
     assert (code, printed) == (2, "")
-    assert "the model answers 3 classes, and --classes names 10 (left out: the ten digits)" in said
-    assert "give the names of its 3, in the order of its output, as in --classes A,B,C" in said
+    assert "the model has 3 classes, and 10 are named (left out: the ten digits)" in said
+    assert "Name its 3 classes, in the order of its output: --classes A,B,C" in said
 
 
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
@@ -291,7 +326,7 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     for path, why in (
         (make_file("row", shape=(784,)), "takes (None, 784), not pictures of one size"),
         (make_any_size(tmp_path / "any.keras"), "takes (None, None, None, 3), not pictures of one size"),
-        (make_without_softmax(tmp_path / "logits.keras"), "answers no probabilities"),
+        (make_without_softmax(tmp_path / "logits.keras"), "its outputs are not probabilities"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),
         (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),

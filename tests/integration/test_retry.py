@@ -510,7 +510,7 @@ def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
     with Client(settings) as client:
         retried = client.retry(job.id, on_progress=seen.append)
         assert client.status(retried.submitted.job_id).retry_of == job.id
-        assert not client.broker_was_away
+        assert not client.broker_unavailable
     assert seen == [2]
     assert broker.waiting() == 1
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.evaluation import NO_ANSWER, GateLimits
+from jobs.promotion import check_better, check_limits, mcnemar
 from jobs.settings import Settings
 from tests.evaluations import made_evaluation
-from worker.learning.promotion import check_better, check_limits, mcnemar
 
 LIMITS = GateLimits(
     min_accuracy=0.9,
@@ -105,7 +105,7 @@ def test_a_few_more_right_are_not_enough():
     assert not check.passed
     assert check.text == (
         "it gets 5 right that the champion gets wrong and 0 the other way round, p = 0.062; "
-        "wanted is more right, and p below 0.01"
+        "the gate wants more right, and p below 0.01"
     )
 
 
@@ -135,9 +135,9 @@ def test_no_answer_is_a_wrong_one():
 
 def test_answers_to_other_images_are_not_compared():
     other = made_evaluation([1] * 100, [1] * 100)[1]
-    with pytest.raises(ValueError, match="not to the same images"):
+    with pytest.raises(ValueError, match="not about the same images"):
         check_better(LIMITS, answers(), other)
-    with pytest.raises(ValueError, match="not to the same images"):
+    with pytest.raises(ValueError, match="not about the same images"):
         check_better(LIMITS, answers(), answers()[:-2])
 
 
@@ -170,23 +170,31 @@ def failed(evaluation, limits=LIMITS):
 def test_a_good_model_passes_and_each_check_says_by_what():
     assert [(check.name, check.passed, check.text) for check in check_limits(LIMITS, GOOD)] == [
         ("accuracy", True, "accuracy is 0.9500, 0.9 or more"),
-        ("class recall", True, "the share recognised of class 1 is 0.9000, 0.8 or more"),
+        ("class recall", True, "recall of class 1 is 0.9000, 0.8 or more"),
         ("calibration", True, "calibration error is 0.0200, 0.03 or less"),
-        ("speed", True, "microseconds an image is 30.0, 1000 or less"),
+        ("speed", True, "microseconds per image is 30.0, 1000 or less"),
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "check", "text"),
     [
-        ({"accuracy": 0.8999}, "accuracy", "accuracy is 0.8999, below the least of 0.9"),
+        ({"accuracy": 0.8999}, "accuracy", "accuracy is 0.8999, below the minimum of 0.9"),
         (
             {"recall": (0.95, 0.9, None, 0.7999, *[0.99] * 6)},
             "class recall",
-            "the share recognised of class 3 is 0.7999, below the least of 0.8",
+            "recall of class 3 is 0.7999, below the minimum of 0.8",
         ),
-        ({"calibration_error": 0.0301}, "calibration", "calibration error is 0.0301, over the most of 0.03"),
-        ({"image_microseconds": 1000.1}, "speed", "microseconds an image is 1000.1, over the most of 1000"),
+        (
+            {"calibration_error": 0.0301},
+            "calibration",
+            "calibration error is 0.0301, above the maximum of 0.03",
+        ),
+        (
+            {"image_microseconds": 1000.1},
+            "speed",
+            "microseconds per image is 1000.1, above the maximum of 1000",
+        ),
     ],
 )
 def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
@@ -197,8 +205,8 @@ def test_what_just_fails_does_not_read_as_the_limit():
     # Given 956 of 1,028 sevens right, and a calibration error a hair over
     just = replace(GOOD, recall=(956 / 1028, *[0.99] * 9), calibration_error=0.03004)
     assert failed(just, replace(LIMITS, min_class_recall=0.93)) == {
-        "class recall": "the share recognised of class 0 is 0.9299, below the least of 0.93",
-        "calibration": "calibration error is 0.0301, over the most of 0.03",
+        "class recall": "recall of class 0 is 0.9299, below the minimum of 0.93",
+        "calibration": "calibration error is 0.0301, above the maximum of 0.03",
     }
 
 

@@ -19,12 +19,12 @@ from jobs.ledger.promotions import Promotion, StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model
+from jobs.promotion import mcnemar
 from jobs.schema import RunState
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts, Rival
 from labelmill.reporting.page import duration, interval, percent, points, render, setting
 from tests.evaluations import DIGITS, made_evaluation
-from worker.learning.promotion import mcnemar
 from worker.learning.recipes import recipe_for
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -1,7 +1,7 @@
 """How good a model is, measured the way it is served: the same `prepare`, the same `Classifier`.
 
 What is measured is declared in `jobs.evaluation`, kept by `jobs.ledger.evaluations`, and judged by
-`worker.learning.promotion`.
+`jobs.promotion`.
 """
 
 from __future__ import annotations

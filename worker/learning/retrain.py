@@ -37,16 +37,17 @@ from jobs.ledger.runs import (
     was_finished_by,
 )
 from jobs.model import MNIST_INPUT, Model
+from jobs.promotion import judge_and_promote
 from jobs.registry import register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from worker.context import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
 from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
-from worker.learning.promotion import judge_and_promote
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
 from worker.predicting.classifier import Classifier
@@ -144,6 +145,7 @@ def _retrain(
     on_epoch: Callable[[EpochResult], None],
 ) -> Retrained:
     store = Store(settings.store)
+    _patiently(lambda: check_store(ledger, store))
     recipe = Recipe.from_json(claim.recipe)
 
     # the data: MNIST or what was given, and what people corrected

@@ -30,7 +30,7 @@ def health(
     whether labels and confidences are still spread as they were.
     """
     with Client() as client:
-        found = client.health(client.model(model).id)
+        found = client.health(model)
     if as_json:
         print_json(_to_json(found))
     else:

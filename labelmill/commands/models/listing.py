@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from jobs.evaluation import Evaluation
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.naming import model_named
-from jobs.ledger.promotions import find_verdict
 from jobs.model import Model
 from labelmill.client import Client
-from labelmill.commands.models.table import model_table
-from labelmill.console import examples, print_data, print_json, tells_errors
+from labelmill.commands.models.table import COLUMNS, model_row
+from labelmill.console import examples, print_json, tells_errors
+from labelmill.tables import print_table
 
 app = typer.Typer(add_completion=False)
-
-#: Where there is no terminal.
-_PIPED_WIDTH: Final = 160
 
 
 @app.command("list", epilog=examples("labelmill models list --json"))
@@ -34,8 +28,7 @@ def list_all(
     if as_json:
         print_json([_to_json(model) for model in found])
         return
-    width = shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
-    print_data("\n".join(model_table(found, width)))
+    print_table(COLUMNS, map(model_row, found))
 
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
@@ -48,10 +41,10 @@ def show(
 
     Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
     """
-    with Client() as client, client.ledger.reading() as connection:
-        found = model_named(connection, model)
-        stored = find_evaluation(connection, found.id)
-        verdict = find_verdict(connection, found.id)
+    with Client() as client:
+        found = client.model(model)
+        stored = client.evaluation(found.id)
+        verdict = client.verdict(found.id)
     evaluation = None
     if stored is not None:
         evaluation = {

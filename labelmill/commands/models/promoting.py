@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from labelmill.client import Client
-from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors, time_words
+from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors
+from labelmill.tables import Column, print_table, short_time
 
 if TYPE_CHECKING:
-    from worker.learning.promotion import Verdict
+    from jobs.promotion import Verdict
 
 app = typer.Typer(add_completion=False)
+
+_COLUMNS: Final = (
+    Column("champion since (UTC)"),
+    Column("model"),
+    Column("before"),
+    Column("how"),
+)
 
 
 @app.command(
@@ -62,7 +70,7 @@ def rollback(
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
 @tells_errors
 def history(
-    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the promotions, the latest first: which model became the champion, when, how, after which."""
@@ -71,11 +79,18 @@ def history(
     if as_json:
         print_json([asdict(move) for move in moves])
         return
-    print_data(f"{'champion since':<27}{'model':<18}{'before':<18}how")
-    for move in moves:
-        since = time_words(move.created_at)
-        how = f"{move.how}, by force" if move.forced else move.how
-        print_data(f"{since:<27}{move.model_id:<18}{move.previous_id or '-':<18}{how}")
+    print_table(
+        _COLUMNS,
+        [
+            (
+                short_time(move.created_at),
+                move.model_id,
+                move.previous_id or "-",
+                f"{move.how}, by force" if move.forced else move.how,
+            )
+            for move in moves
+        ],
+    )
 
 
 def say_checks(verdict: Verdict) -> None:

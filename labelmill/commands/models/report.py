@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.ledger.naming import model_named
 from labelmill.client import Client
 from labelmill.console import examples, print_data, tells_errors
 from labelmill.output import STDOUT, opened, output_option, shown
@@ -33,13 +32,9 @@ def report(
 
     One HTML file that holds all it shows: figures, learning curves, confusion matrix, calibration, mistakes.
     """
-    # Only here: nobody should wait for the templates who asked for another command's --help.
-    from labelmill.reporting.facts import gather
-    from labelmill.reporting.page import render
-
-    with Client() as client, client.ledger.reading() as connection:
-        model = model_named(connection, model).id
-        page = render(gather(connection, model))
+    with Client() as client:
+        model = client.model(model).id
+        page = client.report(model)
     output = f"model-{model}.html" if output is None else output
     with opened(output, force=force) as file:
         file.write(page.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,9 +11,17 @@ from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreed
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
-from producer.export import name_width, printable
+from labelmill.tables import Column, print_table
 
 app = typer.Typer(add_completion=False)
+
+_COLUMNS: Final = (
+    Column("job"),
+    Column("index", right=True),
+    Column("name", least=10),
+    Column("champion", least=12),
+    Column("challenger", least=12),
+)
 
 
 @app.command(
@@ -69,9 +77,17 @@ def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
     if not disagreed:
         return
-    width = name_width(each.name for each in disagreed)
-    print_data(f"\n{'job':<18}{'index':>9}  {'name':<{width}}  {'label':<20}challenger")
-    for each in disagreed:
-        ours = f"{printable(each.label or '-')} {each.confidence:.4f}"
-        theirs = f"{printable(each.challenger_label)} {each.challenger_confidence:.4f}"
-        print_data(f"{each.job:<18}{each.index:>9}  {printable(each.name):<{width}}  {ours:<20}{theirs}")
+    print_data("")
+    print_table(
+        _COLUMNS,
+        [
+            (
+                each.job,
+                f"{each.index}",
+                each.name,
+                f"{each.label or '-'} {each.confidence:.4f}",
+                f"{each.challenger_label} {each.challenger_confidence:.4f}",
+            )
+            for each in disagreed
+        ],
+    )

@@ -1,7 +1,7 @@
-"""Whether a model becomes the champion: the gate, and what is done about its verdict.
+"""The promotion gate: decide whether a model becomes the champion, and record the decision.
 
-Judged is what `jobs.ledger.evaluations` has recorded, so that a verdict takes milliseconds and needs neither
-the model nor the images. `jobs.ledger.promotions` keeps verdicts and moves.
+The gate judges by what `jobs.ledger.evaluations` has recorded, so a verdict takes milliseconds and needs
+neither the model nor the images. `jobs.ledger.promotions` stores verdicts and moves the champion.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from jobs.ledger.models import get_model
 from jobs.ledger.promotions import add_verdict, lock_champion, move_champion
 from jobs.model import Model
 
-#: What makes an evaluation, where one is missing.
+#: The command that makes a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One of the gate's questions, and how a model stood it."""
+    """One question of the gate, and the answer for one model."""
 
     name: str
     passed: bool
-    text: str  # for people to read
+    text: str  # for people
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Promote or not, and why."""
+    """The gate's decision about one model, and the reasons."""
 
     promote: bool
-    forced: bool  # whatever the checks say, because a person wanted it
+    forced: bool  # a person wanted it, whatever the checks say
     checks: tuple[Check, ...]
-    reason: str  # one sentence, for people to read
+    reason: str  # one sentence, for people
 
 
 def judge_and_promote(
@@ -52,13 +52,15 @@ def judge_and_promote(
     replace: bool = True,
     data_fingerprint: str | None = None,
 ) -> Verdict:
-    """Judges a model by its recorded evaluation on the data with this fingerprint, or by its latest, and
-    makes it the champion where it passes; all within the caller's transaction, which nobody else's promotion
-    crosses. The verdict becomes a row, the promotion another one.
+    """Judge a model, record the verdict, and make the model the champion if it passes.
 
-    Without a champion the first model is taken whatever it reaches; without `replace` a champion stays
-    whatever comes; with `force` it goes. Raises NotFound for an unknown model; Conflict where it has no such
-    evaluation, unless forced, or a person promotes the champion itself.
+    All of it happens in the caller's transaction, and no other promotion can come between. The model is
+    judged by its evaluation on the data with this fingerprint, or by its latest one. If there is no champion,
+    the first model is promoted whatever it reaches. With `replace=False` an existing champion stays; with
+    `force` it always goes.
+
+    Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
+    if `how` is "promote" and it is the champion already.
     """
     champion_id = lock_champion(connection)
     model = get_model(connection, model_id)
@@ -67,12 +69,12 @@ def judge_and_promote(
     challenger = find_evaluation(connection, model_id, data_fingerprint)
     if challenger is None and not force:
         raise Conflict(
-            f"Model {model_id} was not evaluated yet: `{EVALUATE} {model_id}` does it, and "
-            f"`labelmill models promote {model_id} --force` promotes it without."
+            f"Model {model_id} was not evaluated yet: run `{EVALUATE} {model_id}`, or promote it without an "
+            f"evaluation: `labelmill models promote {model_id} --force`."
         )
     champion = get_model(connection, champion_id) if champion_id is not None else None
-    if champion_id == model_id:  # a training that was repeated to the last bit
-        verdict = Verdict(False, False, (), f"kept: it is the champion {champion_id} once more")
+    if champion_id == model_id:  # a repeated training run that gave the same file
+        verdict = Verdict(False, False, (), f"kept: it is the champion {champion_id} already")
     else:
         checks = _checks(connection, limits, model, challenger, champion)
         verdict = _verdict(checks, champion_id, force=force, replace=replace)
@@ -91,50 +93,38 @@ def judge_and_promote(
 
 
 def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...]:
-    """What a model must reach on its own, with a champion or without one."""
-    accuracy = _floor("accuracy", "accuracy", evaluation.accuracy, limits.min_accuracy)
+    """Check what every model must reach, whether or not there is a champion."""
     recalls = {
         name: share
         for name, share in zip(evaluation.classes, evaluation.recall, strict=True)
         if share is not None
     }
     worst = min(recalls, key=lambda name: recalls[name])
+    error, microseconds = evaluation.calibration_error, evaluation.image_microseconds
     return (
-        accuracy,
-        _floor(
-            "class recall", f"the share recognised of class {worst}", recalls[worst], limits.min_class_recall
-        ),
-        _ceiling(
-            "calibration",
-            "calibration error",
-            evaluation.calibration_error,
-            limits.max_calibration_error,
-            4,
-        ),
-        _ceiling(
-            "speed",
-            "microseconds an image",
-            evaluation.image_microseconds,
-            limits.max_image_microseconds,
-            1,
-        ),
+        _minimum("accuracy", "accuracy", evaluation.accuracy, limits.min_accuracy),
+        _minimum("class recall", f"recall of class {worst}", recalls[worst], limits.min_class_recall),
+        _maximum("calibration", "calibration error", error, limits.max_calibration_error, digits=4),
+        _maximum("speed", "microseconds per image", microseconds, limits.max_image_microseconds, digits=1),
     )
 
 
 def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Check:
-    """Whether more of the same images are right, and more than chance explains: McNemar's test on the answers
-    of both, as `jobs.ledger.evaluations` keeps them. Raises ValueError where they are not to the same images.
+    """Check that the challenger is significantly better than the champion, by McNemar's exact test.
+
+    Both arguments are answers as `jobs.ledger.evaluations` stores them. Raises ValueError if they are not
+    about the same images.
     """
     truth = challenger[1::2]
     if truth != champion[1::2]:
-        raise ValueError("the answers are not to the same images")
+        raise ValueError("the answers are not about the same images")
     gained = lost = 0
     for label, ours, theirs in zip(truth, challenger[::2], champion[::2], strict=True):
         gained += ours == label != theirs
         lost += theirs == label != ours
     p = mcnemar(gained, lost)
     passed = gained > lost and p < limits.significance
-    wanted = "" if passed else f"; wanted is more right, and p below {limits.significance:g}"
+    wanted = "" if passed else f"; the gate wants more right, and p below {limits.significance:g}"
     return Check(
         "better",
         passed,
@@ -144,12 +134,13 @@ def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Chec
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact test, two-sided: how likely two equally good models differ at least so much.
+    """Return the two-sided p value of McNemar's exact test, 0 to 1.
 
-    `gained` images only one of them has right, `lost` only the other: were they equally good, each of these
-    n = gained + lost images would be a fair coin's toss. p = min(1, 2 P(Binomial(n, 1/2) <= min(gained,
-    lost))). Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12, 1947; in whole numbers here, so it is right for few images and for many.
+    Only one model gets `gained` images right, only the other gets `lost` right. If both were equally good,
+    each of these n = gained + lost images would be a fair coin toss, so p = min(1, 2 P(Binomial(n, 1/2) <=
+    min(gained, lost))). Computed in whole numbers, so it is exact for few images and for many. See Q.
+    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12, 1947.
     """
     tosses = gained + lost
     ways = outcomes = 1  # to get 0 heads
@@ -167,7 +158,7 @@ def _checks(
     challenger: StoredEvaluation | None,
     champion: Model | None,
 ) -> tuple[Check, ...]:
-    """All of them, in order."""
+    """Ask all questions, in the order in which people read the answers."""
     if challenger is None:
         return (Check("comparable", False, "it was not evaluated"),)
     accuracy, class_recall, *others = check_limits(limits, challenger.evaluation)
@@ -176,13 +167,13 @@ def _checks(
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
     if champion.classes != model.classes:
         text = (
-            f"the champion's classes are other ones ({', '.join(champion.classes)}), so neither is better: "
-            f"`labelmill models promote {model.id} --force` promotes it all the same"
+            f"the champion has other classes ({', '.join(champion.classes)}), so the two cannot be compared: "
+            f"`labelmill models promote {model.id} --force` promotes this one anyway"
         )
     elif before is None:
         text = (
             f"the champion {champion.id} was not evaluated on the same images: "
-            f"`{EVALUATE} {model.id}` does it for both"
+            f"`{EVALUATE} {model.id}` evaluates both"
         )
     else:
         return (
@@ -210,22 +201,20 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
     return Verdict(True, False, checks, f"promoted: {better}")
 
 
-def _floor(name: str, what: str, value: float, least: float) -> Check:
+def _minimum(name: str, what: str, value: float, least: float) -> Check:
     if value < least:
-        return Check(name, False, f"{what} is {_told(value, least, 4)}, below the least of {least:g}")
+        return Check(name, False, f"{what} is {_rounded(value, least, 4)}, below the minimum of {least:g}")
     return Check(name, True, f"{what} is {value:.4f}, {least:g} or more")
 
 
-def _ceiling(name: str, what: str, value: float, most: float, digits: int) -> Check:
+def _maximum(name: str, what: str, value: float, most: float, *, digits: int) -> Check:
     if value > most:
-        return Check(name, False, f"{what} is {_told(value, most, digits)}, over the most of {most:g}")
+        return Check(name, False, f"{what} is {_rounded(value, most, digits)}, above the maximum of {most:g}")
     return Check(name, True, f"{what} is {value:.{digits}f}, {most:g} or less")
 
 
-def _told(value: float, limit: float, digits: int) -> str:
-    """A value on the wrong side of its limit, with so many digits after the point: rounded away from the
-    limit where it would otherwise read as if it kept it.
-    """
+def _rounded(value: float, limit: float, digits: int) -> str:
+    """Write a value that misses its limit, rounded so that it does not read as if it met the limit."""
     rounded, step = float(f"{value:.{digits}f}"), 10.0**-digits
     if value < limit <= rounded:
         rounded -= step

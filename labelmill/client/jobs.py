@@ -1,0 +1,309 @@
+"""The client's methods for jobs: submit, follow, steer, retry, and read predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+from jobs.errors import Conflict, SourceError
+from jobs.ledger.control import end_job, pause_job, resume_job
+from jobs.ledger.models import get_model
+from jobs.ledger.naming import job_named, model_named
+from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, latest_jobs, stream_predictions
+from jobs.ledger.workers import WorkerStatus, list_workers
+from jobs.limits import ErrorLimits
+from jobs.reading import too_large
+from jobs.schema import JobState
+from labelmill.client.session import Session, takes_numbers
+from producer.follow import follow
+from producer.sources import SourceImage, Sources
+
+if TYPE_CHECKING:
+    from producer.retry import Retried
+    from producer.submit import Submitted
+
+
+class JobMethods(Session):
+    """Everything a client does with jobs."""
+
+    def submit(
+        self,
+        *sources: str | PathLike[str] | bytes,
+        key: str | None = None,
+        model: str | None = None,
+        by_reference: bool = False,
+        error_limits: ErrorLimits | None = None,
+        priority: int | None = None,
+        stdin: Iterable[str] | None = None,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> str:
+        """Submit images as one job and return the job's id.
+
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, one of
+        MNIST's IDX files, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin`
+        yields, or the bytes of one image file. Bytes at place n of the arguments are the image `image-n`. The
+        other arguments are those of `submission`, which also says what can go wrong.
+
+            client.submit("photos/", "more.zip", key="june")
+            client.submit(response.content)
+        """
+        return self.submission(
+            self._images(sources, stdin=stdin, by_reference=by_reference),
+            key=key,
+            model=model,
+            by_reference=by_reference,
+            error_limits=error_limits,
+            priority=priority,
+            on_progress=on_progress,
+        ).job_id
+
+    def sources(
+        self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None
+    ) -> Sources:
+        """Return the images of these sources, for `submission`. They are read when they are iterated over.
+
+        Raises SourceError if a source does not exist or cannot be read, Unavailable if a URL cannot be
+        reached.
+        """
+        return Sources(
+            [fspath(source) for source in sources],
+            stdin=stdin,
+            max_bytes=self.settings.max_image_bytes,
+            archives=self.settings.archive_limits,
+        )
+
+    def submission(
+        self,
+        images: Iterable[SourceImage],
+        *,
+        key: str | None = None,
+        model: str | None = None,
+        by_reference: bool = False,
+        error_limits: ErrorLimits | None = None,
+        priority: int | None = None,
+        on_progress: Callable[[int], None] = lambda _images: None,
+        on_wait: Callable[[str], None] = lambda _job_id: None,
+    ) -> Submitted:
+        """Submit images from `sources`, or your own, as one job; return its id, size, and if it is new.
+
+        When this returns, the job is committed in the ledger. Images are streamed: memory holds one chunk.
+
+        - `key`: your name for this submission. The same key with the same content returns the same job.
+        - `model`: the model that classifies the images, by id, beginning of an id, or alias; if left out, the
+          champion.
+        - `by_reference`: store where the images are instead of their bytes. Workers read them below
+          LABELMILL_REFERENCE_ROOTS.
+        - `priority`: from -100 to 100; jobs with a higher one are classified first. If left out, 10 for a job of
+          at most 64 images and 0 for any other.
+        - `error_limits`: stop the job early, as failed, if it has more errors than this.
+        - `on_progress`: called with the number of images stored so far.
+        - `on_wait`: called with the id of a job that another producer is still submitting under the key.
+
+        Raises SourceError if there is no image, more than the settings allow, or one that cannot be submitted
+        by reference; NotFound if there is no such model, or no champion yet; UserError if the key is empty or
+        too long; Conflict if the key was used for other content or another model, if several models' ids
+        begin so, or if the object store is not the one of the workers; Stopped if somebody stops the job
+        meanwhile.
+        """
+        from jobs.references import Roots
+        from producer.submit import submit
+
+        if model is not None:
+            with self.ledger.reading() as connection:
+                model = model_named(connection, model).id
+        return submit(
+            images,
+            ledger=self.ledger,
+            store=self._store,
+            publisher=self._broker(),
+            chunk_images=self.settings.chunk_images,
+            key=key,
+            model_id=model,
+            by_reference=Roots(self.settings.reference_roots) if by_reference else None,
+            error_limits=error_limits,
+            priority=priority,
+            shadow_share=self.settings.shadow_share,
+            limits=self.settings.job_limits,
+            on_progress=on_progress,
+            on_wait=on_wait,
+            tracing=self._tracing,
+        )
+
+    def job_id(self, typed: str) -> str:
+        """Return the id of the job that is meant by its id, or by at least six characters of its beginning.
+
+        Returns `typed` itself if no job fits. Raises Conflict if several jobs fit, NotFound if it is too
+        short.
+        """
+        with self.ledger.reading() as connection:
+            return job_named(connection, typed)
+
+    def status(self, job_id: str) -> JobStatus:
+        """Return where the job stands: state, counts, model, rate, and times. Raises NotFound."""
+        with self.ledger.reading() as connection:
+            return job_status(connection, job_id)
+
+    @takes_numbers
+    def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
+        """Return the latest jobs, newest first; with `state`, only those in this state."""
+        with self.ledger.reading() as connection:
+            return latest_jobs(connection, limit=limit, state=state)
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return the workers and trainers that were seen within a day, by queue and host."""
+        with self.ledger.reading() as connection:
+            return list_workers(connection)
+
+    def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
+        """Yield the job's status again and again until the job has finished.
+
+        Raises NotFound, and NotFinished after `timeout` seconds. The job goes on in any case.
+        """
+        return follow(self.ledger, job_id, timeout=timeout)
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> JobStatus:
+        """Wait until the job has finished, and return its status.
+
+        Raises NotFound, and NotFinished after `timeout` seconds. The job goes on in any case.
+        """
+        for status in self.follow(job_id, timeout=timeout):
+            if status.finished:
+                break
+        return status
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Stop the job and return its status. Images that were classified keep their predictions.
+
+        A job with a key that was still being submitted gives way to the next submission under the same key.
+        Raises NotFound, and Conflict if the job had finished.
+        """
+        with self.ledger.transaction() as connection:
+            stopped = end_job(connection, job_id, JobState.CANCELLED)
+            status = job_status(connection, job_id)
+        if not stopped:
+            raise _had_finished(status)
+        return status
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Hold the job up and return its status. Chunks that workers have begun are still recorded.
+
+        A paused job may be paused again. Raises NotFound, and Conflict if the job had finished.
+        """
+        with self.ledger.transaction() as connection:
+            paused = pause_job(connection, job_id)
+            status = job_status(connection, job_id)
+        if not paused:
+            raise _had_finished(status)
+        return status
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Let a paused job go on and return its status. Raises NotFound, and Conflict if it is not paused."""
+        from jobs.queue import MAX_WAITING
+
+        with self.ledger.transaction() as connection:
+            due = resume_job(connection, job_id, limit=MAX_WAITING)
+            status = job_status(connection, job_id)
+        if due is None:
+            if status.finished:
+                raise _had_finished(status)
+            raise Conflict(f"Job {job_id} is not paused: it is {status.state}.")
+        self._broker().wake_up(due)
+        return status
+
+    def retry(
+        self,
+        job_id: str,
+        *,
+        failed_only: bool = False,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> Retried:
+        """Submit the images of a finished job that have no label, as a new job under the same model.
+
+        Returns the new submission, or None if there is nothing to retry, and the number of images that could
+        not be read when they were submitted. With `failed_only`, leave out images that a stopped job never
+        came to. Raises NotFound, and Conflict if the job has not finished or its payloads were purged.
+        """
+        from producer.retry import retry
+
+        return retry(
+            job_id,
+            failed_only=failed_only,
+            ledger=self.ledger,
+            store=self._store,
+            publisher=self._broker(),
+            chunk_images=self.settings.chunk_images,
+            shadow_share=self.settings.shadow_share,
+            on_progress=on_progress,
+            tracing=self._tracing,
+        )
+
+    @takes_numbers
+    def predictions(
+        self,
+        job_id: str,
+        *,
+        label: str | None = None,
+        below: float | None = None,
+        errors: bool = False,
+        name: str | None = None,
+        after: int = -1,
+        limit: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Yield the job's predictions in index order, read from the ledger a page at a time.
+
+        All conditions that are given must hold:
+
+        - `label`: only images with this label.
+        - `below`: only labels with a confidence below this.
+        - `errors`: only images that got an error.
+        - `name`: only images whose whole name matches this glob.
+        - `after`: only images with a higher index than this.
+        - `limit`: at most this many.
+
+        Raises NotFound if there is no such job; UserError if `label` is not a class of the job's model;
+        Conflict at the end if the job was purged meanwhile, so that some predictions are missing.
+        """
+        with self.ledger.reading() as connection:
+            status = job_status(connection, job_id)
+            if label is not None:
+                get_model(connection, status.model).check_class(label)
+        wanted = Filter(label=label, below=below, errors=errors, name=name)
+        return stream_predictions(self.ledger, job_id, wanted, after=after, limit=limit)
+
+    def _images(
+        self,
+        sources: tuple[str | PathLike[str] | bytes, ...],
+        *,
+        stdin: Iterable[str] | None,
+        by_reference: bool,
+    ) -> Iterable[SourceImage]:
+        """Return the images of paths, URLs and bytes, in order. Raises SourceError."""
+        for source in sources:
+            if not isinstance(source, (str, PathLike, bytes)):
+                raise SourceError(
+                    f"Cannot submit a {type(source).__name__}: pass paths, URLs, or the bytes of image files "
+                    "(PNG, JPEG, ...), each as one argument. submit(*paths) passes a list."
+                )
+        if not any(isinstance(source, bytes) for source in sources):
+            return self.sources([source for source in sources if not isinstance(source, bytes)], stdin=stdin)
+        if by_reference:
+            raise SourceError(
+                "Bytes cannot be submitted by reference: pass the image's path or URL, or leave out "
+                "by_reference."
+            )
+        limit = self.settings.max_image_bytes
+        found: list[Iterable[SourceImage]] = []
+        for place, source in enumerate(sources):
+            if not isinstance(source, bytes):
+                found.append(self.sources([source], stdin=stdin))
+            elif len(source) > limit:
+                found.append([SourceImage(f"image-{place}", None, too_large(limit))])
+            else:
+                found.append([SourceImage(f"image-{place}", source, None)])
+        return chain.from_iterable(found)
+
+
+def _had_finished(status: JobStatus) -> Conflict:
+    return Conflict(f"Job {status.id} had finished before: it is {status.state}.")

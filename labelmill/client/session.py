@@ -1,0 +1,96 @@
+"""What all methods of the client share: settings, ledger, store, broker, and plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, wraps
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+
+from jobs.ledger import Ledger
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.migrating import open_ledger
+
+if TYPE_CHECKING:
+    from jobs.queue import Publisher
+    from jobs.traces import Tracing
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def takes_numbers(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn the numbers among a method's arguments into Python's own, so that NumPy's give the same answers.
+
+    Python's SQLite driver stores and compares a NumPy number as its bytes, without an error.
+    """
+
+    def plain(value: object) -> object:
+        if isinstance(value, Integral) and not isinstance(value, int):
+            return int(value)
+        return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+
+    return call
+
+
+class Session:
+    """One connection to one Labelmill."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Open the ledger that the settings name; without settings, read `LABELMILL_*` from the environment.
+
+        The embedded ledger is created and migrated if necessary. Raises SettingsError if a setting is
+        malformed, LedgerNotReady if a deployed ledger needs `labelmill db upgrade`, or Unavailable.
+        """
+        self.settings = settings or Settings.load()
+        self.ledger: Ledger = open_ledger(self.settings)
+        self._publisher: Publisher | None = None
+
+    @property
+    def broker_unavailable(self) -> bool:
+        """Whether the latest request could not wake a worker or trainer. The reconciler does so later."""
+        return self._publisher is not None and self._publisher.unavailable
+
+    @property
+    def broker_error(self) -> str:
+        """Why the broker could not be used, in a few words; empty if it could."""
+        return self._publisher.reason if self._publisher is not None else ""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.ledger.close()
+        if self._publisher is not None:
+            self._publisher.close()
+        tracing = self.__dict__.get("_tracing")  # do not open it only to close it
+        if tracing is not None:
+            tracing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.settings.store)
+
+    def _broker(self) -> Publisher:
+        # Imported here: Celery takes a sixth of a second, and most commands only read.
+        from jobs.queue import Publisher, make_app
+
+        # Kept: connecting takes as long as everything else that submitting one image does.
+        if self._publisher is None:
+            self._publisher = Publisher(make_app(self.settings))
+        return self._publisher.reset()
+
+    @cached_property
+    def _tracing(self) -> Tracing | None:
+        from jobs.traces import open_tracing
+
+        return open_tracing("labelmill-producer")

@@ -1,0 +1,174 @@
+"""The client's methods for training: retrain, follow training runs, and correct labels."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.engine import Row
+
+from jobs.ids import new_id
+from jobs.ledger.corrections import Correction, all_corrections
+from jobs.ledger.lost_runs import Silence, end_lost_runs, make_way
+from jobs.ledger.naming import run_named
+from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.runs import (
+    Run,
+    cancel_run,
+    classes_learnt,
+    epochs_of,
+    get_run,
+    latest_runs,
+    request_run,
+    verdict_on,
+)
+from jobs.ledger.workers import trainer_is_there
+from labelmill.client.session import Session, takes_numbers
+
+if TYPE_CHECKING:
+    from labelmill.correcting import Corrector
+
+#: How often `follow_run` reads the run: an epoch takes seconds.
+RUN_POLL_SECONDS: Final = 0.2
+
+
+class TrainingMethods(Session):
+    """Everything a client does with training runs and corrections."""
+
+    @takes_numbers
+    def retrain(
+        self,
+        *,
+        architecture: str | None = None,
+        profile: str | None = None,
+        seed: int | None = None,
+        force: bool = False,
+        on_wait: Callable[[Run], None] = lambda _run: None,
+    ) -> str:
+        """Request a training run and return its id. A trainer executes it; see `follow_run`.
+
+        - `architecture`: "mlp" or "cnn"; from the settings if left out.
+        - `profile`: "quick" or "long"; from the settings if left out.
+        - `seed`: of all random numbers; a different one each time if left out.
+        - `force`: promote the new model whatever the gate says.
+        - `on_wait`: called with the run under way if its trainer is silent, before a wait of seconds.
+
+        Raises UserError for an unknown architecture or profile, Conflict if another run is under way.
+        """
+        from worker.learning.recipes import recipe_for
+
+        recipe = recipe_for(
+            architecture or self.settings.retrain_architecture,
+            profile or self.settings.retrain_profile,
+            seed=secrets.randbelow(2**31) if seed is None else seed,
+        )
+        run_id = new_id()
+        make_way(self.ledger, on_wait=on_wait)
+        with self.ledger.transaction() as connection:
+            request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
+        self.wake_trainer(run_id)
+        return run_id
+
+    def wake_trainer(self, run_id: str) -> None:
+        """Send the run's message again, for a broker that was started since."""
+        self._broker().request_run(run_id)
+
+    def trainer_is_there(self) -> bool:
+        """Return whether a trainer was seen lately."""
+        with self.ledger.reading() as connection:
+            return trainer_is_there(connection)
+
+    def run_id(self, typed: str) -> str:
+        """Return the id of the training run that is meant, as `job_id` does for jobs."""
+        with self.ledger.reading() as connection:
+            return run_named(connection, typed)
+
+    def run(self, run_id: str) -> Run:
+        """Return where the training run stands. Raises NotFound."""
+        with self.ledger.reading() as connection:
+            return get_run(connection, run_id)
+
+    @takes_numbers
+    def runs(self, *, limit: int = 20) -> list[Run]:
+        """Return the latest training runs, newest first."""
+        with self.ledger.reading() as connection:
+            return latest_runs(connection, limit=limit)
+
+    def epochs(self, run_id: str) -> list[Row[Any]]:
+        """Return the run's epochs so far: epoch, loss, accuracy, val_loss, val_accuracy, seconds."""
+        with self.ledger.reading() as connection:
+            return epochs_of(connection, run_id)
+
+    def verdict_on(self, run_id: str) -> StoredVerdict | None:
+        """Return the gate's verdict on the model that the run made, or None."""
+        with self.ledger.reading() as connection:
+            return verdict_on(connection, run_id)
+
+    def follow_run(self, run_id: str) -> Iterator[Run]:
+        """Yield the run again and again until it has finished. Raises NotFound.
+
+        If its trainer vanishes, the run is ended here: no other process may be there to end it.
+        """
+        silence = Silence()
+        while True:
+            run = self.run(run_id)
+            if run.silent_since is not None:
+                with self.ledger.transaction() as connection:
+                    end_lost_runs(connection, silence)
+                run = self.run(run_id)
+            yield run
+            if run.finished:
+                return
+            time.sleep(RUN_POLL_SECONDS)
+
+    def cancel_run(self, run_id: str) -> Run:
+        """Stop the run and return it; it changes nothing. Raises NotFound, Conflict if it had finished."""
+        with self.ledger.transaction() as connection:
+            return cancel_run(connection, run_id)
+
+    @takes_numbers
+    def correct(self, job_id: str, index: int, label: str) -> Correction:
+        """Store what an image really is; the next training run learns from it. A later label replaces it.
+
+        Raises NotFound if there is no such image or it has no prediction yet, UserError if the label is not a
+        class of the job's model, Conflict if the image was purged, cannot be decoded, or stopped its worker.
+        """
+        from labelmill.correction_files import CorrectionRequest
+
+        return self._corrector().correct(CorrectionRequest(job_id, index, label))
+
+    def correct_from(
+        self, lines: Iterable[str], *, jsonl: bool = False, job_id: str | None = None
+    ) -> list[Correction]:
+        """Store the corrections in these lines: all of them, or none if a row is wrong.
+
+        - `lines`: CSV with a header row and the columns job, index and label.
+        - `jsonl`: the lines are JSON objects with these fields instead.
+        - `job_id`: the job of all rows, which then need not name it.
+
+        Raises UserError with one line for each wrong row.
+        """
+        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id)
+
+    @takes_numbers
+    def undo_correction(self, job_id: str, index: int) -> Correction:
+        """Remove the correction of an image, and return what it was. Raises NotFound."""
+        return self._corrector().undo(job_id, index)
+
+    def corrections(self) -> list[Correction]:
+        """Return all corrections, latest first."""
+        with self.ledger.reading() as connection:
+            return all_corrections(connection)
+
+    def classes_learnt(self) -> tuple[str, ...] | None:
+        """Return the classes of the latest trained model, or None. Other corrections are not learnt."""
+        with self.ledger.reading() as connection:
+            return classes_learnt(connection)
+
+    def _corrector(self) -> Corrector:
+        from labelmill.correcting import Corrector
+
+        return Corrector(self.ledger, self._store, self.settings)

@@ -1,0 +1,71 @@
+"""Tables for people: one line per row, and no line is wider than the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from rich.cells import cell_len, set_cell_size
+
+from labelmill.console import print_data
+from producer.export import printable
+
+_GAP: Final = "  "
+
+#: Without a terminal, a table is as wide as what is in it.
+_PIPED_WIDTH: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, and how it gives way in a narrow terminal."""
+
+    heading: str
+    right: bool = False  # for numbers
+    leave_out: int = 0  # columns are left out by this number, the highest first; 0 stays
+    least: int | None = None  # longer texts may be cut to this many characters
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table that fits the terminal. Control characters in it are written out."""
+    width = shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
+    print_data("\n".join(table_lines(columns, rows, width)))
+
+
+def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    """Return a line of headings and a line per row, none of them wider than `width` characters."""
+    table = [[column.heading for column in columns], *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*table, strict=True)]
+    least = [min(each, column.least or each) for column, each in zip(columns, widths, strict=True)]
+
+    shown = list(range(len(columns)))
+    while (spare := width - sum(least[place] + len(_GAP) for place in shown) + len(_GAP)) < 0:
+        place = max(shown, key=lambda place: columns[place].leave_out)
+        if not columns[place].leave_out:
+            break
+        shown.remove(place)
+    for place in shown:
+        more = min(widths[place] - least[place], max(spare, 0))
+        widths[place], spare = least[place] + more, spare - more
+
+    lines = []
+    for cells in table:
+        fitted = [_fitted(cells[place], widths[place], right=columns[place].right) for place in shown]
+        line = _GAP.join(fitted).rstrip()
+        lines.append(line if cell_len(line) <= width else set_cell_size(line, width))
+    return lines
+
+
+def short_time(moment: datetime | None) -> str:
+    """Return a point in time to the minute, in UTC as the ledger has it; a dash if there is none."""
+    return f"{moment:%Y-%m-%d %H:%M}" if moment else "-"
+
+
+def _fitted(text: str, width: int, *, right: bool) -> str:
+    missing = width - cell_len(text)
+    if missing < 0:
+        return set_cell_size(text, width - 3) + "..."
+    return " " * missing + text if right else text + " " * missing

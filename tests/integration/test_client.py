@@ -1,0 +1,181 @@
+"""`labelmill.Client`: what a program may pass, and that it gets what the commands give."""
+
+from __future__ import annotations
+
+import contextlib
+
+import fsspec
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import ErrorCode, ImageError, SourceError
+from jobs.ledger.intake import NewChunk
+from jobs.ledger.models import point_alias
+from jobs.limits import ErrorLimits
+from jobs.outcomes import Outcome
+from jobs.payloads import read_payload
+from jobs.schema import chunks, jobs
+from labelmill.client import Client
+
+
+@pytest.fixture
+def client(settings):
+    with contextlib.closing(Client(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def chunk_of(client):
+    """`chunk_of(job_id)`: the only chunk of a job."""
+
+    def chunk_of(job_id):
+        with client.ledger.reading() as connection:
+            [row] = connection.execute(sa.select(chunks).where(chunks.c.job_id == job_id))
+        return NewChunk(row.id, row.first_index, row.images, row.payload, row.payload_sha256)
+
+    return chunk_of
+
+
+@pytest.fixture
+def payload_of(chunk_of, store):
+    """`payload_of(job_id)`: names and contents of a job with one chunk."""
+
+    def payload_of(job_id):
+        chunk = chunk_of(job_id)
+        payload = read_payload(store, chunk.payload, chunk.payload_digest, offset=0, images=chunk.images)
+        return payload.names, payload.contents
+
+    return payload_of
+
+
+@pytest.fixture
+def job(make_job, worker):
+    """A finished job of five images, the confidence of image n being n / 10."""
+    job = make_job([5])
+    worker.work(job.chunks[0], [Outcome(f"{n}.png", "7", n / 10) for n in range(5)])
+    return job
+
+
+# ---- NumPy's numbers ----------------------------------------------------------------------------------
+
+
+def indices(predictions):
+    return [prediction.index for prediction in predictions]
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8, int])
+def test_predictions_go_on_after_a_number_of_numpy(client, job, number):
+    assert indices(client.predictions(job.id, after=number(2))) == [3, 4]
+    assert indices(client.predictions(job.id, limit=number(2))) == [0, 1]
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, float])
+def test_confidences_are_compared_with_a_number_of_numpy(client, job, number):
+    assert indices(client.predictions(job.id, below=number(0.15))) == [0, 1]
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_number_of_numpy_names_the_image_that_is_corrected(client, worker, chunk_of):
+    # Given two images with predictions
+    job_id = client.submit(b"one", b"two")
+    worker.work(chunk_of(job_id))
+
+    # When the second is corrected by its NumPy index, Then it is that one, and so when it is taken back
+    assert client.correct(job_id, np.int64(1), "3").index == 1
+    assert client.undo_correction(job_id, np.int64(1)).label == "3"
+
+
+def test_lists_are_as_long_as_a_number_of_numpy_says(client, make_job):
+    for _ in range(3):
+        make_job()
+    assert len(client.jobs(limit=np.int64(2))) == 2
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_job_stops_early_at_a_number_of_numpy(client):
+    limits = ErrorLimits(count=np.int64(2), rate=np.float32(0.5), sample=np.int64(10))
+    job_id = client.submit(b"one", error_limits=limits)
+    with client.ledger.reading() as connection:
+        [row] = connection.execute(sa.select(jobs).where(jobs.c.id == job_id))
+    assert (row.error_limit, row.error_rate_limit, row.error_rate_sample) == (2, 0.5, 10)
+
+
+def test_a_seed_of_numpy_is_that_seed(client):
+    assert client.run(client.retrain(seed=np.int64(5))).recipe["seed"] == 5
+
+
+# ---- what can be submitted ----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("champion")
+def test_bytes_are_one_image_named_by_their_place(client, payload_of, tmp_path):
+    # Given a file, and the bytes of two images
+    (tmp_path / "a.png").write_bytes(b"a file")
+
+    # When they are submitted together, Then each is an image, in the order of the arguments
+    job_id = client.submit(b"first", tmp_path, b"third")
+    names, contents = payload_of(job_id)
+    assert names == ["image-0", f"{tmp_path}/a.png", "image-2"]
+    assert contents == [b"first", b"a file", b"third"]
+
+
+@pytest.mark.usefixtures("champion")
+def test_bytes_that_are_too_many_for_an_image_are_its_error(settings, payload_of):
+    settings = settings.model_copy(update={"max_image_bytes": 10})
+    with Client(settings) as client:
+        _, [content] = payload_of(client.submit(b"more than ten bytes"))
+    assert isinstance(content, ImageError)
+    assert content.code == ErrorCode.TOO_LARGE
+
+
+@pytest.mark.usefixtures("champion")
+def test_bytes_cannot_be_submitted_by_reference(client):
+    with pytest.raises(SourceError, match="Bytes cannot be submitted by reference: pass the image's path or"):
+        client.submit(b"an image", by_reference=True)
+
+
+@pytest.mark.parametrize("source", [np.zeros((28, 28), np.uint8), ["a.png"], 7, None], ids=type)
+@pytest.mark.usefixtures("champion")
+def test_what_is_no_source_says_what_to_pass(client, source):
+    with pytest.raises(
+        SourceError, match=f"Cannot submit a {type(source).__name__}: pass paths, URLs, or the"
+    ):
+        client.submit(source)
+
+
+@pytest.mark.usefixtures("champion")
+def test_urls_are_sources_like_paths(client, payload_of, tmp_path):
+    # Given an image in an object store, and one on this machine
+    fsspec.filesystem("memory").pipe_file("/client/a.png", b"far")
+    (tmp_path / "b.png").write_bytes(b"near")
+    # When both are submitted, Then both are in the job
+    _, contents = payload_of(client.submit("memory://client/", tmp_path))
+    assert contents == [b"far", b"near"]
+
+
+# ---- which model --------------------------------------------------------------------------------------
+
+
+def test_a_model_is_named_by_its_alias_or_the_beginning_of_its_id(client, make_model):
+    # Given a champion, and another model with an alias
+    champion, other = make_model(b"champion"), make_model(b"other", champion=False)
+    with client.ledger.transaction() as connection:
+        point_alias(connection, "spare", other.id)
+
+    # When a job names one in any way, Then it is that model which classifies it
+    for name, meant in [
+        (None, champion),
+        ("champion", champion),
+        ("spare", other),
+        (other.id, other),
+        (other.id[:-1], other),
+    ]:
+        assert client.status(client.submit(b"an image", model=name)).model == meant.id
+
+
+def test_a_model_is_promoted_by_the_beginning_of_its_id(client, make_model, store):
+    make_model(b"champion", store=store)
+    other = make_model(b"other", champion=False, store=store)
+    assert client.promote(other.id[:-1], force=True).promote
+    assert client.model("champion").id == other.id

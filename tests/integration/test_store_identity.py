@@ -1,0 +1,169 @@
+"""A producer whose store is not the workers' store is refused before it writes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from jobs.errors import Conflict, Unavailable
+from jobs.ledger import Ledger
+from jobs.schema import store_identity
+from jobs.store import Store
+from jobs.store_identity import adopt_store, check_store
+from labelmill.client import Client
+from tests.console import LABELMILL
+
+
+@pytest.fixture
+def other_store(tmp_path):
+    return Store(str(tmp_path / "elsewhere"))
+
+
+@pytest.fixture(params=["folder", "memory"])
+def any_store(request, tmp_path):
+    return Store({"folder": str(tmp_path / "store"), "memory": f"memory://{tmp_path}/store"}[request.param])
+
+
+def labelmill(*arguments, environment):
+    return subprocess.run(
+        [LABELMILL, *arguments],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_producer_with_another_store_is_told_both_and_what_to_set(settings, make_model, store, other_store):
+    # Given a champion, and a job that was submitted with the store that it is in
+    make_model(store=store)
+    with Client(settings) as client:
+        client.submit(b"an image")
+
+    # When somebody submits to the same ledger with another store
+    elsewhere = settings.model_copy(update={"store_url": str(other_store.folder)})
+    with Client(elsewhere) as client, pytest.raises(Conflict) as refused:
+        client.submit(b"another image")
+
+    # Then they are told which store it is, which it must be, and how to set it; and nothing is stored
+    message = str(refused.value)
+    assert str(other_store.folder) in message
+    assert str(store.folder) in message
+    assert "Set LABELMILL_STORE_URL" in message
+    assert not other_store.folder.exists()
+    with Client(settings) as client:
+        assert len(client.jobs()) == 1
+        # And with the right store, all goes on
+        client.submit(b"another image")
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_first_store_that_is_used_is_the_ledgers(ledger, any_store, other_store):
+    # Given a ledger without a model, and a store that nobody has used
+    check_store(ledger, any_store)
+    # Then it stays that one, whoever asks
+    check_store(ledger, any_store)
+    with pytest.raises(Conflict, match="but the ledger's files are in"):
+        check_store(ledger, other_store)
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_ledger_from_before_knows_its_store_by_the_champion(ledger, make_model, any_store, other_store):
+    # Given a ledger that has a champion, and no record of its store
+    make_model(store=any_store)
+    # When a process with another store comes first, Then it is not taken for the ledger's
+    check_store(ledger, other_store)
+    with ledger.reading() as connection:
+        assert connection.execute(sa.select(store_identity)).all() == []
+    # But the one with the champion's file is, and from then on the other one is refused
+    check_store(ledger, any_store)
+    with pytest.raises(Conflict):
+        check_store(ledger, other_store)
+
+
+def test_many_first_producers_of_one_store_are_all_served(ledger_url, tmp_path):
+    start = threading.Barrier(8, timeout=30)
+
+    def first(_number):
+        with contextlib.closing(Ledger(ledger_url)) as ledger:
+            start.wait()
+            check_store(ledger, Store(str(tmp_path / "store")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(first, range(8)))
+
+    # Then one identity is left
+    assert len(list((tmp_path / "store" / "identity").iterdir())) == 1
+
+
+def test_of_two_first_producers_with_two_stores_one_is_refused(ledger_url, tmp_path):
+    start = threading.Barrier(2, timeout=30)
+
+    def first(number):
+        with contextlib.closing(Ledger(ledger_url)) as ledger:
+            start.wait()
+            try:
+                check_store(ledger, Store(str(tmp_path / f"store {number}")))
+            except Conflict:
+                return False
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(first, range(2))) == [False, True]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_store_that_was_moved_is_known_again(ledger, tmp_path):
+    # Given a store in use, that is moved with all its files
+    check_store(ledger, Store(str(tmp_path / "store")))
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    # Then it is the same store, and an empty one in its place is not
+    check_store(ledger, Store(str(tmp_path / "moved")))
+    with pytest.raises(Conflict, match="mount its disk"):
+        check_store(ledger, Store(str(tmp_path / "store")))
+
+
+def test_a_store_that_was_replaced_is_adopted(ledger, store, other_store):
+    check_store(ledger, store)
+    # When another store is adopted, Then it is the ledger's, and the one before is not
+    adopt_store(ledger, other_store)
+    check_store(ledger, other_store)
+    with pytest.raises(Conflict):
+        check_store(ledger, store)
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_store_that_cannot_be_reached_is_not_taken_for_another(ledger, tmp_path):
+    # Given a store in use whose folder may not be read any more
+    check_store(ledger, Store(str(tmp_path / "store")))
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    (tmp_path / "store").write_text("a file in its place")
+    with pytest.raises(Unavailable, match="The store cannot be read"):
+        check_store(ledger, Store(str(tmp_path / "store")))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_model, store, tmp_path):
+    # Given a ledger that is in use with its store
+    make_model(store=store)
+    (tmp_path / "a.png").write_bytes(b"an image")
+    with Client(settings) as client:
+        client.submit(tmp_path / "a.png")
+
+    # When the command submits with another store, Then it says so and exits with 2; adopting makes it right
+    other = settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")}
+    done = labelmill("submit", str(tmp_path / "a.png"), environment=other)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "run `labelmill db adopt-store`" in done.stderr
+    adopted = labelmill("db", "adopt-store", environment=other)
+    assert (adopted.returncode, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
+    assert labelmill("submit", str(tmp_path / "a.png"), environment=other).returncode == 0

@@ -1,0 +1,46 @@
+"""Tables for people, in terminals of several widths."""
+
+from __future__ import annotations
+
+import pytest
+from rich.cells import cell_len
+
+from labelmill.tables import Column, table_lines
+
+COLUMNS = (
+    Column("id"),
+    Column("count", right=True),
+    Column("when", leave_out=1),
+    Column("where", leave_out=2),
+    Column("name", least=6),
+)
+ROWS = [("a1", "7", "noon", "here", "a name of some length"), ("b22", "1,000", "midnight", "there", "x")]
+
+
+def test_a_wide_terminal_shows_everything_in_columns():
+    assert table_lines(COLUMNS, ROWS, 80) == [
+        "id   count  when      where  name",
+        "a1       7  noon      here   a name of some length",
+        "b22  1,000  midnight  there  x",
+    ]
+
+
+def test_in_a_narrow_terminal_texts_are_cut_and_columns_left_out():
+    assert table_lines(COLUMNS, ROWS, 40)[1] == "a1       7  noon      here   a name o..."
+    # then columns go, the highest number first, as few as possible
+    assert table_lines(COLUMNS, ROWS, 33)[1] == "a1       7  noon      a name o..."
+    assert table_lines(COLUMNS, ROWS, 24)[1] == "a1       7  a name of..."
+    # and where nothing helps, lines end at the edge
+    assert table_lines(COLUMNS, ROWS, 8)[1] == "a1      "
+
+
+@pytest.mark.parametrize("width", [8, 20, 40, 80])
+def test_no_line_is_wider_than_the_terminal_whatever_the_names(width):
+    rows = [("1", "2", "3", "4", name) for name in ("\u4e03" * 30, "e\u0301" * 30, "\x1b[1A" * 30, "")]
+    lines = table_lines(COLUMNS, rows, width)
+    assert max(map(cell_len, lines)) <= width
+    assert "\x1b" not in "".join(lines)
+
+
+def test_without_a_row_there_are_headings():
+    assert table_lines(COLUMNS, [], 80) == ["id  count  when  where  name"]
