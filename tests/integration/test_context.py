@@ -1,4 +1,4 @@
-"""What a classifying process has at hand, where its start goes wrong."""
+"""A worker process's resources: how much it claims, what it keeps, and what a bad start leaves behind."""
 
 from __future__ import annotations
 
@@ -6,9 +6,133 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-#: A process without a champion, whose time limit strikes when TensorFlow is imported by half.
+import pytest
+
+from tests.faults import light
+from tests.harness import Harness, digits
+from tests.kerasfile import keras_file
+from tests.registering import register_digits
+from worker import context as module
+from worker.context import (
+    CLAIM_SECONDS,
+    FIRST_CLAIM_IMAGES,
+    MAX_CLAIM_IMAGES,
+    MODELS_KEPT,
+    WHOLE_BATCH,
+    WorkerContext,
+)
+
+on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+
+# ---- how much is claimed ------------------------------------------------------------------------------
+
+
+@on_one_database
+def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContext) -> None:
+    # given a model whose speed is not known, then one of each of these speeds
+    assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
+    for image_seconds, images in [
+        (10.0, WHOLE_BATCH),  # slow: no less than the smallest batch
+        (CLAIM_SECONDS / 100, 96),
+        (CLAIM_SECONDS / 5_000.5, 4_992),
+        (1e-6, MAX_CLAIM_IMAGES),  # fast: there is an end to it
+        (0.0, MAX_CLAIM_IMAGES),
+    ]:
+        context.note_speed("a model", 1_000, 1_000 * image_seconds)
+        assert context.images_per_claim("a model") == images
+
+    # and each model has its own speed
+    assert context.images_per_claim("another") == FIRST_CLAIM_IMAGES
+
+
+@on_one_database
+def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -> None:
+    context.note_speed("a model", WHOLE_BATCH - 1, 100.0)
+    assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
+
+
+# ---- what is kept -------------------------------------------------------------------------------------
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    calls: list[object] = []
+    real = getattr(module, name)
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+@on_one_database
+def test_the_last_payload_is_kept_for_the_rest_of_its_chunk_and_for_no_other(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given two jobs of a hundred images, and claims of at most forty
+    read = count_calls(monkeypatch, "read_payload")
+    harness.claim_at_most(40)
+    jobs = [harness.submit(digits(100)) for _ in range(2)]
+
+    # when all is classified, then each payload was read once, and each image has its own label
+    assert [harness.classify() for _ in range(6)] == [40, 40, 20] * 2
+    assert len(read) == 2
+    for job_id in jobs:
+        assert harness.labels(job_id) == [str(number % 10) for number in range(100)]
+
+
+@on_one_database
+def test_a_damaged_payload_is_not_kept(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = count_calls(monkeypatch, "read_payload")
+    harness.submit(digits(100), lose_payload=True)
+    harness.classify()
+    job_id = harness.submit(digits(100))
+    assert harness.classify() == 100
+    assert harness.status(job_id).state == "done"
+    assert len(read) == 2
+
+
+@on_one_database
+def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given one model more than are kept
+    loaded: list[str] = []
+    real = light.Classifier.load.__func__  # type: ignore[attr-defined]
+
+    def load(cls: type[light.Classifier], path: Path, *arguments: Any) -> light.Classifier:
+        loaded.append(path.stem)
+        return real(cls, path, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(light.Classifier, "load", classmethod(load))
+    models = [
+        register_digits(harness.ledger, harness.store, keras_file(bytes([number])))
+        for number in range(MODELS_KEPT + 1)
+    ]
+
+    def use(*numbers: int) -> list[int]:
+        """Use these models; return which of them were loaded for it."""
+        loaded.clear()
+        for number in numbers:
+            first = harness.context.classifier(models[number].id)
+            assert harness.context.classifier(models[number].id) is first
+        by_hash = {model.sha256: number for number, model in enumerate(models)}
+        return [by_hash[name] for name in loaded]
+
+    # when they are used, then each is loaded once, and the one that was used longest ago makes room
+    assert use(0, 1, 2) == [0, 1, 2]
+    assert use(0, 2, 1) == []
+    assert use(3) == [3]
+    assert use(2, 1, 3) == []
+    assert use(0) == [0]
+
+
+# ---- how a process starts -----------------------------------------------------------------------------
+
+
+#: A process without a champion, whose time limit strikes when half of TensorFlow is imported.
 _STRUCK: Final = '''
 import os, signal, sys
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -32,13 +156,13 @@ settings = Settings.load()
 open_ledger(settings).close()
 signal.signal(signal.SIGUSR1, strike)
 sys.meta_path.insert(0, Half())
-with WorkerContext(settings, processes=1) as bench:
+with WorkerContext(settings, processes=1) as context:
     try:
-        bench.warm_up()
+        context.warm_up()
     except SoftTimeLimitExceeded:
         print("the time limit has struck")
     try:
-        bench.warm_up()
+        context.warm_up()
         from worker.learning.training import build
         build("mlp", MNIST_INPUT, 10)
     except Exception as error:
@@ -48,8 +172,8 @@ with WorkerContext(settings, processes=1) as bench:
 '''
 
 
-def said_by(program: str, home: Path) -> list[str]:
-    """The lines that a process of its own prints, which runs this program with an empty state folder."""
+def printed_by(program: str, home: Path) -> list[str]:
+    """Run a program in a process of its own, with an empty state folder; return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"LABELMILL_HOME": str(home)},
@@ -61,8 +185,8 @@ def said_by(program: str, home: Path) -> list[str]:
 
 
 def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
-    # It did: every job after that failed in this process, because its model "could not be loaded".
-    assert said_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
+    # If it did, every job after that would fail in this process: its model "could not be loaded".
+    assert printed_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
 
 
 #: A process that has started TensorFlow, and then does so again, for a second model.
@@ -74,14 +198,14 @@ from worker.context import WorkerContext
 
 settings = Settings.load()
 open_ledger(settings).close()
-with WorkerContext(settings, processes=1) as bench:
-    bench.warm_up()
+with WorkerContext(settings, processes=1) as context:
+    context.warm_up()
     print(gc.get_freeze_count() > 100_000, len(gc.get_objects()) < 20_000)
-    model = bench._classifiers["a model"] = ["of many objects"]
-    bench._start_tensorflow()
+    model = context._classifiers["a model"] = ["of many objects"]
+    context._start_tensorflow()
     print(any(each is model for each in gc.get_objects()))
 """
 
 
-def test_what_tensorflow_is_made_of_is_not_looked_through_for_garbage_and_a_model_is(tmp_path: Path) -> None:
-    assert said_by(_FROZEN, tmp_path) == ["True True", "True"]
+def test_garbage_is_searched_for_among_models_and_not_in_tensorflow(tmp_path: Path) -> None:
+    assert printed_by(_FROZEN, tmp_path) == ["True True", "True"]

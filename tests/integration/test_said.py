@@ -1,4 +1,4 @@
-"""What the console command says to people, on stderr and in its tables."""
+"""The console command's messages to people, on stderr and in its tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
-    """`labelmill("submit", folder)`: what comes of the command, where there is a model and a broker."""
+    """`labelmill("submit", folder)` runs the command, with a model and a broker."""
 
     def labelmill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -39,41 +39,39 @@ def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -
     return labelmill
 
 
-def test_images_that_cannot_be_read_are_told_when_they_are_submitted(
-    labelmill: Command, photos: Path
-) -> None:
+def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Path) -> None:
     # Given a folder in which a symlink leads nowhere, and a file that is no image
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "notes.txt").write_text("notes")
 
-    # When it is submitted with a device, Then the job is accepted, and stderr says how many and why
+    # when it is submitted with a device, then the job is accepted, and stderr says how many and why
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
     assert "passed over 1 file: no image by the name" in done.stderr
     assert "2 of 4 images could not be read, and will have an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
 
-    # And not a word where all is well
+    # and nothing if all can be read
     (photos / "gone.png").unlink()
     assert "could not" not in labelmill("submit", photos).stderr
 
 
-def test_a_job_that_nobody_has_begun_with_waits_for_a_worker(
+def test_a_job_without_results_waits_for_a_worker(
     labelmill: Command, make_job: JobMaker, worker: Worker
 ) -> None:
-    # Given a job that was submitted, When people look, Then they see that no worker has come to it
-    job = make_job([1])
+    # Given a job that was submitted, when people look, then they see that it waits for a worker
+    job = make_job([1, 1])
     for command in (["jobs"], ["status", job.id], ["predictions", job.id]):
         done = labelmill(*command)
         assert "running, waits for a worker" in done.stdout + done.stderr, command
     assert json.loads(labelmill("status", job.id, "--json").stdout)["state"] == "running"
 
-    # And when one has, they see that, too
-    worker.must_claim(job.chunks[0])
+    # and when a worker has recorded its first images, it does not
+    worker.finish(worker.must_claim(job.chunks[0]))
     assert "waits for a worker" not in labelmill("jobs").stdout
 
 
-def test_who_follows_is_asked_for_what_can_be_missing(
+def test_following_a_job_that_waits_names_what_may_be_missing(
     settings: Settings, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a job that waits, in a deployment with a broker of its own
@@ -82,7 +80,7 @@ def test_who_follows_is_asked_for_what_can_be_missing(
     with Client(settings) as client:
         status = client.status(job.id)
 
-    # Then who follows it is told who knows of its workers, and where the broker is ours what starts them
+    # then the note names the command that lists workers, or the one that starts them if the broker is ours
     told = [_note(status, own_stack=False, embedded=embedded) for embedded in (False, True)]
     assert told == [
         "waiting for a worker: `labelmill workers` lists those that run",
@@ -90,14 +88,14 @@ def test_who_follows_is_asked_for_what_can_be_missing(
     ]
 
 
-def test_what_did_nothing_says_nothing_of_its_progress(labelmill: Command, photos: Path) -> None:
-    # Given a submission under a key, When it is made again, Then only that is said
+def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos: Path) -> None:
+    # Given a submission under a key, when it is repeated, then only that is said
     job = labelmill("submit", photos, "--key", "a key").stdout
     again = labelmill("submit", photos, "--key", "a key")
     assert again.stdout == job
     assert again.stderr == "the key 'a key' was used before, for the same content: this is its job\n"
 
-    # And of a purge that finds nothing
+    # and of a purge that finds nothing
     assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
 
 
@@ -112,7 +110,7 @@ def test_a_purge_counts_jobs_whether_or_not_they_had_payloads_left(
     ]
 
 
-def test_what_was_passed_over_is_told_where_there_was_nothing_else(
+def test_submit_says_what_was_passed_over_if_there_was_nothing_else(
     labelmill: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "notes").mkdir()
@@ -122,7 +120,7 @@ def test_what_was_passed_over_is_told_where_there_was_nothing_else(
     assert "no image in what was named, only files that are none by their names (1)" in done.stderr
 
 
-def test_a_share_that_is_not_said_has_no_sample(labelmill: Command, photos: Path) -> None:
+def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -> None:
     done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
     assert done.returncode == 2
     assert "--min-sample says when --max-error-rate begins to count" in done.stderr

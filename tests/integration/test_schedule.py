@@ -1,4 +1,4 @@
-"""The schedule: one run a slot however many beats there are, and none late."""
+"""The schedule: one run for each slot however many beats there are, and none late."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROCESS_SECONDS = 120.0
 
 
 class Clock(datetime):
-    """What `worker.schedule` takes for the time."""
+    """The clock that `worker.schedule` reads."""
 
     at = SUNDAY
 
@@ -103,7 +103,7 @@ def test_beats_whose_clocks_differ_mean_the_same_slot(apart: timedelta, minutes:
     assert due_slot(every, SUNDAY) == due_slot(every, SUNDAY + apart) == SUNDAY
 
 
-def test_of_slots_that_were_missed_in_a_row_the_latest_counts() -> None:
+def test_the_latest_of_several_missed_slots_counts() -> None:
     assert due_slot(crontab(), SUNDAY + timedelta(minutes=3, seconds=5)) == SUNDAY + timedelta(minutes=3)
 
 
@@ -127,7 +127,7 @@ def test_sunday_is_7_as_well(settings: Settings, weekdays: str, meant: set[int])
 
 
 @pytest.mark.parametrize("weekdays", ["8", "70", "1-8", "7x"])
-def test_what_is_no_weekday_is_refused(settings: Settings, weekdays: str) -> None:
+def test_a_weekday_that_is_none_is_refused(settings: Settings, weekdays: str) -> None:
     with pytest.raises(SettingsError, match="is no cron line"):
         beat_schedule(settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"}))
 
@@ -140,7 +140,7 @@ def test_another_time_zone_is_the_same_moment() -> None:
 # ---- opening it ---------------------------------------------------------------------------------------
 
 
-def test_beat_opens_the_slot_and_rings(
+def test_beat_opens_the_slot_and_sends_the_runs_message(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
 ) -> None:
     # given beat, a moment after the slot's time
@@ -174,7 +174,7 @@ def test_a_slot_that_was_missed_does_not_fire_late(
 def test_a_trainer_that_died_costs_no_slot(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a run whose trainer is dead, and nobody who reconciles
+    # given a run whose trainer is dead, and no reconciler
     monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
     run_id = new_id()
     with ledger.transaction() as connection:
@@ -214,7 +214,7 @@ def test_a_second_beat_comes_too_late(
     assert broker.waiting(RETRAIN_QUEUE) == 1
 
 
-def test_a_ledger_that_is_away_for_a_moment_costs_no_slot(
+def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
     settings: Settings, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a beat whose ledger cannot be reached when the slot's time comes
@@ -224,7 +224,7 @@ def test_a_ledger_that_is_away_for_a_moment_costs_no_slot(
     fire(beat)
     assert states(ledger) == []
 
-    # when it is back, then the next look opens the slot
+    # when it is back, then the next tick opens the slot
     monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
     beat.app.labelmill_settings = settings.model_copy(update={"ledger_url": here})
     beat._again_at = 0.0
@@ -238,7 +238,7 @@ def test_a_ledger_that_is_away_for_a_moment_costs_no_slot(
     beat.app.close()
 
 
-def test_a_ledger_that_is_away_for_too_long_does(
+def test_a_ledger_that_is_unavailable_for_too_long_costs_the_slot(
     settings: Settings, clock: type[Clock], ledger: Ledger
 ) -> None:
     nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
@@ -260,8 +260,8 @@ def test_beat_needs_no_broker_to_open_a_slot(settings: Settings, clock: type[Clo
     away = f"redis+socket://{settings.home}/nobody.sock"
     beat = make_beat(settings.model_copy(update={"broker_url": away}))
 
-    # when the slot's time comes, then its run waits; a reconciler rings when the broker is back
-    beat.app.conf.broker_connection_max_retries = 1  # or who waits for a broker would wait for ever
+    # when the slot's time comes, then its run waits; a reconciler sends its message when the broker is back
+    beat.app.conf.broker_connection_max_retries = 1  # or waiting for the broker would never end
     beat.schedule["retrain"].last_run_at = SUNDAY - timedelta(days=8)
     beat.tick()
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]

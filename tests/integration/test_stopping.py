@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from billiard.pool import EX_FAILURE, EX_RECYCLE
 
-#: A process in which Celery's cold shutdown waits for ever, and the second of two handlers is ours.
+#: A process in which Celery's cold shutdown never ends, and the second of two handlers is ours.
 PROGRAM = """
 import os, signal, sys, time
 import celery.apps.worker as celery_worker
@@ -80,7 +80,7 @@ except WorkerShutdown:
 """
 
 
-def test_a_worker_with_nothing_to_do_hears_at_once_that_it_is_to_stop() -> None:
+def test_an_idle_worker_stops_at_once_when_it_is_told_to() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOP], capture_output=True, text=True, timeout=60, check=True
     )
@@ -102,7 +102,7 @@ print("and now Celery")
     ("exit_code", "said"),
     [(os.EX_OK, ""), (EX_RECYCLE, "and now Celery\n"), (EX_FAILURE, "and now Celery\n")],
 )
-def test_only_a_child_that_is_stopped_in_good_order_ends_at_once(
+def test_only_a_child_that_is_stopped_in_order_ends_at_once(
     exit_code: int, said: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""One image's time is up: its decoding is interrupted, and nothing else ever is."""
+"""The deadline of one image: it interrupts that image's decoding and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.predicting.deadline import Deadline
 
 
 def compute(seconds: float) -> None:
-    """Keeps a core busy for so long, by the thread's own clock."""
+    """Keep a core busy for so long, by the thread's own clock."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -35,14 +35,14 @@ def test_each_image_has_its_own_time() -> None:
 
 
 def test_a_process_that_stands_still_costs_no_image() -> None:
-    # a sleep is what a busy or suspended machine does to a process: time goes by and nothing is computed
+    # A busy or suspended machine does the same to a process as sleeping: time passes, nothing is computed.
     with Deadline(0.1) as deadline:
         deadline.begin()
         time.sleep(0.5)
         deadline.end()
 
 
-def test_what_is_no_images_is_not_interrupted() -> None:
+def test_work_between_two_images_is_not_interrupted() -> None:
     with Deadline(0.1) as deadline:
         deadline.begin()
         deadline.end()

@@ -43,12 +43,12 @@ def put(store: Store, *pieces: bytes) -> tuple[str, str]:
 
 
 def packed(names: Sequence[str], contents: Sequence[Content]) -> bytes:
-    """In one piece."""
+    """Return the payload in one piece."""
     return b"".join(pack_payload(names, contents))
 
 
 def comparable(content: Content):
-    """An error's code and what it says; bytes and references as they are."""
+    """Return an error's code and detail; bytes and references as they are."""
     return (content.code, content.detail) if isinstance(content, ImageError) else content
 
 
@@ -71,14 +71,14 @@ def test_a_payload_comes_back_as_it_was_stored(images):
 
 
 @given(IMAGES, st.data())
-def test_a_part_of_a_payload_is_read_alone(images, data):
-    # Given a payload, of which a chunk is a part: a half of a half of what it was made for
+def test_a_part_of_a_payload_has_those_images_alone(images, data):
+    # Given a payload, and a chunk that has a part of its images
     store = Store("memory://parts")
     key, digest = put(store, *(pack_payload(*zip(*images, strict=True)) if images else pack_payload([], [])))
     offset = data.draw(st.integers(0, len(images)))
     count = data.draw(st.integers(0, len(images) - offset))
 
-    # When that is read, Then it is those images and no others
+    # When that part is taken, Then it is those images and no others
     found = read_payload(store, key, digest).part(offset, count)
     part = images[offset : offset + count]
     assert found.names == [name for name, _ in part]
@@ -89,7 +89,7 @@ def test_a_reference_is_not_read_when_it_is_stored():
     assert len(packed(["a.png"], [Reference("/nowhere/a.png", "0" * 64, 10**9)])) < 200
 
 
-def test_a_payload_is_what_it_is_described_as():
+def test_a_payload_has_the_documented_format():
     for contents in ([b"1"], [b"1" * 100_000], [ImageError(ErrorCode.CORRUPT, "no")]):
         version, names, [stored] = msgpack.unpackb(packed(["a.png"], contents))
         assert (version, names) == (3, ["a.png"])
@@ -113,7 +113,7 @@ def test_a_payload_of_a_version_before_is_verified_by_its_sha256(store, version)
     key = payload_key("job", "old")
     store.put(key, stored)
 
-    # When it is read, Then it is found to be what was stored; and to be damaged, where another one is
+    # When it is read, Then it is sound; and if other bytes were stored, it is damaged
     found = read_payload(store, key, hashlib.sha256(stored).hexdigest())
     assert found == (names, [b"pixels", Reference("/a.png", "0" * 64, 1)][:version])
     store.put(key, stored.replace(b"pixels", b"pixelz"))
@@ -161,14 +161,14 @@ def test_a_payload_that_is_cut_or_grown_is_damaged(store, damage):
         read_payload(store, key, payload_digest(data))
 
 
-def test_a_payload_that_is_gone_is_damaged_for_good(store):
+def test_a_payload_that_is_gone_is_damaged(store):
     # Given no such file: trying again would not help, so it ends the job
     with pytest.raises(PayloadDamaged, match="gone") as damaged:
         read_payload(store, "payloads/job/none.msgpack", "0" * 64)
     assert isinstance(damaged.value, JobError)
 
 
-def test_a_store_that_is_away_is_tried_again(tmp_path):
+def test_a_store_that_cannot_be_read_is_unavailable(tmp_path):
     # Given a store that cannot be read at the moment
     (tmp_path / "payloads").write_bytes(b"a file where a folder should be")
     with pytest.raises(Unavailable):
