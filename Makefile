@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-compose soak lint format bench lock clean
+.PHONY: install demo test test-compose soak lint docs format bench lock clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in site/: a warning, a broken link or anchor is an error. It needs no network, neither here nor in the browser.
+docs: install
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env --doctree-dir $(VENV)/.doctrees docs site
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -63,4 +67,4 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
