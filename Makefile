@@ -32,9 +32,9 @@ test: install
 test-compose: install
 	$(BIN)/python -m pytest tests/compose
 
-# The long counts of every fault, over an hour; what came of them goes into docs/soak.md.
+# The long counts of every fault, over an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
-	$(BIN)/python -m pytest tests/faults --soak --soak-report docs/soak.md
+	$(BIN)/python -m pytest tests/faults --soak --soak-report benchmarks/results/soak.md
 
 lint: install
 	$(BIN)/ruff check .

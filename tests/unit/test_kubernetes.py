@@ -342,7 +342,7 @@ def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(obj
             "resource": "limits.cpu",
         }
         count = quantity(limits["cpu"])
-    # docs/settings.md: up to 20 bytes a pixel for a moment.
+    # docs/reference/settings.md: up to 20 bytes a pixel for a moment.
     largest = Settings().max_image_pixels * 20
     assert count * PROCESS_BYTES + largest <= quantity(limits["memory"])
     assert count * PROCESS_BYTES <= quantity(container["resources"]["requests"]["memory"])
