@@ -437,9 +437,9 @@ def test_a_user_who_may_not_touch_our_keys(as_anna):
 
 
 def test_a_user_who_has_no_more_than_the_documented_rights(as_anna):
-    # Given the rights that docs/operations.md grants
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    rights = text.partition("ACL SETUSER labelmill reset on >PASSWORD ")[2].partition("\n\n")[0].split()
+    # Given the rights that docs/how-to/deploy.md grants
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md").read_text()
+    rights = text.partition("ACL SETUSER labelmill reset on >PASSWORD ")[2].partition("\n```")[0].split()
 
     # When the doctor comes as that user, Then all can be checked, and is well
     assert all_well(broker_checks.check_broker, as_anna(*rights))

@@ -46,12 +46,12 @@ def test_the_queues_that_are_asked_for_exist() -> None:
             assert queue in (CLASSIFY_QUEUE, RETRAIN_QUEUE)
 
 
-def test_every_alert_is_told_of() -> None:
-    operations = (PROJECT / "docs" / "operations.md").read_text()
+def test_every_alert_is_documented() -> None:
+    page = (PROJECT / "docs" / "how-to" / "troubleshoot.md").read_text()
     alerts = re.findall(r"- alert: (\w+)", ALERTS)
     assert len(alerts) > 10
     for alert in alerts:
-        assert f"| `{alert}` |" in operations, alert
+        assert f"| `{alert}` |" in page, alert
 
 
 def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:

@@ -114,12 +114,13 @@ def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> 
     }
     assert len(read_once) == 2
 
-    # then whoever changes the passwords is told to keep them
-    told = re.search(r"remove\s+`secrets/`\s+but\s+for([^,]*),", read("docs/operations.md"))
-    assert told is not None
-    assert set(re.findall(r"`(\w+)`", told[1])) == read_once
-    # and is sent to a service that there is
-    assert set(re.findall(r"exec -T (\w+)", read("docs/operations.md"))) <= set(services)
+    # then the page says to keep them when the passwords are changed
+    page = read("docs/how-to/deploy.md")
+    kept = re.search(r"Remove all files in `secrets/` except ([^.]*)\.", page)
+    assert kept is not None
+    assert set(re.findall(r"`(\w+)`", kept[1])) == read_once
+    # and names a service that exists
+    assert set(re.findall(r"exec -T (\w+)", page)) <= set(services)
 
 
 def test_every_dependency_has_earned_its_place() -> None:
