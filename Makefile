@@ -36,7 +36,7 @@ test-compose: install
 soak: install
 	$(BIN)/python -m pytest tests/faults --soak --soak-report benchmarks/results/soak.md
 
-lint: install
+lint: install docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
