@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/mnist),)
 export LABELMILL_MNIST_DIR ?= $(abspath ../shared/mnist)
 endif
 
-.PHONY: install demo test test-all test-compose mutants soak lint format bench lock clean
+.PHONY: install demo test test-all test-compose mutants soak lint docs format bench lock clean
 
 install: $(STAMP)
 
@@ -49,15 +49,19 @@ mutants: install
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
-# The long counts of every fault, over an hour; what came of them goes into docs/soak.md.
+# The long counts of every fault, over an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
-	$(BIN)/python -m pytest tests/faults --soak --soak-report docs/soak.md
+	$(BIN)/python -m pytest tests/faults --soak --soak-report benchmarks/results/soak.md
 
-lint: install
+lint: install docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in site/: a warning, a broken link or anchor is an error. It needs no network, neither here nor in the browser.
+docs: install
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env --doctree-dir $(VENV)/.doctrees docs site
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -80,4 +84,4 @@ lock: install
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

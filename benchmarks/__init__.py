@@ -1,1 +1,1 @@
-"""What the performance claims are measured with: `make bench`, told about in docs/performance.md."""
+"""Benchmarks behind the performance claims: `make bench`. docs/explanation/performance.md explains them."""

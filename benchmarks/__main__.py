@@ -1,6 +1,6 @@
-"""`make bench`: images a second from files to committed rows, the pipeline beside a bare loop.
+"""`make bench`: images per second from files to committed rows, the pipeline and a bare loop in turns.
 
-The two take turns; the pair's ratio is the pipeline's efficiency. docs/performance.md tells the rest.
+The ratio of each pair is the pipeline's efficiency. docs/explanation/performance.md explains the figures.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from jobs.store import Store
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-#: As many as the machine has cores to give: the figures in docs/performance.md are of two.
+#: As many as the machine has cores to give: the figures in docs/explanation/performance.md are of two.
 PROCESSES: Final = 2
 
 #: Options that several measurements have.

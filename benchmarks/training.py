@@ -1,4 +1,4 @@
-"""What docs/training.md claims of the recipes: how long they take, how good they are, what chance does.
+"""Measure the recipes' figures in docs/explanation/training.md: time, accuracy, and what chance does.
 
 python -m benchmarks.training speed      # the quick recipe beside the plain one, in alternation
 python -m benchmarks.training seeds      # the same recipe with other seeds, through the gate

@@ -1,4 +1,4 @@
-"""Settings, read from `LABELMILL_*` once, at start. Each is documented in docs/settings.md."""
+"""Settings, read from `LABELMILL_*` once, at start. Each is documented in docs/reference/settings.md."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Nothing is counted here, so it does not matter when an exporter is started, or how often. What happened is in
 the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.backlog`);
-docs/metrics.md has the list. Ledger and broker are asked side by side: one that is away, or hangs, costs its
-own metrics and no more.
+docs/reference/metrics.md has the list. Ledger and broker are asked in parallel: if one cannot be reached, or
+hangs, only its own metrics are missing.
 """
 
 from __future__ import annotations
@@ -182,12 +182,10 @@ class _LedgerMetrics:
 
     def _champion(self, connection: Connection) -> Iterator[Metric]:
         info = InfoMetricFamily("labelmill_champion", "The model that new jobs are pinned to.")
-        accuracy = _gauge(
-            "champion_accuracy_ratio", "Of the champion, by its evaluation: the share that it gets right."
-        )
+        accuracy = _gauge("champion_accuracy_ratio", "Accuracy of the champion, from its evaluation.")
         live_ratio = _gauge(
             "champion_live_accuracy_ratio",
-            "Of the champion, by the predictions that people corrected or confirmed.",
+            "Share of the champion's corrected or confirmed predictions that were right.",
         )
         labelled = _gauge(
             "champion_corrections", "Predictions of the champion that people corrected or confirmed."
@@ -216,13 +214,13 @@ def _work(connection: Connection) -> Iterator[Metric]:
     yield _gauge("pending_chunks", "Chunks that wait for a worker.", now.pending_chunks)
     yield _gauge(
         "pending_chunk_oldest_age_seconds",
-        "Since the oldest chunk that waits was made; 0 where none does.",
+        "Age of the oldest chunk that waits; 0 if none does.",
         now.oldest_pending_seconds,
     )
-    yield _gauge("held_images", "Images of paused jobs that nobody is at.", now.held_images)
-    yield _gauge("held_chunks", "Chunks of paused jobs that nobody is at.", now.held_chunks)
-    yield _gauge("claimed_images", "Images that a worker is at.", now.claimed_images)
-    yield _gauge("claimed_chunks", "Chunks that a worker is at.", now.claimed_chunks)
+    yield _gauge("held_images", "Waiting images of paused jobs.", now.held_images)
+    yield _gauge("held_chunks", "Waiting chunks of paused jobs.", now.held_chunks)
+    yield _gauge("claimed_images", "Images that a worker has claimed.", now.claimed_images)
+    yield _gauge("claimed_chunks", "Chunks that a worker has claimed.", now.claimed_chunks)
     jobs = GaugeMetricFamily("labelmill_jobs", "Jobs that have not finished.", labels=["state"])
     for state, number in [*now.jobs.items(), ("paused", now.paused_jobs)]:
         jobs.add_metric([state], number)
@@ -242,7 +240,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
     yield counter("training_runs", "Training runs that ended.", CounterName.TRAINING_RUNS, "state")
     yield counter(
         "chunk_stage_seconds",
-        "Spent on chunks that are done, by stage.",
+        "Time spent on finished chunks, by stage.",
         CounterName.STAGE_SECONDS,
         "stage",
     )
@@ -253,7 +251,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
         buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
     yield HistogramMetricFamily(
         "labelmill_chunk_seconds",
-        "From the claim of a chunk to its outcomes.",
+        "From the claim of a chunk to its results.",
         buckets=buckets,
         sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
     )
@@ -261,7 +259,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
 
 def _workers(connection: Connection) -> Iterator[Metric]:
     alive = GaugeMetricFamily(
-        "labelmill_workers", "Workers that gave a sign of life within 30 seconds.", labels=["queue"]
+        "labelmill_workers", "Workers with a heartbeat within 30 seconds.", labels=["queue"]
     )
     processes = GaugeMetricFamily(
         "labelmill_worker_processes", "Their processes that have started.", labels=["queue"]
@@ -273,7 +271,7 @@ def _workers(connection: Connection) -> Iterator[Metric]:
         processes.add_metric([queue], ready)
     yield alive
     yield processes
-    last = _gauge("training_run_last_end_age_seconds", "Since the latest end of a training run.")
+    last = _gauge("training_run_last_end_age_seconds", "Time since the latest training run ended.")
     if (seconds := last_run_seconds(connection)) is not None:
         last.add_metric([], seconds)
     yield last
@@ -302,10 +300,10 @@ def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
     memory: Any = client.info("memory")
     stats: Any = client.info("stats")
     yield _gauge("broker_memory_bytes", "Memory that the broker uses.", memory["used_memory"])
-    yield _gauge("broker_memory_max_bytes", "Memory that it may use; 0: no limit.", memory["maxmemory"])
+    yield _gauge("broker_memory_max_bytes", "Memory that it can use; 0: no limit.", memory["maxmemory"])
     yield CounterMetricFamily(
         "labelmill_broker_evicted_keys",
-        "Keys that it dropped for want of memory: messages are among them.",
+        "Keys that the broker evicted for lack of memory, messages among them.",
         value=stats["evicted_keys"],
     )
 

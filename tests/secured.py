@@ -39,10 +39,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 def documented_rights() -> list[str]:
-    """What docs/operations.md grants the user of the broker, with our password in it."""
-    text = (_PROJECT / "docs" / "operations.md").read_text()
-    found = re.search(r"^    ACL SETUSER labelmill (.*(?:\n        .*)*)", text, re.MULTILINE)
-    assert found, "docs/operations.md says nothing of ACL SETUSER"
+    """Return the rights that docs/how-to/deploy.md grants the broker's user, with our password in them."""
+    text = (_PROJECT / "docs" / "how-to" / "deploy.md").read_text()
+    found = re.search(r"^ACL SETUSER labelmill (.*(?:\n    .*)*)", text, re.MULTILINE)
+    assert found, "docs/how-to/deploy.md has no line ACL SETUSER"
     return [right.replace(">PASSWORD", f">{PASSWORD}") for right in found[1].split()]
 
 

@@ -58,7 +58,7 @@ _DURABLE: Final = "labelmill_durable"
 #: does for a server that is away.
 _REFUSALS: Final = {
     "25006": "it is a replica, or is becoming the primary",  # read_only_sql_transaction
-    "42501": "its user lacks a right, see docs/operations.md",  # insufficient_privilege
+    "42501": "its user lacks a right, see docs/how-to/deploy.md",  # insufficient_privilege
 }
 
 #: SQLite never removes a log that a connection has open. A second copy of SQLite in the same process does,
@@ -296,6 +296,6 @@ def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
     if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(
             f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
-            "(docs/operations.md, Backup), or name another one in LABELMILL_LEDGER_URL."
+            "(docs/how-to/back-up.md), or name another one in LABELMILL_LEDGER_URL."
         )
     return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None

@@ -126,7 +126,7 @@ class Matrix:
             [
                 "# The fault suite's long run",
                 "",
-                "Written by `make soak`; what each line injects and checks is told in [faults](faults.md).",
+                "Written by `make soak`; docs/explanation/guarantees.md explains the faults.",
                 "",
                 f"- {datetime.now(UTC):%Y-%m-%d}, {(time.monotonic() - self._began) / 60:.0f} minutes",
                 f"- {platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, "

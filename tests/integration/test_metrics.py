@@ -33,7 +33,7 @@ from labelmill.metrics import LabelmillCollector
 from tests.conftest import plans_of
 from tests.scraping import Scrape, collected, exporter, exporter_at, scrape
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture

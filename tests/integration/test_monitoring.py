@@ -13,6 +13,7 @@ import pytest
 from tests.programs import need_program
 
 PROJECT: Final = Path(__file__).parents[2]
+METRICS_PAGE: Final = PROJECT / "docs" / "reference" / "metrics.md"
 MONITORING: Final = PROJECT / "deploy" / "monitoring"
 ALERTS: Final = (MONITORING / "alerts.yml").read_text()
 DASHBOARD: Final[dict[str, Any]] = json.loads(
@@ -23,10 +24,8 @@ NAME: Final = re.compile(r"labelmill_\w+")
 
 
 def documented() -> set[str]:
-    """Every metric of docs/metrics.md, which the exporter's own tests hold to what it says."""
-    names = set(
-        re.findall(r"^\| `(labelmill_\w+)`", (PROJECT / "docs" / "metrics.md").read_text(), re.MULTILINE)
-    )
+    """Every metric of docs/reference/metrics.md, which the exporter's own tests hold to what it says."""
+    names = set(re.findall(r"^\| `(labelmill_\w+)`", METRICS_PAGE.read_text(), re.MULTILINE))
     assert names
     return names | {"labelmill_chunk_seconds_bucket"}
 
@@ -47,12 +46,12 @@ def test_the_queues_that_are_asked_for_exist() -> None:
             assert queue in (CLASSIFY_QUEUE, RETRAIN_QUEUE)
 
 
-def test_every_alert_is_told_of() -> None:
-    operations = (PROJECT / "docs" / "operations.md").read_text()
+def test_every_alert_is_documented() -> None:
+    page = (PROJECT / "docs" / "how-to" / "troubleshoot.md").read_text()
     alerts = re.findall(r"- alert: (\w+)", ALERTS)
     assert len(alerts) > 10
     for alert in alerts:
-        assert f"| `{alert}` |" in operations, alert
+        assert f"| `{alert}` |" in page, alert
 
 
 def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ def test_every_alert_goes_off_where_it_should_and_only_there(tmp_path: Path) -> 
 
 
 def test_every_query_of_the_document_and_the_dashboard_has_an_answer(tmp_path: Path) -> None:
-    table = (PROJECT / "docs" / "metrics.md").read_text().partition("## What to ask")[2].partition("## ")[0]
+    table = METRICS_PAGE.read_text().partition("## Queries")[2].partition("## ")[0]
     queries = [
         query.replace("\\|", "|") for query in re.findall(r"^\| .* \| `(.*)` \|$", table, re.MULTILINE)
     ]

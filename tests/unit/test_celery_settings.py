@@ -24,8 +24,8 @@ LEASE_SECONDS = 200.0
 
 def chapter() -> str:
     """What docs/decisions.md says about Celery's settings."""
-    [_, rest] = DECISIONS.read_text().split("## 2026-11-24: Celery's settings\n")
-    return rest.partition("\n## ")[0]
+    [_, rest] = DECISIONS.read_text().split("### Celery's settings\n")
+    return rest.partition("\n### ")[0]
 
 
 def table() -> dict[str, str]:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from importlib import import_module
-from inspect import isfunction
 from itertools import pairwise
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 import yaml
 
-import jobs.ledger
 from jobs.errors import ErrorCode
 from jobs.schema import ChunkState, JobState, RunState, metadata
 from jobs.settings import ENV_PREFIX, Settings, known_variables
@@ -31,7 +27,7 @@ def read(name: str) -> str:
 
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_setting_is_documented(field: str) -> None:
-    assert ENV_PREFIX + field.upper() in read("docs/settings.md")
+    assert ENV_PREFIX + field.upper() in read("docs/reference/settings.md")
     assert Settings.model_fields[field].description
 
 
@@ -43,9 +39,9 @@ def test_every_setting_that_a_document_names_exists() -> None:
 
 
 def test_every_command_is_in_the_table_of_commands() -> None:
-    table = "\n".join(line for line in read("docs/commands.md").splitlines() if line.startswith("| [`"))
-    missing = [name for name in COMMANDS if not re.search(rf"`{name}[ `]", table)]
-    assert missing == []
+    lines = read("docs/reference/commands.md").splitlines()
+    table = "\n".join(line for line in lines if line.startswith("|"))
+    assert [name for name in COMMANDS if f"[`{name}`](#" not in table] == []
 
 
 def _commands() -> Iterator[tuple[str, Any]]:
@@ -63,7 +59,7 @@ def _commands() -> Iterator[tuple[str, Any]]:
     ("name", "command"), list(_commands()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_command_and_option_is_documented(name: str, command: Any) -> None:
-    text = read("docs/commands.md")
+    text = read("docs/reference/commands.md")
     assert f"labelmill {name}" in text
     for parameter in command.params:
         for option in parameter.opts:
@@ -71,47 +67,40 @@ def test_every_command_and_option_is_documented(name: str, command: Any) -> None
                 assert option in text, f"{name} {option}"
 
 
-def test_every_table_has_its_word() -> None:
-    for name in metadata.tables:
-        assert f"`{name}`" in read("docs/glossary.md"), name
+@pytest.mark.parametrize("table", metadata.tables)
+def test_every_table_is_documented(table: str) -> None:
+    text = read("docs/reference/sql.md")
+    assert f"| `{table}` |" in text or f"### {table}\n" in text
 
 
-@pytest.mark.parametrize("state", [*JobState, *ChunkState, *RunState])
-def test_every_state_has_its_arrow(state: str) -> None:
-    assert re.search(rf"^\| \w \| .*\b{state}\b", read("docs/states.md"), re.MULTILINE)
-
-
-def test_whatever_drops_a_chunk_is_named_at_its_arrow() -> None:
-    # given every function of the ledger that drops chunks nobody is at, or gives back one that somebody had
-    drop, give_back = _callers_in_the_ledger("drop_chunks"), _callers_in_the_ledger("_give_back")
-    assert "jobs.ledger.upkeep.drop_leftover_chunks" in drop
-    assert "jobs.ledger.claims.release_chunk" in give_back
-
-    # then its arrow names it; what a worker has is dropped only after its lease, so not with its job
-    chunk = read("docs/states.md").partition("## Chunk")[2].partition("## Training run")[0]
-    arrows = dict(re.findall(r"^\| (\w) \| (.*)$", chunk, re.MULTILINE))
-    for arrow, names in {
-        "h": drop,
-        "j": drop - {"jobs.ledger.claims.drop_waiting_chunks"} | give_back,
-    }.items():
-        assert {name for name in names if f"`{name}`" not in arrows[arrow]} == set(), arrow
-
-
-def _callers_in_the_ledger(called: str) -> set[str]:
-    """The functions of `jobs.ledger` whose code names this one."""
-    return {
-        f"{module.__name__}.{name}"
-        for found in iter_modules(jobs.ledger.__path__, "jobs.ledger.")
-        for module in [import_module(found.name)]
-        for name, function in vars(module).items()
-        if isfunction(function) and function.__module__ == module.__name__
-        if called in function.__code__.co_names
+@pytest.mark.parametrize("table", ["jobs", "predictions", "chunks"])
+def test_every_column_of_the_main_tables_is_documented(table: str) -> None:
+    chapter = read("docs/reference/sql.md").partition(f"### {table}\n")[2].partition("\n#")[0]
+    documented = {
+        name
+        for line in chapter.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
+    assert documented == set(metadata.tables[table].columns.keys())
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        (kind, state)
+        for kind, states in (("job", JobState), ("chunk", ChunkState), ("training run", RunState))
+        for state in states
+    ],
+)
+def test_every_state_is_documented(kind: str, state: str) -> None:
+    table = read("docs/reference/sql.md").partition(f"\n| {kind} | meaning |\n")[2].partition("\n\n")[0]
+    assert re.search(rf"^\| `{state}` \|", table, re.MULTILINE)
 
 
 def test_every_error_code_is_documented() -> None:
     for code in ErrorCode:
-        assert f"`{code}`" in read("docs/errors.md"), code
+        assert f"| `{code}` |" in read("docs/reference/errors.md"), code
 
 
 def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> None:
@@ -125,12 +114,13 @@ def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> 
     }
     assert len(read_once) == 2
 
-    # then whoever changes the passwords is told to keep them
-    told = re.search(r"remove\s+`secrets/`\s+but\s+for([^,]*),", read("docs/operations.md"))
-    assert told is not None
-    assert set(re.findall(r"`(\w+)`", told[1])) == read_once
-    # and is sent to a service that there is
-    assert set(re.findall(r"exec -T (\w+)", read("docs/operations.md"))) <= set(services)
+    # then the page says to keep them when the passwords are changed
+    page = read("docs/how-to/deploy.md")
+    kept = re.search(r"Remove all files in `secrets/` except ([^.]*)\.", page)
+    assert kept is not None
+    assert set(re.findall(r"`(\w+)`", kept[1])) == read_once
+    # and names a service that exists
+    assert set(re.findall(r"exec -T (\w+)", page)) <= set(services)
 
 
 def test_every_dependency_has_earned_its_place() -> None:
@@ -162,9 +152,7 @@ def test_the_tour_names_each_next_file() -> None:
 
 
 def test_the_guarantees_are_those_of_the_readme() -> None:
-    text = read("docs/guarantees.md")
     guarantees = re.findall(
         r"^(\d)\. ", read("README.md").partition("guaranteed")[2].partition("##")[0], re.MULTILINE
     )
-    for number in guarantees:
-        assert f"## {number}. " in text
+    assert guarantees == re.findall(r"^## (\d)\. ", read("docs/explanation/guarantees.md"), re.MULTILINE)

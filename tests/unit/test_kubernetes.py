@@ -1,5 +1,5 @@
 """What is in deploy/kubernetes: rendered by kustomize, as kubectl does it, and held to Kubernetes' schemas,
-to the code, to docker-compose.yml and to what docs/kubernetes.md promises. No cluster is needed.
+to the code, to docker-compose.yml and to what docs/how-to/kubernetes.md promises. No cluster is needed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WANTED: Final = ("gpu", "keda", "prometheus")
 #: An overlay, and what is added to it: nothing, one component, all of them.
 INSTALLATIONS: Final = list(product(("local", "production"), [(), *((name,) for name in WANTED), WANTED]))
 
-#: The oldest Kubernetes that docs/kubernetes.md promises, and the newest there is a schema for.
+#: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest there is a schema for.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
 
 #: What a process of a worker reached on MNIST, measured.
@@ -51,7 +51,7 @@ Object = dict[str, Any]
 
 
 def render(overlay: str, components: tuple[str, ...], folder: Path) -> list[Object]:
-    """All objects of an installation, made as docs/kubernetes.md says: by a kustomization of one's own."""
+    """Return all objects of an installation, made by a kustomization as docs/how-to/kubernetes.md shows."""
     above = _way_to_ours(folder)
     (folder / "kustomization.yaml").write_text(
         yaml.safe_dump(
@@ -342,7 +342,7 @@ def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(obj
             "resource": "limits.cpu",
         }
         count = quantity(limits["cpu"])
-    # docs/settings.md: up to 20 bytes a pixel for a moment.
+    # docs/reference/settings.md: up to 20 bytes a pixel for a moment.
     largest = Settings().max_image_pixels * 20
     assert count * PROCESS_BYTES + largest <= quantity(limits["memory"])
     assert count * PROCESS_BYTES <= quantity(container["resources"]["requests"]["memory"])
@@ -731,7 +731,7 @@ def test_the_exporter_listens_where_it_is_looked_for(objects: list[Object]) -> N
 
 
 def test_the_document_names_every_secret_overlay_and_component(objects: list[Object]) -> None:
-    text = (PROJECT / "docs" / "kubernetes.md").read_text()
+    text = (PROJECT / "docs" / "how-to" / "kubernetes.md").read_text()
     for pod in workloads(objects).values():
         for secret, key in _secret_keys(pod):
             assert f"secret generic {secret} " in text, secret
@@ -744,10 +744,10 @@ def test_the_document_names_every_secret_overlay_and_component(objects: list[Obj
 
 def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     # Given the one that the document shows, with all the patches it shows elsewhere
-    text = (PROJECT / "docs" / "kubernetes.md").read_text()
-    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)]
-    [shown] = [block for block in blocks if "# kustomization.yaml" in block]
-    patches = [block for block in blocks if block.lstrip().startswith("patches:")]
+    text = (PROJECT / "docs" / "how-to" / "kubernetes.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```$", text)]
+    [shown] = [block for block in blocks if block.startswith("# kustomization.yaml")]
+    patches = [block for block in blocks if block.startswith("patches:")]
     assert len(patches) == 2
     own = yaml.safe_load(shown.replace("labelmill/deploy/kubernetes", _way_to_ours(tmp_path)))
     own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]

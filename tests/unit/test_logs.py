@@ -265,5 +265,5 @@ def test_celery_ends_on_a_wrong_setting_as_its_document_says() -> None:
     done = said("import celery.__main__ as c; c.main()", "-A", "worker.app", "beat", lease_seconds="long")
     assert done.returncode == 2
     assert done.stderr.startswith(f"labelmill: {ENV_PREFIX}LEASE_SECONDS")
-    told = (PROJECT / "docs" / "settings.md").read_text().partition("## A malformed setting")[2]
+    told = (PROJECT / "docs" / "reference" / "settings.md").read_text().partition("## Malformed settings")[2]
     assert set(re.findall(r"exit\s+code\s+(\d)", told)) == {"2"}

@@ -1,5 +1,5 @@
-"""Recipes: all that decides how a model turns out, besides the data. docs/training.md has the figures,
-docs/trials.md what did not help.
+"""Recipes: all that decides how a model turns out, besides the data. docs/explanation/training.md has
+the figures and the reasons.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples(
         "labelmill models report 06h0w4r0rf0dkckt",
-        "labelmill models report 06h0w4r0rf0dkckt --output docs/report.html --force",
+        "labelmill models report 06h0w4r0rf0dkckt --output report.html --force",
     )
 )
 @tells_errors
