@@ -8,9 +8,9 @@ import fsspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from jobs.ledger.intake import NewChunk
 
 from jobs.errors import ErrorCode, ImageError, SourceError
-from jobs.ledger.intake import NewChunk
 from jobs.ledger.models import point_alias
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome

@@ -68,7 +68,9 @@ def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- 
     def submitted(images: int | Iterable[SourceImage], **options: Any) -> Job:
         if isinstance(images, int):
             images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(images, ledger=ledger, store=store, publisher=publisher, chunk_images=3, **options).job_id
+        job_id = submit(
+            images, ledger=ledger, store=store, publisher=publisher, chunk_images=3, **options
+        ).job_id
         return Job(job_id, chunks_of(ledger, job_id))
 
     return submitted

@@ -47,7 +47,9 @@ def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- 
 
     def submitted(images: int, *, key: str | None = None) -> Job:
         stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
-        job_id = submit(stream, ledger=ledger, store=store, publisher=publisher, chunk_images=3, key=key).job_id
+        job_id = submit(
+            stream, ledger=ledger, store=store, publisher=publisher, chunk_images=3, key=key
+        ).job_id
         with ledger.reading() as connection:
             query = sa.select(
                 chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256

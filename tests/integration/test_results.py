@@ -582,7 +582,9 @@ def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker)
         with worker.ledger.transaction() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-            record_results(connection, [Classified(claim, Outcomes.of(sevens(*["a rather long name.png"] * 5_000)))])
+            record_results(
+                connection, [Classified(claim, Outcomes.of(sevens(*["a rather long name.png"] * 5_000)))]
+            )
 
     # When the outcomes are recorded, Then it is nobody's fault
     with pytest.raises(Unavailable, match="full"):

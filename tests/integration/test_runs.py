@@ -552,7 +552,9 @@ def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
         assert data_line(look(ledger, claim.run_id)) == expected
 
 
-def test_a_broker_that_lost_the_message_loses_no_run(ledger: Ledger, publisher: Publisher, broker: Broker) -> None:
+def test_a_broker_that_lost_the_message_loses_no_run(
+    ledger: Ledger, publisher: Publisher, broker: Broker
+) -> None:
     # given a run whose message waits, and a broker that forgets it
     reconciler = Reconciler(ledger, publisher, holder="anna")
     run_id = ask(ledger)
