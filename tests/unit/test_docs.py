@@ -84,7 +84,7 @@ def test_every_state_has_its_arrow(state: str) -> None:
 def test_whatever_drops_a_chunk_is_named_at_its_arrow() -> None:
     # given every function of the ledger that drops chunks nobody is at, or gives back one that somebody had
     drop, give_back = _callers_in_the_ledger("drop_chunks"), _callers_in_the_ledger("_give_back")
-    assert "jobs.ledger.upkeep.drop_leftover_chunks" in drop
+    assert "jobs.ledger.maintenance.drop_leftover_chunks" in drop
     assert "jobs.ledger.claims.release_chunk" in give_back
 
     # then its arrow names it; what a worker has is dropped only after its lease, so not with its job
