@@ -155,7 +155,8 @@ def _serve(plan: Plan, line: Connection) -> None:
 def load(plan: Plan) -> Network:
     """The model, traced for any number of images, on one thread."""
     import numpy as np
-    from worker.predicting.runtime import keras, set_threads, tf
+
+    from worker.predicting.tensorflow_runtime import keras, set_threads, tf
 
     set_threads(1)
     model = keras.saving.load_model(plan.model, compile=False)

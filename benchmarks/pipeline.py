@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from benchmarks.asking import asking
 from benchmarks.model import TrainedModel, make_champion
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import KEY_PREFIX
 from jobs.schema import UNFINISHED, JobState, chunks
 from jobs.settings import Settings
 from labelmill.client import Client

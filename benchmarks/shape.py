@@ -23,7 +23,6 @@ from statistics import median
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
-from producer.drafts import MAX_CHUNK_BYTES
 
 from benchmarks.bare_loop import BATCH, BareLoop, Looped, Plan, classify, load, plans, read, write
 from benchmarks.check import check_rows
@@ -52,6 +51,7 @@ from jobs.payloads import pack_payload, payload_digest, payload_key, read_payloa
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.console import Console, say, tells_errors
+from producer.chunking import MAX_CHUNK_BYTES
 
 ROUNDS: Final = 5
 

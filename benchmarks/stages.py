@@ -13,20 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
-from jobs.ledger.outcomes import Classified, record_outcomes
-from worker.predicting.stages import Stages
-
 from benchmarks.model import TrainedModel
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.models import find_champion
+from jobs.ledger.results import Classified, record_results
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.sources import SourceImage, Sources
+from worker.predicting.timings import Stages
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -102,7 +101,7 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
             stages=stages,
         )
         with stages.timed("record the outcomes"), ledger.transaction() as connection:
-            record_outcomes(connection, [Classified(claim, outcomes)])
+            record_results(connection, [Classified(claim, outcomes)])
         total += len(batch)
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint=None)

@@ -9,14 +9,6 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from jobs.ledger.gathering import gather_chunks, overdue_small
-from jobs.ledger.pausing import hold_leftover_chunks, pause_job
-from jobs.ledger.upkeep import (
-    chunks_to_ring,
-    count_due,
-    drop_leftover_chunks,
-    end_standing_sessions,
-    fail_abandoned_jobs,
-)
 from jobs.ledger.waiting import who_waits
 from sqlalchemy.engine import Connection
 
@@ -26,11 +18,19 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import claim_chunk
+from jobs.ledger.control import hold_leftover_chunks, pause_job
 from jobs.ledger.lost_runs import Silence, end_lost_runs
+from jobs.ledger.maintenance import (
+    chunks_to_ring,
+    count_due,
+    drop_leftover_chunks,
+    end_standing_sessions,
+    fail_abandoned_jobs,
+)
 from jobs.ledger.progress import job_status, latest_jobs
 from jobs.ledger.runs import run_to_ring
 from jobs.ledger.workers import forget_lost_workers
-from jobs.queue import MAX_OUTSTANDING
+from jobs.queue import MAX_WAITING
 from labelmill.console import say
 
 #: Jobs that share what waits.
@@ -132,8 +132,8 @@ def _questions(large: str, small: str, pending: int) -> dict[str, Callable[[Conn
         return found
 
     return {
-        "count_due": lambda connection: count_due(connection, limit=MAX_OUTSTANDING),
-        "chunks_to_ring, 1,000": lambda connection: chunks_to_ring(connection, limit=MAX_OUTSTANDING),
+        "count_due": lambda connection: count_due(connection, limit=MAX_WAITING),
+        "chunks_to_ring, 1,000": lambda connection: chunks_to_ring(connection, limit=MAX_WAITING),
         "chunks_to_ring, 10": lambda connection: chunks_to_ring(connection, limit=10),
         "drop_leftover_chunks": drop_leftover_chunks,
         "hold_leftover_chunks": hold_leftover_chunks,

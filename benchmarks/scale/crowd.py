@@ -13,11 +13,11 @@ from threading import Barrier
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
-from jobs.ledger.outcomes import Classified, Spent, record_outcomes
 
 from benchmarks.scale.ground import image_name
 from jobs.ledger import Ledger
 from jobs.ledger.claims import claim_chunk
+from jobs.ledger.results import Classified, Spent, record_results
 from jobs.outcomes import Outcome
 
 _LEASE_SECONDS: Final = 600.0
@@ -102,7 +102,7 @@ def _finish_chunk(ledger: Ledger, chunk_id: str, share: _Share, locked_at: list[
     outcomes = [Outcome(image_name(index), str(index % 10), 0.9921875) for index in indices]
     began = time.perf_counter()
     with ledger.transaction() as connection:
-        record_outcomes(connection, [Classified(claim, outcomes)], Spent(began, _STAGES))
+        record_results(connection, [Classified(claim, outcomes)], Spent(began, _STAGES))
     ended = time.perf_counter()
     share.records.append(ended - began)
     share.held.append(ended - locked_at[-1])

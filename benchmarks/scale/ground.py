@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk, add_chunk, open_job, seal_job
 from sqlalchemy.engine import Connection
 
 from benchmarks.databases import Databases
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, point_alias
+from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_key
 from jobs.settings import Settings

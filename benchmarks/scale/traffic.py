@@ -20,7 +20,8 @@ from benchmarks.report import milliseconds
 from benchmarks.scale.doubles import count_doubles
 from benchmarks.scale.ground import Ground, noting
 from jobs.ledger import Ledger
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX, MAX_OUTSTANDING, Bell, make_app
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import KEY_PREFIX, MAX_WAITING, Publisher, make_app
 from jobs.schema import chunks
 from jobs.settings import Settings
 from jobs.store import Store
@@ -50,23 +51,23 @@ _OURS: Final = frozenset(("info", "config|resetstat"))
 def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[str, Any]:
     """Bytes of a waiting message, and milliseconds of a look of the reconciler. The ledger has a backlog."""
     with Stack(settings, logs=settings.home / "logs", worker=False), _redis(settings) as client:
-        bell = Bell(make_app(settings))
-        reconciler = Reconciler(where.ledger, bell, holder="benchmark")
-        bell.waiting()
+        publisher = Publisher(make_app(settings))
+        reconciler = Reconciler(where.ledger, publisher, holder="benchmark")
+        publisher.waiting()
         before = _used(client)
         began = time.perf_counter()
-        assert reconciler.tick() == MAX_OUTSTANDING
+        assert reconciler.tick() == MAX_WAITING
         first = time.perf_counter() - began
         key = f"{KEY_PREFIX}{CLASSIFY_QUEUE}"
         found = {
             "messages": client.llen(key),
-            "bytes_of_memory_a_message": round((_used(client) - before) / MAX_OUTSTANDING, 1),
+            "bytes_of_memory_a_message": round((_used(client) - before) / MAX_WAITING, 1),
             "bytes_a_message": len(client.lindex(key, 0) or b""),
             "look_that_rings_1000_ms": round(1000 * first, 2),
             "look_ms": milliseconds([_seconds(reconciler.tick) for _ in range(looks)]),
             "doubles": count_doubles(where, client, key, reconciler, looks=_LOOKS_OF_DOUBLES),
         }
-        bell.close()
+        publisher.close()
     say(f"messages: {found}")
     return found
 
@@ -132,22 +133,21 @@ class _Counting(Store):
 
 
 def _count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
-    from worker.bench import Bench
-
+    from worker.context import WorkerContext
     from worker.predicting.pipeline import classify_chunk
 
     with contextlib.closing(Ledger(settings.ledger)) as ledger:
         make_champion(model, ledger, settings)
-    bell = Bell(make_app(settings))
-    bell.silent = True  # there is no broker, and nobody to ring for
-    with Bench(settings, processes=1) as bench:
+    publisher = Publisher(make_app(settings))
+    publisher.unavailable = True  # there is no broker, and nobody to ring for
+    with WorkerContext(settings, processes=1) as bench:
         bench.warm_up()  # fetches the model, once a process
         store = bench.store = _Counting(settings.store)
         job_id = submit(
             islice(Sources([str(folder)]), 3 * settings.chunk_images),
             ledger=bench.ledger,
             store=store,
-            bell=bell,
+            publisher=publisher,
             chunk_images=settings.chunk_images,
         ).job_id
         with bench.ledger.reading() as connection:

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from worker.predicting.runtime import keras
 
 from jobs.model import MNIST_INPUT
 from jobs.settings import ENV_PREFIX, Settings
@@ -18,6 +17,7 @@ from worker.learning import mnist
 from worker.learning.training import build, save
 from worker.predicting.classifier import Classifier
 from worker.predicting.decode import prepare_arrays
+from worker.predicting.tensorflow_runtime import keras
 
 
 def labels_of(model: Path, pixels: np.ndarray) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from PIL import Image
-from worker.bench import Bench
 
 from jobs.model import MNIST_INPUT
 from jobs.schema import chunks
@@ -18,6 +17,7 @@ from jobs.store import Store
 from labelmill import Client
 from tests.console import Home, rows
 from tests.registering import register_digits
+from worker.context import WorkerContext
 from worker.predicting.pipeline import classify_chunk
 
 #: How many images the job has.
@@ -27,9 +27,8 @@ IMAGES = 30
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """Two untrained models: not what they answer matters here."""
-    from worker.predicting.runtime import keras
-
     from worker.learning.training import build, save
+    from worker.predicting.tensorflow_runtime import keras
 
     path = tmp_path_factory.mktemp("models") / "model.keras"
     files = []
@@ -66,7 +65,7 @@ def classified(home: Home, folder: Path) -> str:
     """A job of the folder's images, classified by the code that a worker runs."""
     job = home.ok("submit", folder).strip()
     settings = Settings.load(home=home.path, shadow_share=1.0)
-    with Bench(settings, processes=1) as bench:
+    with WorkerContext(settings, processes=1) as bench:
         with bench.ledger.reading() as connection:
             chunk_ids = list(connection.scalars(sa.select(chunks.c.id).where(chunks.c.job_id == job)))
         assert sum(classify_chunk(chunk_id, bench) for chunk_id in chunk_ids) == IMAGES

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from jobs.ledger import Ledger
 from jobs.ledger.progress import job_status
-from jobs.queue import CLASSIFY_QUEUE, Bell, make_app
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import Publisher, make_app
 from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -94,14 +95,14 @@ class Deployment:
         app = make_app(self.settings)
         with (
             contextlib.closing(Ledger(self.settings.ledger)) as ledger,
-            contextlib.closing(Bell(app)) as bell,
+            contextlib.closing(Publisher(app)) as publisher,
         ):
-            bell.silent = not ring
+            publisher.unavailable = not ring
             return submit(
                 (image.source for image in images),
                 ledger=ledger,
                 store=Store(self.settings.store),
-                bell=bell,
+                publisher=publisher,
                 chunk_images=chunk_images,
             ).job_id
 

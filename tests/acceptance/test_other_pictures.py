@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from worker.predicting.runtime import keras
 
 from tests.console import Home, rows, wait_for_broker
+from worker.predicting.tensorflow_runtime import keras
 
 COLOURS = ("red", "green", "blue")
 

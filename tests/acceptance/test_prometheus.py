@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from jobs.ledger.counters import CounterName, totals
 from jobs.ledger.workers import GONE_SECONDS
-from jobs.queue import CLASSIFY_QUEUE
+from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import jobs
 from tests.console import Home, stop, until
 from tests.faults.mill import Mill

@@ -37,7 +37,7 @@ from jobs.ledger.runs import (
     latest_runs,
     verdict_on,
 )
-from jobs.messages import RETRAIN_TASK, Message
+from jobs.messages import RETRAIN_TASK
 from jobs.queue import make_app
 from jobs.registry import fetch_model, model_key
 from jobs.schema import RunState, db_now, training_runs
@@ -720,7 +720,7 @@ def task(settings: Settings) -> Iterator[Any]:
 def test_a_message_that_names_no_run_of_ours_is_dropped(task: Any, caplog: pytest.LogCaptureFixture) -> None:
     task.run()
     assert "it does not name one thing of ours" in caplog.text
-    task.run(*Message("0" * 16).encode())
+    task.run("0" * 16)
     assert "it names no training run of this ledger" in caplog.text
 
 
@@ -728,5 +728,5 @@ def test_a_message_that_names_no_run_of_ours_is_dropped(task: Any, caplog: pytes
 def test_a_second_message_for_a_run_does_nothing(task: Any, settings: Settings, ledger: Ledger) -> None:
     claim = begin_run(settings, QUICK)
     before = latest(ledger)
-    task.run(*Message(claim.run_id).encode())
+    task.run(claim.run_id)
     assert latest(ledger) == before

@@ -44,8 +44,7 @@ from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import Client
-from producer import alive
-from producer import drafts as drafts_module
+from producer import chunking, heartbeat
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
@@ -71,6 +70,7 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
         key=None,
         model_id=None,
         by_reference=None,
+        priority=None,
         limits=JobLimits(),  # noqa: B008 -- frozen
         ledger=ledger,
         store=store,
@@ -87,6 +87,7 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
             key=key,
             model_id=model_id,
             by_reference=by_reference,
+            priority=priority,
             limits=limits,
             on_progress=on_progress,
             on_wait=on_wait,
@@ -137,10 +138,7 @@ def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
 
 
 def payloads_of(ledger: Ledger, store: Store, job_id: str) -> list[Payload]:
-    return [
-        read_payload(store, chunk.payload, chunk.payload_digest, images=chunk.images)
-        for chunk in chunks_of(ledger, job_id)
-    ]
+    return [read_payload(store, chunk.payload, chunk.payload_digest) for chunk in chunks_of(ledger, job_id)]
 
 
 def sizes_of(ledger: Ledger, job_id: str) -> list[int]:
@@ -155,17 +153,6 @@ def files_of(settings: Settings) -> list[Path]:
 def folders_of(settings: Settings) -> list[str]:
     """The jobs that have payloads."""
     return [path.name for path in (settings.home / "store" / "payloads").glob("*")]
-
-
-def rung_for(broker) -> list[str]:
-    """The chunks that the waiting messages name, oldest first."""
-    found = []
-    for message in map(json.loads, broker.messages()):
-        [chunk_id], kwargs, _ = json.loads(base64.b64decode(message["body"]))
-        assert message["headers"]["task"] == CLASSIFY_TASK
-        assert kwargs == {}
-        found.append(chunk_id)
-    return found
 
 
 @pytest.fixture
@@ -213,15 +200,43 @@ def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
     assert (contents[3].code, contents[3].detail) == (ErrorCode.SOURCE_MISSING, "permission denied")
     assert len(files_of(settings)) == 3
 
-    # And one message a chunk waits, naming the chunk and nothing else
-    assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, submitted.job_id)]
+    # And one wake-up for each chunk waits, which names nothing
+    for message in map(json.loads, broker.messages()):
+        assert message["headers"]["task"] == CLASSIFY_TASK
+        args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+        assert (args, kwargs) == ([], {})
+    assert broker.waiting() == 3
 
 
-def test_a_message_carries_an_opaque_id_and_nothing_of_the_images(run, broker):
-    run([image("my secret name.png", b"my secret pixels")])
-    [message] = broker.messages()
-    assert b"secret" not in message
-    assert b"secret" not in base64.b64decode(json.loads(message)["body"])
+def priorities_of(ledger, job_id) -> list[int]:
+    with ledger.reading() as connection:
+        return list(connection.scalars(sa.select(chunks.c.priority).where(chunks.c.job_id == job_id)))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
+    # Given jobs of at most 64 images in one chunk, and larger ones, when none names a priority
+    small, large, two_chunks = (
+        run(images(64), chunk_images=100),
+        run(images(65), chunk_images=100),
+        run(images(4)),
+    )
+
+    # Then only the small one has a higher one
+    assert priorities_of(ledger, small.job_id) == [10]
+    assert priorities_of(ledger, large.job_id) == [0]
+    assert priorities_of(ledger, two_chunks.job_id) == [0, 0]
+
+    # And a priority that is named is what every chunk gets
+    assert priorities_of(ledger, run(images(4), priority=-7).job_id) == [-7, -7]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("priority", [-101, 101])
+def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
+    with pytest.raises(UserError, match="between -100 and 100"):
+        run(images(1), priority=priority)
+    assert nothing_is_left()
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -235,7 +250,7 @@ def test_chunks_hold_as_many_images_as_they_may(run, ledger, count, chunk_images
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkeypatch):
-    monkeypatch.setattr(drafts_module, "FIRST_IMAGES", 3)
+    monkeypatch.setattr(chunking, "FIRST_IMAGES", 3)
     assert sizes_of(ledger, run(images(38), chunk_images=10).job_id) == [3, 6, 10, 10, 9]
 
 
@@ -245,8 +260,8 @@ def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkey
 )
 def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
     # Given images of ten bytes, and one for the name, and first chunks of less than 64 of them
-    monkeypatch.setattr(drafts_module, "FIRST_BYTES", 660)
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 2_000)
+    monkeypatch.setattr(chunking, "FIRST_BYTES", 660)
+    monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2_000)
 
     # When as many are submitted as make a small job, Then that is one chunk; where they are more, the chunks
     # become larger and larger, until the most
@@ -257,7 +272,7 @@ def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkey
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 10)
+    monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 10)
 
     # When images of these sizes are submitted
     sizes = [4, 6, 1, 25, 5, 6, 10, 1, 1, 1]
@@ -273,7 +288,7 @@ def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
 def test_names_fill_chunks_too_and_are_no_bytes_of_the_job(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes, when images are submitted that are nothing but names, one of them of
     # three letters with two bytes each
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 10)
+    monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 10)
     names = ["aaaaa", "bbbbb", "ccccc", "\u00e9\u00e9\u00e9", "dd", "ee"]
     job_id = run([image(name, b"") for name in names], chunk_images=100, limits=JobLimits(max_bytes=1)).job_id
 
@@ -397,7 +412,7 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
     # Given chunks of at most twice as many bytes as the first image has, and its name
     first = photos / "a.png"
     size = first.stat().st_size + len(str(first))
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_BYTES", 2 * size)
+    monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2 * size)
 
     # When the same is submitted in both ways, Then it is divided alike: a worker reads the bytes in both
     roots = Roots([str(photos)])
@@ -412,7 +427,7 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
 @pytest.mark.parametrize("roots", [None, Roots(["memory://bucket"])], ids=["by value", "by reference"])
 def test_what_is_fetched_from_urls_comes_in_smaller_chunks(run, ledger, monkeypatch, roots):
     # Given at most two images from URLs in a chunk
-    monkeypatch.setattr(drafts_module, "MAX_CHUNK_URLS", 2)
+    monkeypatch.setattr(chunking, "MAX_CHUNK_URLS", 2)
     source = [SourceImage(f"{n}.png", b"x", None, f"memory://bucket/{n}.png") for n in range(5)]
 
     # When they are submitted, Then that is how chunks are; but smaller ones stay as they are
@@ -474,21 +489,16 @@ class LookingStore(Store):
         super().put(key, *pieces)
 
 
-class LookingBell(Bell):
-    """Rings, having called `before` with the chunks."""
+class LookingPublisher(Publisher):
+    """Sends wake-ups, having called `before`."""
 
     def __init__(self, app, before):
         super().__init__(app)
         self._before = before
 
-    def ring_for_small(self, chunk_id):
-        self._before([chunk_id])
-        return super().ring_for_small(chunk_id)
-
-    def ring(self, chunk_ids, *, ahead=False):
-        chunk_ids = list(chunk_ids)
-        self._before(chunk_ids)
-        return super().ring(chunk_ids, ahead=ahead)
+    def wake_up(self, count=1):
+        self._before()
+        return super().wake_up(count)
 
 
 def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settings, app, store):
@@ -502,18 +512,17 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
             known = connection.scalar(sa.select(chunks.c.id).where(chunks.c.id == chunk_id))
         steps.append(("payload", known))
 
-    def before_message(chunk_ids):
-        [chunk_id] = chunk_ids
+    def before_message():
         with onlooker.reading() as connection:
-            row = connection.execute(sa.select(chunks).where(chunks.c.id == chunk_id)).one()
-        read_payload(store, row.payload, row.payload_sha256, images=row.images)
+            row = connection.execute(sa.select(chunks).order_by(chunks.c.first_index.desc()).limit(1)).one()
+        read_payload(store, row.payload, row.payload_sha256)
         steps.append(("message", row.state))
 
     # When a job is submitted
     run(
         images(4),
         store=LookingStore(settings.store, before_payload),
-        publisher=LookingBell(app, before_message),
+        publisher=LookingPublisher(app, before_message),
     )
     onlooker.close()
 
@@ -799,11 +808,11 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
 
 @pytest.fixture
 def signs_come_fast(monkeypatch) -> None:
-    monkeypatch.setattr(alive, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
 
 
 def signs_are_given() -> bool:
-    return any(thread.name == "signs of life" for thread in threading.enumerate())
+    return any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
 @pytest.mark.usefixtures("signs_come_fast")
@@ -848,7 +857,7 @@ def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, jo
             seen.append((job_count(), signs_are_given()))
             yield one
 
-    # When they are submitted, Then there is a job when the third was read, and from then on signs of life
+    # When they are submitted, Then there is a job when the third was read, and from then on heartbeats
     run(source())
     assert seen == [(0, False), (0, False), (0, False), (1, True)]
 
@@ -857,7 +866,7 @@ def test_who_shows_the_progress_may_take_long(run):
     # Given somebody to whom the progress is told, as a terminal that stands still
     seen: list[bool] = []
 
-    # When a job is submitted, Then signs of life are given from its first chunk on; with its last it is
+    # When a job is submitted, Then heartbeats are given from its first chunk on; with its last it is
     # received as a whole, and so is a job of one chunk
     run(images(5), on_progress=lambda _: seen.append(signs_are_given()))
     assert seen == [True, True, False]
@@ -927,7 +936,7 @@ def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run
     def away(*_: object) -> bool:
         raise Unavailable
 
-    monkeypatch.setattr(alive, "touch_job", away)
+    monkeypatch.setattr(heartbeat, "touch_job", away)
 
     def cancel():
         with ledger.transaction() as connection:
@@ -942,7 +951,7 @@ def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run
 @pytest.mark.usefixtures("signs_come_fast")
 def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
     # Given a ledger that is away for the first three signs
-    real = alive.touch_job
+    real = heartbeat.touch_job
     lost: list[bool] = []
     given = threading.Event()
 
@@ -953,7 +962,7 @@ def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
         given.set()
         return real(*arguments)
 
-    monkeypatch.setattr(alive, "touch_job", away_at_first)
+    monkeypatch.setattr(heartbeat, "touch_job", away_at_first)
 
     # When a producer waits, Then another one is given, and its job is submitted
     assert run(breaks_after(3, lambda: given.wait(30))).images == 6
@@ -996,13 +1005,13 @@ def test_without_a_broker_the_job_is_stored_all_the_same(
     away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
     publisher = Publisher(away)
     asked: list[None] = []
-    real = publisher._noting_silence
+    real = publisher._noting_failure
 
     def noted():
         asked.append(None)
         return real()
 
-    monkeypatch.setattr(publisher, "_noting_silence", noted)
+    monkeypatch.setattr(publisher, "_noting_failure", noted)
 
     # When a job of many chunks is submitted
     submitted = run(images(9), publisher=publisher)
@@ -1025,10 +1034,10 @@ def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
     # When a job of five chunks is submitted, Then the rest of them waits in the ledger
     job_id = run(images(10)).job_id
     assert sizes_of(ledger, job_id) == [2] * 5
-    assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, job_id)[:3]]
+    assert broker.waiting() == 3
 
 
-def test_a_bell_that_is_heard_is_not_silent(run, publisher):
+def test_a_publisher_with_a_broker_is_available(run, publisher):
     run(images(3))
     assert not publisher.unavailable
 
@@ -1134,7 +1143,7 @@ def test_an_empty_submission_under_a_known_key_is_refused(run):
 
 
 def test_two_submit_under_one_key_at_once_and_it_is_one_job(
-    run, ledger_url, settings, broker, job_count, ledger
+    run, ledger_url, settings, broker, job_count
 ):
     # Given four producers with the same content, who begin together
     start = threading.Barrier(4, timeout=30)
@@ -1163,7 +1172,7 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(
     assert job_count() == 1
     assert folders_of(settings) == [job_id]
     assert len(files_of(settings)) == 1
-    assert rung_for(broker) == [chunk.id for chunk in chunks_of(ledger, job_id)]
+    assert broker.waiting() == 1
 
 
 def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch):

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
-from worker.predicting.runtime import keras
 
 from jobs.errors import ModelRefused
 from jobs.model import MNIST_INPUT, InputSpec
 from worker.learning.training import build, save
 from worker.predicting.classifier import BATCH, LARGE_BATCH, SMALL_BATCH, Classifier
+from worker.predicting.tensorflow_runtime import keras
 
 CLASSES = tuple("0123456789")
 
@@ -296,7 +296,7 @@ def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
 from pathlib import Path
 from jobs.model import MNIST_INPUT
 from worker.predicting.classifier import Classifier, configure_threads
-from worker.predicting.runtime import tf
+from worker.predicting.tensorflow_runtime import tf
 import numpy as np
 configure_threads(1000)
 configure_threads(1000)

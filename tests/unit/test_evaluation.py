@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from worker.predicting.runtime import keras
 
 from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation
 from jobs.model import MNIST_INPUT
@@ -30,6 +29,7 @@ from worker.learning.evaluation import (
     wilson,
 )
 from worker.predicting.classifier import Classifier
+from worker.predicting.tensorflow_runtime import keras
 
 CLASSES = ("ant", "bee", "cat")
 

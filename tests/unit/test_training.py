@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker.predicting.runtime import keras, tf
 
 from jobs.errors import TrainingDiverged
 from jobs.model import MNIST_INPUT, InputSpec
@@ -28,6 +27,7 @@ from worker.learning.training import (
 )
 from worker.predicting import runtime
 from worker.predicting.decode import prepare_arrays
+from worker.predicting.tensorflow_runtime import keras, tf
 
 RECIPE = Recipe(epochs=2, batch_size=32, seed=3, held_out=1 / 8)
 
