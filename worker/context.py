@@ -154,7 +154,7 @@ class WorkerContext:
             self.classifier(champion.id)
 
     def _start_tensorflow(self) -> type[Classifier]:
-        """Import it here and nowhere earlier: it must never be in the parent of a fork. Raises Unavailable."""
+        """Import it here and nowhere earlier: it must not be in the parent of a fork. Raises Unavailable."""
         with _time_limit_later():
             try:
                 from worker.predicting.classifier import Classifier, configure_threads

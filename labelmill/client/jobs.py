@@ -95,8 +95,8 @@ class JobMethods(Session):
           champion.
         - `by_reference`: store where the images are instead of their bytes. Workers read them below
           LABELMILL_REFERENCE_ROOTS.
-        - `priority`: from -100 to 100; jobs with a higher one are classified first. If left out, 10 for a job of
-          at most 64 images and 0 for any other.
+        - `priority`: from -100 to 100; jobs with a higher one are classified first. If left out, 10 for a job
+          of at most 64 images and 0 for any other.
         - `error_limits`: stop the job early, as failed, if it has more errors than this.
         - `on_progress`: called with the number of images stored so far.
         - `on_wait`: called with the id of a job that another producer is still submitting under the key.

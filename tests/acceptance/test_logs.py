@@ -261,7 +261,7 @@ def test_the_stack_logs_in_json_with_real_models(
     assert len(people) < 25, people
     lines = [json.loads(line) for line in text if line.startswith("{")]
     loggers = {line["logger"] for line in lines}
-    assert {"celery.beat", "celery.apps.worker", "worker.predicting.telling"} <= loggers
+    assert {"celery.beat", "celery.apps.worker", "worker.predicting.telemetry"} <= loggers
     assert any(line.get("job") == job and line.get("images") == 10 for line in lines)
     assert any(line.get("run") == run and line.get("model") for line in lines)
 

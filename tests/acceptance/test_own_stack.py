@@ -17,7 +17,8 @@ import pytest
 import redis
 from PIL import Image
 
-from jobs.queue import CLASSIFY_QUEUE, KEY_PREFIX
+from jobs.messages import CLASSIFY_QUEUE
+from jobs.queue import KEY_PREFIX
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client

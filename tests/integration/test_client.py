@@ -8,10 +8,10 @@ import fsspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from jobs.ledger.intake import NewChunk
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger.models import point_alias
+from jobs.ledger.submission import NewChunk
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome
 from jobs.payloads import read_payload

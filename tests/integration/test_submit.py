@@ -1142,9 +1142,7 @@ def test_an_empty_submission_under_a_known_key_is_refused(run):
         run([], key="mine")
 
 
-def test_two_submit_under_one_key_at_once_and_it_is_one_job(
-    run, ledger_url, settings, broker, job_count
-):
+def test_two_submit_under_one_key_at_once_and_it_is_one_job(run, ledger_url, settings, broker, job_count):
     # Given four producers with the same content, who begin together
     start = threading.Barrier(4, timeout=30)
 
