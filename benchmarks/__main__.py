@@ -20,8 +20,7 @@ from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_IMAGES, Pictures, make_images
 from benchmarks.model import TrainedModel, make_champion, train_once
 from benchmarks.pipeline import Pipeline
-from benchmarks.report import Result, Round, print_result, print_stages, write_result
-from benchmarks.stages import PROFILE_IMAGES, profile_stages
+from benchmarks.report import Result, Round, print_result, print_timings, write_result
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
@@ -32,6 +31,7 @@ from benchmarks.surroundings import (
     settle,
     short_folder,
 )
+from benchmarks.timings import PROFILE_IMAGES, profile_timings
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from labelmill.console import Console, say, tells_errors
@@ -86,7 +86,7 @@ def main(
     for one in Work if work == Choice.ALL else [Work(work.value)]:
         if profile:
             say(f"profiling on {one}")
-            print_stages(_profile(one, model, folder, processes), processes, console)
+            print_timings(_profile(one, model, folder, processes), processes, console)
             continue
         result = _measure(one, model, folder, pictures, images=images, rounds=rounds, processes=processes)
         print_result(result, console)
@@ -139,7 +139,7 @@ def _profile(work: Work, model: TrainedModel, folder: Path, processes: int) -> d
         settings = settings_in(home, both.pipeline, processes)
         with contextlib.closing(Ledger(settings.ledger)) as ledger:
             make_champion(model, ledger, settings)
-        return profile_stages(settings, model, folder)
+        return profile_timings(settings, model, folder)
 
 
 if __name__ == "__main__":

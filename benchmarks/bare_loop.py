@@ -191,9 +191,9 @@ def classify(
 ) -> list[Row]:
     """The rows of up to BATCH images, the first of which has that index."""
     import numpy as np
-    from worker.predicting.plain_batch import decode_together
 
     from worker.predicting.decode import DEFAULT_LIMITS, decode
+    from worker.predicting.fast_png import decode_together
 
     together, pixels = decode_together(contents, plan.spec, DEFAULT_LIMITS)
     if len(together) < len(names):

@@ -1,4 +1,4 @@
-"""A very large job that is under way while something else is measured, and another one when it is through."""
+"""A very large job that runs while something else is measured, and another one after it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from jobs.errors import Conflict
 from jobs.schema import UNFINISHED, jobs
 from labelmill.client import Client
 
-#: How often to look whether the workers have begun.
+#: Seconds between two checks whether the workers have begun.
 _LOOK_SECONDS: Final = 0.05
 
-#: The large job is told from those of one image by its size.
-_OPEN: Final = sa.select(jobs.c.id, jobs.c.chunks_done).where(jobs.c.state.in_(UNFINISHED), jobs.c.total > 1)
+#: Its size distinguishes the large job from those of one image.
+_OPEN: Final = sa.select(jobs.c.id, jobs.c.succeeded).where(jobs.c.state.in_(UNFINISHED), jobs.c.total > 1)
 
 
 class Bulk:
     """A context manager: inside it the workers have a large job to do."""
 
-    def __init__(self, client: Client, folder: Path, images: int) -> None:
+    def __init__(self, client: Client, folder: Path, images: int, *, model: str | None = None) -> None:
+        """`model`: the id of the model that classifies it; if left out, the champion."""
         self.jobs = 0  # that were begun so far
+        self._model = model
         self._client = client
         self._images = images
         self._producer = Producer(client.settings, folder)
@@ -45,33 +47,33 @@ class Bulk:
         self.stop()
 
     def under_way(self) -> bool:
-        """Whether the large job is; where it was through, the next one is by now."""
+        """Return whether the large job runs. If it has ended, begin the next one first."""
         if self._open() is not None:
             return True
         self._begin()
         return False
 
     def stop(self) -> None:
-        """Ends the job where it stands."""
+        """Cancel the job."""
         if (found := self._open()) is not None:
-            with contextlib.suppress(Conflict):  # it was through at this moment
+            with contextlib.suppress(Conflict):  # it ended at this moment
                 self._client.cancel(found.id)
         if self._future is not None:
             self._future.exception()  # a producer whose job is cancelled stops
         self._producer.__exit__()
 
     def _begin(self) -> None:
-        """Begins a job and waits until a chunk of it is done. Raises what the producer does, RuntimeError."""
+        """Begin a job and wait for its first results. Raises what the producer does, RuntimeError."""
         if self._future is not None:
             self._future.result()
-        self._future = self._producer.submit(self._images)
+        self._future = self._producer.submit(self._images, model=self._model)
         self.jobs += 1
         deadline = time.monotonic() + JOB_SECONDS
-        while (found := self._open()) is None or not found.chunks_done:
+        while (found := self._open()) is None or not found.succeeded:
             if self._future.done():
                 self._future.result()
                 if self._open() is None:
-                    return  # so small that it is through already
+                    return  # so small that it has ended already
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the large job has not begun after {JOB_SECONDS:g} seconds")
             time.sleep(_LOOK_SECONDS)

@@ -11,10 +11,9 @@ from jobs.ids import new_id
 from jobs.schema import ChunkState, JobState
 
 _JOB: Final = sa.text(
-    "INSERT INTO jobs (id, state, model_id, total, succeeded, failed, chunks, chunks_done, created_at,"
+    "INSERT INTO jobs (id, state, model_id, total, succeeded, failed, created_at,"
     " touched_at, submitted_at, started_at, finished_at) VALUES (:job, :done, :model, :images, :images, 0,"
-    " :chunks, :chunks, now(), now(), now(), now(),"
-    " now() - make_interval(days => :days))"
+    " now(), now(), now(), now(), now() - make_interval(days => :days))"
 )
 #: A chunk's id begins with its job's chance; the digits after it are of the alphabet of ids.
 _CHUNKS: Final = sa.text(

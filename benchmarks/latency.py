@@ -1,8 +1,8 @@
-"""`python -m benchmarks.latency`: how long one image takes, on an idle stack and beside a very large job.
+"""`python -m benchmarks.latency`: time one image, idle, beside a large job and a slow model.
 
-From the call of `Client.submit` to the moment at which another connection sees the image's row. That one asks
-every half a millisecond, by one statement of the driver's own: a clock in the database would leave out the
-COMMIT, and the library's own question would take more from the workers.
+The time from the call of `Client.submit` until another connection sees the image's row. That connection asks
+every half a millisecond, by one statement of the driver: a clock in the database would leave out the COMMIT,
+and the library's own query would take more time from the workers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -24,6 +24,7 @@ from benchmarks.images import ALL_DIGITS, list_images
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import JOB_SECONDS, Pipeline
 from benchmarks.report import milliseconds, write_measured
+from benchmarks.slow_model import build_slow_model, register_slow_model
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
@@ -39,61 +40,98 @@ from benchmarks.surroundings import (
 )
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
+from producer.sources import Sources
+from worker.context import FIRST_CLAIM_IMAGES
 
-#: Between one job and the next, at the most: evenly spread from nothing, so that none keeps step with what
-#: others do by the clock.
+#: At most so long from one job to the next, evenly spread from 0, so that no job keeps step with a timer.
 PAUSE_SECONDS: Final = 0.2
+
+#: What is measured, in this order.
+_KINDS: Final = ("idle", "busy", "slow")
+
+
+class _Sizes(NamedTuple):
+    """How much is measured."""
+
+    jobs: int
+    bulk_images: int
+    slow_images: int
+    slow_ms: float
 
 
 @tells_errors
 def main(
     works: Works = None,
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs of one image, idle and busy each.")] = 300,
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs of one image, of each kind.")] = 300,
     bulk_images: Annotated[int, typer.Option(min=1, help="Images of the large job beside them.")] = 1_000_000,
+    slow_images: Annotated[
+        int, typer.Option(min=2, help="Images of the slow model's job beside them.")
+    ] = 20_000,
+    slow_ms: Annotated[float, typer.Option(min=0.1, help="Milliseconds per image of the slow model.")] = 10.0,
     images: Annotated[int, typer.Option(min=1, max=ALL_DIGITS, help="Files that both take.")] = ALL_DIGITS,
     processes: Processes = PROCESSES,
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
-    """Time jobs of one image, one after the other, first alone, then beside a large job."""
+    """Time jobs of one image, one after the other: alone, beside a large job, beside a slow model's job."""
     load_average = os.getloadavg()[0]
     model, folder = prepare(work_dir, images=images)
     measured = {}
     for work in works or list(Work):
-        measured[str(work)] = found = _measure(work, model, folder, jobs, bulk_images, processes)
-        for name in ("idle", "busy"):
+        sizes = _Sizes(jobs, bulk_images, slow_images, slow_ms)
+        measured[str(work)] = found = _measure(work, model, folder, sizes, processes)
+        for name in _KINDS:
             figures = found[name]
             say(f"{work}, {name}: median {figures['median']:.1f} ms, 99th percentile {figures['p99']:.1f} ms")
-        say(f"{work}: busy over idle {found['ratio']:.2f}")
-    facts = {"jobs": jobs, "bulk_images": bulk_images, "processes": processes}
+    facts = {
+        "jobs": jobs,
+        "bulk_images": bulk_images,
+        "slow_images": slow_images,
+        "slow_ms": slow_ms,
+        "processes": processes,
+    }
     say(f"written to {write_measured('latency', facts | measured, json, load_average)}")
 
 
-def _measure(
-    work: Work, model: TrainedModel, folder: Path, jobs: int, bulk_images: int, processes: int
-) -> dict[str, Any]:
+def _measure(work: Work, model: TrainedModel, folder: Path, sizes: _Sizes, processes: int) -> dict[str, Any]:
+    jobs = sizes.jobs
     with short_folder() as home, databases(work, home) as both:
         settings = settings_in(home, both.pipeline, processes)
         with Pipeline(settings, model) as pipeline, asking(pipeline.client.ledger, ROW_IS_THERE) as ask:
             say(f"{work}: warming up")
+            slow = build_slow_model(sizes.slow_ms, home)
             pipeline.warm_up(folder)
             settle(both.settle)
             say(f"{work}: {jobs} jobs of one image, alone")
             paths = cycle(list_images(folder))
             idle = _timed(pipeline.client, ask, paths, jobs)
-            say(f"{work}: {jobs} jobs of one image, beside a job of {bulk_images:,}")
-            with Bulk(pipeline.client, folder, bulk_images) as bulk:
+            say(f"{work}: {jobs} jobs of one image, beside a job of {sizes.bulk_images:,}")
+            with Bulk(pipeline.client, folder, sizes.bulk_images) as bulk:
                 busy = _timed(pipeline.client, ask, paths, jobs, under_way=bulk.under_way)
-    found = {"idle": _figures(idle), "busy": _figures(busy)}
-    return found | {
-        "ratio": round(found["busy"]["median"] / found["idle"]["median"], 3),
+            pipeline.wait_until_idle()
+            slow_id = register_slow_model(slow, pipeline.client.ledger, settings)
+            _warm_up_slow(pipeline.client, folder, slow_id, processes)
+            say(f"{work}: {jobs} jobs of one image, beside a model of {slow.image_ms:.1f} ms per image")
+            with Bulk(pipeline.client, folder, sizes.slow_images, model=slow_id) as slow_bulk:
+                beside_slow = _timed(pipeline.client, ask, paths, jobs, under_way=slow_bulk.under_way)
+    return {
+        **dict(zip(_KINDS, map(_figures, (idle, busy, beside_slow)), strict=True)),
         "bulk_jobs": bulk.jobs,
+        "slow_bulk_jobs": slow_bulk.jobs,
+        "slow_model_image_ms": round(slow.image_ms, 2),
         "database": both.facts,
     }
 
 
+def _warm_up_slow(client: Client, folder: Path, model_id: str, processes: int) -> None:
+    """Let every process load the model and measure its speed: none has a second claim before all have one."""
+    images = 2 * FIRST_CLAIM_IMAGES * processes
+    job_id = client.submission(islice(Sources([str(folder)]), images), model=model_id).job_id
+    client.wait(job_id, timeout=JOB_SECONDS)
+
+
 def _figures(taken: list[tuple[float, float]]) -> dict[str, Any]:
-    """To the row, and of that until the call came back, in milliseconds."""
+    """Return milliseconds to the row, and of these, milliseconds until `submit` returned."""
     return milliseconds([total for total, _ in taken]) | {"submit": milliseconds([part for _, part in taken])}
 
 
@@ -105,8 +143,9 @@ def _timed(
     *,
     under_way: Callable[[], bool] = lambda: True,
 ) -> list[tuple[float, float]]:
-    """Seconds to the row, and of them until the call came back, of each job. One counts only if what is to be
-    `under_way` was, before it and after it. Raises RuntimeError where a row does not come.
+    """Return each job's seconds to the row, and of these, seconds until `submit` returned.
+
+    A job counts only if `under_way` is true before and after it. Raises RuntimeError if a row does not come.
     """
     taken: list[tuple[float, float]] = []
     chance = random.Random(jobs)

@@ -20,18 +20,18 @@ from jobs.schema import UNFINISHED, JobState, chunks
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.stack import Stack
+from worker.context import CLAIM_SECONDS
 
-#: How long to wait before the ledger is asked again whether the job is done: this many seconds times the
-#: share of its chunks that nobody has in hand, because asking takes time from the workers, but never less
-#: than the other figure, by which a round may be measured too long.
+#: Seconds between two questions to the ledger whether the job is done. At most, because asking takes time from
+#: the workers; and at the end, because a round may be measured too long by so much.
 POLL_SECONDS: Final = 0.25
 POLL_SECONDS_AT_THE_END: Final = 0.005
 
 #: A job that takes longer than this hangs.
 JOB_SECONDS: Final = 600.0
 
-#: A job's state, its chunks, and how many of these are done.
-_PROGRESS: Final = "SELECT state, chunks, chunks_done FROM jobs WHERE id = ?"
+#: A job's state, its images, and how many of these are done.
+_PROGRESS: Final = "SELECT state, total, succeeded + failed FROM jobs WHERE id = ?"
 
 
 class Classified(NamedTuple):
@@ -66,9 +66,9 @@ class Pipeline:
         self.client.close()
 
     def warm_up(self, folder: Path) -> None:
-        """Classifies the folder until every worker process has taken part, which it does once it is warm."""
+        """Classify the folder until every worker process has taken part: it then knows the model's speed."""
         while len(self.processes()) < self._settings.processes:
-            # As many at once: where a folder makes a single chunk, the first process would take each of them.
+            # Several jobs at once: the first process would take each of them if a folder makes one chunk.
             for job_id in [self.client.submit(folder) for _ in range(self._settings.processes)]:
                 self.client.wait(job_id, timeout=JOB_SECONDS)
 
@@ -94,25 +94,32 @@ class Pipeline:
         Raises RuntimeError where that goes wrong.
         """
         with asking(self.client.ledger, _PROGRESS) as ask:
-            while (waiting := self._share_that_waits(ask(job_id))) is not None:
-                if time.perf_counter() - began > JOB_SECONDS:
+            while True:
+                state, total, done = ask(job_id)
+                seconds = time.perf_counter() - began
+                if state not in UNFINISHED:
+                    break
+                if seconds > JOB_SECONDS:
                     raise RuntimeError(f"the job has not ended after {JOB_SECONDS:g} seconds")
-                time.sleep(max(POLL_SECONDS_AT_THE_END, POLL_SECONDS * waiting))
-            ended = time.perf_counter()
+                time.sleep(_pause(seconds, total, done))
         status = self.client.status(job_id)
         if status.state != JobState.DONE or status.failed:
             raise RuntimeError(f"the job ended {status.state} with {status.failed} errors: {status.error}")
-        return Classified(job_id, ended - began, submitted - began)
-
-    def _share_that_waits(self, job: tuple[str, int, int]) -> float | None:
-        """Of a job's chunks, if each process is at one; None where the job has ended."""
-        state, chunks, done = job
-        return (chunks - done - self._settings.processes) / chunks if state in UNFINISHED else None
+        return Classified(job_id, seconds, submitted - began)
 
     def processes(self) -> list[int]:
-        """The ids of the worker processes that have taken part so far."""
+        """Return the ids of the worker processes that have taken part so far."""
         with self.client.ledger.reading() as connection:
             owners = connection.scalars(
                 sa.select(chunks.c.owner).where(chunks.c.owner.is_not(None)).distinct()
             )
             return sorted(int(owner.rpartition("/")[2]) for owner in owners)
+
+
+def _pause(seconds: float, total: int, done: int) -> float:
+    """Return how long to wait before asking again about a job that has run for so many seconds."""
+    if not done:
+        return POLL_SECONDS_AT_THE_END
+    # The images of the claims under way are not done yet, and may all be done at any moment.
+    left = seconds * (total - done) / done - CLAIM_SECONDS
+    return min(max(POLL_SECONDS_AT_THE_END, left), POLL_SECONDS)

@@ -35,9 +35,9 @@ class Producer:
         self._folder = folder
         self._pool = ProcessPoolExecutor(
             1,
-            # Spawned, not forked: nothing of this process's memory is in it.
+            # Spawned, not forked: it must not share this process's memory.
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_leave_ctrl_c,
+            initializer=ignore_ctrl_c,
             max_tasks_per_child=1,
         )
 
@@ -47,15 +47,15 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, images: int) -> Future[Submission]:
-        """Begins a job of so many images; the future holds what came of it, or what `submit` raises."""
-        return self._pool.submit(_submit, self._settings, self._folder, images)
+    def submit(self, images: int, *, model: str | None = None) -> Future[Submission]:
+        """Begin a job of so many images; the future holds the submission, or what `submit` raises."""
+        return self._pool.submit(_submit, self._settings, self._folder, images, model)
 
 
-def _submit(settings: Settings, folder: Path, images: int) -> Submission:
+def _submit(settings: Settings, folder: Path, images: int, model: str | None) -> Submission:
     with Client(settings) as client:
         began = time.perf_counter()
-        job_id = client.submission(_again_and_again(folder, images)).job_id
+        job_id = client.submission(_again_and_again(folder, images), model=model).job_id
         return Submission(job_id, began, time.perf_counter(), peak_kib(os.getpid()))
 
 
@@ -63,5 +63,6 @@ def _again_and_again(folder: Path, images: int) -> Iterator[SourceImage]:
     return islice(chain.from_iterable(map(Sources, repeat([str(folder)]))), images)
 
 
-def _leave_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the parent, which then ends us
+def ignore_ctrl_c() -> None:
+    """Leave Ctrl-C to the parent, which then ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

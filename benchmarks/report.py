@@ -149,15 +149,15 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def print_stages(stages: dict[str, float], processes: int, console: Console) -> None:
-    """A row a stage, seconds an image in; microseconds out."""
-    table = Table(title="one process, µs an image")
+def print_timings(timings: dict[str, float], processes: int, console: Console) -> None:
+    """Print one row per stage: the microseconds per image of what is given in seconds."""
+    table = Table(title="one process, µs per image")
     table.add_column("stage")
     table.add_column("µs", justify="right")
-    for name, seconds in stages.items():
+    for name, seconds in timings.items():
         table.add_row(name, f"{seconds * 1e6:.1f}")
     table.add_section()
-    total = sum(stages.values())
+    total = sum(timings.values())
     table.add_row("all", f"{total * 1e6:.1f}")
     console.print(table)
     console.print(f"{processes} cores that do nothing else: at most {processes / total:,.0f} images/s")

@@ -51,7 +51,7 @@ from jobs.payloads import pack_payload, payload_digest, payload_key, read_payloa
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.console import Console, say, tells_errors
-from producer.chunking import MAX_CHUNK_BYTES
+from producer.chunking import FIRST_BYTES, FIRST_IMAGES, MAX_CHUNK_BYTES
 
 ROUNDS: Final = 5
 
@@ -69,7 +69,7 @@ class _Chunk(NamedTuple):
     first: int
     images: int
     key: str
-    sha256: str
+    digest: str
 
 
 class Shape:
@@ -106,7 +106,7 @@ class Shape:
         job_id, store = new_id(), Store(self._settings.store)
         began = time.perf_counter()
         chunks = 0
-        for first, names, contents in _drafts(list_images(folder), self._settings.chunk_images):
+        for first, names, contents in _chunks_of(list_images(folder), self._settings.chunk_images):
             key = payload_key(job_id, new_id())
             pieces = pack_payload(names, contents)
             store.put(key, *pieces)
@@ -117,14 +117,16 @@ class Shape:
         return Looped(job_id, time.perf_counter() - began)
 
 
-def _drafts(paths: list[str], chunk_images: int) -> Iterator[tuple[int, list[str], list[bytes]]]:
-    """The images of each chunk, after the number of those before it; as large as the pipeline's chunks."""
+def _chunks_of(paths: list[str], chunk_images: int) -> Iterator[tuple[int, list[str], list[bytes]]]:
+    """Yield each chunk: its first index, names and contents. Chunks are as large as the pipeline's."""
     first, size = 0, 0
+    room, room_bytes = min(FIRST_IMAGES, chunk_images), FIRST_BYTES
     contents: list[bytes] = []
     for place, path in enumerate(paths):
         content = read(path)
-        if contents and (len(contents) == chunk_images or size + len(content) > MAX_CHUNK_BYTES):
+        if contents and (len(contents) == room or size + len(content) > room_bytes):
             yield first, paths[first:place], contents
+            room, room_bytes = min(2 * room, chunk_images), min(2 * room_bytes, MAX_CHUNK_BYTES)
             first, size, contents = place, 0, []
         contents.append(content)
         size += len(content)
@@ -139,7 +141,7 @@ def _work(plan: Plan, store_url: str, chunks: Any, done: Any) -> None:
         done.put(None)
         while True:
             chunk: _Chunk = chunks.get()
-            payload = read_payload(store, chunk.key, chunk.sha256, images=chunk.images)
+            payload = read_payload(store, chunk.key, chunk.digest)
             rows = []
             for start in range(0, chunk.images, BATCH):
                 part = slice(start, start + BATCH)
@@ -171,6 +173,7 @@ class _Round(NamedTuple):
 def main(
     work: Annotated[Work, typer.Option(help="Which database the rows go to.")] = Work.POSTGRESQL,
     pictures: Annotated[Pictures, typer.Option(help="What is on the images.")] = Pictures.DIGITS,
+    images: Annotated[int | None, typer.Option(min=1, help="How many images. Left out: all of them.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How many turns count; one more comes first.")] = ROUNDS,
     work_dir: WorkDir = None,
     json: Json = RESULTS,
@@ -178,7 +181,7 @@ def main(
     """Measure images a second of the pipeline, of its shape alone, and of the bare loop, in turns."""
     leave_developer_out()
     load_average = os.getloadavg()[0]
-    kept, images = kept_folder(work_dir), ALL_IMAGES[pictures]
+    kept, images = kept_folder(work_dir), images or ALL_IMAGES[pictures]
     model = train_once(kept)
     folder = make_images(pictures, images, Settings.load(home=kept / "model"), kept)
     measured = _measure(work, model, folder, images, rounds)

@@ -1,22 +1,23 @@
-"""Where an image's time goes: each stage by itself, in one process, in microseconds an image.
+"""Where an image's time goes: each stage by itself, in one process, in microseconds per image.
 
-The stages are the pipeline's own functions on real chunks; a broker and a second process are left out.
+The stages are the pipeline's own functions on real chunks, without a broker and without a second process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.model import TrainedModel
+from benchmarks.producer import ignore_ctrl_c
+from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_chunk
+from jobs.ledger.claims import claim_next
 from jobs.ledger.models import find_champion
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
@@ -25,30 +26,26 @@ from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.sources import SourceImage, Sources
-from worker.predicting.timings import Stages
+from worker.predicting.timings import Timings
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: How many images are taken through the stages, and how often; of each stage the least
-#: counts, because what somebody else's work on the machine adds is not the stage's.
+#: How many images are taken through the stages, and how often. The fastest pass of each stage counts, because
+#: other programs on the machine only add to it.
 PROFILE_IMAGES: Final = 10_000
 PASSES: Final = 5
 
 Seconds = dict[str, float]  # by stage
 
 
-def profile_stages(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
-    """Seconds an image of each stage. The ledger must have a champion."""
-    # In a process of its own, as a worker is: TensorFlow stays out of this one.
+def profile_timings(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
+    """Return the seconds per image of each stage. The ledger must have a champion."""
+    # In a process of its own, like a worker: TensorFlow stays out of this one.
     with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_ctrl_c
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=ignore_ctrl_c
     ) as pool:
         return pool.submit(_profile, settings, model, folder).result()
-
-
-def _leave_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
@@ -63,46 +60,56 @@ def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
 
 
 def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder: Path) -> Seconds:
-    from worker.predicting.batches import classify_payloads
+    from worker.predicting.batches import classify_images, fetch_references
 
-    stages, store, job_id, total = Stages(), Store(settings.store), new_id(), 0
+    timings, store, job_id, total = Timings(), Store(settings.store), new_id(), 0
+    roots, limits = Roots(settings.reference_roots), settings.image_limits
     with ledger.transaction() as connection:
         champion = find_champion(connection)
         assert champion is not None
         open_job(connection, job_id, model_id=champion.id, key=None)
     images = iter(islice(Sources([str(folder)]), PROFILE_IMAGES))
     while True:
-        with stages.timed("read the files"):
+        with timings.timed("read the files"):
             batch: list[SourceImage] = list(islice(images, settings.chunk_images))
         if not batch:
             break
         chunk_id = new_id()
         key = payload_key(job_id, chunk_id)
-        with stages.timed("pack the payload"):
+        with timings.timed("pack the payload"):
             pieces = pack_payload(
                 [image.name for image in batch], [image.data for image in batch if image.data is not None]
             )
             digest = payload_digest(*pieces)
-        with stages.timed("write the payload"):
+        with timings.timed("write the payload"):
             store.put(key, *pieces)
-        with stages.timed("record the chunk"), ledger.transaction() as connection:
+        with timings.timed("record the chunk"), ledger.transaction() as connection:
             add_chunk(connection, job_id, NewChunk(chunk_id, total, len(batch), key, digest))
-        with stages.timed("claim the chunk"), ledger.transaction() as connection:
-            claim = claim_chunk(connection, chunk_id, lease_seconds=settings.lease_seconds, owner="benchmark")
-        assert claim is not None
-        with stages.timed("read the payload"):
-            payload = read_payload(store, key, digest, offset=0, images=len(batch))
-        outcomes = classify_payloads(
-            [payload],
+        with timings.timed("claim the chunk"), ledger.transaction() as connection:
+            [claim] = claim_next(
+                connection,
+                owner="benchmark",
+                token=new_id(),
+                lease_seconds=settings.lease_seconds,
+                images_for=lambda _model_id: settings.chunk_images,
+            )
+        assert (claim.chunk_id, claim.images) == (chunk_id, len(batch))
+        with timings.timed("read the payload"):
+            payload = read_payload(store, claim.payload, claim.payload_digest).part(0, claim.images)
+        with timings.timed("fetch"), ThreadPoolExecutor() as threads:
+            fetched = fetch_references(payload.contents, roots, threads, max_bytes=limits.max_bytes)
+            contents = [content for content in fetched if not isinstance(content, Unavailable)]
+        outcomes = classify_images(
+            payload.names,
+            contents,
             classifier,
-            roots=Roots(settings.reference_roots),
-            limits=settings.image_limits,
+            limits=limits,
             image_seconds=settings.image_seconds,
-            stages=stages,
+            timings=timings,
         )
-        with stages.timed("record the outcomes"), ledger.transaction() as connection:
+        with timings.timed("record the results"), ledger.transaction() as connection:
             record_results(connection, [Classified(claim, outcomes)])
         total += len(batch)
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint=None)
-    return {name: stage.seconds / total for name, stage in stages.found.items()}
+    return {name: stage.seconds / total for name, stage in timings.stages.items()}

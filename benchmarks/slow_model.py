@@ -1,0 +1,101 @@
+"""A model that takes a given time per image, for `benchmarks.latency`: convolutions, as many as that takes.
+
+It is built for this machine on each run. Its weights are random: only its speed is of interest. Its input is
+so large that workers compute only small batches of it, as they do for photographs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from benchmarks.producer import ignore_ctrl_c
+from jobs.ledger import Ledger
+from jobs.model import InputSpec
+from jobs.registry import register_model
+from jobs.settings import Settings
+from jobs.store import Store
+
+_CLASSES: Final = tuple("0123456789")
+_SPEC: Final = InputSpec(width=160, height=160, mode="L", invert="never")
+_CHANNELS: Final = 64
+
+#: Two networks of so many layers are measured, to know the time of one layer.
+_FEW: Final = 2
+_MANY: Final = 12
+
+#: The fastest of so many calls counts: other programs only make a call slower.
+_REPEATS: Final = 5
+
+
+class SlowModel(NamedTuple):
+    """A model's `.keras` file, and what it takes on one core."""
+
+    data: bytes
+    image_ms: float
+
+
+def build_slow_model(image_ms: float, folder: Path) -> SlowModel:
+    """Build a model that takes about so many milliseconds per image on one core of this machine."""
+    # In a process of its own: the caller forks workers, and must not have TensorFlow's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=ignore_ctrl_c) as pool:
+        return pool.submit(_build, image_ms, folder).result()
+
+
+def register_slow_model(model: SlowModel, ledger: Ledger, settings: Settings) -> str:
+    """Register the model without an alias, and return its id."""
+    return register_model(
+        ledger,
+        Store(settings.store),
+        model.data,
+        architecture="slow",
+        classes=_CLASSES,
+        input_spec=_SPEC,
+        accuracy=None,
+        metrics={},
+    ).id
+
+
+def _build(image_ms: float, folder: Path) -> SlowModel:
+    from worker.predicting.tensorflow_runtime import set_threads
+
+    set_threads(1)
+    few, many = (_image_ms(_network(layers)) for layers in (_FEW, _MANY))
+    layer_ms = max((many - few) / (_MANY - _FEW), 1e-3)
+    network = _network(max(1, _FEW + round((image_ms - few) / layer_ms)))
+    path = folder / "slow.keras"
+    network.save(path)
+    return SlowModel(path.read_bytes(), _image_ms(network))
+
+
+def _network(layers: int) -> Any:
+    from worker.predicting.tensorflow_runtime import keras
+
+    inputs = keras.Input((*_SPEC.shape, 1))
+    found = keras.layers.Rescaling(1 / 255)(inputs)
+    found = keras.layers.Conv2D(_CHANNELS, 8, strides=8, activation="relu")(found)
+    for _ in range(layers):
+        found = keras.layers.Conv2D(_CHANNELS, 3, padding="same", activation="relu")(found)
+    found = keras.layers.GlobalAveragePooling2D()(found)
+    return keras.Model(inputs, keras.layers.Dense(len(_CLASSES), activation="softmax")(found))
+
+
+def _image_ms(network: Any) -> float:
+    """Measure the milliseconds per image in full batches."""
+    import numpy as np
+
+    from worker.predicting.classifier import Classifier
+
+    classifier = Classifier(network, _CLASSES, _SPEC)
+    pixels = np.zeros((classifier.batch, *_SPEC.shape), np.uint8)
+    classifier.warm_up()
+    seconds = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        classifier.predict(pixels)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * min(seconds) / len(pixels)
