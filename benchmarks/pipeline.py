@@ -22,8 +22,8 @@ from labelmill.client import Client
 from labelmill.stack import Stack
 from worker.context import CLAIM_SECONDS
 
-#: Seconds between two questions to the ledger whether the job is done. At most, because asking takes time from
-#: the workers; and at the end, because a round may be measured too long by so much.
+#: Seconds between two questions to the ledger whether the job is done. At most, because asking takes time
+#: from the workers; and at the end, because a round may be measured too long by so much.
 POLL_SECONDS: Final = 0.25
 POLL_SECONDS_AT_THE_END: Final = 0.005
 

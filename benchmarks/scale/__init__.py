@@ -1,6 +1,6 @@
-"""What a fleet costs that classifies a billion images a day: `python -m benchmarks.scale`, PostgreSQL only.
+"""What a billion images per day cost: `python -m benchmarks.scale`, PostgreSQL only.
 
-Each part takes one limit by itself, through the ledger's own functions: rows (`rows`), what waits
-(`backlog`), messages and requests (`traffic`), and what is removed (`retention`).
+Each part measures one limit, through the ledger's own functions: rows (`rows`), waiting chunks (`backlog`),
+messages and requests (`traffic`), and removal (`retention`).
 docs/explanation/performance.md and docs/how-to/scale.md use the figures.
 """

@@ -10,7 +10,7 @@ import typer
 from benchmarks.databases import Work, databases
 from benchmarks.report import write_measured
 from benchmarks.scale.backlog import ask
-from benchmarks.scale.ground import CHUNK_IMAGES, ground
+from benchmarks.scale.ledgers import CHUNK_IMAGES, prepared_ledger
 from benchmarks.scale.retention import measure_partitions, measure_purge
 from benchmarks.scale.rows import measure_hot_row, measure_rows
 from benchmarks.scale.traffic import count_requests, measure_commands, measure_messages
@@ -31,45 +31,47 @@ from labelmill.console import say, tells_errors
 #: Images of the chunks whose messages are counted: small, so that there are many.
 _SMALL_CHUNK: Final = 200
 
-#: Of the job that takes real workers.
-_IMAGES: Final = 20_000
-
 
 @tells_errors
 def main(
     rows: Annotated[int, typer.Option(min=1_000, help="Rows of the large table.")] = 10_000_000,
     first_rows: Annotated[int, typer.Option(min=1_000, help="Rows written as workers do.")] = 1_000_000,
-    hot_chunks: Annotated[int, typer.Option(min=8, help="Chunks of one image, a crowd.")] = 2_400,
+    hot_chunks: Annotated[
+        int, typer.Option(min=8, help="Chunks of one image, for competing processes.")
+    ] = 2_400,
     pending: Annotated[int, typer.Option(min=5_000, help="Chunks that wait.")] = 500_000,
     finished: Annotated[int, typer.Option(min=1, help="Jobs that finished before.")] = 1_000_000,
     removed: Annotated[int, typer.Option(min=1_000, help="Rows of the job that is removed.")] = 1_000_000,
-    repeats: Annotated[int, typer.Option(min=2, help="How often each question is asked.")] = 20,
+    images: Annotated[
+        int, typer.Option(min=1_000, help="Images of the job that takes real workers.")
+    ] = 20_000,
+    repeats: Annotated[int, typer.Option(min=2, help="How often each statement is measured.")] = 20,
     processes: Processes = PROCESSES,
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
-    """Measure what each stage costs at the scale of a billion images a day, on PostgreSQL."""
+    """Measure what each part costs at the scale of a billion images per day, on PostgreSQL."""
     load_average = os.getloadavg()[0]
-    model, folder = prepare(work_dir, images=_IMAGES)
+    model, folder = prepare(work_dir, images=images)
     measured: dict[str, Any] = {}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         measured["database"] = both.facts
         store = Store(settings_in(home, both.pipeline, processes).store)
-        with ground(both, both.pipeline) as where:
-            measured["rows"] = measure_rows(where, first=first_rows, more=rows)
-            measured["retention"] = measure_purge(where, store, images=removed)
-        with ground(both, both.bare_loop) as where:
-            measured["hot_row"] = measure_hot_row(where, chunks=hot_chunks)
+        with prepared_ledger(both, both.pipeline) as prepared:
+            measured["rows"] = measure_rows(prepared, first=first_rows, more=rows)
+            measured["retention"] = measure_purge(prepared, store, images=removed)
+        with prepared_ledger(both, both.bare_loop) as prepared:
+            measured["hot_row"] = measure_hot_row(prepared, chunks=hot_chunks)
             chunks = max(1, first_rows // 10 // CHUNK_IMAGES)
-            measured["partitions"] = measure_partitions(where, images=removed, chunks=chunks)
+            measured["partitions"] = measure_partitions(prepared, images=removed, chunks=chunks)
     measured["backlog"] = {}
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         for url, waits, ended in ((both.bare_loop, 5_000, 1_000), (both.pipeline, pending, finished)):
-            with ground(both, url) as where:
+            with prepared_ledger(both, url) as prepared:
                 name = f"{waits} pending, {ended} finished"
-                measured["backlog"][name] = ask(where, pending=waits, finished=ended, repeats=repeats)
+                measured["backlog"][name] = ask(prepared, pending=waits, finished=ended, repeats=repeats)
                 settings = settings_in(home, url, processes)
-                measured["backlog"][name]["messages"] = measure_messages(where, settings, looks=repeats)
+                measured["backlog"][name]["messages"] = measure_messages(prepared, settings, ticks=repeats)
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
         settings = settings_in(home, both.pipeline, processes)
         small = settings.model_copy(update={"chunk_images": _SMALL_CHUNK})

@@ -10,7 +10,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from benchmarks.large_job import fill_predictions, make_large_job
-from benchmarks.scale.ground import CHUNK_IMAGES, Ground, execute, noting
+from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, noting
 from benchmarks.scale.rows import write_rows
 from jobs.ids import new_id
 from jobs.store import Store
@@ -24,49 +24,49 @@ _DAYS_AFTER: Final = 10
 _DAY_SECONDS: Final = 86_400
 
 
-def measure_purge(where: Ground, store: Store, *, images: int) -> dict[str, Any]:
+def measure_purge(prepared: PreparedLedger, store: Store, *, images: int) -> dict[str, Any]:
     """Seconds and bytes of the log for removing one finished job, and for the VACUUM after it."""
-    with where.ledger.transaction() as connection:
-        make_large_job(connection, where.model_id, images, chunk_images=CHUNK_IMAGES, days_ago=2)
-    execute(where.ledger, "VACUUM ANALYZE predictions")
-    where.settle()
-    purge = Purge(where.ledger, store, dry_run=False, on_progress=lambda _purged: None)
-    with noting(where.ledger) as purged:
+    with prepared.ledger.transaction() as connection:
+        make_large_job(connection, prepared.model_id, images, chunk_images=CHUNK_IMAGES, days_ago=2)
+    execute(prepared.ledger, "VACUUM ANALYZE predictions")
+    prepared.settle()
+    purge = Purge(prepared.ledger, store, dry_run=False, on_progress=lambda _purged: None)
+    with noting(prepared.ledger) as purged:
         purge.whole_jobs(days=1)
     assert purge.purged.predictions == images
-    with noting(where.ledger) as vacuumed:
-        execute(where.ledger, "VACUUM predictions")
+    with noting(prepared.ledger) as vacuumed:
+        execute(prepared.ledger, "VACUUM predictions")
     found = {"rows": images, "purge": purged, "vacuum": vacuumed}
     say(f"retention: {found}")
     return found
 
 
-def measure_partitions(where: Ground, *, images: int, chunks: int) -> dict[str, Any]:
+def measure_partitions(prepared: PreparedLedger, *, images: int, chunks: int) -> dict[str, Any]:
     """The same rows written into a table with a partition a day, and a day that is dropped."""
-    plain = write_rows(where, 1, chunks)
-    _make_partitions(where)
-    parted = write_rows(where, 1, chunks)
-    with where.ledger.transaction() as connection:
+    plain = write_rows(prepared, 1, chunks)
+    _make_partitions(prepared)
+    parted = write_rows(prepared, 1, chunks)
+    with prepared.ledger.transaction() as connection:
         fill_predictions(connection, _id_of_day(-1.5), images)
-    where.settle()
-    with noting(where.ledger) as dropped:
-        execute(where.ledger, f"DROP TABLE predictions_{_DAYS_BEFORE - 2}")
+    prepared.settle()
+    with noting(prepared.ledger) as dropped:
+        execute(prepared.ledger, f"DROP TABLE predictions_{_DAYS_BEFORE - 2}")
     found = {"rows": images, "drop": dropped, "one_writer": parted, "one_writer_without": plain}
     say(f"partitions: {found}")
     return found
 
 
-def _make_partitions(where: Ground) -> None:
+def _make_partitions(prepared: PreparedLedger) -> None:
     """An empty table of the same shape in the place of the predictions, a partition a day. By the job's id:
     ids are in the order of time, so what a job writes stays together and a day's jobs lie beside each other.
     """
-    execute(where.ledger, "ALTER TABLE predictions RENAME TO predictions_plain")
-    execute(where.ledger, "CREATE TABLE predictions (LIKE predictions_plain) PARTITION BY RANGE (job_id)")
-    execute(where.ledger, 'ALTER TABLE predictions ADD PRIMARY KEY (job_id, "index")')
+    execute(prepared.ledger, "ALTER TABLE predictions RENAME TO predictions_plain")
+    execute(prepared.ledger, "CREATE TABLE predictions (LIKE predictions_plain) PARTITION BY RANGE (job_id)")
+    execute(prepared.ledger, 'ALTER TABLE predictions ADD PRIMARY KEY (job_id, "index")')
     for number, day in enumerate(range(-_DAYS_BEFORE, _DAYS_AFTER)):
         first, beyond = _id_of_day(day), _id_of_day(day + 1)
         execute(
-            where.ledger,
+            prepared.ledger,
             f"CREATE TABLE predictions_{number} PARTITION OF predictions"
             f" FOR VALUES FROM ('{first}') TO ('{beyond}')",
         )

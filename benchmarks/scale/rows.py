@@ -1,12 +1,12 @@
-"""Rows: their bytes, their log, how fast they are written; and how many chunks a job's row lets through."""
+"""Rows: their bytes, their log, how fast they are written; and how many chunks a job's row allows."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from benchmarks.large_job import fill_predictions
-from benchmarks.scale.crowd import finish
-from benchmarks.scale.ground import CHUNK_IMAGES, Ground, make_job, noting, sizes
+from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, make_jobs, noting, sizes
+from benchmarks.scale.workers import finish
 from jobs.ids import new_id
 from labelmill.console import say
 
@@ -14,47 +14,45 @@ from labelmill.console import say
 _WRITERS: Final = (1, 2, 4)
 
 #: How many finish chunks of one job.
-_CROWDS: Final = (1, 2, 4, 8)
+_FINISHERS: Final = (1, 2, 4, 8)
 
 
-def measure_rows(where: Ground, *, first: int, more: int) -> dict[str, Any]:
+def measure_rows(prepared: PreparedLedger, *, first: int, more: int) -> dict[str, Any]:
     """Writes some `first` rows as workers do, in three parts, and has PostgreSQL make them up to `more`."""
     chunks = max(max(_WRITERS), first // len(_WRITERS) // CHUNK_IMAGES)
-    writers = {str(number): write_rows(where, number, chunks) for number in _WRITERS}
-    at_first = sizes(where.ledger)
+    writers = {str(number): write_rows(prepared, number, chunks) for number in _WRITERS}
+    at_first = sizes(prepared.ledger)
     say(f"rows: {at_first}, {writers}")
     left = more - int(at_first["rows"])
     if left > 0:
         say(f"writing {left:,} rows more")
-        with where.ledger.transaction() as connection:
+        with prepared.ledger.transaction() as connection:
             fill_predictions(connection, new_id(), left)
-    at_last = sizes(where.ledger)
-    afterwards = write_rows(where, 1, chunks)
+    at_last = sizes(prepared.ledger)
+    afterwards = write_rows(prepared, 1, chunks)
     say(f"rows: {at_last}, then {afterwards}")
     return {"bytes_a_row": [at_first, at_last], "writers": writers, "one_writer_afterwards": afterwards}
 
 
-def measure_hot_row(where: Ground, *, chunks: int) -> dict[str, Any]:
-    """Chunks of one image a second in one job, and beside it in as many jobs as there are processes."""
+def measure_hot_row(prepared: PreparedLedger, *, chunks: int) -> dict[str, Any]:
+    """Return chunks of one image per second, of one job, and of as many jobs as there are processes."""
     found = {}
-    for number in _CROWDS:
-        one, many = (_finish_small(where, number, chunks, apart=apart) for apart in (False, True))
+    for number in _FINISHERS:
+        one, many = (_finish_small(prepared, number, chunks, apart=apart) for apart in (False, True))
         say(f"{number} processes: one job {one}, a job each {many}")
         found[str(number)] = {"one_job": one, "a_job_each": many}
     return found
 
 
-def write_rows(where: Ground, processes: int, chunks: int) -> dict[str, Any]:
-    """Rows a second and their log, from so many processes into jobs of their own; so many chunks in all."""
-    with where.ledger.transaction() as connection:
-        shares = [
-            make_job(connection, where.model_id, chunks=chunks // processes, images=CHUNK_IMAGES)[1]
-            for _ in range(processes)
-        ]
-    rows = CHUNK_IMAGES * sum(map(len, shares))
-    where.settle()
-    with noting(where.ledger) as noted:
-        done = finish(_url(where), shares)
+def write_rows(prepared: PreparedLedger, processes: int, chunks: int) -> dict[str, Any]:
+    """Return rows per second and their log, from so many processes and jobs; so many chunks in all."""
+    each = chunks // processes
+    with prepared.ledger.transaction() as connection:
+        make_jobs(connection, prepared.model_id, jobs=processes, chunks=each, images=CHUNK_IMAGES)
+    rows = CHUNK_IMAGES * processes * each
+    prepared.settle()
+    with noting(prepared.ledger) as noted:
+        done = finish(_url(prepared), processes=processes, chunks=each, images=CHUNK_IMAGES)
     return {
         "rows": rows,
         "rows_per_second": round(done.chunks_per_second * CHUNK_IMAGES),
@@ -65,18 +63,14 @@ def write_rows(where: Ground, processes: int, chunks: int) -> dict[str, Any]:
     }
 
 
-def _finish_small(where: Ground, processes: int, chunks: int, *, apart: bool) -> dict[str, float]:
+def _finish_small(prepared: PreparedLedger, processes: int, chunks: int, *, apart: bool) -> dict[str, float]:
     each = chunks // processes
-    with where.ledger.transaction() as connection:
-        if apart:
-            made = [make_job(connection, where.model_id, chunks=each, images=1) for _ in range(processes)]
-            shares = [ids for _, ids in made]
-        else:
-            _, ids = make_job(connection, where.model_id, chunks=each * processes, images=1)
-            shares = [ids[number::processes] for number in range(processes)]
-    where.settle()
-    return finish(_url(where), shares)._asdict()
+    with prepared.ledger.transaction() as connection:
+        jobs = processes if apart else 1
+        make_jobs(connection, prepared.model_id, jobs=jobs, chunks=each * processes // jobs, images=1)
+    prepared.settle()
+    return finish(_url(prepared), processes=processes, chunks=each, images=1)._asdict()
 
 
-def _url(where: Ground) -> str:
-    return where.ledger.engine.url.render_as_string(hide_password=False)
+def _url(prepared: PreparedLedger) -> str:
+    return prepared.ledger.engine.url.render_as_string(hide_password=False)

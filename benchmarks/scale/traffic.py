@@ -1,4 +1,4 @@
-"""Messages and requests: what a chunk costs in Redis and in the store, and how long a look at both takes."""
+"""Messages and requests: what a chunk costs in Redis and in the store, and how long the reconciler takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,7 @@ import sqlalchemy as sa
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import milliseconds
-from benchmarks.scale.doubles import count_doubles
-from benchmarks.scale.ground import Ground, noting
+from benchmarks.scale.ledgers import PreparedLedger, noting
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX, MAX_WAITING, Publisher, make_app
@@ -31,28 +31,24 @@ from producer.sources import Sources
 from producer.submit import submit
 from worker.reconcile import Reconciler
 
-#: Three times as many chunks as messages may wait: what comes at the beginning is not what goes on.
-_LOOKS_OF_DOUBLES: Final = 30
-
-#: How long workers without work are watched: what they ask by themselves is not the chunks'.
+#: How long idle workers are watched: what they ask without any work does not count for chunks.
 _IDLE_SECONDS: Final = 6.0
 
-#: A session that falls idle tells what it has done ten seconds later, if it told something in the second
-#: before (PostgreSQL's `PGSTAT_IDLE_INTERVAL` and `PGSTAT_MIN_INTERVAL`).
-_TELLING_SECONDS: Final = 11.0
+#: PostgreSQL's sessions report their statistics at most so much later (its `PGSTAT_IDLE_INTERVAL`).
+_REPORT_SECONDS: Final = 11.0
 
-#: Sessions of the workers, whose processes have one each, and of their parent; not the one that asks.
+#: The sessions of the workers' processes and of their parent, without the one that asks.
 _OF_OURS: Final = " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-#: What a question to Redis about itself adds.
+#: The commands of this benchmark itself.
 _OURS: Final = frozenset(("info", "config|resetstat"))
 
 
-def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[str, Any]:
-    """Bytes of a waiting message, and milliseconds of a look of the reconciler. The ledger has a backlog."""
+def measure_messages(prepared: PreparedLedger, settings: Settings, *, ticks: int) -> dict[str, Any]:
+    """Return bytes per message, and milliseconds of the reconciler. The ledger must have a backlog."""
     with Stack(settings, logs=settings.home / "logs", worker=False), _redis(settings) as client:
         publisher = Publisher(make_app(settings))
-        reconciler = Reconciler(where.ledger, publisher, holder="benchmark")
+        reconciler = Reconciler(prepared.ledger, publisher, holder="benchmark")
         publisher.waiting()
         before = _used(client)
         began = time.perf_counter()
@@ -61,11 +57,10 @@ def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[s
         key = f"{KEY_PREFIX}{CLASSIFY_QUEUE}"
         found = {
             "messages": client.llen(key),
-            "bytes_of_memory_a_message": round((_used(client) - before) / MAX_WAITING, 1),
-            "bytes_a_message": len(client.lindex(key, 0) or b""),
-            "look_that_rings_1000_ms": round(1000 * first, 2),
-            "look_ms": milliseconds([_seconds(reconciler.tick) for _ in range(looks)]),
-            "doubles": count_doubles(where, client, key, reconciler, looks=_LOOKS_OF_DOUBLES),
+            "bytes_of_memory_per_message": round((_used(client) - before) / MAX_WAITING, 1),
+            "bytes_per_message": len(client.lindex(key, 0) or b""),
+            "tick_that_sends_1000_ms": round(1000 * first, 2),
+            "tick_ms": milliseconds([_seconds(reconciler.tick) for _ in range(ticks)]),
         }
         publisher.close()
     say(f"messages: {found}")
@@ -73,11 +68,11 @@ def measure_messages(where: Ground, settings: Settings, *, looks: int) -> dict[s
 
 
 def measure_commands(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
-    """Commands and bytes of Redis, and transactions of PostgreSQL, that a chunk of a real job takes."""
+    """Return the commands and bytes of Redis, and PostgreSQL's transactions, per chunk of a real job."""
     with Pipeline(settings, model) as pipeline, _redis(settings) as client:
         ledger = pipeline.client.ledger
         pipeline.warm_up(folder)
-        time.sleep(_TELLING_SECONDS)
+        time.sleep(_REPORT_SECONDS)
         idle = _difference(client, ledger, lambda: time.sleep(_IDLE_SECONDS))
         jobs: list[str] = []
         with noting(ledger) as noted:
@@ -91,22 +86,22 @@ def measure_commands(settings: Settings, model: TrainedModel, folder: Path) -> d
     found = {
         "chunks": number,
         "images": int(images),
-        "a_chunk": {
+        "per_chunk": {
             name: round((busy[name] - passive * idle.get(name, 0)) / number, 2)
             for name in sorted(busy)
             if name != "seconds"
         },
-        "idle_a_second": {name: round(idle[name] / idle["seconds"], 2) for name in sorted(idle)},
+        "idle_per_second": {name: round(idle[name] / idle["seconds"], 2) for name in sorted(idle)},
         "connections_open": open_ones,
-        "wal_bytes_an_image": round(noted["wal_bytes"] / int(images), 1),
+        "wal_bytes_per_image": round(noted["wal_bytes"] / int(images), 1),
     }
     say(f"commands: {found}")
     return found
 
 
 def count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
-    """Requests to the store, and their bytes, of some chunks that are submitted and classified."""
-    # In a process of its own, as a worker is: TensorFlow stays out of this one.
+    """Return the requests to the store, and their bytes, for chunks that are submitted and classified."""
+    # In a process of its own, like a worker: TensorFlow stays out of this one.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(_count_requests, settings, model, folder).result()
     say(f"requests: {found}")
@@ -114,7 +109,7 @@ def count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dic
 
 
 class _Counting(Store):
-    """A store that counts what it is asked for."""
+    """A store that counts requests."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -134,44 +129,44 @@ class _Counting(Store):
 
 def _count_requests(settings: Settings, model: TrainedModel, folder: Path) -> dict[str, Any]:
     from worker.context import WorkerContext
-    from worker.predicting.pipeline import classify_chunk
+    from worker.predicting.pipeline import classify_next
 
     with contextlib.closing(Ledger(settings.ledger)) as ledger:
         make_champion(model, ledger, settings)
     publisher = Publisher(make_app(settings))
-    publisher.unavailable = True  # there is no broker, and nobody to ring for
-    with WorkerContext(settings, processes=1) as bench:
-        bench.warm_up()  # fetches the model, once a process
-        store = bench.store = _Counting(settings.store)
+    publisher.unavailable = True  # there is no broker, and no worker to wake up
+    with WorkerContext(settings, processes=1) as context:
+        context.warm_up()  # fetches the model, once per process
+        store = context.store = _Counting(settings.store)
         job_id = submit(
             islice(Sources([str(folder)]), 3 * settings.chunk_images),
-            ledger=bench.ledger,
+            ledger=context.ledger,
             store=store,
             publisher=publisher,
             chunk_images=settings.chunk_images,
         ).job_id
-        with bench.ledger.reading() as connection:
-            ids = connection.scalars(sa.select(chunks.c.id).where(chunks.c.job_id == job_id)).all()
-        images = sum(classify_chunk(chunk_id, bench) for chunk_id in ids)
-    return {"chunks": len(ids), "images": images, **store.counted}
+        with context.ledger.reading() as connection:
+            made = connection.scalar(sa.select(sa.func.count()).where(chunks.c.job_id == job_id))
+        images = sum(iter(partial(classify_next, context), 0))
+    return {"chunks": made, "images": images, **store.counted}
 
 
 def _difference(client: redis.Redis, ledger: Ledger, what: Callable[[], object]) -> dict[str, float]:
-    """How much of each Redis and PostgreSQL have done meanwhile, and seconds."""
+    """Return by how much Redis's and PostgreSQL's counters moved meanwhile, and seconds."""
     before, began = _standing(client, ledger), time.perf_counter()
     what()
-    time.sleep(_TELLING_SECONDS)
+    time.sleep(_REPORT_SECONDS)
     after, seconds = _standing(client, ledger), time.perf_counter() - began
     moved = {name: value - before.get(name, 0) for name, value in after.items()}
     return {name: value for name, value in moved.items() if value} | {"seconds": seconds}
 
 
 def _standing(client: redis.Redis, ledger: Ledger) -> dict[str, float]:
-    told: Any = client.info("stats")
+    info: Any = client.info("stats")
     commands: Any = client.info("commandstats")
     found = {
-        "redis bytes in": told["total_net_input_bytes"],
-        "redis bytes out": told["total_net_output_bytes"],
+        "redis bytes in": info["total_net_input_bytes"],
+        "redis bytes out": info["total_net_output_bytes"],
     }
     for name, figures in commands.items():
         command = name.removeprefix("cmdstat_")
@@ -185,8 +180,8 @@ def _standing(client: redis.Redis, ledger: Ledger) -> dict[str, float]:
 
 
 def _used(client: redis.Redis) -> int:
-    told: Any = client.info("memory")
-    return int(told["used_memory"])
+    info: Any = client.info("memory")
+    return int(info["used_memory"])
 
 
 def _seconds(what: Callable[[], object]) -> float:

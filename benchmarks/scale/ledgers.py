@@ -1,4 +1,4 @@
-"""What all parts need: a model that is only a row, jobs, and what PostgreSQL says of bytes and of its log."""
+"""Ledgers with a model that is only a row, their jobs, and PostgreSQL's figures of bytes and of its log."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from benchmarks.databases import Databases
+from jobs import schema
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, point_alias
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
 from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_key
 from jobs.settings import Settings
 
-#: Images of a chunk where nothing is set: that of `Settings.chunk_images`.
+#: Images of a chunk by default.
 CHUNK_IMAGES: Final[int] = Settings.model_fields["chunk_images"].default
 
 
 @dataclass(frozen=True)
-class Ground:
+class PreparedLedger:
     """A migrated ledger with a champion that has no file."""
 
     ledger: Ledger
     model_id: str
-    settle: Callable[[], None]  # leaves nothing for the disk that the next measurement would wait for
+    settle: Callable[[], None]  # writes all to the disk, so that the next measurement does not wait for it
 
 
 @contextlib.contextmanager
-def ground(both: Databases, url: str) -> Iterator[Ground]:
+def prepared_ledger(both: Databases, url: str) -> Iterator[PreparedLedger]:
     """One of the two databases."""
     with contextlib.closing(Ledger(url)) as ledger:
         with ledger.transaction() as connection:
@@ -50,7 +51,7 @@ def ground(both: Databases, url: str) -> Iterator[Ground]:
                 metrics={},
             )
             point_alias(connection, CHAMPION, model_id)
-        yield Ground(ledger, model_id, both.settle)
+        yield PreparedLedger(ledger, model_id, both.settle)
 
 
 def image_name(index: int) -> str:
@@ -58,26 +59,37 @@ def image_name(index: int) -> str:
     return f"scans/{index % 10}/{index:08}.png"
 
 
-def make_job(connection: Connection, model_id: str, *, chunks: int, images: int) -> tuple[str, list[str]]:
-    """A job of so many chunks with so many images each; its id, and those of its chunks."""
+def make_job(
+    connection: Connection, model_id: str, *, chunks: int, images: int, priority: int = DEFAULT_PRIORITY
+) -> str:
+    """Make a job of so many chunks with so many images each, and return its id."""
     job_id = new_id()
     open_job(connection, job_id, model_id=model_id, key=None)
-    chunk_ids = [new_id() for _ in range(chunks)]
-    for number, chunk_id in enumerate(chunk_ids):
+    for number in range(chunks):
+        chunk_id = new_id()
         key = payload_key(job_id, chunk_id)
-        add_chunk(connection, job_id, NewChunk(chunk_id, number * images, images, key, "0" * 64))
+        add_chunk(connection, job_id, NewChunk(chunk_id, number * images, images, key, "0" * 64, priority))
     seal_job(connection, job_id, fingerprint=None)
-    return job_id, chunk_ids
+    return job_id
+
+
+def make_jobs(connection: Connection, model_id: str, *, jobs: int, chunks: int, images: int) -> None:
+    """Make so many jobs, of so many chunks each, whose chunks are claimed in turn."""
+    ids = [make_job(connection, model_id, chunks=chunks, images=images) for _ in range(jobs)]
+    # Of one age, they are claimed by their first index.
+    connection.execute(
+        schema.chunks.update().where(schema.chunks.c.job_id.in_(ids)).values(created_at=sa.func.now())
+    )
 
 
 def execute(ledger: Ledger, statement: str) -> None:
-    """A statement that wants no transaction around it, or is none of the ledger's."""
+    """Execute a statement that cannot run in a transaction, or is not one of the ledger's."""
     with ledger.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
 
 def sizes(ledger: Ledger) -> dict[str, float]:
-    """Bytes a row of the predictions, in the table and in its primary key's index."""
+    """Return the bytes per row of the predictions, in the table and in its primary key's index."""
     with ledger.reading() as connection:
         rows, table, index = connection.execute(
             sa.text(
@@ -90,7 +102,7 @@ def sizes(ledger: Ledger) -> dict[str, float]:
 
 @contextlib.contextmanager
 def noting(ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """Puts into a dictionary how many seconds what stands inside took, and bytes of the write-ahead log."""
+    """Put into a dictionary how many seconds the body took, and how many bytes of the write-ahead log."""
     found: dict[str, Any] = {}
     before, began = _log_position(ledger), time.perf_counter()
     yield found
