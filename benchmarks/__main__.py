@@ -17,7 +17,7 @@ import typer
 from benchmarks.bare_loop import BareLoop, plans
 from benchmarks.check import check_rows
 from benchmarks.databases import Work, databases
-from benchmarks.images import ALL_IMAGES, Pictures, make_images
+from benchmarks.images import ALL_IMAGES, MOST_IMAGES, Pictures, make_images
 from benchmarks.model import TrainedModel, make_champion, train_once
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Result, Round, print_result, print_timings, write_result
@@ -53,9 +53,11 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How many pairs count; one more comes first.")] = ROUNDS,
     pictures: Annotated[
         Pictures,
-        typer.Option(help="What is on them: MNIST's digits, PNG, or 640x480 in colour, JPEG, to PostgreSQL."),
+        typer.Option(help="What is on them: MNIST's digits, PNG; or 640x480 in colour, JPEG, to PostgreSQL."),
     ] = Pictures.DIGITS,
-    images: Annotated[int | None, typer.Option(min=1, help="How many images. Left out: all of them.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="How many images. Left out: 70,000 digits or 5,000 photographs.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes, on either side.")] = PROCESSES,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where images and model are kept between runs.")
@@ -68,12 +70,12 @@ def main(
         bool, typer.Option("--profile", help="Measure the stages one by one instead, in one process.")
     ] = False,
 ) -> None:
-    """Measure images a second from files on disk to committed rows, beside a bare loop."""
+    """Measure images per second from files on disk to committed rows, beside a bare loop."""
     leave_developer_out()
     if images is None:
         images = min(ALL_IMAGES[pictures], PROFILE_IMAGES) if profile else ALL_IMAGES[pictures]
-    if images > ALL_IMAGES[pictures]:
-        raise typer.BadParameter(f"there are {ALL_IMAGES[pictures]:,} {pictures}, not {images:,}.")
+    if images > MOST_IMAGES[pictures]:
+        raise typer.BadParameter(f"there are {MOST_IMAGES[pictures]:,} {pictures}, not {images:,}.")
     if pictures == Pictures.PHOTOGRAPHS:
         if work == Choice.SQLITE:
             raise typer.BadParameter("photographs are measured on PostgreSQL only.")
@@ -91,7 +93,7 @@ def main(
         result = _measure(one, model, folder, pictures, images=images, rounds=rounds, processes=processes)
         print_result(result, console)
         if json is None and (images < ALL_IMAGES[pictures] or rounds < ROUNDS):
-            say(f"not written down: that takes all images and {ROUNDS} rounds, or --json")
+            say(f"not written to a file: name a folder with --json, or take all images and {ROUNDS} rounds")
         else:
             say(f"written to {write_result(result, json or RESULTS, load_average)}")
 
@@ -115,7 +117,7 @@ def _measure(
             say(f"{work}: warming up")
             pipeline.warm_up(folder)
             measured: list[Round] = []
-            # The first pair is not counted: it finds caches cold that later ones find warm.
+            # The first pair does not count: its caches are cold.
             for number in range(rounds + 1):
                 settle(both.settle)
                 ours = pipeline.classify(folder)

@@ -1,4 +1,4 @@
-"""What came of a run: a table for people, a JSON file for everybody else."""
+"""The results of a run: a table for people, a JSON file for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.bare_loop import MORE_PROCESSES
 from benchmarks.databases import Work
-from benchmarks.images import Pictures
+from benchmarks.images import ALL_IMAGES, Pictures
 from jobs.settings import Settings
 
 #: The packages whose versions decide the figures.
@@ -56,8 +56,9 @@ class Result:
 
     @property
     def name(self) -> str:
-        """What the result goes by: of digits the database, and photographs are for one database only."""
-        return str(self.work if self.pictures == Pictures.DIGITS else self.pictures)
+        """The result's name: for digits the database, since photographs are for one database only."""
+        name = str(self.work if self.pictures == Pictures.DIGITS else self.pictures)
+        return f"{name}-{self.images}" if self.images > ALL_IMAGES[self.pictures] else name
 
     @property
     def efficiency(self) -> float:
