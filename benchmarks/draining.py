@@ -1,4 +1,4 @@
-"""How long workers take for jobs of one image that all wait when they go on."""
+"""Time workers on jobs of one image that all wait when the workers continue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.schema import UNFINISHED, jobs, predictions
 
-#: How often to look whether all jobs are done. The figures do not hang on it.
+#: Seconds between two checks whether all jobs are done. The figures do not depend on it.
 _LOOK_SECONDS: Final = 0.1
 
 #: A job among so many that is not done after this time hangs.
@@ -23,29 +23,31 @@ _OPEN: Final = sa.select(jobs.c.id).where(jobs.c.state.in_(UNFINISHED)).limit(1)
 
 
 class Drained(NamedTuple):
-    """So many jobs, done."""
+    """Finished jobs, and their time."""
 
     jobs: int
-    seconds: float  # from the moment at which the workers go on to the last row
+    seconds: float  # from the moment at which the workers continue to the last row
     seconds_between_rows: float  # from the first row to the last
     labels: dict[str, str | None]  # by the image's name
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
+        """Jobs per second."""
         return self.jobs / self.seconds
 
 
 def make_mark() -> str:
-    """All ids that this machine makes from here on sort after it."""
+    """Return an id that sorts before all that this machine makes from now on."""
     mark = new_id()
-    time.sleep(0.002)  # those of one millisecond are in no order
+    time.sleep(0.002)  # ids of the same millisecond have no order
     return mark
 
 
 def drained(ledger: Ledger, mark: str, began: datetime) -> Drained:
-    """Waits until no job is open; says what became of those after the mark. The ledger's times are by the
-    clock of this machine, as `began` is. Raises RuntimeError where the jobs hang, WrongRows.
+    """Wait until all jobs have ended; return what became of those after the mark.
+
+    The ledger's times are by this machine's clock, like `began`. Raises WrongRows, and RuntimeError if the
+    jobs hang.
     """
     deadline = time.monotonic() + _STANDSTILL_SECONDS
     while _are_open(ledger):
@@ -64,7 +66,7 @@ def drained(ledger: Ledger, mark: str, began: datetime) -> Drained:
 
 
 def check_drained(*expected: tuple[Drained, int]) -> None:
-    """So many jobs each, all with labels, and for the same image the same one. Raises WrongRows."""
+    """Check that there are so many jobs each, and one label for each image. Raises WrongRows."""
     known: dict[str, str | None] = {}
     for one, number in expected:
         if one.jobs != number or None in one.labels.values():

@@ -1,4 +1,4 @@
-"""The input: files in ten folders, MNIST's images as PNG files, or JPEG photographs (`benchmarks.photographs`).
+"""The input: files in ten folders, MNIST as PNG files, or JPEG photographs (`benchmarks.photographs`).
 
 Written once and kept between runs. Next: `benchmarks.pipeline` and `benchmarks.bare_loop` read them.
 """

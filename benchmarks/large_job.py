@@ -1,4 +1,4 @@
-"""A large job that is done, made by PostgreSQL itself: one by one its rows would take too long."""
+"""A large finished job, made by PostgreSQL itself: row by row would take too long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _JOB: Final = sa.text(
     " touched_at, submitted_at, started_at, finished_at) VALUES (:job, :done, :model, :images, :images, 0,"
     " now(), now(), now(), now(), now() - make_interval(days => :days))"
 )
-#: A chunk's id begins with its job's chance; the digits after it are of the alphabet of ids.
+#: A chunk's id begins with the random part of its job's; the digits after it are in the alphabet of ids.
 _CHUNKS: Final = sa.text(
     "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
     " created_at, finished_at) SELECT right(:job, 8) || lpad(n::text, 8, '0'), :job, n * :size,"
@@ -32,7 +32,7 @@ _PREDICTIONS: Final = (
 def make_large_job(
     connection: Connection, model_id: str, images: int, *, chunk_images: int, days_ago: int = 0
 ) -> str:
-    """A job that finished so many days ago, with all its rows; gives back its id."""
+    """Make a job that finished so many days ago, with all its rows; return its id."""
     values = {
         "job": new_id(),
         "model": model_id,
@@ -47,5 +47,5 @@ def make_large_job(
 
 
 def fill_predictions(connection: Connection, job_id: str, images: int, *, table: str = "predictions") -> None:
-    """So many predictions of a job, in this table or one of its shape."""
+    """Insert so many predictions of a job into this table, or one of its shape."""
     connection.execute(sa.text(f"INSERT INTO {table}{_PREDICTIONS}"), {"job": job_id, "images": images})

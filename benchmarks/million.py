@@ -1,4 +1,4 @@
-"""`python -m benchmarks.million`: whether a job of a million images takes more, for each image or of memory.
+"""`python -m benchmarks.million`: check that a million images take no more time or memory per image.
 
 It takes turns with a job of 70,000 on the same stack: before it, and after it. The producer has a process of
 its own each time; of the workers' memory what they had in use before is forgotten first.
@@ -36,7 +36,7 @@ from benchmarks.surroundings import (
 )
 from labelmill.console import say, tells_errors
 
-#: The turns: which come before the large job, and which after it.
+#: The turns, in order.
 _TURNS: Final = ("small", "large", "small")
 
 
@@ -50,7 +50,7 @@ class Turn(NamedTuple):
 
     @property
     def microseconds(self) -> float:
-        """For each image."""
+        """Microseconds per image."""
         return 1e6 * self.seconds / self.images
 
 
@@ -66,13 +66,13 @@ def main(
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
-    """Take a large job through between two smaller ones; compare time an image and memory."""
+    """Run a large job between two smaller ones; compare time per image and memory."""
     load_average = os.getloadavg()[0]
     model, folder = prepare(work_dir, images=small)
     measured = {}
     for work in works or list(Work):
         measured[str(work)] = found = _measure(work, model, folder, small, images, processes)
-        say(f"{work}: time an image {_percent(found['time_growth_percent'])}")
+        say(f"{work}: time per image {_percent(found['time_growth_percent'])}")
         for name, growth in found["memory_growth_percent"].items():
             say(f"{work}: memory of {name} {_percent(growth)}")
     facts = {"images": images, "small_images": small, "processes": processes}
@@ -99,14 +99,15 @@ def _measure(
         "memory_growth_percent": {
             name: _growth(peak, before.peak_kib[name]) for name, peak in there.peak_kib.items()
         },
-        "turns": [turn._asdict() | {"microseconds_an_image": round(turn.microseconds, 2)} for turn in turns],
+        "turns": [turn._asdict() | {"microseconds_per_image": round(turn.microseconds, 2)} for turn in turns],
         "database": both.facts,
     }
 
 
 def _take(pipeline: Pipeline, producer: Producer, both: Databases, images: int) -> Turn:
-    """One job, and what the processes had in use at the most meanwhile. Raises RuntimeError, or what the
-    producer does.
+    """Run one job; return its time, and each process's peak memory.
+
+    Raises RuntimeError, or what the producer does.
     """
     settle(both.settle)
     pids = _named(pipeline.processes())
@@ -122,13 +123,13 @@ def _take(pipeline: Pipeline, producer: Producer, both: Databases, images: int) 
 
 
 def _named(workers: Sequence[int]) -> dict[str, int]:
-    """The worker's processes: those that classify, and the one that started them."""
+    """Return the processes that classify, and the one that started them, by name."""
     named = {f"worker process {number}": pid for number, pid in enumerate(workers, 1)}
     return named | {"the workers' parent": parent_of(workers[0])}
 
 
 def _growth(there: float, before: float) -> float:
-    """In per cent; 0 where nothing has grown."""
+    """Return the growth in per cent; 0 means none."""
     return round(100 * (there / before - 1), 2)
 
 

@@ -28,7 +28,7 @@ class TrainedModel:
 
 
 def train_once(work_dir: Path) -> TrainedModel:
-    """The champion of a state folder of its own. Raises LabelmillError where the training fails."""
+    """Return the champion of a separate state folder. Raises LabelmillError if the training fails."""
     settings = Settings.load(home=work_dir / "model", ledger_url=None, broker_url=None, store_url=None)
     ledger = open_ledger(settings)
     try:
@@ -50,7 +50,7 @@ def train_once(work_dir: Path) -> TrainedModel:
 
 
 def make_champion(model: TrainedModel, ledger: Ledger, settings: Settings) -> Model:
-    """Registers the model in another ledger and store, as the champion; gives back its row there."""
+    """Register the model in another ledger and store, as the champion; return its row there."""
     registered = register_model(
         ledger,
         Store(settings.store),

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.paging`: how long a page of predictions and a status take in a job of ten million.
+"""`python -m benchmarks.paging`: time a page of predictions, and the status, of a job of ten million.
 
 The rows are made by PostgreSQL itself. What is measured is what `labelmill predictions --after --limit` and
 `labelmill status` call, on a connection that is open.
@@ -39,7 +39,7 @@ _INDEX_SCANS: Final = frozenset(("Index Scan", "Index Only Scan"))
 
 
 class NoIndexScan(LabelmillError):
-    """PostgreSQL reads the page in another way than along the primary key."""
+    """PostgreSQL does not read the page by the primary key."""
 
 
 @tells_errors
@@ -78,7 +78,7 @@ def main(
 
 
 def _fill(ledger: Ledger, model: TrainedModel, settings: Settings, images: int) -> str:
-    """A job that is done, with all its rows; gives back its id."""
+    """Make a finished job with all its rows, and return its id."""
     champion = make_champion(model, ledger, settings)
     say(f"writing {images:,} rows")
     began = time.perf_counter()
@@ -89,7 +89,7 @@ def _fill(ledger: Ledger, model: TrainedModel, settings: Settings, images: int) 
 
 
 def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each question. They take turns, so that none has a quieter machine than another."""
+    """Return each query's milliseconds. They take turns, so that none has a quieter machine than another."""
     depths = {f"page at {int(rows * share):,}": int(rows * share) for share in _DEPTHS}
     taken: dict[str, list[float]] = {name: [] for name in (*depths, "status")}
     for _ in range(repeats):
@@ -112,7 +112,7 @@ def _seconds(question: Callable[[], object]) -> float:
 
 
 def _plan(ledger: Ledger, job_id: str, depth: int) -> dict[str, Any]:
-    """How PostgreSQL reads a page: the steps of the very statement that the library sends."""
+    """Return how PostgreSQL reads a page: the steps of the statement that the library sends."""
     sent: list[tuple[str, Any]] = []
 
     def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -138,7 +138,7 @@ def _plan(ledger: Ledger, job_id: str, depth: int) -> dict[str, Any]:
 
 
 def _check_index_scan(plan: dict[str, Any]) -> None:
-    """Raises NoIndexScan."""
+    """Check that a page is read by the primary key. Raises NoIndexScan."""
     if plan["reads_by"] not in _INDEX_SCANS or "Sort" in plan["steps"]:
         raise NoIndexScan(f"PostgreSQL reads a page by {', '.join(plan['steps'])}.")
 

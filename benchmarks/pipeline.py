@@ -1,4 +1,4 @@
-"""Labelmill as its users have it: the stack's own broker and workers, and one submission after another.
+"""Labelmill as users run it: the stack's own broker and workers, and one submission after another.
 
 Beside it stands `benchmarks.bare_loop`; both read what `benchmarks.images` wrote.
 """
@@ -35,15 +35,15 @@ _PROGRESS: Final = "SELECT state, total, succeeded + failed FROM jobs WHERE id =
 
 
 class Classified(NamedTuple):
-    """One job, measured from the first file that is looked for to the last row that is committed."""
+    """One job, measured from the start of the submission to the commit of the last row."""
 
     job_id: str
     seconds: float
-    submit_seconds: float  # until the producer was through; the workers are at it from its first chunk on
+    submit_seconds: float  # until the producer had finished; the workers begin with its first chunk
 
 
 class Pipeline:
-    """A context manager: inside it the stack runs, and its workers are warm."""
+    """Run the stack with warm workers, as a context manager."""
 
     def __init__(self, settings: Settings, model: TrainedModel) -> None:
         """The ledger must be migrated. The stack's logs lie in the state folder."""
@@ -73,8 +73,9 @@ class Pipeline:
                 self.client.wait(job_id, timeout=JOB_SECONDS)
 
     def wait_until_idle(self) -> None:
-        """Waits until no message is left and none is under way, as there may be when the last job is done.
-        Raises RuntimeError where that takes too long.
+        """Wait until no message waits or is being worked on, which may last longer than the jobs.
+
+        Raises RuntimeError if that takes too long.
         """
         deadline = time.monotonic() + JOB_SECONDS
         with redis.Redis(unix_socket_path=str(self._settings.broker_socket)) as broker:
@@ -84,14 +85,15 @@ class Pipeline:
                 time.sleep(POLL_SECONDS_AT_THE_END)
 
     def classify(self, folder: Path) -> Classified:
-        """Submits the folder and waits until its job is done. Raises RuntimeError where that goes wrong."""
+        """Submit the folder and wait until its job is done. Raises RuntimeError if that fails."""
         began = time.perf_counter()
         job_id = self.client.submit(folder)
         return self.wait(job_id, began=began, submitted=time.perf_counter())
 
     def wait(self, job_id: str, *, began: float, submitted: float) -> Classified:
-        """Waits until the job is done, which was begun and submitted at these times of `time.perf_counter`.
-        Raises RuntimeError where that goes wrong.
+        """Wait until the job is done, which was begun and submitted at these times of `time.perf_counter`.
+
+        Raises RuntimeError if that fails.
         """
         with asking(self.client.ledger, _PROGRESS) as ask:
             while True:

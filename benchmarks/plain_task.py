@@ -1,4 +1,4 @@
-"""What the worker of `benchmarks.plain_worker` does: an image's path comes in, one transaction goes out.
+"""The task of `benchmarks.plain_worker`: from an image's path to one transaction.
 
 It decodes with the pipeline's code, and asks the model as Keras's guide says for single images: by a call.
 No claims, no leases, no errors expected.
@@ -28,7 +28,7 @@ app = make_app(settings)
 
 
 class _Tools:
-    """What a process has at hand, made after the fork."""
+    """A process's resources, made after the fork."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -48,7 +48,7 @@ class _Tools:
         self.scores(np.zeros(self.spec.shape, np.uint8))
 
     def scores(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The probability of each class, for one image."""
+        """Return the probability of each class, for one image."""
         answer: npt.NDArray[np.float32] = self._model(pixels[None], training=False).numpy()[0]
         return answer
 
@@ -65,7 +65,7 @@ def _warm_up(**_: Any) -> None:
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def classify(job_id: str, path: str) -> None:
-    """One image, from its path to its row."""
+    """Classify one image, from its path to its row."""
     from worker.predicting.decode import decode
 
     tools = _tools

@@ -1,4 +1,4 @@
-"""One message, one prediction: a Celery worker as simple as can be, for `benchmarks.small_jobs`.
+"""One message, one prediction: the simplest Celery worker, for `benchmarks.small_jobs`.
 
 What its task does is in `benchmarks.plain_task`, which only the worker imports. Celery is as it comes, but
 without results, which nobody reads; on the pipeline's broker, with keys of its own, and as many processes.
@@ -30,7 +30,7 @@ START_SECONDS: Final = 120.0
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application of worker and sender."""
+    """Make the Celery application of worker and sender."""
     app = Celery("plain", broker=settings.broker, set_as_current=False)
     app.conf.update(
         task_ignore_result=True,
@@ -43,14 +43,14 @@ def make_app(settings: Settings) -> Celery:
 
 
 def note_ready(settings: Settings) -> None:
-    """This process of the worker is warm."""
+    """Note that this process of the worker is warm."""
     folder = _ready(settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(os.getpid())).touch()
 
 
 class PlainWorker:
-    """A context manager: inside it the worker runs, warm."""
+    """Run the worker, warm, as a context manager."""
 
     def __init__(self, settings: Settings) -> None:
         """The ledger must have a champion, and the broker must run."""
@@ -59,7 +59,7 @@ class PlainWorker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Raises RuntimeError where the worker does not start."""
+        """Start the worker. Raises RuntimeError if it does not start."""
         log = self._settings.home / "plain.log"
         with log.open("ab") as output:
             self._process = process = subprocess.Popen(
@@ -86,7 +86,7 @@ class PlainWorker:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the worker."""
+        """End the worker."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -94,12 +94,12 @@ class PlainWorker:
         self.ledger.close()
 
     def processes(self) -> list[int]:
-        """Their ids, the parent's first."""
+        """Return the ids of its processes, the parent's first."""
         assert self._process is not None
         return with_children(self._process.pid)
 
     def submit(self, paths: Sequence[str]) -> None:
-        """A job of its own for each image, all in one transaction, and then a message for each."""
+        """Make a job for each image, all in one transaction, and then send a message for each."""
         made = [(new_id(), path) for path in paths]
         with self.ledger.transaction() as connection:
             champion = find_champion(connection)
@@ -120,5 +120,5 @@ class PlainWorker:
 
 
 def _ready(settings: Settings) -> Path:
-    """A folder with a file for each process that is warm."""
+    """Return the folder that has a file for each warm process."""
     return settings.home / "plain-ready"

@@ -1,4 +1,4 @@
-"""Processes, as Linux shows them in /proc: peak memory, time on a core, and how to hold them still."""
+"""Processes, as Linux shows them in /proc: peak memory, processor time, and how to stop them for a while."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from jobs.ledger import Ledger
 
 
 def peak_kib(pid: int) -> int:
-    """The most memory that the process had in use (VmHWM), in KiB, since it began or `forget_peak`."""
+    """Return the process's peak memory (VmHWM), in KiB, since it began or `forget_peak`."""
     return _status(pid, "VmHWM")
 
 
 def forget_peak(pid: int) -> None:
-    """From here on, only what the process has in use from here on counts."""
+    """Reset the process's peak memory to what it uses now."""
     (Path("/proc") / str(pid) / "clear_refs").write_text("5")
 
 
 def processor_seconds(pid: int) -> float:
-    """How long the process's threads have been on a core since they began: of those that are there now. None
-    are where it has ended.
-    """
+    """Return the processor time of the process's present threads; 0 if it has ended."""
     # To the nanosecond; what /proc/PID/stat says is in hundredths of a second.
     nanoseconds = 0
     for thread in (Path("/proc") / str(pid) / "task").glob("*/schedstat"):
@@ -35,7 +33,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def named(name: str) -> list[int]:
-    """The processes of that name that are there now, as the kernel has it: its first fifteen characters."""
+    """Return the processes that have this name now. The kernel keeps its first fifteen characters."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -45,22 +43,22 @@ def named(name: str) -> list[int]:
 
 
 def parent_of(pid: int) -> int:
-    """The process that started it."""
+    """Return the process that started it."""
     return _status(pid, "PPid")
 
 
 def with_children(pid: int) -> list[int]:
-    """The process, and behind it those that it started and that are there now."""
+    """Return the process, then its present children."""
     children = (Path("/proc") / f"{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 
 
 @contextlib.contextmanager
 def standing_still(pids: Iterable[int], *, ledger: Ledger) -> Iterator[None]:
-    """Inside it the processes do nothing; after it they go on, as warm as they were."""
+    """Stop the processes in the body of a `with`; they continue after it, still warm."""
     stopped: list[int] = []
     try:
-        # Whoever writes to SQLite keeps all others from writing. While we do, none of these does.
+        # SQLite has one writer at a time. While this transaction is open, none of the processes is writing.
         with ledger.transaction():
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""A producer in a process of its own, as a person's would be: the same files again and again, as one job."""
+"""A producer in a process of its own, as a user's would be: the same files repeatedly, as one job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Submission(NamedTuple):
 
 
 class Producer:
-    """A context manager: each submission gets a fresh process, so that its memory is its own."""
+    """Submit each job from a fresh process, as a context manager."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings

@@ -39,13 +39,13 @@ class Round:
 
     @property
     def efficiency(self) -> float:
-        """The pipeline's images a second, divided by the bare loop's."""
+        """The pipeline's images per second, divided by the bare loop's."""
         return self.bare_loop / self.pipeline
 
 
 @dataclass(frozen=True)
 class Result:
-    """One work, measured."""
+    """The measurements of one database and one kind of image."""
 
     work: Work
     pictures: Pictures
@@ -66,7 +66,7 @@ class Result:
         return median(one.efficiency for one in self.rounds)
 
     def to_json(self) -> dict[str, Any]:
-        """All that is known."""
+        """Return everything as a JSON object."""
         return {
             "work": self.name,
             "efficiency": round(self.efficiency, 4),
@@ -90,7 +90,7 @@ class Result:
 
 
 def print_result(result: Result, console: Console) -> None:
-    """A row a side, and one for the ratio of each pair."""
+    """Print one row per side, and one for the ratio of each pair."""
     title = (
         f"{result.images:,} {result.pictures} to {result.work} rows, "
         f"{result.settings.processes} worker processes, {len(result.rounds)} rounds"
@@ -98,14 +98,14 @@ def print_result(result: Result, console: Console) -> None:
     rows = {
         "pipeline, images/s": [result.images / one.pipeline for one in result.rounds],
         "bare loop, images/s": [result.images / one.bare_loop for one in result.rounds],
-        "producer alone through, s": [one.submit for one in result.rounds],
+        "until submitted, s": [one.submit for one in result.rounds],
         "efficiency": [one.efficiency for one in result.rounds],
     }
     print_spreads(title, rows, console)
 
 
 def print_spreads(title: str, rows: dict[str, list[float]], console: Console) -> None:
-    """The median, the least and the most of each row's figures, by what they are called."""
+    """Print the median, minimum and maximum of each row's figures."""
     table = Table(title=title)
     table.add_column("")
     for heading in ("median", "least", "most"):
@@ -117,20 +117,21 @@ def print_spreads(title: str, rows: dict[str, list[float]], console: Console) ->
 
 
 def write_result(result: Result, folder: Path, load_average: float) -> Path:
-    """Writes `<name>.json`, whole or not at all. The load average is the machine's before the run began: one
-    well above zero says that others were at work on it.
+    """Write `<name>.json`, whole or not at all, and return its path.
+
+    `load_average`: the machine's before the run. If it is well above zero, other programs were busy.
     """
     return write_json(folder / f"{result.name}.json", result.to_json(), load_average)
 
 
 def write_measured(name: str, measured: dict[str, Any], folder: Path, load_average: float) -> Path:
-    """Writes `<name>.json`: what was measured, when, on which machine, and its load before."""
+    """Write `<name>.json`: the figures, the time, the machine, and its load before."""
     measured = measured | {"measured_at": _now(), **_where()}
     return write_json(folder / f"{name}.json", measured, load_average)
 
 
 def write_json(path: Path, value: dict[str, Any], load_average: float) -> Path:
-    """Writes the file, whole or not at all; gives its path back."""
+    """Write the file, whole or not at all, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value | {"load_average_before": round(load_average, 2)}, indent=2) + "\n")
@@ -139,7 +140,7 @@ def write_json(path: Path, value: dict[str, Any], load_average: float) -> Path:
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 99th percentile and extremes, in milliseconds; of two or more."""
+    """Return median, 99th percentile and extremes of two or more times, in milliseconds."""
     in_order = [1000 * one for one in seconds]
     found = {
         "median": median(in_order),
@@ -161,26 +162,26 @@ def print_timings(timings: dict[str, float], processes: int, console: Console) -
     total = sum(timings.values())
     table.add_row("all", f"{total * 1e6:.1f}")
     console.print(table)
-    console.print(f"{processes} cores that do nothing else: at most {processes / total:,.0f} images/s")
+    console.print(f"{processes} cores: at most {processes / total:,.0f} images/s")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide the figures."""
+    """Return the versions of the packages that decide the figures."""
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def machine() -> dict[str, Any]:
-    """What a reader of the figures should know about the machine."""
+    """Return what a reader of the figures should know about the machine."""
     return {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def three(figures: list[float]) -> tuple[float, float, float]:
-    """The median, the least, the most."""
+    """Return median, minimum and maximum."""
     return median(figures), min(figures), max(figures)
 
 
 def spread(figures: list[float]) -> dict[str, float]:
-    """The same three, by name, for JSON."""
+    """Return median, minimum and maximum by name, for JSON."""
     return dict(
         zip(("median", "least", "most"), (round(figure, 1) for figure in three(figures)), strict=True)
     )

@@ -1,12 +1,12 @@
-"""What the pipeline's shape costs by itself: the bare loop, with a producer and payloads in between.
+"""Measure what the pipeline's shape costs by itself: the bare loop with a producer and payloads.
 
     python -m benchmarks.shape --pictures photographs
 
-One process reads the files, packs them into payloads, hashes and keeps these as the pipeline does; the others
-take them, verify and unpack them, and go on as the bare loop does. There is no ledger but rows, no claim, no
-message but a line through a pipe, and nothing is asked of a file or a name: so much is lost to the pipeline
-whatever its code does. It takes turns with the pipeline and the bare loop, all in one run. Of each turn it
-also says who had how much of the processors, as the kernel counts it.
+One process reads the files, packs them into payloads, hashes and stores these as the pipeline does. The others
+read, verify and unpack them, and continue like the bare loop. There are no claims, no counters, no messages
+but lines through a pipe, and no checks of files or names: the pipeline cannot be faster than this, whatever
+its code does. It takes turns with the pipeline and the bare loop. Each turn also reports the processor time
+of each part, as the kernel counts it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from benchmarks.surroundings import (
     RESULTS,
     Json,
     WorkDir,
+    drop_developer_settings,
     drop_payloads,
     kept_folder,
-    leave_developer_out,
     run,
     settings_in,
     settle,
@@ -55,15 +55,15 @@ from producer.chunking import FIRST_BYTES, FIRST_IMAGES, MAX_CHUNK_BYTES
 
 ROUNDS: Final = 5
 
-#: After the last row a worker still acknowledges its message, and others note that there is nothing to do.
+#: After the last row a worker still acknowledges its message, and others find that nothing is due.
 _AFTERWARDS_SECONDS: Final = 0.15
 
-#: What processes are for, and which these are by now.
+#: The parts of a side, and a function for the present processes of each.
 _Parts = dict[str, Callable[[], Collection[int]]]
 
 
 class _Chunk(NamedTuple):
-    """What a worker has to know of a payload."""
+    """What a worker needs to know about a payload."""
 
     job_id: str
     first: int
@@ -73,7 +73,7 @@ class _Chunk(NamedTuple):
 
 
 class Shape:
-    """A context manager: inside it the workers wait, warm, for `classify`."""
+    """Run warm workers that wait for `classify`, as a context manager."""
 
     def __init__(self, plans: list[Plan], settings: Settings) -> None:
         self._plans = plans
@@ -85,7 +85,7 @@ class Shape:
 
     def __enter__(self) -> Shape:
         context = multiprocessing.get_context("spawn")
-        # A pipe each way: who takes the next chunk has it.
+        # A pipe each way: a worker owns the chunk that it takes.
         self._chunks, self._done = context.SimpleQueue(), context.SimpleQueue()
         for plan in self._plans:
             arguments = (plan, self._settings.store, self._chunks, self._done)
@@ -102,7 +102,7 @@ class Shape:
         self._stack.close()
 
     def classify(self, folder: Path) -> Looped:
-        """Classifies all images below the folder, once; this process is the producer."""
+        """Classify all images below the folder, once; this process is the producer."""
         job_id, store = new_id(), Store(self._settings.store)
         began = time.perf_counter()
         chunks = 0
@@ -134,8 +134,8 @@ def _chunks_of(paths: list[str], chunk_images: int) -> Iterator[tuple[int, list[
 
 
 def _work(plan: Plan, store_url: str, chunks: Any, done: Any) -> None:
-    """One process: takes chunks until it is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends it
+    """Work on chunks until the process is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     network, store = load(plan), Store(store_url)
     with contextlib.closing(Ledger(plan.url)) as database:
         done.put(None)
@@ -158,11 +158,11 @@ class _Turn(NamedTuple):
 
     job_id: str
     seconds: float
-    processor: dict[str, float]  # seconds on a core, by what the process is for
+    processor: dict[str, float]  # seconds on a core, by part
 
 
 class _Round(NamedTuple):
-    """A turn of each."""
+    """One turn of each side."""
 
     pipeline: _Turn
     shape: _Turn
@@ -178,8 +178,8 @@ def main(
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
-    """Measure images a second of the pipeline, of its shape alone, and of the bare loop, in turns."""
-    leave_developer_out()
+    """Measure images per second of the pipeline, of its shape alone, and of the bare loop, in turns."""
+    drop_developer_settings()
     load_average = os.getloadavg()[0]
     kept, images = kept_folder(work_dir), images or ALL_IMAGES[pictures]
     model = train_once(kept)
@@ -196,7 +196,7 @@ def main(
             side: round(median(one.bare_loop.seconds / getattr(one, side).seconds for one in measured), 4)
             for side in ("pipeline", "shape")
         },
-        "processor_us_an_image": {
+        "processor_us_per_image": {
             side: {part: spread(figures) for part, figures in _microseconds(side, images, measured).items()}
             for side in _Round._fields
         },
@@ -218,7 +218,7 @@ def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds:
             ours = pipeline.processes()
             producer: _Parts = {"producer": lambda: [os.getpid()]}
             others: _Parts = {
-                "their parent": lambda: [parent_of(ours[0])],
+                "parent": lambda: [parent_of(ours[0])],
                 "Valkey": lambda: named("valkey-server"),
             }
             database: _Parts = {"PostgreSQL": lambda: named("postgres")} if work == Work.POSTGRESQL else {}
@@ -232,7 +232,7 @@ def _measure(work: Work, model: TrainedModel, folder: Path, images: int, rounds:
                 turns = []
                 for classify_all, parts in sides:
                     if "producer" in parts:
-                        # Just before, as a machine's host takes memory back that lies idle for a while.
+                        # Just before, because the host takes back memory that is idle for a while.
                         drop_payloads(settings)
                     settle(both.settle)
                     turns.append(_turn(classify_all, folder, parts))
@@ -264,12 +264,12 @@ def _turn(classify_all: Callable[[Path], Any], folder: Path, parts: _Parts) -> _
 
 
 def _processor(parts: _Parts) -> dict[str, dict[int, float]]:
-    """Seconds on a core, of each process of each part, since it began."""
+    """Return the seconds on a core of each process of each part, since it began."""
     return {part: {pid: processor_seconds(pid) for pid in pids()} for part, pids in parts.items()}
 
 
 def _microseconds(side: str, images: int, measured: list[_Round]) -> dict[str, list[float]]:
-    """Of processor time an image, by part, a figure a round."""
+    """Return the microseconds of processor time per image, by part, one figure per round."""
     turns: list[_Turn] = [getattr(one, side) for one in measured]
     return {part: [1e6 * turn.processor[part] / images for turn in turns] for part in turns[0].processor}
 
@@ -291,7 +291,7 @@ def _print(name: str, images: int, measured: list[_Round]) -> None:
         for side in _Round._fields
         for part, figures in _microseconds(side, images, measured).items()
     }
-    print_spreads("processor time, µs for one of them", shares, console)
+    print_spreads("processor time, µs per image", shares, console)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.small_jobs`: jobs of one image a second, beside a worker that takes one at a time.
+"""`python -m benchmarks.small_jobs`: jobs of one image per second, against one prediction per message.
 
-All jobs are submitted while the workers, warm, stand still (SIGSTOP). The clock starts when they go on, and
-stops with the last row. Beside it, in turns: one message, one prediction, see `benchmarks.plain_worker`.
+All jobs are submitted while the warm workers are stopped (SIGSTOP). The clock starts when they continue, and
+stops with the last row. The two sides take turns; the other one is `benchmarks.plain_worker`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from jobs.ledger import Ledger
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
 
-#: Files there are; a job takes one of them.
+#: Number of files; each job takes one of them.
 IMAGES: Final = 10_000
 
 
@@ -56,14 +56,14 @@ def main(
     work_dir: WorkDir = None,
     json: Json = RESULTS,
 ) -> None:
-    """Measure jobs of one image a second, beside one message and one prediction for each."""
+    """Measure jobs of one image per second, against one message and one prediction for each."""
     load_average = os.getloadavg()[0]
     model, folder = prepare(work_dir, images=IMAGES)
     paths = list_images(folder)
     measured = {}
     for work in works or list(Work):
         found = _measure(work, model, folder, _some(paths, number), _some(paths, plain), rounds, processes)
-        say(f"{work}: {found['ratio']:.1f} times as many jobs a second as one by one")
+        say(f"{work}: {found['ratio']:.1f} times as many jobs per second as one by one")
         measured[str(work)] = found
     facts = {"jobs": number, "plain_jobs": plain, "processes": processes}
     say(f"written to {write_measured('small-jobs', facts | measured, json, load_average)}")
@@ -104,29 +104,31 @@ def _measure(
         for turn in range(1, rounds + 1):
             say(f"{work}: round {turn} of {rounds}: submitting {len(ours):,} jobs")
             with standing_still(plain.processes(), ledger=plain.ledger):
-                # Whoever stood still in the middle of a task would be ended by its time limit as soon as it
-                # goes on, and what is measured would be how long a fresh process takes to start.
+                # A process that is stopped in the middle of a task exceeds its time limit as soon as it
+                # continues, and the start of a fresh process would be measured.
                 pipeline.wait_until_idle()
-                # Asked each time: one may have been replaced, and a signal to its number would end this run.
+                # Asked each time, because a process may have been replaced.
                 workers = with_children(parent)
-                gathered = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
+                ours_drained = drain(pipeline.client.ledger, workers, lambda: _submit(pipeline.client, ours))
             pipeline.wait_until_idle()
             with standing_still(with_children(parent), ledger=pipeline.client.ledger):
                 single = drain(plain.ledger, plain.processes(), lambda: plain.submit(theirs))
-            check_drained((gathered, len(ours)), (single, len(theirs)))
-            say(f"{work}: round {turn}: {gathered.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")
-            turns.append((gathered, single))
+            check_drained((ours_drained, len(ours)), (single, len(theirs)))
+            say(f"{work}: round {turn}: {ours_drained.rate:,.0f} jobs/s, one by one {single.rate:,.0f}")
+            turns.append((ours_drained, single))
     return {
-        "jobs_per_second": round(median(gathered.rate for gathered, _ in turns), 1),
+        "jobs_per_second": round(median(ours_drained.rate for ours_drained, _ in turns), 1),
         "plain_jobs_per_second": round(median(single.rate for _, single in turns), 1),
-        "ratio": round(median(gathered.rate / single.rate for gathered, single in turns), 2),
-        "rounds": [{"pipeline": _seconds(gathered), "plain": _seconds(single)} for gathered, single in turns],
+        "ratio": round(median(ours_drained.rate / single.rate for ours_drained, single in turns), 2),
+        "rounds": [
+            {"pipeline": _seconds(ours_drained), "plain": _seconds(single)} for ours_drained, single in turns
+        ],
         "database": both.facts,
     }
 
 
 def _submit(client: Client, paths: Sequence[str]) -> None:
-    """A job for each image."""
+    """Submit a job for each image."""
     for path in paths:
         client.submit(path)
 

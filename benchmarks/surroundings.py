@@ -1,4 +1,4 @@
-"""What every benchmark needs around it: no settings of a developer's, folders, images, a model."""
+"""The setup of every benchmark: clean settings, folders, images and a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.store import Store
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-#: As many as the machine has cores to give: the figures in docs/explanation/performance.md are of two.
+#: One per core of the machine that the figures in docs/explanation/performance.md come from.
 PROCESSES: Final = 2
 
 #: Options that several measurements have.
@@ -38,39 +38,40 @@ Json: TypeAlias = Annotated[
     Path, typer.Option("--json", help="The folder that the JSON file is written into.")
 ]
 
-#: What of a developer's environment may reach a benchmark; a broker or ledger of theirs must not.
-_SETTINGS_HEEDED: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
+#: The settings of a developer that apply to benchmarks; their broker and ledger do not.
+_SETTINGS_KEPT: Final = frozenset(ENV_PREFIX + name for name in ("MNIST_DIR", "CHUNK_IMAGES"))
 
 
 def run(command: Callable[..., None]) -> None:
-    """Runs a measurement as a command of its own."""
+    """Run a measurement as a command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
 
 
 def prepare(work_dir: Path | None, *, images: int) -> tuple[TrainedModel, Path]:
-    """The trained model, and a folder with so many digits. Leaves the developer's settings out. Raises
-    DataUnavailable, LabelmillError.
+    """Return the trained model, and a folder with so many digits. Drop the developer's settings.
+
+    Raises DataUnavailable, LabelmillError.
     """
-    leave_developer_out()
+    drop_developer_settings()
     kept = kept_folder(work_dir)
     model = train_once(kept)
     return model, make_images(Pictures.DIGITS, images, Settings.load(home=kept / "model"), kept)
 
 
-def leave_developer_out() -> None:
-    """Forgets a developer's settings, and makes SIGTERM end a run as Ctrl-C does."""
+def drop_developer_settings() -> None:
+    """Drop a developer's settings, and make SIGTERM end a run as Ctrl-C does."""
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
-        if name not in _SETTINGS_HEEDED:
+        if name not in _SETTINGS_KEPT:
             del os.environ[name]
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def kept_folder(work_dir: Path | None) -> Path:
-    """Where images and model stay. In the temporary folder the name is known to all: it must be ours.
+    """Return the folder that keeps images and model. In the temporary folder anybody may have made it.
 
-    Raises BadParameter where it is not.
+    Raises BadParameter if it belongs to somebody else.
     """
     if work_dir is None:
         work_dir = Path(tempfile.gettempdir()) / f"labelmill-benchmarks-{os.getuid()}"
@@ -82,7 +83,7 @@ def kept_folder(work_dir: Path | None) -> Path:
 
 @contextlib.contextmanager
 def short_folder() -> Iterator[Path]:
-    """A folder for one run whose path has room for a Unix socket's name."""
+    """Make a folder for one run, with a path short enough for Unix sockets."""
     folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
     try:
         yield folder
@@ -91,22 +92,23 @@ def short_folder() -> Iterator[Path]:
 
 
 def settings_in(home: Path, ledger_url: str, processes: int) -> Settings:
-    """A state folder in `home`, with the embedded broker and store."""
+    """Return the settings of a state folder in `home`, with the embedded broker and store."""
     return Settings.load(
         home=home / "home", ledger_url=ledger_url, broker_url=None, store_url=None, processes=processes
     )
 
 
 def settle(database: Callable[[], None]) -> None:
-    """What one measurement has left for the disk is not the next one's to wait for."""
+    """Write everything to the disk, so that the next measurement does not wait for it."""
     database()
     os.sync()
 
 
 def drop_payloads(settings: Settings) -> None:
-    """Removes what all jobs so far have left in the store, none of which may be unfinished. Files that stay
-    hold memory, and the next ones need some that nobody has used before, or not for seconds: in a virtual
-    machine that costs a producer of photographs as much again as all it does, and is no cost of ours.
+    """Remove the payloads of all jobs, which must have finished.
+
+    Otherwise their files keep memory, and the next files need fresh memory from the virtual machine's host.
+    That would double a producer's time for photographs, and has nothing to do with Labelmill.
     """
     store = Store(settings.store)
     for job_id in store.folders(PAYLOADS):

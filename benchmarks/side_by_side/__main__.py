@@ -22,7 +22,7 @@ from benchmarks.report import write_json
 from benchmarks.side_by_side.others import WAYS, Way
 from benchmarks.side_by_side.standing import Standing, facts, print_standings
 from benchmarks.side_by_side.turns import Hall, Turn, bare_loop, labelmill, turn_of
-from benchmarks.surroundings import kept_folder, leave_developer_out
+from benchmarks.surroundings import drop_developer_settings, kept_folder
 from jobs.settings import Settings
 from labelmill.console import Console, say, tells_errors
 
@@ -83,7 +83,7 @@ def main(
     ] = None,
 ) -> None:
     """Measure images a second from PNG files to rows in PostgreSQL, of Labelmill and of other ways."""
-    leave_developer_out()
+    drop_developer_settings()
     load_average = os.getloadavg()[0]
     versions = _versions(python)
     ways = [way for way in WAYS if only is None or any(word in way.name for word in only)]
