@@ -1,10 +1,10 @@
 """The bare loop that Labelmill is measured against: the same stages, without queue or ledger protocol.
 
-It is the limit of the machine, as far as we know it: each process takes its share of the files, reads, decodes
-with the pipeline's own decoders, predicts on full batches, and writes rows into a table of the same shape, in
-the format that the database takes in quickest. There is one process more than cores, so that the cores have
-work while one waits for its commit. It has no claims, checks no names and expects no errors: if a process dies,
-its work is lost.
+It is the limit of the machine, as far as we know it: each process takes its share of the files, reads,
+decodes with the pipeline's own decoders, predicts on full batches, and writes rows into a table of the same
+shape, in the format that the database takes in quickest. There is one process more than cores, so that the
+cores have work while one waits for its commit. It has no claims, checks no names and expects no errors: if a
+process dies, its work is lost.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ BATCH: Final = 2_048
 #: Processes beyond the cores.
 MORE_PROCESSES: Final = 1
 
-#: So many bytes are read first, which is all of a small file. A larger file's size is asked for: a buffer that
-#: is too large makes reading a photograph take four times as long.
+#: So many bytes are read first, which is all of a small file. A larger file's size is asked for: a buffer
+#: that is too large makes reading a photograph take four times as long.
 _FIRST_BYTES: Final = 4096
 
 _COLUMNS: Final = '(job_id, "index", name, label, confidence)'

@@ -2,11 +2,11 @@
 
     python -m benchmarks.shape --pictures photographs
 
-One process reads the files, packs them into payloads, hashes and stores these as the pipeline does. The others
-read, verify and unpack them, and continue like the bare loop. There are no claims, no counters, no messages
-but lines through a pipe, and no checks of files or names: the pipeline cannot be faster than this, whatever
-its code does. It takes turns with the pipeline and the bare loop. Each turn also reports the processor time
-of each part, as the kernel counts it.
+One process reads the files, packs them into payloads, hashes and stores these as the pipeline does. The
+others read, verify and unpack them, and continue like the bare loop. There are no claims, no counters, no
+messages but lines through a pipe, and no checks of files or names: the pipeline cannot be faster than this,
+whatever its code does. It takes turns with the pipeline and the bare loop. Each turn also reports the
+processor time of each part, as the kernel counts it.
 """
 
 from __future__ import annotations
