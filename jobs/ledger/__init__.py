@@ -1,8 +1,8 @@
 """The ledger: the SQL database that is the only source of truth.
 
 `database` opens it; the other modules are its statements, by the moment of a chunk's life: `submission`
-(a producer adds it), `claims` (a worker takes it, or lets it go), `results` (its outcomes are recorded),
-`control` (people stop and pause its job), `maintenance` (the reconciler), `progress` and `naming` (people look),
+(a producer adds it), `claims` (a worker takes it, or lets it go), `results` (outcomes are recorded),
+`control` (people stop and pause its job), `maintenance` (the reconciler), `progress` and `naming` (queries),
 `diagnosis` (the doctor), `retries` and `retention` (its job has finished), `models`, `runs`, `lost_runs`,
 `evaluations` and `promotions` (what was learnt), `corrections`, `health` and `shadows` (how models do on
 images as they come), `counters`, `backlog` and `workers` (what is monitored).
