@@ -21,7 +21,7 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, stream_predictions
+from jobs.ledger.queries import Filter, JobStatus, Prediction, job_status, stream_predictions
 from jobs.ledger.submission import (
     DEFAULT_PRIORITY,
     SMALL_JOB_PRIORITY,

@@ -16,10 +16,8 @@ from benchmarks.report import milliseconds
 from benchmarks.scale.ground import CHUNK_IMAGES, Ground, execute, make_job
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import claim_chunk
 from jobs.ledger.control import hold_leftover_chunks, pause_job
-from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.maintenance import (
     chunks_to_ring,
     count_due,
@@ -27,8 +25,9 @@ from jobs.ledger.maintenance import (
     end_standing_sessions,
     fail_abandoned_jobs,
 )
-from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.runs import run_to_ring
+from jobs.ledger.metrics import backlog
+from jobs.ledger.queries import job_status, latest_jobs
+from jobs.ledger.runs import Silence, end_lost_runs, run_to_ring
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
 from labelmill.console import say

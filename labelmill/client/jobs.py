@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 from jobs.errors import Conflict, SourceError
 from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.models import get_model
-from jobs.ledger.naming import job_named, model_named
-from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, latest_jobs, stream_predictions
+from jobs.ledger.queries import (
+    Filter,
+    JobStatus,
+    Prediction,
+    job_named,
+    job_status,
+    latest_jobs,
+    model_named,
+    stream_predictions,
+)
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.reading import too_large

@@ -7,18 +7,20 @@ from os import PathLike
 
 from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import Evaluation
-from jobs.ledger.evaluations import StoredEvaluation, find_evaluation
 from jobs.ledger.health import Health, model_health
-from jobs.ledger.models import get_model, list_models
-from jobs.ledger.naming import model_named
-from jobs.ledger.promotions import (
+from jobs.ledger.models import (
     Promotion,
+    StoredEvaluation,
     StoredVerdict,
     champion_before,
     champion_history,
+    find_evaluation,
     find_verdict,
+    get_model,
+    list_models,
     roll_back,
 )
+from jobs.ledger.queries import model_named
 from jobs.ledger.shadows import (
     NO_SHADOW,
     Comparison,
