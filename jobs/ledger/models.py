@@ -13,7 +13,6 @@ from jobs.errors import Conflict, NotFound
 from jobs.evaluation import Evaluation
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
-from jobs.ledger.shadows import SHADOW
 from jobs.model import InputSpec, Model
 from jobs.schema import aliases, db_now, evaluations, models, promotions, verdicts
 
@@ -21,6 +20,9 @@ from jobs.schema import aliases, db_now, evaluations, models, promotions, verdic
 
 #: The alias of the model that new jobs are pinned to.
 CHAMPION: Final = "champion"
+
+#: The alias of the challenger (`jobs.ledger.shadows`).
+SHADOW: Final = "shadow"
 
 #: What is said where a champion is needed and there is none.
 NO_MODEL: Final = "There is no model yet: run `labelmill train`."

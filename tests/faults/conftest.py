@@ -1,4 +1,4 @@
-"""The harnesses that fault tests break: started once for the session, and whole again before the next test."""
+"""The harnesses that fault tests break: started once for the session, and whole before the next test."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A harness: a broker, a ledger and workers with failpoints, which a test can break and which is kept running.
+"""A harness: a broker, a ledger and workers with failpoints, which a test can break; it is kept running.
 
 Workers are the real ones, started with the product's own command line but for the application
-(`tests.faults.failpoints`), and a supervisor starts again what died, as an init system would. One harness serves
-many trials: starting one takes longer than most of them.
+(`tests.faults.failpoints`), and a supervisor starts again what died, as an init system would. One harness
+serves many trials: starting one takes longer than most of them.
 """
 
 from __future__ import annotations
