@@ -251,7 +251,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
         buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
     yield HistogramMetricFamily(
         "labelmill_chunk_seconds",
-        "From the claim of a chunk to its results.",
+        "From the claim of a chunk to its outcomes.",
         buckets=buckets,
         sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
     )
