@@ -40,7 +40,7 @@ from jobs.ids import ID_LENGTH
 
 
 class JobState(StrEnum):
-    """Where a job stands. docs/states.md draws the arrows."""
+    """Where a job stands. docs/reference/sql.md lists the changes."""
 
     RECEIVING = "receiving"  # its producer is still adding chunks; workers may already be at it
     RUNNING = "running"  # all its chunks are in the ledger

@@ -98,7 +98,7 @@ def _oldest_pending_seconds(connection: Connection) -> float:
         .limit(1)
         .scalar_subquery()
     )
-    of_each = sa.select(first.label("created_at")).where(JOB_GOES_ON).subquery()
+    of_each = sa.select(first.label("created_at")).select_from(jobs).where(JOB_GOES_ON).subquery()
     oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
     return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 

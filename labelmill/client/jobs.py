@@ -52,7 +52,7 @@ class JobMethods(Session):
         Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, one of
         MNIST's IDX files, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin`
         yields, or the bytes of one image file. Bytes at place n of the arguments are the image `image-n`. The
-        other arguments are those of `submission`, which also says what can go wrong.
+        other arguments are those of `submission`, which also says what can go wrong. Examples::
 
             client.submit("photos/", "more.zip", key="june")
             client.submit(response.content)

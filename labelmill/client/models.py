@@ -68,10 +68,9 @@ class ModelMethods(Session):
     ) -> Registered:
         """Register a model that was trained elsewhere. It becomes the champion by `promote` only.
 
-        - `file`: a `.keras` file on this machine. It must take grey or RGB images of one size, as bytes from
-        0
-          to 255, and end with a softmax. Size and colours are read from it. It is run once, to see that
-          workers can use it.
+        - `file`: a `.keras` file on this machine. It must take grey or RGB images of one size, as bytes
+          from 0 to 255, and end with a softmax. Size and colours are read from it. It is run once, to see
+          that workers can use it.
         - `classes`: the names of its classes, in the order of its output.
         - `architecture`: what to call its kind in lists.
         - `resampling`: how images are brought to its size: nearest, box, bilinear, bicubic or lanczos.
@@ -81,7 +80,7 @@ class ModelMethods(Session):
 
         Returns the model, if it is new, and if `evaluate` can measure it. Registering a file again returns
         the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used, Conflict
-        if the file was registered with other classes or another input.
+        if the file was registered with other classes or another input. An example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
