@@ -71,8 +71,11 @@ def classify_next(context: WorkerContext) -> int:
         _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
     except SoftTimeLimitExceeded:
         # Whose fault it is depends on where the time went: slow images, or a service that did not answer.
-        slowest = timings.longest()
-        reason = Reason.TIMED_OUT if slowest in ("decode", "predict") else Reason.UNAVAILABLE
+        slowest, reason = timings.longest(), Reason.UNAVAILABLE
+        if slowest in ("decode", "predict"):
+            reason = Reason.TIMED_OUT
+            images = sum(claim.images for claim in claims)
+            context.note_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
         _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
         context.drop_fetchers()
     except MemoryError:
