@@ -97,7 +97,9 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
         with timings.timed("read the payload"):
             payload = read_payload(store, claim.payload, claim.payload_digest).part(0, claim.images)
         with timings.timed("fetch"), ThreadPoolExecutor() as threads:
-            fetched = fetch_references(payload.contents, roots, threads, max_bytes=limits.max_bytes)
+            fetched = fetch_references(
+                payload.contents, roots, threads, max_bytes=limits.max_bytes, seconds=settings.soft_time_limit
+            )
             contents = [content for content in fetched if not isinstance(content, Unavailable)]
         outcomes = classify_images(
             payload.names,

@@ -1,7 +1,7 @@
 """The promotion gate: decide whether a model becomes the champion, and record the decision.
 
-The gate judges by what `jobs.ledger.evaluations` has recorded, so a verdict takes milliseconds and needs
-neither the model nor the images. `jobs.ledger.promotions` stores verdicts and moves the champion.
+The gate judges by what `jobs.ledger.models` has recorded, so a verdict takes milliseconds and needs
+neither the model nor the images. `jobs.ledger.models` stores verdicts and moves the champion.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.evaluation import Evaluation, GateLimits
-from jobs.ledger.evaluations import StoredEvaluation, find_evaluation
-from jobs.ledger.models import get_model
-from jobs.ledger.promotions import add_verdict, lock_champion, move_champion
+from jobs.ledger.models import (
+    StoredEvaluation,
+    add_verdict,
+    find_evaluation,
+    get_model,
+    lock_champion,
+    move_champion,
+)
 from jobs.model import Model
 
 #: The command that makes a missing evaluation.
@@ -112,7 +117,7 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
 def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Check:
     """Check that the challenger is significantly better than the champion, by McNemar's exact test.
 
-    Both arguments are answers as `jobs.ledger.evaluations` stores them. Raises ValueError if they are not
+    Both arguments are answers as `jobs.ledger.models` stores them. Raises ValueError if they are not
     about the same images.
     """
     truth = challenger[1::2]

@@ -40,7 +40,7 @@ from jobs.ids import ID_LENGTH
 
 
 class JobState(StrEnum):
-    """Where a job stands. docs/states.md draws the arrows."""
+    """Where a job stands. docs/reference/sql.md lists the changes."""
 
     RECEIVING = "receiving"  # its producer is still adding chunks; workers may already be at it
     RUNNING = "running"  # all its chunks are in the ledger
@@ -218,7 +218,7 @@ evaluations = Table(
     Column("model_id", ForeignKey("models.id"), primary_key=True),
     Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
     Column("measures", _Json, nullable=False),
-    Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.evaluations`
+    Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.models`
     Column("created_at", UtcTime, nullable=False),
 )
 

@@ -32,7 +32,7 @@ from jobs.ledger.corrections import (
     save_corrections,
 )
 from jobs.ledger.models import get_model
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, job_status
 from jobs.model import Model
 from jobs.outcomes import Outcome
 from jobs.payloads import Content, read_payload

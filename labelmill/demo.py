@@ -16,17 +16,17 @@ from rich.text import Text
 
 from jobs.evaluation import Evaluation
 from jobs.files import private_umask
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.progress import JobStatus, Prediction
+from jobs.ledger.models import find_evaluation
+from jobs.ledger.queries import JobStatus, Prediction
 from jobs.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import Console, exit_code_of, next_steps, say
 from labelmill.drawing import Picture, draw
+from labelmill.follow import watch
 from labelmill.progress import ProgressLine
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import load_mnist, train_with_progress
-from labelmill.watching import watch
 from producer.export import printable
 from worker.learning.recipes import recipe_for
 

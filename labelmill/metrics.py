@@ -1,7 +1,7 @@
 """Metrics for Prometheus: what ledger and broker say at each scrape.
 
 Nothing is counted here, so it does not matter when an exporter is started, or how often. What happened is in
-the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.backlog`);
+the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.metrics`);
 docs/reference/metrics.md has the list. Ledger and broker are asked in parallel: if one cannot be reached, or
 hangs, only its own metrics are missing.
 """
@@ -27,9 +27,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import ErrorCode
 from jobs.ledger import Ledger
-from jobs.ledger.backlog import backlog, last_run_seconds
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.counters import BUCKETS, INFINITE, OK, AttemptEnd, CounterName, totals
+from jobs.ledger.metrics import backlog, last_run_seconds
 from jobs.ledger.models import find_champion
 from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN
@@ -39,7 +39,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
-from labelmill.looking import brief_ledger, broker_client, check_there, words_of
+from labelmill.probes import brief_ledger, broker_client, check_there, words_of
 
 #: How long a scrape waits for ledger and broker. Left alone, Prometheus waits for ten seconds.
 PATIENCE_SECONDS: Final = 5.0
@@ -251,7 +251,7 @@ def _history(sums: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
         buckets.append((bound if bound == INFINITE else str(float(bound)), so_far))
     yield HistogramMetricFamily(
         "labelmill_chunk_seconds",
-        "From the claim of a chunk to its results.",
+        "From the claim of a chunk to its outcomes.",
         buckets=buckets,
         sum_value=sums.get((CounterName.CHUNK_SECONDS, ""), 0.0),
     )

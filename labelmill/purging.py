@@ -16,8 +16,7 @@ from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import could_be_settled, still_at_work
-from jobs.ledger.progress import JobStatus, job_status
-from jobs.ledger.retention import (
+from jobs.ledger.maintenance import (
     delete_chunks,
     delete_job,
     delete_predictions,
@@ -27,6 +26,7 @@ from jobs.ledger.retention import (
     prediction_ranges,
     shadows_of,
 )
+from jobs.ledger.queries import JobStatus, job_status
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 from labelmill.copies import remove_copies, stray_copies

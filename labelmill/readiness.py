@@ -11,7 +11,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
-from labelmill.looking import broker_client, ledger_as_it_is, words_of
+from labelmill.probes import broker_client, ledger_as_it_is, words_of
 
 
 class Part(StrEnum):

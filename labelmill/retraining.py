@@ -6,14 +6,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console import ExitCode, counted, say, time_words
+from labelmill.follow import who_may_be_missing
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
-from labelmill.watching import who_may_be_missing
 
 if TYPE_CHECKING:
     from labelmill.stack import Stack

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.ledger.lost_runs import RUN_GRACE_SECONDS
-from jobs.ledger.runs import Run
+from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
 from jobs.settings import Settings
 from labelmill.console import say, time_words
 from labelmill.progress import ProgressLine

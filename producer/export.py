@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from jobs.errors import UserError
 from jobs.extras import install_hint
-from jobs.ledger.progress import PAGE_ROWS, Prediction
+from jobs.ledger.queries import PAGE_ROWS, Prediction
 
 #: The most characters that a column of names is given in a table: one long name would part all others from
 #: what is said of them.

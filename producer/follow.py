@@ -8,7 +8,7 @@ from typing import Final
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, job_status
 
 #: The first look comes quickly, for jobs of one image; then less and less often, for jobs of an hour.
 _FIRST_PAUSE_SECONDS: Final = 0.01

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.errors import ImageError, PayloadDamaged
 from jobs.ledger import Ledger
-from jobs.ledger.retries import Unlabelled, check_not_purged, check_retry, images_without_label
+from jobs.ledger.queries import Unlabelled, check_not_purged, check_retry, images_without_label
 from jobs.payloads import Content, Payload, read_payload
 from jobs.queue import Publisher
 from jobs.store import Store

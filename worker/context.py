@@ -106,6 +106,10 @@ class WorkerContext:
         if images >= WHOLE_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
 
+    def note_time_out(self, model_id: str, images: int, seconds: float) -> None:
+        """Note that so many images took longer than this: the next claim has fewer."""
+        self._image_seconds[model_id] = max(self._image_seconds.get(model_id, 0.0), seconds / images)
+
     def payload(self, claim: Claim) -> Payload:
         """Return the names and contents of the claim's images. Raises PayloadDamaged, Unavailable.
 
@@ -154,7 +158,7 @@ class WorkerContext:
             self.classifier(champion.id)
 
     def _start_tensorflow(self) -> type[Classifier]:
-        """Import it here and nowhere earlier: it must not be in the parent of a fork. Raises Unavailable."""
+        """Import it here, never earlier: it must not be in the parent of a fork. Raises Unavailable."""
         with _time_limit_later():
             try:
                 from worker.predicting.classifier import Classifier, configure_threads

@@ -21,7 +21,6 @@ from kombu.exceptions import OperationalError
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks
-from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,
@@ -30,7 +29,7 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import interrupt_runs_of, pending_run
+from jobs.ledger.runs import Silence, end_lost_runs, interrupt_runs_of, pending_run
 from jobs.ledger.workers import forget_lost_workers
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import MAX_WAITING, Publisher

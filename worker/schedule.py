@@ -21,8 +21,7 @@ from celery.schedules import ParseException, crontab
 from jobs.errors import LabelmillError, SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.lost_runs import make_way
-from jobs.ledger.runs import request_run
+from jobs.ledger.runs import make_way, request_run
 from jobs.messages import RETRAIN_TASK
 from jobs.queue import Publisher
 from jobs.schema import RunState

@@ -14,18 +14,17 @@ from benchmarks.report import milliseconds
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, make_job
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import TOGETHER_IMAGES, Claim, claim_next
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks, pause_job
-from jobs.ledger.lost_runs import Silence, end_lost_runs
 from jobs.ledger.maintenance import (
     count_due,
     end_standing_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
 )
-from jobs.ledger.progress import job_status, latest_jobs
-from jobs.ledger.runs import pending_run
+from jobs.ledger.metrics import backlog
+from jobs.ledger.queries import job_status, latest_jobs
+from jobs.ledger.runs import Silence, end_lost_runs, pending_run
 from jobs.ledger.submission import SMALL_JOB_PRIORITY
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING

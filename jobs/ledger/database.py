@@ -65,7 +65,8 @@ _REFUSALS: Final = {
 #: because its close drops the locks of the first (https://sqlite.org/howtocorrupt.html).
 _WAL_REMOVED: Final = (
     "The ledger's write-ahead log was removed while it was in use, so the last write may be lost. "
-    "Do not open the ledger's file with another SQLite in a process that runs Labelmill: see docs/sql.md."
+    "Do not open the ledger's file with another SQLite in a process that runs Labelmill: see "
+    "docs/reference/sql.md."
 )
 
 #: The migration this code is written against; `migrations/versions` must end in it, and a test says so.

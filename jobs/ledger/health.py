@@ -19,8 +19,7 @@ from sqlalchemy.engine import Connection
 from jobs.drift import MIN_IMAGES, Drift, Shift
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import model_or_champion
+from jobs.ledger.models import find_evaluation, model_or_champion
 from jobs.schema import FINISHED, db_now, jobs, predictions
 
 #: Which jobs count as recent: so many that have ended, of those that came within so many days.

@@ -16,12 +16,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ids import new_id
-from jobs.ledger.models import find_champion, get_model, point_alias
+from jobs.ledger.models import SHADOW, find_champion, get_model, point_alias
 from jobs.model import Model
 from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
-
-#: The alias of the challenger.
-SHADOW: Final = "shadow"
 
 #: Below every priority that a person can give: a shadow delays no job.
 SHADOW_PRIORITY: Final = -1_000

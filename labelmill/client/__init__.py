@@ -18,7 +18,7 @@ class Client(JobMethods, ModelMethods, TrainingMethods):
 
     Use it as a context manager, or call `close` at the end. Do not share one between threads. Every method
     raises Unavailable if the ledger or the store cannot be reached. All errors are subclasses of
-    LabelmillError. Numbers may be NumPy's.
+    LabelmillError. Numbers may be NumPy's. An example::
 
         from labelmill import Client
 

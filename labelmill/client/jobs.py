@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 from jobs.errors import Conflict, SourceError
 from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.models import get_model
-from jobs.ledger.naming import job_named, model_named
-from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, latest_jobs, stream_predictions
+from jobs.ledger.queries import (
+    Filter,
+    JobStatus,
+    Prediction,
+    job_named,
+    job_status,
+    latest_jobs,
+    model_named,
+    stream_predictions,
+)
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.reading import too_large
@@ -44,7 +52,7 @@ class JobMethods(Session):
         Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, one of
         MNIST's IDX files, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin`
         yields, or the bytes of one image file. Bytes at place n of the arguments are the image `image-n`. The
-        other arguments are those of `submission`, which also says what can go wrong.
+        other arguments are those of `submission`, which also says what can go wrong. Examples::
 
             client.submit("photos/", "more.zip", key="june")
             client.submit(response.content)

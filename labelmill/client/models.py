@@ -7,18 +7,20 @@ from os import PathLike
 
 from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import Evaluation
-from jobs.ledger.evaluations import StoredEvaluation, find_evaluation
 from jobs.ledger.health import Health, model_health
-from jobs.ledger.models import get_model, list_models
-from jobs.ledger.naming import model_named
-from jobs.ledger.promotions import (
+from jobs.ledger.models import (
     Promotion,
+    StoredEvaluation,
     StoredVerdict,
     champion_before,
     champion_history,
+    find_evaluation,
     find_verdict,
+    get_model,
+    list_models,
     roll_back,
 )
+from jobs.ledger.queries import model_named
 from jobs.ledger.shadows import (
     NO_SHADOW,
     Comparison,
@@ -66,10 +68,9 @@ class ModelMethods(Session):
     ) -> Registered:
         """Register a model that was trained elsewhere. It becomes the champion by `promote` only.
 
-        - `file`: a `.keras` file on this machine. It must take grey or RGB images of one size, as bytes from
-        0
-          to 255, and end with a softmax. Size and colours are read from it. It is run once, to see that
-          workers can use it.
+        - `file`: a `.keras` file on this machine. It must take grey or RGB images of one size, as bytes
+          from 0 to 255, and end with a softmax. Size and colours are read from it. It is run once, to see
+          that workers can use it.
         - `classes`: the names of its classes, in the order of its output.
         - `architecture`: what to call its kind in lists.
         - `resampling`: how images are brought to its size: nearest, box, bilinear, bicubic or lanczos.
@@ -79,7 +80,7 @@ class ModelMethods(Session):
 
         Returns the model, if it is new, and if `evaluate` can measure it. Registering a file again returns
         the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used, Conflict
-        if the file was registered with other classes or another input.
+        if the file was registered with other classes or another input. An example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)

@@ -12,16 +12,18 @@ from sqlalchemy.engine import Row
 
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
-from jobs.ledger.lost_runs import Silence, end_lost_runs, make_way
-from jobs.ledger.naming import run_named
-from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.models import StoredVerdict
+from jobs.ledger.queries import run_named
 from jobs.ledger.runs import (
     Run,
+    Silence,
     cancel_run,
     classes_learnt,
+    end_lost_runs,
     epochs_of,
     get_run,
     latest_runs,
+    make_way,
     request_run,
     verdict_on,
 )

@@ -8,7 +8,7 @@ import typer
 
 from labelmill.client import Client
 from labelmill.console import examples, print_json, say, tells_errors
-from labelmill.watching import closing_line, status_to_json
+from labelmill.follow import closing_line, status_to_json
 
 app = typer.Typer(add_completion=False)
 

@@ -11,9 +11,9 @@ import typer
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, say, tells_errors
+from labelmill.follow import say_broker_away, watch
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import need_tensorflow
-from labelmill.watching import say_broker_away, watch
 from producer.export import write_jsonl, write_table
 from producer.sources.lines import paths_on_stdin
 

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from jobs.ids import first_id, is_id
-from jobs.ledger.naming import MIN_BEGINNING
+from jobs.ledger.queries import MIN_BEGINNING
 
 
 class ListingGroup(TyperGroup):

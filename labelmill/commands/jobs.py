@@ -9,8 +9,8 @@ import typer
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, print_json, tells_errors
+from labelmill.follow import state_words, status_to_json
 from labelmill.tables import Column, print_table, short_time
-from labelmill.watching import state_words, status_to_json
 
 app = typer.Typer(add_completion=False)
 

@@ -12,12 +12,12 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.progress import Prediction
+from jobs.ledger.queries import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import counted, examples, say, tells_errors
+from labelmill.follow import state_words
 from labelmill.output import STDOUT, as_text, opened, output_option, shown
-from labelmill.watching import state_words
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)

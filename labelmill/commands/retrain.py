@@ -12,10 +12,10 @@ from jobs.errors import Conflict, LabelmillError
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.follow import say_broker_away
 from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import MAX_SEED, need_tensorflow, say_silent
-from labelmill.watching import say_broker_away
 
 app = typer.Typer(add_completion=False)
 

@@ -8,8 +8,8 @@ import typer
 
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
+from labelmill.follow import say_broker_away, status_to_json, watch
 from labelmill.progress import ProgressLine
-from labelmill.watching import say_broker_away, status_to_json, watch
 
 app = typer.Typer(add_completion=False)
 

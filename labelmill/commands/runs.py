@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 from sqlalchemy.engine import Row
 
-from jobs.ledger.promotions import StoredVerdict
+from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup

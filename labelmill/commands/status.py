@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.ledger.progress import JobStatus
+from jobs.ledger.queries import JobStatus
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors, time_words
-from labelmill.watching import state_words, status_to_json, watch
+from labelmill.follow import state_words, status_to_json, watch
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)

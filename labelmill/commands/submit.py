@@ -11,8 +11,8 @@ from jobs.limits import ErrorLimits
 from jobs.schema import SMALL_JOB_IMAGES
 from labelmill.client import Client
 from labelmill.console import counted, examples, exit_code_of, print_data, print_json, say, tells_errors
+from labelmill.follow import say_broker_away, status_to_json, watch
 from labelmill.progress import ProgressLine
-from labelmill.watching import say_broker_away, status_to_json, watch
 from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin
 

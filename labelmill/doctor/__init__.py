@@ -18,7 +18,7 @@ from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.looking import words_of
+from labelmill.probes import words_of
 
 __all__ = ["Finding", "Level", "examine"]
 

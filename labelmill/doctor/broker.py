@@ -14,7 +14,7 @@ from jobs.ids import new_id
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
 from labelmill.doctor.findings import Area, Finding
-from labelmill.looking import broker_client, words_of
+from labelmill.probes import broker_client, words_of
 
 _area = Area("broker")
 

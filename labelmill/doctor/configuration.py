@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from jobs.errors import SettingsError
 from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, unknown_variables
 from labelmill.doctor.findings import Area, Finding
-from labelmill.looking import words_of
+from labelmill.probes import words_of
 from worker.schedule import beat_schedule
 
 _settings = Area("settings")

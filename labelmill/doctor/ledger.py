@@ -11,13 +11,13 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import LedgerNotReady, Unavailable
-from jobs.ledger import Ledger, diagnosis
+from jobs.ledger import Ledger, metrics
 from jobs.ledger.database import REVISION, revision
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
 from labelmill.doctor.configuration import SEE_HOME, can_be_used
 from labelmill.doctor.findings import Area, Finding
-from labelmill.looking import NoLedgerYet, ledger_as_it_is, words_of
+from labelmill.probes import NoLedgerYet, ledger_as_it_is, words_of
 
 _area = Area("ledger")
 
@@ -46,7 +46,7 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
             with ledger.reading() as connection:
                 yield _migrated(revision(connection), settings)
                 if ledger.is_sqlite:
-                    yield _sqlite_version(diagnosis.sqlite_version(connection))
+                    yield _sqlite_version(metrics.sqlite_version(connection))
             yield _can_be_written(ledger)
     except NoLedgerYet:
         if not settings.embedded_ledger:
@@ -100,7 +100,7 @@ def _sqlite_version(found: tuple[int, ...]) -> Finding:
 def _can_be_written(ledger: Ledger) -> Finding:
     # A transaction on SQLite takes the write lock; PostgreSQL is asked.
     with ledger.transaction() as connection:
-        read_only, tables = (False, []) if ledger.is_sqlite else diagnosis.missing_privileges(connection)
+        read_only, tables = (False, []) if ledger.is_sqlite else metrics.missing_privileges(connection)
     if read_only:
         return _area.problem("is read-only", fix="LABELMILL_LEDGER_URL=the primary's URL")
     if tables:

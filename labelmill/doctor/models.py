@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from sqlalchemy.engine import Connection
 
 from jobs.errors import SettingsError, Unavailable
-from jobs.ledger import diagnosis
+from jobs.ledger import metrics
 from jobs.ledger.models import CHAMPION, list_models
 from jobs.model import Model
 from jobs.registry import model_key
@@ -18,7 +18,7 @@ from jobs.store import Store
 from labelmill.console import counted
 from labelmill.doctor.findings import Area, Finding
 from labelmill.doctor.ledger import check_in_ledger
-from labelmill.looking import words_of
+from labelmill.probes import words_of
 
 _area = Area("models")
 _NO_MODEL = _area.problem("there is no model, so nothing can be submitted", fix="labelmill train")
@@ -29,7 +29,7 @@ def check_models(settings: Settings) -> Iterator[Finding]:
     needed: list[Model] = []
 
     def check(connection: Connection) -> Iterator[Finding]:
-        models, ids = list_models(connection), diagnosis.models_needed(connection)
+        models, ids = list_models(connection), metrics.models_needed(connection)
         needed.extend(model for model in models if model.id in ids)
         yield _champion(models)
 

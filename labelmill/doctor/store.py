@@ -12,7 +12,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.doctor.configuration import SEE_HOME, can_be_used
 from labelmill.doctor.findings import Area, Finding
-from labelmill.looking import words_of
+from labelmill.probes import words_of
 
 _area = Area("store")
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from jobs.ledger import diagnosis
-from jobs.ledger.diagnosis import OpenJob
+from jobs.ledger import metrics
+from jobs.ledger.metrics import OpenJob
 from jobs.ledger.runs import Run, find_active_run, latest_runs
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -41,17 +41,17 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
     patience = _STUCK_LEASES * settings.lease_seconds
 
     def check(connection: Connection) -> Iterator[Finding]:
-        jobs = diagnosis.open_jobs(connection, lost_seconds=patience, many_releases=_MANY_RELEASES)
+        jobs = metrics.open_jobs(connection, lost_seconds=patience, many_releases=_MANY_RELEASES)
         running = [job for job in jobs if job.paused_seconds is None]
-        yield _reconciler(diagnosis.reconciling(connection), has_work=bool(running), start=start)
-        yield _progress(running, diagnosis.seconds_since_last_result(connection), patience, start=start)
+        yield _reconciler(metrics.reconciling(connection), has_work=bool(running), start=start)
+        yield _progress(running, metrics.seconds_since_last_result(connection), patience, start=start)
         yield _returning(running)
         yield _paused(jobs)
 
     yield from check_in_ledger(_jobs, settings, check, if_none=_jobs.ok("there are none yet"))
 
 
-def _reconciler(found: diagnosis.Reconciling | None, *, has_work: bool, start: str) -> Finding:
+def _reconciler(found: metrics.Reconciling | None, *, has_work: bool, start: str) -> Finding:
     if found is not None and found.expired <= 0:
         return _jobs.ok(f"the reconciler runs in {found.holder}")
     since = "none has ever run" if found is None else f"the last one ended {duration(found.expired)} ago"
@@ -104,7 +104,7 @@ def check_training(settings: Settings) -> Iterator[Finding]:
     start = "labelmill up" if settings.embedded_broker else "labelmill worker --trainer"
 
     def check(connection: Connection) -> Iterator[Finding]:
-        yield _unfinished(find_active_run(connection), diagnosis.now(connection), start=start)
+        yield _unfinished(find_active_run(connection), metrics.now(connection), start=start)
         # Of two: at most one has not finished.
         yield _latest(next((run for run in latest_runs(connection, limit=2) if run.finished), None))
 

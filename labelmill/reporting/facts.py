@@ -11,14 +11,17 @@ from sqlalchemy.engine import Connection, Row
 from jobs.errors import Conflict, NotFound
 from jobs.evaluation import Evaluation
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
-from jobs.ledger.evaluations import StoredEvaluation, find_evaluation
-from jobs.ledger.models import CHAMPION, find_champion, get_model
-from jobs.ledger.promotions import (
+from jobs.ledger.models import (
+    CHAMPION,
     Promotion,
+    StoredEvaluation,
     StoredVerdict,
     champion_before,
     champion_history,
+    find_champion,
+    find_evaluation,
     find_verdict,
+    get_model,
 )
 from jobs.ledger.runs import Run, epochs_of, get_run
 from jobs.ledger.shadows import Comparison as Shadowing

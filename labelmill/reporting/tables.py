@@ -131,7 +131,7 @@ def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow
 
 
 def compare_answers(ours: bytes, theirs: bytes) -> Pair:
-    """Both models' answers to the same images, each as `jobs.ledger.evaluations` keeps them."""
+    """Both models' answers to the same images, each as `jobs.ledger.models` keeps them."""
     counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     for label, one, other in zip(ours[1::2], ours[::2], theirs[::2], strict=True):
         counts[one == label, other == label] += 1

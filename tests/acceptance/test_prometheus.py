@@ -1,6 +1,6 @@
 """Real workers, the real exporter, and a real Prometheus: what is watched is what happens.
 
-The workers have the classifier of the fault tests, which starts in no time (`tests.faults.mill`).
+The workers have the classifier of the fault tests, which starts in no time (`tests.faults.harness`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jobs.ledger.workers import GONE_SECONDS
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import jobs
 from tests.console import Home, stop, until
-from tests.faults.mill import Mill
+from tests.faults.harness import Mill
 from tests.faults.pictures import pictures
 from tests.programs import need_program
 from tests.scraping import exporter, scrape

@@ -81,7 +81,7 @@ def chunk_rows(url: str, job_id: str) -> list[dict[str, Any]]:
 
 
 def attempts_are_bounded(url: str, job_id: str) -> bool:
-    """No chunk was tried without end. The images of a chunk crash twice before it is halved and each half once
+    """No chunk was tried without end. A chunk crashes twice before it is halved, and each half once
     more, a lone one three times; with its end, an image of a chunk of 512 sees at most 2 + 8 + 3 + 1 attempts
     that were not released, and one more for a lease that ran out.
     """

@@ -1,4 +1,4 @@
-"""The mills that fault tests break: started once for the session, and whole again before the next test."""
+"""The harnesses that fault tests break: started once for the session, and whole before the next test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import PostgresqlServer
 from tests.console import Home
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import Picture
 from tests.faults.servers import FaultyPostgresql
 
@@ -38,38 +38,38 @@ def faulty_postgresql(postgresql_server: PostgresqlServer) -> Iterator[FaultyPos
 
 
 @pytest.fixture(scope="session")
-def _sqlite_mill() -> Iterator[Mill]:
-    with short_folder() as folder, Mill(folder / "home") as mill:
-        yield mill
+def _sqlite_harness() -> Iterator[Harness]:
+    with short_folder() as folder, Harness(folder / "home") as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
-def _postgresql_mill(faulty_postgresql: FaultyPostgresql) -> Iterator[Mill]:
-    url = faulty_postgresql.create("mill")
-    with short_folder() as folder, Mill(folder / "home", ledger_url=url) as mill:
-        yield mill
+def _postgresql_harness(faulty_postgresql: FaultyPostgresql) -> Iterator[Harness]:
+    url = faulty_postgresql.create("harness")
+    with short_folder() as folder, Harness(folder / "home", ledger_url=url) as harness:
+        yield harness
 
 
 @pytest.fixture
-def sqlite_mill(_sqlite_mill: Mill) -> Iterator[Mill]:
+def sqlite_harness(_sqlite_harness: Harness) -> Iterator[Harness]:
     """A worker with two processes on SQLite, where nothing is broken."""
-    _sqlite_mill.plan.clear()
-    yield _sqlite_mill
-    _sqlite_mill.plan.clear()
+    _sqlite_harness.plan.clear()
+    yield _sqlite_harness
+    _sqlite_harness.plan.clear()
 
 
 @pytest.fixture
-def postgresql_mill(_postgresql_mill: Mill) -> Iterator[Mill]:
+def postgresql_harness(_postgresql_harness: Harness) -> Iterator[Harness]:
     """A worker with two processes on PostgreSQL, where nothing is broken."""
-    _postgresql_mill.plan.clear()
-    yield _postgresql_mill
-    _postgresql_mill.plan.clear()
+    _postgresql_harness.plan.clear()
+    yield _postgresql_harness
+    _postgresql_harness.plan.clear()
 
 
 @pytest.fixture
-def mills(sqlite_mill: Mill, postgresql_mill: Mill) -> list[Mill]:
+def harnesses(sqlite_harness: Harness, postgresql_harness: Harness) -> list[Harness]:
     """Both at once: a trial that waits for a lease or a restart waits on both together."""
-    return [sqlite_mill, postgresql_mill]
+    return [sqlite_harness, postgresql_harness]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def little_digits(few_digits: Path, trained: Home) -> list[Picture]:
 
 
 @pytest.fixture
-def keras_mill(new_home: Home) -> Iterator[Mill]:
+def keras_harness(new_home: Home) -> Iterator[Harness]:
     """A worker whose processes hold TensorFlow and the trained model, on SQLite."""
-    with Mill(new_home.path, keras=True, lease_seconds=10.0) as mill:
-        yield mill
+    with Harness(new_home.path, keras=True, lease_seconds=10.0) as harness:
+        yield harness

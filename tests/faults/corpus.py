@@ -194,7 +194,7 @@ def _not_allowed(digit: Pixels) -> Iterator[Case]:
         "archive.jp2": encode(picture, "JPEG2000"),
         "old.wmf": wmf,
         "paper.pdf": encode(picture, "PDF"),
-        "drawing.svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="28"/>',
+        "svg-named.png": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="28"/>',
         "scan-named.png": tiff,
     }.items():
         yield Case(name, data, ErrorCode.FORMAT_NOT_ALLOWED)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-#: Names the folder with a mill's plan, its counts and the log of what happened.
+#: Names the folder with a harness's plan, its counts and the log of what happened.
 FOLDER_VARIABLE: Final = "FAULT_FOLDER"
 
 #: A process with failpoints that gets this writes into its log where it is.

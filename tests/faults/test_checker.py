@@ -122,7 +122,7 @@ def test_who_says_that_the_queue_is_empty_has_looked() -> None:
     matrix, looked = Matrix(soak=False), []
 
     # given trials of jobs that came through a queue, when they are through, then the queue has been looked at
-    with matrix.trials("of a mill", "I1-I5", short=1, long=1) as trials:
+    with matrix.trials("of a harness", "I1-I5", short=1, long=1) as trials:
         trials.ran(1, Verdict(wait_for_silence=lambda: looked.append("empty")))
         assert not looked
     assert looked == ["empty"]

@@ -11,7 +11,7 @@ import psycopg
 from jobs.sqlite import driver
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
@@ -20,33 +20,33 @@ from tests.secured import conninfo
 
 
 def test_restarting_postgresql_loses_nothing(
-    postgresql_mill: Mill, faulty_postgresql: FaultyPostgresql, matrix: Matrix
+    postgresql_harness: Harness, faulty_postgresql: FaultyPostgresql, matrix: Matrix
 ) -> None:
     with matrix.trials("PostgreSQL stopped at once, restarted", "I1-I3", short=5, long=50) as trials:
-        mill = postgresql_mill
+        harness = postgresql_harness
         restarts = 0
         while restarts < trials.wanted:
             # given a job that is under way
             images = pictures(1_500)
-            job = mill.submit(images, chunk_images=25)
+            job = harness.submit(images, chunk_images=25)
             before = restarts
 
             # when the server crashes and comes back, again and again
-            while restarts < trials.wanted and not mill.is_over(job):
+            while restarts < trials.wanted and not harness.is_over(job):
                 time.sleep(random.uniform(0.2, 1.5))
                 try:
                     faulty_postgresql.stop()
                     time.sleep(random.uniform(0.0, 2.0))
                 finally:
                     faulty_postgresql.start()  # other tests have it, too
-                mill.ledger.engine.dispose()  # ours broke as well
+                harness.ledger.engine.dispose()  # ours broke as well
                 restarts += 1
 
             # then the job ends
-            trials.ran(restarts - before, mill.judge(job, images))
+            trials.ran(restarts - before, harness.judge(job, images))
 
 
-def test_a_commit_that_breaks_is_read_back(mills: list[Mill], matrix: Matrix) -> None:
+def test_a_commit_that_breaks_is_read_back(harnesses: list[Harness], matrix: Matrix) -> None:
     with (
         matrix.trials("backend killed at COMMIT", "I1-I3", short=5, long=50) as killed,
         matrix.trials("answer to a COMMIT lost", "I1-I3", short=6, long=50) as lost,
@@ -57,21 +57,21 @@ def test_a_commit_that_breaks_is_read_back(mills: list[Mill], matrix: Matrix) ->
             # given COMMITs that fail, and COMMITs that go through while their answer does not
             images = pictures(1_000)
             jobs = []
-            for mill in mills:
+            for harness in harnesses:
                 rules = [
                     Rule("COMMIT", "lose the answer", times=5, every=7),
                     Rule("claim", "lose the answer", times=5, every=6),
                 ]
-                if not mill.ledger.is_sqlite:
+                if not harness.ledger.is_sqlite:
                     rules.append(Rule("before COMMIT", "terminate backend", times=5, every=5))
-                mill.plan.set(*rules)
-                jobs.append(mill.submit(images, chunk_images=25))
+                harness.plan.set(*rules)
+                jobs.append(harness.submit(images, chunk_images=25))
 
             # when a job goes through them, then every image has its one outcome
-            for mill, job in zip(mills, jobs, strict=True):
-                verdict = mill.judge(job, images)
-                backend = len(mill.plan.events("terminate backend"))
-                lost_answers = [event["seam"] for event in mill.plan.events("lose the answer")]
+            for harness, job in zip(harnesses, jobs, strict=True):
+                verdict = harness.judge(job, images)
+                backend = len(harness.plan.events("terminate backend"))
+                lost_answers = [event["seam"] for event in harness.plan.events("lose the answer")]
                 killed.ran(backend, verdict) if backend else None
                 lost.ran(lost_answers.count("COMMIT"), verdict)
                 claims.ran(lost_answers.count("claim"), verdict)
@@ -79,23 +79,23 @@ def test_a_commit_that_breaks_is_read_back(mills: list[Mill], matrix: Matrix) ->
                 answers += lost_answers.count("COMMIT")
                 unclaimed += lost_answers.count("claim")
                 # and none of it counts as a crash of an image's
-                assert {chunk["crashes"] for chunk in chunk_rows(mill.url, job)} == {0}
+                assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}
 
 
-def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_mill: Mill, matrix: Matrix) -> None:
+def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_harness: Harness, matrix: Matrix) -> None:
     with matrix.trials("SQLite locked for seconds by another process", "I1-I3", short=5, long=50) as trials:
-        mill = sqlite_mill
+        harness = sqlite_harness
         locked = 0
         while locked < trials.wanted:
             # given a job that is under way
             images = pictures(1_500)
-            job = mill.submit(images, chunk_images=25)
-            until(lambda job=job: mill.done(job) > 0, "the first chunk is done")
+            job = harness.submit(images, chunk_images=25)
+            until(lambda job=job: harness.done(job) > 0, "the first chunk is done")
             before = locked
 
             # when another process takes the lock for a while: a backup, a person with a shell
-            while locked < trials.wanted and not mill.is_over(job):
-                path = str(mill.settings.home / "ledger.sqlite3")
+            while locked < trials.wanted and not harness.is_over(job):
+                path = str(harness.settings.home / "ledger.sqlite3")
                 with contextlib.closing(driver().connect(path, timeout=30, isolation_level=None)) as other:
                     other.execute("BEGIN IMMEDIATE")
                     time.sleep(random.uniform(0.5, 4.0))
@@ -104,30 +104,30 @@ def test_a_lock_that_somebody_else_holds_is_waited_for(sqlite_mill: Mill, matrix
                 time.sleep(0.5)
 
             # then the job ends
-            trials.ran(locked - before, mill.judge(job, images))
-            assert attempts_are_bounded(mill.url, job)
+            trials.ran(locked - before, harness.judge(job, images))
+            assert attempts_are_bounded(harness.url, job)
 
 
 def test_who_holds_one_jobs_row_harms_no_image_and_no_other_job(
-    postgresql_mill: Mill, matrix: Matrix
+    postgresql_harness: Harness, matrix: Matrix
 ) -> None:
     with matrix.trials("a job's row locked beyond the time limit", "I1-I4", short=1, long=10) as trials:
-        mill = postgresql_mill
+        harness = postgresql_harness
         for _ in range(trials.wanted):
             # given a job under way, whose row somebody has locked before its first outcomes are written
-            mill.plan.set(Rule("writing", "sleep", times=2, every=1, value=1.0))
+            harness.plan.set(Rule("writing", "sleep", times=2, every=1, value=1.0))
             images, others = pictures(100), pictures(20)
-            job = mill.submit(images, chunk_images=20)
-            with psycopg.connect(conninfo(mill.url)) as psql:
+            job = harness.submit(images, chunk_images=20)
+            with psycopg.connect(conninfo(harness.url)) as psql:
                 psql.execute("UPDATE jobs SET total = total WHERE id = %s", (job,))
-                assert mill.done(job) == 0
+                assert harness.done(job) == 0
 
                 # when both processes of the only worker wait for it until their time is up, again and again
-                other = mill.submit(others, chunk_images=20)
+                other = harness.submit(others, chunk_images=20)
 
                 # then the main process lets them go, and another job ends
-                trials.ran(1, mill.judge(other, others))
+                trials.ran(1, harness.judge(other, others))
                 psql.rollback()
 
             # and when the row is free, the job ends, and no image is blamed
-            trials.ran(0, mill.judge(job, images))
+            trials.ran(0, harness.judge(job, images))

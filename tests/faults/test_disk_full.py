@@ -12,7 +12,7 @@ from jobs.settings import Settings
 from labelmill import Client
 from tests.console import LABELMILL, Home
 from tests.faults.checker import chunk_rows
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix
@@ -52,24 +52,24 @@ def test_a_producer_without_room_says_so_and_leaves_nothing(
         trials.ran(1)
 
 
-def test_a_worker_without_room_gives_back_and_goes_on_later(mills: list[Mill], matrix: Matrix) -> None:
+def test_a_worker_without_room_gives_back_and_goes_on_later(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("disk full while recording", "I1-I4", short=6, long=30) as trials:
         full = 0
         while full < trials.wanted:
             # given a database that has no room, now and then, for what a worker wants to record
             images = pictures(800)
             jobs = []
-            for mill in mills:
-                mill.plan.set(Rule("writing", "fill the disk", times=8, every=5))
-                jobs.append(mill.submit(images, chunk_images=20))
+            for harness in harnesses:
+                harness.plan.set(Rule("writing", "fill the disk", times=8, every=5))
+                jobs.append(harness.submit(images, chunk_images=20))
 
             # when there is room again, then the job ends, and nothing counts as a crash
-            for mill, job in zip(mills, jobs, strict=True):
-                verdict = mill.judge(job, images)
-                times = len(mill.plan.events("fill the disk"))
+            for harness, job in zip(harnesses, jobs, strict=True):
+                verdict = harness.judge(job, images)
+                times = len(harness.plan.events("fill the disk"))
                 trials.ran(times, verdict)
                 full += times
-                assert {chunk["crashes"] for chunk in chunk_rows(mill.url, job)} == {0}
+                assert {chunk["crashes"] for chunk in chunk_rows(harness.url, job)} == {0}
 
 
 def _files(folder: Path) -> set[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX, Publisher
 from tests.faults.checker import chunk_rows, stored_rows
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.trials import Matrix
 
@@ -16,9 +16,9 @@ from tests.faults.trials import Matrix
 class _Postman(Publisher):
     """Keeps the wake-ups of a job, to deliver them all together."""
 
-    def __init__(self, mill: Mill) -> None:
-        super().__init__(mill.app)
-        self._mill = mill
+    def __init__(self, harness: Harness) -> None:
+        super().__init__(harness.app)
+        self._mill = harness
         self.kept = 0
 
     def wake_up(self, count: int = 1) -> int:
@@ -37,47 +37,49 @@ class _Postman(Publisher):
         return [*sent, *sent[: count - len(sent)]]
 
 
-def test_a_message_delivered_many_times_counts_once(mills: list[Mill], matrix: Matrix) -> None:
+def test_a_message_delivered_many_times_counts_once(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("each message 2 to 50 times, shuffled", "I2, I5", short=20, long=300) as trials:
         seed = random.randrange(2**32)
         chance = random.Random(seed)
         images = pictures(120)
-        for _ in range(trials.wanted // len(mills)):
+        for _ in range(trials.wanted // len(harnesses)):
             # given a job of six chunks, when each one's message comes 2 to 50 times, all mixed
             jobs = []
-            for mill in mills:
-                postman = _Postman(mill)
-                jobs.append(mill.submit(images, chunk_images=20, publisher=postman))
+            for harness in harnesses:
+                postman = _Postman(harness)
+                jobs.append(harness.submit(images, chunk_images=20, publisher=postman))
                 postman.deliver([chance.randint(2, 50) for _ in range(postman.kept)], chance)
 
             # then each chunk was worked on once
-            for mill, job in zip(mills, jobs, strict=True):
-                trials.ran(1, mill.judge(job, images))
-                assert [chunk["attempts"] for chunk in chunk_rows(mill.url, job)] == [1] * 6, f"seed {seed}"
+            for harness, job in zip(harnesses, jobs, strict=True):
+                trials.ran(1, harness.judge(job, images))
+                assert [chunk["attempts"] for chunk in chunk_rows(harness.url, job)] == [1] * 6, (
+                    f"seed {seed}"
+                )
 
 
-def test_ten_times_every_message_gives_the_same_rows(mills: list[Mill], matrix: Matrix) -> None:
+def test_ten_times_every_message_gives_the_same_rows(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("every message ten times, shuffled: same rows", "I2, I5", short=2, long=10) as trials:
         images = pictures(1_000)
-        for _ in range(trials.wanted // len(mills)):
+        for _ in range(trials.wanted // len(harnesses)):
             # given jobs whose messages came once
-            plain = [mill.submit(images, chunk_images=25) for mill in mills]
-            for mill, job in zip(mills, plain, strict=True):
-                trials.ran(0, mill.judge(job, images))
+            plain = [harness.submit(images, chunk_images=25) for harness in harnesses]
+            for harness, job in zip(harnesses, plain, strict=True):
+                trials.ran(0, harness.judge(job, images))
 
             # when the same images come again, and every message ten times
             again = []
-            for mill in mills:
-                postman = _Postman(mill)
-                again.append(mill.submit(images, chunk_images=25, publisher=postman))
+            for harness in harnesses:
+                postman = _Postman(harness)
+                again.append(harness.submit(images, chunk_images=25, publisher=postman))
                 postman.deliver([10] * postman.kept, random.Random())
 
             # then the rows are the same, byte for byte
-            for mill, once, tenfold in zip(mills, plain, again, strict=True):
-                verdict = mill.judge(tenfold, images)
-                assert _as_bytes(mill, tenfold) == _as_bytes(mill, once)
+            for harness, once, tenfold in zip(harnesses, plain, again, strict=True):
+                verdict = harness.judge(tenfold, images)
+                assert _as_bytes(harness, tenfold) == _as_bytes(harness, once)
                 trials.ran(1, verdict)
 
 
-def _as_bytes(mill: Mill, job: str) -> bytes:
-    return repr(stored_rows(mill.url, job)).encode()
+def _as_bytes(harness: Harness, job: str) -> bytes:
+    return repr(stored_rows(harness.url, job)).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.faults.checker import attempts_are_bounded, chunk_rows
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix
@@ -13,23 +13,23 @@ from tests.faults.trials import Matrix
 HANGS = 3
 
 
-def test_a_store_that_hangs_costs_no_image_its_label(mills: list[Mill], matrix: Matrix) -> None:
+def test_a_store_that_hangs_costs_no_image_its_label(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("the store hangs", "I1-I5", short=6, long=24) as trials:
-        for _ in range(trials.wanted // (len(mills) * HANGS)):
+        for _ in range(trials.wanted // (len(harnesses) * HANGS)):
             # given a store in which payloads cannot be read, and nobody says so
             images = pictures(4)
             jobs = []
-            for mill in mills:
-                mill.plan.set(Rule("reading", "hang", times=HANGS, every=1))
-                jobs.append(mill.submit(images, chunk_images=4))
+            for harness in harnesses:
+                harness.plan.set(Rule("reading", "hang", times=HANGS, every=1))
+                jobs.append(harness.submit(images, chunk_images=4))
 
             # when it answers again, then each image has its label
-            for mill, job in zip(mills, jobs, strict=True):
-                verdict = mill.judge(job, images)
-                assert len(mill.plan.events("hang")) == HANGS
+            for harness, job in zip(harnesses, jobs, strict=True):
+                verdict = harness.judge(job, images)
+                assert len(harness.plan.events("hang")) == HANGS
                 trials.ran(HANGS, verdict)
-                assert attempts_are_bounded(mill.url, job)
+                assert attempts_are_bounded(harness.url, job)
 
                 # and its chunk was given back as often as it hung: nobody took it for the images' doing
-                [chunk] = chunk_rows(mill.url, job)
+                [chunk] = chunk_rows(harness.url, job)
                 assert (chunk["images"], chunk["releases"], chunk["crashes"]) == (4, HANGS, 0)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
-from tests.faults.mill import HEALED_SECONDS, Mill
+from tests.faults.harness import HEALED_SECONDS, Harness
 from tests.faults.pictures import Picture, pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix, Trials
@@ -19,22 +19,22 @@ from tests.faults.trials import Matrix, Trials
 _PARENTS = 4
 
 
-def test_killing_processes_at_random_instants_loses_nothing(mills: list[Mill], matrix: Matrix) -> None:
+def test_killing_processes_at_random_instants_loses_nothing(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("SIGKILL at a random instant", "I1-I5", short=20, long=300) as trials:
-        _kill_at_random(mills, trials, pictures(1_500), chunk_images=25, pause_seconds=(0.2, 1.5))
+        _kill_at_random(harnesses, trials, pictures(1_500), chunk_images=25, pause_seconds=(0.2, 1.5))
 
 
 def test_killing_processes_that_hold_tensorflow_loses_nothing(
-    keras_mill: Mill, little_digits: list[Picture], matrix: Matrix
+    keras_harness: Harness, little_digits: list[Picture], matrix: Matrix
 ) -> None:
     with matrix.trials("SIGKILL at a random instant, TensorFlow", "I1-I5", short=4, long=60) as trials:
         # slow enough that a kill comes while a job is under way, not only while TensorFlow starts
-        keras_mill.plan.set(Rule("after predict", "sleep", times=10**9, every=1, value=0.2))
-        _kill_at_random([keras_mill], trials, little_digits, chunk_images=5, pause_seconds=(1.0, 6.0))
+        keras_harness.plan.set(Rule("after predict", "sleep", times=10**9, every=1, value=0.2))
+        _kill_at_random([keras_harness], trials, little_digits, chunk_images=5, pause_seconds=(1.0, 6.0))
 
 
 def _kill_at_random(
-    mills: list[Mill],
+    harnesses: list[Harness],
     trials: Trials,
     images: list[Picture],
     *,
@@ -45,47 +45,49 @@ def _kill_at_random(
     chance = random.Random(seed)
     killed = met = 0
     while killed < trials.wanted:
-        # given a job that is under way, on each mill
-        jobs = {mill: mill.submit(images, chunk_images=chunk_images) for mill in mills}
-        for mill, job in jobs.items():
-            until(lambda mill=mill, job=job: mill.done(job) > 0, "the first chunk is done")
+        # given a job that is under way, on each harness
+        jobs = {harness: harness.submit(images, chunk_images=chunk_images) for harness in harnesses}
+        for harness, job in jobs.items():
+            until(lambda harness=harness, job=job: harness.done(job) > 0, "the first chunk is done")
 
         # when, at any moment, a child or its parent is killed, again and again
-        times, claims = dict.fromkeys(mills, 0), dict.fromkeys(mills, 0)
-        while killed < trials.wanted and (busy := [mill for mill in mills if not mill.is_over(jobs[mill])]):
+        times, claims = dict.fromkeys(harnesses, 0), dict.fromkeys(harnesses, 0)
+        while killed < trials.wanted and (
+            busy := [harness for harness in harnesses if not harness.is_over(jobs[harness])]
+        ):
             time.sleep(chance.uniform(*pause_seconds) / len(busy))
-            mill = chance.choice(busy)
+            harness = chance.choice(busy)
             # but not while its processes only start: on a machine that is very busy no kill would meet work
             until(
-                lambda mill=mill, job=jobs[mill], seen=claims[mill]: (
-                    mill.is_over(job) or _claims(mill, job) > seen
+                lambda harness=harness, job=jobs[harness], seen=claims[harness]: (
+                    harness.is_over(job) or _claims(harness, job) > seen
                 ),
                 "somebody is at work again",
                 seconds=HEALED_SECONDS,
             )
-            claims[mill] = _claims(mill, jobs[mill])
-            victim = _victim(mill, chance)
+            claims[harness] = _claims(harness, jobs[harness])
+            victim = _victim(harness, chance)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
                 killed += 1
-                times[mill] += 1
+                times[harness] += 1
 
         # then the job ends, every image has one outcome, its own, and no chunk was tried without end
-        for mill, job in jobs.items():
-            trials.ran(times[mill], mill.judge(job, images))
-            assert attempts_are_bounded(mill.url, job), f"seed {seed}"
-            met += sum(chunk["attempts"] - 1 for chunk in chunk_rows(mill.url, job))
+        for harness, job in jobs.items():
+            trials.ran(times[harness], harness.judge(job, images))
+            assert attempts_are_bounded(harness.url, job), f"seed {seed}"
+            met += sum(chunk["attempts"] - 1 for chunk in chunk_rows(harness.url, job))
     # and kills met chunks, not only processes that were waiting
     assert met > killed // 10, f"{met} of {killed} kills met a chunk; seed {seed}"
 
 
-def _claims(mill: Mill, job: str) -> int:
+def _claims(harness: Harness, job: str) -> int:
     """How often a chunk of the job was claimed so far."""
-    return sum(chunk["attempts"] for chunk in chunk_rows(mill.url, job))
+    return sum(chunk["attempts"] for chunk in chunk_rows(harness.url, job))
 
 
-def _victim(mill: Mill, chance: random.Random) -> int:
+def _victim(harness: Harness, chance: random.Random) -> int:
     """A process of the worker's."""
-    [worker] = mill.workers
+    [worker] = harness.workers
     children = worker.children()
     return worker.pid if not children or chance.randrange(_PARENTS) == 0 else chance.choice(children)

@@ -9,7 +9,7 @@ from jobs.ledger.maintenance import RECONCILE_LOCK
 from jobs.schema import db_now, locks
 from tests.console import until
 from tests.faults.checker import chunk_rows
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 
@@ -18,11 +18,11 @@ _BACK_SECONDS = 60.0
 
 
 @contextmanager
-def nobody_reconciles(mill: Mill) -> Iterator[None]:
+def nobody_reconciles(harness: Harness) -> Iterator[None]:
     """Somebody who does nothing has the reconciler's lock."""
 
     def take() -> bool:
-        with mill.ledger.transaction() as connection:
+        with harness.ledger.transaction() as connection:
             taken = connection.execute(
                 locks.update()
                 .where(locks.c.name == RECONCILE_LOCK)
@@ -34,20 +34,20 @@ def nobody_reconciles(mill: Mill) -> Iterator[None]:
     try:
         yield
     finally:
-        with mill.ledger.transaction() as connection:
+        with harness.ledger.transaction() as connection:
             connection.execute(locks.delete().where(locks.c.name == RECONCILE_LOCK))
 
 
-def test_the_message_of_a_process_that_dies_comes_back_by_itself(sqlite_mill: Mill) -> None:
-    mill, images = sqlite_mill, pictures(60)
-    with nobody_reconciles(mill):
+def test_the_message_of_a_process_that_dies_comes_back_by_itself(sqlite_harness: Harness) -> None:
+    harness, images = sqlite_harness, pictures(60)
+    with nobody_reconciles(harness):
         # given a process that dies with its chunk claimed
-        mill.plan.set(Rule("after claim", "kill", times=1, every=1))
-        job = mill.submit(images, chunk_images=len(images))
+        harness.plan.set(Rule("after claim", "kill", times=1, every=1))
+        job = harness.submit(images, chunk_images=len(images))
 
         # when nobody sends another wake-up, then another process has its message all the same
-        verdict = mill.judge(job, images, seconds=_BACK_SECONDS)
-        assert len(mill.plan.events("kill")) == 1
+        verdict = harness.judge(job, images, seconds=_BACK_SECONDS)
+        assert len(harness.plan.events("kill")) == 1
     assert verdict.clean, verdict
-    [chunk] = chunk_rows(mill.url, job)
+    [chunk] = chunk_rows(harness.url, job)
     assert (chunk["attempts"], chunk["crashes"]) == (2, 1)

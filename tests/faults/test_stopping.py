@@ -11,7 +11,7 @@ from jobs.queue import KEY_PREFIX
 from tests.console import until
 from tests.faults.checker import chunk_rows
 from tests.faults.conftest import short_folder
-from tests.faults.mill import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
 from tests.faults.trials import Matrix
@@ -19,7 +19,7 @@ from tests.faults.trials import Matrix
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_a_worker_that_is_told_to_stop_blames_no_image(
-    mills: list[Mill], matrix: Matrix, signal_name: str
+    harnesses: list[Harness], matrix: Matrix, signal_name: str
 ) -> None:
     with matrix.trials(f"{signal_name} in mid-chunk", "I1-I4", short=4, long=50) as trials:
         told = 0
@@ -27,18 +27,18 @@ def test_a_worker_that_is_told_to_stop_blames_no_image(
             # given workers that are told to stop while they hold a claim, and started again when they have
             images = pictures(500)
             jobs = []
-            for mill in mills:
-                mill.plan.set(Rule("after claim", signal_name, times=2, every=7, value=0.3))
-                jobs.append(mill.submit(images, chunk_images=20))
+            for harness in harnesses:
+                harness.plan.set(Rule("after claim", signal_name, times=2, every=7, value=0.3))
+                jobs.append(harness.submit(images, chunk_images=20))
 
             # when a job goes through that, then it ends with every label
-            for mill, job in zip(mills, jobs, strict=True):
-                verdict = mill.judge(job, images)
-                times = len(mill.plan.events(signal_name))
+            for harness, job in zip(harnesses, jobs, strict=True):
+                verdict = harness.judge(job, images)
+                times = len(harness.plan.events(signal_name))
                 trials.ran(times, verdict)
                 told += times
                 # and nothing counts as a crash; but after SIGQUIT, by which Celery kills children in mid-step
-                crashes = [chunk["error"] for chunk in chunk_rows(mill.url, job) if chunk["crashes"]]
+                crashes = [chunk["error"] for chunk in chunk_rows(harness.url, job) if chunk["crashes"]]
                 assert not crashes or signal_name == "SIGQUIT", crashes
 
 
@@ -48,52 +48,52 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
     with (
         matrix.trials("SIGQUIT in mid-chunk, nobody wakes up again", "I1", short=3, long=20) as trials,
         short_folder() as folder,
-        Mill(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as mill,
+        Harness(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as harness,
     ):
         for number in range(trials.wanted):
             # and one of them in the middle of a chunk, whose message is the only one there is
-            with mill.redis() as client:
+            with harness.redis() as client:
                 client.flushall()
-            mill.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
-            worker = mill.add_worker(f"stopped{number}", processes=1)
+            harness.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
+            worker = harness.add_worker(f"stopped{number}", processes=1)
             worker.supervised = False
-            job = mill.submit(pictures(60), chunk_images=60)
+            job = harness.submit(pictures(60), chunk_images=60)
 
             # when it is shut down cold
             worker.popen.wait(60)
-            assert len(mill.plan.events("SIGQUIT")) == 1
-            assert mill.done(job) == 0
+            assert len(harness.plan.events("SIGQUIT")) == 1
+            assert harness.done(job) == 0
 
             # then the message is there: on the queue, or among those that come back after a while
-            with mill.redis() as client:
+            with harness.redis() as client:
                 waiting, out = client.llen(KEY_PREFIX + CLASSIFY_QUEUE), client.hlen(KEY_PREFIX + "unacked")
             assert waiting + out == 1, (waiting, out)  # type: ignore[operator]
-            mill.remove_worker(worker)
+            harness.remove_worker(worker)
             trials.ran(1)
 
 
-def test_a_rolling_restart_is_not_noticed(mills: list[Mill], matrix: Matrix) -> None:
+def test_a_rolling_restart_is_not_noticed(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("rolling restart, a worker replaced", "I1-I4", short=4, long=50) as trials:
         replaced = 0
         while replaced < trials.wanted:
             # given a job that is under way
             images = pictures(1_500)
-            jobs = [mill.submit(images, chunk_images=20) for mill in mills]
-            for mill, job in zip(mills, jobs, strict=True):
-                until(lambda mill=mill, job=job: mill.done(job) > 0, "the first chunk is done")
+            jobs = [harness.submit(images, chunk_images=20) for harness in harnesses]
+            for harness, job in zip(harnesses, jobs, strict=True):
+                until(lambda harness=harness, job=job: harness.done(job) > 0, "the first chunk is done")
 
             # when its worker is replaced by another, again and again
-            times = [0 for _ in mills]
-            while replaced < trials.wanted and not all(map(Mill.is_over, mills, jobs)):
-                for place, mill in enumerate(mills):
-                    [old] = mill.workers
-                    mill.add_worker(f"rolled{time.monotonic_ns()}")
-                    assert mill.remove_worker(old) == 0
+            times = [0 for _ in harnesses]
+            while replaced < trials.wanted and not all(map(Harness.is_over, harnesses, jobs)):
+                for place, harness in enumerate(harnesses):
+                    [old] = harness.workers
+                    harness.add_worker(f"rolled{time.monotonic_ns()}")
+                    assert harness.remove_worker(old) == 0
                     times[place] += 1
                     replaced += 1
 
             # then it ends, and nothing counts as a crash
-            for mill, job, count in zip(mills, jobs, times, strict=True):
-                trials.ran(count, mill.judge(job, images))
-                crashes = [chunk["error"] for chunk in chunk_rows(mill.url, job) if chunk["crashes"]]
+            for harness, job, count in zip(harnesses, jobs, times, strict=True):
+                trials.ran(count, harness.judge(job, images))
+                crashes = [chunk["error"] for chunk in chunk_rows(harness.url, job) if chunk["crashes"]]
                 assert not crashes, crashes

@@ -31,7 +31,7 @@ class Row:
     """What came of one fault."""
 
     fault: str
-    #: The invariants of docs/faults.md that a trial checks.
+    #: The invariants of docs/explanation/guarantees.md that a trial checks.
     checks: str
     trials: int = 0
     failed: int = 0

@@ -21,7 +21,7 @@ from jobs.ledger.control import (
     resume_job,
 )
 from jobs.ledger.maintenance import count_due, release_expired_claims
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
 from jobs.queue import Publisher
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs

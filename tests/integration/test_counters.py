@@ -18,10 +18,17 @@ from jobs.ledger import Ledger, counters
 from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
-from jobs.ledger.lost_runs import Silence, end_lost_runs
+from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.ledger.results import Classified, Spent, record_results
-from jobs.ledger.retention import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.ledger.runs import cancel_run, claim_run, fail_run, interrupt_runs_of, request_run
+from jobs.ledger.runs import (
+    Silence,
+    cancel_run,
+    claim_run,
+    end_lost_runs,
+    fail_run,
+    interrupt_runs_of,
+    request_run,
+)
 from jobs.ledger.submission import seal_job
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, RunState, db_now, training_runs

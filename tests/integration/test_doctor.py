@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.ids import new_id
-from jobs.ledger import Ledger, diagnosis
+from jobs.ledger import Ledger, metrics
 from jobs.ledger.runs import request_run
 from jobs.model import Model
 from jobs.queue import KEY_PREFIX
@@ -27,7 +27,7 @@ from jobs.schema import ChunkState, JobState, RunState, chunks, db_now, jobs, lo
 from jobs.schema import models as models_table
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill import doctor, looking
+from labelmill import doctor, probes
 from labelmill.doctor import Finding, Level
 from labelmill.doctor import ledger as ledger_checks
 from labelmill.doctor.broker import check_broker
@@ -37,7 +37,7 @@ from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.looking import words_of
+from labelmill.probes import words_of
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 
@@ -339,7 +339,7 @@ def test_a_ledger_file_that_does_not_exist(fresh):
 
 @on_sqlite
 def test_a_ledger_file_that_is_locked_or_no_database(settings, sqlite_url, monkeypatch):
-    monkeypatch.setattr(looking, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(probes, "ANSWER_SECONDS", 0.1)
     path = sqlite_url.removeprefix("sqlite:///")
     Ledger(sqlite_url).check()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
@@ -598,9 +598,9 @@ def test_the_doctor_reads_only_unfinished_jobs(ledger, make_job):
     make_job([1, 1])
 
     def ask(connection):
-        diagnosis.open_jobs(connection, lost_seconds=1, many_releases=1)
-        diagnosis.seconds_since_last_result(connection)
-        diagnosis.models_needed(connection)
+        metrics.open_jobs(connection, lost_seconds=1, many_releases=1)
+        metrics.seconds_since_last_result(connection)
+        metrics.models_needed(connection)
 
     # When the doctor asks, then the databases use the index on open jobs, and read no table to its end
     plans = plans_of(ledger, ask)

@@ -14,7 +14,7 @@ from jobs.errors import ErrorCode, Stopped, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import drop_leftover_chunks, pause_job
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome

@@ -16,8 +16,8 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.evaluations import save_evaluation
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
+from jobs.ledger.models import save_evaluation
 from jobs.model import Model
 from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions

@@ -10,9 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.ids import new_id
-from jobs.ledger import Ledger, lost_runs, runs
-from jobs.ledger.lost_runs import RUN_GRACE_SECONDS
-from jobs.ledger.runs import claim_run, renew_run, request_run
+from jobs.ledger import Ledger, runs
+from jobs.ledger.runs import RUN_GRACE_SECONDS, claim_run, renew_run, request_run
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
@@ -63,7 +62,7 @@ def test_who_follows_it_sees_its_end(
     settings: Settings, dead: runs.RunClaim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given somebody who follows it, when they have looked for long enough, then it is over
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     with Client(settings) as client:
         *before, last = islice(client.follow_run(dead.run_id), 9)
     assert {run.state for run in before} == {RunState.RUNNING}

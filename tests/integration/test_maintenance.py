@@ -22,7 +22,7 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.progress import job_status
+from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions

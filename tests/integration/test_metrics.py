@@ -17,10 +17,10 @@ import sqlalchemy as sa
 
 from jobs.ids import new_id
 from jobs.ledger import backlog as backlog_module
-from jobs.ledger.backlog import backlog
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
+from jobs.ledger.metrics import backlog
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import WorkerRow, report_worker

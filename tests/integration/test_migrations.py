@@ -17,7 +17,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import REVISION, revision
 from jobs.ledger.models import find_champion
-from jobs.ledger.progress import job_status
+from jobs.ledger.queries import job_status
 from jobs.schema import jobs, metadata, results
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade

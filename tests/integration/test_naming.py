@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
 from jobs.ledger.models import point_alias
-from jobs.ledger.naming import job_named, model_named, run_named
+from jobs.ledger.queries import job_named, model_named, run_named
 from jobs.ledger.runs import request_run
 from jobs.ledger.submission import open_job
 from jobs.outcomes import Outcome

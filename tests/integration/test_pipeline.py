@@ -467,6 +467,23 @@ def test_a_time_out_is_blamed_on_the_stage_that_took_the_time(
     )
 
 
+@on_one_database
+def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given images that were decoded quickly so far, and now take all the time there is
+    del harness.context.images_per_claim
+    harness.context.note_speed(harness.model.id, 1_000, 0.1)
+    job_id = harness.submit(digits(400))
+    with monkeypatch.context() as patch, time_limit():
+        patch.setattr("worker.predicting.decode.decode", strike_after(2.0))
+        assert harness.classify() == 0
+
+    # when the chunk is tried again, then only what would take half a second is claimed
+    assert 0 < harness.classify() <= 100
+    assert [row.crashes for row in harness.chunks(job_id)] == [1, 1]
+
+
 def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -908,19 +925,25 @@ def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
     assert harness.labels(job_id) == [*LABELS[:41], "source_changed", *LABELS[42:80]]
 
 
+@pytest.mark.parametrize("how", ["an error", "no answer"])
 def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attempt(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # given five images by reference, whose server never answers for the third
-    pictures = digits(5)
+    # given forty images by reference, and a server that has an error for the third, or never answers
+    pictures, over = digits(40), threading.Event()
+    error = "the server answered 503" if how == "an error" else "There was no answer within 0.56 s."
 
     def read(_roots: object, reference: Reference, **_: object) -> bytes:
         if reference.url == "2":
+            if how == "no answer":
+                over.wait(60)
             raise Unavailable("the server answered 503")
         return pictures[int(reference.url)]
 
     monkeypatch.setattr("jobs.references.Roots.read", read)
-    job_id = harness.submit(references(5))
+    quick = harness.context.settings.model_copy(update={"lease_seconds": 2.0})
+    monkeypatch.setattr(harness.context, "settings", quick)
+    job_id = harness.submit(references(40))
 
     # when the chunk is tried, then it waits with back-off, again and again: the server may come back
     for attempt in range(1, ATTEMPTS_TO_REACH):
@@ -928,14 +951,15 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
         row = harness.chunk(job_id)
         assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, attempt, 0)
         assert row.not_before is not None
-        assert row.error == "the server answered 503"
+        assert row.error == error
         assert harness.classify() == 0  # it is not due
         harness.make_due()
 
     # and at the tenth attempt that image gets its error, and its neighbours get their labels
-    assert harness.classify() == 5
-    assert harness.labels(job_id) == ["0", "1", "source_missing", "3", "4"]
-    assert harness.predictions(job_id)[2].detail == "the server answered 503"
+    assert harness.classify() == 40
+    over.set()
+    assert harness.labels(job_id) == [*LABELS[:2], "source_missing", *LABELS[3:40]]
+    assert harness.predictions(job_id)[2].detail == error
 
 
 def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,18 @@ from jobs import ids
 from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.evaluation import GateLimits
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import find_evaluation, save_evaluation
-from jobs.ledger.models import CHAMPION, find_champion, get_model
-from jobs.ledger.promotions import (
+from jobs.ledger.models import (
+    CHAMPION,
     champion_before,
     champion_history,
+    find_champion,
+    find_evaluation,
     find_verdict,
+    get_model,
     lock_champion,
     move_champion,
     roll_back,
+    save_evaluation,
 )
 from jobs.model import Model
 from jobs.promotion import Verdict, judge_and_promote

@@ -16,11 +16,12 @@ import sqlalchemy as sa
 from jobs import ids
 from jobs.errors import Conflict, LeaseLost, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger, progress
-from jobs.ledger import retention as retention_module
+from jobs.ledger import Ledger
+from jobs.ledger import maintenance as retention_module
+from jobs.ledger import queries as progress
 from jobs.ledger.control import end_job, settle_job
-from jobs.ledger.progress import Filter, JobStatus, job_status, stream_predictions
-from jobs.ledger.retention import delete_job, mark_purged
+from jobs.ledger.maintenance import delete_job, mark_purged
+from jobs.ledger.queries import Filter, JobStatus, job_status, stream_predictions
 from jobs.ledger.submission import NewChunk
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
@@ -574,7 +575,7 @@ def test_an_export_of_a_job_that_is_half_gone_fails(
 #: Purges, and stops for good after the step with this number: somebody then kills it.
 STOPS_AFTER = """
 import signal, sys
-from jobs.ledger import Ledger, retention
+from jobs.ledger import Ledger, maintenance as retention
 from jobs.store import Store
 from labelmill.purging import Purge
 

@@ -14,7 +14,7 @@ from jobs import queue
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import count_due
-from jobs.ledger.progress import job_status
+from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.queue import Publisher, make_app
 from jobs.schema import JobState, chunks, db_now, jobs, locks

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from jobs.errors import NotFound, UserError
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import find_champion, get_model, list_models
+from jobs.ledger.models import find_champion, find_evaluation, get_model, list_models
 from jobs.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.client import Client

@@ -10,9 +10,7 @@ import pytest
 from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.evaluations import save_evaluation
-from jobs.ledger.models import add_model
-from jobs.ledger.promotions import add_verdict, move_champion, roll_back
+from jobs.ledger.models import add_model, add_verdict, move_champion, roll_back, save_evaluation
 from jobs.ledger.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.model import MNIST_INPUT
 from jobs.settings import Settings

@@ -16,7 +16,7 @@ from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
-from jobs.ledger.progress import Filter, JobStatus, Prediction, job_status, page_of_predictions
+from jobs.ledger.queries import Filter, JobStatus, Prediction, job_status, page_of_predictions
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes

@@ -1,4 +1,4 @@
-"""The view `results`, and every query of docs/sql.md with the rows that the page shows for it."""
+"""The view `results`, and every query of docs/reference/sql.md with the rows that the page shows for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.schema import JobState, jobs, predictions, results
 
-PAGE = Path(__file__).parents[2] / "docs" / "sql.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "sql.md"
 
 #: For a block of the page that is for one database.
 ONLY_POSTGRESQL = "-- PostgreSQL only"

@@ -23,9 +23,7 @@ from jobs.errors import Conflict, DataUnavailable, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, lost_runs
 from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
-from jobs.ledger.evaluations import find_evaluation
-from jobs.ledger.models import find_champion, list_models
-from jobs.ledger.promotions import champion_history
+from jobs.ledger.models import champion_history, find_champion, find_evaluation, list_models
 from jobs.ledger.runs import (
     RUN_LEASE_SECONDS,
     Run,

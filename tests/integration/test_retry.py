@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
-from jobs.ledger import Ledger, retries
+from jobs.ledger import Ledger
+from jobs.ledger import queries as retries
 from jobs.ledger.control import end_job, pause_job
-from jobs.ledger.progress import job_status
-from jobs.ledger.retention import mark_purged
+from jobs.ledger.maintenance import mark_purged
+from jobs.ledger.queries import job_status
 from jobs.ledger.submission import NewChunk
 from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload

@@ -13,17 +13,19 @@ import pytest
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger, lost_runs
-from jobs.ledger.lost_runs import RUN_GRACE_SECONDS, Silence, end_lost_runs, make_way
 from jobs.ledger.runs import (
+    RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,
     Run,
     RunClaim,
     RunLost,
+    Silence,
     add_epoch,
     cancel_run,
     claim_run,
     describe_data,
+    end_lost_runs,
     epochs_of,
     fail_run,
     find_active_run,
@@ -31,6 +33,7 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
+    make_way,
     renew_run,
     request_run,
     run_to_ring,

@@ -13,7 +13,7 @@ import pytest
 from jobs.model import Model
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.watching import _note
+from labelmill.follow import _note
 from tests.conftest import JobMaker, Worker
 from tests.console import LABELMILL
 
@@ -75,7 +75,7 @@ def test_following_a_job_that_waits_names_what_may_be_missing(
     settings: Settings, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a job that waits, in a deployment with a broker of its own
-    monkeypatch.setattr("labelmill.watching._NO_WORKER_SECONDS", -1.0)
+    monkeypatch.setattr("labelmill.follow._NO_WORKER_SECONDS", -1.0)
     job = make_job([1])
     with Client(settings) as client:
         status = client.status(job.id)

@@ -16,8 +16,8 @@ from jobs.errors import Conflict, ModelRefused, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
-from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.shadows import SHADOW, SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
+from jobs.ledger.models import CHAMPION, SHADOW, point_alias
+from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
 from jobs.registry import model_key, register_model

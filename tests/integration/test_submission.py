@@ -13,7 +13,7 @@ from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job, pause_job
-from jobs.ledger.progress import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import (
     ABANDONED_SECONDS,
     KeyHolder,

@@ -33,7 +33,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import fail_abandoned_jobs
-from jobs.ledger.progress import job_status, latest_jobs
+from jobs.ledger.queries import job_status, latest_jobs
 from jobs.ledger.submission import ABANDONED_SECONDS, NewChunk, add_chunk, find_key, open_job
 from jobs.limits import JobLimits
 from jobs.messages import CLASSIFY_TASK

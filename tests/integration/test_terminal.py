@@ -20,8 +20,7 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.evaluations import save_evaluation
-from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreed
 from jobs.model import MNIST_INPUT, Model

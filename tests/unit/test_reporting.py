@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.evaluation import CONFIDENCE_EDGES, NO_ANSWER
 from jobs.ledger.corrections import LiveAccuracy
-from jobs.ledger.evaluations import StoredEvaluation
-from jobs.ledger.promotions import Promotion, StoredVerdict
+from jobs.ledger.models import Promotion, StoredEvaluation, StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model

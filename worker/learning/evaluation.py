@@ -1,6 +1,6 @@
 """How good a model is, measured the way it is served: the same `prepare`, the same `Classifier`.
 
-What is measured is declared in `jobs.evaluation`, kept by `jobs.ledger.evaluations`, and judged by
+What is measured is declared in `jobs.evaluation`, kept by `jobs.ledger.models`, and judged by
 `jobs.promotion`.
 """
 
@@ -23,8 +23,7 @@ from PIL import Image
 from jobs.errors import ModelRefused, UserError
 from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, CalibrationBin, Evaluation, Mistake
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import find_evaluation, save_evaluation
-from jobs.ledger.models import find_champion
+from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.model import Model
 from jobs.registry import fetch_model
 from jobs.store import Store
@@ -55,7 +54,7 @@ class Evaluated:
     """The measures, and what they were made of."""
 
     evaluation: Evaluation
-    #: uint8, shape (n, 2), as `jobs.ledger.evaluations` keeps it: what each image was taken for, or
+    #: uint8, shape (n, 2), as `jobs.ledger.models` keeps it: what each image was taken for, or
     #: NO_ANSWER, and what it is.
     answers: npt.NDArray[np.uint8]
 

@@ -20,9 +20,7 @@ from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailab
 from jobs.files import folder_for_now
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.evaluations import save_evaluation
-from jobs.ledger.lost_runs import make_way
-from jobs.ledger.models import get_model
+from jobs.ledger.models import get_model, save_evaluation
 from jobs.ledger.runs import (
     Run,
     RunClaim,
@@ -33,6 +31,7 @@ from jobs.ledger.runs import (
     fail_run,
     finish_run,
     get_run,
+    make_way,
     request_run,
     was_finished_by,
 )

@@ -7,7 +7,7 @@ is decoded is in `worker.predicting.decode`, how a batch is predicted in `worker
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from math import prod
 from typing import TYPE_CHECKING, Final
 
@@ -40,27 +40,36 @@ Fetched = bytes | ImageError | Unavailable
 
 
 def fetch_references(
-    contents: Sequence[Content], roots: Roots, threads: Executor, *, max_bytes: int
+    contents: Sequence[Content],
+    roots: Roots,
+    threads: Executor,
+    *,
+    max_bytes: int,
+    seconds: float,
+    apart: bool = False,
 ) -> list[Fetched]:
     """Return each image's bytes or its error, in order; references are fetched many at a time.
 
-    An image that cannot be reached for now is an Unavailable in its place. Raises nothing itself.
+    An image that cannot be reached for now, or within so many seconds, is an Unavailable in its place.
+    `apart`: no image waits for another in its thread, so that one without an answer costs no other.
     """
+    no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
+    found: list[Fetched] = [no_answer if isinstance(each, Reference) else each for each in contents]
 
-    def fetch(content: Content) -> Fetched:
-        if not isinstance(content, Reference):
-            return content
-        try:
-            return roots.read(content, max_bytes=max_bytes)
-        except (ImageError, Unavailable) as error:
-            return error
+    def fetch(part: Sequence[tuple[int, Reference]]) -> None:
+        for place, reference in part:
+            try:
+                found[place] = roots.read(reference, max_bytes=max_bytes)
+            except (ImageError, Unavailable) as error:
+                found[place] = error
 
-    if not any(isinstance(content, Reference) for content in contents):
-        return list(map(fetch, contents))
-    step = min(_FETCHED_IN_A_ROW, 1 + len(contents) // 16)
-    parts = [contents[start : start + step] for start in range(0, len(contents), step)]
-    found = threads.map(lambda part: list(map(fetch, part)), parts)
-    return [content for part in found for content in part]
+    references = [(place, each) for place, each in enumerate(contents) if isinstance(each, Reference)]
+    step = 1 if apart else min(_FETCHED_IN_A_ROW, 1 + len(references) // 16)
+    parts = [references[start : start + step] for start in range(0, len(references), step)]
+    done, _ = wait([threads.submit(fetch, part) for part in parts], timeout=seconds)
+    for each in done:
+        each.result()  # raises a mistake, or a lack of memory
+    return list(found)  # a thread may still be at it
 
 
 def decode_many(

@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 #: Then those that cannot get the error `source_missing`, and their neighbours their labels.
 ATTEMPTS_TO_REACH: Final = 10
 
+#: References are fetched for so much of the time limit: a server that never answers is unavailable by then,
+#: and the images that were fetched can still be decoded.
+FETCH_SHARE: Final = 0.4
+
 #: Pauses before results that are ready are written again, in seconds: a database that restarts takes seconds,
 #: and what was computed would have to be computed again.
 _RECORD_PAUSES: Final = (0.1, 0.5, 1.0, 2.0)
@@ -67,8 +71,11 @@ def classify_next(context: WorkerContext) -> int:
         _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
     except SoftTimeLimitExceeded:
         # Whose fault it is depends on where the time went: slow images, or a service that did not answer.
-        slowest = timings.longest()
-        reason = Reason.TIMED_OUT if slowest in ("decode", "predict") else Reason.UNAVAILABLE
+        slowest, reason = timings.longest(), Reason.UNAVAILABLE
+        if slowest in ("decode", "predict"):
+            reason = Reason.TIMED_OUT
+            images = sum(claim.images for claim in claims)
+            context.note_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
         _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
         context.drop_fetchers()
     except MemoryError:
@@ -164,7 +171,11 @@ def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext)
             context.roots,
             context.fetchers,
             max_bytes=context.settings.image_limits.max_bytes,
+            seconds=FETCH_SHARE * context.settings.soft_time_limit,
+            apart=last_attempt,
         )
+        if any(isinstance(content, Unavailable) for content in fetched):
+            context.drop_fetchers()
         for content in fetched:
             if not isinstance(content, Unavailable):
                 contents.append(content)

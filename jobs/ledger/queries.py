@@ -1,19 +1,37 @@
-"""What people look at: jobs, their counters, and predictions page by page. Reads only."""
+"""Queries: what people look at. Jobs, predictions page by page, ids, and images to retry. Reads only."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, ErrorCode, NotFound
+from jobs.ids import first_id, is_id, last_id
+from jobs.ledger.control import settle_job, still_at_work
 from jobs.ledger.database import Ledger
-from jobs.schema import FINISHED, ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.ledger.models import CHAMPION, get_model, model_or_champion
+from jobs.model import Model
+from jobs.schema import (
+    FINISHED,
+    ChunkState,
+    JobState,
+    aliases,
+    chunks,
+    db_now,
+    jobs,
+    models,
+    predictions,
+    training_runs,
+)
+
+# ---- jobs and predictions -------------------------------------------------------------------------
 
 #: Rows read from the ledger at a time when a whole job is streamed: a few megabytes.
 PAGE_ROWS: Final = 5_000
@@ -261,3 +279,158 @@ def _set_to_regex(inside: str) -> str:
     if not items:  # ranges that run backwards hold nothing
         return "." if negated else r"(?!.)."
     return f"[{'^' if negated else ''}{''.join(items)}]"
+
+
+# ---- ids, as people type them ---------------------------------------------------------------------
+
+#: So much of an id is enough. Ids begin with their time: six characters are those of four minutes.
+MIN_BEGINNING: Final = 6
+
+#: How many are named where more than one begins so.
+_TOLD: Final = 4
+
+
+def job_named(connection: Connection, typed: str) -> str:
+    """The id of the job that is meant; what was typed where there is none. Raises Conflict where it may be
+    more than one, NotFound where it is too short to tell.
+    """
+    return _full_id(connection, "job", jobs.c.id, typed)
+
+
+def run_named(connection: Connection, typed: str) -> str:
+    """The id of the training run that is meant; what was typed where there is none. Raises Conflict where it
+    may be more than one, NotFound where it is too short to tell.
+    """
+    return _full_id(connection, "training run", training_runs.c.id, typed)
+
+
+def model_named(connection: Connection, typed: str | None) -> Model:
+    """The model that is meant, by its id or an alias; the champion where nothing was typed. Raises NotFound;
+    Conflict where it may be more than one.
+    """
+    if typed is None or typed.strip() == CHAMPION:
+        return model_or_champion(connection, None)
+    found = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == typed.strip()))
+    return get_model(connection, found or _full_id(connection, "model", models.c.id, typed))
+
+
+def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str) -> str:
+    text = typed.strip().lower()
+    if is_id(text):
+        return text
+    if not text or not is_id(first_id(text)):
+        return typed
+    if len(text) < MIN_BEGINNING:
+        raise NotFound(f"There is no {what} {typed!r}: type {MIN_BEGINNING} characters of its id at least.")
+    # Between two ids, and no LIKE: this is what the index is in order of.
+    between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
+    found = list(connection.scalars(between.limit(_TOLD + 1)))
+    if len(found) > 1:
+        told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
+        raise Conflict(f"{typed!r} is the beginning of more than one {what}: type more of {told}.")
+    return found[0] if found else typed
+
+
+# ---- images to retry ------------------------------------------------------------------------------
+
+#: Chunks looked at in one statement: as many errors as they have images are held in memory.
+_PAGE_CHUNKS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """Images of one chunk that have no label, and the payload that holds them."""
+
+    payload: str
+    payload_digest: str
+    payload_offset: int
+    images: int
+    #: Where in the chunk they are, counted from 0, in order.
+    places: list[int]
+    #: They have an error. Otherwise they never got an outcome.
+    failed: bool
+
+
+def check_retry(connection: Connection, job_id: str) -> str:
+    """The model that the job is pinned to. Raises NotFound; Conflict where its images cannot be tried again,
+    or not yet.
+    """
+    status = job_status(connection, job_id)
+    if not status.finished:
+        raise Conflict(
+            f"Job {job_id} has not finished, it is {status.state}: only then is it known what to try again."
+        )
+    if status.purged_at is not None:
+        raise Conflict(
+            f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: submit them again."
+        )
+    if not settle_job(connection, job_id):
+        raise still_at_work(job_id)
+    return status.model
+
+
+def check_not_purged(connection: Connection, job_id: str) -> None:
+    """Raises Conflict where the job is being purged, or is gone. Otherwise what was read of its rows before
+    is all there was: a purge marks the job before it removes anything.
+    """
+    kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
+    if connection.scalar(kept) is None:
+        raise Conflict(
+            f"Job {job_id} was purged while its images were being submitted again, so nothing of that is "
+            "kept: submit them from where they came."
+        )
+
+
+def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> Iterator[Unlabelled]:
+    """In the order of the images, read a page at a time. `failed_only`: only those that got an error; else
+    also those that never got an outcome. Raises Conflict where the job is purged meanwhile.
+    """
+    after = -1
+    while True:
+        with ledger.reading() as connection:
+            page = connection.execute(_chunks_after(job_id, after)).all()
+            errors = list(connection.scalars(_errors_of(job_id, page))) if page else []
+            # After the rows, of which a purge may have left a part; and for the page that ends it as well.
+            check_not_purged(connection, job_id)
+        for chunk in page:
+            failed = chunk.state == ChunkState.DONE
+            if failed:  # all its images have an outcome: they are recorded together
+                begin = bisect_left(errors, chunk.first_index)
+                end = bisect_left(errors, chunk.first_index + chunk.images)
+                places = [index - chunk.first_index for index in errors[begin:end]]
+            else:
+                places = [] if failed_only else list(range(chunk.images))
+            if places:
+                yield Unlabelled(
+                    chunk.payload, chunk.payload_sha256, chunk.payload_offset, chunk.images, places, failed
+                )
+        if len(page) < _PAGE_CHUNKS:
+            return
+        after = page[-1].first_index
+
+
+def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
+    return (
+        sa.select(
+            chunks.c.first_index,
+            chunks.c.images,
+            chunks.c.state,
+            chunks.c.payload,
+            chunks.c.payload_sha256,
+            chunks.c.payload_offset,
+        )
+        .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
+        .order_by(chunks.c.first_index)
+        .limit(_PAGE_CHUNKS)
+    )
+
+
+def _errors_of(job_id: str, page: Sequence[sa.Row[Any]]) -> sa.Select[Any]:
+    """The indices of the images of these chunks that got an error."""
+    return (
+        sa.select(predictions.c.index)
+        .where(predictions.c.job_id == job_id, predictions.c.error.is_not(None))
+        .where(predictions.c.index >= page[0].first_index)
+        .where(predictions.c.index < page[-1].first_index + page[-1].images)
+        .order_by(predictions.c.index)
+    )

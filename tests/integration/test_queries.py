@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, NotFound, UserError
 from jobs.ids import new_id
-from jobs.ledger import Ledger, progress
+from jobs.ledger import Ledger
+from jobs.ledger import queries as progress
 from jobs.ledger.control import end_job
-from jobs.ledger.progress import (
+from jobs.ledger.queries import (
     Filter,
     JobStatus,
     Prediction,

@@ -1,8 +1,8 @@
-"""A mill: a broker, a ledger and workers with failpoints, which a test can break and which is kept running.
+"""A harness: a broker, a ledger and workers with failpoints, which a test can break; it is kept running.
 
 Workers are the real ones, started with the product's own command line but for the application
-(`tests.faults.failpoints`), and a supervisor starts again what died, as an init system would. One mill serves
-many trials: starting one takes longer than most of them.
+(`tests.faults.failpoints`), and a supervisor starts again what died, as an init system would. One harness
+serves many trials: starting one takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from celery import Celery
 
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion
-from jobs.ledger.progress import job_status
+from jobs.ledger.queries import job_status
 from jobs.messages import CLASSIFY_QUEUE, CLASSIFY_TASK, RETRAIN_QUEUE
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.schema import JobState
@@ -116,7 +116,7 @@ class Process:
         return popen
 
 
-class Mill:
+class Harness:
     """All of it, as a context manager."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Mill:
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
 
-    def __enter__(self) -> Mill:
+    def __enter__(self) -> Harness:
         from labelmill.migrating import upgrade
 
         self.ledger = Ledger(self.settings.ledger)
