@@ -93,7 +93,7 @@ def main(
         result = _measure(one, model, folder, pictures, images=images, rounds=rounds, processes=processes)
         print_result(result, console)
         if json is None and (images < ALL_IMAGES[pictures] or rounds < ROUNDS):
-            say(f"not written to a file: name a folder with --json, or take all images and {ROUNDS} rounds")
+            say(f"not written to a file: pass --json, or take all images and {ROUNDS} rounds")
         else:
             say(f"written to {write_result(result, json or RESULTS, load_average)}")
 

@@ -1,4 +1,4 @@
-"""The parts one after another, each on a server of its own, and one JSON file of them all."""
+"""Run the parts one after another, on fresh servers, and write one JSON file."""
 
 from __future__ import annotations
 

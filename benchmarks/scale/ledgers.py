@@ -36,7 +36,7 @@ class PreparedLedger:
 
 @contextlib.contextmanager
 def prepared_ledger(both: Databases, url: str) -> Iterator[PreparedLedger]:
-    """One of the two databases."""
+    """Open one of the two databases, and add a champion."""
     with contextlib.closing(Ledger(url)) as ledger:
         with ledger.transaction() as connection:
             model_id = add_model(

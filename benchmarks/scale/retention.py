@@ -1,6 +1,6 @@
-"""What is removed: a job by `labelmill purge`, row by row, and what a table with partitions would do instead.
+"""Removal: of a job by `labelmill purge`, row by row, and of a partition, which Labelmill does not use.
 
-The product's table of predictions has no partitions. Here it gets some, by hand, to see what they would cost.
+The table of predictions has no partitions. This gives it some, to measure what they would cost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.store import Store
 from labelmill.console import say
 from labelmill.purging import Purge
 
-#: A partition a day: of the days before today and after it.
+#: One partition per day: the days before today and after it.
 _DAYS_BEFORE: Final = 20
 _DAYS_AFTER: Final = 10
 
@@ -25,7 +25,7 @@ _DAY_SECONDS: Final = 86_400
 
 
 def measure_purge(prepared: PreparedLedger, store: Store, *, images: int) -> dict[str, Any]:
-    """Seconds and bytes of the log for removing one finished job, and for the VACUUM after it."""
+    """Return seconds and bytes of the log for removing a finished job, and for the VACUUM after it."""
     with prepared.ledger.transaction() as connection:
         make_large_job(connection, prepared.model_id, images, chunk_images=CHUNK_IMAGES, days_ago=2)
     execute(prepared.ledger, "VACUUM ANALYZE predictions")
@@ -42,7 +42,7 @@ def measure_purge(prepared: PreparedLedger, store: Store, *, images: int) -> dic
 
 
 def measure_partitions(prepared: PreparedLedger, *, images: int, chunks: int) -> dict[str, Any]:
-    """The same rows written into a table with a partition a day, and a day that is dropped."""
+    """Write the same rows into a table with a partition per day, and drop a day."""
     plain = write_rows(prepared, 1, chunks)
     _make_partitions(prepared)
     parted = write_rows(prepared, 1, chunks)
@@ -57,8 +57,9 @@ def measure_partitions(prepared: PreparedLedger, *, images: int, chunks: int) ->
 
 
 def _make_partitions(prepared: PreparedLedger) -> None:
-    """An empty table of the same shape in the place of the predictions, a partition a day. By the job's id:
-    ids are in the order of time, so what a job writes stays together and a day's jobs lie beside each other.
+    """Replace the predictions by an empty table of the same shape, with a partition per day.
+
+    By the job's id: ids sort by time, so a job's rows stay together, next to those of the same day's jobs.
     """
     execute(prepared.ledger, "ALTER TABLE predictions RENAME TO predictions_plain")
     execute(prepared.ledger, "CREATE TABLE predictions (LIKE predictions_plain) PARTITION BY RANGE (job_id)")
@@ -73,7 +74,7 @@ def _make_partitions(prepared: PreparedLedger) -> None:
 
 
 def _id_of_day(days: float) -> str:
-    """An id that is made so many days from now, as far as ids tell time. The same each time."""
+    """Return the first id of a moment so many days from now. The same each time."""
     moment = _NOW + int(days * _DAY_SECONDS * 1e9)
     with (
         patch("jobs.ids.time.time_ns", return_value=moment),

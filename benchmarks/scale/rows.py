@@ -18,20 +18,20 @@ _FINISHERS: Final = (1, 2, 4, 8)
 
 
 def measure_rows(prepared: PreparedLedger, *, first: int, more: int) -> dict[str, Any]:
-    """Writes some `first` rows as workers do, in three parts, and has PostgreSQL make them up to `more`."""
+    """Write about `first` rows as workers do, in three parts, and let PostgreSQL add rows up to `more`."""
     chunks = max(max(_WRITERS), first // len(_WRITERS) // CHUNK_IMAGES)
     writers = {str(number): write_rows(prepared, number, chunks) for number in _WRITERS}
     at_first = sizes(prepared.ledger)
     say(f"rows: {at_first}, {writers}")
     left = more - int(at_first["rows"])
     if left > 0:
-        say(f"writing {left:,} rows more")
+        say(f"writing {left:,} more rows")
         with prepared.ledger.transaction() as connection:
             fill_predictions(connection, new_id(), left)
     at_last = sizes(prepared.ledger)
     afterwards = write_rows(prepared, 1, chunks)
     say(f"rows: {at_last}, then {afterwards}")
-    return {"bytes_a_row": [at_first, at_last], "writers": writers, "one_writer_afterwards": afterwards}
+    return {"bytes_per_row": [at_first, at_last], "writers": writers, "one_writer_afterwards": afterwards}
 
 
 def measure_hot_row(prepared: PreparedLedger, *, chunks: int) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def measure_hot_row(prepared: PreparedLedger, *, chunks: int) -> dict[str, Any]:
     found = {}
     for number in _FINISHERS:
         one, many = (_finish_small(prepared, number, chunks, apart=apart) for apart in (False, True))
-        say(f"{number} processes: one job {one}, a job each {many}")
-        found[str(number)] = {"one_job": one, "a_job_each": many}
+        say(f"{number} processes: one job {one}, one job each {many}")
+        found[str(number)] = {"one_job": one, "one_job_each": many}
     return found
 
 
@@ -56,7 +56,7 @@ def write_rows(prepared: PreparedLedger, processes: int, chunks: int) -> dict[st
     return {
         "rows": rows,
         "rows_per_second": round(done.chunks_per_second * CHUNK_IMAGES),
-        "wal_bytes_a_row": round(noted["wal_bytes"] / rows, 1),
+        "wal_bytes_per_row": round(noted["wal_bytes"] / rows, 1),
         "claim_ms": done.claim_ms,
         "record_ms": done.record_ms,
         "row_held_ms": done.row_held_ms,

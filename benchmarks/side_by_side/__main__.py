@@ -1,6 +1,6 @@
-"""Labelmill beside other ways, taking turns: `python -m benchmarks.side_by_side`.
+"""`python -m benchmarks.side_by_side`: Labelmill and other ways, taking turns.
 
-What each way is, and how it is set up, is told in the package's docstring.
+The package's docstring describes each way and its setup.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.model import train_once
 from benchmarks.report import write_json
 from benchmarks.side_by_side.others import WAYS, Way
 from benchmarks.side_by_side.standing import Standing, facts, print_standings
-from benchmarks.side_by_side.turns import Hall, Turn, bare_loop, labelmill, turn_of
+from benchmarks.side_by_side.turns import Turn, TurnSetup, bare_loop, labelmill, turn_of
 from benchmarks.surroundings import drop_developer_settings, kept_folder
 from jobs.settings import Settings
 from labelmill.console import Console, say, tells_errors
@@ -29,12 +29,12 @@ from labelmill.console import Console, say, tells_errors
 RESULTS: Final = Path(__file__).parents[1] / "results"
 ROUNDS: Final = 5
 
-#: Of the job that makes our workers warm: some chunks for each of them.
+#: Images of the job that makes our workers warm: several chunks for each of them.
 FIRST_IMAGES: Final = 10_000
 
-#: The project depends on none of the other ways.
+#: The project does not depend on the other ways.
 _INSTALL: Final = (
-    "Make an environment of its own, python3.11 -m venv FOLDER, with pip install -r requirements/dev.txt and "
+    "Make a separate environment, python3.11 -m venv FOLDER, with pip install -r requirements/dev.txt and "
     "then pip install 'ray[data]' celery-batches, and name it: --python FOLDER/bin/python."
 )
 
@@ -43,9 +43,9 @@ _PACKAGES: Final = (
     "tensorflow",
 )
 
-Taker = tuple[str, int, Callable[[Hall], Turn]]
+Taker = tuple[str, int, Callable[[TurnSetup], Turn]]
 
-#: Asks an interpreter for the versions of packages; those it has not are left out.
+#: Prints the versions of the packages that an interpreter has.
 _VERSIONS: Final = """
 import importlib.metadata, json, sys
 found = {}
@@ -82,32 +82,34 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """Measure images a second from PNG files to rows in PostgreSQL, of Labelmill and of other ways."""
+    """Measure images per second from PNG files to rows in PostgreSQL, of Labelmill and of other ways."""
     drop_developer_settings()
     load_average = os.getloadavg()[0]
     versions = _versions(python)
     ways = [way for way in WAYS if only is None or any(word in way.name for word in only)]
-    there = [way for way in ways if _is_there(way, versions, python)]
+    installed = [way for way in ways if _is_installed(way, versions, python)]
     kept = kept_folder(work_dir)
     model = train_once(kept)
     settings = Settings.load(home=kept / "model")
 
-    def hall(count: int) -> Hall:
+    def setup(count: int) -> TurnSetup:
         first = make_images(Pictures.DIGITS, FIRST_IMAGES, settings, kept)
-        return Hall(model, processes, make_images(Pictures.DIGITS, count, settings, kept), count, first)
+        return TurnSetup(model, processes, make_images(Pictures.DIGITS, count, settings, kept), count, first)
 
-    halls = {count: hall(count) for count in {images, *(min(images, way.images or images) for way in there)}}
-    say("labels by Labelmill, which all others are compared with")
-    labels = {count: labelmill(hall).labels for count, hall in halls.items()}
+    setups = {
+        count: setup(count) for count in {images, *(min(images, way.images or images) for way in installed)}
+    }
+    say("labelling by Labelmill; the others' labels are compared with these")
+    labels = {count: labelmill(setup).labels for count, setup in setups.items()}
     takers: list[Taker] = [("Labelmill", images, labelmill), ("bare loop, the limit", images, bare_loop)]
-    takers += [(way.name, min(images, way.images or images), turn_of(way, python)) for way in there]
+    takers += [(way.name, min(images, way.images or images), turn_of(way, python)) for way in installed]
     standings = [Standing(name, count) for name, count, _ in takers]
     for number in range(rounds):
         for place in range(len(takers)):
-            # Each round another one begins.
+            # Each round begins with another way.
             which = (number + place) % len(takers)
             name, count, take_turn = takers[which]
-            turn = take_turn(halls[count])
+            turn = take_turn(setups[count])
             compare_labels(labels[count], turn.labels, whose=name)
             standings[which].add(turn)
             say(
@@ -115,29 +117,30 @@ def main(
                 f"start {turn.start:.1f} s"
             )
     print_standings(standings, Console(highlight=False))
-    everything = images == ALL_IMAGES[Pictures.DIGITS] and rounds >= ROUNDS and len(there) == len(WAYS)
+    everything = images == ALL_IMAGES[Pictures.DIGITS] and rounds >= ROUNDS and len(installed) == len(WAYS)
     if json_folder is None and not everything:
-        say(f"not written down: that takes all images, {ROUNDS} rounds and all ways, or --json")
+        say(f"not written to a file: pass --json, or take all images, {ROUNDS} rounds and all ways")
     else:
         path = (json_folder or RESULTS) / "side-by-side.json"
         say(f"written to {write_json(path, facts(standings, versions), load_average)}")
 
 
 def _versions(python: Path) -> dict[str, str]:
-    """The versions of the other ways' packages in that interpreter's environment; what is not there is left
-    out. Raises BadParameter where it is no Python.
+    """Return the versions of the other ways' packages that the interpreter has.
+
+    Raises BadParameter if it is not a Python.
     """
     try:
         done = subprocess.run(
             [str(python), "-c", _VERSIONS, *_PACKAGES], stdout=subprocess.PIPE, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise typer.BadParameter(f"{python} is no Python: {error}") from error
+        raise typer.BadParameter(f"{python} is not a Python: {error}") from error
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
-def _is_there(way: Way, versions: dict[str, str], python: Path) -> bool:
+def _is_installed(way: Way, versions: dict[str, str], python: Path) -> bool:
     if way.package in versions:
         return True
     say(f"{way.name} is skipped: {python} has no {way.package}. {_INSTALL}")

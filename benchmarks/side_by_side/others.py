@@ -1,6 +1,6 @@
-"""The other ways, as processes of their own: started, given orders, and ended.
+"""The other ways, each in a process: start it, send it orders, end it.
 
-The other end of the line is `benchmarks.side_by_side.talk`.
+The other end of the pipe is `benchmarks.side_by_side.talk`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from benchmarks.side_by_side.talk import Places
 
 ROOT: Final = Path(__file__).parents[2]
 
-#: How long a way may take to end in order.
+#: Seconds that a way may take to end.
 _STOP_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True)
 class Way:
-    """How somebody else would do it."""
+    """Another way to classify images."""
 
     name: str
-    package: str  # that must be there beside what the project needs
-    command: tuple[str, ...]  # what follows `python -m`: a module, and what it is told behind the places
+    package: str  # that it needs beside the project's
+    command: tuple[str, ...]  # what follows `python -m`: a module, and its arguments after the places
     images: int | None = None  # the most it is measured with; None: all of them
 
 
 WAYS: Final = (
-    Way("Celery, a task an image", "celery", ("celery_way", "one"), 2_000),
+    Way("Celery, one task per image", "celery", ("celery_way", "one"), 2_000),
     Way("celery-batches", "celery-batches", ("celery_way", "batches"), 10_000),
     Way("Ray Data, map_batches", "ray", ("ray_data",)),
     Way("Keras, predict over tf.data", "tensorflow", ("keras_predict",)),
@@ -49,7 +49,7 @@ class Took(NamedTuple):
 
 
 class Other:
-    """A context manager: inside it the way is up and waits, with its model loaded."""
+    """Run a way that waits with its model loaded, as a context manager."""
 
     def __init__(self, way: Way, python: Path, places: Places) -> None:
         self._way = way
@@ -60,7 +60,7 @@ class Other:
         self.start_seconds = 0.0
 
     def __enter__(self) -> Self:
-        """Raises RuntimeError where it does not start."""
+        """Start the way. Raises RuntimeError if it does not start."""
         began = time.perf_counter()
         with self._log.open("w") as log:
             self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""How the ways stand after some rounds: a table for people, JSON for everybody else."""
+"""The results of the ways after some rounds: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Standing:
     work_seconds: list[float] = field(default_factory=list)
 
     def add(self, turn: Turn) -> None:
-        """One turn more."""
+        """Add one turn."""
         self.start_seconds.append(turn.start)
         self.work_seconds.append(turn.work)
 
     @property
     def speeds(self) -> list[float]:
-        """Images a second of each turn, warm."""
+        """Images per second of each turn, warm."""
         return [self.images / seconds for seconds in self.work_seconds]
 
     def to_json(self) -> dict[str, Any]:
-        """All that is known."""
+        """Return everything as a JSON object."""
         return {
             "name": self.name,
             "images": self.images,
@@ -49,8 +49,9 @@ class Standing:
 
 
 def print_standings(standings: list[Standing], console: Console) -> None:
-    """A row a way: seconds from nothing to warm, images a second from then on. The first way is ours;
-    how many times as fast it was, the median of the rounds, ends the others' rows.
+    """Print one row per way: seconds from nothing to warm, then images per second.
+
+    The first way is ours. The other rows end with how many times as fast it was, the median of the rounds.
     """
     ours = standings[0]
     table = Table(title=f"PNG files to PostgreSQL rows, rounds: {len(ours.work_seconds)}")
@@ -70,7 +71,7 @@ def print_standings(standings: list[Standing], console: Console) -> None:
 
 
 def facts(standings: list[Standing], others: dict[str, str]) -> dict[str, Any]:
-    """What is written down; `others` are the versions in the environment of the other ways."""
+    """Return the JSON file's content. `others`: the versions in the environment of the other ways."""
     return {
         "work": "side-by-side",
         "ways": [one.to_json() for one in standings],

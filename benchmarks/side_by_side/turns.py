@@ -1,6 +1,6 @@
-"""One turn of one way: started in an empty database, a pass to become warm, a pass that counts, ended.
+"""One turn of one way: start with an empty database, one pass to become warm, one pass that counts, end.
 
-Each turn begins from nothing, so that no way works while others wait beside it, or in tables they filled.
+Each turn starts from nothing, so that no way shares the machine or its tables with another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Labels = dict[str, str]
 
 
 class Turn(NamedTuple):
-    """Seconds from nothing to a model that waits, and of the pass that counts; and what came of it."""
+    """Seconds from nothing to a loaded model, seconds of the pass that counts, and its labels."""
 
     start: float
     work: float
@@ -36,8 +36,8 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Hall:
-    """Where all turns take place."""
+class TurnSetup:
+    """What all turns have in common."""
 
     model: TrainedModel
     processes: int
@@ -47,57 +47,57 @@ class Hall:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Databases, Settings]]:
-        """Two empty databases, and settings for the first."""
+        """Make two empty databases, and settings for the first."""
         with short_folder() as home, databases(Work.POSTGRESQL, home) as both:
             yield both, settings_in(home, both.pipeline, self.processes)
 
 
-def labelmill(hall: Hall) -> Turn:
-    """Our own turn. Its start ends with a first job, because only that tells that both workers are warm."""
-    with hall.opened() as (both, settings):
+def labelmill(setup: TurnSetup) -> Turn:
+    """Run Labelmill's turn. Its start includes a first job, which shows that both workers are warm."""
+    with setup.opened() as (both, settings):
         began = time.perf_counter()
-        with Pipeline(settings, hall.model) as pipeline:
-            pipeline.warm_up(hall.first_folder)
+        with Pipeline(settings, setup.model) as pipeline:
+            pipeline.warm_up(setup.first_folder)
             start = time.perf_counter() - began
-            pipeline.classify(hall.folder)
+            pipeline.classify(setup.folder)
             settle(both.settle)
-            done = pipeline.classify(hall.folder)
-            return Turn(start, done.seconds, read_labels(both.pipeline, done.job_id, images=hall.images))
+            done = pipeline.classify(setup.folder)
+            return Turn(start, done.seconds, read_labels(both.pipeline, done.job_id, images=setup.images))
 
 
-def bare_loop(hall: Hall) -> Turn:
-    """The turn of the limit."""
-    with hall.opened() as (both, _):
+def bare_loop(setup: TurnSetup) -> Turn:
+    """Run the bare loop's turn."""
+    with setup.opened() as (both, _):
         began = time.perf_counter()
-        with BareLoop(plans(both.bare_loop, hall.model, hall.processes)) as loop:
+        with BareLoop(plans(both.bare_loop, setup.model, setup.processes)) as loop:
             start = time.perf_counter() - began
-            loop.classify(hall.folder)
+            loop.classify(setup.folder)
             settle(both.settle)
-            done = loop.classify(hall.folder)
-            return Turn(start, done.seconds, read_labels(both.bare_loop, done.job_id, images=hall.images))
+            done = loop.classify(setup.folder)
+            return Turn(start, done.seconds, read_labels(both.bare_loop, done.job_id, images=setup.images))
 
 
-def turn_of(way: Way, python: Path) -> Callable[[Hall], Turn]:
-    """What gives another way its turns."""
+def turn_of(way: Way, python: Path) -> Callable[[TurnSetup], Turn]:
+    """Return the function that runs another way's turn."""
 
-    def turn(hall: Hall) -> Turn:
-        with hall.opened() as (both, settings), Stack(settings, logs=settings.home / "logs", worker=False):
+    def turn(setup: TurnSetup) -> Turn:
+        with setup.opened() as (both, settings), Stack(settings, logs=settings.home / "logs", worker=False):
             scratch = settings.home / "s"  # a short name: Ray has sockets below it
             scratch.mkdir()
             places = Places(
                 database=both.bare_loop.replace("+psycopg", "", 1),
                 broker=settings.broker,
-                model=str(hall.model.path),
-                classes=list(hall.model.row.classes),
-                processes=hall.processes,
+                model=str(setup.model.path),
+                classes=list(setup.model.row.classes),
+                processes=setup.processes,
                 scratch=str(scratch),
             )
             with Other(way, python, places) as other:
-                other.classify(hall.folder, new_id())
+                other.classify(setup.folder, new_id())
                 settle(both.settle)
                 job_id = new_id()
-                took = other.classify(hall.folder, job_id)
-                labels = read_labels(both.bare_loop, job_id, images=hall.images)
+                took = other.classify(setup.folder, job_id)
+                labels = read_labels(both.bare_loop, job_id, images=setup.images)
                 return Turn(other.start_seconds + took.start, took.work, labels)
 
     return turn
