@@ -90,7 +90,8 @@ def _fill(ledger: Ledger, model: TrainedModel, settings: Settings, images: int) 
 
 def _measure(client: Client, job_id: str, rows: int, repeats: int) -> dict[str, dict[str, float]]:
     """Return each query's milliseconds. They take turns, so that none has a quieter machine than another."""
-    depths = {f"page at {int(rows * share):,}": int(rows * share) for share in _DEPTHS}
+    begins = [min(int(rows * share), rows - PAGE) for share in _DEPTHS]
+    depths = {f"page at {begin:,}": begin for begin in begins}
     taken: dict[str, list[float]] = {name: [] for name in (*depths, "status")}
     for _ in range(repeats):
         for name, depth in depths.items():
