@@ -6,6 +6,7 @@ Beside it stands `benchmarks.bare_loop`; both read what `benchmarks.images` wrot
 from __future__ import annotations
 
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -20,12 +21,16 @@ from jobs.schema import UNFINISHED, JobState, chunks
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.stack import Stack
+from producer.sources import Sources
 from worker.context import CLAIM_SECONDS
 
 #: Seconds between two questions to the ledger whether the job is done. At most, because asking takes time
 #: from the workers; and at the end, because a round may be measured too long by so much.
 POLL_SECONDS: Final = 0.25
 POLL_SECONDS_AT_THE_END: Final = 0.005
+
+#: More images do not make a worker process warmer.
+_WARM_UP_IMAGES: Final = 70_000
 
 #: A job that takes longer than this hangs.
 JOB_SECONDS: Final = 600.0
@@ -69,8 +74,11 @@ class Pipeline:
         """Classify the folder until every worker process has taken part: it then knows the model's speed."""
         while len(self.processes()) < self._settings.processes:
             # Several jobs at once: the first process would take each of them if a folder makes one chunk.
-            for job_id in [self.client.submit(folder) for _ in range(self._settings.processes)]:
+            for job_id in [self._submit_to_warm_up(folder) for _ in range(self._settings.processes)]:
                 self.client.wait(job_id, timeout=JOB_SECONDS)
+
+    def _submit_to_warm_up(self, folder: Path) -> str:
+        return self.client.submission(islice(Sources([str(folder)]), _WARM_UP_IMAGES)).job_id
 
     def wait_until_idle(self) -> None:
         """Wait until no message waits or is being worked on, which may last longer than the jobs.
