@@ -1,8 +1,7 @@
-"""The other input: JPEG photographs of 640x480 in colour, painted here, so that everybody has the same ones.
+"""The other input: JPEG photographs of 640x480 in colour, painted here, the same on every machine.
 
-What makes a photograph a photograph to a JPEG decoder is its bytes: soft light, coarse and fine texture as
-nature has it, things with edges, and the noise of a sensor over all of it. At quality 85 a file has 50 to
-100 KB, as a real one of this size.
+They cost a JPEG decoder as much as real ones: they have soft light, coarse and fine texture, objects with
+edges, and the noise of a sensor. At quality 85 a file has 50 to 100 KB, like a real one of this size.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-#: So many that a round takes seconds, and that all of them stay in the file cache: 0.4 GB.
+#: Enough for a round of seconds, and few enough for the file cache: 0.4 GB.
 ALL_PHOTOGRAPHS: Final = 5_000
 
 SIZE: Final = (640, 480)  # width, height
@@ -25,8 +24,8 @@ QUALITY: Final = 85  # what cameras and tools write by default, or close to it
 
 _SEED: Final = 20_261_125
 
-#: Texture: how many points across and down are drawn by chance, and by how many grey levels they stray. In
-#: nature, what is half as large is half as strong.
+#: Texture: how many random points across and down, and their standard deviation in grey levels. As in nature,
+#: finer texture is weaker.
 _TEXTURE: Final = (((5, 4), 48.0), ((10, 8), 24.0), ((20, 15), 16.0), ((40, 30), 10.0), ((160, 120), 7.0))
 
 _NOISE: Final = 8.0  # of the sensor: standard deviation in grey levels
@@ -38,7 +37,7 @@ _LEVELS: Final = (
 
 
 def paint_all(count: int, folder: Path) -> None:
-    """Writes the first `count` photographs into ten folders below `folder`, which must be there."""
+    """Write the first `count` photographs into ten folders below `folder`, which must exist."""
     for tenth in range(10):
         (folder / str(tenth)).mkdir()
     with ProgressLine("painting photographs", total=count) as progress:
@@ -48,8 +47,8 @@ def paint_all(count: int, folder: Path) -> None:
 
 
 def paint(number: int) -> Image.Image:
-    """Photograph `number`, in mode RGB; the same one each time."""
-    # They take a moment to import, which a second run need not wait for.
+    """Paint photograph `number`, in mode RGB; the same one each time."""
+    # Imported here, because a second run does not need them.
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -72,7 +71,7 @@ def paint(number: int) -> Image.Image:
 
 
 def _texture(dice: np.random.Generator) -> npt.NDArray[np.float32]:
-    """By how much each pixel is lighter or darker, in grey levels: shape (height, width)."""
+    """Return by how many grey levels each pixel is lighter or darker: shape (height, width)."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Measure the recipes' figures in docs/explanation/training.md: time, accuracy, and what chance does.
+"""Measure the recipes' figures in docs/explanation/training.md: time, accuracy, and the effect of chance.
 
 python -m benchmarks.training speed      # the quick recipe beside the plain one, in alternation
 python -m benchmarks.training seeds      # the same recipe with other seeds, through the gate
@@ -40,11 +40,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 @app.command()
 @tells_errors
 def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 5) -> None:
-    """Train by the plain recipe and by the quick one, turn by turn, from data in memory to trained model; and
-    beside them the whole command: `labelmill retrain --wait` from nothing, to a promoted champion.
+    """Train with the plain and the quick recipe in turns, from data in memory to a trained model.
+
+    Also time the whole command, `labelmill retrain --wait`, from nothing to a promoted champion.
     """
     data = _data()
-    _timed(data, replace(PLAIN, epochs=1), seed=0)  # TensorFlow's own first steps are nobody's
+    _timed(data, replace(PLAIN, epochs=1), seed=0)  # not counted: TensorFlow's own start
     turns = []
     for seed in range(1, rounds + 1):
         turn = {
@@ -53,10 +54,10 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
             "command": _commanded(seed=seed),
         }
         turns.append(turn)
-        told = (
+        parts = (
             f"{name} {found['s']:.1f} s, accuracy {found['accuracy']:.4f}" for name, found in turn.items()
         )
-        say(f"seed {seed}: {'; '.join(told)}")
+        say(f"seed {seed}: {'; '.join(parts)}")
     shares = {}
     for name in ("quick", "command"):
         ratios = sorted(turn[name]["s"] / turn["plain"]["s"] for turn in turns)
@@ -68,7 +69,7 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
 @app.command()
 @tells_errors
 def seeds(repeats: Annotated[int, typer.Option(min=1, help="Trainings after the first.")] = 20) -> None:
-    """Retrain again and again with the quick recipe and another seed each time; count the promotions."""
+    """Retrain repeatedly with the quick recipe, each time with another seed; count the promotions."""
     logging.basicConfig(level=logging.WARNING)
     data = _data()
     with tempfile.TemporaryDirectory(prefix="labelmill-seeds-") as home:
@@ -102,7 +103,7 @@ def _timed(data: mnist.Mnist, recipe: Recipe, *, seed: int) -> dict[str, float]:
 
 
 def _commanded(*, seed: int) -> dict[str, float]:
-    """The command as a user gives it, from an empty state folder."""
+    """Run the command as a user would, from an empty state folder."""
     with tempfile.TemporaryDirectory(prefix="lm-") as home:
         began = time.monotonic()
         done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The Celery application of two ways: a task an image, and `celery-batches`. Imported by their workers.
+"""The Celery application of two ways: one task per image, and `celery-batches`. Their workers import it.
 
-Neither asks for results; the worker takes many messages at once, since tasks are short and a round trip to
-the broker for each would cost more than they do.
+Neither keeps results. The worker prefetches many messages, because a round trip to the broker costs more than
+a task.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def _hold(**_: object) -> None:
 
 @app.task  # type: ignore[untyped-decorator]
 def classify_one(job_id: str, index: int, path: str) -> None:
-    """One image, one row."""
+    """Classify one image, and insert one row."""
     scores = _held["network"](decode(path)[None])
     _held["connection"].execute(_INSERT, rows_of(job_id, [(index, path)], scores, places.classes)[0])
 
 
 def _classify_many(requests: list[Any]) -> None:
-    """What has gathered, in one batch, and its rows in one COPY."""
+    """Classify a batch of images, and write its rows in one COPY."""
     import numpy as np
 
     orders = [request.args for request in requests]

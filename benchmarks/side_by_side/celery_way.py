@@ -1,7 +1,7 @@
-"""Celery as one would write it at home: a task an image (`one`), or gathered by celery-batches (`batches`).
+"""Celery: one task per image (`one`), or many together by celery-batches (`batches`).
 
-The worker has a process for each core; here a message is sent for each image, and then the rows are waited
-for: without a result backend the table is the one who knows.
+The worker has a process for each core. This process sends a message for each image, then waits for the rows:
+without a result backend, only the table shows progress.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.side_by_side.talk import Classify, Places, find_files, serve
 
-#: How long to wait before the rows are counted again: asking takes time from the workers.
+#: Seconds between two counts of the rows: counting takes time from the workers.
 _POLL_SECONDS: Final = 0.02
 
 _START_SECONDS: Final = 120.0
@@ -25,7 +25,7 @@ _START_SECONDS: Final = 120.0
 
 @contextmanager
 def celery_way(places: Places) -> Iterator[Classify]:
-    """Raises RuntimeError where the worker does not start, or dies."""
+    """Run the worker. Raises RuntimeError if it does not start, or dies."""
     import psycopg
 
     os.environ["SIDE_BY_SIDE_PLACES"] = places.to_json()

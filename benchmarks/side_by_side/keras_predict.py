@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from benchmarks.side_by_side.talk import Classify, Places, copy_rows, find_files, rows_of, serve
 
-#: Processor time on one core: batches of 512 take 54 µs an image, of 2,048 51.
+#: Processor time on one core: batches of 512 take 54 µs per image, of 2,048 51.
 BATCH: Final = 2_048
 
 

@@ -44,7 +44,7 @@ WAYS: Final = (
 class Took(NamedTuple):
     """Seconds of one order."""
 
-    start: float  # that came first, where the way starts each time
+    start: float  # before the work, if the way starts each time
     work: float
 
 
@@ -85,7 +85,7 @@ class Other:
         self.stop()
 
     def classify(self, folder: Path, job_id: str) -> Took:
-        """All images below the folder, once. Raises RuntimeError where it dies."""
+        """Classify all images below the folder, once. Raises RuntimeError if the way dies."""
         assert self._process is not None
         assert self._process.stdin is not None
         began = time.perf_counter()
@@ -94,7 +94,7 @@ class Other:
         return Took(start, time.perf_counter() - began - start)
 
     def stop(self) -> None:
-        """Ends it and all it has started."""
+        """End the way and all processes that it started."""
         process, self._process = self._process, None
         if process is None:
             return

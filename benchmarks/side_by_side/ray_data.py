@@ -1,8 +1,8 @@
-"""Ray Data: `map_batches` over the files' paths, with the model held by an actor for each core.
+"""Ray Data: `map_batches` over the files' paths, with an actor that holds the model for each core.
 
-The actors read the files themselves: reading in tasks of their own (`read_binary_files`) would carry every
-image through the object store. Ray starts actors anew for each data set, so it has a start each time; with
-`wait_for_min_actors_s` no batch is begun before all of them are up, and the start can be told from the work.
+The actors read the files themselves: separate reading tasks (`read_binary_files`) would carry every image
+through the object store. Ray starts new actors for each data set, so each pass includes a start. With
+`wait_for_min_actors_s` no batch begins before all actors are up, which separates the start from the work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the other ways have in common: they are told where things are, start, and then take orders.
+"""The protocol of the other ways: they get their places, start, and then take orders.
 
-A way runs in a process of its own and, but for this file, knows nothing of Labelmill. Orders and answers are
-lines of JSON on stdin and stdout; `benchmarks.side_by_side.others` is at the other end.
+A way runs in its own process and uses nothing of Labelmill but this file. Orders and answers are lines of
+JSON on stdin and stdout; `benchmarks.side_by_side.others` is at the other end.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ COPY: Final = f"COPY predictions {COLUMNS} FROM STDIN"
 
 Row = tuple[str, int, str, str, float]
 
-#: Classifies all images below a folder under a job's id, commits a row for each, and gives back how many of
-#: the seconds that took were its start, where it has one each time.
+#: Classifies all images below a folder under a job's id, and commits a row for each. Returns how many of the
+#: seconds were its start, if it starts each time.
 Classify = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a way finds what it needs."""
+    """The URLs and paths that a way needs."""
 
     database: str  # the URL of a PostgreSQL database with an empty table `predictions`
     broker: str  # the URL of a Valkey that is up
     model: str  # path of the .keras file
     classes: list[str]  # by the model's outputs
     processes: int  # as many as cores
-    scratch: str  # a folder for whatever it has to write down
+    scratch: str  # a folder for its own files
 
     def to_json(self) -> str:
-        """In one line."""
+        """Return one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Places:
-        """What `to_json` gave."""
+        """Return the places of a line from `to_json`."""
         return cls(**json.loads(line))
 
 
 def serve(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
-    """Starts the way and carries out orders until there are no more."""
+    """Start the way and carry out orders until there are no more."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not come between the answers
     with way(Places.from_json(sys.argv[1])) as classify:
@@ -57,7 +57,7 @@ def serve(way: Callable[[Places], AbstractContextManager[Classify]]) -> None:
 
 
 def find_files(folder: str) -> list[str]:
-    """The paths of all files below the folder, in any order."""
+    """Return the paths of all files below the folder, in any order."""
     return [f"{path}/{name}" for path, _, names in os.walk(folder) for name in names]
 
 
