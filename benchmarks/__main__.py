@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,7 +20,7 @@ from benchmarks.images import ALL_IMAGES, MOST_IMAGES, Pictures, make_images
 from benchmarks.model import TrainedModel, make_champion, train_once
 from benchmarks.pipeline import Pipeline
 from benchmarks.report import Result, Round, print_result, print_timings, write_result
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     drop_developer_settings,
@@ -145,7 +144,6 @@ def _profile(work: Work, model: TrainedModel, folder: Path, processes: int) -> d
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "python -m benchmarks"
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()

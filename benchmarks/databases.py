@@ -90,13 +90,13 @@ def _sqlite(folder: Path) -> Iterator[Databases]:
                 with contextlib.closing(ledger.engine.raw_connection()) as connection:
                     connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-        def ask(question: str) -> str:
+        def query(statement: str) -> str:
             with ledgers[0].reading() as connection:
-                return str(connection.exec_driver_sql(question).scalar())
+                return str(connection.exec_driver_sql(statement).scalar())
 
         facts = {
-            "sqlite_version": ask("SELECT sqlite_version()"),
-            "journal_mode": ask("PRAGMA journal_mode"),
-            "synchronous": {"1": "normal", "2": "full"}.get(ask("PRAGMA synchronous"), "?"),
+            "sqlite_version": query("SELECT sqlite_version()"),
+            "journal_mode": query("PRAGMA journal_mode"),
+            "synchronous": {"1": "normal", "2": "full"}.get(query("PRAGMA synchronous"), "?"),
         }
         yield Databases(pipeline, bare_loop, settle, facts)

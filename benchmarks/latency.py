@@ -17,15 +17,14 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from benchmarks.asking import ROW_IS_THERE, Ask, asking, wait_for_row
 from benchmarks.bulk import Bulk
 from benchmarks.databases import Work, databases
 from benchmarks.images import ALL_DIGITS, list_images
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import JOB_SECONDS, Pipeline
+from benchmarks.probes import ROW_IS_THERE, Probe, open_probe, wait_for_row
 from benchmarks.report import milliseconds, write_measured
-from benchmarks.slow_model import build_slow_model, register_slow_model
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     Json,
@@ -38,6 +37,7 @@ from benchmarks.surroundings import (
     settle,
     short_folder,
 )
+from benchmarks.slow_model import build_slow_model, register_slow_model
 from labelmill.client import Client
 from labelmill.console import say, tells_errors
 from producer.sources import Sources
@@ -97,23 +97,23 @@ def _measure(work: Work, model: TrainedModel, folder: Path, sizes: _Sizes, proce
     jobs = sizes.jobs
     with short_folder() as home, databases(work, home) as both:
         settings = settings_in(home, both.pipeline, processes)
-        with Pipeline(settings, model) as pipeline, asking(pipeline.client.ledger, ROW_IS_THERE) as ask:
+        with Pipeline(settings, model) as pipeline, open_probe(pipeline.client.ledger, ROW_IS_THERE) as probe:
             say(f"{work}: warming up")
             slow = build_slow_model(sizes.slow_ms, home)
             pipeline.warm_up(folder)
             settle(both.settle)
             say(f"{work}: {jobs} jobs of one image, alone")
             paths = cycle(list_images(folder))
-            idle = _timed(pipeline.client, ask, paths, jobs)
+            idle = _timed(pipeline.client, probe, paths, jobs)
             say(f"{work}: {jobs} jobs of one image, beside a job of {sizes.bulk_images:,}")
             with Bulk(pipeline.client, folder, sizes.bulk_images) as bulk:
-                busy = _timed(pipeline.client, ask, paths, jobs, under_way=bulk.under_way)
+                busy = _timed(pipeline.client, probe, paths, jobs, under_way=bulk.under_way)
             pipeline.wait_until_idle()
             slow_id = register_slow_model(slow, pipeline.client.ledger, settings)
             _warm_up_slow(pipeline.client, folder, slow_id, processes)
             say(f"{work}: {jobs} jobs of one image, beside a model of {slow.image_ms:.1f} ms per image")
             with Bulk(pipeline.client, folder, sizes.slow_images, model=slow_id) as slow_bulk:
-                beside_slow = _timed(pipeline.client, ask, paths, jobs, under_way=slow_bulk.under_way)
+                beside_slow = _timed(pipeline.client, probe, paths, jobs, under_way=slow_bulk.under_way)
     return {
         **dict(zip(_KINDS, map(_figures, (idle, busy, beside_slow)), strict=True)),
         "bulk_jobs": bulk.jobs,
@@ -137,7 +137,7 @@ def _figures(taken: list[tuple[float, float]]) -> dict[str, Any]:
 
 def _timed(
     client: Client,
-    ask: Ask,
+    probe: Probe,
     paths: Iterator[str],
     jobs: int,
     *,
@@ -155,7 +155,7 @@ def _timed(
         began = time.perf_counter()
         job_id = client.submit(next(paths))
         submitted = time.perf_counter()
-        wait_for_row(ask, job_id, seconds=JOB_SECONDS)
+        wait_for_row(probe, job_id, seconds=JOB_SECONDS)
         ended = time.perf_counter()
         if before and under_way():
             taken.append((ended - began, submitted - began))

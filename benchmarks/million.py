@@ -21,7 +21,7 @@ from benchmarks.pipeline import Pipeline
 from benchmarks.processes import forget_peak, parent_of, peak_kib
 from benchmarks.producer import Producer
 from benchmarks.report import write_measured
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     Json,

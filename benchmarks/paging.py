@@ -20,7 +20,7 @@ from benchmarks.databases import Work, databases
 from benchmarks.large_job import make_large_job
 from benchmarks.model import TrainedModel, make_champion
 from benchmarks.report import milliseconds, write_measured
-from benchmarks.surroundings import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
+from benchmarks.setup import RESULTS, Json, WorkDir, prepare, run, settings_in, settle, short_folder
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.queries import Filter, page_of_predictions

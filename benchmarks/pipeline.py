@@ -13,8 +13,8 @@ from typing import Final, NamedTuple, Self
 import redis
 import sqlalchemy as sa
 
-from benchmarks.asking import asking
 from benchmarks.model import TrainedModel, make_champion
+from benchmarks.probes import open_probe
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX
 from jobs.schema import UNFINISHED, JobState, chunks
@@ -103,9 +103,9 @@ class Pipeline:
 
         Raises RuntimeError if that fails.
         """
-        with asking(self.client.ledger, _PROGRESS) as ask:
+        with open_probe(self.client.ledger, _PROGRESS) as probe:
             while True:
-                state, total, done = ask(job_id)
+                state, total, done = probe(job_id)
                 seconds = time.perf_counter() - began
                 if state not in UNFINISHED:
                     break

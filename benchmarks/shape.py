@@ -15,7 +15,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from benchmarks.model import TrainedModel, train_once
 from benchmarks.pipeline import Pipeline
 from benchmarks.processes import named, parent_of, processor_seconds
 from benchmarks.report import print_spreads, spread, write_measured
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     Json,
@@ -295,5 +294,4 @@ def _print(name: str, images: int, measured: list[_Round]) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "python -m benchmarks.shape"
     run(main)

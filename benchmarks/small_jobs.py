@@ -25,7 +25,7 @@ from benchmarks.pipeline import Pipeline
 from benchmarks.plain_worker import PlainWorker
 from benchmarks.processes import parent_of, standing_still, with_children
 from benchmarks.report import write_measured
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     Json,

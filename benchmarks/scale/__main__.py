@@ -9,12 +9,12 @@ import typer
 
 from benchmarks.databases import Work, databases
 from benchmarks.report import write_measured
-from benchmarks.scale.backlog import ask
+from benchmarks.scale.backlog import measure_backlog
 from benchmarks.scale.ledgers import CHUNK_IMAGES, prepared_ledger
 from benchmarks.scale.retention import measure_partitions, measure_purge
 from benchmarks.scale.rows import measure_hot_row, measure_rows
 from benchmarks.scale.traffic import count_requests, measure_commands, measure_messages
-from benchmarks.surroundings import (
+from benchmarks.setup import (
     PROCESSES,
     RESULTS,
     Json,
@@ -69,7 +69,9 @@ def main(
         for url, waits, ended in ((both.bare_loop, 5_000, 1_000), (both.pipeline, pending, finished)):
             with prepared_ledger(both, url) as prepared:
                 name = f"{waits} pending, {ended} finished"
-                measured["backlog"][name] = ask(prepared, pending=waits, finished=ended, repeats=repeats)
+                measured["backlog"][name] = measure_backlog(
+                    prepared, pending=waits, finished=ended, repeats=repeats
+                )
                 settings = settings_in(home, url, processes)
                 measured["backlog"][name]["messages"] = measure_messages(prepared, settings, ticks=repeats)
     with short_folder() as home, databases(Work.POSTGRESQL, home) as both:

@@ -71,7 +71,7 @@ class _Undone(Exception):
     """The changes of a statement are rolled back, so that the next one finds the same."""
 
 
-def ask(
+def measure_backlog(
     prepared: PreparedLedger, *, pending: int, finished: int, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Return each statement's milliseconds, with so many chunks pending and jobs finished."""

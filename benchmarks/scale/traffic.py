@@ -31,7 +31,7 @@ from producer.sources import Sources
 from producer.submit import submit
 from worker.reconcile import Reconciler
 
-#: How long idle workers are watched: what they ask without any work does not count for chunks.
+#: How long idle workers are watched: what they do without any work does not count for chunks.
 _IDLE_SECONDS: Final = 6.0
 
 #: PostgreSQL's sessions report their statistics at most so much later (its `PGSTAT_IDLE_INTERVAL`).

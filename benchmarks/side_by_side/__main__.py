@@ -19,10 +19,10 @@ from benchmarks.check import compare_labels
 from benchmarks.images import ALL_IMAGES, Pictures, make_images
 from benchmarks.model import train_once
 from benchmarks.report import write_json
+from benchmarks.setup import drop_developer_settings, kept_folder
 from benchmarks.side_by_side.others import WAYS, Way
-from benchmarks.side_by_side.standing import Standing, facts, print_standings
+from benchmarks.side_by_side.summary import Summary, facts, print_summaries
 from benchmarks.side_by_side.turns import Turn, TurnSetup, bare_loop, labelmill, turn_of
-from benchmarks.surroundings import drop_developer_settings, kept_folder
 from jobs.settings import Settings
 from labelmill.console import Console, say, tells_errors
 
@@ -103,7 +103,7 @@ def main(
     labels = {count: labelmill(setup).labels for count, setup in setups.items()}
     takers: list[Taker] = [("Labelmill", images, labelmill), ("bare loop, the limit", images, bare_loop)]
     takers += [(way.name, min(images, way.images or images), turn_of(way, python)) for way in installed]
-    standings = [Standing(name, count) for name, count, _ in takers]
+    summaries = [Summary(name, count) for name, count, _ in takers]
     for number in range(rounds):
         for place in range(len(takers)):
             # Each round begins with another way.
@@ -111,18 +111,18 @@ def main(
             name, count, take_turn = takers[which]
             turn = take_turn(setups[count])
             compare_labels(labels[count], turn.labels, whose=name)
-            standings[which].add(turn)
+            summaries[which].add(turn)
             say(
                 f"round {number + 1} of {rounds}: {name}: {count / turn.work:,.0f} images/s, "
                 f"start {turn.start:.1f} s"
             )
-    print_standings(standings, Console(highlight=False))
+    print_summaries(summaries, Console(highlight=False))
     everything = images == ALL_IMAGES[Pictures.DIGITS] and rounds >= ROUNDS and len(installed) == len(WAYS)
     if json_folder is None and not everything:
         say(f"not written to a file: pass --json, or take all images, {ROUNDS} rounds and all ways")
     else:
         path = (json_folder or RESULTS) / "side-by-side.json"
-        say(f"written to {write_json(path, facts(standings, versions), load_average)}")
+        say(f"written to {write_json(path, facts(summaries, versions), load_average)}")
 
 
 def _versions(python: Path) -> dict[str, str]:
@@ -148,7 +148,6 @@ def _is_installed(way: Way, versions: dict[str, str], python: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "python -m benchmarks.side_by_side"
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()

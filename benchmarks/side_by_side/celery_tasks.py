@@ -13,7 +13,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.signals import worker_process_init
 
-from benchmarks.side_by_side.talk import COLUMNS, Places, copy_rows, decode, load_network, rows_of
+from benchmarks.side_by_side.protocol import COLUMNS, Places, copy_rows, decode, load_network, rows_of
 
 try:
     from celery_batches import Batches

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.side_by_side.talk import Classify, Places, find_files, serve
+from benchmarks.side_by_side.protocol import Classify, Places, find_files, serve
 
 #: Seconds between two counts of the rows: counting takes time from the workers.
 _POLL_SECONDS: Final = 0.02

@@ -1,6 +1,6 @@
 """The other ways, each in a process: start it, send it orders, end it.
 
-The other end of the pipe is `benchmarks.side_by_side.talk`.
+The other end of the pipe is `benchmarks.side_by_side.protocol`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from benchmarks.side_by_side.talk import Places
+from benchmarks.side_by_side.protocol import Places
 
 ROOT: Final = Path(__file__).parents[2]
 

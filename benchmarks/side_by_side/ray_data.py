@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from benchmarks.side_by_side.talk import (
+from benchmarks.side_by_side.protocol import (
     Classify,
     Places,
     copy_rows,

@@ -17,9 +17,9 @@ from benchmarks.check import read_labels
 from benchmarks.databases import Databases, Work, databases
 from benchmarks.model import TrainedModel
 from benchmarks.pipeline import Pipeline
+from benchmarks.setup import settings_in, settle, short_folder
 from benchmarks.side_by_side.others import Other, Way
-from benchmarks.side_by_side.talk import Places
-from benchmarks.surroundings import settings_in, settle, short_folder
+from benchmarks.side_by_side.protocol import Places
 from jobs.ids import new_id
 from jobs.settings import Settings
 from labelmill.stack import Stack

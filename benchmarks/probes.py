@@ -10,16 +10,16 @@ from typing import Any, Final
 from jobs.ledger import Ledger
 
 #: Returns the first row of the answer about the job with this id, or None.
-Ask = Callable[[str], Any]
+Probe = Callable[[str], Any]
 
 ROW_IS_THERE: Final = "SELECT 1 FROM predictions WHERE job_id = ?"
 
 #: Seconds between two queries for a row. A query takes about 0.05 ms.
-ASK_AGAIN_SECONDS: Final = 0.0005
+PROBE_SECONDS: Final = 0.0005
 
 
 @contextmanager
-def asking(ledger: Ledger, question: str) -> Iterator[Ask]:
+def open_probe(ledger: Ledger, question: str) -> Iterator[Probe]:
     """Open a connection for one query: `question`, SQL with one `?` for a job's id.
 
     It uses the driver directly, so that the workers hardly notice the measurement.
@@ -36,13 +36,13 @@ def asking(ledger: Ledger, question: str) -> Iterator[Ask]:
         connection.invalidate()  # not back into the pool: it commits by itself
 
 
-def wait_for_row(ask: Ask, job_id: str, *, seconds: float) -> None:
-    """Wait until the job of one image has its row; `ask` has the query `ROW_IS_THERE`.
+def wait_for_row(probe: Probe, job_id: str, *, seconds: float) -> None:
+    """Wait until the job of one image has its row; `probe` has the query `ROW_IS_THERE`.
 
     Raises RuntimeError after so many seconds.
     """
     deadline = time.perf_counter() + seconds
-    while ask(job_id) is None:
+    while probe(job_id) is None:
         if time.perf_counter() > deadline:
             raise RuntimeError(f"the image of job {job_id} has no row after {seconds:g} seconds")
-        time.sleep(ASK_AGAIN_SECONDS)
+        time.sleep(PROBE_SECONDS)

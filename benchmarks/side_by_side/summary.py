@@ -16,7 +16,7 @@ from benchmarks.side_by_side.turns import Turn
 
 
 @dataclass
-class Standing:
+class Summary:
     """The turns of one way so far."""
 
     name: str
@@ -48,17 +48,17 @@ class Standing:
         }
 
 
-def print_standings(standings: list[Standing], console: Console) -> None:
+def print_summaries(summaries: list[Summary], console: Console) -> None:
     """Print one row per way: seconds from nothing to warm, then images per second.
 
     The first way is ours. The other rows end with how many times as fast it was, the median of the rounds.
     """
-    ours = standings[0]
+    ours = summaries[0]
     table = Table(title=f"PNG files to PostgreSQL rows, rounds: {len(ours.work_seconds)}")
     table.add_column("")
     for heading in ("images", "start, s", "images/s", "least", "most", "ours/its"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for one in standings:
+    for one in summaries:
         faster = median(mine / theirs for mine, theirs in zip(ours.speeds, one.speeds, strict=True))
         table.add_row(
             one.name,
@@ -70,11 +70,11 @@ def print_standings(standings: list[Standing], console: Console) -> None:
     console.print(table)
 
 
-def facts(standings: list[Standing], others: dict[str, str]) -> dict[str, Any]:
+def facts(summaries: list[Summary], others: dict[str, str]) -> dict[str, Any]:
     """Return the JSON file's content. `others`: the versions in the environment of the other ways."""
     return {
         "work": "side-by-side",
-        "ways": [one.to_json() for one in standings],
+        "ways": [one.to_json() for one in summaries],
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "python": sys.version.split()[0],
