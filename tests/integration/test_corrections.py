@@ -304,9 +304,10 @@ def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
 def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitted, worker, ledger) -> None:
     # given a chunk that crashed and was split, and its halves that are done
     job = submitted(3)
-    worker.split(worker.must_claim(job.chunks[0]))
-    halves = [chunk for chunk in chunks_of(ledger, job.id) if chunk.id != job.chunks[0].id]
-    finish(worker, Job(job.id, halves))
+    while not (claim := worker.must_claim(job.chunks[0])).was_cut:
+        worker.crash(claim)
+    worker.release(claim)
+    finish(worker, Job(job.id, chunks_of(ledger, job.id)))
 
     made = client.correct(job.id, 2, "1")
 

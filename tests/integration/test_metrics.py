@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import new_id
-from jobs.ledger import backlog as backlog_module
+from jobs.ledger import metrics as ledger_metrics
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
@@ -339,4 +339,4 @@ def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
-    assert all(f"'{state}'" in str(backlog_module.JOB_GOES_ON) for state in backlog_module.UNFINISHED)
+    assert all(f"'{state}'" in str(ledger_metrics.JOB_GOES_ON) for state in ledger_metrics.UNFINISHED)

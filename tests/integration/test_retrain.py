@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict, DataUnavailable, Unavailable
 from jobs.ids import new_id
-from jobs.ledger import Ledger, lost_runs
+from jobs.ledger import Ledger, runs
 from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
 from jobs.ledger.models import champion_history, find_champion, find_evaluation, list_models
 from jobs.ledger.runs import (
@@ -331,7 +331,7 @@ def test_a_trainer_that_died_is_in_nobodys_way(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, person: str
 ) -> None:
     # given a run whose trainer is dead, and nobody who reconciles
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     dead = begin_run(settings, QUICK)
     end_lease(ledger)
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger, lost_runs
+from jobs.ledger import Ledger, runs
 from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
@@ -477,7 +477,7 @@ def test_a_dead_trainer_is_in_nobodys_way(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
 ) -> None:
     # given a run whose trainer is dead, and nobody who reconciles
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     lost = take(ledger, ask(ledger), lost=True)
 
     # when somebody comes who wants another, then they wait for a moment, and get it
@@ -592,7 +592,7 @@ def test_the_reconciler_ends_what_nobody_will(
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.RUNNING
     # It is the same one that looks again.
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 
