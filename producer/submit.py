@@ -134,7 +134,8 @@ def submit(
     images lie, below these roots, and what their SHA-256 is, instead of holding their bytes. With
     `error_limits`, the job is stopped early where it has too many errors. Chunks of a higher `priority` are
     classified first (-100 to 100); left out, a small job has SMALL_JOB_PRIORITY, any other DEFAULT_PRIORITY.
-    The challenger, if there is one, classifies `shadow_share` of the chunks again. Memory holds one chunk at a time.
+    The challenger, if there is one, classifies `shadow_share` of the chunks again. Memory holds one chunk
+    at a time.
     `on_progress` is called with the number of images stored so far; `on_wait` with the id of a job that has
     the key and that another producer is still submitting, before that is waited for; `tracing`, where there
     is one, gets a span. Raises SourceError where there is not one image, more than `limits` allow, or one

@@ -50,7 +50,6 @@ def strike_after(seconds: float) -> Callable[..., Any]:
 
     It may run in any thread; the main one must be in `time_limit`.
     """
-
     strikes = iter([True])
 
     def hang(*_: object, **__: object) -> Any:
