@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 #: A process without a champion, whose time limit strikes when TensorFlow is imported by half.
 _STRUCK: Final = '''
 import os, signal, sys
@@ -60,6 +62,7 @@ def said_by(program: str, home: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
     # It did: every job after that failed in this process, because its model "could not be loaded".
     assert said_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
@@ -83,5 +86,6 @@ with Bench(settings, processes=1) as bench:
 """
 
 
+@pytest.mark.slow
 def test_what_tensorflow_is_made_of_is_not_looked_through_for_garbage_and_a_model_is(tmp_path: Path) -> None:
     assert said_by(_FROZEN, tmp_path) == ["True True", "True"]
