@@ -162,6 +162,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path, form):
