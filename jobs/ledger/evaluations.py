@@ -1,8 +1,8 @@
-"""What came of models on images whose labels are known, as rows: one a model and evaluation set.
+"""Evaluations as rows: one for each model and evaluation set.
 
-`answers` has two bytes an image, in the order of the evaluation set: what it was taken for, as the place in
-the classes (or `jobs.evaluation.NO_ANSWER`), and what it is. So two models can be compared image by image
-without the images.
+`answers` holds two bytes per image, in the order of the evaluation set: the class that the model answered (or
+`jobs.evaluation.NO_ANSWER`) and the true class. So two models can be compared image by image without the
+images.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from jobs.schema import db_now, evaluations, models
 
 @dataclass(frozen=True, slots=True)
 class StoredEvaluation:
-    """An evaluation with what it was made on."""
+    """An evaluation, and the data that it was made on."""
 
     data_fingerprint: str
     evaluation: Evaluation
-    answers: bytes  # what each image was taken for, and what it is
+    answers: bytes  # the answered and the true class of each image
     created_at: datetime
 
 
 def save_evaluation(
     connection: Connection, model_id: str, data_fingerprint: str, evaluation: Evaluation, answers: bytes
 ) -> None:
-    """Keeps an evaluation; the same model on the same data again takes the place of the one before. The
-    model's accuracy is that of its latest evaluation. Raises ValueError where `answers` are not two bytes an
+    """Store an evaluation, replacing an earlier one of the same model on the same data.
+
+    The model's accuracy becomes that of this evaluation. Raises ValueError unless `answers` are two bytes per
     image.
     """
     if len(answers) != 2 * evaluation.total:
@@ -55,7 +56,7 @@ def save_evaluation(
 def find_evaluation(
     connection: Connection, model_id: str, data_fingerprint: str | None = None
 ) -> StoredEvaluation | None:
-    """The model's evaluation on this data, or its latest on any, if there is one."""
+    """Return the model's evaluation on this data, or its latest on any data; None if there is none."""
     query = sa.select(evaluations).where(evaluations.c.model_id == model_id)
     if data_fingerprint is not None:
         query = query.where(evaluations.c.data_fingerprint == data_fingerprint)

@@ -1,4 +1,4 @@
-"""What people type for a job, a model or a training run: its id, the beginning of it, or a model's alias."""
+"""Id lookup: find a job, model or training run by its id, the beginning of its id, or a model's alias."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from jobs.ledger.models import CHAMPION, get_model, model_or_champion
 from jobs.model import Model
 from jobs.schema import aliases, jobs, models, training_runs
 
-#: So much of an id is enough. Ids begin with their time: six characters are those of four minutes.
+#: The fewest characters of an id. Ids begin with their time: six characters cover four minutes.
 MIN_BEGINNING: Final = 6
 
-#: How many are named where more than one begins so.
+#: How many ids a message names if several fit.
 _TOLD: Final = 4
 
 
 def job_named(connection: Connection, typed: str) -> str:
-    """The id of the job that is meant; what was typed where there is none. Raises Conflict where it may be
-    more than one, NotFound where it is too short to tell.
+    """Return the id of the job that is meant, or `typed` itself if no job fits.
+
+    Raises Conflict if several jobs fit, NotFound if it is too short.
     """
     return _full_id(connection, "job", jobs.c.id, typed)
 
 
 def run_named(connection: Connection, typed: str) -> str:
-    """The id of the training run that is meant; what was typed where there is none. Raises Conflict where it
-    may be more than one, NotFound where it is too short to tell.
+    """Return the id of the training run that is meant, or `typed` itself if no run fits.
+
+    Raises Conflict if several runs fit, NotFound if it is too short.
     """
     return _full_id(connection, "training run", training_runs.c.id, typed)
 
 
 def model_named(connection: Connection, typed: str | None) -> Model:
-    """The model that is meant, by its id or an alias; the champion where nothing was typed. Raises NotFound;
-    Conflict where it may be more than one.
+    """Return the model that is meant by an id or an alias; without one, the champion.
+
+    Raises NotFound, and Conflict if several models fit.
     """
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
@@ -51,11 +54,11 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
     if not text or not is_id(first_id(text)):
         return typed
     if len(text) < MIN_BEGINNING:
-        raise NotFound(f"There is no {what} {typed!r}: type {MIN_BEGINNING} characters of its id at least.")
-    # Between two ids, and no LIKE: this is what the index is in order of.
+        raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
+    # BETWEEN, not LIKE: it uses the index.
     between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
     found = list(connection.scalars(between.limit(_TOLD + 1)))
     if len(found) > 1:
         told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
-        raise Conflict(f"{typed!r} is the beginning of more than one {what}: type more of {told}.")
+        raise Conflict(f"{typed!r} is the beginning of several {what}s: type more of {told}.")
     return found[0] if found else typed

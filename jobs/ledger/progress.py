@@ -1,4 +1,4 @@
-"""What people look at: jobs, their counters, and predictions page by page. Reads only."""
+"""Queries: jobs with their counters, and predictions page by page. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_ROWS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """One job's row, and how long its oldest chunk has been waiting."""
+    """Where a job stands: its row, and how long its oldest chunk has waited."""
 
     id: str
     state: JobState
@@ -43,17 +43,17 @@ class JobStatus:
 
     @property
     def done(self) -> int:
-        """Images that have their outcome."""
+        """Return how many images have a label or an error."""
         return self.succeeded + self.failed
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Return whether the job has ended."""
         return self.state in FINISHED
 
     @property
     def rate(self) -> float | None:
-        """Images a second since work began; None before."""
+        """Return images per second since work began; None before."""
         if self.started_at is None or not self.done:
             return None
         seconds = ((self.finished_at or self.read_at) - self.started_at).total_seconds()
@@ -61,8 +61,8 @@ class JobStatus:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the end at the rate so far; None where there is no telling."""
-        # While a job is being received, its total is what came in so far: the rest is anybody's guess.
+        """Return the seconds to the end at the present rate; None if it is unknown."""
+        # While a job is being submitted, nobody knows its total.
         if self.state != JobState.RUNNING or self.paused:
             return None
         rate = self.rate
@@ -70,15 +70,15 @@ class JobStatus:
 
     @property
     def oldest_waiting_seconds(self) -> float | None:
-        """How long the chunk that waits the longest has been waiting."""
+        """Return how long the oldest pending chunk has waited; None if none is pending."""
         if self.oldest_waiting_at is None:
             return None
         return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
 
 
 def _status_query() -> sa.Select[tuple[object, ...]]:
-    # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in
-    # the order of their images, but for the halves of one that crashed: they are as old as the split.
+    # The index on (job, state, first index) finds it in one step. Chunks are in the order of their images,
+    # except the halves of a split chunk, which are as old as the split.
     oldest = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
@@ -100,7 +100,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
         model=row.model_id,
         key=row.key,
         error=row.error,
-        # A job that ended while it was paused has ended.
+        # A job that ended while it was paused is not paused any more.
         paused=row.paused_at is not None and state not in FINISHED,
         retry_of=row.retry_of,
         created_at=row.created_at,
@@ -114,7 +114,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
 
 
 def job_status(connection: Connection, job_id: str) -> JobStatus:
-    """Where a job stands. Raises NotFound."""
+    """Return where a job stands. Raises NotFound."""
     row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
@@ -122,12 +122,12 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
 
 
 def chunk_exists(connection: Connection, chunk_id: str) -> bool:
-    """Whether there is a chunk with this id, in whatever state."""
+    """Return whether there is a chunk with this id, in any state."""
     return connection.scalar(sa.select(chunks.c.id).where(chunks.c.id == chunk_id)) is not None
 
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
-    """The latest jobs, newest first."""
+    """Return the latest jobs, newest first."""
     query = _status_query().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
     if state is not None:
         query = query.where(jobs.c.state == state)
@@ -136,7 +136,7 @@ def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The one recorded outcome of an image."""
+    """The one recorded result of an image: a label with its confidence, or an error."""
 
     index: int
     name: str
@@ -149,10 +149,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which predictions of a job; all that is given must hold."""
+    """Which predictions of a job: all conditions that are given must hold."""
 
     label: str | None = None
-    below: float | None = None  # confidence under this
+    below: float | None = None  # confidence below this
     errors: bool = False  # only images that got no label
     name: str | None = None  # a glob: * any text, ? one character, [...] one of
 
@@ -160,9 +160,9 @@ class Filter:
 def page_of_predictions(
     connection: Connection, job_id: str, wanted: Filter, *, after: int, limit: int
 ) -> list[Prediction]:
-    """At most `limit` predictions with an index over `after` (-1: from the start), in index order.
+    """Return at most `limit` predictions with an index above `after` (-1: from the start), in index order.
 
-    The cursor is the last index seen: any depth costs the same.
+    The cursor is the last index of the page before, so every page costs the same.
     """
     table = predictions.c
     query = (
@@ -177,7 +177,7 @@ def page_of_predictions(
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
-        # As a float32, which it is compared with: the float64 nearest to 0.7 is another number.
+        # As float32, like the column: the float64 nearest to 0.7 is another number.
         query = query.where(table.confidence < sa.cast(wanted.below, sa.REAL))
     if wanted.errors:
         query = query.where(table.error.is_not(None))
@@ -192,8 +192,9 @@ def page_of_predictions(
 def stream_predictions(
     ledger: Ledger, job_id: str, wanted: Filter, *, after: int = -1, limit: int | None = None
 ) -> Iterator[Prediction]:
-    """Predictions in index order, read a page at a time: constant memory, and no transaction held open while
-    whoever reads them thinks. Raises Conflict, at the end, where the job was purged as a whole meanwhile.
+    """Yield predictions in index order, reading a page at a time: constant memory, no open transaction.
+
+    Raises Conflict at the end if the job was purged meanwhile.
     """
     left = limit
     while left is None or left > 0:
@@ -211,20 +212,21 @@ def stream_predictions(
 
 
 def _check_all_there(connection: Connection, job_id: str) -> None:
-    """Raises Conflict where a purge has removed predictions of the job. That its payloads were removed says
-    nothing about them; but no job is without a chunk, and a purge deletes these before the first prediction.
+    """Raise Conflict if a purge has removed predictions of the job.
+
+    Every job has a chunk, and a purge deletes the chunks before the first prediction.
     """
     if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
         raise Conflict(
-            f"Job {job_id} was purged, before its predictions were read or meanwhile: those that were read "
-            "are not all of them."
+            f"Job {job_id} was purged before or while its predictions were read: some are missing."
         )
 
 
 def glob_to_regex(glob: str) -> str:
-    r"""A shell glob as a regular expression that means the same to PostgreSQL and to Python (which is who
-    answers for SQLite): `*` any text, `/` included, `?` one character, `[...]` one of, `[!...]` none of.
-    What is no set, because nothing closes it, stands for itself.
+    r"""Return a shell glob as a regular expression for PostgreSQL and for Python, which answers for SQLite.
+
+    `*` is any text, `/` included, `?` one character, `[...]` one of these, `[!...]` none of these. A bracket
+    that is never closed stands for itself.
     """
     parts = []
     position = 0
@@ -240,12 +242,12 @@ def glob_to_regex(glob: str) -> str:
             position = end + 1
         else:
             parts.append(re.escape(character))
-    # (?s): a dot is any character, a newline too. \A and \Z: the whole name, unlike $ even its last newline.
+    # (?s): a dot is any character, newlines included. \A, \Z: the whole name; $ would allow a last newline.
     return rf"(?s)\A{''.join(parts)}\Z"
 
 
 def _end_of_set(glob: str, start: int) -> int:
-    """Where the set that begins at `start` closes; -1 if it does not. A ] that comes first is one of it."""
+    """Return where the set that begins at `start` closes, or -1. A ] that comes first belongs to it."""
     first = start + (glob[start : start + 1] in ("!", "^"))
     return glob.find("]", first + 1)
 
@@ -258,6 +260,6 @@ def _set_to_regex(inside: str) -> str:
         for low, high, single in members
         if single or low <= high
     ]
-    if not items:  # ranges that run backwards hold nothing
+    if not items:  # ranges that run backwards are empty
         return "." if negated else r"(?!.)."
     return f"[{'^' if negated else ''}{''.join(items)}]"

@@ -31,7 +31,7 @@ def _group() -> None:
 @app.command(epilog=_EXAMPLE)
 @tells_errors
 def upgrade() -> None:
-    """Run the migrations that are missing. Safe to run again, and before every start."""
+    """Run the missing migrations. It is safe to run this again, and before every start."""
     ledger = Ledger(Settings.load().ledger)
     try:
         run_migrations(ledger)

@@ -19,9 +19,9 @@ def demo() -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.
 
     Starts a broker and workers unless they run, trains a model unless the champion learnt from the same data,
-    submits the test images as PNG files and shows what came out. Where MNIST cannot be had, a sample of it is
-    used, and said so. All that is written lies in the state folder (LABELMILL_HOME); every process that it
-    started ends with the demo.
+    submits the test images as PNG files and shows the results. If MNIST cannot be downloaded, the demo uses a
+    sample of it, and says so. Everything is written to the state folder (LABELMILL_HOME); every process that
+    the demo started ends with it.
     """
     need_tensorflow("The demo", "local")
     from labelmill.demo import run_demo

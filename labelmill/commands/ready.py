@@ -17,13 +17,13 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=examples("labelmill ready worker", "labelmill ready beat"))
 @tells_errors
 def ready(
-    part: Annotated[Part, typer.Argument(help="The process that is asked about.")],
+    part: Annotated[Part, typer.Argument(help="The process to check.")],
 ) -> None:
     """Say whether a process of a deployment can do its work, in one line.
 
-    A worker or trainer: this host's has given a sign of life within 30 seconds, and a process of it has
-    started, with or without a champion that it could load. Beat or a producer: ledger and broker answer. Exit
-    code 0: it can. 1: it cannot.
+    A worker or trainer can if the one on this host sent a heartbeat within 30 seconds and has started a
+    process, whether or not there is a champion to load. Beat or a producer can if ledger and broker answer.
+    Exit code 0: it can. 1: it cannot.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")

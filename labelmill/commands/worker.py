@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False)
 
 
 class LogLevel(StrEnum):
-    """What the log begins with. Celery has more, and says nothing that is understood of one it has not."""
+    """The log levels that Celery's worker accepts by these names."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -33,16 +33,16 @@ def worker(
         int | None, typer.Option(min=1, help="How many processes classify. Left out: LABELMILL_PROCESSES.")
     ] = None,
     trainer: Annotated[
-        bool, typer.Option("--trainer", help="Train when asked to, instead of classifying.")
+        bool, typer.Option("--trainer", help="Execute training runs instead of classifying.")
     ] = False,
     loglevel: Annotated[
-        LogLevel, typer.Option(case_sensitive=False, help="What is logged: of this level and above.")
+        LogLevel, typer.Option(case_sensitive=False, help="Log this level and above.")
     ] = LogLevel.INFO,
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 
-    The same as `celery -A worker.app worker` with the options that suit it. Needs the broker and the ledger
-    to be there: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
+    The same as `celery -A worker.app worker` with suitable options. Broker and ledger must run:
+    LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
     need_tensorflow("A worker")
@@ -55,6 +55,6 @@ def worker(
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
-    # In place of this process: signals of whoever supervises it reach Celery itself. It reads the same
-    # environment again, so a secret that is in a file stays there.
+    # In place of this process, so that the supervisor's signals reach Celery itself. It reads the environment
+    # again, so a secret that is in a file stays there.
     os.execv(command[0], command)  # noqa: S606 -- our own command line

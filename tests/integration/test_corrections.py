@@ -263,8 +263,8 @@ def test_what_no_training_learns_is_said(
         others = models.update().where(models.c.id == trained.id)
         connection.execute(others.values(classes=["0", "7"]))
     said = correct(job.id, 0, "1")
-    assert "data of the latest one leaves it out, which know other classes\n  (0, 7)" in said
-    assert "data of the latest one leaves 1 of them out" in correct("--from", file)
+    assert "skips it: its label is not a class of the training data\n  (0, 7)" in said
+    assert "skips 1 of them: not classes of the training data" in correct("--from", file)
     assert "training" not in correct(job.id, 1, "7")
 
 

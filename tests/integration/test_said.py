@@ -49,7 +49,7 @@ def test_images_that_cannot_be_read_are_told_when_they_are_submitted(
     # When it is submitted with a device, Then the job is accepted, and stderr says how many and why
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
-    assert "passed over 1 file: no image by the name" in done.stderr
+    assert "skipped 1 file: not images by their names" in done.stderr
     assert "2 of 4 images could not be read, and will have an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
 
@@ -95,7 +95,7 @@ def test_what_did_nothing_says_nothing_of_its_progress(labelmill: Command, photo
     job = labelmill("submit", photos, "--key", "a key").stdout
     again = labelmill("submit", photos, "--key", "a key")
     assert again.stdout == job
-    assert again.stderr == "the key 'a key' was used before, for the same content: this is its job\n"
+    assert again.stderr == "the key 'a key' was used before for the same content: this is its job\n"
 
     # And of a purge that finds nothing
     assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
