@@ -294,7 +294,7 @@ def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
     for index in (-1, 4, 2**63):
         with pytest.raises(NotFound, match="it has 4, counted from 0"):
             client.correct(job.id, index, "1")
-    with pytest.raises(NotFound, match=f"Image 3 of job {job.id} has no outcome"):
+    with pytest.raises(NotFound, match=f"Image 3 of job {job.id} has no prediction"):
         client.correct(job.id, 3, "1")
     assert client.correct(job.id, 2, "1").index == 2
 
@@ -501,7 +501,7 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
 
     # then it is said what has become of it
     assert done.exit_code == Unavailable.exit_code == 1
-    assert "has no correction any more, but its copy stays until `labelmill purge` removes it" in done.stderr
+    assert "no longer has a correction, but its copy stays until `labelmill purge` removes it" in done.stderr
     assert "it is away" in done.stderr
     assert CliRunner().invoke(correct_command, [job.id, "1", "--undo"]).exit_code == NotFound.exit_code
 
@@ -806,11 +806,11 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
         ),
         ('job,index,label\na,1,2\n"x"y,1,2\n', False, "line 3: it is not CSV"),
         ("{\n", True, "line 1: it is not JSON"),
-        ("[1]\n", True, "line 1: it is no JSON object"),
-        ("[" * 100_000 + "\n", True, "line 1: it is no JSON object"),
+        ("[1]\n", True, "line 1: it is not a JSON object"),
+        ("[" * 100_000 + "\n", True, "line 1: it is not a JSON object"),
         ('{"job": "x"}\n', True, "line 1: it has no index and no label"),
         ('{"job": "x", "index": 1.5, "label": "1"}\n', True, "line 1: its index is '1.5'"),
-        ('{"job": "x", "index": %s, "label": "1"}\n' % ("9" * 100), True, "not a number from 0"),
+        ('{"job": "x", "index": %s, "label": "1"}\n' % ("9" * 100), True, "not a whole number from 0"),
     ],
 )
 def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool, words: str) -> None:

@@ -125,7 +125,7 @@ def test_what_was_passed_over_is_told_where_there_was_nothing_else(
 def test_a_share_that_is_not_said_has_no_sample(labelmill: Command, photos: Path) -> None:
     done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
     assert done.returncode == 2
-    assert "--min-sample says when --max-error-rate begins to count" in done.stderr
+    assert "--min-sample needs --max-error-rate: give both" in done.stderr
 
 
 def test_an_upgrade_says_where_the_ledger_is(labelmill: Command, settings: Settings) -> None:
