@@ -36,8 +36,8 @@ def submit(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files, folders (with all below them), globs, ZIP and TAR archives, MNIST's IDX files, "
-            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one a line.",
+            help="Files, folders (with everything below), globs, ZIP and TAR archives, MNIST's IDX files, "
+            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one per line.",
         ),
     ],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
