@@ -39,6 +39,7 @@ from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from labelmill.copies import remove_copies
 from labelmill.correction_files import MAX_INDEX, CorrectionRequest, requests_in
 
@@ -124,6 +125,7 @@ class Corrector:
 
     @contextmanager
     def _batch(self) -> Iterator[_Batch]:
+        check_store(self._ledger, self._store)
         batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes)
         try:
             yield batch

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from jobs.errors import UserError
 from jobs.store import Store
+from jobs.store_identity import check_store
 from labelmill.client import Client
 from labelmill.console import counted, examples, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
@@ -73,9 +74,12 @@ def purge(
     if job is None and not by_age:
         payloads = _PAYLOAD_DAYS
     with Client() as client, ProgressLine("purging") as progress:
+        store = Store(client.settings.store)
+        if not dry_run:
+            check_store(client.ledger, store)  # or jobs would count as purged while their images stay
         run = Purge(
             client.ledger,
-            Store(client.settings.store),
+            store,
             dry_run=dry_run,
             on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
         )

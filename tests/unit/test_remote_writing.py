@@ -161,5 +161,5 @@ def test_what_is_only_read_is_told_so(monkeypatch, url):
 
 @pytest.mark.usefixtures("bucket")
 def test_what_would_be_gone_with_the_command_is_refused():
-    with pytest.raises(UserError, match=r"memory://job\.csv cannot be written \(it names the memory of this"):
+    with pytest.raises(UserError, match=r"memory://job\.csv cannot be written \(this memory ends"):
         write("memory://job.csv", "x")
