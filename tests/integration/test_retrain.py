@@ -417,7 +417,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
     put = Store.put
 
     def put_later(store: Store, *arguments: Any) -> None:
-        if "put" not in broken:
+        if "put" not in broken and arguments[0].startswith("models/"):
             broken.append("put")
             raise Unavailable("the store is away")
         put(store, *arguments)
