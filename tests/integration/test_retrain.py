@@ -717,7 +717,7 @@ def task(settings: Settings) -> Iterator[Any]:
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_message_that_names_no_run_of_ours_is_dropped(task: Any, caplog: pytest.LogCaptureFixture) -> None:
     task.run()
-    assert "it does not name one thing of ours" in caplog.text
+    assert "it names no training run" in caplog.text
     task.run("0" * 16)
     assert "it names no training run of this ledger" in caplog.text
 
