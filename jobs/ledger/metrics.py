@@ -119,6 +119,7 @@ def last_run_seconds(connection: Connection) -> float | None:
 
 # ---- what the doctor asks -------------------------------------------------------------------------
 
+
 def now(connection: Connection) -> datetime:
     """Return the time of the database's clock."""
     return connection.execute(sa.select(db_now())).scalar_one()
