@@ -45,6 +45,7 @@ test-compose: install
 # Mutation testing of the ledger and of prediction: do the tests notice a change of the code? Takes hours; ONLY names
 # one module or function. `mutmut show NAME` prints a mutant that survived.
 mutants: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mutants.txt
 	rm -rf mutants
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
@@ -82,6 +83,8 @@ lock: install
 	  --constraints requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group build -o requirements/build.txt --constraints requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --group mutants -o requirements/mutants.txt --constraints requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -65,10 +65,6 @@ class LeaseLost(LabelmillError):
     """Somebody else owns this chunk now; what was computed here is thrown away."""
 
 
-class JobStopped(LabelmillError):
-    """The chunk's job was cancelled or has failed; what was computed here is thrown away."""
-
-
 class Stopped(LabelmillError):
     """The job was stopped, or removed, while it was being submitted."""
 

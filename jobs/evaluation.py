@@ -1,6 +1,6 @@
-"""What is known of a model from images whose labels are known: the measures, as they are stored and shown.
+"""How good a model is on images whose labels are known: the measures, as they are stored and shown.
 
-`worker.learning.evaluation` computes them; `jobs.promotion` judges by them.
+`worker.learning.evaluation` computes them, and `jobs.promotion` judges by them.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
-#: Edges of the bins in which confidences are counted: bin i holds edges[i] <= confidence < edges[i + 1], the
-#: last one its upper edge too. Finer towards 1, where a good model's confidences are.
+#: Edges of the bins in which confidences are counted: bin i holds edges[i] <= confidence < edges[i + 1], and
+#: the last bin its upper edge as well. Finer towards 1, because a good model's confidences are there.
 CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 #: Bins of equal width in which confidence is compared with accuracy.
 CALIBRATION_BINS: Final = 15
 
-#: In `answers`, one byte an image: the place of the label in the classes, or this where there was no answer.
+#: In `answers`, in place of a class: the model gave no answer.
 NO_ANSWER: Final = 255
 
 
@@ -26,13 +26,13 @@ class CalibrationBin:
     low: float
     high: float
     images: int
-    confidence: float  # their mean confidence, 0 where there is no image
+    confidence: float  # their mean confidence, 0 if there is no image
     accuracy: float  # the share of them that is right
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """An image that was taken for something else."""
+    """An image that got the wrong label."""
 
     index: int  # in the evaluation set, from 0
     truth: str
@@ -43,7 +43,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came of classifying labelled images."""
+    """The result of classifying labelled images."""
 
     total: int
     correct: int
@@ -51,32 +51,32 @@ class Evaluation:
     accuracy_low: float  # Wilson's 95 % interval
     accuracy_high: float
     classes: tuple[str, ...]
-    #: confusion[t][p]: images of class t taken for class p; the last column counts those without an answer.
+    #: confusion[t][p]: images of class t that got label p; the last column counts those without an answer.
     confusion: tuple[tuple[int, ...], ...]
-    #: By class, in their order: right / all that were taken for it; None where nothing was.
+    #: By class, in their order: right / all that got this label; None if none did.
     precision: tuple[float | None, ...]
-    #: By class: right / all of it; None where the set has none of it.
+    #: By class: right / all of this class; None if there is none.
     recall: tuple[float | None, ...]
     log_loss: float  # mean of -ln p(truth), nats
     calibration_error: float  # expected calibration error over CALIBRATION_BINS, 0 to 1
     calibration: tuple[CalibrationBin, ...]
-    #: How many confidences lie in each bin of CONFIDENCE_EDGES, of images with an answer.
+    #: How many images with an answer have a confidence in each bin of CONFIDENCE_EDGES.
     confidence_histogram: tuple[int, ...]
-    image_microseconds: float  # of one process, on full batches
+    image_microseconds: float  # time per image in one process, on full batches
     mistakes: tuple[Mistake, ...]  # the surest ones first, a few dozen at most
 
     @property
     def label_histogram(self) -> tuple[int, ...]:
-        """How many images were taken for each class."""
+        """Return how many images got each label."""
         return tuple(sum(row[place] for row in self.confusion) for place in range(len(self.classes)))
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for the ledger."""
+        """Return it as a JSON object, for the ledger."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """From the ledger's JSON object. Raises TypeError on unknown or missing fields."""
+        """Read the ledger's JSON object. Raises TypeError on unknown or missing fields."""
         return cls(
             **{
                 **value,

@@ -43,7 +43,7 @@ def driver() -> ModuleType:
     # The package reports the SQLite that it got: not its own, if another was loaded for the whole process.
     if not is_repaired(pysqlite3.sqlite_version_info):
         return sqlite3
-    # It searches an adapter for each None. A search that finds nothing takes longer than the row's INSERT.
+    # It looks for an adapter for each None. A search that finds none takes longer than the row's INSERT.
     pysqlite3.register_adapter(type(None), lambda none: none)
     module: ModuleType = pysqlite3
     return module

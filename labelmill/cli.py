@@ -26,7 +26,7 @@ class _Entry(NamedTuple):
 _PRESSED_AGAIN_SECONDS: Final = 0.05
 
 COMMANDS: Final = {
-    "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, look at the results."),
+    "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, show the results."),
     "up": _Entry("up", "Run the local stack in the foreground: broker, workers, trainer and beat."),
     "submit": _Entry("submit", "Submit images as one job; prints the job's id."),
     "classify": _Entry("classify", "Submit images, wait, and print their labels."),
@@ -35,20 +35,20 @@ COMMANDS: Final = {
     "predictions": _Entry("predictions", "Print or export a job's predictions."),
     "pause": _Entry("pause", "Hold a job up until it is resumed."),
     "resume": _Entry("resume", "Let a paused job go on."),
-    "cancel": _Entry("cancel", "Stop a job; what is classified stays."),
-    "retry": _Entry("retry", "Submit again those images of a job that got no label."),
-    "correct": _Entry("correct", "Say what an image really is, for the next retraining."),
+    "cancel": _Entry("cancel", "Stop a job; images that were classified keep their labels."),
+    "retry": _Entry("retry", "Submit the images of a job that got no label again."),
+    "correct": _Entry("correct", "Store what an image really is, for the next training run."),
     "train": _Entry("train", "Train a model on MNIST."),
-    "retrain": _Entry("retrain", "Ask for a training run; what it makes is promoted if it is better."),
+    "retrain": _Entry("retrain", "Request a training run; its model is promoted if it is better."),
     "runs": _Entry("runs", "List the training runs, show one, or stop one."),
-    "models": _Entry("models", "List the models, show one, promote one, or take a promotion back."),
-    "worker": _Entry("worker", "Run one Celery worker, for a deployment of your own."),
-    "workers": _Entry("workers", "List the workers that are there, and what they are at."),
+    "models": _Entry("models", "List, show, register, evaluate, compare and promote models."),
+    "worker": _Entry("worker", "Run one Celery worker, for your own deployment."),
+    "workers": _Entry("workers", "List the workers, and what they work on."),
     "ready": _Entry("ready", "A health check for one process of a deployment."),
     "metrics": _Entry("metrics", "Serve metrics for Prometheus."),
-    "purge": _Entry("purge", "Remove what finished jobs no longer need."),
-    "doctor": _Entry("doctor", "Check that all is well, and say what to type where it is not."),
-    "db": _Entry("db", "Bring the ledger's schema up to date."),
+    "purge": _Entry("purge", "Remove old jobs, or what they no longer need."),
+    "doctor": _Entry("doctor", "Check that everything works, and say how to fix what does not."),
+    "db": _Entry("db", "Migrate the ledger, or record its object store."),
 }
 
 #: Those that have commands of their own.

@@ -1,8 +1,8 @@
-"""Making corrections: which image is meant, whether the label is one, and a copy of the image's bytes.
+"""Storing corrections: find the image, check the label, and copy the image's bytes.
 
-One at a time, or a file of them, of which all are stored or none. The copies go into the store before the
-rows that name them (`jobs.ledger.corrections`); each payload is read once, however many of its images are
-corrected.
+Corrections come one at a time or as a file, of which all rows are stored or none. The copies are written to
+the store before the rows that name them (`jobs.ledger.corrections`). Each payload is read once, however many
+of its images are corrected.
 """
 
 from __future__ import annotations
@@ -39,30 +39,32 @@ from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.store_identity import check_store
 from labelmill.copies import remove_copies
 from labelmill.correction_files import MAX_INDEX, CorrectionRequest, requests_in
 
-#: Images with these have stopped a worker, and would stop the trainer.
+#: Images with these errors stopped a worker, and would stop the trainer.
 _DANGEROUS: Final = (ErrorCode.QUARANTINED, ErrorCode.TIMEOUT)
 
-#: These are no pictures to anybody: the trainer decodes as workers do.
-_NO_PICTURE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT)
+#: Images with these errors cannot be decoded by the trainer either.
+_NOT_DECODABLE: Final = (ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT)
 
 
 class Corrector:
-    """Stores corrections, and takes them back."""
+    """Stores corrections, and removes them."""
 
     def __init__(self, ledger: Ledger, store: Store, settings: Settings) -> None:
-        """Raises SettingsError where a root for references is none."""
+        """Raises SettingsError if a root for references is malformed."""
         self._ledger = ledger
         self._store = store
         self._roots = Roots(settings.reference_roots)
         self._max_bytes = settings.max_image_bytes
 
     def correct(self, request: CorrectionRequest) -> Correction:
-        """Stores one; of an image that has one, the new label. Raises NotFound where there is no such image,
-        or no outcome of it yet; UserError where the label is no class of the job's model; Conflict where the
-        image is not to be had any more, or not to be touched again; Unavailable.
+        """Store one correction; a second one of the same image replaces the label.
+
+        Raises NotFound if there is no such image or it has no result yet, UserError if the label is not a
+        class of the job's model, Conflict if the image was purged or must not be decoded again, Unavailable.
         """
         with self._batch() as batch:
             batch.look_up([request])
@@ -73,10 +75,10 @@ class Corrector:
     def correct_from(
         self, lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
     ) -> list[Correction]:
-        """Stores what the lines say, CSV with a header or a JSON object a line: all of it, or nothing. With
-        `job_id` all of them are of this job, and need not say so.
+        """Store the corrections in these lines: all of them, or none.
 
-        Raises UserError with a line for each row that is wrong; Unavailable.
+        The lines are CSV with a header, or with `jsonl` one JSON object each. With `job_id`, all are of this
+        job and need not name it. Raises UserError with a line for each wrong row, Unavailable.
         """
         requests: dict[tuple[str, int], CorrectionRequest] = {}
         with self._batch() as batch:
@@ -95,8 +97,9 @@ class Corrector:
             return batch.save()
 
     def undo(self, job_id: str, index: int) -> Correction:
-        """Takes a correction back, and removes the copy of the image's bytes unless another correction is
-        about the same. Raises NotFound; Unavailable, also where only the copy is still there.
+        """Remove a correction, and the copy of the image's bytes unless another correction needs it.
+
+        Raises NotFound, and Unavailable, also if only the copy could not be removed.
         """
         if not is_id(job_id):
             raise _no_job(job_id)
@@ -106,38 +109,38 @@ class Corrector:
                 found = remove_correction(connection, job_id, index)
         if found is None:
             with self._ledger.reading() as connection:
-                # A job that was purged as a whole has its corrections still.
+                # A job that was purged as a whole still has its corrections.
                 if not any_correction(connection, job_id):
                     job_status(connection, job_id)
             raise NotFound(f"Image {index} of job {job_id!r} has no correction: `labelmill correct --list`.")
         try:
             remove_copies(self._ledger, self._store, [found.image_sha256])
         except Unavailable as error:
-            # Nothing to try again: there is no such correction any more.
+            # Running it again would not help: the correction is gone already.
             raise Unavailable(
-                f"Image {index} of job {job_id} has no correction any more, but its copy stays until "
+                f"Image {index} of job {job_id} no longer has a correction, but its copy stays until "
                 f"`labelmill purge` removes it. {error}"
             ) from None
         return found
 
     @contextmanager
     def _batch(self) -> Iterator[_Batch]:
+        check_store(self._ledger, self._store)
         batch = _Batch(self._ledger, self._store, self._roots, self._max_bytes)
         try:
             yield batch
         except BaseException:
-            # No copy may stay for nothing: whose image it is may not want that. What cannot be removed now,
-            # and what was copied by who was killed, a purge removes.
+            # No copy may stay without a correction. A purge removes what cannot be removed now.
             with suppress(Unavailable):
                 remove_copies(self._ledger, self._store, batch.copied)
             raise
 
 
 class _Batch:
-    """Corrections on their way: what they will be, or what is wrong with them."""
+    """The corrections of one call: what will be stored, and what is wrong."""
 
     def __init__(self, ledger: Ledger, store: Store, roots: Roots, max_bytes: int) -> None:
-        self.problems: dict[int, UserError] = {}  # by the line
+        self.problems: dict[int, UserError] = {}  # by line
         self.copied: list[str] = []
         self._made: list[NewCorrection] = []
         self._ledger = ledger
@@ -147,18 +150,18 @@ class _Batch:
         self._models: dict[str, Model] = {}
 
     def look_up(self, requests: list[CorrectionRequest]) -> None:
-        """Finds the images, and copies those of which there is no copy yet. Raises Unavailable."""
+        """Find the images, and copy those that have no copy yet. Raises Unavailable."""
         copying: list[_Copying] = []
         for job_id, of_job in groupby(sorted(requests), key=lambda request: request.job_id):
             requests_of_job = list(of_job)
             with self._noting(*requests_of_job), self._ledger.reading() as connection:
                 copying += self._look_up_job(connection, job_id, requests_of_job)
-        # Only now: copying takes most of the time, and where a row of any job is wrong, nothing is stored.
+        # Last, because copying takes most of the time, and nothing is stored if any row is wrong.
         for each in copying:
             self._copy(each)
 
     def save(self) -> list[Correction]:
-        """Stores the rows. Raises Unavailable."""
+        """Store the rows. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             saved = save_corrections(connection, self._made)
         for correction in saved:
@@ -166,8 +169,9 @@ class _Batch:
         return saved
 
     def _keep_copy(self, correction: Correction) -> None:
-        """Puts a copy there again that was removed before its row was stored: by who took back another
-        correction of the same bytes. Raises Unavailable.
+        """Write the copy again if another process removed it before the row was stored.
+
+        That happens if a correction of the same bytes is removed meanwhile. Raises Unavailable.
         """
         key = correction_key(correction.image_sha256)
         try:
@@ -179,7 +183,7 @@ class _Batch:
             chunk = chunk_of(connection, correction.job_id, correction.index)
         if chunk is None:
             return
-        # Where the image is gone as well, nothing can be done: the training tells which it does without.
+        # If the image is gone as well, nothing can be done: the training run says which it skips.
         with suppress(Conflict):
             request = CorrectionRequest(correction.job_id, correction.index, correction.label)
             data = self._read(request, self._contents(chunk)[correction.index - chunk.first_index])
@@ -188,7 +192,7 @@ class _Batch:
 
     @contextmanager
     def _noting(self, *requests: CorrectionRequest) -> Iterator[None]:
-        """What is wrong with these stays theirs."""
+        """Note a UserError as the problem of these requests."""
         try:
             yield
         except UserError as error:
@@ -197,11 +201,11 @@ class _Batch:
     def _look_up_job(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
     ) -> list[_Copying]:
-        """What has to be copied, by chunk; what was copied before is ready. In the order of the images."""
+        """Return what must be copied, by chunk, in the order of the images. Earlier copies are reused."""
         if not is_id(job_id):
             raise _no_job(job_id)
         indices = [request.index for request in requests if 0 <= request.index <= MAX_INDEX]
-        # Asked first: a job that was purged as a whole has its corrections still.
+        # First, because a job that was purged as a whole still has its corrections.
         before = find_corrections(connection, job_id, indices)
         for request in requests:
             if request.index in before:
@@ -216,7 +220,7 @@ class _Batch:
     def _look_up_new(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
     ) -> list[_Copying]:
-        """Raises NotFound where there is no such job."""
+        """Return what must be copied of new corrections. Raises NotFound if there is no such job."""
         found: list[_Copying] = []
         status = job_status(connection, job_id)
         indices = [request.index for request in requests if 0 <= request.index < status.total]
@@ -232,10 +236,10 @@ class _Batch:
     def _correction(
         self, connection: Connection, request: CorrectionRequest, status: JobStatus, outcome: Outcome | None
     ) -> NewCorrection:
-        """What is to be stored, but for the hash of the image's bytes. Raises UserError."""
+        """Return the correction without the hash of the image's bytes. Raises UserError."""
         if outcome is None:
             raise NotFound(
-                f"Image {request.index} of job {status.id} has no outcome."
+                f"Image {request.index} of job {status.id} has no prediction."
                 if 0 <= request.index < status.total
                 else f"Job {status.id} has no image {request.index}: it has {status.total:,}, counted from 0."
             )
@@ -243,9 +247,9 @@ class _Batch:
         if outcome.error in _DANGEROUS:
             raise Conflict(
                 f"Image {request.index} of job {status.id} stopped its worker ({outcome.error}): "
-                "it would stop the trainer, too."
+                "it would stop the trainer as well."
             )
-        if outcome.error in _NO_PICTURE:
+        if outcome.error in _NOT_DECODABLE:
             raise Conflict(
                 f"Image {request.index} of job {status.id} cannot be decoded ({outcome.error}): there is "
                 "nothing to learn from."
@@ -273,8 +277,9 @@ class _Batch:
         self._models[model_id].check_class(request.label)
 
     def _copy(self, copying: _Copying) -> None:
-        """Copies the images of one chunk into the store. Where a row is known to be wrong they are only read:
-        what is wrong with these is to be told as well. Raises Unavailable.
+        """Copy the images of one chunk into the store. Raises Unavailable.
+
+        If a row is known to be wrong, the images are only read, to find what is wrong with theirs.
         """
         chunk, images = copying
         with self._noting(*(request for request, _ in images)):
@@ -312,7 +317,7 @@ class _Batch:
 
 
 class _Copying(NamedTuple):
-    """Images of one chunk, with what is to be stored of them."""
+    """Images of one chunk, and the corrections that are stored of them."""
 
     chunk: FinishedChunk
     images: list[tuple[CorrectionRequest, NewCorrection]]
@@ -320,7 +325,7 @@ class _Copying(NamedTuple):
 
 def _chunk(connection: Connection, request: CorrectionRequest) -> FinishedChunk:
     chunk = chunk_of(connection, request.job_id, request.index)
-    if chunk is None:  # its job is being purged at this moment
+    if chunk is None:  # its job is being purged right now
         raise _no_job(request.job_id)
     return chunk
 

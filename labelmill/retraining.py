@@ -1,4 +1,4 @@
-"""Following a training run at the console: progress, closing lines, exit code, and what Ctrl-C says."""
+"""Following a training run at the console: progress, result, exit code, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from labelmill.training import epoch_line
 if TYPE_CHECKING:
     from labelmill.stack import Stack
 
-#: A run that nobody has taken after this long probably has no trainer.
+#: A run that waits longer than this probably has no trainer.
 _NO_TRAINER_SECONDS: Final = 15.0
 
-#: What a run's row calls its data, for people.
+#: Names of data sources, for people.
 _SOURCES: Final = {"mnist": "MNIST", "mnist-sample": "a sample of MNIST", "folder": "a folder of your own"}
 
 
 def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
-    """Follows the run to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
+    """Follow the run to its end and show its progress. On Ctrl-C, say how to go on and exit with 130.
 
-    `own_stack`: the trainer was started for this run and ends with it, so the run is cancelled then. Raises
-    Unavailable where a process of it ends before the run does.
+    `own_stack`: a trainer that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
+    of its processes ends before the run does.
     """
     told = 0
     data_told = advised = False
@@ -46,7 +46,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                         told = epoch.epoch
                 if own_stack is None and not advised and _waits_long(run) and not client.trainer_is_there():
                     start = "labelmill up" if embedded else "labelmill worker --trainer"
-                    say(f"No trainer is there, so training run {run_id} waits: `{start}` starts one.")
+                    say(f"No trainer is running, so training run {run_id} waits: `{start}` starts one.")
                     advised = True
                 note = _note(run, own_stack=own_stack is not None, embedded=embedded)
                 progress.update(told, total=run.recipe["epochs"], note=note)
@@ -55,7 +55,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     except KeyboardInterrupt:
         if own_stack is not None:
             client.cancel_run(run_id)
-            say(f"Interrupted; training run {run_id} is cancelled, and changes nothing.")
+            say(f"Interrupted; training run {run_id} is cancelled and changes nothing.")
         else:
             say(
                 f"Interrupted; training run {run_id} goes on.\n"
@@ -69,7 +69,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
 
 
 def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
-    """How a run ended, and why."""
+    """Return how a run ended, and why."""
     if run.state != RunState.DONE:
         return [f"training run {run.id} is {run.state}" + (f": {run.error}" if run.error else "")]
     lines = [f"model {run.model_id}, accuracy {run.accuracy or 0:.4f} on the evaluation images"]
@@ -78,49 +78,49 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
 
 
 def data_line(run: Run) -> str:
-    """What a run trains on. Its data must be known."""
+    """Return what a run trains on. Its data must be known."""
     data = run.data or {}
     source = _SOURCES.get(run.data_source, run.data_source)
     line = (
-        f"{counted(data['train_images'], 'image')} from {source} to train with, "
-        f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate with"
+        f"{counted(data['train_images'], 'training image')} from {source}, "
+        f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate"
     )
     if data["corrections"] or data["left_out"]:
-        line += f"; {counted(data['corrections'], 'correction')} among them, {data['left_out']:,} left out"
+        line += f"; {counted(data['corrections'], 'correction')} included, {data['left_out']:,} skipped"
     return line
 
 
 def exit_code_of_run(run: Run, verdict: StoredVerdict | None) -> ExitCode:
-    """What a finished run makes a command exit with."""
+    """Return the exit code for a finished run."""
     if run.state != RunState.DONE:
         return ExitCode.FAILED
     return ExitCode.OK if verdict is not None and verdict.promote else ExitCode.WITH_ERRORS
 
 
 def asked_by(run: Run) -> str:
-    """What asked for the run: the schedule's time, or a person."""
+    """Return who requested the run: the schedule, with its time, or a person."""
     return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
 
 
 def run_state_words(run: Run) -> str:
-    """Where a run stands, for people."""
+    """Return where a run stands, for people."""
     if run.silent_since is None:
         return str(run.state)
     return f"{run.state}, but {silence_words(run)}"
 
 
 def silence_words(run: Run) -> str:
-    """Of a run whose trainer may be dead."""
-    return f"no sign of life since {time_words(run.silent_since)}"
+    """Return since when a run's trainer is silent."""
+    return f"no heartbeat since {time_words(run.silent_since)}"
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """A run for programs."""
+    """Return a run for programs."""
     return asdict(run)
 
 
 def run_in_full(client: Client, run: Run) -> dict[str, Any]:
-    """The same with its epochs and what the gate said."""
+    """Return a run for programs, with its epochs and the gate's verdict."""
     verdict = client.verdict_on(run.id)
     epochs = [dict(epoch._mapping) for epoch in client.epochs(run.id)]
     for epoch in epochs:
@@ -145,7 +145,7 @@ def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
     if run.state != RunState.RUNNING:
         return ""
     if run.silent_since is not None:
-        return "its trainer gives no sign of life"
+        return "its trainer sends no heartbeat"
     if run.data is None:
         return "loading the data"
     epochs = run.recipe["epochs"]
@@ -153,7 +153,7 @@ def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
 
 
 def _waits_long(run: Run) -> bool:
-    """Whether a trainer would have taken it by now."""
+    """Return whether a trainer would have claimed the run by now."""
     if run.state != RunState.PENDING or run.requested_at is None:
         return False
     return (datetime.now(UTC) - run.requested_at).total_seconds() >= _NO_TRAINER_SECONDS

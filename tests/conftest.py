@@ -548,6 +548,7 @@ class Worker:
         with contextlib.suppress(_NotDue), self.ledger.transaction() as connection:
             row = chunks.update().where(chunks.c.id == chunk.id)
             connection.execute(row.values(priority=chunks.c.priority + 10_000))
+            raised = chunks.update().where(chunks.c.priority > 5_000)  # and the rest, if it is cut
             claims = claim_next(
                 connection,
                 owner=self.name,
@@ -557,7 +558,7 @@ class Worker:
             )
             if [claim.chunk_id for claim in claims] != [chunk.id]:
                 raise _NotDue
-            connection.execute(row.values(priority=chunks.c.priority - 10_000))
+            connection.execute(raised.values(priority=chunks.c.priority - 10_000))
             return claims[0]
         return None
 

@@ -3,7 +3,7 @@
 The fast level has all tests in tests/unit and tests/integration, but a test for both databases runs only
 on SQLite. Mark a test with `@pytest.mark.fast` to add all its cases to the fast level: a slow test
 (acceptance, faults) that guards a main path, or a test for both databases if PostgreSQL takes another path
-through the code.
+through the code. Mark an integration test with `@pytest.mark.slow` to leave it out: it takes many seconds.
 
 A pytest plugin (tests/conftest.py names it).
 """
@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fast: all cases of this test belong to the fast level")
+    config.addinivalue_line("markers", "slow: no case of this test belongs to the fast level")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,7 +47,7 @@ def is_fast(item: pytest.Item) -> bool:
     """Return whether the test belongs to the fast level."""
     if item.get_closest_marker("fast"):
         return True
-    if any(item.path.is_relative_to(folder) for folder in SLOW_FOLDERS):
+    if item.get_closest_marker("slow") or any(item.path.is_relative_to(folder) for folder in SLOW_FOLDERS):
         return False
     return not _is_second_database(item)
 

@@ -6,7 +6,6 @@ The parent process imports this and never TensorFlow; each child loads its model
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
@@ -15,11 +14,11 @@ from jobs.errors import LabelmillError, SettingsError
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.settings import Settings
+from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shutdown
 from worker.logs import refuse_to_start, set_up_logs
-from worker.message_filter import install_message_filter
+from worker.message_filter import ours_or_none
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
-from worker.stopping import limit_cold_shutdown
 from worker.tasks import close_process_context, process_context, register_tasks
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ try:
 except SettingsError as error:
     refuse_to_start(error)
 set_up_logs(app, settings)
-install_message_filter()
+filter_messages(ours_or_none)
 limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
@@ -67,11 +66,7 @@ def _warm_up(**_: Any) -> None:
 
 
 @worker_process_shutdown.connect
-def _clear_up(exitcode: int, **_: Any) -> None:
-    """A child ends without Python's own end, in which the last spans of its traces would be sent."""
+def _close_context(exitcode: int, **_: Any) -> None:
+    """Close the child's context, which also sends its last spans."""
     close_process_context()
-    if exitcode == os.EX_OK:
-        # The worker is stopped in good order, and waits for its children. Celery's would tell it that they
-        # end, which it finds out anyway, and sleep for a second: most of what a person waits for who has
-        # the result of `classify` or `retrain --wait`. One that is replaced ends in Celery's way.
-        os._exit(exitcode)
+    exit_at_once(exitcode)

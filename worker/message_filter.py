@@ -9,13 +9,10 @@ comes back from a worker that was lost. So what passes is rebuilt from these alo
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import logging
 import re
 from typing import Any, Final
-
-from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 
 from jobs.messages import (
     CLASSIFY_QUEUE,
@@ -40,16 +37,20 @@ _ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 _dropped = 0
 
 
-def install_message_filter() -> None:
-    """Let this process take no foreign messages from now on. Call it before it connects to the broker."""
-    Transport.Channel = _FilteredChannel
-
-
 def note_dropped(reason: str) -> None:
     """Count a message that was dropped, and log it. Nothing of the message itself: it is not ours."""
     global _dropped
     _dropped += 1
     logger.warning("dropped a message that is not ours: %s (number %d of this process)", reason, _dropped)
+
+
+def ours_or_none(item: bytes) -> bytes | None:
+    """Return the message, rebuilt from what matters; None, and a line in the log, if it is not ours."""
+    try:
+        return rebuild(item)
+    except MessageError as error:
+        note_dropped(str(error))
+        return None
 
 
 def rebuild(item: bytes) -> bytes:
@@ -109,26 +110,3 @@ def _parse(data: bytes, reason: str) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise MessageError(reason) from None
-
-
-class _FilteredRedis(PrefixedStrictRedis):  # type: ignore[misc]  # kombu has no types
-    """A client to which a foreign item is not there."""
-
-    def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
-        found = super().parse_response(connection, command_name, **options)
-        if command_name != "BRPOP" or not found:
-            return found
-        queue, item = found
-        try:
-            return queue, rebuild(item)
-        except MessageError as error:
-            note_dropped(str(error))
-            return None  # as if the second of waiting had gone by
-
-
-class _FilteredChannel(Channel):  # type: ignore[misc]  # kombu has no types
-    """A channel that consumes through the filter."""
-
-    def _get_client(self) -> Any:
-        super()._get_client()  # it checks redis-py's version
-        return functools.partial(_FilteredRedis, global_keyprefix=self.global_keyprefix)

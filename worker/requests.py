@@ -1,4 +1,4 @@
-"""Messages as the worker's main process sees them: what becomes of a lost child or acknowledgement."""
+"""Messages as the worker's main process sees them: what a lost child had claimed is released."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
-from celery.worker.request import Request
-from kombu.transport import virtual
 from sqlalchemy.engine import Connection
 from structlog.contextvars import bound_contextvars
 
@@ -21,37 +19,10 @@ from jobs.ledger import Ledger
 from jobs.ledger.claims import Reason, claimed_by, release_claims
 from jobs.ledger.runs import interrupt_runs_of
 from jobs.messages import MessageError, run_id_of
+from worker.celery_patches import LastingRequest
 from worker.context import owner_name
 
 logger = logging.getLogger(__name__)
-
-
-class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """A request that gives its place back even where the broker was away when it was to be acknowledged.
-
-    A worker takes as many messages as it has processes, until it has acknowledged them. Where Redis is
-    restarted, kombu 5.7 often reconnects without telling Celery; the acknowledgements that failed in between
-    then count as outstanding for ever, and the worker is alive, connected, and takes no message any more.
-    """
-
-    def acknowledge(self) -> None:
-        """Acknowledges; whatever becomes of that, the place is free."""
-        super().acknowledge()
-        self._free_place()
-
-    def reject(self, requeue: bool = False) -> None:
-        """Gives the message back; whatever becomes of that, the place is free."""
-        super().reject(requeue)
-        self._free_place()
-
-    def _free_place(self) -> None:
-        channel, tag = self.message.channel, self.message.delivery_tag
-        if channel is None:
-            return
-        with suppress(KeyError):  # it belonged to a channel that is gone
-            channel.qos.get(tag)
-            # The base class's: it notes the tag as dealt with, here, and asks Redis nothing.
-            virtual.QoS.ack(channel.qos, tag)
 
 
 class ClaimingRequest(LastingRequest):

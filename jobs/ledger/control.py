@@ -102,12 +102,11 @@ def drop_leftover_chunks(connection: Connection) -> None:
 
     Checks the chunks that come next, not all that wait: what is left further behind is dropped in its turn.
     """
-    left = (
-        sa.select(chunks.c.id)
-        .where(chunks.c.id.in_(next_due(CHECKED_CHUNKS)), IS_PENDING, job_was_stopped())
-        .with_for_update(skip_locked=True)
-    )
-    _drop(connection, left)
+    checked = next_due(CHECKED_CHUNKS).add_columns(job_was_stopped().label("stopped")).subquery()
+    ids = connection.scalars(sa.select(checked.c.id).where(checked.c.stopped)).all()
+    if ids:  # usually there is none
+        left = sa.select(chunks.c.id).where(chunks.c.id.in_(ids), IS_PENDING)
+        _drop(connection, left.with_for_update(skip_locked=True))
 
 
 def hold_leftover_chunks(connection: Connection) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
 from jobs.ledger.control import JOB_GOES_ON
+from jobs.ledger.maintenance import RECONCILE_LOCK
 from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
 
 # ---- the backlog ----------------------------------------------------------------------------------
@@ -98,7 +98,13 @@ def _oldest_pending_seconds(connection: Connection) -> float:
         .limit(1)
         .scalar_subquery()
     )
-    of_each = sa.select(first.label("created_at")).select_from(jobs).where(JOB_GOES_ON).subquery()
+    # A shadow may wait as long as it likes: it has the lowest priority.
+    of_each = (
+        sa.select(first.label("created_at"))
+        .select_from(jobs)
+        .where(JOB_GOES_ON, jobs.c.shadow_of.is_(None))
+        .subquery()
+    )
     oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
     return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 
@@ -112,12 +118,6 @@ def last_run_seconds(connection: Connection) -> float | None:
 
 
 # ---- what the doctor asks -------------------------------------------------------------------------
-
-#: The condition of the index on unfinished jobs, with its exact words: SQLite does not see that others fit.
-_JOB_IS_OPEN: Final = sa.text("jobs.state IN ('receiving', 'running')")
-
-#: The name of the lock that the reconciler holds while it works.
-_RECONCILE_LOCK: Final = "reconcile"
 
 
 def now(connection: Connection) -> datetime:
@@ -158,7 +158,7 @@ class Reconciling:
 def reconciling(connection: Connection) -> Reconciling | None:
     """Return the process that reconciled last, or None if no worker has ever run."""
     row = connection.execute(
-        sa.select(locks.c.holder, locks.c.until, db_now()).where(locks.c.name == _RECONCILE_LOCK)
+        sa.select(locks.c.holder, locks.c.until, db_now()).where(locks.c.name == RECONCILE_LOCK)
     ).one_or_none()
     return None if row is None else Reconciling(row[0], _seconds(row[1], row[2]))
 
@@ -199,7 +199,7 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
             sa.func.max(sa.case((chunks.c.releases >= many_releases, chunks.c.error))),
         )
         .select_from(jobs.outerjoin(chunks, sa.and_(chunks.c.job_id == jobs.c.id, is_open_chunk)))
-        .where(_JOB_IS_OPEN)
+        .where(JOB_GOES_ON)
         .group_by(jobs.c.id, jobs.c.paused_at)
         .order_by(jobs.c.id)
     )
@@ -220,14 +220,14 @@ def seconds_since_last_result(connection: Connection) -> float | None:
     finished, now = connection.execute(
         sa.select(sa.func.max(chunks.c.finished_at), db_now())
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(_JOB_IS_OPEN, chunks.c.state == ChunkState.DONE)
+        .where(JOB_GOES_ON, chunks.c.state == ChunkState.DONE)
     ).one()
     return None if finished is None else _seconds(finished, now)
 
 
 def models_needed(connection: Connection) -> set[str]:
     """Return the ids of the models that have an alias or that an unfinished job is pinned to."""
-    pinned = sa.select(jobs.c.model_id).where(_JOB_IS_OPEN)
+    pinned = sa.select(jobs.c.model_id).where(JOB_GOES_ON)
     return set(connection.scalars(sa.union(sa.select(aliases.c.model_id), pinned)))
 
 

@@ -138,19 +138,20 @@ def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvaluation:
-    """An evaluation with what it was made on."""
+    """An evaluation, and the data that it was made on."""
 
     data_fingerprint: str
     evaluation: Evaluation
-    answers: bytes  # what each image was taken for, and what it is
+    answers: bytes  # the answered and the true class of each image
     created_at: datetime
 
 
 def save_evaluation(
     connection: Connection, model_id: str, data_fingerprint: str, evaluation: Evaluation, answers: bytes
 ) -> None:
-    """Keeps an evaluation; the same model on the same data again takes the place of the one before. The
-    model's accuracy is that of its latest evaluation. Raises ValueError where `answers` are not two bytes an
+    """Store an evaluation, replacing an earlier one of the same model on the same data.
+
+    The model's accuracy becomes that of this evaluation. Raises ValueError unless `answers` are two bytes per
     image.
     """
     if len(answers) != 2 * evaluation.total:
@@ -173,7 +174,7 @@ def save_evaluation(
 def find_evaluation(
     connection: Connection, model_id: str, data_fingerprint: str | None = None
 ) -> StoredEvaluation | None:
-    """The model's evaluation on this data, or its latest on any, if there is one."""
+    """Return the model's evaluation on this data, or its latest on any data; None if there is none."""
     query = sa.select(evaluations).where(evaluations.c.model_id == model_id)
     if data_fingerprint is not None:
         query = query.where(evaluations.c.data_fingerprint == data_fingerprint)
@@ -212,19 +213,19 @@ class Promotion:
     model_id: str
     previous_id: str | None  # the champion before
     how: str  # retrain, promote or rollback
-    forced: bool  # whatever the gate said
+    forced: bool  # the gate was overruled
     verdict_id: str | None
     created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVerdict:
-    """What the gate said of a model."""
+    """The gate's decision about a model, as stored."""
 
     id: str
     run_id: str | None  # the training run that asked
     model_id: str
-    champion_id: str | None  # whom it was compared with
+    champion_id: str | None  # the champion it was compared with
     promote: bool
     forced: bool
     checks: list[dict[str, Any]]  # name, passed, text
@@ -232,12 +233,13 @@ class StoredVerdict:
 
 
 def lock_champion(connection: Connection) -> str | None:
-    """The champion's id, if there is one, and nobody else moves it before this transaction ends. Who only
-    reads is not held up.
+    """Return the champion's id, or None, and let nobody else move it before this transaction ends.
+
+    Readers do not wait.
     """
     if connection.dialect.name == "postgresql":
-        # The table, not the alias's row: before the first promotion there is no row to lock. On SQLite the
-        # transaction itself is the lock.
+        # The table, because before the first promotion there is no row to lock. On SQLite, the transaction
+        # itself is the lock.
         connection.execute(sa.text("LOCK TABLE promotions IN SHARE ROW EXCLUSIVE MODE"))
     found: str | None = connection.scalar(_CHAMPION_ID)
     return found
@@ -246,15 +248,16 @@ def lock_champion(connection: Connection) -> str | None:
 def move_champion(
     connection: Connection, model_id: str, *, previous_id: str | None, how: How, verdict_id: str | None = None
 ) -> None:
-    """Makes the model the champion, and writes that down. `previous_id` is what `lock_champion` gave back in
-    this transaction. A challenger that becomes the champion is none any more.
+    """Make the model the champion and record the move. A promoted challenger stops being a challenger.
+
+    `previous_id` is what `lock_champion` returned in this transaction.
     """
     latest = connection.scalar(sa.select(sa.func.max(promotions.c.id)))
     point_alias(connection, CHAMPION, model_id)
     connection.execute(aliases.delete().where(aliases.c.name == SHADOW, aliases.c.model_id == model_id))
     connection.execute(
         promotions.insert().values(
-            # Their ids are their order, also where the clocks of two machines differ.
+            # Ids give the order, even if the clocks of two machines differ.
             id=new_id(after=latest),
             model_id=model_id,
             previous_id=previous_id,
@@ -275,7 +278,7 @@ def add_verdict(
     forced: bool,
     checks: list[dict[str, Any]],
 ) -> str:
-    """Writes a verdict down; gives back its id."""
+    """Store a verdict and return its id."""
     latest = connection.scalar(sa.select(sa.func.max(verdicts.c.id)).where(verdicts.c.model_id == model_id))
     verdict_id = new_id(after=latest)
     connection.execute(
@@ -294,38 +297,40 @@ def add_verdict(
 
 
 def find_verdict(connection: Connection, model_id: str) -> StoredVerdict | None:
-    """The latest verdict on the model, if there is one."""
+    """Return the latest verdict on the model, or None."""
     query = sa.select(verdicts).where(verdicts.c.model_id == model_id)
     row = connection.execute(query.order_by(verdicts.c.id.desc()).limit(1)).one_or_none()
     return None if row is None else StoredVerdict(**row._mapping)
 
 
 def champion_history(connection: Connection, *, limit: int | None = None) -> list[Promotion]:
-    """The moves of the champion alias, the latest first."""
+    """Return the moves of the champion alias, latest first."""
     return [Promotion(**row._mapping) for row in connection.execute(_MOVES.limit(limit))]
 
 
 def champion_before(connection: Connection) -> str:
-    """The model that `roll_back` would make the champion. Raises Conflict where there was none before."""
+    """Return the model that `roll_back` would make the champion. Raises Conflict if there is none."""
     return _before(connection, connection.scalar(_CHAMPION_ID))
 
 
 def roll_back(connection: Connection, model_id: str) -> Promotion:
-    """Makes `model_id` the champion again, which `champion_before` has named. Raises Conflict where it is no
-    longer the one before: somebody else was faster.
+    """Make the model that `champion_before` named the champion again, and return the move.
+
+    Raises Conflict if somebody else has moved the champion meanwhile.
     """
     champion_id = lock_champion(connection)
     if _before(connection, champion_id) != model_id:
         raise Conflict(
-            "The champion was moved by somebody else at this moment: `labelmill models history` shows it."
+            "Somebody else moved the champion at the same time: `labelmill models history` shows it."
         )
     move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
     return champion_history(connection, limit=1)[0]
 
 
 def _before(connection: Connection, champion_id: str | None) -> str:
-    """The champion before this one, as one undoes: what was rolled back is no step to come back to, so that
-    rolling back twice goes two steps back, not one back and one forth.
+    """Return the champion before this one, leaving out what was rolled back.
+
+    So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """
     steps: list[str] = []
     for move in reversed(champion_history(connection)):
@@ -333,7 +338,7 @@ def _before(connection: Connection, champion_id: str | None) -> str:
             del steps[-1:]
             continue
         if move.previous_id is not None and steps[-1:] != [move.previous_id]:
-            steps.append(move.previous_id)  # a champion from before there was a history
+            steps.append(move.previous_id)  # a champion that is older than the history
         steps.append(move.model_id)
     if champion_id is None:
         raise Conflict("There is no champion, and so none before it.")

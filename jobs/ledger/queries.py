@@ -39,7 +39,7 @@ PAGE_ROWS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """One job's row, and how long its oldest chunk has been waiting."""
+    """Where a job stands: its row, and how long its oldest chunk has waited."""
 
     id: str
     state: JobState
@@ -61,17 +61,17 @@ class JobStatus:
 
     @property
     def done(self) -> int:
-        """Images that have their outcome."""
+        """Return how many images have a label or an error."""
         return self.succeeded + self.failed
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Return whether the job has ended."""
         return self.state in FINISHED
 
     @property
     def rate(self) -> float | None:
-        """Images a second since work began; None before."""
+        """Return images per second since work began; None before."""
         if self.started_at is None or not self.done:
             return None
         seconds = ((self.finished_at or self.read_at) - self.started_at).total_seconds()
@@ -79,8 +79,8 @@ class JobStatus:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the end at the rate so far; None where there is no telling."""
-        # While a job is being received, its total is what came in so far: the rest is anybody's guess.
+        """Return the seconds to the end at the present rate; None if it is unknown."""
+        # While a job is being submitted, nobody knows its total.
         if self.state != JobState.RUNNING or self.paused:
             return None
         rate = self.rate
@@ -88,15 +88,15 @@ class JobStatus:
 
     @property
     def oldest_waiting_seconds(self) -> float | None:
-        """How long the chunk that waits the longest has been waiting."""
+        """Return how long the oldest pending chunk has waited; None if none is pending."""
         if self.oldest_waiting_at is None:
             return None
         return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
 
 
 def _status_query() -> sa.Select[tuple[object, ...]]:
-    # By (job, state, first index) an index gives the oldest waiting chunk in one step: chunks are made in the
-    # order of their images, and the rest of one that was cut is as old as the whole.
+    # The index on (job, state, first index) finds it in one step. Chunks are in the order of their images,
+    # and the rest of one that was cut is as old as the whole.
     oldest = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
@@ -118,7 +118,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
         model=row.model_id,
         key=row.key,
         error=row.error,
-        # A job that ended while it was paused has ended.
+        # A job that ended while it was paused is not paused any more.
         paused=row.paused_at is not None and state not in FINISHED,
         retry_of=row.retry_of,
         created_at=row.created_at,
@@ -132,7 +132,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
 
 
 def job_status(connection: Connection, job_id: str) -> JobStatus:
-    """Where a job stands. Raises NotFound."""
+    """Return where a job stands. Raises NotFound."""
     row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
@@ -140,7 +140,7 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
 
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
-    """The latest jobs, newest first."""
+    """Return the latest jobs, newest first."""
     query = (
         _status_query()
         .where(jobs.c.shadow_of.is_(None))
@@ -154,7 +154,7 @@ def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The one recorded outcome of an image."""
+    """The one recorded result of an image: a label with its confidence, or an error."""
 
     index: int
     name: str
@@ -167,10 +167,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which predictions of a job; all that is given must hold."""
+    """Which predictions of a job: all conditions that are given must hold."""
 
     label: str | None = None
-    below: float | None = None  # confidence under this
+    below: float | None = None  # confidence below this
     errors: bool = False  # only images that got no label
     name: str | None = None  # a glob: * any text, ? one character, [...] one of
 
@@ -178,9 +178,9 @@ class Filter:
 def page_of_predictions(
     connection: Connection, job_id: str, wanted: Filter, *, after: int, limit: int
 ) -> list[Prediction]:
-    """At most `limit` predictions with an index over `after` (-1: from the start), in index order.
+    """Return at most `limit` predictions with an index above `after` (-1: from the start), in index order.
 
-    The cursor is the last index seen: any depth costs the same.
+    The cursor is the last index of the page before, so every page costs the same.
     """
     table = predictions.c
     query = (
@@ -195,7 +195,7 @@ def page_of_predictions(
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
-        # As a float32, which it is compared with: the float64 nearest to 0.7 is another number.
+        # As float32, like the column: the float64 nearest to 0.7 is another number.
         query = query.where(table.confidence < sa.cast(wanted.below, sa.REAL))
     if wanted.errors:
         query = query.where(table.error.is_not(None))
@@ -210,8 +210,9 @@ def page_of_predictions(
 def stream_predictions(
     ledger: Ledger, job_id: str, wanted: Filter, *, after: int = -1, limit: int | None = None
 ) -> Iterator[Prediction]:
-    """Predictions in index order, read a page at a time: constant memory, and no transaction held open while
-    whoever reads them thinks. Raises Conflict, at the end, where the job was purged as a whole meanwhile.
+    """Yield predictions in index order, reading a page at a time: constant memory, no open transaction.
+
+    Raises Conflict at the end if the job was purged meanwhile.
     """
     left = limit
     while left is None or left > 0:
@@ -229,20 +230,21 @@ def stream_predictions(
 
 
 def _check_all_there(connection: Connection, job_id: str) -> None:
-    """Raises Conflict where a purge has removed predictions of the job. That its payloads were removed says
-    nothing about them; but no job is without a chunk, and a purge deletes these before the first prediction.
+    """Raise Conflict if a purge has removed predictions of the job.
+
+    Every job has a chunk, and a purge deletes the chunks before the first prediction.
     """
     if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
         raise Conflict(
-            f"Job {job_id} was purged, before its predictions were read or meanwhile: those that were read "
-            "are not all of them."
+            f"Job {job_id} was purged before or while its predictions were read: some are missing."
         )
 
 
 def glob_to_regex(glob: str) -> str:
-    r"""A shell glob as a regular expression that means the same to PostgreSQL and to Python (which is who
-    answers for SQLite): `*` any text, `/` included, `?` one character, `[...]` one of, `[!...]` none of.
-    What is no set, because nothing closes it, stands for itself.
+    r"""Return a shell glob as a regular expression for PostgreSQL and for Python, which answers for SQLite.
+
+    `*` is any text, `/` included, `?` one character, `[...]` one of these, `[!...]` none of these. A bracket
+    that is never closed stands for itself.
     """
     parts = []
     position = 0
@@ -258,12 +260,12 @@ def glob_to_regex(glob: str) -> str:
             position = end + 1
         else:
             parts.append(re.escape(character))
-    # (?s): a dot is any character, a newline too. \A and \Z: the whole name, unlike $ even its last newline.
+    # (?s): a dot is any character, newlines included. \A, \Z: the whole name; $ would allow a last newline.
     return rf"(?s)\A{''.join(parts)}\Z"
 
 
 def _end_of_set(glob: str, start: int) -> int:
-    """Where the set that begins at `start` closes; -1 if it does not. A ] that comes first is one of it."""
+    """Return where the set that begins at `start` closes, or -1. A ] that comes first belongs to it."""
     first = start + (glob[start : start + 1] in ("!", "^"))
     return glob.find("]", first + 1)
 
@@ -276,37 +278,40 @@ def _set_to_regex(inside: str) -> str:
         for low, high, single in members
         if single or low <= high
     ]
-    if not items:  # ranges that run backwards hold nothing
+    if not items:  # ranges that run backwards are empty
         return "." if negated else r"(?!.)."
     return f"[{'^' if negated else ''}{''.join(items)}]"
 
 
 # ---- ids, as people type them ---------------------------------------------------------------------
 
-#: So much of an id is enough. Ids begin with their time: six characters are those of four minutes.
+#: The fewest characters of an id. Ids begin with their time: six characters cover four minutes.
 MIN_BEGINNING: Final = 6
 
-#: How many are named where more than one begins so.
+#: How many ids a message names if several fit.
 _TOLD: Final = 4
 
 
 def job_named(connection: Connection, typed: str) -> str:
-    """The id of the job that is meant; what was typed where there is none. Raises Conflict where it may be
-    more than one, NotFound where it is too short to tell.
+    """Return the id of the job that is meant, or `typed` itself if no job fits.
+
+    Raises Conflict if several jobs fit, NotFound if it is too short.
     """
     return _full_id(connection, "job", jobs.c.id, typed)
 
 
 def run_named(connection: Connection, typed: str) -> str:
-    """The id of the training run that is meant; what was typed where there is none. Raises Conflict where it
-    may be more than one, NotFound where it is too short to tell.
+    """Return the id of the training run that is meant, or `typed` itself if no run fits.
+
+    Raises Conflict if several runs fit, NotFound if it is too short.
     """
     return _full_id(connection, "training run", training_runs.c.id, typed)
 
 
 def model_named(connection: Connection, typed: str | None) -> Model:
-    """The model that is meant, by its id or an alias; the champion where nothing was typed. Raises NotFound;
-    Conflict where it may be more than one.
+    """Return the model that is meant by an id or an alias; without one, the champion.
+
+    Raises NotFound, and Conflict if several models fit.
     """
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
@@ -321,13 +326,13 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
     if not text or not is_id(first_id(text)):
         return typed
     if len(text) < MIN_BEGINNING:
-        raise NotFound(f"There is no {what} {typed!r}: type {MIN_BEGINNING} characters of its id at least.")
-    # Between two ids, and no LIKE: this is what the index is in order of.
+        raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
+    # BETWEEN, not LIKE: it uses the index.
     between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
     found = list(connection.scalars(between.limit(_TOLD + 1)))
     if len(found) > 1:
         told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
-        raise Conflict(f"{typed!r} is the beginning of more than one {what}: type more of {told}.")
+        raise Conflict(f"{typed!r} is the beginning of several {what}s: type more of {told}.")
     return found[0] if found else typed
 
 

@@ -19,10 +19,10 @@ def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Stop a job; what is classified stays.
+    """Stop a job. Images that were classified keep their predictions.
 
-    A chunk in work is given up within a second or so, unless its results are just being recorded. A job
-    with a key that was still being submitted stays until something is submitted under that key again.
+    Chunks that workers have begun are given up, unless their results are just being recorded. A job with a
+    key that was still being submitted stays until the next submission under that key.
     """
     with Client() as client:
         job = client.job_id(job)

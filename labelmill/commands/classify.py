@@ -30,24 +30,24 @@ app = typer.Typer(add_completion=False)
 @tells_errors
 def classify(
     sources: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="What `labelmill submit` takes, too.")
+        list[str], typer.Argument(metavar="FILE...", help="The same sources as for `labelmill submit`.")
     ],
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model that is to classify them. Left out: the champion."),
+        typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Submit images, wait, and print their labels.
 
-    Where nothing runs yet, broker and worker are started for the time it takes.
+    If nothing runs yet, broker and worker are started for the time it takes.
     """
     settings = Settings.load()
     with Client(settings) as client:
-        model = client.model(model).id  # without one a stack would be started for nothing
-        missing = _whatever_is_missing(settings)
+        model = client.model(model).id  # without a model a stack would be started for nothing
+        missing = _missing_stack(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
-        # Started before the job is accepted: what keeps it from starting is told without one.
+        # Started before the job is accepted: if it cannot start, there is no job.
         with missing as stack:
             if stack is not None:
                 say("starting a worker for this (`labelmill up` keeps one running)")
@@ -60,9 +60,10 @@ def classify(
     raise SystemExit(exit_code_of(status))
 
 
-def _whatever_is_missing(settings: Settings) -> Stack | nullcontext[None]:
-    """A stack to be started; nothing where one is up, or the broker is somebody else's. Raises UserError,
-    SettingsError where it cannot be started.
+def _missing_stack(settings: Settings) -> Stack | nullcontext[None]:
+    """Return a stack to start; nothing if one is up, or if the broker is not the embedded one.
+
+    Raises UserError or SettingsError if it cannot be started.
     """
     if not settings.embedded_broker or broker_answers(settings):
         return nullcontext()

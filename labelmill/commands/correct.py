@@ -1,4 +1,4 @@
-"""`labelmill correct`: what an image really is, by a person."""
+"""`labelmill correct`: store what an image really is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
-#: Files that end in these are a JSON object a line, all others CSV.
+#: Files with these endings hold one JSON object per line; all others are CSV.
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 
 _COLUMNS: Final = (
@@ -33,7 +33,7 @@ _COLUMNS: Final = (
     Column("name", least=10),
 )
 
-_USAGE: Final = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
+_USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
 
 
 @app.command(
@@ -48,26 +48,26 @@ _USAGE: Final = "Say JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from 
 @tells_errors
 def correct(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
-    index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's, from 0.")] = None,
+    index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's index, from 0.")] = None,
     label: Annotated[str | None, typer.Argument(metavar="LABEL", help="What it is.")] = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Take the correction of this image back.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the correction of this image.")] = False,
     source: Annotated[
         Path | None,
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Corrections by the file: CSV with the columns job, index and label, JSON lines where its "
-            "name ends in .jsonl or .ndjson; - is CSV on stdin. With JOB, all are of that job, and job is "
-            "left out.",
+            help="A file of corrections: CSV with the columns job, index and label, or JSON lines if its "
+            "name ends in .jsonl or .ndjson; - is CSV on stdin. With JOB, all rows are of that job, and the "
+            "column job is not needed.",
         ),
     ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List all corrections, the latest first.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List all corrections, latest first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """Say what an image really is. It joins the training images of the next retraining.
+    """Store what an image really is. The next training run learns from it.
 
-    A copy of the image is kept for that, also when the job is purged. A label that is the prediction's own
-    confirms it. Of a file, all rows are stored, or none where one is wrong.
+    A copy of the image is kept, also when the job is purged. The label of the prediction itself confirms the
+    prediction. All rows of a file are stored, or none if one is wrong.
     """
     one = job is not None and index is not None
     with Client() as client:
@@ -86,7 +86,7 @@ def correct(
 def _one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
     if label is None:
         found = client.undo_correction(job, index)
-        say(f"image {index} of job {job} ({printable(found.name)}) is {found.label} no more")
+        say(f"image {index} of job {job} ({printable(found.name)}) is no longer {found.label}")
     else:
         found = client.correct(job, index, label)
         say(f"image {index} of job {job} ({printable(found.name)}) is {label}, {_taken_for(found)}")
@@ -116,16 +116,16 @@ def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> No
 
 
 def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
-    """Says how many a training like the latest one would leave out. The next one may have other data."""
+    """Say how many corrections the next training run skips, if its data has the classes of the latest run."""
     learnt = client.classes_learnt()
     if learnt is None:
         return
     count = sum(each.label not in learnt for each in stored)
     if count:
-        what = "it" if len(stored) == 1 else f"{count:,} of them"
-        say(f"  a training with the data of the latest one leaves {what} out, which know other classes")
-        say(f"  ({', '.join(learnt)})")
-        say("  (but where the image had a label, it counts in `labelmill models health MODEL`)")
+        what = "it: its label is not a class" if len(stored) == 1 else f"{count:,} of them: not classes"
+        say(f"  the next training run skips {what} of the training data")
+        say(f"  ({', '.join(learnt)}), unless the data changes")
+        say("  (`labelmill models health MODEL` counts it if the image had a label)")
 
 
 def _opened(source: Path) -> TextIO:
@@ -136,9 +136,9 @@ def _opened(source: Path) -> TextIO:
 
 
 def _stdin() -> Iterator[str]:
-    """The lines on stdin, without the mark that may be before the first, as of a file. Raises UserError."""
+    """Yield the lines on stdin without a byte order mark. Raises UserError if stdin is closed."""
     if sys.stdin is None:
-        raise UserError("stdin is closed: there are no corrections on it.")
+        raise UserError("stdin is closed: name a file with --from.")
     for number, line in enumerate(sys.stdin):
         yield line if number else line.removeprefix("\ufeff")
 

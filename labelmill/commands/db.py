@@ -31,7 +31,7 @@ def _group() -> None:
 @app.command(epilog=_EXAMPLE)
 @tells_errors
 def upgrade() -> None:
-    """Run the migrations that are missing. Safe to run again, and before every start."""
+    """Run the missing migrations. It is safe to run this again, and before every start."""
     ledger = Ledger(Settings.load().ledger)
     try:
         run_migrations(ledger)
@@ -46,8 +46,8 @@ def upgrade() -> None:
 def adopt_store() -> None:
     """Record that the ledger's files are in the store that LABELMILL_STORE_URL names.
 
-    Only for a store that was moved, or replaced after a loss: until then, submitting is refused. Copy its
-    files first, models above all: jobs cannot go on without their payloads and models.
+    Use this only after the store was moved or replaced: until then, submitting is refused. Copy the files
+    first, models above all: jobs cannot go on without their payloads and models.
     """
     settings = Settings.load()
     ledger = Ledger(settings.ledger)

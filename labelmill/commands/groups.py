@@ -1,4 +1,4 @@
-"""Groups of commands that list things where no command is named, and say how to show one of them."""
+"""Groups of commands that list things by default, and say how to show one of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jobs.ledger.queries import MIN_BEGINNING
 
 
 class ListingGroup(TyperGroup):
-    """A group where somebody may type the id of what it lists: that is no command, and `show` takes it."""
+    """A group that answers an id instead of a command with how to `show` it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As any group, but for an id. Raises UsageError."""
+        """Return the command. Raises UsageError if there is none; for an id, it names `show`."""
         text = args[0].strip().lower()
         if len(text) >= MIN_BEGINNING and is_id(first_id(text)) and text not in self.commands:
-            ctx.fail(f"{args[0]!r} is no command. To see what has this id: {ctx.command_path} show {text}")
+            ctx.fail(f"{args[0]!r} is not a command. To see what has this id: {ctx.command_path} show {text}")
         return super().resolve_command(ctx, args)

@@ -1,4 +1,4 @@
-"""`labelmill metrics`: what Prometheus scrapes."""
+"""`labelmill metrics`: serve metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ app = typer.Typer(add_completion=False)
 @tells_errors
 def metrics(
     listen: Annotated[
-        str, typer.Option(metavar="ADDRESS:PORT", help="Where to answer. Port 0: any that is free.")
+        str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen. Port 0: any free port.")
     ] = "127.0.0.1:9187",
 ) -> None:
     """Serve metrics for Prometheus, at /metrics, until it is stopped.
 
-    Each scrape asks ledger and broker, so one of these is enough for a whole deployment. Where one of them is
-    away it says so, and answers all the same.
+    Each scrape reads the ledger and the broker, so one exporter is enough for a whole deployment. If one of
+    them cannot be reached, the metrics say so.
     """
     from labelmill.metrics import Exporter
 
@@ -36,10 +36,10 @@ def metrics(
     def end(_number: int, _frame: FrameType | None) -> None:
         over.set()
 
-    # Said aloud: the first process of a container is told nothing by a signal that it does not handle.
+    # The first process of a container ignores signals that it does not handle.
     signal.signal(signal.SIGTERM, end)
     with Exporter(Settings.load(), address=address, port=port) as exporter:
-        # Without the brackets nobody could tell where an IPv6 address ends and the port begins.
+        # An IPv6 address needs brackets before the port.
         host = f"[{address}]" if ":" in address else address
         say(f"metrics at http://{host}:{exporter.port}/metrics; Ctrl-C ends it")
         over.wait()
@@ -48,5 +48,5 @@ def metrics(
 def _address(listen: str) -> tuple[str, int]:
     address, _, port = listen.rpartition(":")
     if not address or not port.isdecimal() or int(port) > 65_535:
-        raise UserError(f"{listen} is no address with a port, such as 127.0.0.1:9187.")
+        raise UserError(f"{listen} is not an address with a port, such as 127.0.0.1:9187.")
     return address.removeprefix("[").removesuffix("]"), int(port)

@@ -21,7 +21,7 @@ def pause(
 ) -> None:
     """Hold a job up until it is resumed; other jobs go on.
 
-    Chunks that are being worked on at this moment still bring in their results.
+    Chunks that workers have begun are still recorded.
     """
     with Client() as client:
         job = client.job_id(job)

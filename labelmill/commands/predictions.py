@@ -1,4 +1,4 @@
-"""`labelmill predictions`: a job's outcomes, filtered, paged, in the format that is wanted."""
+"""`labelmill predictions`: print or export a job's predictions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def predictions(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     label: Annotated[str | None, typer.Option(help="Only images with this label.")] = None,
     below: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Only labels with a confidence under this.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Only labels with a confidence below this.")
     ] = None,
     errors: Annotated[bool, typer.Option("--errors", help="Only images that got no label.")] = False,
     name: Annotated[
@@ -61,19 +61,19 @@ def predictions(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many; the cursor for --after is said on stderr.")
+        int | None, typer.Option(min=1, help="At most this many; stderr names the cursor for --after.")
     ] = None,
     after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
     output: Annotated[
         str | None,
         output_option("Write into this file or URL, such as s3://bucket/job.parquet; - or left out: stdout."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Print or export a job's predictions, in the order of its images.
 
-    Every row of the job, unless --limit is given; streamed, so any number of them takes little memory. Of a
-    job that is not finished those that there are so far: stderr says how many of how many.
+    Prints every row of the job unless --limit is given, and streams them, so memory stays small. If the job
+    has not finished, it prints the predictions so far, and stderr says how many of how many.
     """
     output = None if output == STDOUT else output
     chosen = _format(form, output, as_json=as_json)
@@ -81,13 +81,13 @@ def predictions(
 
     with Client() as client:
         job = client.job_id(job)
-        # Before the first row is read: what is through by then is in it for sure.
+        # Read before the first row, so that all these images are among the rows.
         status = client.status(job)
         found = client.predictions(
             job, label=label, below=below, errors=errors, name=name, after=after, limit=limit
         )
 
-        # What goes wrong with the first page must not cost what the file holds: opening it empties it.
+        # If reading fails, the file must keep what it holds: opening it empties it.
         first = list(islice(found, 1))
 
         def remembering_the_last() -> Iterator[Prediction]:
@@ -99,12 +99,14 @@ def predictions(
         count = _write(remembering_the_last(), chosen, output, force=force)
         if status.done < status.total or status.state == JobState.RECEIVING:
             say(
-                f"a part: job {job} is {state_words(status)}; when this was begun {status.done:,} of its "
-                f"{status.total:,} images were through"
+                f"a part: job {job} is {state_words(status)}; {status.done:,} of its {status.total:,} images "
+                "were done at the start"
             )
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
-            whole = f": a name is matched whole, as by --name '*{name}'" if _may_be_an_end(name) else ""
-            say(f"no image of job {job} is what was asked for{whole}")
+            # The glob may be meant for the last part of a path.
+            may_be_part = name is not None and not name.startswith("*")
+            hint = f": --name matches the whole name, so try --name '*{name}'" if may_be_part else ""
+            say(f"no image of job {job} matches{hint}")
         if limit is not None and count == limit and last is not None:
             rest = client.predictions(
                 job, label=label, below=below, errors=errors, name=name, after=last.index, limit=1
@@ -113,11 +115,6 @@ def predictions(
                 say(f"more: --after {last.index}")
     if output is not None:
         say(f"{counted(count, 'prediction')} written to {shown(output)}")
-
-
-def _may_be_an_end(name: str | None) -> bool:
-    """Whether the glob might be meant for the last part of a path."""
-    return name is not None and not name.startswith("*")
 
 
 def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:
@@ -144,7 +141,7 @@ def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format
 def _write(found: Iterator[Prediction], form: Format, output: str | None, *, force: bool) -> int:
     if form == Format.PARQUET:
         if output is None and sys.stdout.isatty():
-            raise UserError("Parquet is no text for a terminal: add --output FILE, or redirect stdout.")
+            raise UserError("Parquet is not text: add --output FILE, or redirect stdout.")
         check_parquet()
         to_stdout = nullcontext(sys.stdout.buffer)
         with to_stdout if output is None else opened(output, force=force) as file:

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from jobs.errors import UserError
 from jobs.store import Store
+from jobs.store_identity import check_store
 from labelmill.client import Client
 from labelmill.console import counted, examples, print_json, say, tells_errors
 from labelmill.progress import ProgressLine
@@ -17,11 +18,10 @@ from labelmill.purging import Purge, Purged
 
 app = typer.Typer(add_completion=False)
 
-#: How long payloads are kept where nobody says: long enough to look at the errors and try them again.
+#: How long payloads are kept by default: long enough to look at errors and retry them.
 _PAYLOAD_DAYS: Final = 7.0
 
-#: A century: the time that lies so many days back must be one that both databases can hold. What lies before
-#: is an error to PostgreSQL, and to SQLite no time, which nothing is older than.
+#: A century: both databases can hold a time that many days ago.
 MAX_DAYS: Final = 36_500
 
 
@@ -39,7 +39,7 @@ def purge(
         typer.Argument(
             metavar="[JOB]",
             show_default=False,
-            help="Remove this one job with its predictions, whenever it finished, and nothing else.",
+            help="Remove only this job and its predictions, whenever it finished.",
         ),
     ] = None,
     payloads: Annotated[
@@ -48,8 +48,8 @@ def purge(
             min=0,
             max=MAX_DAYS,
             metavar="DAYS",
-            help="Remove the images of jobs that finished more than so many days ago; predictions stay. "
-            f"{_PAYLOAD_DAYS:g} where neither option is given.",
+            help="Remove the images of jobs that finished more than this many days ago; predictions stay. "
+            f"{_PAYLOAD_DAYS:g} if neither option is given.",
         ),
     ] = None,
     jobs: Annotated[
@@ -58,25 +58,28 @@ def purge(
             min=0,
             max=MAX_DAYS,
             metavar="DAYS",
-            help="Remove jobs that finished more than so many days ago, with their predictions.",
+            help="Remove jobs that finished more than this many days ago, with their predictions.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Remove one job, or what old ones no longer need. Nothing else removes what was submitted whole.
+    """Remove one job, or what old jobs no longer need. Nothing else ever removes a submitted job.
 
-    Safe while workers run, and after it was interrupted: run it again.
+    It is safe while workers run. If it is interrupted, run it again.
     """
     by_age = payloads is not None or jobs is not None
     if job is not None and by_age:
-        raise UserError("Say JOB, or --payloads and --jobs for all that are old: not both.")
+        raise UserError("Give JOB, or --payloads and --jobs for all old jobs, not both.")
     if job is None and not by_age:
         payloads = _PAYLOAD_DAYS
     with Client() as client, ProgressLine("purging") as progress:
+        store = Store(client.settings.store)
+        if not dry_run:
+            check_store(client.ledger, store)  # or jobs would count as purged while their images stay
         run = Purge(
             client.ledger,
-            Store(client.settings.store),
+            store,
             dry_run=dry_run,
             on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
         )

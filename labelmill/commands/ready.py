@@ -21,9 +21,9 @@ def ready(
 ) -> None:
     """Say whether a process of a deployment can do its work, in one line.
 
-    A worker or trainer can if this host's had a heartbeat within 30 seconds and has a started process, with
-    or without a champion. Beat or a producer can if ledger and broker answer. Exit code 0: it can. 1: it
-    cannot.
+    A worker or trainer can if the one on this host sent a heartbeat within 30 seconds and has started a
+    process, whether or not there is a champion to load. Beat or a producer can if ledger and broker answer.
+    Exit code 0: it can. 1: it cannot.
     """
     found = readiness(Settings.load(), part)
     print_data(f"{'ready' if found.ready else 'not ready'}: {printable(found.reason)}")

@@ -36,21 +36,21 @@ def retrain(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=MAX_SEED, help="Where chance begins. Left out: another one each time."),
+        typer.Option(min=0, max=MAX_SEED, help="Seed of all random numbers. Left out: a new one each time."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Promote the model whatever the gate says. It is recorded.")
+        bool, typer.Option("--force", help="Promote the model whatever the gate says; that is recorded.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Ask for a training run; prints its id.
+    """Request a training run; prints its id.
 
-    A trainer trains, evaluates, and promotes the model if it is better than the champion. One run is under
-    way at a time. With --wait and no stack, broker and trainer are started for this run alone.
+    A trainer trains and evaluates a model, and promotes it if it is better than the champion. There is one
+    run at a time. With --wait and no stack, broker and trainer are started for this run alone.
     """
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
-        # Made before there is a run: what keeps it from starting is told without one.
+        # Made before there is a run: if it cannot start, there is no run.
         stack = _trainer(client.settings) if wait and alone else None
         run_id = client.retrain(
             architecture=architecture, profile=profile, seed=seed, force=force, on_wait=say_silent
@@ -73,20 +73,20 @@ def retrain(
 
 
 def _trainer(settings: Settings) -> Stack:
-    """A broker and a trainer, to be started. Raises UserError, SettingsError where that cannot be done."""
+    """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot be."""
     need_tensorflow()
     return Stack(settings, logs=settings.home / "logs", worker=False, trainer=True)
 
 
 @contextmanager
 def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
-    """The stack for this run alone: without it nobody would train, so whatever goes wrong cancels the run."""
+    """Run the stack for this run alone. Any error cancels the run: nobody else would execute it."""
     try:
         with stack:
             say("starting a trainer")
             client.wake_trainer(run_id)
             yield
     except BaseException:
-        with suppress(Conflict, LabelmillError):  # it has ended, or nobody can be told
+        with suppress(Conflict, LabelmillError):  # it has ended, or the ledger cannot be reached
             client.cancel_run(run_id)
         raise

@@ -1,4 +1,4 @@
-"""`labelmill retry`: what got no label is tried again."""
+"""`labelmill retry`: submit again what got no label."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def retry(
     failed: Annotated[
         bool,
         typer.Option(
-            "--failed", help="Only images that got an error, not those that a stopped job never came to."
+            "--failed", help="Only images that got an error, not those that a stopped job never reached."
         ),
     ] = False,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Submit again those images of a job that got no label; prints the new job's id.
+    """Submit the images of a job that got no label again; prints the new job's id.
 
-    The new job uses the same model, so that its predictions and those of the first belong together.
+    The new job uses the same model, so its predictions belong with those of the first job.
     """
     with Client() as client:
         job = client.job_id(job)
@@ -44,11 +44,11 @@ def retry(
             status = client.status(job)
             if failed and status.done < status.total:
                 say(
-                    f"there is no error to try again in job {job}, but {status.total - status.done:,} images "
-                    "that it never came to: leave out --failed"
+                    f"job {job} has no error to retry, but {status.total - status.done:,} images that it "
+                    "never reached: leave out --failed"
                 )
             else:
-                say(f"there is nothing to try again in job {job}")
+                say(f"job {job} has nothing to retry")
             if as_json:
                 print_json(None)
             return

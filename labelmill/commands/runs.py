@@ -1,4 +1,4 @@
-"""`labelmill runs`: the training runs, one of them, and an end to one."""
+"""`labelmill runs`: list the training runs, show one, or stop one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def show(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a training run: what it trains on, its epochs, and what the gate said of its model."""
+    """Show a training run: its data, its epochs, and the gate's verdict on its model."""
     with Client() as client:
         run = client.run_id(run)
         found = watch_run(client, run) if watch_it else client.run(run)
@@ -104,9 +104,9 @@ def show(
 @app.command(epilog=examples("labelmill runs cancel 06h0w4r0rf0dkckt"))
 @tells_errors
 def cancel(run: RunId, as_json: AsJson = False) -> None:
-    """Stop a training run; nothing it did counts.
+    """Stop a training run; it changes nothing.
 
-    Its trainer notices within seconds, and is free for another one.
+    Its trainer notices within seconds, and is then free for another run.
     """
     with Client() as client:
         run = client.run_id(run)
@@ -120,12 +120,12 @@ def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
     lines = [
         ("run", run.id),
         ("state", run_state_words(run)),
-        ("asked for by", asked_by(run)),
+        ("requested by", asked_by(run)),
         ("recipe", ", ".join(f"{name} {value}" for name, value in _told(run.recipe).items())),
         ("data", data_line(run) if run.data else "-"),
         ("fingerprint", run.data_fingerprint or "-"),
         ("trainer", run.owner or "-"),
-        ("asked for", time_words(run.requested_at)),
+        ("requested", time_words(run.requested_at)),
         ("started", time_words(run.started_at)),
         ("finished", time_words(run.finished_at)),
     ]
@@ -151,7 +151,7 @@ def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
 
 
 def _told(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without what it does not use."""
+    """Return the recipe without the steps that it does not use."""
     flat = {**recipe, **(recipe.get("augmentation") or {}), "augmentation": None}
     return {
         name: f"{value:.3g}" if isinstance(value, float) else value

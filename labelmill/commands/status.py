@@ -22,7 +22,7 @@ def status(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how far a job is: counts, rate, time left, and how long its oldest chunk has been waiting."""
+    """Show how far a job is: counts, rate, time left, and how long its oldest chunk has waited."""
     with Client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)
@@ -44,7 +44,7 @@ def _for_people(status: JobStatus) -> str:
         ("images", f"{status.done:,} of {status.total:,} done"),
         ("succeeded", f"{status.succeeded:,}"),
         ("failed", f"{status.failed:,}"),
-        ("rate", f"{status.rate:,.0f} a second" if status.rate else "-"),
+        ("rate", f"{status.rate:,.0f} images/s" if status.rate else "-"),
     ]
     if not status.finished:
         eta, waiting = status.eta_seconds, status.oldest_waiting_seconds

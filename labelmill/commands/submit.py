@@ -37,18 +37,18 @@ def submit(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files, folders (with all below them), globs, ZIP and TAR archives, MNIST's IDX files, "
-            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one a line.",
+            help="Files, folders (with everything below), globs, ZIP and TAR archives, MNIST's IDX files, "
+            "URLs such as s3://bucket/folder/, or - for paths and URLs on stdin, one per line.",
         ),
     ],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     key: Annotated[
         str | None,
-        typer.Option(help="A name of your own for this submission: said again, it gives the same job."),
+        typer.Option(help="Your name for this submission: the same name and content give the same job."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model that is to classify them. Left out: the champion."),
+        typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
     ] = None,
     by_reference: Annotated[
         bool,
@@ -69,7 +69,7 @@ def submit(
     ] = None,
     max_errors: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Stop the job when more images than this got an error."),
+        typer.Option(min=0, metavar="N", help="Stop the job if more images than this get an error."),
     ] = None,
     max_error_rate: Annotated[
         float | None,
@@ -77,7 +77,7 @@ def submit(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Stop the job when more than this share of its images so far got an error: 0.05 is 5 %.",
+            help="Stop the job if more than this share of its images so far got an error: 0.05 is 5 %.",
         ),
     ] = None,
     min_sample: Annotated[
@@ -85,7 +85,7 @@ def submit(
         typer.Option(
             min=1,
             metavar="N",
-            help="The share means nothing before so many images have an outcome. Left out: "
+            help="Apply --max-error-rate only after this many images are done. Left out: "
             f"{ErrorLimits().sample:,}.",
         ),
     ] = None,
@@ -93,10 +93,10 @@ def submit(
 ) -> None:
     """Submit images as one job; prints the job's id.
 
-    The job runs whether or not anybody watches. After Ctrl-C while submitting, nothing is stored.
+    The job runs whether or not you watch it. Ctrl-C while submitting stores nothing.
     """
     if min_sample is not None and max_error_rate is None:
-        raise UserError("--min-sample says when --max-error-rate begins to count: say that, too.")
+        raise UserError("--min-sample needs --max-error-rate: give both.")
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with Client() as client:
         if model is not None:
@@ -114,11 +114,11 @@ def submit(
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )
         if images.skipped:
-            say(f"passed over {counted(images.skipped, 'file')}: no image by the name")
+            say(f"skipped {counted(images.skipped, 'file')}: not images by their names")
         if submitted.new:
             _say_unreadable(images, submitted)
         else:
-            say(f"the key {key!r} was used before, for the same content: this is its job")
+            say(f"the key {key!r} was used before for the same content: this is its job")
         say_broker_away(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
@@ -130,7 +130,7 @@ def submit(
 
 
 def _say_unreadable(images: Sources, submitted: Submitted) -> None:
-    """They are in the job, and have their error when a worker comes to them: that may be long after."""
+    """Say now what a worker will record as errors, maybe much later."""
     first = images.first_unreadable
     if first is None or first.error is None:
         return

@@ -1,4 +1,4 @@
-"""`labelmill train`: a model from MNIST."""
+"""`labelmill train`: train a model on MNIST."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ app = typer.Typer(add_completion=False)
 def train(
     architecture: Annotated[Literal["mlp", "cnn"], typer.Option(help="The network.")] = "mlp",
     profile: Annotated[Literal["quick", "long"], typer.Option(help="How long it is trained.")] = "quick",
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Where chance begins.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random numbers.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Train a model on MNIST; it becomes the champion if there is none.
 
-    It is trained on the training images and all corrections, and judged on the 10,000 test images. MNIST
-    comes from LABELMILL_MNIST_DIR, else from the cache in the state folder, else from a download.
+    It learns from the training images and all corrections, and is evaluated on the 10,000 test images. MNIST
+    comes from LABELMILL_MNIST_DIR, the cache in the state folder, or a download.
     """
     settings = Settings.load()
     open_ledger(settings).close()

@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False)
 
 
 class LogLevel(StrEnum):
-    """The levels of the log. Celery has more, and reports an unknown one badly."""
+    """The log levels that Celery's worker accepts by these names."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -32,14 +32,16 @@ def worker(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
-    trainer: Annotated[bool, typer.Option("--trainer", help="Train instead of classifying.")] = False,
+    trainer: Annotated[
+        bool, typer.Option("--trainer", help="Execute training runs instead of classifying.")
+    ] = False,
     loglevel: Annotated[
         LogLevel, typer.Option(case_sensitive=False, help="Log this level and above.")
     ] = LogLevel.INFO,
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 
-    The same as `celery -A worker.app worker` with the right options. Broker and ledger must exist:
+    The same as `celery -A worker.app worker` with suitable options. Broker and ledger must run:
     LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
@@ -53,6 +55,6 @@ def worker(
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
-    # In place of this process, so that a supervisor's signals reach Celery itself. It reads the same
-    # environment again, so that a secret in a file stays there.
+    # In place of this process, so that the supervisor's signals reach Celery itself. It reads the environment
+    # again, so a secret that is in a file stays there.
     os.execv(command[0], command)  # noqa: S606 -- our own command line

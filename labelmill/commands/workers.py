@@ -1,4 +1,4 @@
-"""`labelmill workers`: who is there, and at what."""
+"""`labelmill workers`: list workers and trainers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS: Final = (
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the workers and trainers of the last day: since when, seen when, at what."""
+    """List the workers and trainers of the last day, and what they work on."""
     with Client() as client:
         found = client.workers()
     if as_json:

@@ -119,7 +119,7 @@ def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_pa
     home.ok("purge", "--payloads", "0")
     copies = home.path / "store" / "corrections"
     assert len(list(copies.iterdir())) == 13
-    assert f"is {other[0]} no more" in home.run("correct", job, "0", "--undo").stderr
+    assert f"is no longer {other[0]}" in home.run("correct", job, "0", "--undo").stderr
     assert len(list(copies.iterdir())) == len(home.json("correct", "--list")) == 12
     done = home.run("correct", job, "0", other[0])
     assert done.returncode == 2
@@ -143,14 +143,14 @@ def test_mistakes_are_told_and_store_nothing(home: Home, folder: Path, tmp_path:
     # and so is what was typed wrong
     for arguments, words in (
         ((job, "0", "x"), "'x' is no class of model"),
-        ((job, "0"), "Say JOB INDEX LABEL"),
-        ((job, "0", "1", "--undo"), "Say JOB INDEX LABEL"),
-        ((job, "0", "1", "--list"), "Say JOB INDEX LABEL"),
-        ((job, "0", "--from", path), "Say JOB INDEX LABEL"),
-        ((job, "--list"), "Say JOB INDEX LABEL"),
-        (("--list", "--from", path), "Say JOB INDEX LABEL"),
-        ((), "Say JOB INDEX LABEL"),
-        (("--undo",), "Say JOB INDEX LABEL"),
+        ((job, "0"), "Give JOB INDEX LABEL"),
+        ((job, "0", "1", "--undo"), "Give JOB INDEX LABEL"),
+        ((job, "0", "1", "--list"), "Give JOB INDEX LABEL"),
+        ((job, "0", "--from", path), "Give JOB INDEX LABEL"),
+        ((job, "--list"), "Give JOB INDEX LABEL"),
+        (("--list", "--from", path), "Give JOB INDEX LABEL"),
+        ((), "Give JOB INDEX LABEL"),
+        (("--undo",), "Give JOB INDEX LABEL"),
         ((job, "0", "--undo"), "has no correction"),
         (("--from", tmp_path / "none.csv"), "cannot be read: No such file or directory"),
     ):
@@ -166,7 +166,7 @@ def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: P
     [challenger] = [each["id"] for each in home.json("models", "list") if not each["aliases"]]
     done = home.run("models", "shadow", challenger)
     assert done.returncode == 0, done.stderr
-    assert f"model {challenger} sees 100 % of the chunks" in done.stderr
+    assert f"model {challenger} classifies 100 % of the chunks" in done.stderr
 
     # and a job is classified
     job = classified(home, folder)

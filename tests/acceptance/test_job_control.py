@@ -164,7 +164,7 @@ def test_where_nothing_failed_there_is_nothing_to_do(stack: Home, few_digits: Pa
     job = stack.ok("submit", few_digits, "--watch").strip()
     done = stack.run("retry", job)
     assert (done.returncode, done.stdout) == (0, "")
-    assert "nothing to try again" in done.stderr
+    assert "has nothing to retry" in done.stderr
     assert json.loads(stack.ok("retry", job, "--json")) is None
 
 

@@ -37,7 +37,7 @@ def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> No
     [run_id] = done.stdout.split()
     [model] = home.json("models", "list")
     assert model["aliases"] == ["champion"]
-    assert "images from a folder of your own to train with" in done.stderr
+    assert "training images from a folder of your own" in done.stderr
     assert "epoch 1 of" in done.stderr
     assert "promoted: there was no champion" in done.stderr
 

@@ -58,10 +58,10 @@ from sqlalchemy.engine import make_url
 
 import jobs.ledger.claims
 import jobs.ledger.results
+import worker.celery_patches
 import worker.context
 import worker.predicting.decode
 import worker.reconcile
-import worker.requests
 import worker.tasks
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
@@ -361,7 +361,7 @@ def _written(original: Callable[..., Any], *args: Any) -> Any:
     return recorded
 
 
-@_wrap(worker.requests.LastingRequest, "acknowledge")
+@_wrap(worker.celery_patches.LastingRequest, "acknowledge")
 def _acknowledging(original: Callable[..., None], *args: Any) -> None:
     passing("before ack")
     original(*args)

@@ -104,7 +104,7 @@ def test_a_worker_drops_what_is_not_ours_and_lives(new_home: Home, few_digits: P
         assert not trap.exists()
 
         # and each was counted, in a line, without a word of what was in it
-        text = log.read_text()
+        text = (new_home.path / "logs" / "worker.log").read_text()
         told = re.findall(
             r"/(\w+)\S+ dropped a message that is not ours: .* \(number (\d+) of this process\)$", text, re.M
         )

@@ -43,7 +43,7 @@ def payload_of(chunk_of, store):
 
     def payload_of(job_id):
         chunk = chunk_of(job_id)
-        payload = read_payload(store, chunk.payload, chunk.payload_digest, offset=0, images=chunk.images)
+        payload = read_payload(store, chunk.payload, chunk.payload_digest)
         return payload.names, payload.contents
 
     return payload_of

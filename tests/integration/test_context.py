@@ -123,10 +123,10 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
 
     # when they are used, then each is loaded once, and the one that was used longest ago makes room
     assert use(0, 1, 2) == [0, 1, 2]
-    assert use(0, 2, 1) == []
+    assert use(1, 2, 0) == []
     assert use(3) == [3]
-    assert use(2, 1, 3) == []
-    assert use(0) == [0]
+    assert use(2, 0, 3) == []
+    assert use(1) == [1]
 
 
 # ---- how a process starts -----------------------------------------------------------------------------

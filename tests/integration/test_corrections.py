@@ -265,8 +265,8 @@ def test_what_no_training_learns_is_said(
         others = models.update().where(models.c.id == trained.id)
         connection.execute(others.values(classes=["0", "7"]))
     said = correct(job.id, 0, "1")
-    assert "data of the latest one leaves it out, which know other classes\n  (0, 7)" in said
-    assert "data of the latest one leaves 1 of them out" in correct("--from", file)
+    assert "skips it: its label is not a class of the training data\n  (0, 7)" in said
+    assert "skips 1 of them: not classes of the training data" in correct("--from", file)
     assert "training" not in correct(job.id, 1, "7")
 
 
@@ -296,7 +296,7 @@ def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
     for index in (-1, 4, 2**63):
         with pytest.raises(NotFound, match="it has 4, counted from 0"):
             client.correct(job.id, index, "1")
-    with pytest.raises(NotFound, match=f"Image 3 of job {job.id} has no outcome"):
+    with pytest.raises(NotFound, match=f"Image 3 of job {job.id} has no prediction"):
         client.correct(job.id, 3, "1")
     assert client.correct(job.id, 2, "1").index == 2
 
@@ -304,9 +304,10 @@ def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
 def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitted, worker, ledger) -> None:
     # given a chunk that crashed and was split, and its halves that are done
     job = submitted(3)
-    worker.split(worker.must_claim(job.chunks[0]))
-    halves = [chunk for chunk in chunks_of(ledger, job.id) if chunk.id != job.chunks[0].id]
-    finish(worker, Job(job.id, halves))
+    while not (claim := worker.must_claim(job.chunks[0])).was_cut:
+        worker.crash(claim)
+    worker.release(claim)
+    finish(worker, Job(job.id, chunks_of(ledger, job.id)))
 
     made = client.correct(job.id, 2, "1")
 
@@ -503,7 +504,7 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
 
     # then it is said what has become of it
     assert done.exit_code == Unavailable.exit_code == 1
-    assert "has no correction any more, but its copy stays until `labelmill purge` removes it" in done.stderr
+    assert "no longer has a correction, but its copy stays until `labelmill purge` removes it" in done.stderr
     assert "it is away" in done.stderr
     assert CliRunner().invoke(correct_command, [job.id, "1", "--undo"]).exit_code == NotFound.exit_code
 
@@ -808,11 +809,11 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
         ),
         ('job,index,label\na,1,2\n"x"y,1,2\n', False, "line 3: it is not CSV"),
         ("{\n", True, "line 1: it is not JSON"),
-        ("[1]\n", True, "line 1: it is no JSON object"),
-        ("[" * 100_000 + "\n", True, "line 1: it is no JSON object"),
+        ("[1]\n", True, "line 1: it is not a JSON object"),
+        ("[" * 100_000 + "\n", True, "line 1: it is not a JSON object"),
         ('{"job": "x"}\n', True, "line 1: it has no index and no label"),
         ('{"job": "x", "index": 1.5, "label": "1"}\n', True, "line 1: its index is '1.5'"),
-        ('{"job": "x", "index": %s, "label": "1"}\n' % ("9" * 100), True, "not a number from 0"),
+        ('{"job": "x", "index": %s, "label": "1"}\n' % ("9" * 100), True, "not a whole number from 0"),
     ],
 )
 def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool, words: str) -> None:

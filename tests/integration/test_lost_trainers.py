@@ -45,15 +45,15 @@ def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim
     # given a run whose trainer is not heard of any more, then wherever it is shown that is said
     listed = ask().stdout.splitlines()[1]
     assert " running " in listed
-    assert "no sign of life since 20" in listed
-    assert "running, but no sign of life since 20" in ask("show", dead.run_id).stdout
+    assert "no heartbeat since 20" in listed
+    assert "running, but no heartbeat since 20" in ask("show", dead.run_id).stdout
     [told] = json.loads(ask("--json").stdout)
     assert told["silent_since"] is not None
 
     # but not of one whose trainer is
     with ledger.transaction() as connection:
         renew_run(connection, dead)
-    assert "no sign of life" not in ask().stdout + ask("show", dead.run_id).stdout
+    assert "no heartbeat" not in ask().stdout + ask("show", dead.run_id).stdout
     [told] = json.loads(ask("--json").stdout)
     assert told["silent_since"] is None
 

@@ -19,7 +19,8 @@ from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.settings import Settings
 from tests.conftest import Broker
 from worker import message_filter
-from worker.message_filter import MAX_MESSAGE_BYTES, install_message_filter, rebuild
+from worker.celery_patches import filter_messages
+from worker.message_filter import MAX_MESSAGE_BYTES, ours_or_none, rebuild
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
@@ -91,7 +92,7 @@ def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     # given a queue with foreign items before, between and behind two wake-ups
     monkeypatch.setattr(Transport, "Channel", Transport.Channel)
     monkeypatch.setattr(message_filter, "_dropped", 0)
-    install_message_filter()
+    filter_messages(ours_or_none)
     app = make_app(settings)
     publisher = Publisher(app)
     foreign = [b"garbage", b"\xff\xfe", b'{"body": "e30="}', OURS.replace(CLASSIFY_TASK, "rm").encode()]

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.ids import new_id
-from jobs.ledger import backlog as backlog_module
+from jobs.ledger import metrics as ledger_metrics
 from jobs.ledger.claims import chunk_is_due, chunk_is_in_work
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
@@ -25,7 +25,7 @@ from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import WorkerRow, report_worker
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.outcomes import Outcome
+from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill import metrics
@@ -100,7 +100,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
         claim = worker.must_claim(chunk)
         with worker.ledger.transaction() as connection:
             spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
-            record_results(connection, [Classified(claim, [Outcome("a", "7", 0.5)])], spent)
+            record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
 
     # Then both are in the buckets above them
     now = look()
@@ -175,7 +175,7 @@ def test_training_runs_are_told_by_their_end(ledger, look):
 
 def test_what_waits_in_the_broker_is_told(make_job, publisher, look):
     job = make_job([1, 1])
-    publisher.ring(chunk.id for chunk in job.chunks)
+    publisher.wake_up(len(job.chunks))
     now = look()
     assert now.by("broker_messages") == {CLASSIFY_QUEUE: 2}
     assert now["broker_memory_bytes"] > 100_000
@@ -321,7 +321,7 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
 
     # When the database is asked how it goes about what a scrape asks, Then it reads by the small indexes
     for statement, plan in plans_of(ledger, backlog):
-        for table, index in (("chunks", "ix_chunks_open"), ("jobs", "ix_jobs_open")):
+        for table, index in (("chunks", "ix_chunks_"), ("jobs", "ix_jobs_open")):
             if f"FROM {table}" in statement.replace("\n", " "):
                 assert index in plan, f"{statement}\n{plan}"
         assert "Seq Scan" not in plan, f"{statement}\n{plan}"
@@ -329,14 +329,16 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("wanted", [chunk_is_due, chunk_is_in_work])
-def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted):
+@pytest.mark.parametrize(
+    ("wanted", "index"), [(chunk_is_due, "ix_chunks_due"), (chunk_is_in_work, "ix_chunks_claimed")]
+)
+def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
     # Each worker's reconciler asks every two seconds, whatever was done before.
     [(_, plan)] = plans_of(
         ledger, lambda connection: connection.execute(sa.select(chunks.c.id).where(wanted()))
     )
-    assert "ix_chunks_open" in plan
+    assert index in plan
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
-    assert all(f"'{state}'" in str(backlog_module.JOB_GOES_ON) for state in backlog_module.UNFINISHED)
+    assert all(f"'{state}'" in str(ledger_metrics.JOB_GOES_ON) for state in ledger_metrics.UNFINISHED)

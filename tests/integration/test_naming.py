@@ -37,7 +37,7 @@ def test_the_beginning_of_an_id_is_enough(ledger, typed):
 @pytest.mark.usefixtures("jobs")
 def test_what_more_than_one_id_begins_with_is_none_of_them(ledger):
     with ledger.reading() as connection:
-        with pytest.raises(Conflict, match=f"beginning of more than one job: .* {ONE}, {TWO}"):
+        with pytest.raises(Conflict, match=f"beginning of several jobs: .* {ONE}, {TWO}"):
             job_named(connection, "06h0w9")
         assert job_named(connection, "06h0w9ab") == TWO
 
@@ -53,7 +53,7 @@ def test_what_no_id_begins_with_stays_what_it_is(ledger, typed):
 def test_what_is_too_short_to_tell_says_how_much_is_enough(ledger):
     with ledger.reading() as connection:
         for named, what in ((job_named, "job"), (run_named, "training run"), (model_named, "model")):
-            with pytest.raises(NotFound, match=f"There is no {what} '07ZZZ': type 6 characters of its id at"):
+            with pytest.raises(NotFound, match=f"There is no {what} '07ZZZ': type at least 6 characters of"):
                 named(connection, "07ZZZ")
 
 

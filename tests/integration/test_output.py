@@ -101,7 +101,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
     path.write_text("mine")
     refused = exported("-o", path)
     assert (refused.returncode, path.read_text()) == (2, "mine")
-    assert "is there already: --force writes over it" in refused.stderr
+    assert "exists already: --force overwrites it" in refused.stderr
     assert exported("-o", path, "--force").returncode == 0
     assert path.read_text().startswith("index,")
     assert exported("-o", "/dev/stdout", "--format", "csv").stdout == path.read_text()
@@ -162,6 +162,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path, form):
@@ -188,7 +189,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
     path.write_text("mine")
     refused = exported("--output", url)
     assert (refused.returncode, path.read_text()) == (2, "mine")
-    assert f"{url} is there already: --force writes over it" in refused.stderr
+    assert f"{url} exists already: --force overwrites it" in refused.stderr
     assert exported("--output", url, "--force").returncode == 0
     assert path.read_bytes() == as_file.read_bytes()
 
@@ -239,8 +240,8 @@ def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
             [LABELMILL, *command], env=os.environ | said, capture_output=True, text=True, check=False
         )
         assert done.stderr.splitlines()[:2] == [
-            "LABELMILL_QQQQ is no setting, and has no effect",
-            "labelmill_ledger_ulr is no setting, and has no effect: is LABELMILL_LEDGER_URL meant?",
+            "LABELMILL_QQQQ is not a setting and has no effect",
+            "labelmill_ledger_ulr is not a setting and has no effect: did you mean LABELMILL_LEDGER_URL?",
         ]
         assert done.stderr.count("no effect") == 2
 

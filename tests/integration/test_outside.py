@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
@@ -50,6 +52,7 @@ def without_a_network() -> list[str]:
     return [unshare, "--net"]
 
 
+@pytest.mark.slow
 def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     short_folder: Path, model_file: bytes, tmp_path: Path
 ) -> None:

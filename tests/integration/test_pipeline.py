@@ -209,8 +209,9 @@ def test_an_image_that_takes_too_long_to_decode_gets_a_timeout_and_its_neighbour
 def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     harness: Harness, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a chunk of 200 images, and a model whose speed is not known yet
+    # given a chunk of 200 images, and a model whose speed is not known yet: 10 ms per image
     del harness.context.images_per_claim
+    monkeypatch.setattr(light, "PACE_SECONDS", FIRST_CLAIM_IMAGES / 100)
     read = calls_of(monkeypatch, sys.modules["worker.context"], "read_payload")
     job_id = harness.submit(digits(200))
 
@@ -222,13 +223,12 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     ]
     assert broker.waiting() == 1
 
-    # and when 10 ms per image were measured, then a claim has what half a second is for, in whole batches
-    harness.context.note_speed(harness.model.id, 100, 1.0)
+    # and when that was measured, then a claim has what half a second is for, in whole batches
+    monkeypatch.setattr(light, "PACE_SECONDS", 0.0)
     assert harness.classify() == 32
     assert broker.waiting() == 2
 
-    # and when it is fast, then all that is left is one claim, which wakes nobody
-    harness.context.note_speed(harness.model.id, 1_000, 0.1)
+    # and when the model was fast, then all that is left is one claim, which wakes nobody
     assert harness.classify() == 200 - FIRST_CLAIM_IMAGES - 32
     assert broker.waiting() == 2
 
@@ -929,12 +929,12 @@ def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
 def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attempt(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # given forty images by reference, and a server that has an error for the third, or never answers
+    # given forty images by reference, and a server that has an error for the second, or never answers
     pictures, over = digits(40), threading.Event()
     error = "the server answered 503" if how == "an error" else "There was no answer within 0.56 s."
 
     def read(_roots: object, reference: Reference, **_: object) -> bytes:
-        if reference.url == "2":
+        if reference.url == "1":
             if how == "no answer":
                 over.wait(60)
             raise Unavailable("the server answered 503")
@@ -958,8 +958,8 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
     # and at the tenth attempt that image gets its error, and its neighbours get their labels
     assert harness.classify() == 40
     over.set()
-    assert harness.labels(job_id) == [*LABELS[:2], "source_missing", *LABELS[3:40]]
-    assert harness.predictions(job_id)[2].detail == error
+    assert harness.labels(job_id) == ["0", "source_missing", *LABELS[2:40]]
+    assert harness.predictions(job_id)[1].detail == error
 
 
 def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

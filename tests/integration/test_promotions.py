@@ -504,7 +504,10 @@ def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, t
 
     # When another one rolls back first, Then the second is told, and it is one step, not two
     rolled_back(ledger)
-    with pytest.raises(Conflict, match="by somebody else"), ledger.transaction() as connection:
+    with (
+        pytest.raises(Conflict, match="Somebody else moved"),
+        ledger.transaction() as connection,
+    ):
         roll_back(connection, seen)
     assert champion_of(ledger) == b.id
 

@@ -378,7 +378,7 @@ def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job
     # Given a job of five images of which three are through
     job = make_job([3, 2])
     worker.work(job.chunks[0])
-    part = f"a part: job {job.id} is running; when this was begun 3 of its 5 images were through\n"
+    part = f"a part: job {job.id} is running; 3 of its 5 images were done at the start\n"
 
     # When it is exported, Then the three are there, and a line says so, before the one on more rows
     rows, said = export(job)
@@ -402,21 +402,22 @@ def test_an_export_of_a_job_that_was_stopped_or_is_still_submitted_is_a_part(
     worker.work(received.chunks[0])
 
     # When they are exported, Then that is said of both
-    assert f"job {stopped.id} is cancelled; when this was begun 3 of its 5 images" in export(stopped)[1]
-    assert f"job {received.id} is receiving; when this was begun 3 of its 3 images" in export(received)[1]
+    assert f"job {stopped.id} is cancelled; 3 of its 5 images were done at" in export(stopped)[1]
+    assert f"job {received.id} is receiving; 3 of its 3 images were done at the start" in export(received)[1]
 
 
 def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worker):
     # Given a job whose images are in a folder
     job = make_job([1])
     worker.work(job.chunks[0], [Outcome("pics/000.png", "7", 0.75)])
-    none = f"no image of job {job.id} is what was asked for"
+    none = f"no image of job {job.id} matches"
 
     # When nothing is found, Then that is said, and what a name has to be
     assert export(job, "--errors") == ([], none + "\n")
     assert export(job, "--label", "1") == ([], none + "\n")
     assert (
-        export(job, "--name", "000.png")[1] == none + ": a name is matched whole, as by --name '*000.png'\n"
+        export(job, "--name", "000.png")[1]
+        == none + ": --name matches the whole name, so try --name '*000.png'\n"
     )
     assert export(job, "--name", "*9.png")[1] == none + "\n"
 

@@ -248,7 +248,7 @@ def test_the_command_writes_a_page_and_over_nothing(short_folder):
     mine.write_text("mine")
     refused = home.run("models", "report", model, "--output", mine)
     assert refused.returncode == ExitCode.USAGE
-    assert "is there already: --force writes over it" in refused.stderr
+    assert "exists already: --force overwrites it" in refused.stderr
     assert mine.read_text() == "mine"
     assert home.ok("models", "report", model, "--output", mine, "--force") == f"{mine}\n"
     assert mine.read_text(encoding="utf-8") == page

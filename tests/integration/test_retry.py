@@ -553,7 +553,7 @@ def test_what_is_left_out_by_failed_is_said(settings: Settings, ledger, submitte
     # when only its errors are to be tried again, then it is said that there are others
     done = CliRunner().invoke(retry_command, [job.id, "--failed"])
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "5 images that it never came to: leave out --failed" in done.stderr
+    assert "5 images that it never reached: leave out --failed" in done.stderr
 
     # and without the word they are tried
     assert CliRunner().invoke(retry_command, [job.id]).exit_code == 0

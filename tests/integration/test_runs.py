@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
-from jobs.ledger import Ledger, lost_runs
+from jobs.ledger import Ledger, runs
 from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
@@ -268,7 +268,7 @@ def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
     with Client(settings) as client:
         start = "labelmill up" if client.settings.embedded_broker else "labelmill worker --trainer"
         watch_run(client, run_id)
-    told = f"No trainer is there, so training run {run_id} waits: `{start}` starts one."
+    told = f"No trainer is running, so training run {run_id} waits: `{start}` starts one."
     assert capsys.readouterr().err.count(told) == (not there)
 
 
@@ -477,7 +477,7 @@ def test_a_dead_trainer_is_in_nobodys_way(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
 ) -> None:
     # given a run whose trainer is dead, and nobody who reconciles
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     lost = take(ledger, ask(ledger), lost=True)
 
     # when somebody comes who wants another, then they wait for a moment, and get it
@@ -541,12 +541,12 @@ def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger))
     told = {"train_images": 2900, "validation_images": 100, "evaluation_images": 300, "left_out": 0}
     for source, corrections, expected in (
-        ("mnist", 0, "2,900 images from MNIST to train with, 100 held out, 300 to evaluate with"),
+        ("mnist", 0, "2,900 training images from MNIST, 100 held out, 300 to evaluate"),
         (
             "folder",
             1,
-            "2,900 images from a folder of your own to train with, 100 held out, 300 to evaluate with; "
-            "1 correction among them, 0 left out",
+            "2,900 training images from a folder of your own, 100 held out, 300 to evaluate; "
+            "1 correction included, 0 skipped",
         ),
     ):
         data = told | {"corrections": corrections}
@@ -592,7 +592,7 @@ def test_the_reconciler_ends_what_nobody_will(
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.RUNNING
     # It is the same one that looks again.
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 

@@ -47,7 +47,7 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
     # when it is submitted with a device, then the job is accepted, and stderr says how many and why
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
-    assert "passed over 1 file: no image by the name" in done.stderr
+    assert "skipped 1 file: not images by their names" in done.stderr
     assert "2 of 4 images could not be read, and will have an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
 
@@ -93,7 +93,7 @@ def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos
     job = labelmill("submit", photos, "--key", "a key").stdout
     again = labelmill("submit", photos, "--key", "a key")
     assert again.stdout == job
-    assert again.stderr == "the key 'a key' was used before, for the same content: this is its job\n"
+    assert again.stderr == "the key 'a key' was used before for the same content: this is its job\n"
 
     # and of a purge that finds nothing
     assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
@@ -123,7 +123,7 @@ def test_submit_says_what_was_passed_over_if_there_was_nothing_else(
 def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -> None:
     done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
     assert done.returncode == 2
-    assert "--min-sample says when --max-error-rate begins to count" in done.stderr
+    assert "--min-sample needs --max-error-rate: give both" in done.stderr
 
 
 def test_an_upgrade_says_where_the_ledger_is(labelmill: Command, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import SettingsError
 from jobs.ids import new_id
-from jobs.ledger import Ledger, lost_runs
+from jobs.ledger import Ledger, runs
 from jobs.ledger.runs import claim_run, latest_runs, request_run
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import make_app
@@ -175,7 +175,7 @@ def test_a_trainer_that_died_costs_no_slot(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a run whose trainer is dead, and no reconciler
-    monkeypatch.setattr(lost_runs, "RUN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})

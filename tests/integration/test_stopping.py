@@ -15,7 +15,7 @@ from billiard.pool import EX_FAILURE, EX_RECYCLE
 PROGRAM = """
 import os, signal, sys, time
 import celery.apps.worker as celery_worker
-import worker.stopping
+import worker.celery_patches
 
 def wait_for_ever(_worker):
     print("stopping", flush=True)
@@ -26,8 +26,8 @@ class Worker:
     hostname = "worker@here"
 
 celery_worker.on_cold_shutdown = wait_for_ever
-worker.stopping.COLD_SHUTDOWN_SECONDS = 1
-worker.stopping.limit_cold_shutdown()
+worker.celery_patches.COLD_SHUTDOWN_SECONDS = 1
+worker.celery_patches.limit_cold_shutdown()
 if sys.argv[1] == "SIGQUIT":
     celery_worker.install_worker_term_hard_handler(Worker())
 else:
@@ -57,7 +57,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker import state
 from kombu.asynchronous import Hub, set_event_loop
 from kombu.asynchronous.timer import Timer
-import worker.stopping
+import worker.celery_patches
 
 class Worker:
     hostname = "worker@here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -164,6 +165,11 @@ def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_mod
     done = labelmill("submit", str(tmp_path / "a.png"), environment=other)
     assert (done.returncode, done.stdout) == (2, "")
     assert "run `labelmill db adopt-store`" in done.stderr
+    # And nobody purges or corrects what is in another store
+    job = json.loads(labelmill("jobs", "--json", environment=other).stdout)[0]["id"]
+    for command in (("purge", "--payloads", "0"), ("correct", job, "0", "7")):
+        done = labelmill(*command, environment=other)
+        assert (done.returncode, "LABELMILL_STORE_URL" in done.stderr) == (2, True)
     adopted = labelmill("db", "adopt-store", environment=other)
     assert (adopted.returncode, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
     assert labelmill("submit", str(tmp_path / "a.png"), environment=other).returncode == 0

@@ -159,6 +159,7 @@ def predictions_of(home: Home, images: Path) -> tuple[list[tuple[str, str]], lis
     return [(row["name"], row["label"]) for row in found], [float(row["confidence"]) for row in found]
 
 
+@pytest.mark.slow
 def test_a_whole_job_through_tls_with_users_that_may_do_little(
     trained: Home,
     stack: Home,

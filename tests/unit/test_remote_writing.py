@@ -67,7 +67,7 @@ def test_half_of_an_object_is_nothing(shelf: MemoryFileSystem, failure: BaseExce
 
 def test_what_is_there_stays_unless_it_is_to_go(shelf: MemoryFileSystem) -> None:
     write(URL, "mine")
-    with pytest.raises(Conflict, match=f"{URL} is there already: --force"):
+    with pytest.raises(Conflict, match=f"{URL} exists already: --force"):
         write(URL, "other")
     with pytest.raises(UserError, match="Is a directory"):
         write("shelf://bucket/deep", "other", force=True)
@@ -161,5 +161,5 @@ def test_what_is_only_read_is_told_so(monkeypatch, url):
 
 @pytest.mark.usefixtures("bucket")
 def test_what_would_be_gone_with_the_command_is_refused():
-    with pytest.raises(UserError, match=r"memory://job\.csv cannot be written \(it names the memory of this"):
+    with pytest.raises(UserError, match=r"memory://job\.csv cannot be written \(this memory ends"):
         write("memory://job.csv", "x")

@@ -70,6 +70,14 @@ def test_what_is_not_there(store):
         store.get("a/b")
 
 
+def test_whether_a_file_is_there_is_asked_without_reading_it(store):
+    assert not store.exists("a/b")
+    store.put("a/b", b"x")
+    assert store.exists("a/b")
+    store.remove("a/b")
+    assert not store.exists("a/b")
+
+
 @pytest.mark.parametrize("store", ["folder", "file URL"], indirect=True)
 def test_a_folder_without_anything_of_the_kind_is_a_disk_that_is_not_mounted(store, tmp_path):
     # Given a store in use, and where its disk is not mounted: there is no folder, or an empty one

@@ -1,4 +1,4 @@
-"""`labelmill models`: what has been trained, and which of it is used. One file a few subcommands."""
+"""`labelmill models`: list, show, register, evaluate, compare and promote models."""
 
 from __future__ import annotations
 

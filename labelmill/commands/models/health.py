@@ -1,4 +1,4 @@
-"""`labelmill models health`: how a model does since it was evaluated."""
+"""`labelmill models health`: how a model has done since it was evaluated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
-#: A bar for everything is as wide as this.
+#: Characters of a bar that stands for all images.
 _BAR_WIDTH: Final = 40
 
 
@@ -26,8 +26,10 @@ def health(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how a model does since it was evaluated: how often it was right by what people corrected, and
-    whether labels and confidences are still spread as they were.
+    """Show how a model has done since it was evaluated.
+
+    That is how often it was right by people's corrections, and if labels and confidences of recent jobs are
+    spread as they were on the evaluation images.
     """
     with Client() as client:
         found = client.health(model)
@@ -86,7 +88,7 @@ def _for_people(health: Health) -> list[str]:
 
 
 def _bars(shift: Shift) -> list[str]:
-    """Two bars a group: its share of the evaluation's images, and of the recent ones."""
+    """Draw two bars per group: its share of the evaluation images, and of the recent images."""
     groups = [printable(group) for group in shift.groups]
     width = max(map(len, groups))
     lines = []

@@ -1,4 +1,4 @@
-"""`labelmill models list` and `labelmill models show`: what has been trained."""
+"""`labelmill models list` and `show`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def list_all(
 @tells_errors
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
-    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it does in any case.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; it always does.")] = False,
 ) -> None:
-    """Show all that is recorded of a model, as JSON.
+    """Show everything that is recorded about a model, as JSON.
 
-    Its classes, input and SHA-256, its latest evaluation, and what the gate said of it.
+    That is its classes, input and SHA-256, its latest evaluation, and the gate's latest verdict.
     """
     with Client() as client:
         found = client.model(model)
@@ -56,7 +56,7 @@ def show(
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation's figures, without the images of its mistakes."""
+    """Return an evaluation's figures, without the images of its mistakes."""
     return {
         **evaluation.to_json(),
         "mistakes": [

@@ -1,4 +1,4 @@
-"""`labelmill models promote`, `rollback` and `history`: which model is used, and which one was."""
+"""`labelmill models promote`, `rollback` and `history`: which model is the champion."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _COLUMNS: Final = (
 @tells_errors
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
-    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; that is recorded.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overrule the gate; that is recorded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make a model the champion, if the gate passes it: new jobs are pinned to it, others stay as they are.
+    """Make a model the champion if it passes the gate. New jobs use it; running jobs keep their model.
 
-    Judged by its evaluation and the champion's on the same images, as they are recorded.
+    The gate compares its recorded evaluation with the champion's on the same images.
     """
     with Client() as client:
         model = client.model(model).id
@@ -57,10 +57,10 @@ def promote(
 def rollback(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make the champion before this one the champion again; once more, the one before that."""
+    """Make the previous champion the champion again. Running it twice goes two back."""
     with Client() as client:
         move = client.rollback()
-    say(f"model {move.model_id} is the champion again, in the place of {move.previous_id}")
+    say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
     if as_json:
         print_json(asdict(move))
     else:
@@ -73,7 +73,7 @@ def history(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the promotions, the latest first: which model became the champion, when, how, after which."""
+    """List the promotions, latest first: which model became the champion, when, how, and after which."""
     with Client() as client:
         moves = client.promotions(limit=limit)
     if as_json:
@@ -94,6 +94,6 @@ def history(
 
 
 def say_checks(verdict: Verdict) -> None:
-    """What the gate asked, for people: a line a check."""
+    """Say the gate's checks, one per line."""
     for check in verdict.checks:
         say(f"  {'passed' if check.passed else 'FAILED'}  {check.name + ':':<14}{check.text}")

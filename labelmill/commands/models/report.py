@@ -1,4 +1,4 @@
-"""`labelmill models report`: a model's figures as a page."""
+"""`labelmill models report`: write a page on how good a model is."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[
         str | None,
-        output_option("The page's file, or a URL for it; - is stdout. Left out: model-MODEL.html here."),
+        output_option("Write into this file or URL; - is stdout. Left out: model-MODEL.html in this folder."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a page on how good a model is, beside the champion; prints the path of its file.
 
-    One HTML file that holds all it shows: figures, learning curves, confusion matrix, calibration, mistakes.
+    The page is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
     """
     with Client() as client:
         model = client.model(model).id

@@ -1,4 +1,4 @@
-"""`labelmill models shadow`: a challenger that classifies beside the champion, and what came of it."""
+"""`labelmill models shadow`: compare a challenger with the champion on real jobs."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _COLUMNS: Final = (
 @tells_errors
 def shadow(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The challenger; left out: say what came of it.")
+        str | None, typer.Argument(metavar="MODEL", help="The challenger. Left out: show how it compares.")
     ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Let the challenger go.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many disagreements at the most.")] = 20,
+    off: Annotated[bool, typer.Option("--off", help="Stop the challenger.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Let a challenger classify a share of the chunks as well, or show where it disagrees.
 
-    Its labels go nowhere else, and nothing that becomes of it costs an image its own.
+    Nobody gets its labels, and its errors never affect a job.
     """
     if off and model is not None:
-        raise UserError("Say MODEL or --off, not both.")
+        raise UserError("Give MODEL or --off, not both.")
     with Client() as client:
         if off:
             client.end_shadow()
@@ -56,7 +56,8 @@ def shadow(
             client.begin_shadow(model)
             share = client.settings.shadow_share
             say(
-                f"model {model} sees {100 * share:.6g} % of the chunks from now on, by LABELMILL_SHADOW_SHARE"
+                f"model {model} classifies {100 * share:.6g} % of the chunks from now on "
+                "(LABELMILL_SHADOW_SHARE)"
             )
         comparison, disagreed = client.shadow(limit=limit)
     if as_json:
