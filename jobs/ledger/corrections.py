@@ -1,8 +1,8 @@
-"""Corrections: what an image really is, by a person, beside what a model took it for.
+"""Corrections: the true label of an image, given by a person, next to the label that a model predicted.
 
-The image's bytes lie in the store as well, as a copy of their own: a payload is purged, and what was learnt
-from outlives its job. The copy is written before the row that names it. `labelmill.correcting` makes
-corrections, `worker.learning.corrections` trains with them.
+Each corrected image is also copied in the store, because its payload may be purged and training needs the
+image longer than that. The copy is written before the row that names it. `labelmill.correcting` makes
+corrections; `worker.learning.corrections` trains with them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jobs.ledger.database import insert_into
 from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, chunks, corrections, db_now, predictions
 
-#: Where the copies of all images lie in the store.
+#: The folder of all copies in the store.
 COPIES: Final = "corrections"
 
-#: Rows that one statement asks for by their numbers.
+#: How many rows one statement selects by index or hash.
 _PAGE_ROWS: Final = 500
 
 _VALUES: Final = tuple(column.name for column in corrections.c if column.name != "created_at")
@@ -38,10 +38,10 @@ class NewCorrection:
     job_id: str
     index: int
     name: str
-    label: str  # what it is
-    predicted: str | None  # what it was taken for; None where it got an error
+    label: str  # the true label
+    predicted: str | None  # the model's label; None if the image got an error
     confidence: float | None
-    model_id: str  # who took it for that
+    model_id: str  # the model that predicted
     image_sha256: str  # of its bytes, in hex
 
 
@@ -49,15 +49,16 @@ class NewCorrection:
 class Correction(NewCorrection):
     """One row of the table."""
 
-    created_at: datetime  # when its label was said, or said anew
+    created_at: datetime  # when the label was given, or last changed
 
 
 @dataclass(frozen=True, slots=True)
 class LiveAccuracy:
-    """How often a model was right, of the images whose true label people have said since.
+    """How often a model was right, among the predictions that people have corrected or confirmed.
 
-    People look at what seems wrong, so it is mostly lower than the truth; a correction that says the same as
-    the prediction confirms it, and counts. Images that got an error do not: the model gave no answer.
+    People check what looks wrong, so this is usually lower than the true accuracy. A correction that repeats
+    the prediction confirms it and counts as right. Images that got an error do not count: the model gave no
+    answer.
     """
 
     right: int
@@ -65,20 +66,21 @@ class LiveAccuracy:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of `labelled` that is right, 0 to 1; None where nothing is labelled."""
+        """Return `right` as a share of `labelled`, 0 to 1; None if nothing is labelled."""
         return self.right / self.labelled if self.labelled else None
 
 
 def correction_key(image_sha256: str) -> str:
-    """Where the copy of an image's bytes lies in the store."""
+    """Return the key of the copy of an image's bytes in the store."""
     return f"{COPIES}/{image_sha256}"
 
 
 def save_corrections(connection: Connection, rows: Iterable[NewCorrection]) -> list[Correction]:
-    """Stores them; an image that has one gets the new label and the time of now. Gives them back as they are
-    stored, by job and index.
+    """Store corrections and return them as stored, by job and index.
+
+    An image that has a correction gets the new label and the current time.
     """
-    # In key order: two who correct the same images in different orders wait for each other.
+    # In key order, so that two people who correct the same images do not deadlock.
     rows = sorted(rows, key=lambda row: (row.job_id, row.index))
     if not rows:
         return []
@@ -99,7 +101,10 @@ def save_corrections(connection: Connection, rows: Iterable[NewCorrection]) -> l
 
 
 def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Correction]:
-    """Those of these images that have one, by index, in the order of `indices`."""
+    """Return the corrections of these images, by index, in the order of `indices`.
+
+    An image without a correction is left out.
+    """
     found: dict[int, Correction] = {}
     for start in range(0, len(indices), _PAGE_ROWS):
         page = indices[start : start + _PAGE_ROWS]
@@ -109,13 +114,13 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
 
 
 def any_correction(connection: Connection, job_id: str) -> bool:
-    """Whether an image of the job has one. That of a job that was purged as a whole stays."""
+    """Return whether an image of the job has a correction. Corrections outlive a purged job."""
     query = sa.select(corrections.c.index).where(corrections.c.job_id == job_id)
     return connection.scalar(query.limit(1)) is not None
 
 
 def remove_correction(connection: Connection, job_id: str, index: int) -> Correction | None:
-    """Takes it back; gives back what it was, None where there is none."""
+    """Remove a correction and return it; return None if there is none."""
     found = find_corrections(connection, job_id, [index]).get(index)
     if found is not None:
         connection.execute(
@@ -125,7 +130,7 @@ def remove_correction(connection: Connection, job_id: str, index: int) -> Correc
 
 
 def all_corrections(connection: Connection) -> list[Correction]:
-    """All of them, the latest first."""
+    """Return all corrections, latest first."""
     query = _SELECT.order_by(
         corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc()
     )
@@ -137,7 +142,7 @@ def _to_correction(row: Row[Any]) -> Correction:
 
 
 def without_correction(connection: Connection, image_sha256s: Iterable[str]) -> list[str]:
-    """Those of these images that no correction is about."""
+    """Return those of these hashes that no correction refers to, in the same order."""
     wanted = list(image_sha256s)
     named: set[str] = set()
     for start in range(0, len(wanted), _PAGE_ROWS):
@@ -151,7 +156,7 @@ def without_correction(connection: Connection, image_sha256s: Iterable[str]) -> 
 
 
 def live_accuracy(connection: Connection, model_id: str) -> LiveAccuracy:
-    """How often the model was right, by the corrections there are of its predictions."""
+    """Return how often the model was right, by the corrections of its predictions."""
     right = sa.case((corrections.c.label == corrections.c.predicted, 1), else_=0)
     row = connection.execute(
         sa.select(sa.func.coalesce(sa.func.sum(right), 0), sa.func.count()).where(
@@ -161,12 +166,12 @@ def live_accuracy(connection: Connection, model_id: str) -> LiveAccuracy:
     return LiveAccuracy(right=int(row[0]), labelled=int(row[1]))
 
 
-# ---- what a correction is about -----------------------------------------------------------------------
+# ---- the image that is corrected ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedChunk:
-    """Where the images of a chunk are that has its outcomes."""
+    """A chunk that is done: its images, and the payload that holds them."""
 
     first_index: int
     images: int
@@ -176,7 +181,7 @@ class FinishedChunk:
 
 
 def outcomes_of(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Outcome]:
-    """What became of these images of a job, by index; one that has no outcome yet is not there."""
+    """Return the outcomes of these images of a job, by index. An image without an outcome is left out."""
     found: dict[int, Outcome] = {}
     columns = predictions.c
     for start in range(0, len(indices), _PAGE_ROWS):
@@ -190,7 +195,7 @@ def outcomes_of(connection: Connection, job_id: str, indices: Sequence[int]) -> 
 
 
 def chunk_of(connection: Connection, job_id: str, index: int) -> FinishedChunk | None:
-    """The finished chunk that holds this image; None where there is none."""
+    """Return the finished chunk that holds this image, or None."""
     row = connection.execute(
         sa.select(
             chunks.c.first_index,
@@ -199,7 +204,8 @@ def chunk_of(connection: Connection, job_id: str, index: int) -> FinishedChunk |
             chunks.c.payload_sha256,
             chunks.c.payload_offset,
         )
-        # In place of a chunk that was split stand its halves.
+        # A chunk that was split has become several, so the last one that begins at or before the image holds
+        # it.
         .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.DONE, chunks.c.first_index <= index)
         .order_by(chunks.c.first_index.desc())
         .limit(1)

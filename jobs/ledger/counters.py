@@ -1,12 +1,11 @@
-"""Sums that only grow: what came of images, attempts, jobs and training runs, and where the time went.
+"""Counters that only grow: the outcomes of images, attempts, jobs and training runs, and where the time went.
 
-They are what `labelmill metrics` tells of the past. A job's own counters go when it is purged; these stay.
-What is counted is written in the transaction in which it happens, so it counts once, like the rows it is
-about, and not at all where that transaction rolls back.
+`labelmill metrics` reports them. A job's own counters go when it is purged; these stay. A counter is written
+in the transaction that it counts, so each event counts once, and not at all if the transaction rolls back.
 
-`count` only notes. `Ledger.transaction` writes all that was noted in one statement, the last before the
-COMMIT: whoever waits for a counter's row then holds every other lock that it needs, and takes the rows in one
-order, so that nobody waits in a circle.
+`count` only collects. `Ledger.transaction` writes everything in one statement, the last before the COMMIT: a
+transaction that waits for a counter's row already holds all its other locks, and the rows are locked in one
+order, so no deadlock is possible.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from sqlalchemy.engine import Connection
 
 from jobs.schema import counters
 
-#: Each counter is so many rows on PostgreSQL, and a session adds to one of them: all workers would queue for
-#: a single row. SQLite has one writer at a time, and needs one.
+#: How many rows each counter has on PostgreSQL. A session adds to one of them, because all workers would
+#: queue for a single row. SQLite has one writer at a time and needs one row.
 SHARDS: Final = 16
 
-#: The name of the option under which a transaction's connection carries what was noted.
+#: The execution option that holds what was counted in a connection's transaction.
 NOTED: Final = "labelmill_counts"
 
 
 class CounterName(StrEnum):
-    """What is counted, and by what."""
+    """What is counted. The comment says what the label of each counter is."""
 
-    IMAGES = "images"  # outcomes, by OK or the error code
-    ATTEMPTS = "attempts"  # by how they ended: AttemptEnd
-    JOBS = "jobs"  # that finished, by their state
-    TRAINING_RUNS = "training_runs"  # that finished, by their state
-    STAGE_SECONDS = "chunk_stage_seconds"  # of chunks that are done, by stage
-    CHUNK_BUCKET = "chunk_seconds_bucket"  # chunks that are done, by the least of BUCKETS they fit under
-    CHUNK_SECONDS = "chunk_seconds_sum"  # of chunks that are done, all of it
+    IMAGES = "images"  # outcomes, by OK or error code
+    ATTEMPTS = "attempts"  # claims that ended, by AttemptEnd
+    JOBS = "jobs"  # finished ones, by state
+    TRAINING_RUNS = "training_runs"  # finished ones, by state
+    STAGE_SECONDS = "chunk_stage_seconds"  # of done chunks, by stage
+    CHUNK_BUCKET = "chunk_seconds_bucket"  # done chunks, by the smallest of BUCKETS that is not exceeded
+    CHUNK_SECONDS = "chunk_seconds_sum"  # of done chunks, all stages together
 
 
 #: The outcome of an image that got a label, among the error codes.
@@ -51,21 +50,23 @@ class AttemptEnd(StrEnum):
     DONE = "done"  # with an outcome for each of its images
     RELEASED = "released"  # interrupted, or a service was unavailable
     CRASHED = "crashed"  # its process died, took too long, or raised an error that no image explains
-    EXPIRED = "expired"  # its lease ran out: a crash as well
+    EXPIRED = "expired"  # its lease ran out, which counts as a crash
 
 
-#: Seconds a chunk took, upper bounds. From a chunk of a few images to one at the usual time limit.
+#: Upper bounds of the time per chunk, in seconds: from a chunk of a few images to one at the usual time
+#: limit.
 BUCKETS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-#: What is above all of them.
+#: The bucket above all of them.
 INFINITE: Final = "+Inf"
 
 Counts = Mapping[tuple[CounterName, str], float]
 
 
 def count(connection: Connection, counts: Counts) -> None:
-    """Adds these amounts to counters, by name and label, when the transaction commits. The connection is one
-    of `Ledger.transaction`.
+    """Add these amounts to counters, by name and label, when the transaction commits.
+
+    The connection must come from `Ledger.transaction`.
     """
     noted = connection.get_execution_options()[NOTED]
     for key, amount in counts.items():
@@ -73,7 +74,7 @@ def count(connection: Connection, counts: Counts) -> None:
 
 
 def write_counts(connection: Connection) -> None:
-    """Writes what was noted. Called once, before the COMMIT."""
+    """Write what `count` collected. `Ledger.transaction` calls this once, before the COMMIT."""
     noted = connection.get_execution_options()[NOTED]
     if not noted:
         return
@@ -86,20 +87,23 @@ def write_counts(connection: Connection) -> None:
 
 
 def totals(connection: Connection) -> dict[tuple[str, str], float]:
-    """The sums so far, by name and label; what was never counted is not there."""
+    """Return the sums so far, by name and label. A counter that was never written is left out."""
     query = sa.select(counters.c.name, counters.c.label, sa.func.sum(counters.c.value))
     rows = connection.execute(query.group_by(counters.c.name, counters.c.label))
     return {(name, label): value for name, label, value in rows}
 
 
 def bucket_of(seconds: float) -> str:
-    """The label of the bucket that a chunk falls into which took so long."""
+    """Return the label of the bucket for a chunk that took this long."""
     return next((f"{bound:g}" for bound in BUCKETS if seconds <= bound), INFINITE)
 
 
 @functools.cache
 def _upsert(rows: int) -> sa.TextClause:
-    """Adds to so many rows, in one statement of which the databases need not be told twice."""
+    """Return the statement that adds to this many rows.
+
+    It is cached so that SQLAlchemy compiles it once, and its text is always the same.
+    """
     values = ", ".join(f"(:name{n}, :label{n}, :shard{n}, :value{n})" for n in range(rows))
     return sa.text(
         f"INSERT INTO counters (name, label, shard, value) VALUES {values} "  # noqa: S608 -- numbers alone
@@ -110,6 +114,6 @@ def _upsert(rows: int) -> sa.TextClause:
 def _shard(connection: Connection) -> int:
     if connection.dialect.name == "sqlite":
         return 0
-    # The server's number of the session, not our process's: in containers all workers have the same few.
+    # The server's process id, not ours: containers all have the same few process ids.
     driver: Any = connection.connection.driver_connection
     return int(driver.info.backend_pid) % SHARDS

@@ -1,4 +1,4 @@
-"""Opening the ledger on SQLite or PostgreSQL, and its transactions."""
+"""Open the ledger on SQLite or PostgreSQL, and run its transactions."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from jobs.sqlite import driver
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
 SQLITE_BUSY_SECONDS: Final = 30
 
-#: How long connecting to PostgreSQL may take before the ledger counts as out of reach.
+#: How long connecting to PostgreSQL may take before the ledger counts as unavailable.
 CONNECT_SECONDS: Final = 5
 
-#: A transaction in which nothing happens for this long is ended by PostgreSQL: its process was stopped, or
-#: its machine is gone, and the job's row that it holds locked keeps every other worker from recording.
+#: PostgreSQL ends a transaction that is idle for this long: its process was stopped or its machine is gone,
+#: and the job's row that it holds locked keeps every other worker from recording.
 STANDSTILL_SECONDS: Final = 10
 
-#: What PostgreSQL calls our sessions.
+#: The name of our sessions in PostgreSQL.
 APPLICATION: Final = "labelmill"
 
-#: How long a process that others depend on waits for a lock. While a worker's main loop waits, nobody is
-#: killed at the time limit, nothing is acknowledged, nothing is rung for.
+#: How long a process that others depend on waits for a lock. While a worker's main loop waits, it enforces no
+#: time limit, acknowledges no message and publishes nothing.
 BRIEFLY_SECONDS: Final = 2
 
-#: PostgreSQL looks this often whether who waits for a lock in a statement is still there. Left alone it never
-#: does: a process that was killed keeps what it has locked until it gets what it waits for.
+#: How often PostgreSQL checks that a client waiting for a lock is still connected. By default it never does:
+#: a killed process would keep its locks until it gets the one it waits for.
 VANISHED_SECONDS: Final = 1
 
-#: A kept connection that was not used for so long is asked whether it is still there.
+#: A pooled connection that was idle for this long is pinged before it is used.
 PAUSE_SECONDS: Final = 0.25
 
-#: When a kept connection was used last.
+#: The key under which a pooled connection keeps the time of its last use.
 _USED: Final = "labelmill_used"
 
-#: The write-ahead log that a connection to SQLite has open, as its inode.
+#: The key under which a SQLite connection keeps the inode of its write-ahead log.
 _WAL: Final = "labelmill_wal"
 
-#: What a connection is used for, among its options.
+#: The execution options that say how a connection is used.
 _READONLY: Final = "labelmill_readonly"
 _DURABLE: Final = "labelmill_durable"
 
-#: Why PostgreSQL refuses what is asked rightly, by its SQLSTATE. A worker waits until that is mended, as it
-#: does for a server that is away.
+#: Why PostgreSQL refuses a correct statement, by SQLSTATE. A worker waits until that is fixed, as it does for
+#: a server that cannot be reached.
 _REFUSALS: Final = {
     "25006": "it is a replica, or is becoming the primary",  # read_only_sql_transaction
     "42501": "its user lacks a right, see docs/how-to/deploy.md",  # insufficient_privilege
@@ -69,16 +69,18 @@ _WAL_REMOVED: Final = (
     "docs/reference/sql.md."
 )
 
-#: The migration this code is written against; `migrations/versions` must end in it, and a test says so.
+#: The migration this code is written for. A test checks that `migrations/versions` ends in it.
 REVISION: Final = "0011"
 
 
 class Ledger:
-    """One process's door to the ledger. Not to be shared across a fork: each child opens its own."""
+    """One process's access to the ledger. Do not share it across a fork: each child opens its own."""
 
     def __init__(self, url: str | URL, *, pooled: bool = True, lock_seconds: float | None = None) -> None:
-        """`pooled`: connections are kept open. `lock_seconds`: who finds something locked for so long gives
-        up, and gets Unavailable; left out, waits as long as it takes (on SQLite: `SQLITE_BUSY_SECONDS`).
+        """Set up the engine, which connects on first use. On SQLite, also create the file and its folder.
+
+        With `pooled`, connections are kept open. `lock_seconds` is how long to wait for a lock before
+        Unavailable is raised; by default as long as it takes, on SQLite `SQLITE_BUSY_SECONDS`.
         """
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
@@ -103,8 +105,10 @@ class Ledger:
 
     @classmethod
     def of_a_main_loop(cls, url: str | URL) -> Self:
-        """A door for a process that others depend on. It waits for no lock for long, and keeps no connection:
-        one that is open at a fork would be shared with the child.
+        """Return the ledger of a process that others depend on.
+
+        It waits for locks only briefly and keeps no connection: one that is open at a fork would be shared
+        with the child.
         """
         return cls(url, pooled=False, lock_seconds=BRIEFLY_SECONDS)
 
@@ -113,22 +117,22 @@ class Ledger:
 
     @property
     def shown_url(self) -> str:
-        """Where it is, without secrets."""
-        # Without its options: a key's pass phrase may be among them.
+        """Return the ledger's URL without secrets."""
+        # The options may hold a key's passphrase.
         return self._url.set(query={}).render_as_string(hide_password=True)
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
-        """One write transaction: committed at the end, rolled back on any exception. What was counted in it
-        (`jobs.ledger.counters`) is written last.
+        """Run a write transaction: commit at the end, roll back on any exception.
 
-        Not `durable`, which SQLite makes no difference of: its COMMIT does not wait for the disk. Everybody
-        sees it at once, and it outlives any process of ours; but where PostgreSQL crashes within a second, it
-        may not have been. For what can then be done again, without harm.
+        What was counted in it (`jobs.ledger.counters`) is written last. With `durable=False`, PostgreSQL's
+        COMMIT does not wait for the disk: the changes are visible at once and survive a crash of any of our
+        processes, but may be lost if PostgreSQL crashes within a second. Use it for work that can be repeated
+        without harm. SQLite ignores it.
 
-        Raises Unavailable where the database cannot be reached, is locked for too long or chose this
-        transaction as the victim of a deadlock. After Unavailable from the COMMIT itself the outcome is
-        unknown: read the ledger before doing anything again.
+        Raises Unavailable if the database cannot be reached, is locked for too long, or chose this
+        transaction as the victim of a deadlock. If the COMMIT itself raises Unavailable, the outcome is
+        unknown: read the ledger before any retry.
         """
         with _translated(self._url), self.engine.connect() as connection:
             connection.execution_options(**{NOTED: {}, _DURABLE: durable})
@@ -140,30 +144,34 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """To look only; takes no write lock. On SQLite all its statements see one state, on PostgreSQL each
-        sees what was committed before it. Raises Unavailable.
+        """Open a connection that only reads and takes no write lock. Raises Unavailable.
+
+        On SQLite all statements see one state; on PostgreSQL each sees what was committed before it.
         """
-        # On PostgreSQL no transaction: that takes two questions more, and what a worker asks most is one.
+        # No transaction on PostgreSQL: BEGIN and the end cost two more round trips, and a worker's most
+        # frequent read is one statement.
         alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         with _translated(self._url), self.engine.connect() as connection:
             yield connection.execution_options(**{_READONLY: True}, **alone)
 
     def check(self, *, or_newer: bool = False) -> None:
-        """Raises LedgerNotReady unless the ledger's schema is the one this code is written against;
-        `or_newer`, for who is running already: migrations only add.
+        """Check that the ledger's schema is the one this code is written for. Raises LedgerNotReady.
+
+        With `or_newer`, a newer schema passes too: processes that are already running keep working, because
+        migrations only add.
         """
         with self.reading() as connection:
             found = revision(connection)
         if found is None:
             raise LedgerNotReady
-        if found != REVISION and not (or_newer and found > REVISION):  # they are numbered: 0001, 0002, ...
+        if found != REVISION and not (or_newer and found > REVISION):  # numbered 0001, 0002, ...
             raise LedgerNotReady(
                 f"The ledger is at migration {found}, this Labelmill at {REVISION}: "
                 "run `labelmill db upgrade` with the newer of the two."
             )
 
     def close(self) -> None:
-        """Gives all connections back."""
+        """Close all pooled connections."""
         self.engine.dispose()
 
     def _create_private_folder(self) -> None:
@@ -173,7 +181,7 @@ class Ledger:
 
 
 def revision(connection: Connection) -> str | None:
-    """The migration that the ledger is at; None where it was never migrated."""
+    """Return the ledger's migration, or None if it was never migrated."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
@@ -181,12 +189,12 @@ def revision(connection: Connection) -> str | None:
 
 
 def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT with ON CONFLICT, which both databases have and SQLAlchemy has once for each."""
+    """Return an INSERT that supports ON CONFLICT, which SQLAlchemy has once for each database."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _sqlite_arguments(lock_seconds: float | None) -> dict[str, Any]:
-    # isolation_level None: the driver must not begin transactions by itself, `_begin_sqlite` does.
+    # isolation_level None: `_begin_sqlite` begins the transactions, so the driver must not.
     return {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
 
 
@@ -212,20 +220,20 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any) -> None:
-    import psycopg  # only where the ledger is on PostgreSQL
+    import psycopg  # only the extra `postgres` brings it
 
-    # Outside of a transaction: a SET is taken back with the one it stands in.
+    # Outside a transaction: a rollback would undo the SET.
     connection.autocommit = True
     connection.execute(f"SET idle_in_transaction_session_timeout = {STANDSTILL_SECONDS * 1000}")
     if lock_seconds is not None:
         connection.execute(f"SET lock_timeout = {lock_seconds * 1000:.0f}")
-    with suppress(psycopg.Error):  # a server from before 14, or on a system that cannot tell
+    with suppress(psycopg.Error):  # before PostgreSQL 14, or not supported by the server's system
         connection.execute(f"SET client_connection_check_interval = {VANISHED_SECONDS * 1000}")
     connection.autocommit = False
 
 
 def _check_wal(url: URL, _connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-    """Replace a kept connection whose write-ahead log was removed: what it writes there would be lost."""
+    """Replace a pooled connection whose write-ahead log was removed: what it writes would be lost."""
     if _has_lost_wal(url, record.info):
         raise InvalidatePoolError
 
@@ -241,8 +249,8 @@ def _has_lost_wal(url: URL, info: MutableMapping[Any, Any]) -> bool:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that starts as a reader and then writes fails at once when another writer was faster;
-    # one that starts as a writer waits its turn.
+    # A transaction that begins by reading and then writes fails at once if another writer was faster; one
+    # that begins with the write lock waits its turn.
     readonly = connection.get_execution_options().get(_READONLY, False)
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
@@ -254,8 +262,10 @@ def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
 def _ping_after_a_pause(
     dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any
 ) -> None:
-    """Has another connection opened where a kept one has died since. SQLAlchemy's own question, before each
-    use, takes as long as what a worker asks most.
+    """Ping a connection that was idle, and replace it if it is dead.
+
+    SQLAlchemy's own `pool_pre_ping` pings before every use, which takes as long as a worker's most frequent
+    query.
     """
     used = record.info.get(_USED)
     if used is None or time.monotonic() - used < PAUSE_SECONDS:
@@ -283,17 +293,17 @@ def _translated(url: URL) -> Iterator[None]:
 
 
 def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
-    """What it comes to, for who has asked the ledger; None where it is a mistake in what was asked."""
+    """Return the error to raise in place of this one, or None if the statement itself is wrong."""
     reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if (refusal := _REFUSALS.get(getattr(error.orig, "sqlstate", ""))) is not None:
         return Unavailable(f"The ledger takes no writes: {reason}: {refusal}")
     if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
         return LedgerNotReady()
     is_sqlite = url.get_backend_name() == "sqlite"
-    # pysqlite3 calls a parameter of a wrong type an InterfaceError.
+    # pysqlite3 raises InterfaceError for a parameter of a wrong type.
     if isinstance(error, OperationalError) or (isinstance(error, InterfaceError) and not is_sqlite):
         return Unavailable(f"The ledger cannot be reached: {reason}")
-    # No subclass: that is what SQLite says of a file that is no database, or one with broken pages.
+    # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(
             f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "

@@ -1,9 +1,9 @@
-"""How a model does since it was evaluated: what people say of its predictions, and whether images changed.
+"""The health of a model since its evaluation: accuracy by people's corrections, and drift of the images.
 
-Only what is near: its latest jobs, and of a large job a sample that is spread over all of it, because images
-come in the order of their folders. Each job costs one statement, by ranges of the predictions' primary key,
-and the jobs are found by the index of when they came: looking at a champion costs the same whatever the
-ledger holds, at another model no more than reading the jobs of `RECENT_DAYS` days.
+Only recent jobs count, and of a large job a sample spread over the whole job, because images come in the
+order of their folders. Each job costs one statement, over ranges of the predictions' primary key. The jobs
+are found through the index on their creation time, so a champion's health costs the same however large the
+ledger is, and another model's at most a scan of the jobs of `RECENT_DAYS` days.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.models import find_evaluation, model_or_champion
 from jobs.schema import FINISHED, db_now, jobs, predictions
 
-#: Which jobs count as recent: so many that have ended, of those that came within so many days.
+#: Recent jobs: the last RECENT_JOBS finished ones that were created within RECENT_DAYS days.
 RECENT_JOBS: Final = 20
 RECENT_DAYS: Final = 30
 
-#: Images of one job that are counted. Of a job with more: so many slices of equal size, evenly spread.
+#: How many images of one job are counted. From a larger job, _SLICES slices of equal size are taken, evenly
+#: spread.
 SAMPLE_IMAGES: Final = 50_000
 _SLICES: Final = 50
 
@@ -35,20 +36,20 @@ _DAY_SECONDS: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of a model in use."""
+    """What is known about a model in use."""
 
     model: str
     accuracy: float | None  # by its evaluation, 0 to 1
     live: LiveAccuracy
-    jobs: int  # recent ones
-    images: int  # of them, with a label, that were counted
-    #: None where the model was never evaluated: there is nothing to compare with.
+    jobs: int  # recent jobs
+    images: int  # of these jobs, with a label, as far as counted
+    #: None if the model was never evaluated: there is nothing to compare with.
     labels: Shift | None
     confidences: Shift | None
 
     @property
     def warnings(self) -> list[str]:
-        """What to worry about, a sentence each."""
+        """Return the warnings about drift, one sentence each."""
         return [
             _WARNINGS[shift.drift].format(what=what, index=shift.index)
             for what, shift in (("labels", self.labels), ("confidences", self.confidences))
@@ -57,7 +58,7 @@ class Health:
 
     @property
     def unknown(self) -> str | None:
-        """Why it cannot be told whether the images are still the same; None where it can."""
+        """Return why drift cannot be determined, or None if it can."""
         if self.labels is None:
             return f"Model {self.model} was never evaluated, so there is nothing to compare its jobs with."
         if Drift.UNKNOWN in (self.labels.drift, self.confidences and self.confidences.drift):
@@ -78,7 +79,7 @@ _WARNINGS: Final = {
 
 
 def model_health(connection: Connection, model_id: str | None = None) -> Health:
-    """How the model does, or the champion. Raises NotFound."""
+    """Return the health of the model; without an id, of the champion. Raises NotFound."""
     model = model_or_champion(connection, model_id)
     stored = find_evaluation(connection, model.id)
     recent = _recent_jobs(connection, model.id)
@@ -100,9 +101,9 @@ def model_health(connection: Connection, model_id: str | None = None) -> Health:
 
 
 def _recent_jobs(connection: Connection, model_id: str) -> list[tuple[str, int]]:
-    """The ids of the model's latest jobs that have ended, and how many images each has."""
-    # As a query of its own it is asked once: the clock may say something else for each row, and no index
-    # can be read up to that.
+    """Return the ids of the model's recent finished jobs, with their numbers of images."""
+    # As a subquery it is evaluated once. The clock may change from row to row, so no index could be searched
+    # by it.
     oldest = sa.select(db_now(-RECENT_DAYS * _DAY_SECONDS)).scalar_subquery()
     query = (
         sa.select(jobs.c.id, jobs.c.total)
@@ -119,7 +120,7 @@ def _recent_jobs(connection: Connection, model_id: str) -> list[tuple[str, int]]
 
 
 def _mix_of(job_id: str, total: int) -> sa.Select[Any]:
-    """How many of the job's images have each label, and a confidence in each bin."""
+    """Return the query that counts the job's sampled images by label and by confidence bin."""
     columns = predictions.c
     slices = [
         sa.select(columns.label, columns.confidence).where(
@@ -140,7 +141,7 @@ def _mix_of(job_id: str, total: int) -> sa.Select[Any]:
 
 
 def _sampled(total: int) -> list[range]:
-    """Which indices of a job with so many images are counted."""
+    """Return the ranges of indices that are counted in a job of this size."""
     if total <= SAMPLE_IMAGES:
         return [range(total)]
     size = SAMPLE_IMAGES // _SLICES

@@ -1,8 +1,8 @@
 """Maintenance: what the reconciler does in the ledger, and what a purge removes.
 
-Every statement of a purge is a small transaction of its own, and they can break off anywhere: a job's mark
-comes before its files are removed, and its row goes last, so that the next purge finds what is left. Its
-chunks go before its predictions: as long as it has one, no prediction is missing (`jobs.ledger.queries`).
+A purge is a series of small transactions that can stop after any of them. It marks the job before it removes
+files and deletes the job's row last, so the next purge finds what is left. It deletes the chunks before the
+predictions: as long as a chunk exists, no prediction is missing (`jobs.ledger.queries`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RECONCILE_LOCK: Final = "reconcile"
 #: Why a job whose producer vanished is marked as failed.
 ABANDONED: Final = "Its producer stopped before the submission was complete: submit it again."
 
-#: Of this ledger and this user: in the middle of a statement, having written, and the other end silent. That
-#: end reads or sends a chunk's rows, which takes less than a second.
+#: Sessions of this ledger and user that have written, and wait for their client within a statement. A client
+#: sends or reads a chunk's rows in less than a second.
 _END_STANDING_SESSIONS: Final = sa.text("""
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
     FROM pg_stat_activity
@@ -39,7 +39,10 @@ _END_STANDING_SESSIONS: Final = sa.text("""
 
 
 def take_lock(connection: Connection, name: str, holder: str, *, seconds: float) -> bool:
-    """Takes, or keeps, what only one may hold. A holder that died loses it after `seconds`."""
+    """Take or keep a named lock that one process holds at a time. Return False if another process holds it.
+
+    The lock expires after `seconds` unless it is taken again.
+    """
     taken = connection.scalar(
         insert_into(connection, locks)
         .values(name=name, holder=holder, until=db_now(seconds))
@@ -64,12 +67,12 @@ def count_due(connection: Connection, *, limit: int) -> int:
 
 
 def end_standing_sessions(connection: Connection) -> int:
-    """Ends the sessions on PostgreSQL whose process stood still in the middle of writing, so that what they
-    hold locked is free again; gives back how many.
+    """End stalled sessions on PostgreSQL, which frees the locks they hold. Return how many.
 
-    A process that is stopped, or whose machine is, in the middle of COPY, of a pipeline or of reading what it
-    has changed is beyond all of PostgreSQL's own timeouts: while a server waits for the other end it heeds
-    nothing but an order to end. Only those of the same user can be ended, so all workers have to share one.
+    A session is stalled if its process, or its machine, stopped while PostgreSQL waited for it within a
+    statement: during COPY, in a pipeline, or while it read a result. None of PostgreSQL's own timeouts
+    applies then. Only sessions of the same database user can be ended, so all workers must share one user. On
+    SQLite, do nothing.
     """
     if connection.dialect.name != "postgresql":
         return 0
@@ -80,27 +83,28 @@ def end_standing_sessions(connection: Connection) -> int:
 
 
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
-    """Ends the jobs whose producer was killed in mid-submission; gives back their ids."""
+    """Fail the jobs whose producer died during the submission. Return their ids."""
     abandoned = sa.select(jobs.c.id).where(
         JOB_GOES_ON, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
-    # Skipping what is locked: that job's producer may be giving a sign of life at this moment, or somebody
-    # holds the row for long, for whom nobody else's job shall wait.
+    # A locked job is skipped: its producer may be sending a heartbeat, and other jobs must not wait for that
+    # row.
     job_ids = connection.scalars(abandoned.with_for_update(skip_locked=True)).all()
     return [job_id for job_id in job_ids if end_job(connection, job_id, JobState.FAILED, error=ABANDONED)]
 
 
 # ---- what a purge removes -------------------------------------------------------------------------
 
-#: Rows that one transaction deletes: some hundredths of a second of SQLite's only write lock.
+#: How many rows one transaction deletes; it holds SQLite's only write lock for some hundredths of a second.
 DELETE_ROWS: Final = 10_000
 
 _DAY_SECONDS: Final = 86_400.0
 
 
 def finished_jobs(connection: Connection, *, days: float, with_payloads: bool = False) -> list[str]:
-    """Jobs that finished more than so many days ago, the oldest first; `with_payloads`: only those whose
-    payloads were not removed yet.
+    """Return the jobs that finished more than `days` days ago, oldest first.
+
+    With `with_payloads`, return only those whose payloads are not marked as removed. Shadows are left out.
     """
     query = (
         sa.select(jobs.c.id)
@@ -136,14 +140,14 @@ def shadows_of(connection: Connection, job_id: str) -> list[str]:
 
 
 def payload_owners(connection: Connection, job_ids: Iterable[str]) -> dict[str, bool]:
-    """Which of these jobs there are, and for each whether its payloads were marked as removed."""
+    """Return those of these jobs that exist, each with whether its payloads are marked as removed."""
     query = sa.select(jobs.c.id, jobs.c.purged_at.is_not(None)).where(jobs.c.id.in_(list(job_ids)))
     return {job_id: bool(purged) for job_id, purged in connection.execute(query)}
 
 
 def prediction_ranges(connection: Connection, job_id: str) -> list[range]:
-    """The indices of the job's predictions, in parts that one transaction may delete."""
-    # Asked for once, not before each part: PostgreSQL would step over all that was deleted so far.
+    """Return the range of the job's prediction indices, in parts of at most `DELETE_ROWS`."""
+    # Read once, not before each part: PostgreSQL would scan over all rows deleted so far.
     first, last = connection.execute(
         sa.select(sa.func.min(predictions.c.index), sa.func.max(predictions.c.index)).where(
             predictions.c.job_id == job_id
@@ -155,7 +159,7 @@ def prediction_ranges(connection: Connection, job_id: str) -> list[range]:
 
 
 def delete_predictions(connection: Connection, job_id: str, indices: range) -> int:
-    """Deletes the predictions of these images; gives back how many there were."""
+    """Delete the predictions of these images. Return how many there were."""
     gone = connection.execute(
         predictions.delete().where(
             predictions.c.job_id == job_id,
@@ -167,14 +171,15 @@ def delete_predictions(connection: Connection, job_id: str, indices: range) -> i
 
 
 def delete_chunks(connection: Connection, job_id: str) -> int:
-    """Deletes up to `DELETE_ROWS` of the job's chunks; gives back how many there were, 0 at the end."""
+    """Delete up to `DELETE_ROWS` of the job's chunks. Return how many were deleted: 0 when none is left."""
     some = sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(DELETE_ROWS)
     return connection.execute(chunks.delete().where(chunks.c.id.in_(some))).rowcount
 
 
 def delete_job(connection: Connection, job_id: str) -> bool:
-    """Deletes the job's row, when all else of it is gone. False where its payloads were not marked as
-    removed, or somebody else deleted it.
+    """Delete the rows of the job and its shadows, when all else is gone.
+
+    Return False if the job's payloads are not marked as removed, or its row is already deleted.
     """
     gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.purged_at.is_not(None)))
     connection.execute(jobs.delete().where(jobs.c.shadow_of == job_id))

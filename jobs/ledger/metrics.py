@@ -1,4 +1,4 @@
-"""Metrics: what waits and is in work, for `labelmill metrics` and `labelmill doctor`. Reads only."""
+"""Metrics: the backlog, for `labelmill metrics`, and the checks of `labelmill doctor`. Reads only."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, l
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What there is to do. Shadows count like other jobs."""
+    """The work that is not done yet. Shadows count like other jobs."""
 
-    #: Unfinished jobs by state; paused ones are apart.
+    #: Unfinished jobs that are not paused, by state.
     jobs: dict[str, int]
     paused_jobs: int
-    #: Waiting for a worker, or having lost theirs; of jobs that are not paused.
+    #: Waiting for a worker; of jobs that are not paused. The images include those under an expired lease.
     pending_images: int
     pending_chunks: int
-    #: Of paused jobs, without what is being worked on.
+    #: Of paused jobs, without what workers have claimed.
     held_images: int
     held_chunks: int
-    #: Under a lease that has not run out, of stopped jobs as well.
+    #: Under a lease that has not expired; stopped jobs count too.
     claimed_images: int
     claimed_chunks: int
-    #: Seconds since the oldest pending chunk was made; 0 where none waits.
+    #: Seconds since the oldest pending chunk was created; 0 if none is pending.
     oldest_pending_seconds: float
 
 
 def backlog(connection: Connection) -> Backlog:
-    """Return where the work stands."""
-    # One statement: between two of them chunks would be finished, and what is left would be negative.
+    """Return the backlog."""
+    # One statement: chunks that finish between two statements would make the remaining number negative.
     claimed = (
         sa.select(
             chunks.c.job_id,
@@ -90,7 +90,7 @@ def _count_chunks(connection: Connection, *which: sa.ColumnElement[bool] | sa.Te
 
 
 def _oldest_pending_seconds(connection: Connection) -> float:
-    # By job: an index has each job's first pending chunk, which is its oldest.
+    # Per job: an index holds each job's first pending chunk, which is its oldest.
     first = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
@@ -98,7 +98,7 @@ def _oldest_pending_seconds(connection: Connection) -> float:
         .limit(1)
         .scalar_subquery()
     )
-    # A shadow may wait as long as it likes: it has the lowest priority.
+    # Without shadows: they have the lowest priority and may wait long.
     of_each = (
         sa.select(first.label("created_at"))
         .select_from(jobs)
@@ -110,14 +110,14 @@ def _oldest_pending_seconds(connection: Connection) -> float:
 
 
 def last_run_seconds(connection: Connection) -> float | None:
-    """Return the seconds since a training run ended last; None if none has ended."""
+    """Return the seconds since the latest training run ended, or None if none has ended."""
     finished, now = connection.execute(
         sa.select(sa.func.max(training_runs.c.finished_at), db_now().label("now"))
     ).one()
     return None if finished is None else max(0.0, (now - finished).total_seconds())
 
 
-# ---- what the doctor asks -------------------------------------------------------------------------
+# ---- checks for `labelmill doctor` ----------------------------------------------------------------
 
 
 def now(connection: Connection) -> datetime:
@@ -132,7 +132,7 @@ def sqlite_version(connection: Connection) -> tuple[int, ...]:
 
 
 def missing_privileges(connection: Connection) -> tuple[bool, list[str]]:
-    """Return whether PostgreSQL is read-only here, and the tables that this role cannot read and write."""
+    """Return whether PostgreSQL is read-only here, and the tables that this role lacks a privilege on."""
     read_only = connection.scalar(sa.text("SELECT current_setting('transaction_read_only')::bool"))
     tables = connection.scalars(
         sa.text(
@@ -165,16 +165,16 @@ def reconciling(connection: Connection) -> Reconciling | None:
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A job that has not finished, and its chunks that are not done."""
+    """An unfinished job and its chunks that are not done."""
 
     id: str
     paused_seconds: float | None  # None if it is not paused
     pending: int
-    pending_seconds: float | None  # since the oldest pending chunk was made
+    pending_seconds: float | None  # since the oldest pending chunk was created
     working: int  # claimed, under a lease that has not expired
     lost: int  # claimed, under a lease that expired long ago
-    releases: int  # of the chunk that was given back most often
-    error: str | None  # how an attempt of such a chunk ended
+    releases: int  # of the chunk with the most releases
+    error: str | None  # how an attempt ended, of a chunk with many releases
 
 
 def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int) -> list[OpenJob]:
@@ -216,7 +216,7 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
 
 
 def seconds_since_last_result(connection: Connection) -> float | None:
-    """Return how long ago a chunk of an unfinished job was done, or None if none is."""
+    """Return the seconds since a chunk of an unfinished job was done, or None if none is."""
     finished, now = connection.execute(
         sa.select(sa.func.max(chunks.c.finished_at), db_now())
         .join(jobs, jobs.c.id == chunks.c.job_id)

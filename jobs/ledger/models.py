@@ -24,7 +24,7 @@ CHAMPION: Final = "champion"
 #: The alias of the challenger (`jobs.ledger.shadows`).
 SHADOW: Final = "shadow"
 
-#: What is said where a champion is needed and there is none.
+#: The messages if a champion is needed and there is none.
 NO_MODEL: Final = "There is no model yet: run `labelmill train`."
 NO_CHAMPION: Final = (
     "No model is the champion: name one, as in `labelmill submit SOURCES --model MODEL`, or make one the "
@@ -45,7 +45,7 @@ def add_model(
     accuracy: float | None,
     metrics: dict[str, Any],
 ) -> str:
-    """A model's row. The same file registered twice is one model: gives back the id it has."""
+    """Add a model's row and return its id. A file that is registered already keeps its id."""
     connection.execute(
         insert_into(connection, models)
         .values(
@@ -66,7 +66,7 @@ def add_model(
 
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:
-    """Moves the alias to the model. The champion's is moved by `jobs.ledger.models`, with its history."""
+    """Move the alias to the model. `move_champion` moves the champion's, and records the move."""
     connection.execute(
         insert_into(connection, aliases)
         .values(name=name, model_id=model_id, moved_at=db_now())
@@ -77,7 +77,7 @@ def point_alias(connection: Connection, name: str, model_id: str) -> None:
 
 
 def get_model(connection: Connection, model_id: str) -> Model:
-    """The model with this id. Raises NotFound."""
+    """Return the model with this id. Raises NotFound."""
     row = connection.execute(sa.select(models).where(models.c.id == model_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no model {model_id!r}: `labelmill models list` shows them.")
@@ -85,7 +85,7 @@ def get_model(connection: Connection, model_id: str) -> Model:
 
 
 def find_champion(connection: Connection) -> Model | None:
-    """The model that new jobs are pinned to, if there is one yet."""
+    """Return the model that new jobs are pinned to, or None."""
     row = connection.execute(
         sa.select(models).join(aliases, aliases.c.model_id == models.c.id).where(aliases.c.name == CHAMPION)
     ).one_or_none()
@@ -93,7 +93,7 @@ def find_champion(connection: Connection) -> Model | None:
 
 
 def model_or_champion(connection: Connection, model_id: str | None) -> Model:
-    """The model that is named, or the champion where none is. Raises NotFound."""
+    """Return the model with this id, or the champion if the id is None. Raises NotFound."""
     model = find_champion(connection) if model_id is None else get_model(connection, model_id)
     if model is None:
         raise NotFound(NO_CHAMPION if _any_model(connection) else NO_MODEL)
@@ -105,7 +105,7 @@ def _any_model(connection: Connection) -> bool:
 
 
 def list_models(connection: Connection) -> list[Model]:
-    """All models, newest first."""
+    """Return all models, newest first."""
     names = _aliases(connection)
     query = sa.select(models).order_by(models.c.created_at.desc(), models.c.id.desc())
     return [_to_model(row, names) for row in connection.execute(query)]
@@ -138,11 +138,11 @@ def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvaluation:
-    """An evaluation, and the data that it was made on."""
+    """An evaluation, and the data it was made on."""
 
     data_fingerprint: str
     evaluation: Evaluation
-    answers: bytes  # the answered and the true class of each image
+    answers: bytes  # two bytes per image: the class that the model answered, then the true class
     created_at: datetime
 
 
@@ -233,7 +233,7 @@ class StoredVerdict:
 
 
 def lock_champion(connection: Connection) -> str | None:
-    """Return the champion's id, or None, and let nobody else move it before this transaction ends.
+    """Return the champion's id, or None, and lock it: nobody else can move it until this transaction ends.
 
     Readers do not wait.
     """
@@ -257,7 +257,7 @@ def move_champion(
     connection.execute(aliases.delete().where(aliases.c.name == SHADOW, aliases.c.model_id == model_id))
     connection.execute(
         promotions.insert().values(
-            # Ids give the order, even if the clocks of two machines differ.
+            # Ids give the order even if the clocks of two machines differ.
             id=new_id(after=latest),
             model_id=model_id,
             previous_id=previous_id,
@@ -314,7 +314,7 @@ def champion_before(connection: Connection) -> str:
 
 
 def roll_back(connection: Connection, model_id: str) -> Promotion:
-    """Make the model that `champion_before` named the champion again, and return the move.
+    """Make the model that `champion_before` returned the champion again, and return the move.
 
     Raises Conflict if somebody else has moved the champion meanwhile.
     """
@@ -328,7 +328,7 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
 
 
 def _before(connection: Connection, champion_id: str | None) -> str:
-    """Return the champion before this one, leaving out what was rolled back.
+    """Return the champion before this one, ignoring moves that were rolled back.
 
     So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """

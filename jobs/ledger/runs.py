@@ -1,9 +1,9 @@
-"""Training runs, as rows: asked for, taken by a trainer under a lease, epoch by epoch, and how they ended.
+"""Training runs: requested, claimed by a trainer under a lease, followed epoch by epoch, and ended.
 
-Two unique indexes hold what is promised. `active` is 1 while a run waits or runs and empty afterwards: one
-run at a time. `slot` is the time of the schedule that a run was made for: one run a slot, whatever the number
-of beats. A trainer holds its run as a worker holds a chunk (`jobs.ledger.claims`): by a lease with a fencing
-token.
+Two unique indexes enforce the rules. `active` is 1 while a run is pending or running and empty afterwards, so
+there is one such run at a time. `slot` is the scheduled time that a run was made for, so there is one run per
+slot, however many beats are running. A trainer holds its run as a worker holds a chunk
+(`jobs.ledger.claims`): by a lease with a fencing token.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.workers import trainer_is_there
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
-#: How long a trainer owns its run without a sign of life.
+#: How long a trainer owns its run without a heartbeat.
 RUN_LEASE_SECONDS: Final = 60.0
 
-#: A run of the schedule that no trainer took within this time is skipped: it must not begin by surprise when
-#: one is started days later. What a person asked for waits for as long as it takes.
+#: A scheduled run that no trainer claims within this time is skipped: it must not start unexpectedly when a
+#: trainer is started days later. A run that a person requested waits as long as it takes.
 SLOT_PATIENCE_SECONDS: Final = 3600.0
 
-#: It waits, or a trainer is at it.
+#: Pending, or claimed by a trainer.
 UNFINISHED_RUN: Final = (RunState.PENDING, RunState.RUNNING)
 
 
@@ -47,24 +47,24 @@ class Run:
     id: str
     state: RunState
     recipe: dict[str, Any]
-    slot: datetime | None  # the time of the schedule it was made for; None where a person asked for it
+    slot: datetime | None  # its scheduled time; None if a person requested it
     data_source: str  # empty until the data is loaded
-    data_fingerprint: str  # of training and evaluation data; empty as well
+    data_fingerprint: str  # of training and evaluation data; empty until the data is loaded
     data: dict[str, Any] | None  # how many images of each kind
     owner: str | None  # the process that trains, or did
-    requested_at: datetime | None  # None of runs from before this was noted
-    started_at: datetime | None  # None until a trainer takes it
+    requested_at: datetime | None  # None for runs older than this column
+    started_at: datetime | None  # None until a trainer claims it
     finished_at: datetime | None
     model_id: str | None
     verdict: str | None  # the gate's reason, one sentence
-    error: str | None  # why it made no model
+    error: str | None  # why it produced no model
     accuracy: float | None  # the model's, on the evaluation images
     epochs_done: int
-    silent_since: datetime | None = None  # its trainer's last sign of life, where the lease is over by now
+    silent_since: datetime | None = None  # its trainer's last heartbeat, if the lease has expired
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Return whether the run has ended."""
         return self.state not in UNFINISHED_RUN
 
 
@@ -77,17 +77,17 @@ class RunClaim:
     recipe: dict[str, Any]
 
 
-# ---- asking for one -----------------------------------------------------------------------------------
+# ---- requesting a run ---------------------------------------------------------------------------------
 
 
 def request_run(
     connection: Connection, run_id: str, *, recipe: dict[str, Any], slot: datetime | None = None
 ) -> RunState | None:
-    """A run that waits for a trainer; gives back its state.
+    """Add a run that waits for a trainer. Return its state, or None if the slot already has its run.
 
-    For a person, who has no slot: raises Conflict where another run is under way. For the schedule: None
-    where the slot has its run already; `skipped`, with the reason in its row, where another is under way.
-    So is one whose trainer is dead until somebody has ended it: call `jobs.ledger.runs.make_way` before.
+    If another run is active, a request without a slot (a person's) raises Conflict, and a scheduled one is
+    stored as `skipped`, with the reason. A run whose trainer has died stays active until it is ended: call
+    `make_way` first.
     """
     end_active(connection, *STALE)
     asked = {
@@ -102,7 +102,7 @@ def request_run(
         if slot is not None and _has_run(connection, slot):
             return None
         other = find_active_run(connection)
-        if other is None:  # it finished at this moment
+        if other is None:  # it has just finished
             continue
         if slot is None:
             raise Conflict(
@@ -126,7 +126,7 @@ def request_run(
 
 
 def _what_it_waits_for(connection: Connection, run: Run) -> str:
-    """A sentence on it, where following the run would be of no use."""
+    """Return a sentence that says no trainer is running, or "" if the run does not wait for one."""
     if run.state != RunState.PENDING or trainer_is_there(connection):
         return ""
     return (
@@ -136,7 +136,7 @@ def _what_it_waits_for(connection: Connection, run: Run) -> str:
 
 
 def _insert(connection: Connection, run_id: str, **values: Any) -> bool:
-    """False where another run stands in its way: an active one, or one of the same slot."""
+    """Insert the run. Return False if another run is active or has the same slot."""
     inserted = (
         insert_into(connection, training_runs)
         .values(id=run_id, **values)
@@ -160,11 +160,11 @@ def pending_run(connection: Connection) -> str | None:
     return run_id
 
 
-# ---- a trainer at work --------------------------------------------------------------------------------
+# ---- the trainer's statements -------------------------------------------------------------------------
 
 
 def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | None:
-    """Takes the run if it waits for a trainer; None where there is nothing to do."""
+    """Claim the run. Return None if it is not pending, or is stale."""
     token = new_id()
     recipe = connection.execute(
         training_runs.update()
@@ -182,20 +182,22 @@ def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | 
 
 
 def renew_run(connection: Connection, claim: RunClaim) -> None:
-    """A fresh lease. Raises RunLost."""
+    """Renew the lease. Raises RunLost."""
     _change(connection, claim, lease_until=db_now(RUN_LEASE_SECONDS))
 
 
 def describe_data(
     connection: Connection, claim: RunClaim, *, source: str, fingerprint: str, data: dict[str, Any]
 ) -> None:
-    """What the run trains on. Raises RunLost."""
+    """Record what the run trains on. Raises RunLost."""
     _change(connection, claim, data_source=source, data_fingerprint=fingerprint, data=data)
 
 
 def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) -> None:
-    """One finished epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy, seconds. The first time it
-    is told counts. Raises RunLost.
+    """Record a finished epoch and renew the lease. Raises RunLost.
+
+    `epoch` holds epoch (from 1), loss, accuracy, val_loss, val_accuracy and seconds. An epoch that is already
+    recorded is left unchanged.
     """
     renew_run(connection, claim)
     connection.execute(
@@ -204,8 +206,9 @@ def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) 
 
 
 def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdict: str) -> None:
-    """The run made a model; the verdict says what became of it. Raises RunLost, and the caller's transaction
-    must roll back: the champion's move is in it.
+    """Record that the run produced a model, and what the gate decided about it.
+
+    Raises RunLost; the caller's transaction must then roll back, because it also moves the champion.
     """
     _change(connection, claim, model_id=model_id, verdict=verdict, **_ended(RunState.DONE))
     _count_end(connection, RunState.DONE)
@@ -214,15 +217,16 @@ def finish_run(connection: Connection, claim: RunClaim, *, model_id: str, verdic
 def fail_run(
     connection: Connection, claim: RunClaim, error: str, *, state: RunState = RunState.FAILED
 ) -> None:
-    """The run ended without a model: `failed`, or `interrupted` where its trainer was told to stop. Raises
-    RunLost.
+    """End the run without a model. Raises RunLost.
+
+    The state is `failed`, or `interrupted` if the trainer was told to stop.
     """
     _change(connection, claim, **_ended(state, error))
     _count_end(connection, state)
 
 
 def was_finished_by(connection: Connection, claim: RunClaim) -> bool:
-    """Whether this very claim finished the run: the answer after a COMMIT that broke off."""
+    """Return whether this claim finished the run; resolves a COMMIT whose outcome is unknown."""
     done = sa.select(training_runs.c.id).where(
         training_runs.c.id == claim.run_id,
         training_runs.c.token == claim.token,
@@ -232,7 +236,7 @@ def was_finished_by(connection: Connection, claim: RunClaim) -> bool:
 
 
 def _change(connection: Connection, claim: RunClaim, **values: Any) -> None:
-    """Changes the row, where it is the claim's own: the fence."""
+    """Change the row if this claim still holds it: the fence. Raises RunLost."""
     changed = connection.execute(
         training_runs.update()
         .where(
@@ -263,12 +267,13 @@ def _count_end(connection: Connection, state: RunState, *, runs: int = 1) -> Non
     count(connection, {(CounterName.TRAINING_RUNS, state): runs})
 
 
-# ---- ending one from outside --------------------------------------------------------------------------
+# ---- ending a run from outside ------------------------------------------------------------------------
 
 
 def cancel_run(connection: Connection, run_id: str) -> Run:
-    """Stops the run; its trainer notices within seconds, and nothing it did counts. Raises NotFound, or
-    Conflict where it had finished.
+    """Cancel the run. Its trainer notices within seconds, and its results are discarded.
+
+    Raises NotFound, or Conflict if the run had finished.
     """
     stopped = connection.execute(
         training_runs.update()
@@ -283,8 +288,9 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
 
 
 def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
-    """Ends the runs of processes that are dead, or told to stop, so that nobody waits for their leases to run
-    out; gives back their ids.
+    """End the runs of processes that are dead or were told to stop. Return the runs' ids.
+
+    Without this, the next run would have to wait for their leases to expire.
     """
     ended = list(
         connection.scalars(
@@ -306,7 +312,10 @@ def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: s
 def end_active(
     connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str
 ) -> list[Run]:
-    """The run that is so at this very moment, whatever it was when somebody looked; ended."""
+    """End the active run if it satisfies `which`. Return it, or an empty list.
+
+    The condition is checked again by the UPDATE itself, because an earlier read may be out of date.
+    """
     ended = connection.scalar(
         training_runs.update()
         .where(training_runs.c.active == 1, which)
@@ -320,12 +329,12 @@ def end_active(
 
 
 def is_lost() -> sa.ColumnElement[bool]:
-    """A trainer has the run, and its lease is over."""
+    """Return the condition for a run that is claimed under an expired lease."""
     return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
 
 def is_stale() -> sa.ColumnElement[bool]:
-    """No trainer took this run of the schedule in time."""
+    """Return the condition for a scheduled run that no trainer claimed in time."""
     return sa.and_(
         training_runs.c.state == RunState.PENDING,
         training_runs.c.slot.is_not(None),
@@ -333,12 +342,12 @@ def is_stale() -> sa.ColumnElement[bool]:
     )
 
 
-# Which runs nobody will bring to an end, what becomes of them, and why.
+# Runs that no trainer will finish: the condition, the state they get, and the reason.
 LOST: Final = (is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
 STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
 
 
-# ---- looking ------------------------------------------------------------------------------------------
+# ---- queries ------------------------------------------------------------------------------------------
 
 _RUNS: Final = sa.select(
     training_runs,
@@ -352,7 +361,7 @@ _RUNS: Final = sa.select(
 
 
 def get_run(connection: Connection, run_id: str) -> Run:
-    """The run with this id. Raises NotFound."""
+    """Return the run with this id. Raises NotFound."""
     row = connection.execute(_RUNS.where(training_runs.c.id == run_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no training run {run_id!r}: `labelmill runs` lists them.")
@@ -360,7 +369,7 @@ def get_run(connection: Connection, run_id: str) -> Run:
 
 
 def classes_learnt(connection: Connection) -> tuple[str, ...] | None:
-    """The classes of the model that the latest training run made; None where none has made one."""
+    """Return the classes of the latest model that a training run produced, or None."""
     found: list[str] | None = connection.scalar(
         sa.select(models.c.classes)
         .join(training_runs, training_runs.c.model_id == models.c.id)
@@ -371,19 +380,19 @@ def classes_learnt(connection: Connection) -> tuple[str, ...] | None:
 
 
 def find_active_run(connection: Connection) -> Run | None:
-    """The one that waits or runs."""
+    """Return the run that is pending or running, or None."""
     row = connection.execute(_RUNS.where(training_runs.c.active == 1)).one_or_none()
     return None if row is None else _to_run(row)
 
 
 def latest_runs(connection: Connection, *, limit: int) -> list[Run]:
-    """The latest runs, newest first."""
+    """Return the latest runs, newest first."""
     query = _RUNS.order_by(training_runs.c.id.desc()).limit(limit)
     return [_to_run(row) for row in connection.execute(query)]
 
 
 def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
-    """A run's epochs, in order."""
+    """Return a run's epochs, in order."""
     return list(
         connection.execute(
             sa.select(training_epochs)
@@ -394,13 +403,13 @@ def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
 
 
 def verdict_on(connection: Connection, run_id: str) -> StoredVerdict | None:
-    """What the gate said of the model that the run made."""
+    """Return the gate's verdict on the model that the run produced, or None."""
     row = connection.execute(sa.select(verdicts).where(verdicts.c.run_id == run_id)).one_or_none()
     return None if row is None else StoredVerdict(**row._mapping)
 
 
 def _to_run(row: Row[Any]) -> Run:
-    # Until a trainer takes it, `started_at` is when it was asked for: the column may not be empty.
+    # The column `started_at` cannot be empty: until a trainer claims the run, it is the time of the request.
     never_started = row.owner is None and row.requested_at is not None
     return Run(
         id=row.id,
@@ -423,25 +432,26 @@ def _to_run(row: Row[Any]) -> Run:
     )
 
 
-# ---- runs that nobody will end --------------------------------------------------------------------
+# ---- runs whose trainer is gone -------------------------------------------------------------------
 
-#: For how long a trainer's lease has to be seen to be over until it is taken for dead: some heartbeats.
+#: How long a trainer's lease must have been observed as expired before the trainer counts as dead: several
+#: heartbeats.
 RUN_GRACE_SECONDS: Final = 10.0
 
-#: What is between two looks counts for no more of it: a little more than a reconciler lets pass.
+#: The time between two observations counts as at most this: slightly more than the reconciler's interval.
 _MOST_BETWEEN_LOOKS: Final = 3.0
 
-#: How often who waits for that looks.
+#: How often `make_way` checks.
 _LOOK_SECONDS: Final = 0.5
 
 
 class Silence:
-    """How long a run's lease has been seen to be over, by one who looks again and again.
+    """How long a run's lease has been observed as expired, over repeated observations.
 
-    A lease that is over is no proof. The database's clock may have been set, the machine may have slept, or
-    the ledger was away; a trainer that lives renews it with its next heartbeat. So nobody ends a run at their
-    first look: the same lease has to be over for RUN_GRACE_SECONDS by their own clock, and of that only what
-    they were awake and in touch for counts.
+    An expired lease does not prove that the trainer is dead. The database's clock may have been set, the
+    machine may have slept, or the ledger may have been unavailable; a living trainer renews the lease with
+    its next heartbeat. So the same lease must be observed as expired for RUN_GRACE_SECONDS by the observer's
+    own clock, and a long gap between two observations counts only in part.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -451,7 +461,7 @@ class Silence:
         self._seconds = 0.0
 
     def lasts(self, run_id: str, lease_until: datetime) -> bool:
-        """Whether it has lasted for long enough now that this lease is seen to be over."""
+        """Note that this lease is expired now. Return whether it has been expired for RUN_GRACE_SECONDS."""
         now, lease = self._clock(), (run_id, lease_until)
         if self._lease == lease:
             self._seconds += min(now - self._looked_at, _MOST_BETWEEN_LOOKS)
@@ -462,12 +472,12 @@ class Silence:
 
 
 def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
-    """Ends what nobody will bring to an end: a run whose trainer gave no sign of life for its whole lease,
-    and none for as long as `silence` takes after that, is interrupted; one of the schedule that no trainer
-    took in time is skipped. Gives them back as they are now. `silence` is the same at each of the caller's
-    looks.
+    """End the active run if no trainer will finish it. Return it as it is now, or an empty list.
+
+    A run whose lease expired is interrupted once the lease has been observed as expired for long enough: pass
+    the same `silence` at each call. A scheduled run that no trainer claimed in time is skipped.
     """
-    # One row at most, by the index on `active`: every reconciler asks this every few seconds.
+    # At most one row, found through the index on `active`: every reconciler runs this every few seconds.
     active = connection.execute(
         sa.select(training_runs.c.id, training_runs.c.state, training_runs.c.lease_until).where(
             training_runs.c.active == 1, sa.or_(is_lost(), is_stale())
@@ -483,9 +493,10 @@ def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
 
 
 def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
-    """For who is about to ask for a run, and not in a transaction: where the lease of the one under way is
-    over, waits until its trainer is heard of again or, some RUN_GRACE_SECONDS later, the run is ended.
-    `on_wait` is told which one. Raises Unavailable.
+    """Wait until no run with an expired lease is active. Call it before `request_run`, outside a transaction.
+
+    Its trainer renews the lease, or the run is ended after about RUN_GRACE_SECONDS. `on_wait` is called once,
+    with the run, if there is anything to wait for. Raises Unavailable.
     """
     silence, told = Silence(), False
     while True:

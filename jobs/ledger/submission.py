@@ -1,4 +1,4 @@
-"""What a producer writes: a job, its chunks, and that the job is complete."""
+"""Submission: what a producer writes. It opens a job, adds chunks, and seals the job when it is complete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jobs.ledger.counters import CounterName, count
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 
-#: A job still being received whose producer sent no heartbeat for this long was abandoned: it was killed, or
-#: stalled. One comes every ten seconds (`producer.heartbeat`), and with every chunk.
+#: A job in state `receiving` without a heartbeat for this long is abandoned: its producer was killed or has
+#: stalled. A heartbeat comes every ten seconds (`producer.heartbeat`) and with every chunk.
 ABANDONED_SECONDS: Final = 120.0
 
-#: The priority of a small job, which does not wait behind a large one, and of a job that names none.
+#: The priority of a small job, which must not wait behind a large one, and the default of every other job.
 SMALL_JOB_PRIORITY: Final = 10
 DEFAULT_PRIORITY: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NewChunk:
-    """A chunk whose payload is already safe in the store."""
+    """A chunk whose payload is already stored durably."""
 
     id: str
     first_index: int
@@ -35,7 +35,7 @@ class NewChunk:
     priority: int = DEFAULT_PRIORITY
 
 
-# Built once: SQLAlchemy takes longer to put such statements together than the database to run them.
+# Built once: SQLAlchemy takes longer to build such a statement than the database takes to run it.
 
 _COUNT_CHUNK: Final = (
     jobs.update()
@@ -63,7 +63,7 @@ def open_job(
     retry_of: str | None = None,
     traceparent: str | None = None,
 ) -> None:
-    """A job in state `receiving`. Raises Conflict where another job holds the key."""
+    """Add a job in state `receiving`. Raises Conflict if another job holds the key."""
     limits = error_limits or ErrorLimits()
     try:
         connection.execute(
@@ -88,9 +88,7 @@ def open_job(
 
 
 def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
-    """One more chunk, pending, or held where the job is paused. Raises Stopped where the job is no longer
-    being received.
-    """
+    """Add a chunk: pending, or held if the job is paused. Raises Stopped if the job is not being received."""
     job = connection.execute(_COUNT_CHUNK, {"of_job": job_id, "more": chunk.images}).one_or_none()
     if job is None:
         raise _stopped(connection, job_id)
@@ -99,9 +97,7 @@ def add_chunk(connection: Connection, job_id: str, chunk: NewChunk) -> None:
 
 
 def touch_job(connection: Connection, job_id: str) -> bool:
-    """A sign of life of the job's producer. False, and nothing happens, where the job is no longer being
-    received.
-    """
+    """Write the producer's heartbeat. Return False, and change nothing, if the job is not being received."""
     touched = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RECEIVING)
@@ -111,7 +107,7 @@ def touch_job(connection: Connection, job_id: str) -> bool:
 
 
 def seal_job(connection: Connection, job_id: str, *, fingerprint: str | None) -> None:
-    """All chunks are in. Raises Stopped where the job is no longer being received."""
+    """Mark the job as complete: no chunk will be added. Raises Stopped if the job is not being received."""
     complete = jobs.c.succeeded + jobs.c.failed == jobs.c.total
     sealed = connection.execute(
         jobs.update()
@@ -140,7 +136,7 @@ def _stopped(connection: Connection, job_id: str) -> Stopped:
             "by a purge: nothing of it is kept."
         )
     why = f": {job.error.rstrip('.')}" if job.error else ""
-    # A job that was never sealed gives way to the next one that is submitted under its key.
+    # A job that was never sealed is discarded by the next submission under its key.
     until = "" if job.key is None else f" until something is submitted under the key {job.key!r} again"
     return Stopped(
         f"Job {job_id} was stopped while it was being submitted{why}; what is classified is kept{until}."
@@ -148,13 +144,14 @@ def _stopped(connection: Connection, job_id: str) -> Stopped:
 
 
 def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = False) -> bool:
-    """Takes back a job that was never sealed, as if it had not been; its payloads are the caller's to remove.
-    A worker that is at one of its chunks loses the claim and throws its results away. False, and nothing
-    happens, where the job is sealed, if only at this moment; with `keep_stopped` also where it was cancelled
-    or has failed.
+    """Delete a job that was never sealed, with its chunks and predictions. Return whether it is gone.
+
+    The caller removes the payloads. A worker that has one of the chunks loses its claim, and its results are
+    discarded. Return False, and change nothing, if the job is sealed, even if that happened just now; with
+    `keep_stopped`, also if it was cancelled or has failed.
     """
-    # Chunks first and the job last, as a worker locks them; whether it was sealed is known for sure only
-    # when its own row is locked.
+    # Chunks first and the job last, as a worker locks them. Whether the job is sealed is certain only once
+    # its own row is locked.
     with connection.begin_nested() as savepoint:
         connection.execute(chunks.delete().where(chunks.c.job_id == job_id))
         may_go = jobs.c.state == JobState.RECEIVING if keep_stopped else sa.true()
@@ -162,9 +159,9 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
             jobs.delete().where(jobs.c.id == job_id, jobs.c.submitted_at.is_(None), may_go)
         )
         if gone.rowcount == 1:
-            # Last, when nobody can record anything more: a chunk that was being cut at this moment has
-            # a rest that the first statement did not see. They went with the job's row, and one may have been
-            # done before.
+            # Last, when nothing can be recorded any more. The first statement does not see the new part of a
+            # chunk that is being cut at that moment: it is deleted with the job's row, and may already have
+            # predictions.
             connection.execute(predictions.delete().where(predictions.c.job_id == job_id))
             return True
         stays = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
@@ -174,7 +171,7 @@ def discard_job(connection: Connection, job_id: str, *, keep_stopped: bool = Fal
 
 
 def sealed_images(connection: Connection, job_id: str) -> int | None:
-    """How many images the job has, where it was submitted as a whole."""
+    """Return the job's number of images, or None if it was never sealed or does not exist."""
     total: int | None = connection.scalar(
         sa.select(jobs.c.total).where(jobs.c.id == job_id, jobs.c.submitted_at.is_not(None))
     )
@@ -186,16 +183,17 @@ class KeyHolder:
     """The job that holds a submission key."""
 
     job_id: str
-    #: Its producer is alive and still at it.
+    #: Its producer is alive and still submitting.
     receiving: bool
-    #: It was submitted as a whole. Neither: its producer stopped halfway, and the key is free again.
+    #: It was submitted completely. If neither is true, its producer stopped halfway, and the key is free
+    #: again.
     sealed: bool
     fingerprint: str | None
     model_id: str
 
 
 def find_key(connection: Connection, key: str) -> KeyHolder | None:
-    """Who holds this submission key, if anybody."""
+    """Return the job that holds this submission key, or None."""
     alive = sa.and_(jobs.c.state == JobState.RECEIVING, jobs.c.touched_at >= db_now(-ABANDONED_SECONDS))
     row = connection.execute(
         sa.select(
