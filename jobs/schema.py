@@ -1,4 +1,4 @@
-"""The ledger's tables. `migrations/` makes them; a test holds the two equal."""
+"""The ledger's tables. `migrations/` creates them; a test checks that the two are equal."""
 
 from __future__ import annotations
 
@@ -40,41 +40,41 @@ from jobs.ids import ID_LENGTH
 
 
 class JobState(StrEnum):
-    """Where a job stands. docs/reference/sql.md lists the changes."""
+    """The state of a job. docs/reference/sql.md lists the transitions."""
 
-    RECEIVING = "receiving"  # its producer is still adding chunks; workers may already be at it
+    RECEIVING = "receiving"  # its producer is still adding chunks; workers may already have started
     RUNNING = "running"  # all its chunks are in the ledger
-    DONE = "done"  # every image has its outcome
-    FAILED = "failed"  # stopped for a reason that is no single image's; outcomes so far are kept
+    DONE = "done"  # every image has an outcome
+    FAILED = "failed"  # stopped, not because of a single image; outcomes so far are kept
     CANCELLED = "cancelled"  # stopped by a person; outcomes so far are kept
 
 
-#: A job in one of these changes no more.
+#: The states of jobs that have ended.
 FINISHED: Final = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
-#: It goes on: workers are, or may be, at it.
+#: The states of jobs that have not ended.
 UNFINISHED: Final = (JobState.RECEIVING, JobState.RUNNING)
 
-#: It ended before all its images had their outcomes.
+#: The states of jobs that ended before all their images had outcomes.
 STOPPED: Final = (JobState.FAILED, JobState.CANCELLED)
 
 
 class ChunkState(StrEnum):
-    """Where a chunk stands."""
+    """The state of a chunk."""
 
     PENDING = "pending"  # waits for a worker
     CLAIMED = "claimed"  # a worker holds its lease
     HELD = "held"  # its job is paused
-    DONE = "done"  # all its images have their outcomes
-    DROPPED = "dropped"  # its job ended without it
+    DONE = "done"  # all its images have outcomes
+    DROPPED = "dropped"  # its job ended first
 
 
 class RunState(StrEnum):
-    """Where a training run stands."""
+    """The state of a training run."""
 
-    PENDING = "pending"  # asked for; waits for a trainer
+    PENDING = "pending"  # requested; waits for a trainer
     RUNNING = "running"  # a trainer holds its lease
-    DONE = "done"  # it made a model; its verdict says what became of that
+    DONE = "done"  # it produced a model; its verdict says whether that was promoted
     FAILED = "failed"  # it ended without a model
     INTERRUPTED = "interrupted"  # its trainer died or was stopped; nothing was changed
     CANCELLED = "cancelled"  # a person stopped it; nothing was changed
@@ -82,23 +82,23 @@ class RunState(StrEnum):
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A point in time: `timestamptz` on PostgreSQL, text of one width on SQLite so that it sorts as time."""
+    """A point in time: `timestamptz` on PostgreSQL, fixed-width text on SQLite, so that it sorts by time."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """SQLite has no type for times."""
+        """Return the column's type; SQLite has none for times."""
         return dialect.type_descriptor(String(23) if dialect.name == "sqlite" else DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Into the database, in UTC."""
+        """Convert a time for the database, to UTC."""
         if value is None or dialect.name != "sqlite":
             return value
         return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="milliseconds")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Out of the database, in UTC."""
+        """Convert a time from the database, to UTC."""
         if value is None:
             return None
         moment = datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
@@ -106,16 +106,16 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):  # noqa: N801 -- reads as the SQL function it is
-    """Now, or `seconds` from now, by the database's clock.
+    """The time now, or `seconds` from now, by the database's clock.
 
-    Leases compare times written by many hosts: only a clock they share may write them.
+    Leases compare times that many hosts write, so all of them must use one clock.
     """
 
     inherit_cache = True
     type = UtcTime()
 
     def __init__(self, seconds: float | str | ColumnElement[float] = 0.0) -> None:
-        """`seconds`: a number, the name of a statement's parameter, or an SQL expression."""
+        """Take `seconds` as a number, the name of a statement's parameter, or an SQL expression."""
         double: Double[float] = Double()
         if isinstance(seconds, str):
             seconds = bindparam(seconds, type_=double)
@@ -149,7 +149,7 @@ metadata = MetaData(
 _Json = JSON().with_variant(JSONB(), "postgresql")
 _Id = String(ID_LENGTH)
 
-#: One immutable trained version a row; its file lies in the store under its SHA-256.
+#: One row per model: an immutable trained version. Its file is in the store under its SHA-256.
 models = Table(
     "models",
     metadata,
@@ -164,8 +164,8 @@ models = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: A name that moves from model to model. `champion` is what new jobs are pinned to; the primary key is why
-#: there is never a second one.
+#: A name that moves from model to model. `champion` is the model that new jobs are pinned to; the primary key
+#: ensures that there is only one.
 aliases = Table(
     "aliases",
     metadata,
@@ -174,7 +174,7 @@ aliases = Table(
     Column("moved_at", UtcTime, nullable=False),
 )
 
-#: One retraining a row, with its data, metrics and verdict.
+#: One row per training run, with its data, metrics and verdict.
 training_runs = Table(
     "training_runs",
     metadata,
@@ -182,15 +182,15 @@ training_runs = Table(
     Column("state", String(16), nullable=False),
     Column("recipe", _Json, nullable=False),
     Column("data_source", Text, nullable=False),  # empty until the data is loaded
-    Column("data_fingerprint", String(64), nullable=False),  # of training and evaluation data; empty as well
+    Column("data_fingerprint", String(64), nullable=False),  # of all its data; empty until it is loaded
     Column("data", _Json),  # how many images of each kind, the corrections among them
-    Column("slot", UtcTime),  # the time of the schedule it was made for; empty where a person asked for it
-    Column("active", Integer),  # 1 while it waits or runs, else empty: unique, so one run at a time
-    Column("token", _Id),  # the fence: of the trainer that claimed it
+    Column("slot", UtcTime),  # its scheduled time; empty if a person requested it
+    Column("active", Integer),  # 1 while it waits or runs, else empty; unique, so one run at a time
+    Column("token", _Id),  # the fencing token of the trainer that claimed it
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
     Column("requested_at", UtcTime),
-    Column("started_at", UtcTime, nullable=False),  # until a trainer claims it, when it was asked for
+    Column("started_at", UtcTime, nullable=False),  # the time of the request until a trainer claims it
     Column("finished_at", UtcTime),
     Column("model_id", ForeignKey("models.id")),
     Column("verdict", Text),
@@ -211,7 +211,7 @@ training_epochs = Table(
     Column("seconds", Double, nullable=False),
 )
 
-#: What came of a model on one evaluation set: `jobs.evaluation` as JSON, and its answer to each image.
+#: A model's evaluation on one set: `jobs.evaluation` as JSON, and the model's answer to each image.
 evaluations = Table(
     "evaluations",
     metadata,
@@ -222,21 +222,21 @@ evaluations = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: What the gate said of a model, check by check.
+#: The gate's decision about a model, check by check.
 verdicts = Table(
     "verdicts",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("run_id", ForeignKey("training_runs.id")),  # empty where a person asked
+    Column("run_id", ForeignKey("training_runs.id")),  # empty if a person asked
     Column("model_id", ForeignKey("models.id"), nullable=False, index=True),
-    Column("champion_id", ForeignKey("models.id")),  # whom it was compared with
+    Column("champion_id", ForeignKey("models.id")),  # the champion that it was compared with
     Column("promote", Boolean, nullable=False),
     Column("forced", Boolean, nullable=False),
     Column("checks", _Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: Each move of the champion alias, in order of their ids.
+#: The moves of the champion alias, in the order of their ids.
 promotions = Table(
     "promotions",
     metadata,
@@ -248,17 +248,18 @@ promotions = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: The true label of an image, by a person. No foreign key to the job: what was learnt from outlives it.
+#: The true label of an image, given by a person. No foreign key to the job, because a correction outlives its
+#: job.
 corrections = Table(
     "corrections",
     metadata,
     Column("job_id", _Id, primary_key=True),
     Column("index", BigInteger, primary_key=True, autoincrement=False),
     Column("name", Text, nullable=False),
-    Column("label", Text, nullable=False),  # what it is
-    Column("predicted", Text),  # what it was taken for; empty where it got an error
+    Column("label", Text, nullable=False),  # the true label
+    Column("predicted", Text),  # the model's label; empty if the image got an error
     Column("confidence", REAL),
-    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),  # who took it for that
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),  # the model that predicted
     Column("image_sha256", String(64), nullable=False, index=True),  # names its copy in the store
     Column("created_at", UtcTime, nullable=False),
 )
@@ -271,28 +272,29 @@ jobs = Table(
     Column("fingerprint", String(64)),  # of what was submitted under the key
     Column("state", String(16), nullable=False),
     Column("model_id", ForeignKey("models.id"), nullable=False),
-    # Counters, moved in the transaction that moves what they count: reading progress is reading one row.
+    # Counters, updated in the transaction that changes what they count: reading progress is reading one row.
     Column("total", BigInteger, nullable=False, server_default="0"),
     Column("succeeded", BigInteger, nullable=False, server_default="0"),
     Column("failed", BigInteger, nullable=False, server_default="0"),
     Column("error", Text),  # why it failed
-    # When to stop early: more failed than this, or a larger share of at least so many.
+    # When to stop early: more images failed than this, or a larger share, once this many have an outcome.
     Column("error_limit", BigInteger),
     Column("error_rate_limit", Double),
     Column("error_rate_sample", BigInteger),
-    Column("retry_of", _Id),  # the job whose images without a label these are; it may be purged by now
-    # Of a shadow: the job whose images it classifies again, with the challenger (`jobs.ledger.shadows`).
+    Column("retry_of", _Id),  # the job whose unlabelled images these are; it may be purged by now
+    # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.shadows`).
     Column("shadow_of", _Id),
     Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
-    Column("paused_at", UtcTime),  # work on it is held up since then
-    Column("purged_at", UtcTime),  # its payloads are gone since then
+    Column("paused_at", UtcTime),  # set while it is paused; kept if it ends then
+    Column("purged_at", UtcTime),  # when the removal of its payloads began
     Column("created_at", UtcTime, nullable=False),
-    Column("touched_at", UtcTime, nullable=False),  # the producer's last sign of life while receiving
+    Column("touched_at", UtcTime, nullable=False),  # the producer's last heartbeat while receiving
     Column("submitted_at", UtcTime),
     Column("started_at", UtcTime),
     Column("finished_at", UtcTime),
     Index(None, "created_at"),
-    # Of shadows only: otherwise SQLite finds the jobs that are none by it, and sorts their results.
+    # Only shadows: otherwise SQLite would use this index to find jobs that are not shadows, and then sort
+    # them.
     Index(
         "ux_jobs_shadow_of_model_id",
         "shadow_of",
@@ -301,7 +303,7 @@ jobs = Table(
         postgresql_where=text("shadow_of IS NOT NULL"),
         sqlite_where=text("shadow_of IS NOT NULL"),
     ),
-    # What goes on, whatever was finished before.
+    # Unfinished jobs: their number does not depend on how many have finished.
     Index(
         "ix_jobs_open",
         "state",
@@ -311,8 +313,8 @@ jobs = Table(
     Index(None, "finished_at"),  # for people: the latest results first
 )
 
-#: A job of at most so many images is small: it gets a higher priority, and its chunk is claimed together with
-#: other small ones (`jobs.ledger.claims`).
+#: A job of at most this many images is small: it gets a higher priority, and its chunk is claimed together
+#: with other small ones (`jobs.ledger.claims`).
 SMALL_JOB_IMAGES: Final = 64
 
 chunks = Table(
@@ -323,27 +325,27 @@ chunks = Table(
     Column("first_index", BigInteger, nullable=False),  # of its first image in the job
     Column("images", Integer, nullable=False),
     Column("payload", Text, nullable=False),  # its key in the store
-    # The payload's digest (see `jobs.payloads`). It was a SHA-256 at first; a worker of the version before
-    # would miss the column under another name.
+    # The payload's digest (see `jobs.payloads`), which may be a BLAKE3. The name stays because workers of an
+    # older version read this column.
     Column("payload_sha256", String(64), nullable=False),
-    Column("payload_offset", Integer, nullable=False, server_default="0"),  # of its first image in the file
+    Column("payload_offset", Integer, nullable=False, server_default="0"),  # its first image in the file
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False, server_default="0"),  # higher ones are claimed first
-    Column("attempts", Integer, nullable=False, server_default="0"),  # claims, counted before the work
-    # How attempts ended without results. An unavailable service or a stopped worker is not the chunk's fault;
-    # a death, a time-out or an error of the program may be.
+    Column("attempts", Integer, nullable=False, server_default="0"),  # claims; counted before the work begins
+    # How attempts ended without results. `releases`: an unavailable service or a stopped worker, not the
+    # chunk's fault. `crashes`: a death, a timeout or an unexpected error, which the chunk may have caused.
     Column("releases", Integer, nullable=False, server_default="0"),
     Column("crashes", Integer, nullable=False, server_default="0"),
     Column("crash_code", String(32)),  # the error code of an image that crashes alone, by the latest crash
-    Column("token", _Id),  # the fence: of the latest claim, kept after the end
+    Column("token", _Id),  # the latest claim's fencing token, kept after the end
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
     Column("not_before", UtcTime),  # back-off: not due before this
     Column("created_at", UtcTime, nullable=False),
     Column("finished_at", UtcTime),
-    Column("error", Text),  # how the latest attempt ended that had no results
+    Column("error", Text),  # how the latest attempt without results ended
     Index("ix_chunks_job_id_state_first_index", "job_id", "state", "first_index"),
-    # What is next. Small, because chunks leave it when they are claimed.
+    # For the next due chunk. Small, because chunks leave it when they are claimed.
     Index(
         "ix_chunks_due",
         text("priority DESC"),
@@ -352,7 +354,7 @@ chunks = Table(
         postgresql_where=text("state = 'pending'"),
         sqlite_where=text("state = 'pending'"),
     ),
-    # Whose lease has run out, and what a dead process had claimed.
+    # For expired leases, and for what a dead process had claimed.
     Index(
         "ix_chunks_claimed",
         "lease_until",
@@ -361,8 +363,8 @@ chunks = Table(
     ),
 )
 
-#: The one recorded outcome of an image. The primary key is the last guard against a second one. No foreign
-#: key: it would be checked once a row, and rows only come through a chunk that has one.
+#: The one recorded outcome of an image. The primary key is the last guard against a second one. A foreign key
+#: would be checked for every row, and rows are only written by a worker that holds the chunk.
 predictions = Table(
     "predictions",
     metadata,
@@ -376,7 +378,7 @@ predictions = Table(
     sqlite_with_rowid=False,
 )
 
-#: Who does what only one may do at a time, until when.
+#: Named locks: who holds each, and until when.
 locks = Table(
     "locks",
     metadata,
@@ -385,17 +387,17 @@ locks = Table(
     Column("until", UtcTime, nullable=False),
 )
 
-#: Sums that only grow, which a purge leaves alone. `jobs.ledger.counters` says what is counted.
+#: Counters that only grow and survive a purge. `jobs.ledger.counters` says what is counted.
 counters = Table(
     "counters",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("label", String(64), primary_key=True),  # by what it is told apart
-    Column("shard", Integer, primary_key=True, autoincrement=False),  # the sum is that over all of them
+    Column("label", String(64), primary_key=True),  # for example an error code
+    Column("shard", Integer, primary_key=True, autoincrement=False),  # the counter is the sum over its shards
     Column("value", Double, nullable=False),
 )
 
-#: One row for each main process of a worker or trainer, which says that it is there.
+#: The heartbeats: one row for the main process of each worker or trainer.
 workers = Table(
     "workers",
     metadata,
@@ -409,18 +411,18 @@ workers = Table(
     Column("seen_at", UtcTime, nullable=False),
 )
 
-#: Which object store the ledger's files are in (`jobs.store_identity`): one row, none before first use.
+#: The object store that holds the ledger's files (`jobs.store_identity`): at most one row.
 store_identity = Table(
     "store_identity",
     metadata,
     Column("one", Integer, primary_key=True, autoincrement=False),  # always 1
-    Column("id", _Id, nullable=False),  # names the file in the store
-    Column("location", Text, nullable=False),  # where the store was then, for people
+    Column("id", _Id, nullable=False),  # the name of the file in the store
+    Column("location", Text, nullable=False),  # where the store was then, for people to read
     Column("recorded_at", UtcTime, nullable=False),
 )
 
-#: What people query: one row per prediction, with its job's key, model and end. Shadows are left out. It is
-#: not in `metadata`: migrations are compared with that, table by table.
+#: For people to query: one row per prediction, with its job's key, model and end, without shadows. It is not
+#: in `metadata`, because migrations are compared with that table by table.
 results = CreateView(
     select(
         predictions.c.job_id.label("job"),

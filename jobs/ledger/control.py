@@ -1,7 +1,7 @@
-"""Stopping, pausing and settling a job: what a person does to it between two claims.
+"""Control: stop, pause, resume and settle jobs. Each takes effect between two claims.
 
-Lock order: a worker locks its chunk first and the job's row last. Statements here that hold a job's row
-therefore skip chunks that are locked, instead of waiting for them.
+Lock order: a worker locks its chunk first and the job's row last. So a statement here that holds a job's row
+skips locked chunks instead of waiting for them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_n
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
 JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
 
-#: How many of the chunks that come next the reconciler checks for a stopped or paused job.
+#: How many of the next due chunks the reconciler checks for a stopped job.
 CHECKED_CHUNKS: Final = 1_000
 
-#: Of a chunk: it is pending, held or claimed, and may still bring results.
+#: The condition for a chunk that may still bring results.
 _MAY_BRING_RESULTS: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
 
 
 def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
     """Stop a job that has not finished, as `failed` or `cancelled`. Return False if it had finished.
 
-    Its waiting chunks are dropped, results stay, and a chunk that a worker has may still bring its own. The
-    shadows of the job are cancelled.
+    Its waiting chunks are dropped and its shadows cancelled. Results stay, and a chunk that a worker has
+    claimed may still add its own.
     """
     ended = connection.execute(
         jobs.update()
@@ -54,7 +54,7 @@ def end_shadows(connection: Connection, job_id: str) -> list[str]:
 
 
 def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
-    """Drop what waits of a job that ended. The caller holds the job's row."""
+    """Drop the waiting chunks of a job that ended. The caller holds the job's row."""
     waiting = (
         sa.select(chunks.c.id)
         .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
@@ -64,9 +64,9 @@ def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
 
 
 def pause_job(connection: Connection, job_id: str) -> bool:
-    """Pause a job that has not finished. Return False if it had finished. Pausing twice is pausing once.
+    """Pause a job that has not finished. Return False if it had finished. Pausing again changes nothing.
 
-    Its waiting chunks are held; a chunk that a worker has still brings its results.
+    Its waiting chunks are held; a chunk that a worker has claimed still brings its results.
     """
     paused = connection.execute(
         jobs.update()
@@ -80,7 +80,10 @@ def pause_job(connection: Connection, job_id: str) -> bool:
 
 
 def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None:
-    """Let a paused job go on. Return how many of its chunks are due, at most `limit`; None if not paused."""
+    """Resume a paused job. Return how many of its chunks are pending, or None if it is not paused.
+
+    The count stops at `limit`.
+    """
     resumed = connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_GOES_ON)
@@ -98,9 +101,9 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None
 
 
 def drop_leftover_chunks(connection: Connection) -> None:
-    """Drop what a stopped job left: chunks that a worker had when it was stopped, and released since.
+    """Drop chunks of stopped jobs that a worker had claimed then, and has released since.
 
-    Checks the chunks that come next, not all that wait: what is left further behind is dropped in its turn.
+    Checks only the next due chunks; those further back are dropped when they come next.
     """
     checked = next_due(CHECKED_CHUNKS).add_columns(job_was_stopped().label("stopped")).subquery()
     ids = connection.scalars(sa.select(checked.c.id).where(checked.c.stopped)).all()
@@ -110,8 +113,9 @@ def drop_leftover_chunks(connection: Connection) -> None:
 
 
 def hold_leftover_chunks(connection: Connection) -> None:
-    """Hold what a paused job left: chunks that a worker had when it was paused, and released since."""
-    # Usually no job is paused. Asked first: PostgreSQL cannot tell that none of all that waits is theirs.
+    """Hold chunks of paused jobs that a worker had claimed then, and has released since."""
+    # Usually no job is paused, so ask that first: PostgreSQL cannot tell that no pending chunk belongs to
+    # one.
     paused = connection.scalars(sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_GOES_ON)).all()
     if not paused:
         return
@@ -122,8 +126,8 @@ def hold_leftover_chunks(connection: Connection) -> None:
     ).all()
     if not left:
         return
-    # The jobs' rows are locked first: a job that is resumed at this moment must find all that is held, and
-    # nothing of a job that ends at this moment may be held for ever.
+    # Lock the jobs' rows first: a job that is being resumed must find all its held chunks, and a job that is
+    # ending must not keep any.
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
         .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)
@@ -134,14 +138,14 @@ def hold_leftover_chunks(connection: Connection) -> None:
 
 
 def settle_job(connection: Connection, job_id: str) -> bool:
-    """Drop the chunks of a finished job that no worker has. Return False if it has not finished, or a worker
-    still has one.
+    """Drop the chunks of a finished job that no worker has. Return whether the job is settled.
 
-    After True the job's results do not change any more: a worker that comes back finds its chunk gone.
+    A job is settled if it has finished and no worker has a chunk of it. Its results do not change any more: a
+    worker that comes back finds its chunk dropped.
     """
     finished = sa.exists().where(jobs.c.id == chunks.c.job_id, jobs.c.state.in_(FINISHED))
-    # Locked in one order, so that two who settle the same job do not deadlock. This waits for a claim that is
-    # not committed yet, and then sees it.
+    # Lock in one order, so that two sessions that settle the same job do not deadlock. This waits for a claim
+    # that is not committed yet, and then sees it.
     unclaimed = (
         sa.select(chunks.c.id)
         .where(chunks.c.job_id == job_id, _MAY_BRING_RESULTS, ~chunk_is_in_work(), finished)
@@ -164,7 +168,7 @@ def could_be_settled(connection: Connection, job_id: str) -> bool:
 
 
 def still_at_work(job_id: str) -> Conflict:
-    """Return the error for a caller that needs a settled job, and found a worker with a chunk of it."""
+    """Return the error to raise if a job must be settled but a worker still has a chunk of it."""
     return Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
 
 

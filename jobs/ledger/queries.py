@@ -1,4 +1,4 @@
-"""Queries: what people look at. Jobs, predictions page by page, ids, and images to retry. Reads only."""
+"""Queries: what people ask for. Jobs, pages of predictions, ids, and images to retry. Reads only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAGE_ROWS: Final = 5_000
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """Where a job stands: its row, and how long its oldest chunk has waited."""
+    """The state of a job: its row, and how long its oldest pending chunk has waited."""
 
     id: str
     state: JobState
@@ -71,7 +71,7 @@ class JobStatus:
 
     @property
     def rate(self) -> float | None:
-        """Return images per second since work began; None before."""
+        """Return images per second since work began, or None if nothing is done yet."""
         if self.started_at is None or not self.done:
             return None
         seconds = ((self.finished_at or self.read_at) - self.started_at).total_seconds()
@@ -79,8 +79,8 @@ class JobStatus:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Return the seconds to the end at the present rate; None if it is unknown."""
-        # While a job is being submitted, nobody knows its total.
+        """Return the estimated seconds to the end, or None if unknown."""
+        # The total is not known while the job is being submitted.
         if self.state != JobState.RUNNING or self.paused:
             return None
         rate = self.rate
@@ -88,15 +88,15 @@ class JobStatus:
 
     @property
     def oldest_waiting_seconds(self) -> float | None:
-        """Return how long the oldest pending chunk has waited; None if none is pending."""
+        """Return how long the oldest pending chunk has waited, in seconds; None if none is pending."""
         if self.oldest_waiting_at is None:
             return None
         return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
 
 
 def _status_query() -> sa.Select[tuple[object, ...]]:
-    # The index on (job, state, first index) finds it in one step. Chunks are in the order of their images,
-    # and the rest of one that was cut is as old as the whole.
+    # The index on (job_id, state, first_index) finds it in one step: chunks are created in the order of their
+    # images, and the rest of a chunk that was cut keeps its creation time.
     oldest = (
         sa.select(chunks.c.created_at)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
@@ -118,7 +118,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
         model=row.model_id,
         key=row.key,
         error=row.error,
-        # A job that ended while it was paused is not paused any more.
+        # A job that ended while it was paused keeps its `paused_at`.
         paused=row.paused_at is not None and state not in FINISHED,
         retry_of=row.retry_of,
         created_at=row.created_at,
@@ -132,7 +132,7 @@ def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
 
 
 def job_status(connection: Connection, job_id: str) -> JobStatus:
-    """Return where a job stands. Raises NotFound."""
+    """Return the status of a job. Raises NotFound."""
     row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
@@ -140,7 +140,7 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
 
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
-    """Return the latest jobs, newest first."""
+    """Return the latest jobs, newest first, without shadows."""
     query = (
         _status_query()
         .where(jobs.c.shadow_of.is_(None))
@@ -167,7 +167,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which predictions of a job: all conditions that are given must hold."""
+    """Conditions on a job's predictions, of which all must hold."""
 
     label: str | None = None
     below: float | None = None  # confidence below this
@@ -180,7 +180,7 @@ def page_of_predictions(
 ) -> list[Prediction]:
     """Return at most `limit` predictions with an index above `after` (-1: from the start), in index order.
 
-    The cursor is the last index of the page before, so every page costs the same.
+    The cursor is the last index of the previous page, so every page costs the same.
     """
     table = predictions.c
     query = (
@@ -195,7 +195,7 @@ def page_of_predictions(
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
-        # As float32, like the column: the float64 nearest to 0.7 is another number.
+        # As float32, like the column: the float64 nearest to 0.7 is a different number.
         query = query.where(table.confidence < sa.cast(wanted.below, sa.REAL))
     if wanted.errors:
         query = query.where(table.error.is_not(None))
@@ -210,7 +210,7 @@ def page_of_predictions(
 def stream_predictions(
     ledger: Ledger, job_id: str, wanted: Filter, *, after: int = -1, limit: int | None = None
 ) -> Iterator[Prediction]:
-    """Yield predictions in index order, reading a page at a time: constant memory, no open transaction.
+    """Yield predictions in index order. Read a page at a time, with constant memory and no open transaction.
 
     Raises Conflict at the end if the job was purged meanwhile.
     """
@@ -241,10 +241,10 @@ def _check_all_there(connection: Connection, job_id: str) -> None:
 
 
 def glob_to_regex(glob: str) -> str:
-    r"""Return a shell glob as a regular expression for PostgreSQL and for Python, which answers for SQLite.
+    r"""Return a shell glob as a regular expression for PostgreSQL and for Python, which evaluates SQLite's.
 
-    `*` is any text, `/` included, `?` one character, `[...]` one of these, `[!...]` none of these. A bracket
-    that is never closed stands for itself.
+    `*` is any text, `/` included; `?` is one character; `[...]` is one of these, `[!...]` none of these. A
+    bracket that is never closed stands for itself.
     """
     parts = []
     position = 0
@@ -265,7 +265,7 @@ def glob_to_regex(glob: str) -> str:
 
 
 def _end_of_set(glob: str, start: int) -> int:
-    """Return where the set that begins at `start` closes, or -1. A ] that comes first belongs to it."""
+    """Return where the set that begins at `start` closes, or -1. A leading `]` belongs to the set."""
     first = start + (glob[start : start + 1] in ("!", "^"))
     return glob.find("]", first + 1)
 
@@ -285,33 +285,34 @@ def _set_to_regex(inside: str) -> str:
 
 # ---- ids, as people type them ---------------------------------------------------------------------
 
-#: The fewest characters of an id. Ids begin with their time: six characters cover four minutes.
+#: The fewest characters of an id that are accepted. Ids begin with their time: six characters cover four
+#: minutes.
 MIN_BEGINNING: Final = 6
 
-#: How many ids a message names if several fit.
+#: How many ids a message lists if several match.
 _TOLD: Final = 4
 
 
 def job_named(connection: Connection, typed: str) -> str:
-    """Return the id of the job that is meant, or `typed` itself if no job fits.
+    """Return the id of the job that an id or its beginning means, or `typed` itself if none matches.
 
-    Raises Conflict if several jobs fit, NotFound if it is too short.
+    Raises Conflict if several jobs match, NotFound if too few characters are given.
     """
     return _full_id(connection, "job", jobs.c.id, typed)
 
 
 def run_named(connection: Connection, typed: str) -> str:
-    """Return the id of the training run that is meant, or `typed` itself if no run fits.
+    """Return the id of the training run that an id or its beginning means, or `typed` itself if none matches.
 
-    Raises Conflict if several runs fit, NotFound if it is too short.
+    Raises Conflict if several runs match, NotFound if too few characters are given.
     """
     return _full_id(connection, "training run", training_runs.c.id, typed)
 
 
 def model_named(connection: Connection, typed: str | None) -> Model:
-    """Return the model that is meant by an id or an alias; without one, the champion.
+    """Return the model that an id, the beginning of one, or an alias means; the champion if `typed` is None.
 
-    Raises NotFound, and Conflict if several models fit.
+    Raises NotFound, or Conflict if several models match.
     """
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
@@ -338,7 +339,7 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
 
 # ---- images to retry ------------------------------------------------------------------------------
 
-#: Chunks looked at in one statement: as many errors as they have images are held in memory.
+#: How many chunks one statement reads; up to one error per image of theirs is held in memory.
 _PAGE_CHUNKS: Final = 64
 
 
@@ -350,15 +351,16 @@ class Unlabelled:
     payload_digest: str
     payload_offset: int
     images: int
-    #: Where in the chunk they are, counted from 0, in order.
+    #: Their positions in the chunk, from 0, in order.
     places: list[int]
-    #: They have an error. Otherwise they never got an outcome.
+    #: They got an error. Otherwise they never got an outcome.
     failed: bool
 
 
 def check_retry(connection: Connection, job_id: str) -> str:
-    """The model that the job is pinned to. Raises NotFound; Conflict where its images cannot be tried again,
-    or not yet.
+    """Check that the job's images can be submitted again. Return the id of the job's model.
+
+    Raises NotFound; Conflict if the job has not finished, was purged, or a worker still has images of it.
     """
     status = job_status(connection, job_id)
     if not status.finished:
@@ -375,8 +377,10 @@ def check_retry(connection: Connection, job_id: str) -> str:
 
 
 def check_not_purged(connection: Connection, job_id: str) -> None:
-    """Raises Conflict where the job is being purged, or is gone. Otherwise what was read of its rows before
-    is all there was: a purge marks the job before it removes anything.
+    """Raise Conflict if the job is being purged, or is gone.
+
+    Otherwise the rows that were read before are complete, because a purge marks the job before it removes
+    anything.
     """
     kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
     if connection.scalar(kept) is None:
@@ -387,19 +391,22 @@ def check_not_purged(connection: Connection, job_id: str) -> None:
 
 
 def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> Iterator[Unlabelled]:
-    """In the order of the images, read a page at a time. `failed_only`: only those that got an error; else
-    also those that never got an outcome. Raises Conflict where the job is purged meanwhile.
+    """Yield the images that got no label, in their order, reading a page at a time.
+
+    With `failed_only`, yield only those that got an error; otherwise also those that never got an outcome.
+    Raises Conflict if the job is purged meanwhile.
     """
     after = -1
     while True:
         with ledger.reading() as connection:
             page = connection.execute(_chunks_after(job_id, after)).all()
             errors = list(connection.scalars(_errors_of(job_id, page))) if page else []
-            # After the rows, of which a purge may have left a part; and for the page that ends it as well.
+            # Checked after the rows are read, because a purge may have removed some of them; on the last page
+            # too.
             check_not_purged(connection, job_id)
         for chunk in page:
             failed = chunk.state == ChunkState.DONE
-            if failed:  # all its images have an outcome: they are recorded together
+            if failed:  # all its images have an outcome, because they are recorded together
                 begin = bisect_left(errors, chunk.first_index)
                 end = bisect_left(errors, chunk.first_index + chunk.images)
                 places = [index - chunk.first_index for index in errors[begin:end]]
@@ -431,7 +438,7 @@ def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
 
 
 def _errors_of(job_id: str, page: Sequence[sa.Row[Any]]) -> sa.Select[Any]:
-    """The indices of the images of these chunks that got an error."""
+    """Return the query for the indices of these chunks' images that got an error."""
     return (
         sa.select(predictions.c.index)
         .where(predictions.c.job_id == job_id, predictions.c.error.is_not(None))

@@ -1,7 +1,7 @@
-"""The shadow: a challenger classifies a share of each new job again, and the two are compared.
+"""Shadows: the challenger classifies a share of each new job again, and the results are compared.
 
 A shadow is a job like any other: it has the lowest priority, is pinned to the challenger, and its chunks
-point to the payloads of the job that it shadows. Workers know nothing of it. Comparing is a join of the
+point to the payloads of the job that it shadows. Workers do not know about shadows. A comparison joins the
 predictions of both jobs on the image's index.
 """
 
@@ -20,32 +20,32 @@ from jobs.ledger.models import SHADOW, find_champion, get_model, point_alias
 from jobs.model import Model
 from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
-#: Below every priority that a person can give: a shadow delays no job.
+#: Below every priority that a person can set: a shadow delays no job.
 SHADOW_PRIORITY: Final = -1_000
 
-#: The message if no model is the challenger.
+#: The message if there is no challenger.
 NO_SHADOW: Final = "No model is in the shadow: `labelmill models shadow MODEL` puts one there."
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far a challenger and the models of the jobs that it shadowed agree: those of one model, or all."""
+    """How often a challenger agrees with the models of the jobs that it shadowed, or with one of them."""
 
     model: str
     chunks: int
-    images: int  # that both gave a label
+    images: int  # to which both gave a label
     disagreements: int
-    beside: str | None = None  # the model of the jobs; None: any
+    beside: str | None = None  # the model of the shadowed jobs; None for all
 
     @property
     def share(self) -> float | None:
-        """The share of the images that they disagree on, 0 to 1; None before the first image."""
+        """Return the share of images on which they disagree, 0 to 1; None before the first image."""
         return self.disagreements / self.images if self.images else None
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreed:
-    """One image to which the two gave different labels."""
+    """An image to which the job's model and the challenger gave different labels."""
 
     job: str
     index: int
@@ -57,10 +57,10 @@ class Disagreed:
 
 
 def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | None:
-    """Make the shadow of a job that is complete: a share of its chunks, for the challenger.
+    """Add the shadow of a job that has just been sealed: a share of its chunks, for the challenger.
 
-    Return the shadow's id; None if there is no challenger, it cannot be compared with the job's model, or no
-    chunk is of the share. `share` is 0 to 1. The caller's transaction is the one that seals the job.
+    `share` is 0 to 1. Return the shadow's id, or None if there is no challenger, it cannot be compared with
+    the job's model, or no chunk falls into the share. Call it in the transaction that seals the job.
     """
     challenger_id = find_shadow(connection)
     if challenger_id is None:
@@ -95,15 +95,15 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
 
 
 def is_shadowed(share: float, chunk_id: str) -> bool:
-    """Return whether the chunk belongs to this share of all chunks. The same chunk always gets one answer."""
+    """Return whether the chunk falls into this share, 0 to 1. The answer for a chunk never changes."""
     drawn = int.from_bytes(hashlib.sha256(chunk_id.encode()).digest()[:8], "big")
     return drawn < share * 2**64
 
 
 def begin_shadow(connection: Connection, model_id: str) -> Model:
-    """Make the model the challenger, in place of the present one.
+    """Make the model the challenger, replacing the present one.
 
-    Raises NotFound; Conflict if there is nothing to compare it with.
+    Raises NotFound, or Conflict if there is nothing to compare it with.
     """
     model, champion = get_model(connection, model_id), champion_beside(connection)
     if champion.id == model.id:
@@ -118,7 +118,7 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
 
 
 def champion_beside(connection: Connection) -> Model:
-    """Return the champion, with which a challenger is compared. Raises Conflict if there is none."""
+    """Return the champion, which a challenger is compared with. Raises Conflict if there is none."""
     champion = find_champion(connection)
     if champion is None:
         raise Conflict(
@@ -129,12 +129,12 @@ def champion_beside(connection: Connection) -> Model:
 
 
 def comparable(one: Model, other: Model) -> bool:
-    """Return whether the same pixels and the same labels mean the same to both."""
+    """Return whether both models have the same classes and the same input."""
     return set(one.classes) == set(other.classes) and one.input_spec == other.input_spec
 
 
 def end_shadow(connection: Connection) -> bool:
-    """Let the challenger go; what was compared stays. Return False if there was none."""
+    """Remove the challenger's alias; its results stay. Return False if there was none."""
     return connection.execute(aliases.delete().where(aliases.c.name == SHADOW)).rowcount == 1
 
 
@@ -145,9 +145,9 @@ def find_shadow(connection: Connection) -> str | None:
 
 
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:
-    """Compare a challenger with the models of the jobs that it shadowed; with one model, if that is named.
+    """Compare a challenger with the models of the jobs that it shadowed, or only with the model `beside`.
 
-    A challenger that agrees with one champion may not agree with the next.
+    Agreement with one champion says nothing about the next.
     """
     images, disagreements = connection.execute(
         _compared(
@@ -172,7 +172,7 @@ def compare(connection: Connection, model_id: str, *, beside: str | None = None)
 
 
 def first_disagreements(connection: Connection, model_id: str, *, beside: str, limit: int) -> list[Disagreed]:
-    """Return images to which this challenger gave another label than this model; the latest jobs' first."""
+    """Return at most `limit` images on which the challenger and this model disagree, latest jobs first."""
     query = (
         _compared(
             model_id,
@@ -192,7 +192,7 @@ def first_disagreements(connection: Connection, model_id: str, *, beside: str, l
     return [Disagreed(*row) for row in connection.execute(query)]
 
 
-#: What says which images a chunk has.
+#: The columns that say which images a chunk holds.
 _OF_THE_IMAGES: Final = (
     *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
     chunks.c.payload_offset,
@@ -203,7 +203,7 @@ _CHALLENGER: Final = predictions.alias("challenger")
 
 
 def _compared(model_id: str, beside: str | None, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query over all images to which both gave a label."""
+    """Return the query over all images to which both models gave a label."""
     query = (
         sa.select(*columns)
         .select_from(jobs)

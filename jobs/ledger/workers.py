@@ -1,8 +1,8 @@
-"""Workers: the main process of each writes a heartbeat, its own row, again and again.
+"""Workers: each worker's main process writes its heartbeat, a row of its own, every few seconds.
 
-A row says that ledger and broker answered and how many child processes were ready, at the moment in
-`seen_at`, by the database's clock. `worker.heartbeat` writes them; `labelmill workers`, `ready` and `metrics`
-read them.
+A row says when ledger and broker last answered (`seen_at`, by the database's clock) and how many child
+processes were ready then. `worker.heartbeat` writes the rows; `labelmill workers`, `ready` and `metrics` read
+them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from jobs.schema import RunState, chunks, db_now, training_runs, workers
 #: How often a worker writes its heartbeat.
 HEARTBEAT_SECONDS: Final = 10.0
 
-#: Without one for so long, a worker counts as gone: two may be late, as on a machine that is very busy.
+#: A worker without a heartbeat for this long counts as gone. Two may be late, as on a very busy machine.
 GONE_SECONDS: Final = 30.0
 
-#: It is forgotten after a day: until then people can see that there was one.
+#: The row of a worker without a heartbeat is deleted after a day; until then people can see that it existed.
 FORGOTTEN_SECONDS: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """What a worker says of itself."""
+    """What a worker reports in its heartbeat."""
 
     name: str  # of its main process (`worker.context.owner_name`)
     host: str
@@ -43,27 +43,27 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker, and what it is at."""
+    """A worker, and what it is working on."""
 
     name: str
     host: str
     queue: str
-    processes: int  # that were ready when it was last seen
+    processes: int  # ready at the last heartbeat
     version: str
     started_at: datetime
     seen_at: datetime
-    seen_seconds: float  # ago, by the database's clock
-    chunks: tuple[str, ...]  # ids of those that its processes have claimed
-    run: str | None  # the id of the training run that it is at
+    seen_seconds: float  # since the last heartbeat, by the database's clock
+    chunks: tuple[str, ...]  # ids of the chunks that its processes have claimed
+    run: str | None  # the id of the training run that it works on
 
     @property
     def alive(self) -> bool:
-        """Whether it was seen lately."""
+        """Return whether its last heartbeat is recent."""
         return self.seen_seconds <= GONE_SECONDS
 
 
 def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) -> None:
-    """Write a heartbeat of a worker that was started so many seconds ago."""
+    """Write the heartbeat of a worker that started `up_seconds` ago."""
     values = {
         "host": row.host,
         "queue": row.queue,
@@ -76,13 +76,13 @@ def report_worker(connection: Connection, row: WorkerRow, *, up_seconds: float) 
     connection.execute(
         insert_into(connection, workers)
         .values(name=row.name, **values)
-        # All of it: in a container the process before had the same name.
+        # Replace every column: in a container, the previous process had the same name.
         .on_conflict_do_update(index_elements=[workers.c.name], set_=values)
     )
 
 
 def forget_worker(connection: Connection, name: str) -> None:
-    """Delete the row of a worker that stops."""
+    """Delete the row of a worker that is stopping."""
     connection.execute(workers.delete().where(workers.c.name == name))
 
 
@@ -92,7 +92,7 @@ def forget_lost_workers(connection: Connection) -> None:
 
 
 def list_workers(connection: Connection, *, host: str | None = None) -> list[WorkerStatus]:
-    """Return all workers with a heartbeat within a day, or those of one host; by queue, host and name."""
+    """Return all workers with a heartbeat within a day, or those of one host, by queue, host and name."""
     query = sa.select(workers, db_now().label("now")).order_by(
         workers.c.queue, workers.c.host, workers.c.name
     )
@@ -129,17 +129,17 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
 
 
 def _is_alive() -> sa.ColumnElement[bool]:
-    """Return the condition for a row that was written lately. That of a killed worker stays for a day."""
+    """Return the condition for a recent heartbeat. A killed worker's row stays for a day."""
     return workers.c.seen_at >= db_now(-GONE_SECONDS)
 
 
 def trainer_is_there(connection: Connection) -> bool:
-    """Whether anybody would take a training run that waits."""
+    """Return whether a trainer is running that could claim a training run."""
     return RETRAIN_QUEUE in workers_by_queue(connection)
 
 
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
-    """How many workers are there, and how many processes of theirs have started, by queue."""
+    """Return how many workers are alive and how many processes they have, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
         .where(_is_alive())
