@@ -1,1 +1,1 @@
-"""What a job is, where it waits, and where its outcome is kept: all that producer and worker share."""
+"""Everything that producer and worker share: jobs, the queue, the object store and the ledger."""

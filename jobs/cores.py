@@ -1,4 +1,4 @@
-"""How many cores a process may use: of its machine, or of the container that it is in."""
+"""The number of cores that a process may use, within its machine or container."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 from pathlib import Path
 from typing import Final
 
-#: Where Linux says how much of the processors a container may use: microseconds, of so many microseconds.
+#: Linux's CPU limit of a container: quota and period, in microseconds.
 _CONTAINER_CORES: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Those this process may run on: fewer than the machine has where it is confined to some, or where its
-    container has a limit. A part of a core counts as one.
+    """Return how many cores this process may use. A fraction of a core counts as one.
+
+    They are fewer than the machine has if the process's affinity or its container limits them.
     """
-    # Not on macOS.
+    # macOS has no sched_getaffinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CONTAINER_CORES.read_text().split()
         return min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no container, not on Linux, or "max"
+    except (OSError, ValueError):  # no container, not Linux, or no limit ("max")
         return cores

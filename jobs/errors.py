@@ -1,8 +1,7 @@
-"""Every error Labelmill raises, and by whose fault it is.
+"""Every error that Labelmill raises, by whose fault it is.
 
-The class says what becomes of it: an `ImageError` is stored as that image's outcome, a `JobError` ends its
-job, an `Unavailable` is tried again, a `UserError` is told to the person at the keyboard. The docstring is
-the default message.
+The class decides what happens: an `ImageError` is stored as the image's outcome, a `JobError` ends its job,
+an `Unavailable` is retried, a `UserError` is shown to the user. The docstring is the default message.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """What can become of an image that gets no label. The names are a contract: people query them."""
+    """Why an image got no label. The names are a contract: people query them."""
 
-    UNIDENTIFIED = "unidentified"  # no picture format recognises these bytes
+    UNIDENTIFIED = "unidentified"  # the bytes are of no known image format
     CORRUPT = "corrupt"  # a known format, but broken, truncated or without pixels
-    TOO_LARGE = "too_large"  # over the limit of bytes, pixels or frames
-    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a format not on the short list; an archive that is not read
-    TIMEOUT = "timeout"  # took longer than an image may
-    MODEL_ERROR = "model_error"  # the model answered something that is not a probability
+    TOO_LARGE = "too_large"  # over the limit for bytes, pixels or frames
+    FORMAT_NOT_ALLOWED = "format_not_allowed"  # a format that is not allowed, or an archive that is not read
+    TIMEOUT = "timeout"  # took longer than the limit for an image
+    MODEL_ERROR = "model_error"  # the model returned something that is not a probability
     QUARANTINED = "quarantined"  # kept killing its worker
-    SOURCE_MISSING = "source_missing"  # the file was not there, or not readable, when it was its turn
+    SOURCE_MISSING = "source_missing"  # the file did not exist or could not be read at its turn
     SOURCE_CHANGED = "source_changed"  # the file is not the one that was submitted
-    SOURCE_FORBIDDEN = "source_forbidden"  # a path that leaves its folder, no regular file, a name too long
+    SOURCE_FORBIDDEN = "source_forbidden"  # a path outside its folder, not a regular file, or too long a name
 
 
 class LabelmillError(Exception):
     """Something went wrong in Labelmill."""
 
-    #: What the console command exits with.
+    #: The exit code of the console command.
     exit_code = 1
 
     def __init__(self, message: str | None = None) -> None:

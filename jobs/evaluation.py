@@ -1,4 +1,4 @@
-"""How good a model is on images whose labels are known: the measures, as they are stored and shown.
+"""The evaluation of a model on labelled images: the measures, as they are stored and shown.
 
 `worker.learning.evaluation` computes them, and `jobs.promotion` judges by them.
 """
@@ -8,26 +8,26 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
-#: Edges of the bins in which confidences are counted: bin i holds edges[i] <= confidence < edges[i + 1], and
-#: the last bin its upper edge as well. Finer towards 1, because a good model's confidences are there.
+#: Edges of the bins for confidences: bin i holds edges[i] <= confidence < edges[i + 1], the last one also its
+#: upper edge. Finer towards 1, because most of a good model's confidences are there.
 CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
-#: Bins of equal width in which confidence is compared with accuracy.
+#: How many bins of equal width compare confidence with accuracy.
 CALIBRATION_BINS: Final = 15
 
-#: In `answers`, in place of a class: the model gave no answer.
+#: Stands for a class in `answers` if the model gave no answer.
 NO_ANSWER: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """The images whose confidence lies between `low` and `high`."""
+    """The images with a confidence between `low` and `high`."""
 
     low: float
     high: float
     images: int
     confidence: float  # their mean confidence, 0 if there is no image
-    accuracy: float  # the share of them that is right
+    accuracy: float  # the share of them that got the right label
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Evaluation:
     #: How many images with an answer have a confidence in each bin of CONFIDENCE_EDGES.
     confidence_histogram: tuple[int, ...]
     image_microseconds: float  # time per image in one process, on full batches
-    mistakes: tuple[Mistake, ...]  # the surest ones first, a few dozen at most
+    mistakes: tuple[Mistake, ...]  # highest confidence first, a few dozen at most
 
     @property
     def label_histogram(self) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
-"""What is said where a package is missing that only an extra of Labelmill brings."""
+"""The hint to install an extra of Labelmill whose package is missing."""
 
 from __future__ import annotations
 
 
 def install_hint(*extras: str) -> str:
-    """How to get these extras, to stand behind a colon; without a full stop. It is true of a checkout and of
-    a release alike.
+    """Return how to install these extras, to follow a colon, without a full stop.
+
+    It is true for a checkout and for a release.
     """
     named = " and ".join(repr(extra) for extra in extras)
     word = "extra" if len(extras) == 1 else "extras"

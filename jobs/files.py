@@ -1,4 +1,4 @@
-"""Files of ours on a local disk: private, and there whole or not at all."""
+"""Our own files on a local disk: private, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from typing import Final
 _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
 
-#: A file that is being written has its name with a dot before it and so much chance behind it.
+#: An unfinished file has the final name with a dot before it and this much randomness after it.
 _CHANCE_BYTES: Final = 4
 _UNFINISHED: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _CHANCE_BYTES}}}")
 
-#: So many pieces the system takes at a time (IOV_MAX, of Linux and macOS).
+#: How many pieces one system call takes (IOV_MAX on Linux and macOS).
 _PIECES: Final = 1024
 
-#: What a killed process left in a folder for the time being is removed so much later. Nothing of ours needs
-#: such a folder for an hour.
+#: A temporary folder that a killed process left is removed after this time. No process of ours needs one for
+#: an hour.
 _LEFTOVER_SECONDS: Final = 24 * 3600
 
-#: What is taken from the permissions of all that a program of somebody else's makes for us.
+#: The umask for files that other programs or libraries create for us.
 PRIVATE_UMASK: Final = 0o077
 
 
 def make_private_folder(path: Path) -> list[Path]:
-    """Makes the folder where there is none, and those above it; every one it makes is its owner's alone.
-    Gives back those that were missing, the uppermost first. Raises OSError.
+    """Create the folder and its missing parents, accessible only to the owner. Raises OSError.
+
+    Return the folders that were missing, topmost first.
     """
-    # Not mkdir(parents=True): that gives its mode to the last folder only.
+    # Not mkdir(parents=True), which applies the mode to the last folder only.
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     missing.reverse()
     for folder in missing:
@@ -47,11 +48,12 @@ def make_private_folder(path: Path) -> list[Path]:
 
 
 def make_private_file(path: Path) -> None:
-    """Makes an empty file where there is none. Raises OSError, also where what is there is no file, or not
-    one that may be read and written.
+    """Create an empty file, accessible only to the owner, unless it exists.
+
+    Raises OSError, also if the path is a folder, or a file that cannot be read and written.
     """
-    # A file that is there is not even opened: closing it would take away the locks that SQLite has on it in
-    # this process, and another process that is done with the database then deletes its journal under us.
+    # An existing file is not even opened: closing it would release the locks that SQLite has on it in this
+    # process, and another process that finishes with the database would then delete its journal.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE_FILE))
     except FileExistsError:
@@ -63,13 +65,15 @@ def make_private_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `parent`, which is made where there is none; gone afterwards. Those of this prefix that
-    were left by a killed process are removed with it, a day later. Raises OSError.
+    """Create a temporary folder in `parent`, and delete it at the end. Raises OSError.
+
+    `parent` is created if it does not exist. Folders with this prefix that a killed process left more than a
+    day ago are deleted too.
     """
     make_private_folder(parent)
     oldest = time.time() - _LEFTOVER_SECONDS
     for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # it is another's, or another is removing it
+        with contextlib.suppress(OSError):  # another user's, or another process is removing it
             if left.lstat().st_mtime < oldest:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
@@ -83,7 +87,7 @@ def append_privately(path: Path) -> FileIO:
 
 @contextlib.contextmanager
 def private_umask() -> Iterator[None]:
-    """Within it all that this process makes is its owner's alone, also by code that is not ours."""
+    """Make all files that this process creates in the block private, also those that other code creates."""
     before = os.umask(PRIVATE_UMASK)
     try:
         yield
@@ -92,8 +96,9 @@ def private_umask() -> Iterator[None]:
 
 
 def write_whole(path: Path, *pieces: bytes) -> None:
-    """Writes a private file of these pieces; when this returns it survives a power cut as well as its folder
-    does, until then there is none of it. Raises OSError.
+    """Write a private file from these pieces, atomically. Raises OSError.
+
+    Readers see the whole file or none. Once this returns, it survives a power cut, if its folder does.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(_CHANCE_BYTES)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
@@ -108,26 +113,28 @@ def write_whole(path: Path, *pieces: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    # The rename itself lies in the folder.
+    # The rename is a change of the folder.
     sync(path.parent)
 
 
 def unfinished(name: str) -> str | None:
-    """Of which file this is a part that `write_whole` has left when it was killed, by its name; None where it
-    is none.
+    """Return the name of the file that an unfinished file of `write_whole` was to become.
+
+    Return None if `name` is not that of an unfinished file.
     """
     found = _UNFINISHED.fullmatch(name)
     return found[1] if found else None
 
 
 def _write(descriptor: int, pieces: Sequence[bytes]) -> None:
-    """Writes all pieces, many with each call: a file object makes two of each photograph, which take the
-    system nearly twice as long. Raises OSError.
+    """Write all pieces, many with each call. Raises OSError.
+
+    A file object needs two calls per photograph, which takes nearly twice the system time.
     """
     rest = [memoryview(piece) for piece in reversed(pieces) if piece]  # the next one last
     while rest:
         written = os.writev(descriptor, rest[: -_PIECES - 1 : -1])
-        while written:  # which may be less than all
+        while written:  # a call may write only a part
             piece = rest.pop()
             if written < len(piece):
                 rest.append(piece[written:])
@@ -135,9 +142,7 @@ def _write(descriptor: int, pieces: Sequence[bytes]) -> None:
 
 
 def sync(path: Path) -> None:
-    """When this returns, what is in the file, or was made in the folder, survives a power cut. Raises
-    OSError.
-    """
+    """Make the file's content, or the folder's entries, survive a power cut. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

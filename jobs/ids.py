@@ -1,4 +1,4 @@
-"""Identifiers of jobs, chunks and training runs: short, opaque, in order of their making."""
+"""Ids of jobs, chunks and training runs: short, opaque, and sorted by creation time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import secrets
 import time
 from typing import Final
 
-#: Crockford's base 32: no letter that can be taken for a digit.
+#: Crockford's base 32: no letter that can be mistaken for a digit.
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 
-#: 16 characters hold 80 bits: 48 of milliseconds since 1970, 32 of chance.
+#: 16 characters hold 80 bits: 48 for milliseconds since 1970, 32 random.
 ID_LENGTH: Final = 16
 _PATTERN: Final = re.compile(rf"[{_ALPHABET}]{{{ID_LENGTH}}}")
 
 
 def new_id(*, after: str | None = None) -> str:
-    """A fresh identifier; one made in a later millisecond sorts after it, and it sorts `after` that one
-    whatever the clocks of the two who made them say.
+    """Return a new id. One made in a later millisecond sorts after it.
+
+    With `after`, it also sorts after that id, even if the clocks of the two hosts differ.
     """
     number = time.time_ns() // 1_000_000 << 32 | secrets.randbits(32)
     if after is not None:
@@ -26,22 +27,28 @@ def new_id(*, after: str | None = None) -> str:
 
 
 def is_id(text: object) -> bool:
-    """Whether this is an identifier as `new_id` makes them."""
+    """Return whether this is an id as `new_id` makes them."""
     return isinstance(text, str) and _PATTERN.fullmatch(text) is not None
 
 
 def first_id(beginning: str) -> str:
-    """The lowest identifier that begins so; none where it cannot be the beginning of one."""
+    """Return the lowest id with this beginning.
+
+    If no id can begin so, the result is not an id.
+    """
     return beginning.ljust(ID_LENGTH, _ALPHABET[0])
 
 
 def last_id(beginning: str) -> str:
-    """The highest identifier that begins so; none where it cannot be the beginning of one."""
+    """Return the highest id with this beginning.
+
+    If no id can begin so, the result is not an id.
+    """
     return beginning.ljust(ID_LENGTH, _ALPHABET[-1])
 
 
 def id_seconds(identifier: str) -> float:
-    """When it was made, in seconds since 1970, by the clock of who made it."""
+    """Return when the id was made, in seconds since 1970, by the clock of the host that made it."""
     return (_number(identifier) >> 32) / 1000
 
 

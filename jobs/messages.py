@@ -1,7 +1,7 @@
-"""The messages: a wake-up, which names nothing, and a training run's, which names the run.
+"""The messages: a wake-up, which names no chunk, and a training run's message, which names the run.
 
-The ledger decides what is next (`jobs.ledger.claims`, `jobs.ledger.runs`), so a message that is lost, doubled
-or late costs nothing but time.
+The ledger decides what is next (`jobs.ledger.claims`, `jobs.ledger.runs`), so a lost, duplicate or late
+message costs only time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MessageError(LabelmillError):
 def check_wake_up(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Check the arguments of a wake-up, which has none. Raises MessageError.
 
-    A message of an older version names a chunk: it is a wake-up as well.
+    A message of an older version names a chunk. It counts as a wake-up too.
     """
     if kwargs or len(args) > 1 or (args and not is_id(args[0])):
         raise MessageError("it is no wake-up")

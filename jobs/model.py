@@ -1,7 +1,7 @@
-"""What a model is: an immutable trained version, and how a picture becomes its input.
+"""The model: an immutable trained version, and how an image becomes its input.
 
-The declaration is stored with the model, so that training, evaluation and prediction cannot drift apart.
-The code that carries it out is `worker.predicting.decode`.
+The input spec is stored with the model, so that training, evaluation and prediction cannot diverge.
+`worker.predicting.decode` implements it.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ Invert = Literal["never", "always", "dark_on_light"]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a picture becomes the model's input: uint8 of shape (height, width), or (height, width, 3) for RGB.
+    """How an image becomes the model's input: uint8 of shape (height, width), or (height, width, 3) for RGB.
 
-    The steps, in this order: turn the picture as its EXIF orientation says; lay transparency over white;
-    convert to `mode`; resize to `width` x `height` pixels with `resampling`; invert if `invert` says so.
+    The steps, in this order: rotate the image as its EXIF orientation says; composite transparency over
+    white; convert to `mode`; resize to `width` x `height` pixels with `resampling`; invert if `invert` says
+    so.
     """
 
     width: int
     height: int
     mode: Mode = "L"
     resampling: Resampling = "bilinear"
-    #: `dark_on_light` inverts a picture whose border is brighter than mid-grey: ink on paper becomes
-    #: what MNIST is, light strokes on black.
+    #: `dark_on_light` inverts an image whose border is brighter than mid-grey: ink on paper becomes light
+    #: strokes on black, as in MNIST.
     invert: Invert = "never"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input array."""
+        """Return the shape of one input array."""
         return (self.height, self.width) if self.mode == "L" else (self.height, self.width, 3)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for the ledger."""
+        """Return it as a JSON object, for the ledger."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """From the ledger's JSON object. Raises TypeError on unknown or missing fields."""
+        """Read the ledger's JSON object. Raises TypeError on unknown or missing fields."""
         return cls(**value)
 
 
-#: MNIST's own shape. Ink on paper is inverted, MNIST itself (black border) is left alone.
+#: MNIST's own shape. Ink on paper is inverted; MNIST itself, with its black border, is not.
 MNIST_INPUT = InputSpec(width=28, height=28, mode="L", resampling="bilinear", invert="dark_on_light")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One row of the registry."""
+    """A registered model: one row of the ledger."""
 
     id: str
     architecture: str
@@ -68,7 +69,7 @@ class Model:
     aliases: tuple[str, ...] = ()
 
     def check_class(self, label: str) -> None:
-        """Raises UserError for a label that is none of its classes."""
+        """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
                 f"{label!r} is no class of model {self.id}; its classes are {', '.join(self.classes)}."

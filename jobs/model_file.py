@@ -1,9 +1,9 @@
-"""What a model's file may be: a `.keras` archive of known layers and nothing else, told without Keras.
+"""Check a model's file without Keras: it must be a `.keras` archive of known layers and nothing else.
 
-Loading a model builds whatever classes its config names, and classes that run code (`Lambda`), open files
-(`StringLookup`, `TFSMLayer`) or reach for any function of Keras have been ways into the loading process again
-and again: CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So a file is looked at
-before Keras parses it, and what may stand in it is listed; what Keras's own safe mode refuses comes on top.
+Loading a model builds every class that its config names. Classes that run code (`Lambda`), open files
+(`StringLookup`, `TFSMLayer`) or call any function of Keras have repeatedly led to code execution:
+CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So only what is listed here may be in
+a file, and that is checked before Keras parses it. Keras's own safe mode applies as well.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jobs.errors import ModelRefused
 
 _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 
-#: Of `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
+#: The limit for `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
 _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 
 #: What zipfile raises on broken archives.
 _DAMAGE: Final = (
     zipfile.BadZipFile,
-    ArithmeticError,  # of a place in the file that no number of the machine's holds
+    ArithmeticError,  # for an offset that is out of range
     EOFError,
     NotImplementedError,
     OSError,
@@ -35,7 +35,7 @@ _DAMAGE: Final = (
 _ZIP: Final = b"PK\x03\x04"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
-#: Modules any class of which may stand in a config: they hold numbers and formulas.
+#: Modules whose classes may all be used: they hold numbers and formulas.
 _MODULES: Final = (
     "keras.activations",
     "keras.constraints",
@@ -46,8 +46,8 @@ _MODULES: Final = (
     "keras.regularizers",
 )
 
-#: Of the layers those that compute on images, and none that runs code of the file, opens another file, or
-#: wraps a layer of another library.
+#: Layers that compute on images. None runs code from the file, opens another file, or wraps another library's
+#: layer.
 _LAYERS: Final = frozenset(
     (
         *("Activation", "Add", "AlphaDropout", "Average", "AveragePooling2D", "BatchNormalization"),
@@ -70,14 +70,14 @@ _CLASSES: Final = {
 
 _CLASS_NAME: Final = re.compile(r"[A-Z][A-Za-z0-9]*")
 
-#: A built-in function, such as an activation; not those that look for another one by its name.
+#: A built-in function, such as an activation, except those that look up another one by its name.
 _FUNCTION_NAME: Final = re.compile(r"(?!(?:get|serialize|deserialize)$)[a-z][a-z0-9_]*")
 
 
 def check_model_file(data: bytes) -> None:
-    """Raises ModelRefused, with the reason in a sentence, unless this is a `.keras` file of known layers.
+    """Check that this is a `.keras` file of known layers. Raises ModelRefused with the reason.
 
-    Its weights are not looked into: Keras reads them as numbers, and refuses links to other files.
+    Its weights are not inspected: Keras reads them as numbers, and refuses links to other files.
     """
     if data.startswith(_HDF5):
         raise ModelRefused("It is an HDF5 file, not a .keras file; loading one can run code.")
@@ -92,13 +92,15 @@ def check_model_file(data: bytes) -> None:
             _read_json(archive, "metadata.json")
             _check_config(_read_json(archive, "config.json"))
     except _DAMAGE as error:
-        # Its first line says enough.
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelRefused(f"It is not a whole .keras file: {reason}.") from None
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raises ModelRefused unless the members are Keras's three, stored as they are: nothing can expand."""
+    """Check that the members are Keras's three, uncompressed. Raises ModelRefused.
+
+    Uncompressed members cannot expand.
+    """
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(names) != len(_MEMBERS) or set(names) != _MEMBERS:
@@ -127,7 +129,7 @@ def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _check_config(config: dict[str, Any]) -> None:
-    """Raises ModelRefused where anything in the config, however deep, would be built and is not listed."""
+    """Check that everything the config would build, at any depth, is listed. Raises ModelRefused."""
     if "class_name" not in config:
         raise ModelRefused("Its config.json names no class.")
     waiting: list[Any] = [config]
@@ -142,11 +144,11 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def _check_object(value: dict[str, Any]) -> None:
-    """Raises ModelRefused unless this object of the config is one that may be built."""
+    """Check that this object of the config may be built. Raises ModelRefused."""
     module, name = value.get("module"), value["class_name"]
-    if name == "__keras_tensor__" and module is None:  # a place in a graph of layers: a name and two numbers
+    if name == "__keras_tensor__" and module is None:  # a node in a graph of layers: a name and two numbers
         return
-    # A function is named in `config`, and where it is to be found may be left to Keras.
+    # A function has its name in `config`, and may leave its module to Keras.
     named = value.get("config") if name == "function" else name
     if not (
         isinstance(module, str) and isinstance(named, str) and value.get("registered_name") in (None, named)

@@ -1,11 +1,11 @@
 """The payload: one file in the store that holds a chunk's names and image bytes.
 
-A msgpack array `[version, names, contents]`. `contents` holds, for each name, the image's bytes; or a map of
-`url`, `sha256` and `size` for an image that was submitted by reference; or `[code, detail]` for an image that
-could not even be read when it was submitted.
+It is a msgpack array `[version, names, contents]`. For each name, `contents` holds the image's bytes; or a
+map of `url`, `sha256` and `size` if the image was submitted by reference; or `[code, detail]` if it could not
+be read when it was submitted.
 
-What a payload is verified by, its digest, is a BLAKE3: that takes a half to a quarter of what SHA-256 takes
-where a processor has instructions for the latter, and a fifth to a tenth where it has none.
+Payloads are verified by a BLAKE3 digest: it takes a quarter to half of the time of SHA-256 on a processor
+with SHA instructions, and a tenth to a fifth on one without.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from jobs.errors import ErrorCode, ImageError, PayloadDamaged
 from jobs.references import Reference
 from jobs.store import Store
 
-#: Below this key of the store lie all payloads.
+#: The store's folder of all payloads.
 PAYLOADS: Final = "payloads"
 
 _VERSION: Final = 3
 
-#: How payloads of the versions before begin: an array of three, and the first of these. Their digest is a
-#: SHA-256.
+#: The first bytes of payloads of versions 1 and 2, whose digest is a SHA-256: an array of three, then the
+#: version.
 _OLD: Final = (b"\x93\x01", b"\x93\x02")
 
-#: A path may be no UTF-8, and must lead to its file all the same.
+#: A path may not be valid UTF-8, and must still lead to its file.
 _UNICODE_ERRORS: Final = "surrogateescape"
 
-#: An image from this size on is a piece of its own, and never copied: a copy of all costs photographs a
-#: fifth of what a producer has to do for them, and three times the chunk's memory.
+#: An image of at least this size is a piece of its own and is never copied. Copying would cost a producer of
+#: photographs a fifth of its time, and three times the chunk's memory.
 _LARGE: Final = 16 * 1024
 
-#: Before the bytes of such a piece: msgpack's `bin 32` (its specification, "bin format family").
+#: What precedes the bytes of such a piece: msgpack's `bin 32` (its specification, "bin format family").
 _LARGE_HEAD: Final = struct.Struct(">BI")
 _BIN_32: Final = 0xC6
 
@@ -46,13 +46,13 @@ Content = bytes | Reference | ImageError
 
 
 class Payload(NamedTuple):
-    """Images, in order: names, and beside each its bytes, where they are, or why there are none."""
+    """Images in order: their names, and for each its bytes, a reference to them, or the error that it got."""
 
     names: list[str]
     contents: list[Content]
 
     def part(self, offset: int, images: int) -> Payload:
-        """Return so many images, from the one at `offset`. Raises PayloadDamaged if it holds fewer."""
+        """Return `images` images from position `offset`. Raises PayloadDamaged if there are fewer."""
         end = offset + images
         if len(self.names) != len(self.contents) or len(self.names) < end:
             raise PayloadDamaged(
@@ -62,19 +62,19 @@ class Payload(NamedTuple):
 
 
 def payload_key(job_id: str, chunk_id: str) -> str:
-    """Where a chunk's payload lies in the store."""
+    """Return the key of a chunk's payload in the store."""
     return f"{payload_folder(job_id)}/{chunk_id}.msgpack"
 
 
 def payload_folder(job_id: str) -> str:
-    """Where all payloads of a job lie in the store."""
+    """Return the key of the folder that holds a job's payloads."""
     return f"{PAYLOADS}/{job_id}"
 
 
 def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[bytes]:
-    """The file's bytes, in pieces: a large image is one of them."""
+    """Return the file's bytes in pieces, with each large image as a piece of its own."""
     if set(map(type, contents)) == {bytes} and max(map(len, cast("Sequence[bytes]", contents))) < _LARGE:
-        # As the rest would have it, in one step for all.
+        # The same bytes as below, in one step.
         return [msgpack.packb([_VERSION, list(names), list(contents)], unicode_errors=_UNICODE_ERRORS)]
     packer = msgpack.Packer(unicode_errors=_UNICODE_ERRORS, autoreset=False)
     packer.pack_array_header(3)
@@ -94,7 +94,7 @@ def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[byte
 
 
 def payload_digest(*pieces: bytes) -> str:
-    """Of a payload's bytes, 256 bits in hex."""
+    """Return the digest of a payload's bytes: 256 bits in hex."""
     digest = hashlib.sha256() if pieces[0][:2] in _OLD else blake3()
     for piece in pieces:
         digest.update(piece)
@@ -102,9 +102,9 @@ def payload_digest(*pieces: bytes) -> str:
 
 
 def read_payload(store: Store, key: str, digest: str) -> Payload:
-    """Read a payload from the store and check it.
+    """Read a payload from the store and verify it.
 
-    Raises PayloadDamaged if the file is gone or is not what was stored; Unavailable if the store cannot be
+    Raises PayloadDamaged if the file is gone or is not what was stored, Unavailable if the store cannot be
     reached.
     """
     try:

@@ -1,5 +1,5 @@
-"""Reading files that others own: never more bytes than may be, and nothing is opened that could block."""
-# Descriptors are bare here: a file object costs more than the reading itself.
+"""Read files that others own: never more bytes than allowed, and nothing is opened that could block."""
+# Plain descriptors, because a file object costs more than the reading itself.
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import Final, TypeVar
 
 from jobs.errors import ErrorCode, ImageError
 
-#: O_NONBLOCK: should a FIFO have taken the file's place since it was listed, opening it must not hang.
+#: O_NONBLOCK: if a FIFO has replaced the file since it was listed, opening it must not block.
 OPEN: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 _OPEN_NO_LINK: Final = OPEN | os.O_NOFOLLOW
 
-#: Of a file that is longer than it says, read at a time.
+#: How many bytes one call reads from a file that is longer than its size says.
 _PART_BYTES: Final = 1024 * 1024
 
-#: A file of fewer bytes is read without a question. To ask for the size of one takes a fifteenth of what
-#: reading it does.
+#: A smaller file is read without asking for its size, which would cost a fifteenth of reading it.
 _SMALL: Final = 4 * 1024
 
-#: What the system says where a socket is opened, a pipe is read from a place, or a folder is read.
+#: The errors of opening a socket, and of reading a pipe at an offset, or a folder.
 _NOT_REGULAR: Final = frozenset((errno.ENXIO, errno.ESPIPE, errno.EISDIR))
 
 _Error = TypeVar("_Error", bound=Exception)
 
 
 def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
-    """All bytes of a regular file. Without `follow`, a symlink in its place is an error.
+    """Return all bytes of a regular file. Without `follow`, a symlink in its place is an error.
 
-    Raises OSError where it cannot be read, ImageError where it is no regular file (`source_forbidden`) or has
+    Raises OSError if it cannot be read, ImageError if it is not a regular file (`source_forbidden`) or has
     more than `max_bytes` (`too_large`).
     """
     contents, error = read_files((path,), max_bytes=max_bytes, follow=follow, enough=1)
@@ -44,8 +43,10 @@ def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
 def read_files(
     paths: Iterable[str], *, max_bytes: int, follow: bool, enough: int
 ) -> tuple[list[bytes], ImageError | OSError | None]:
-    """What `read_regular` gives of each file, and what it raises of the next one, where that cannot be read:
-    then nothing of those after it. Nor, where they are not all small, of what comes after `enough` bytes.
+    """Return the contents of the files, in order, and the error of the first that cannot be read, or None.
+
+    Each file is read as by `read_regular`. Reading stops at the first error, and once the larger files have
+    `enough` bytes together.
     """
     contents: list[bytes] = []
     flags, size = OPEN if follow else _OPEN_NO_LINK, 0
@@ -54,9 +55,9 @@ def read_files(
         for path in paths:
             descriptor = os.open(path, flags)
             try:
-                # A small file is all there in one answer, and is not asked what it is: a pipe and a socket
-                # cannot be read from a place, a folder not at all, and a device gives nothing or all that it
-                # is asked for.
+                # One call reads a small file completely, and its type need not be checked: a pipe or a socket
+                # cannot be read at an offset, a folder cannot be read at all, and a device returns nothing or
+                # all that was asked for.
                 data = os.pread(descriptor, first, 0)
                 if not 0 < len(data) < first:
                     data = _read_larger(descriptor, max_bytes)
@@ -74,20 +75,20 @@ def read_files(
 
 
 def _alone(error: _Error) -> _Error:
-    """Without its frames, which hold on to all that was read before it."""
+    """Return the error without its traceback, whose frames hold all that was read before it."""
     return error.with_traceback(None)
 
 
 def _read_larger(descriptor: int, max_bytes: int) -> bytes:
-    """All bytes of a file that is open, and of which it is not known what it is."""
+    """Return all bytes of an open file that may not be a regular one. Raises ImageError, OSError."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise _not_regular()
     if found.st_size > max_bytes:
         raise too_large(max_bytes)
-    # One byte more than it should have: a short answer is the end of the file, without a second read.
+    # Ask for one byte more than its size: if exactly the size comes, that is the end, without a second call.
     data = os.pread(descriptor, found.st_size + 1, 0)
-    if len(data) != found.st_size:  # it is growing or shrinking as it is read
+    if len(data) != found.st_size:  # it grows or shrinks while it is read
         os.lseek(descriptor, len(data), os.SEEK_SET)
         data += read_up_to(
             max_bytes + 1 - len(data), lambda size: os.read(descriptor, min(size, _PART_BYTES))
@@ -98,7 +99,10 @@ def _read_larger(descriptor: int, max_bytes: int) -> bytes:
 
 
 def read_up_to(size: int, read: Callable[[int], bytes]) -> bytes:
-    """So many bytes, or fewer where there are no more: `read` gives some, up to a number, none at the end."""
+    """Return `size` bytes, or fewer if the source ends first.
+
+    `read` takes a maximum and returns some bytes, none at the end.
+    """
     parts = []
     while size > 0 and (part := read(size)):
         parts.append(part)
@@ -107,12 +111,12 @@ def read_up_to(size: int, read: Callable[[int], bytes]) -> bytes:
 
 
 def too_large(max_bytes: int) -> ImageError:
-    """Of an image with more bytes than may be."""
+    """Return the error for an image with more than `max_bytes`."""
     return ImageError(ErrorCode.TOO_LARGE, f"more than {max_bytes} bytes")
 
 
 def why(error: OSError | ValueError) -> str:
-    """The system's own words, without the path; a ValueError's are about a name that no file can have."""
+    """Return the system's reason without the path, or the text of a ValueError (an impossible file name)."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

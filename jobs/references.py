@@ -1,9 +1,9 @@
-"""References: images that stay where they are, and are read there by whichever worker has their chunk.
+"""References: images that stay where they are, and are read there by the worker that has their chunk.
 
-Only below the roots that a setting allows, LABELMILL_REFERENCE_ROOTS. Without them, whoever may submit could
-have a worker open any file that it can, and any address that it reaches.
+They must be below a root that LABELMILL_REFERENCE_ROOTS allows. Otherwise anyone who can submit could make a
+worker open any file and any address that it can reach.
 """
-# Paths are strings here: pathlib costs more than the reading itself.
+# Paths are strings here, because pathlib costs more than the reading itself.
 # ruff: noqa: PTH112, PTH118
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jobs.errors import ErrorCode, ImageError, SettingsError, Unavailable
 from jobs.reading import read_regular, too_large, why
 from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, read_object, shown_url
 
-#: What a network file system answers that is away, and a process that is out of something. The file is not
-#: to blame, the next try may go well.
+#: Errors of a network file system that cannot be reached, and of a process that lacks memory or descriptors.
+#: The file is not to blame, and the next attempt may succeed.
 _AWAY: Final = frozenset(
     {
         errno.ESTALE,
@@ -41,7 +41,7 @@ _AWAY: Final = frozenset(
 
 
 class Reference(NamedTuple):
-    """An image in a payload that is somewhere else."""
+    """An image that a payload refers to instead of holding its bytes."""
 
     url: str  # an absolute path, or an fsspec URL
     sha256: str  # of its bytes, in hex
@@ -49,18 +49,18 @@ class Reference(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a path leads."""
+    """A local file that a path leads to."""
 
     resolved: str  # absolute, without symlinks
-    root: str  # as it is set
-    spelled: str  # the same place, as seen from the root
+    root: str  # as configured
+    spelled: str  # the same file, as a path that begins with the root
 
 
 class Roots:
     """The folders and URLs below which images may be read by reference."""
 
     def __init__(self, roots: Iterable[str]) -> None:
-        """Touches nothing yet. Raises SettingsError where a root is not one."""
+        """Take the roots, without any access yet. Raises SettingsError if a root is invalid."""
         self._roots = tuple(roots)
         self._folders: list[str] = []
         self._prefixes: list[str] = []
@@ -75,28 +75,29 @@ class Roots:
                 raise SettingsError(f"LABELMILL_REFERENCE_ROOTS: {shown_url(root)}: {error}") from None
 
     def __bool__(self) -> bool:
-        """Whether anything is allowed."""
+        """Return whether any root is allowed."""
         return bool(self._roots)
 
     def __str__(self) -> str:
         return ", ".join(self._roots) or "nowhere"
 
     def locate(self, source: str) -> str:
-        """What a reference to this path or URL says: a path absolute, without symlinks, and from its root as
-        that is set, because another machine may have the root mounted elsewhere.
+        """Return the path or URL to store in a reference.
 
-        Raises ImageError (`source_forbidden`) where it lies below no root.
+        A path is made absolute, without symlinks, and begins with its root as configured, because another
+        machine may have the root mounted elsewhere. Raises ImageError (`source_forbidden`) if the source is
+        below no root.
         """
         path = _local(source)
         return self._normal_below(source) if path is None else self._resolve(path).spelled
 
     def read(self, reference: Reference, *, max_bytes: int) -> bytes:
-        """The referenced image's bytes, the same that were submitted.
+        """Return the referenced image's bytes, checked to be the ones that were submitted.
 
-        Raises ImageError: `source_forbidden` outside of the roots and where it is no regular file,
-        `source_missing` where it is not there or not readable, `source_changed` where it is not what was
-        submitted, `too_large` where it is over `max_bytes`. Raises Unavailable where it cannot be told,
-        because the root itself or the network is away.
+        Raises ImageError: `source_forbidden` if it is not below a root or not a regular file,
+        `source_missing` if it does not exist or cannot be read, `source_changed` if it is not what was
+        submitted, `too_large` if it has more than `max_bytes`. Raises Unavailable if the root itself or the
+        network cannot be reached.
         """
         path = _local(reference.url)
         read = (
@@ -140,7 +141,7 @@ class Roots:
 
 
 def _local(source: str) -> str | None:
-    """The path that a source names; None where it is a URL of elsewhere."""
+    """Return the path that a source names, or None if it is a URL."""
     try:
         path = local_path(source)
     except ValueError as error:
@@ -149,8 +150,9 @@ def _local(source: str) -> str | None:
 
 
 def _normal(url: str) -> str:
-    """One spelling for a URL's scheme and host, the rest as it is. Raises ValueError where a server, or
-    fsspec, could take it for another place than it says.
+    """Return a URL with its scheme, and for the web its host, in lower case.
+
+    Raises ValueError if a server, or fsspec, could take the URL for another place than it says.
     """
     if is_chained(url):
         raise ValueError("it chains file systems")
@@ -176,8 +178,9 @@ def _normal(url: str) -> str:
 
 
 def _read_file(place: _Place, size: int) -> bytes:
-    """Opens what was found to lie below the root. Were a folder on the way there exchanged for a symlink at
-    this moment, the SHA-256 would still have to be right. Raises ImageError, Unavailable.
+    """Read a file that was found to be below a root. Raises ImageError, Unavailable.
+
+    If a folder on the path has been replaced by a symlink since, the SHA-256 must still match.
     """
     try:
         return read_regular(place.resolved, max_bytes=size, follow=False)
@@ -188,7 +191,7 @@ def _read_file(place: _Place, size: int) -> bytes:
 
 
 def _read_object(url: str, size: int) -> bytes:
-    """Raises ImageError, Unavailable."""
+    """Read the object at a URL. Raises ImageError, Unavailable."""
     try:
         filesystem, path = open_remote(url)
     except (ValueError, ImportError) as error:

@@ -1,7 +1,7 @@
-"""The model registry: immutable model files in the store, their rows in the ledger, and the champion.
+"""The model registry: immutable model files in the store, and their rows in the ledger.
 
-A file lies under its SHA-256, which is checked before anything parses it, and so is what it is made of
-(`jobs.model_file`): loading a Keras file can run code.
+A file's key is its SHA-256. The hash and the content (`jobs.model_file`) are checked before anything parses
+the file, because loading a Keras file can run code.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def register_model(
     accuracy: float | None,
     metrics: dict[str, Any],
 ) -> Model:
-    """A new model from the bytes of a `.keras` file: first the file, then its row.
+    """Register a model from the bytes of a `.keras` file: store the file, then add its row.
 
-    Raises ModelRefused where it is of another format or names what may not be loaded, Unavailable.
+    Raises ModelRefused if the file has another format or names what may not be loaded, Unavailable.
     """
     check_model_file(data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -57,10 +57,10 @@ def register_model(
 
 
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
-    """The model's file on this machine, its SHA-256 checked at each call.
+    """Return the path of the model's file on this machine. Its SHA-256 is checked at each call.
 
-    Raises ModelRefused where it is gone, is not the file that was registered or may not be loaded,
-    Unavailable where the store cannot be reached, or this machine cannot keep the file.
+    Raises ModelRefused if the file is gone, is not the one that was registered or may not be loaded,
+    Unavailable if the store cannot be reached or this machine cannot keep the file.
     """
     cached = cache_dir / "models" / f"{model.sha256}.keras"
     with _at_hand(cached.parent):
@@ -81,8 +81,9 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
 
 @contextmanager
 def _at_hand(folder: Path) -> Iterator[None]:
-    """Raises Unavailable where the folder of models cannot be used: a full disk, or somebody else's folder,
-    is the fault of no image and of no model.
+    """Raise Unavailable if the folder of models cannot be used.
+
+    A full disk, or a folder of another user, is not the fault of an image or a model.
     """
     try:
         yield
@@ -93,10 +94,9 @@ def _at_hand(folder: Path) -> Iterator[None]:
 
 
 def check_stored(store: Store, model: Model) -> None:
-    """Whether the model can be served: its file is in the store and the one that was registered, whatever
-    copies there are.
+    """Check that the store holds the model's file as it was registered, whatever is cached.
 
-    Raises ModelRefused where it is not, Unavailable where the store cannot be reached.
+    Raises ModelRefused if it does not, Unavailable if the store cannot be reached.
     """
     _read_stored(store, model)
 
@@ -121,7 +121,7 @@ def _read_stored(store: Store, model: Model) -> bytes:
 
 
 def model_key(sha256: str) -> str:
-    """Where a model's file lies in the store."""
+    """Return the key of a model's file in the store."""
     return f"models/{sha256}.keras"
 
 

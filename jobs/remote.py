@@ -1,7 +1,8 @@
-"""What lies behind URLs, through fsspec: how it is read and written, and what the packages' exceptions mean.
+"""Remote files, through fsspec: how they are read and written, and what the packages' exceptions mean.
 
-Each protocol has a package of its own, and each package its own exceptions. What says that one object is not
-there, or not for us, becomes that; all else is Unavailable, because the next try may go well.
+Each protocol has its own package, and each package its own exceptions. An exception that says that an object
+does not exist or is forbidden becomes the OSError for that; all others become Unavailable, because a retry
+may succeed.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ from jobs.reading import read_up_to, too_large
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Scheme, user and address of a URL, where the address is one of IPv6.
+#: Scheme, user and host of a URL whose host is an IPv6 address.
 _IPV6_HOST: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/@]*@)?\[[0-9A-Fa-f:.]+\]")
 
-#: HTTP's answers that say the same as an OSError.
+#: HTTP status codes that mean the same as an OSError.
 _MISSING: Final = (404, 410)
 _REFUSED: Final = (401, 403)
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is named by a URL, not by a path."""
+    """Return whether a source is a URL, not a path."""
     return _URL.match(source) is not None
 
 
 def local_path(source: str) -> str:
-    """The path that a `file://` URL means; every other source as it is. Raises ValueError where the URL means
-    a file of another machine.
+    """Return the path that a `file://` URL means, or any other source unchanged.
+
+    Raises ValueError if the URL names another machine.
     """
     scheme, separator, rest = source.partition("://")
     if not separator or scheme.lower() not in ("file", "local"):
@@ -49,8 +51,9 @@ def local_path(source: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be printed and stored: without a password, and without the query of a web address,
-    which may be as good as one.
+    """Return a URL that may be printed and stored: without a password, and for the web without the query.
+
+    The query of a web address may grant access, like a password.
     """
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
@@ -61,25 +64,28 @@ def shown_url(url: str) -> str:
 
 
 def is_web(scheme: str) -> bool:
-    """Whether URLs with this scheme have queries."""
+    """Return whether URLs with this scheme have queries."""
     return scheme.lower() in ("http", "https")
 
 
 def is_chained(url: str) -> bool:
-    """Whether a URL is several, one within the other: `zip://a.png::s3://bucket/photos.zip`. The colons of an
-    IPv6 address are none of that.
+    """Return whether a URL contains others, as in `zip://a.png::s3://bucket/photos.zip`.
+
+    The colons of an IPv6 address do not count.
     """
     return "::" in _IPV6_HOST.sub("", url, count=1)
 
 
 def open_remote(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Raises ValueError or ImportError where nothing here reads
-    such URLs, Unavailable.
+    """Return the file system of a URL, and the path in it.
+
+    Raises ValueError or ImportError if no installed package reads such URLs, Unavailable if it cannot be
+    reached.
     """
     with reaching(url, ValueError, ImportError):
         if "::" not in url or is_chained(url):
             filesystem, path = fsspec.core.url_to_fs(url)
-        else:  # fsspec would take the address apart
+        else:  # fsspec would split the IPv6 address
             scheme = url.partition("://")[0]
             kind = fsspec.get_filesystem_class(scheme)
             filesystem = fsspec.filesystem(scheme, **kind._get_kwargs_from_urls(url))
@@ -88,24 +94,26 @@ def open_remote(url: str) -> tuple[Any, str]:
 
 
 def kind_of(filesystem: Any, path: str, *, url: str) -> str:
-    """What is there now, a "file" or a "directory". Raises FileNotFoundError, NotADirectoryError or
-    PermissionError, Unavailable.
+    """Return what is there now: "file" or "directory".
+
+    Raises FileNotFoundError, NotADirectoryError or PermissionError, or Unavailable.
     """
-    # Not `exists`, to which one that may not be looked at is not there.
+    # Not `exists`, which returns False for what is forbidden.
     with reaching(url, FileNotFoundError, NotADirectoryError, PermissionError):
-        filesystem.invalidate_cache()  # others write there, too
+        filesystem.invalidate_cache()  # others write there too
         kind: str = filesystem.info(path)["type"]
     return kind
 
 
 def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> bytes:
-    """All bytes of one object. Raises ImageError (`source_missing`, `source_forbidden`, `too_large`), or
-    Unavailable.
+    """Return all bytes of one object.
+
+    Raises ImageError (`source_missing`, `source_forbidden`, `too_large`), or Unavailable.
     """
     try:
         with (
             reaching(url, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError),
-            # Without a cache: it would read ahead, megabytes past the end of what is wanted.
+            # Without a cache, which would read ahead, megabytes past the end.
             filesystem.open(path, "rb", cache_type="none") as file,
         ):
             data = read_up_to(max_bytes + 1, file.read)
@@ -122,10 +130,10 @@ def read_object(filesystem: Any, path: str, *, url: str, max_bytes: int) -> byte
 
 @contextmanager
 def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
-    """One object, for writing: there, whole, when the block is through; not at all where the block raises.
+    """Open an object for writing. It appears when the block ends, and not at all if the block raises.
 
-    Raises ValueError or ImportError where nothing here writes to such URLs, FileExistsError where it is there
-    already, unless `over`; IsADirectoryError, Unavailable, and what `kind_of` raises.
+    Raises ValueError or ImportError if such URLs cannot be written here, FileExistsError if the object exists
+    and `over` is false, IsADirectoryError, Unavailable, and what `kind_of` raises.
     """
     if is_chained(url) or is_web(url.partition("://")[0]):
         raise ValueError("such URLs are only read")
@@ -141,7 +149,7 @@ def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
     try:
         with (
             reaching(url, FileNotFoundError, PermissionError, NotImplementedError),
-            # Outside of one, what is closed is there, be it half of what was to come.
+            # Without a transaction, closing would publish the object even if only half was written.
             filesystem.transaction,
             filesystem.open(path, "wb") as file,
         ):
@@ -152,19 +160,20 @@ def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def reaching(url: str, *expected: type[Exception]) -> Iterator[None]:
-    """Around what a package does over the network: lets the expected exceptions through, and makes every
-    other Unavailable.
+    """Let the expected exceptions of a package pass, and turn all others into Unavailable.
+
+    Wrap it around what a package does over the network.
     """
     try:
         yield
-    # Not of the package: an alarm that rang while it was at work.
+    # Not the package's errors: the time limit or the memory ran out while it worked.
     except (LabelmillError, SoftTimeLimitExceeded, MemoryError):
         raise
     except Exception as error:
         meant = _meaning(error)
         if isinstance(meant, expected):
             raise meant from None
-        # Without the package's own words: they may quote the URL, and what else was sent.
+        # Without the package's message, which may quote the URL and other secrets.
         reason = getattr(meant, "strerror", None)
         raise Unavailable(
             f"{shown_url(url)} cannot be reached: {type(meant).__name__}{f', {reason}' if reason else ''}"
@@ -173,7 +182,7 @@ def reaching(url: str, *expected: type[Exception]) -> Iterator[None]:
 
 def _meaning(error: BaseException) -> BaseException:
     if isinstance(error, FileNotFoundError):
-        # fsspec says so of every web address that it has no answer from; only the cause tells why.
+        # fsspec raises it whenever a web server does not answer; only the cause tells why.
         cause = error.__cause__
         if cause is not None and (isinstance(cause, OSError) or hasattr(cause, "status")):
             return _meaning(cause)

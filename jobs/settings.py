@@ -1,4 +1,4 @@
-"""Settings, read from `LABELMILL_*` once, at start. Each is documented in docs/reference/settings.md."""
+"""Settings, read from `LABELMILL_*` once at start. docs/reference/settings.md documents each."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from jobs.urls import check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
 
-#: The longest path a Unix socket may have: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
+#: The longest path of a Unix socket: 104 bytes on macOS, 108 on Linux, both with the closing NUL.
 _LONGEST_SOCKET_PATH: Final = 100
 
-#: The time limits of a chunk, as shares of its lease: the worker that runs it must be stopped for sure
-#: before somebody else may claim it.
+#: A chunk's time limits as shares of its lease: its process must be stopped before another worker can claim
+#: the chunk.
 SOFT_TIME_LIMIT_SHARE: Final = 0.7
 TIME_LIMIT_SHARE: Final = 0.85
 
-#: Redis hands an unacknowledged message out again after this many leases; well above one, because the
-#: ledger's lease is what decides and a second delivery is only noise.
+#: Redis delivers an unacknowledged message again after this many leases. That is well above one, because the
+#: ledger's lease decides and a second delivery is only noise.
 VISIBILITY_LEASES: Final = 4
 
-#: Settings with a password in them. Each may be in a file instead, which LABELMILL_<NAME>_FILE names: what is
-#: in a container's environment is shown to everybody who may look at containers.
+#: Settings that hold a password. LABELMILL_<NAME>_FILE can name a file with the value instead, because a
+#: container's environment is visible to everyone who can inspect containers.
 SECRETS: Final = ("ledger_url", "broker_url", "store_url")
 
 
@@ -49,17 +49,17 @@ def _home(path: Path) -> Path:
 
 
 def known_variables() -> set[str]:
-    """The names of all environment variables that are read."""
+    """Return the names of all environment variables that are read."""
     names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     return names | {f"{ENV_PREFIX}{name.upper()}_FILE" for name in SECRETS}
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """What is set as if it were a setting and is none, so that it has no effect; and the setting that is
-    called most like it.
+    """Return the variables that look like settings but are not, each with the most similar setting.
+
+    A variable that resembles no setting gets None.
     """
-    # What is not in capitals is a setting all the same: names are read without regard to them. What all have
-    # in common makes no two alike.
+    # Variables are read in any case. The common prefix must not make two names similar.
     known = [name.removeprefix(ENV_PREFIX) for name in known_variables()]
     found: dict[str, str | None] = {}
     for variable in sorted(os.environ):
@@ -71,7 +71,7 @@ def unknown_variables() -> dict[str, str | None]:
 
 
 def _secrets_in_files() -> dict[str, str]:
-    """What the files say that `LABELMILL_<NAME>_FILE` name. Raises SettingsError."""
+    """Return the secrets in the files that `LABELMILL_<NAME>_FILE` names. Raises SettingsError."""
     found = {}
     for name in SECRETS:
         variable = ENV_PREFIX + name.upper()
@@ -92,7 +92,7 @@ def _secrets_in_files() -> dict[str, str]:
 
 
 def plain_reason(problem: Mapping[str, Any], *, quoting: bool = True) -> str:
-    """What one of pydantic's errors says, without its jargon; `quoting` the value that is wrong."""
+    """Return the reason of a pydantic error in plain words; with `quoting`, including the wrong value."""
     reason = str(problem["msg"]).removeprefix("Value error, ")
     if quoting and reason.startswith("Input "):
         return reprlib.repr(problem["input"]) + reason.removeprefix("Input")
@@ -100,7 +100,7 @@ def plain_reason(problem: Mapping[str, Any], *, quoting: bool = True) -> str:
 
 
 def _split(value: object) -> object:
-    """A list as people write it in an environment variable: with commas."""
+    """Split the comma-separated list of an environment variable."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -122,14 +122,14 @@ def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Settings(BaseSettings):
-    """What can be set. A URL left out is derived from `home`: everything embedded, nothing to install."""
+    """All settings. A URL that is left out is derived from `home`: all embedded, nothing to install."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_ignore_empty=True,
         frozen=True,
         extra="ignore",
-        hide_input_in_errors=True,  # a URL that is wrong has a password in it all the same
+        hide_input_in_errors=True,  # even an invalid URL holds a password
     )
 
     home: Annotated[Path, AfterValidator(_home)] = Field(
@@ -258,8 +258,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: object) -> Self:
-        """Reads the environment, and the files it names for secrets. Raises SettingsError naming each setting
-        that is wrong, and why.
+        """Read the environment, and the files that it names for secrets.
+
+        Raises SettingsError, which names each invalid setting and the reason.
         """
         try:
             return cls(**(_secrets_in_files() | overrides))  # type: ignore[arg-type]
@@ -267,32 +268,34 @@ class Settings(BaseSettings):
             lines = []
             for problem in error.errors():
                 name = str(problem["loc"][0])
-                # Not what was given: who pastes a password into the wrong variable would have it in a log.
+                # Without the value: a password in the wrong variable must not reach a log.
                 reason = plain_reason(problem, quoting=False)
                 lines.append(f"{ENV_PREFIX}{name.upper()}: {reason}")
             raise SettingsError("\n".join(lines)) from None
 
-    # ---- what follows from them -------------------------------------------------------------------
+    # ---- derived values ---------------------------------------------------------------------------
 
     @property
     def ledger(self) -> str | URL:
-        """The ledger's SQLAlchemy URL, password included: never print it."""
+        """Return the ledger's SQLAlchemy URL, password included: never print it."""
         return self.ledger_url or URL.create("sqlite", database=str(self.home / "ledger.sqlite3"))
 
     @property
     def broker(self) -> str:
-        """The broker's URL, password included: never print it."""
+        """Return the broker's URL, password included: never print it."""
         return self.broker_url or f"redis+socket://{quote(str(self.broker_socket))}"
 
     @property
     def store(self) -> str:
-        """The object store's fsspec URL, or a path."""
+        """Return the object store's fsspec URL, or a path."""
         return self.store_url or str(self.home / "store")
 
     @property
     def broker_socket(self) -> Path:
-        """Where the embedded broker listens. A state folder with too long a path gets a short one in the
-        temporary folder, named by the state folder's hash, so that two homes never meet.
+        """Return the socket of the embedded broker.
+
+        If the state folder's path is too long for it, the socket gets a short path in the temporary folder.
+        That is named by the state folder's hash, so that two homes never share it.
         """
         socket = self.home / "broker" / "valkey.sock"
         if len(os.fsencode(socket)) <= _LONGEST_SOCKET_PATH:
@@ -302,37 +305,37 @@ class Settings(BaseSettings):
 
     @property
     def embedded_broker(self) -> bool:
-        """Whether the broker is ours to start."""
+        """Return whether we start the broker ourselves."""
         return self.broker_url is None
 
     @property
     def embedded_ledger(self) -> bool:
-        """Whether the ledger is ours to create and migrate without being asked."""
+        """Return whether we create and migrate the ledger without being asked."""
         return self.ledger_url is None
 
     @property
     def cache_dir(self) -> Path:
-        """Copies that can be had again: model files, downloads."""
+        """Return the folder of files that can be fetched again: models, downloads."""
         return self.home / "cache"
 
     @property
     def soft_time_limit(self) -> float:
-        """Seconds after which a chunk's task is asked to stop."""
+        """Return the seconds after which a chunk's task is asked to stop."""
         return self.lease_seconds * SOFT_TIME_LIMIT_SHARE
 
     @property
     def time_limit(self) -> float:
-        """Seconds after which a chunk's process is killed."""
+        """Return the seconds after which a chunk's process is killed."""
         return self.lease_seconds * TIME_LIMIT_SHARE
 
     @property
     def visibility_timeout(self) -> float:
-        """Seconds after which Redis hands out an unacknowledged message again."""
+        """Return the seconds after which Redis delivers an unacknowledged message again."""
         return self.lease_seconds * VISIBILITY_LEASES
 
     @property
     def image_limits(self) -> ImageLimits:
-        """What one image may be."""
+        """Return the limits of one image."""
         return ImageLimits(
             max_bytes=self.max_image_bytes,
             max_pixels=self.max_image_pixels,
@@ -342,12 +345,12 @@ class Settings(BaseSettings):
 
     @property
     def archive_limits(self) -> ArchiveLimits:
-        """What one archive may be."""
+        """Return the limits of one archive."""
         return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
 
     @property
     def gate_limits(self) -> GateLimits:
-        """What a model must reach to become the champion."""
+        """Return what a model must reach to become the champion."""
         return GateLimits(
             min_accuracy=self.gate_min_accuracy,
             min_class_recall=self.gate_min_class_recall,
@@ -358,15 +361,15 @@ class Settings(BaseSettings):
 
     @property
     def job_limits(self) -> JobLimits:
-        """What one job may be."""
+        """Return the limits of one job."""
         return JobLimits(max_images=self.max_job_images, max_bytes=self.max_job_bytes)
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for the processes the local stack starts."""
+        """Return these settings as environment variables, for the processes that the local stack starts."""
         values = {
             ENV_PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }
-        # The files were read: what they name must not be read beside it.
+        # The secrets are in the values by now: a variable and its _FILE together would be refused.
         return values | {f"{ENV_PREFIX}{name.upper()}_FILE": "" for name in SECRETS}

@@ -1,11 +1,11 @@
 """Choose the SQLite that opens an embedded ledger: Python's own, or the package `pysqlite3`.
 
-Before version 3.51.3 SQLite can damage a WAL database if two connections checkpoint it and a third writes at
-the same moment (https://sqlite.org/wal.html#walresetbug). Most Pythons are built with such a version; the
-wheels of `pysqlite3` bring a newer one.
+Before version 3.51.3, SQLite can damage a WAL database if two connections checkpoint it while a third writes
+(https://sqlite.org/wal.html#walresetbug). Most Pythons are built with such a version; the wheels of
+`pysqlite3` bring a newer one.
 
 Everything that opens a ledger's file must use `driver()`. Two copies of SQLite in one process do not see each
-other's locks: if one closes the file, the other's locks on it are gone.
+other's locks: if one closes the file, the other's locks on it are lost.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from types import ModuleType
 from typing import Final
 
 _REPAIRED: Final = (3, 51, 3)
-#: Older lines that got the repair too.
+#: Older release lines that got the fix too.
 _REPAIRED_LINES: Final = ((3, 44, 6), (3, 50, 7))
 
 
 def is_repaired(version: tuple[int, ...]) -> bool:
-    """Tell whether this version of SQLite is free of the WAL-reset bug."""
+    """Return whether this version of SQLite is free of the WAL-reset bug."""
     return version >= _REPAIRED or any(
         line <= version and line[:2] == version[:2] for line in _REPAIRED_LINES
     )
@@ -31,8 +31,8 @@ def is_repaired(version: tuple[int, ...]) -> bool:
 def driver() -> ModuleType:
     """Return the DB-API module that opens SQLite ledgers in this process.
 
-    Python's own if its SQLite is repaired, otherwise `pysqlite3`. If that is not installed, as on platforms
-    without a wheel, it is Python's own after all, and `labelmill doctor` warns.
+    It is Python's own if its SQLite is repaired, otherwise `pysqlite3`. If that is not installed, as on
+    platforms without a wheel, it is Python's own anyway, and `labelmill doctor` warns.
     """
     if is_repaired(sqlite3.sqlite_version_info):
         return sqlite3
@@ -40,10 +40,11 @@ def driver() -> ModuleType:
         import pysqlite3
     except ImportError:
         return sqlite3
-    # The package reports the SQLite that it got: not its own, if another was loaded for the whole process.
+    # The package reports the SQLite that was loaded, which is not its own if another was preloaded for the
+    # process.
     if not is_repaired(pysqlite3.sqlite_version_info):
         return sqlite3
-    # It looks for an adapter for each None. A search that finds none takes longer than the row's INSERT.
+    # Register an adapter for None: the search for one, for each None, takes longer than the row's INSERT.
     pysqlite3.register_adapter(type(None), lambda none: none)
     module: ModuleType = pysqlite3
     return module

@@ -1,4 +1,4 @@
-"""The object store: payloads and model files under keys, behind an fsspec URL that every worker reaches."""
+"""The object store: payloads and model files by key, behind an fsspec URL that every worker can reach."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ from jobs.urls import without_secrets
 
 
 class Store:
-    """Immutable files by key. A file is there whole or not at all: readers never see half of one."""
+    """Immutable files by key. Readers see a file complete or not at all."""
 
     def __init__(self, url: str) -> None:
-        """Raises SettingsError where fsspec does not know the URL; Unavailable where its protocol connects at
-        once, and nobody answers.
+        """Open the store.
+
+        Raises SettingsError if fsspec does not know the URL, Unavailable if its protocol connects at once and
+        nothing answers.
         """
         self._url = url
         self._folder: Path | None = None
-        #: The identity that was found here (`jobs.store_identity`): a request to an object store takes long.
+        #: The identity that was found here (`jobs.store_identity`), kept because a request to an object store
+        #: takes long.
         self.identity: str | None = None
         with self._reached("reached"):
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(url)
             except (ValueError, ImportError) as error:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
-        # A folder is written by ourselves: fsspec neither renames into place nor waits for the disk.
+        # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
         self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
 
     @property
     def url(self) -> str:
-        """The URL as it was given, with its secrets."""
+        """Return the URL as it was given, with its secrets."""
         return self._url
 
     @property
     def folder(self) -> Path | None:
-        """The folder it is; None where it is anything else."""
+        """Return the store's folder, or None if it is not a local folder."""
         return self._folder
 
     def put(self, key: str, *pieces: bytes) -> None:
-        """Keeps the bytes that the pieces are together; when this returns they survive a power cut. Raises
-        Unavailable.
+        """Store the pieces, joined, under the key. Raises Unavailable.
+
+        When this returns, the bytes survive a power cut.
         """
         with self._reached("written"):
             if self._folder is not None:
@@ -56,9 +60,10 @@ class Store:
                 self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
 
     def get(self, key: str, *, limit: int | None = None) -> bytes:
-        """What `put` kept; of what is longer than `limit` bytes, one more than that, for who checks a hash.
-        Raises FileNotFoundError, or Unavailable, where a whole kind of files is not there either: a disk that
-        is not mounted on this machine, or another bucket, which must not be taken for a file that was lost.
+        """Return what `put` stored, at most `limit` + 1 bytes, so the caller can detect excess length.
+
+        Raises FileNotFoundError; Unavailable if there are no files of this kind at all: then a disk is not
+        mounted on this machine, or this is another bucket, which must not be mistaken for a lost file.
         """
         end = None if limit is None else limit + 1
         with self._reached("read"):
@@ -86,16 +91,17 @@ class Store:
         return True
 
     def folders(self, key: str) -> list[str]:
-        """The names of the folders right below this key, in no order. Raises Unavailable."""
+        """Return the names of the folders directly below this key, in no order. Raises Unavailable."""
         return self._names(key, "directory")
 
     def files(self, key: str) -> list[str]:
-        """The names of the files right below this key, in no order. Raises Unavailable."""
+        """Return the names of the files directly below this key, in no order. Raises Unavailable."""
         return self._names(key, "file")
 
     def written_at(self, key: str) -> float | None:
-        """When the file was written, in seconds since 1970, by the clock of the store; None where it is not
-        there, or the protocol does not tell. Raises Unavailable.
+        """Return when the file was written, in seconds since 1970, by the store's clock. Raises Unavailable.
+
+        Return None if it does not exist or the protocol does not tell.
         """
         with suppress(FileNotFoundError), self._reached("read"):
             self._fs.invalidate_cache()  # others write here too
@@ -105,7 +111,7 @@ class Store:
         return None
 
     def folder_bytes(self, key: str) -> int:
-        """How many bytes all files below this key have together. Raises Unavailable."""
+        """Return the total size of all files below this key, in bytes. Raises Unavailable."""
         try:
             with self._reached("read"):
                 files = self._fs.find(f"{self._root}/{key}", detail=True)
@@ -114,12 +120,12 @@ class Store:
         return sum(file["size"] or 0 for file in files.values())
 
     def remove_folder(self, key: str) -> None:
-        """Removes all below this key, if there is anything. Raises Unavailable."""
+        """Remove everything below this key, if there is anything. Raises Unavailable."""
         with suppress(FileNotFoundError), self._reached("cleaned"):
             self._fs.rm(f"{self._root}/{key}", recursive=True)
 
     def remove(self, key: str) -> None:
-        """Removes what `put` kept, if it is there. Raises Unavailable."""
+        """Remove what `put` stored, if it is there. Raises Unavailable."""
         with suppress(FileNotFoundError), self._reached("cleaned"):
             self._fs.rm_file(f"{self._root}/{key}")
 
@@ -134,8 +140,9 @@ class Store:
 
     @contextmanager
     def _reached(self, what: str) -> Iterator[None]:
-        """Around what somebody else's code does: lets a missing file through, and makes all else Unavailable.
-        Packages have exceptions of their own, and may quote the whole URL in them.
+        """Turn all exceptions of the fsspec package into Unavailable, except for a missing file.
+
+        Packages have their own exceptions, which may quote the whole URL.
         """
         try:
             yield
@@ -143,14 +150,14 @@ class Store:
             raise
         except Exception as error:
             if self._folder is not None and not isinstance(error, OSError):
-                raise  # no package but ourselves
+                raise  # a mistake in our own code
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
             reason = without_secrets(reason.splitlines()[0], self._url)
-            # Without the cause: a stack trace would show what it quotes.
+            # Without the cause, because a stack trace would show the URL that it may quote.
             raise Unavailable(f"The store cannot be {what}: {reason}") from None
 
     def _check_kind(self, kind: str) -> None:
-        """Raises Unavailable where there is no file of this kind at all."""
+        """Raise Unavailable if there is no file of this kind at all."""
         self._fs.invalidate_cache()  # others write here too
         if self._fs.exists(f"{self._root}/{kind}"):
             return
@@ -167,8 +174,8 @@ class Store:
         except FileNotFoundError:  # the first file of its folder
             made = make_private_folder(path.parent)
             write_whole(path, *pieces)
-            # A new folder lies in the one above it, and is gone with all that is in it where that one is not
-            # on the disk.
+            # A new folder is an entry of its parent: if the parent is not on the disk, a power cut loses the
+            # new folder.
             for folder in made:
                 sync(folder.parent)
 

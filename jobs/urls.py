@@ -1,8 +1,8 @@
-"""What the URLs of ledger, broker and store may be, checked when the settings are read; and what is secret.
+"""Check the URLs of ledger, broker and store when the settings are read, and find the secrets in them.
 
-The libraries below take a mistyped option for none, and an option that protects must not be lost that way:
-kombu, left alone, goes on without a check of the certificate. No message here repeats any of the URL but the
-names of its options: a password with an unescaped `@` or `/` in it turns up where host, port or path belong.
+The libraries ignore a mistyped option, so an option that protects could be lost: kombu would then go on
+without checking the certificate. No message here repeats any part of a URL except the names of its options,
+because a password with an unescaped `@` or `/` ends up where host, port or path belong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from jobs.extras import install_hint
 
-#: Options of `rediss://`, as kombu and redis-py call them.
+#: The options of `rediss://`, as kombu and redis-py name them.
 _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname", "ssl_certfile", "ssl_keyfile")
 
 _ESCAPE: Final = "characters such as @ : / ? # in a password are written in percent form"
@@ -26,12 +26,13 @@ _NO_LEDGER: Final = f"is not a database URL such as postgresql://user:password@h
 
 
 def check_ledger_url(text: str) -> str:
-    """Takes `postgresql://` for the driver we ship with. Raises ValueError for what the ledger cannot live
-    in, and for TLS options that would be silently without effect.
+    """Return the ledger's URL, with the driver that we install for `postgresql://`.
+
+    Raises ValueError if the ledger cannot be kept there, or if a TLS option would silently have no effect.
     """
     try:
         url = make_url(text)
-    except (ArgumentError, ValueError):  # the latter where the port is no number
+    except (ArgumentError, ValueError):  # ValueError if the port is not a number
         raise ValueError(_NO_LEDGER) from None
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
@@ -43,23 +44,24 @@ def check_ledger_url(text: str) -> str:
         if not Path(url.database or "").is_absolute():
             raise ValueError("names a relative path; a whole one is sqlite:////data/ledger.sqlite3")
     else:
-        if text.count("@") > 1:  # what follows the first one would be taken for the host
+        if text.count("@") > 1:  # what follows the first @ would be taken for the host
             raise ValueError(_NO_LEDGER)
         _check_postgresql(url)
     return url.render_as_string(hide_password=False)
 
 
 def check_broker_url(text: str) -> str:
-    """A URL that kombu understands, with the check of the certificate written out where `rediss://` leaves
-    it to the default. Raises ValueError.
+    """Return the broker's URL for kombu. Raises ValueError.
+
+    For `rediss://`, the certificate check is written out if the URL leaves it to the default.
     """
     if not text.startswith(("redis://", "rediss://", "redis+socket://")):
         raise ValueError("must start with redis://, rediss:// or redis+socket://")
-    if ";" in text:  # kombu takes what follows for a second broker, with options of its own
+    if ";" in text:  # kombu reads what follows as a second broker, with its own options
         raise ValueError("names several brokers; one is enough. In a password, ; is written %3B")
     try:
         url = urlsplit(text)
-    except ValueError:  # brackets that hold no address
+    except ValueError:  # brackets without an address
         raise ValueError(_NO_BROKER) from None
     _check_parts(url)
     if url.scheme == "redis+socket":
@@ -78,8 +80,9 @@ def check_broker_url(text: str) -> str:
 
 
 def check_store_url(url: str) -> str:
-    """Any of fsspec's, or a folder's path. Raises ValueError for what would work, but in each process by
-    itself and elsewhere.
+    """Return the store's URL or path, which may be any that fsspec knows.
+
+    Raises ValueError for memory and relative paths, which would be another place in each process.
     """
     scheme, separator, path = url.partition("://")
     if not separator:
@@ -92,7 +95,7 @@ def check_store_url(url: str) -> str:
 
 
 def _check_parts(url: SplitResult) -> None:
-    """Raises ValueError where there is no host, port or database where they belong."""
+    """Raise ValueError if host, port or database is missing or malformed."""
     if "@" in url.path + url.query or url.netloc.count("@") > 1 or url.fragment:
         raise ValueError(_NO_BROKER)
     if url.scheme == "redis+socket":
@@ -120,7 +123,7 @@ def _options(url: SplitResult, *, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _check_tls(options: dict[str, str]) -> None:
-    """Raises ValueError where a TLS option is none, contradicts another one, or names an unusable file."""
+    """Raise ValueError if a TLS option is invalid, contradicts another one, or names an unusable file."""
     check = options.get("ssl_cert_reqs", "required")
     if check not in ("required", "none"):
         raise ValueError("must have ssl_cert_reqs=required, or ssl_cert_reqs=none to trust any server")
@@ -134,8 +137,9 @@ def _check_tls(options: dict[str, str]) -> None:
 
 
 def _check_tls_files(options: dict[str, str]) -> None:
-    """Raises ValueError where a file that the options name cannot be used: redis-py's message would say no
-    more than "PEM lib", and only once it connects.
+    """Raise ValueError if a file that the options name cannot be used.
+
+    redis-py would say only "PEM lib", and not before it connects.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
@@ -146,7 +150,7 @@ def _check_tls_files(options: dict[str, str]) -> None:
             if name == "ssl_ca_certs":
                 context.load_verify_locations(options[name])
             elif name == "ssl_certfile":
-                # An empty pass phrase: without one OpenSSL would ask the terminal.
+                # An empty passphrase: without one, OpenSSL would ask on the terminal.
                 context.load_cert_chain(options[name], options.get("ssl_keyfile"), password="")
         except ssl.SSLError:
             raise ValueError(f"has an {name} without a certificate or key that can be used") from None
@@ -155,7 +159,7 @@ def _check_tls_files(options: dict[str, str]) -> None:
 
 
 def _check_postgresql(url: URL) -> None:
-    """Raises ValueError where an option is none, or names a CA that libpq would not insist on."""
+    """Raise ValueError if an option is invalid, or names a CA that libpq would not enforce."""
     for name, value in url.query.items():
         if not isinstance(value, str):
             raise ValueError(f"says {name} twice")
@@ -180,16 +184,17 @@ def _check_postgresql(url: URL) -> None:
 
 
 def without_secrets(text: str, *urls: str | None) -> str:
-    """Somebody else's words, without the secrets of URLs that they may quote."""
+    """Return a library's message without the secrets of these URLs, which it may quote."""
     for secret in secrets_of(*urls):
         text = text.replace(secret, "***")
     return text
 
 
 def secrets_of(*urls: str | None) -> list[str]:
-    """What nobody must see of URLs: the password, as it is written there, as it is meant and as others would
-    write it, and the query, where stores have keys and signatures. The longest first: one may be a part of
-    another, also of another URL's.
+    """Return the secrets of these URLs, longest first, because one may be part of another.
+
+    They are the password, as written, decoded, and encoded the usual way; and the query, where stores have
+    keys and signatures.
     """
     found: set[str] = set()
     for url in urls:
