@@ -1,4 +1,4 @@
-"""How far the images of today are from those a model was evaluated on, by how they are spread over groups.
+"""Drift: how far recent images differ from those of a model's evaluation, by their distribution over groups.
 
 `jobs.ledger.health` counts them.
 """
@@ -15,12 +15,13 @@ from typing import Final
 STEADY_BELOW: Final = 0.1
 DRIFTED_ABOVE: Final = 0.25
 
-#: Fewer images than this say nothing: by chance alone the index of ten groups is about 9 / images, so 0.045.
+#: Fewer images than this are inconclusive: by chance alone, the index of ten groups is about 9 / images, so
+#: 0.045.
 MIN_IMAGES: Final = 200
 
 
 class Drift(StrEnum):
-    """What the index means."""
+    """The meaning of the index."""
 
     STEADY = "steady"
     MOVED = "moved"
@@ -30,7 +31,7 @@ class Drift(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """Images by group, then and now."""
+    """Numbers of images by group, in the evaluation and since."""
 
     groups: tuple[str, ...]
     expected: tuple[int, ...]  # images of each group in the evaluation
@@ -38,14 +39,14 @@ class Shift:
 
     @property
     def index(self) -> float | None:
-        """The population stability index; None where there are too few images on either side."""
+        """Return the population stability index, or None if there are too few images on either side."""
         if min(sum(self.expected), sum(self.actual)) < MIN_IMAGES:
             return None
         return population_stability(self.expected, self.actual)
 
     @property
     def drift(self) -> Drift:
-        """What that means."""
+        """Return the meaning of the index."""
         index = self.index
         if index is None:
             return Drift.UNKNOWN
@@ -55,13 +56,13 @@ class Shift:
 
 
 def population_stability(expected: Sequence[int], actual: Sequence[int]) -> float:
-    """The population stability index of two counts by the same groups: the sum over the groups of
-    (a - e) ln(a / e), where a and e are the group's shares of all. 0 where they are the same; no upper bound.
+    """Return the population stability index of two counts by the same groups: 0 if the shares are equal.
 
-    It is the divergence of H. Jeffreys, An invariant form for the prior probability in estimation problems,
-    Proc. R. Soc. A 186 (1946). A group with nothing in it would make it infinite: it counts as half an image.
-    One that is empty on both sides says nothing. Raises ValueError where one side has no image, or another
-    number of groups.
+    It is the sum over the groups of (a - e) ln(a / e), where a and e are the group's shares of all images,
+    without an upper bound: the divergence of H. Jeffreys, An invariant form for the prior probability in
+    estimation problems, Proc. R. Soc. A 186 (1946). An empty group would make it infinite, so it counts as
+    half an image; one that is empty on both sides is skipped. Raises ValueError if a side has no image, or
+    the numbers of groups differ.
     """
     if len(expected) != len(actual) or not sum(expected) or not sum(actual):
         raise ValueError(f"{sum(expected)} and {sum(actual)} images: nothing to compare")

@@ -1,4 +1,4 @@
-"""What became of images: one of them, and many by columns."""
+"""Outcomes of images: one of them, and many as columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple, overload
 
 
 class Outcome(NamedTuple):
-    """What became of one image: a label with its confidence, or an error code with its detail."""
+    """The outcome of one image: a label with its confidence, or an error code with its detail."""
 
     name: str
     label: str | None
@@ -20,22 +20,21 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes(Sequence[Outcome]):
-    """What became of images that follow one another: a column for each field, all of one length.
+    """The outcomes of consecutive images, as one column per field, all of the same length.
 
-    By columns since they are as many as the images: to make an object of each, look at it again and take it
-    apart costs a twentieth of all that a worker does for a small image.
+    They are columns because one object per image would take a twentieth of a worker's time for small images.
     """
 
     names: Sequence[str]
     labels: Sequence[str | None]
     confidences: Sequence[float | None]
-    #: None, both, where no image has an error, as in nearly all chunks.
+    #: Both are None if no image has an error, as in nearly all chunks.
     errors: Sequence[str | None] | None = None
     details: Sequence[str | None] | None = None
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Outcomes:
-        """The same by columns."""
+        """Return these outcomes as columns."""
         if isinstance(outcomes, Outcomes):
             return outcomes
         outcomes = list(outcomes)
@@ -46,12 +45,12 @@ class Outcomes(Sequence[Outcome]):
 
     @property
     def failed(self) -> int:
-        """How many images got an error."""
+        """Return how many images got an error."""
         return 0 if self.errors is None else len(self.errors) - self.errors.count(None)
 
     @property
     def codes(self) -> Counter[str | None]:
-        """How many images got each error, and how many got none."""
+        """Return how many images got each error code; those without an error count under None."""
         return Counter({None: len(self)}) if self.errors is None else Counter(self.errors)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """The promotion gate: decide whether a model becomes the champion, and record the decision.
 
-The gate judges by what `jobs.ledger.models` has recorded, so a verdict takes milliseconds and needs
-neither the model nor the images. `jobs.ledger.models` stores verdicts and moves the champion.
+The gate judges by the evaluations that `jobs.ledger.models` stores, so a verdict takes milliseconds and needs
+neither the model nor the images.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from jobs.ledger.models import (
 )
 from jobs.model import Model
 
-#: The command that makes a missing evaluation.
+#: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question of the gate, and the answer for one model."""
+    """One check of the gate, and its result for one model."""
 
     name: str
     passed: bool
@@ -59,13 +59,13 @@ def judge_and_promote(
 ) -> Verdict:
     """Judge a model, record the verdict, and make the model the champion if it passes.
 
-    All of it happens in the caller's transaction, and no other promotion can come between. The model is
-    judged by its evaluation on the data with this fingerprint, or by its latest one. If there is no champion,
-    the first model is promoted whatever it reaches. With `replace=False` an existing champion stays; with
-    `force` it always goes.
+    Everything happens in the caller's transaction, and no other promotion can come between. The model is
+    judged by its evaluation on the data with this fingerprint; without one, by its latest. If there is no
+    champion, the model is promoted whatever the checks say. With `replace=False` an existing champion stays;
+    with `force` it is always replaced.
 
     Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
-    if `how` is "promote" and it is the champion already.
+    if `how` is "promote" and it is already the champion.
     """
     champion_id = lock_champion(connection)
     model = get_model(connection, model_id)
@@ -98,7 +98,7 @@ def judge_and_promote(
 
 
 def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...]:
-    """Check what every model must reach, whether or not there is a champion."""
+    """Check the limits that every model must meet, whether or not there is a champion."""
     recalls = {
         name: share
         for name, share in zip(evaluation.classes, evaluation.recall, strict=True)
@@ -117,8 +117,8 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
 def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Check:
     """Check that the challenger is significantly better than the champion, by McNemar's exact test.
 
-    Both arguments are answers as `jobs.ledger.models` stores them. Raises ValueError if they are not
-    about the same images.
+    Both arguments are answers as `jobs.ledger.models` stores them. Raises ValueError if they are not for the
+    same images.
     """
     truth = challenger[1::2]
     if truth != champion[1::2]:
@@ -141,10 +141,10 @@ def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Chec
 def mcnemar(gained: int, lost: int) -> float:
     """Return the two-sided p value of McNemar's exact test, 0 to 1.
 
-    Only one model gets `gained` images right, only the other gets `lost` right. If both were equally good,
-    each of these n = gained + lost images would be a fair coin toss, so p = min(1, 2 P(Binomial(n, 1/2) <=
-    min(gained, lost))). Computed in whole numbers, so it is exact for few images and for many. See Q.
-    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    `gained` images are right only by one model, `lost` only by the other. If both were equally good, each of
+    these n = gained + lost images would be a fair coin toss, so p = min(1, 2 P(Binomial(n, 1/2) <=
+    min(gained, lost))). It is computed in integers, so it is exact for any number of images. See Q. McNemar,
+    "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12, 1947.
     """
     tosses = gained + lost
@@ -163,7 +163,7 @@ def _checks(
     challenger: StoredEvaluation | None,
     champion: Model | None,
 ) -> tuple[Check, ...]:
-    """Ask all questions, in the order in which people read the answers."""
+    """Run all checks, in the order in which people read them."""
     if challenger is None:
         return (Check("comparable", False, "it was not evaluated"),)
     accuracy, class_recall, *others = check_limits(limits, challenger.evaluation)
@@ -219,7 +219,7 @@ def _maximum(name: str, what: str, value: float, most: float, *, digits: int) ->
 
 
 def _rounded(value: float, limit: float, digits: int) -> str:
-    """Write a value that misses its limit, rounded so that it does not read as if it met the limit."""
+    """Format a value that misses its limit, rounded so that it does not appear to meet it."""
     rounded, step = float(f"{value:.{digits}f}"), 10.0**-digits
     if value < limit <= rounded:
         rounded -= step

@@ -17,30 +17,31 @@ from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: All our keys in Redis start with this, so that nobody else's application meets them.
+#: All our keys in Redis start with this, so that they do not collide with another application's.
 KEY_PREFIX: Final = "labelmill:"
 
-#: No more messages than this wait in Redis; more chunks wait in the ledger. Far more than workers can hold.
+#: At most this many messages wait in Redis; all other work waits in the ledger. Far more than workers can
+#: hold.
 MAX_WAITING: Final = 1_000
 
-#: A broker that does not answer for this long counts as gone. Longer than the second a waiting worker's
-#: BRPOP takes by itself.
+#: A broker that does not answer for this long counts as unavailable. It must exceed the second that a waiting
+#: worker's BRPOP takes by itself.
 BROKER_TIMEOUT_SECONDS: Final = 5.0
 
-#: A fresh process imports TensorFlow and loads the model before it says that it is alive; Celery's own
-#: patience is 4 seconds.
+#: A new process imports TensorFlow and loads the model before it reports that it is alive, which takes longer
+#: than Celery's default of 4 seconds.
 CHILD_START_SECONDS: Final = 120.0
 
-#: A process that holds more than this after a chunk is replaced by a fresh one, in KiB: 8 GiB, which neither
-#: a model nor the largest image comes near. What leaks must not take the machine.
+#: A process that holds more memory than this after a chunk is replaced, in KiB: 8 GiB, which neither a model
+#: nor the largest image comes near. A leak must not exhaust the machine.
 MAX_CHILD_KIB: Final = 8 * 1024 * 1024
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application. What each setting is for is told in docs/decisions.md."""
+    """Return the Celery application. docs/decisions.md gives the reason for each setting."""
     app = Celery("labelmill", broker=settings.broker, set_as_current=False)
     app.conf.update(
-        # Messages: ids in JSON, nothing that could be unpickled, nothing that outlives its use.
+        # Messages hold ids in JSON: nothing that could be unpickled, and nothing that outlives its use.
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -49,7 +50,7 @@ def make_app(settings: Settings) -> Celery:
         task_queues=[_queue(CLASSIFY_QUEUE), _queue(RETRAIN_QUEUE)],
         task_routes={CLASSIFY_TASK: {"queue": CLASSIFY_QUEUE}, RETRAIN_TASK: {"queue": RETRAIN_QUEUE}},
         task_create_missing_queues=False,
-        # A message is acknowledged when its chunk is recorded, and goes back when its process dies.
+        # A message is acknowledged when its chunk is recorded, and is requeued if its process dies.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
@@ -59,7 +60,7 @@ def make_app(settings: Settings) -> Celery:
         task_time_limit=settings.time_limit,
         worker_proc_alive_timeout=CHILD_START_SECONDS,
         worker_max_memory_per_child=MAX_CHILD_KIB,
-        # Celery waits so long for the last word of a child that died, before its message goes back.
+        # How long Celery waits for the result of a child that died before it requeues the message.
         worker_lost_wait=1.0,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout,
@@ -72,9 +73,9 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_timeout=BROKER_TIMEOUT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A message that cannot be sent is no loss, the reconciler sends it later: do not wait for it.
+        # A message that cannot be sent is not lost, because the reconciler sends it later: do not wait.
         task_publish_retry=False,
-        # Nothing here asks workers anything through the broker; what is not there cannot leak keys.
+        # Nothing queries workers through the broker, and a feature that is off cannot leak keys.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
@@ -85,33 +86,33 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _queue(name: str) -> Queue:
-    # An exchange and a key of its own: queues that share both get a copy each of every message.
+    # An exchange and a routing key of its own: queues that share both each get a copy of every message.
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
 class Publisher:
     """Send wake-ups and the messages of training runs.
 
-    Never raises when the broker cannot be reached: the ledger has everything, and a worker's reconciler sends
-    later what is missing. After the first failure nothing is tried again until `reset`.
+    It never raises if the broker cannot be reached: the ledger has everything, and a worker's reconciler
+    sends the missing messages later. After the first failure it sends nothing until `reset`.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection = app.connection_for_write()
-        # Left alone, kombu tries again and again to connect, and a person who submits would wait for it.
+        # By default kombu retries for long, and a person who submits would have to wait.
         self._connection.transport_options |= {"max_retries": 1, "interval_start": 0}
         self.unavailable = False
-        #: Why the broker is unavailable: no answer, a wrong password, a command that the user may not run.
+        #: Why the broker is unavailable: no answer, a wrong password, or a command that the user may not run.
         self.reason = ""
 
     def reset(self) -> Self:
-        """Return the same publisher, which tries the broker again: it may be back."""
+        """Let the publisher try the broker again, and return it."""
         self.unavailable, self.reason = False, ""
         return self
 
     def wake_up(self, count: int = 1) -> int:
-        """Send up to `count` wake-ups, as long as fewer than MAX_WAITING wait. Return how many were sent."""
+        """Send up to `count` wake-ups, while fewer than MAX_WAITING wait. Return how many were sent."""
         sent = 0
         if self.unavailable:
             return sent
@@ -131,8 +132,8 @@ class Publisher:
     def waiting(self, queue: str = CLASSIFY_QUEUE) -> int:
         """Return how many messages wait on a queue. Raises OperationalError if the broker does not answer."""
         try:
-            # Not passively: to see whether the queue exists, kombu 5.7 asks for its key without our prefix,
-            # and never finds it. In Redis a declaration makes nothing.
+            # Not passively: to see whether the queue exists, kombu 5.7 looks for its key without our prefix
+            # and never finds it. In Redis a declaration creates nothing.
             declared: Any = self._connection.default_channel.queue_declare(queue)
         except (*self._connection.recoverable_connection_errors, RedisError) as error:
             self._connection.close()
@@ -145,7 +146,8 @@ class Publisher:
             args=args,
             connection=self._connection,
             retry=False,
-            # A worker would put its own in, and the message filter takes no message that sets any.
+            # Explicitly none: a worker would insert its own limits, and the message filter rejects a message
+            # that sets any.
             time_limit=None,
             soft_time_limit=None,
         )
@@ -156,7 +158,7 @@ class Publisher:
             yield
         except (OperationalError, RedisError, OSError) as error:
             logger.debug("cannot publish: %s", error)
-            self._connection.close()  # half of it may be open; the next message connects again
+            self._connection.close()  # it may be half open; the next message reconnects
             self.unavailable, self.reason = True, str(error).strip().rstrip(".")
 
     def close(self) -> None:

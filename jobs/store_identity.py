@@ -1,7 +1,7 @@
-"""Which object store a ledger's files are in, so that nobody writes a job's images where no worker looks.
+"""The store's identity: make sure that nobody writes a job's images where no worker looks.
 
-The ledger holds a random id, and its store holds a file of that name. A process whose store lacks the file
-has the wrong store: another disk, another bucket, or a folder of the same name on another machine.
+The ledger holds a random id, and its store holds a file of that name. A process that does not find the file
+uses the wrong store: another disk, another bucket, or a folder of the same name on another machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONTENT: Final = b"A Labelmill ledger knows its store by this file. Copy it whe
 
 
 def check_store(ledger: Ledger, store: Store) -> None:
-    """Check that the ledger's files are in this store; the first store that is used becomes the ledger's.
+    """Check that the ledger's files are in this store. The first store that is used becomes the ledger's.
 
     Raises Conflict if they are in another store, Unavailable if ledger or store cannot be reached.
     """
@@ -48,7 +48,7 @@ def check_store(ledger: Ledger, store: Store) -> None:
 def adopt_store(ledger: Ledger, store: Store) -> None:
     """Make this store the ledger's, whatever was recorded before. Raises Unavailable."""
     identity = new_id()
-    store.put(_key(identity), _CONTENT)  # first: a row without its file would refuse everybody
+    store.put(_key(identity), _CONTENT)  # first: with a row but no file, all processes would be refused
     values = {"id": identity, "location": describe_store(store), "recorded_at": db_now()}
     with ledger.transaction() as connection:
         connection.execute(
@@ -59,25 +59,28 @@ def adopt_store(ledger: Ledger, store: Store) -> None:
 
 
 def describe_store(store: Store) -> str:
-    """Return where a store is, for people and without secrets; a folder with the name of its machine."""
+    """Return the store's location for people, without secrets.
+
+    For a folder it includes this machine's name.
+    """
     if store.folder is not None:
         return f"{store.folder} on {socket.gethostname()}"
     return shown_url(store.url)
 
 
 def _record_first(ledger: Ledger, store: Store) -> Row[Any] | None:
-    """Record the store of a ledger that has none yet, and return what is recorded then.
+    """Record the store of a ledger that has none yet. Return what is recorded then.
 
-    Returns None, and records nothing, if the champion's file is not in the store: then it is another store
-    that the ledger, made before stores were recorded, was used with.
+    Return None, and record nothing, if the champion's file is not in the store: the ledger is older than this
+    record and was used with another store.
     """
     with ledger.reading() as connection:
         champion = find_champion(connection)
     if champion is not None and not store.exists(model_key(champion.sha256)):
         return None
     identity = new_id()
-    # The file first. If several processes come here at once, the ledger keeps one id, and those that use the
-    # same store find the file of that id in it.
+    # The file first. If several processes do this at once, the ledger keeps one id, and those that use the
+    # same store find that id's file there.
     store.put(_key(identity), _CONTENT)
     with ledger.transaction() as connection:
         connection.execute(

@@ -1,4 +1,4 @@
-"""Text from outside that goes into the ledger."""
+"""Text from outside, made fit for the ledger."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Iterable
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name has no control characters: nobody could type it, and PostgreSQL does not take U+0000."""
+    """Return whether a name has no control characters.
+
+    Nobody could type them, and PostgreSQL rejects U+0000.
+    """
     return not any(unicodedata.category(each) == "Cc" for each in name)
 
 
 def all_storable(names: Iterable[str]) -> list[str]:
-    """Many names, each as `storable` gives it: nearly all are stored as they are, which is asked once."""
+    """Return many names, each as `storable` returns it.
+
+    Nearly all can be stored unchanged, and one check finds that out for all of them.
+    """
     names = list(names)
     together = "".join(names)
     if together.isascii() and "\0" not in together:
@@ -21,14 +27,14 @@ def all_storable(names: Iterable[str]) -> list[str]:
 
 
 def storable(name: str) -> str:
-    r"""The name in a form that every database takes: valid UTF-8 without U+0000.
+    r"""Return the name in a form that every database accepts: valid UTF-8 without U+0000.
 
-    Bytes that are no UTF-8 appear as \xNN.
+    Bytes that are not UTF-8 appear as \xNN.
     """
     if not name.isascii():
         try:
             encoded = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # a surrogate that stands for no byte: it came from no file system
+        except UnicodeEncodeError:  # a surrogate that stands for no byte, so not from a file system
             encoded = name.encode("utf-8", "backslashreplace")
         name = encoded.decode("utf-8", "backslashreplace")
     return name.replace("\0", "\ufffd")

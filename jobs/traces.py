@@ -1,8 +1,8 @@
-"""Traces of a job, from its submission to its rows, for those who collect them with OpenTelemetry.
+"""Traces of a job, from its submission to its results, for OpenTelemetry.
 
-Off, which costs nothing, unless the extra `otel` is installed and `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A
-submission is one span, and each attempt at a chunk another one of the same trace: the job's row carries the
-trace's context (`jobs.traceparent`), so that messages stay ids alone. No span has an image's name in it.
+Tracing is off, at no cost, unless the extra `otel` is installed and `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A
+submission is one span, and each attempt at a chunk is another of the same trace. The job's row carries the
+trace's context (`jobs.traceparent`), so that messages hold only ids. No span contains an image's name.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: OpenTelemetry's own variable; its others are read by its packages.
+#: OpenTelemetry's own variable. Its packages read the others.
 ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
-#: How long a process that ends waits for its last spans to be sent: where nobody takes them, they are lost.
+#: How long a process waits at its end until its last spans are sent. If no collector answers, they are lost.
 CLOSE_SECONDS: Final = 3.0
 
 _HEADER: Final = "traceparent"
 
 
 class Part(NamedTuple):
-    """A span below another, that is over."""
+    """A part of a span: a child span that has ended."""
 
     name: str
     began: int  # nanoseconds since 1970
     ended: int
-    seconds: float  # of it that were spent on this part, which may be interleaved with another
+    seconds: float  # spent on this part, which may be interleaved with others
 
 
 def open_tracing(service: str) -> Tracing | None:
-    """What this process's spans are made with; None where none are to be made. To be called after a fork, not
-    before one: it starts a thread, which sends them.
+    """Return the tracing of this process, or None if it is off.
+
+    Call it after a fork, not before: it starts the thread that sends the spans.
     """
     if not os.environ.get(ENDPOINT_VARIABLE):
         return None
@@ -55,22 +56,22 @@ def open_tracing(service: str) -> Tracing | None:
     except ImportError:
         logger.info("no traces, though %s is set: %s", ENDPOINT_VARIABLE, install_hint("otel"))
         return None
-    # A collector that is away is in the log of whoever has one, not on the screen of a person who submits.
+    # An unavailable collector must not print errors on the screen of a person who submits.
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     return Tracing(service, BatchSpanProcessor(OTLPSpanExporter()))
 
 
 class Tracing:
-    """Makes the spans of one process."""
+    """The tracing of one process: makes its spans and sends them."""
 
     def __init__(self, service: str, processor: SpanProcessor) -> None:
-        """`service`: how the traces call this process, unless OTEL_SERVICE_NAME says."""
+        """Start tracing under the name `service`, unless OTEL_SERVICE_NAME gives another."""
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
 
         version = metadata.version("labelmill")
         ours = Resource.create({"service.name": service, "service.version": version})
-        # A provider of our own: a program that uses `Client` may have set one up for itself.
+        # A provider of our own, because a program that uses `Client` may have set up a global one.
         self._provider = TracerProvider(
             resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
@@ -80,9 +81,11 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str, *, began: int, **attributes: str | int) -> Iterator[Span]:
-        """A span around what happens inside, below the one that the calling program is in; it may have begun
-        earlier, `began` is in nanoseconds since 1970. An exception makes it a failed one, with its class
-        alone: its words may have an image's name in them.
+        """Open a span around the block, as a child of the calling program's current span.
+
+        `began` is when it began, in nanoseconds since 1970, which may be before this call. If the block
+        raises, the span fails with the exception's class only, because its message may contain an image's
+        name.
         """
         from opentelemetry.trace import Status, StatusCode
 
@@ -110,8 +113,9 @@ class Tracing:
         parts: list[Part],
         error: str | None = None,
     ) -> None:
-        """A span that is over, with its parts, in the trace that `traceparent` names; in a trace of its own
-        where that is none. Times are nanoseconds since 1970.
+        """Record a span that has ended, with its parts, in the trace that `traceparent` names.
+
+        If `traceparent` is None, the span begins a trace of its own. Times are nanoseconds since 1970.
         """
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
@@ -130,17 +134,18 @@ class Tracing:
         span.end(ended)
 
     def close(self) -> None:
-        """Sends what is left, for a moment. Calling it again does nothing."""
+        """Send the remaining spans, for at most CLOSE_SECONDS. Calling it again does nothing."""
         atexit.unregister(self.close)
-        # By a thread, because the provider waits for half a minute where nobody answers.
+        # In a thread, because the provider waits for half a minute if no collector answers.
         closing = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
 
 
 def traceparent_of(span: Span) -> str | None:
-    """The span as W3C's Trace Context writes it: 55 characters, to be passed on as they are. None where
-    OpenTelemetry was told to make none.
+    """Return the span as a W3C Trace Context header of 55 characters, to be passed on unchanged.
+
+    Return None if OpenTelemetry is configured to make none.
     """
     from opentelemetry.trace import set_span_in_context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
