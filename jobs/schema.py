@@ -285,7 +285,7 @@ jobs = Table(
     # If this is a shadow: the job whose images the challenger classifies again (`jobs.ledger.shadows`).
     Column("shadow_of", _Id),
     Column("traceparent", String(55)),  # the trace of its submission, as W3C writes it
-    Column("paused_at", UtcTime),  # set while it is paused; kept if it ends then
+    Column("paused_at", UtcTime),  # when it was paused; kept if it ends while paused
     Column("purged_at", UtcTime),  # when the removal of its payloads began
     Column("created_at", UtcTime, nullable=False),
     Column("touched_at", UtcTime, nullable=False),  # the producer's last heartbeat while receiving
@@ -310,7 +310,7 @@ jobs = Table(
         postgresql_where=text("state IN ('receiving', 'running')"),
         sqlite_where=text("state IN ('receiving', 'running')"),
     ),
-    Index(None, "finished_at"),  # for people: the latest results first
+    Index(None, "finished_at"),  # for people who query the latest results
 )
 
 #: A job of at most this many images is small: it gets a higher priority, and its chunk is claimed together

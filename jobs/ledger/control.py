@@ -127,7 +127,7 @@ def hold_leftover_chunks(connection: Connection) -> None:
     if not left:
         return
     # Lock the jobs' rows first: a job that is being resumed must find all its held chunks, and a job that is
-    # ending must not keep any.
+    # ending must not leave chunks held for ever.
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
         .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)

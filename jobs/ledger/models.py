@@ -309,7 +309,10 @@ def champion_history(connection: Connection, *, limit: int | None = None) -> lis
 
 
 def champion_before(connection: Connection) -> str:
-    """Return the model that `roll_back` would make the champion. Raises Conflict if there is none."""
+    """Return the id of the model that `roll_back` would make the champion.
+
+    Raises Conflict if there is none.
+    """
     return _before(connection, connection.scalar(_CHAMPION_ID))
 
 
@@ -328,7 +331,7 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
 
 
 def _before(connection: Connection, champion_id: str | None) -> str:
-    """Return the champion before this one, ignoring moves that were rolled back.
+    """Return the id of the champion before this one, ignoring moves that were rolled back.
 
     So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """

@@ -185,8 +185,8 @@ class KeyHolder:
     job_id: str
     #: Its producer is alive and still submitting.
     receiving: bool
-    #: It was submitted completely. If neither is true, its producer stopped halfway, and the key is free
-    #: again.
+    #: It was submitted completely. If neither `receiving` nor `sealed`, its producer stopped halfway, and the
+    #: key is free.
     sealed: bool
     fingerprint: str | None
     model_id: str
