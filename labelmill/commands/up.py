@@ -18,7 +18,7 @@ from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
-#: How often the parts are looked at.
+#: Time between two checks of the processes.
 _CHECK_SECONDS: Final = 0.5
 
 _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
