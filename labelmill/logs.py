@@ -21,13 +21,13 @@ from labelmill.console import counted
 #: A log file is renamed to `<name>.1` when it would become larger, so a part keeps at most twice as much.
 MAX_LOG_BYTES: Final = 8 * 1024**2
 
-#: The level, and what follows it, of a line of Valkey's: `11:M 28 Nov 2026 04:57:18.915 # Some text`.
+#: Matches the level and the text of a line that Valkey logs: `11:M 28 Nov 2026 04:57:18.915 # Some text`.
 _BROKER_LINE: Final = re.compile(r"\d+:\w .* \d\d:\d\d:\d\d\.\d{3} ([.*#-]) (.*)")
 
-#: Warnings of Valkey's that need no action: this broker saves nothing to disk, and it says goodbye.
+#: Valkey's warnings that need no action: this broker saves nothing to disk, and ending it is normal.
 _HARMLESS: Final = ("WARNING Memory overcommit must be enabled", "Valkey is now ready to exit")
 
-#: What worker, trainer and beat log when they have started.
+#: Matches what worker, trainer and beat log when they have started.
 _STARTED: Final = re.compile(r".* ready\.|beat: Starting\.\.\.")
 
 
@@ -91,7 +91,7 @@ class PartLog:
         thread.start()
 
     def close(self, *, seconds: float) -> None:
-        """Wait until the pipes are read to their end, but not for longer than this; then close the file."""
+        """Wait up to this long until the pipes are read to their end; then close the file."""
         for thread in self._threads:
             thread.join(seconds)
         if not any(thread.is_alive() for thread in self._threads):
@@ -100,7 +100,7 @@ class PartLog:
     def _read(self, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
-                # Whatever the line is, its pipe must be emptied: a part whose pipe is full stands still.
+                # Whatever the line is, the pipe must be emptied: a process blocks when its pipe is full.
                 try:
                     text, event = self._understand(line)
                 except (KeyError, TypeError, ValueError):  # JSON that is not a log record
@@ -134,7 +134,7 @@ class PartLog:
 def event_of(part: str, record: dict[str, Any]) -> Event | None:
     """Return the event of a log record, or None.
 
-    Events are warnings, errors, and what Labelmill itself logs. Celery's other lines are none, but `ready`.
+    Events are warnings, errors, and what Labelmill itself logs. Of Celery's other lines, only `ready` is one.
     """
     level = str(record["level"])
     message = (str(record["message"]).strip() or "-").splitlines()[0]
