@@ -45,7 +45,7 @@ class Console(rich.console.Console):
     """Rich's console, except that closing the pipe early (head, less) is not an error."""
 
     def on_broken_pipe(self) -> None:
-        """On stdout, raise BrokenPipeError, which `tells_errors` handles; on stderr, fall silent and go on.
+        """On stdout, raise BrokenPipeError, which `tells_errors` handles; on stderr, stop writing and go on.
 
         Rich itself would exit with 1.
         """
@@ -89,7 +89,7 @@ def examples(*lines: str) -> str:
 
 
 def command_name() -> str:
-    """Return what to type to run this command: its path, if its name alone does not find it."""
+    """Return the name to type for this command, or its path if the name is not in PATH."""
     if shutil.which("labelmill"):
         return "labelmill"
     path = Path(sys.executable).with_name("labelmill")
@@ -97,7 +97,7 @@ def command_name() -> str:
 
 
 def next_steps(*steps: tuple[str, str]) -> str:
-    """Return what to type, one command per line, from pairs of arguments and reason.
+    """Return lines of commands to type next, from pairs of arguments and reason.
 
     Each reason follows its command, or stands above it if a line would have more than 80 columns.
     """

@@ -183,7 +183,7 @@ class _Batch:
             chunk = chunk_of(connection, correction.job_id, correction.index)
         if chunk is None:
             return
-        # If the image is gone as well, nothing can be done: the training run says which it skips.
+        # If the image is gone as well, nothing can be done: the training run skips it and says so.
         with suppress(Conflict):
             request = CorrectionRequest(correction.job_id, correction.index, correction.label)
             data = self._read(request, self._contents(chunk)[correction.index - chunk.first_index])

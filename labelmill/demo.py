@@ -33,7 +33,7 @@ from worker.learning.recipes import recipe_for
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-#: How many right images are drawn, and how many of the most confident mistakes.
+#: How many correct images are drawn, and how many of the most confident mistakes.
 DRAWN: Final = 4
 
 #: Characters that a class's name can have, but a folder's name should not.
@@ -62,7 +62,7 @@ def run_demo(settings: Settings) -> None:
 
 
 def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
-    """Return a stack to start, or nothing if one is up. Raise UserError, SettingsError if none can start."""
+    """Return a stack to start, or nothing if one is up. Raises UserError, SettingsError if none can start."""
     if settings.embedded_broker and broker_answers(settings):
         return nullcontext()
     return Stack(settings, logs=settings.home / "logs")
@@ -126,7 +126,7 @@ def _write_images(data: Mnist, folder: Path) -> Path:
 
 
 def show_results(client: Client, status: JobStatus, data: Mnist, console: Console) -> None:
-    """Print a table by class, draw a few images, and say what to type next."""
+    """Print a table by class, a few images, and the commands to try next."""
     total: Counter[str] = Counter()
     right: Counter[str] = Counter()
     good: list[Prediction] = []

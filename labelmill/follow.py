@@ -20,9 +20,9 @@ _NO_WORKER_SECONDS: Final = 10.0
 
 
 def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> JobStatus:
-    """Follow the job to its end and show its progress. On Ctrl-C, say how to go on and exit with 130.
+    """Follow the job to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
-    `own_stack`: workers that were started for this job and end with it, so the advice differs. Raises
+    `own_stack`: the stack that was started for this job and ends with it, which changes the advice. Raises
     Unavailable if one of its processes ends before the job does.
     """
     embedded = client.settings.embedded_broker
@@ -45,7 +45,7 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
 
 
 def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> None:
-    """Say whether the latest messages could not be sent, and why.
+    """Say so if the latest messages could not be sent, and why.
 
     `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides a broker.
     """

@@ -1,4 +1,4 @@
-"""Where a command writes: a file of this machine, an object behind a URL, or standard output."""
+"""Where a command writes: a file on this machine, an object behind a URL, or standard output."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Readiness:
 
 
 def readiness(settings: Settings, part: Part) -> Readiness:
-    """Return whether this part is ready, and why. Raise nothing.
+    """Return whether this process is ready, and why. Never raises an error.
 
     A worker or trainer is ready if the one on this host has sent a recent heartbeat (so ledger and broker
     answer it) and has started a child process, with or without a champion. Beat and producers are ready if

@@ -26,9 +26,9 @@ _SOURCES: Final = {"mnist": "MNIST", "mnist-sample": "a sample of MNIST", "folde
 
 
 def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
-    """Follow the run to its end and show its progress. On Ctrl-C, say how to go on and exit with 130.
+    """Follow the run to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
-    `own_stack`: a trainer that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
+    `own_stack`: the stack that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
     of its processes ends before the run does.
     """
     told = 0

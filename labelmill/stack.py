@@ -50,7 +50,7 @@ _libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not 
 
 
 def settings_with(processes: int | None) -> Settings:
-    """Load the settings, with this number of processes if one is given. Raise SettingsError."""
+    """Load the settings, with this number of processes if it is not None. Raises SettingsError."""
     return Settings.load(**({} if processes is None else {"processes": processes}))
 
 
@@ -113,7 +113,7 @@ class Stack:
     ) -> None:
         """Describe the stack. Each process logs to `<logs>/<name>.log`; `with_events` is for `next_event`.
 
-        Raise SettingsError if its processes would refuse to start, UserError if the embedded broker is not
+        Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
         """
         # Imported here: only Celery can parse the cron line, and most commands never load Celery. Checked
@@ -147,7 +147,7 @@ class Stack:
     def __enter__(self) -> Self:
         """Start everything.
 
-        Raise UserError if a stack is already up in this home, Unavailable if a part cannot be started.
+        Raises UserError if a stack is already up in this home, Unavailable if a part cannot be started.
         """
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")

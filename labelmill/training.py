@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[[str], None] = say) -> Mnist:
     """Return MNIST, or with `allow_sample` the sample if MNIST cannot be downloaded.
 
-    `say` is called with what people should know, such as a download. Raises DataUnavailable, and UserError
-    without TensorFlow.
+    `say` is called with messages for the user, for example about a download. Raises DataUnavailable, and
+    UserError without TensorFlow.
     """
     need_tensorflow()
     from worker.learning import mnist
@@ -84,6 +84,6 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
 
 
 def need_tensorflow(what: str = "Training", *more: str) -> None:
-    """Raise UserError if TensorFlow is not installed; it advises to install the `more` extras with it."""
+    """Raise UserError if TensorFlow is not installed. Its advice includes the `more` extras."""
     if find_spec("tensorflow") is None:
         raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

@@ -54,7 +54,7 @@ class Session:
 
     @property
     def broker_unavailable(self) -> bool:
-        """Whether the latest request failed to wake a worker or trainer; the reconciler does so later."""
+        """Whether the latest request could not wake a worker or trainer; the reconciler will do so later."""
         return self._publisher is not None and self._publisher.unavailable
 
     @property

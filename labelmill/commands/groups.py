@@ -1,4 +1,4 @@
-"""Groups of commands that list things by default, and say how to show one of them."""
+"""Command groups that list things by default, and suggest `show` for an id."""
 
 from __future__ import annotations
 
