@@ -160,8 +160,8 @@ def main() -> None:
 def repeat_lost_interrupts() -> None:
     """Send Ctrl-C again if it got lost in a finalizer.
 
-    Ctrl-C raises KeyboardInterrupt wherever the main thread is. In a finalizer, such as the Redis client's,
-    Python drops the exception and only calls this hook.
+    Ctrl-C raises KeyboardInterrupt wherever the main thread is. In a finalizer (the Redis client's closes
+    its connections), Python drops the exception and only calls this hook.
     """
     other_losses = sys.unraisablehook
 

@@ -137,7 +137,7 @@ class ModelMethods(Session):
             return find_verdict(connection, model_named(connection, model).id)
 
     def report(self, model: str | None = None) -> str:
-        """Return an HTML page that compares a model (default: the champion) with the champion.
+        """Return an HTML report on a model (default: the champion), compared with the champion.
 
         For the champion itself, the page compares it with the previous champion. The page needs no other
         file. It shows figures, learning curves, confusion matrix, calibration and mistakes. Raises NotFound
@@ -214,7 +214,7 @@ class ModelMethods(Session):
 
     @takes_numbers
     def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
-        """Return how the challenger compares with the champion, and `limit` images on which they disagree.
+        """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
 
         Images of the latest jobs come first. Raises Conflict if there is no challenger.
         """
