@@ -1,4 +1,4 @@
-"""The face of Labelmill: the console command, the local stack, and `Client`.
+"""Bulk image classification: the console command, the local stack, and the Python client.
 
 from labelmill import Client
 
@@ -31,7 +31,7 @@ __all__ = [
     "UserError",
 ]
 
-#: Where these are; what is not named here is in `jobs.errors`.
+#: The modules of these names; all other names are in `jobs.errors`.
 _MODULES: Final = {
     "Client": "labelmill.client",
     "ErrorLimits": "jobs.limits",
@@ -40,7 +40,7 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at its first use: the console command imports this package too, and most of it needs no Celery.
+    # Loaded at first use: the console command imports this package too, and most commands need no Celery.
     if name in __all__:
         return getattr(import_module(_MODULES.get(name, "jobs.errors")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

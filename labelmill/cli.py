@@ -16,13 +16,13 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class _Entry(NamedTuple):
-    """A command: the module in `labelmill.commands` that has it, and its line in the list."""
+    """A command's module in `labelmill.commands`, and its line in the list of commands."""
 
     module: str
     help: str
 
 
-#: The end of an object is over by then.
+#: Delay before a lost Ctrl-C is repeated. The finalizer that swallowed it has ended by then.
 _PRESSED_AGAIN_SECONDS: Final = 0.05
 
 COMMANDS: Final = {
@@ -51,20 +51,20 @@ COMMANDS: Final = {
     "db": _Entry("db", "Migrate the ledger, or record its object store."),
 }
 
-#: Those that have commands of their own.
+#: Commands that are groups of commands.
 GROUPS: Final = ("models", "runs", "db")
 
 
 class _LazyGroup(TyperGroup):
-    """A group that knows its commands by name and imports one when it is run."""
+    """A group that imports a command only when it is run."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        # Stand-ins that have what the list and the advice on a mistyped name show: names and one line each.
+        # Placeholders: the list and the hint for a mistyped name show only the names and one line each.
         self.commands = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command. What is wrong with an option is said without the jargon of what has found it."""
+        """Run the command. Reword what Pydantic says about a wrong option in plain English."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as wrong:
@@ -78,7 +78,7 @@ class _LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command itself, to run it or to complete its options.
 
-        Raises UsageError; if it is a command of a group, with the group's name.
+        Raises UsageError if there is none; if a group has a command of this name, the error says so.
         """
         if args[0] not in self.commands:
             meant = [f"'labelmill {group} {args[0]}'" for group in GROUPS if args[0] in subcommands(group)]
@@ -91,7 +91,7 @@ class _LazyGroup(TyperGroup):
 
 
 def subcommands(name: str) -> dict[str, Any]:
-    """Return the commands of a group by their names; none if it is not a group."""
+    """Return the commands of a group by name; an empty dictionary if it is not a group."""
     found: dict[str, Any] = getattr(load_command(name), "commands", {})
     return found
 
@@ -107,8 +107,9 @@ def load_command(name: str) -> Any:
 
 
 def _unfolded(text: str) -> str:
-    """A docstring with a line a paragraph. Typer keeps the ends of lines in all but the first, and a terminal
-    has others.
+    """Return a docstring with each paragraph on one line.
+
+    Typer keeps line breaks in all paragraphs but the first, and terminals have other widths.
     """
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text).split("\n\n"))
 
@@ -140,26 +141,27 @@ def _root(
 
 
 def main() -> None:
-    """Runs the console command."""
+    """Run the console command."""
     if sys.stdout is None:
-        # Closed by whoever started us, who wants no data. Not for the next file that is opened to be it.
+        # The caller closed stdout. The next file that is opened must not take its place and get the data.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- till the end
     _speak_utf8()
     repeat_lost_interrupts()
     try:
         app()
     except SystemExit as end:
-        # Help is written by Rich's own console, which exits with 1 where its reader has seen enough. What
-        # the help was for may have a code of its own: a mistake.
+        # Rich prints the help itself, and exits with 1 if the pipe is closed early, which is not an error.
+        # Help that follows a usage error keeps that error's exit code.
         if isinstance(end.__context__, BrokenPipeError):
             raise SystemExit(getattr(end.__context__.__context__, "exit_code", 0)) from None
         raise
 
 
 def repeat_lost_interrupts() -> None:
-    """Press Ctrl-C again where it got lost: it raises wherever the main thread is just then, and where that
-    is the end of an object (the Redis client's close their connections there), Python drops what is raised,
-    and no more than tells this hook.
+    """Send Ctrl-C again if it got lost in a finalizer.
+
+    Ctrl-C raises KeyboardInterrupt wherever the main thread is. In a finalizer (the Redis client's closes
+    its connections), Python drops the exception and only calls this hook.
     """
     other_losses = sys.unraisablehook
 
@@ -167,7 +169,7 @@ def repeat_lost_interrupts() -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             other_losses(lost)
             return
-        # Not at once: here we are still inside of what swallows it.
+        # Not at once: the finalizer that swallows exceptions is still running.
         again = threading.Timer(_PRESSED_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
@@ -176,8 +178,9 @@ def repeat_lost_interrupts() -> None:
 
 
 def _speak_utf8() -> None:
-    """Data in a pipe or a file is UTF-8, as in the files that the commands write and read themselves. A
-    terminal has the encoding that it has: what is not in that is written out. So does Python on stderr.
+    """Use UTF-8 on pipes and files, as in the files that the commands read and write themselves.
+
+    A terminal keeps its encoding. Characters that it does not have are escaped, as Python does on stderr.
     """
     if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
@@ -185,6 +188,6 @@ def _speak_utf8() -> None:
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="backslashreplace")
         else:
-            # All that comes from the ledger is UTF-8. A path is not always, and is to be found by what is
-            # written: it keeps its bytes.
+            # Data from the ledger is always UTF-8. A path may not be: it keeps its bytes, so that it still
+            # names the file.
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")

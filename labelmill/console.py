@@ -25,13 +25,13 @@ from producer.export import printable, printable_json
 
 P = ParamSpec("P")
 
-#: The largest number that both databases take.
+#: The largest integer that both databases can store.
 _LARGEST: Final = 2**63 - 1
 
-#: Errors of the system if a file can never be written, however often it is tried.
+#: System errors that mean that a file cannot be written here at all.
 _NO_PLACE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
 
-#: Errors of the system if a file could be written with more space.
+#: System errors that mean that there is not enough space.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 #: The width of a terminal that all output must fit.
@@ -45,7 +45,7 @@ class Console(rich.console.Console):
     """Rich's console, except that closing the pipe early (head, less) is not an error."""
 
     def on_broken_pipe(self) -> None:
-        """On stdout, raise BrokenPipeError, which `tells_errors` handles; on stderr, fall silent and go on.
+        """On stdout, raise BrokenPipeError, which `tells_errors` handles; on stderr, stop writing and go on.
 
         Rich itself would exit with 1.
         """
@@ -58,7 +58,7 @@ class Console(rich.console.Console):
         os.close(nowhere)
 
 
-#: For people. Data never goes here.
+#: For messages to people. Data never goes here.
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -68,8 +68,8 @@ class ExitCode(IntEnum):
     OK = 0  # all images classified
     FAILED = 1  # the job, the training run or the command failed or was stopped
     USAGE = 2  # the request cannot be carried out as it stands
-    WITH_ERRORS = 3  # the job finished with errors of images; the run finished, and its model was refused
-    INTERRUPTED = 130  # Ctrl-C; a job that was submitted goes on
+    WITH_ERRORS = 3  # the job finished with per-image errors, or the run with a refused model
+    INTERRUPTED = 130  # Ctrl-C; a submitted job goes on
 
 
 def print_data(text: str) -> None:
@@ -89,7 +89,7 @@ def examples(*lines: str) -> str:
 
 
 def command_name() -> str:
-    """Return what to type to run this command: its path, if its name alone does not find it."""
+    """Return the name to type for this command, or its path if the name is not in PATH."""
     if shutil.which("labelmill"):
         return "labelmill"
     path = Path(sys.executable).with_name("labelmill")
@@ -97,9 +97,9 @@ def command_name() -> str:
 
 
 def next_steps(*steps: tuple[str, str]) -> str:
-    """Return what to type, one command per line, from pairs of arguments and reason.
+    """Return lines of commands to type next, from pairs of arguments and reason.
 
-    The reasons stand behind the commands, or above them if a line would have more than 80 columns.
+    Each reason follows its command, or stands above it if a line would have more than 80 columns.
     """
     commands = [f"  {command_name()} {arguments}" for arguments, _ in steps]
     width = max(map(len, commands))
@@ -110,7 +110,7 @@ def next_steps(*steps: tuple[str, str]) -> str:
 
 
 def say(text: str) -> None:
-    """Say a line to people, on stderr."""
+    """Print a line for people, on stderr."""
     err.print(printable_lines(text), markup=False)
 
 
@@ -125,7 +125,7 @@ def time_words(moment: datetime | None) -> str:
 
 
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
-    """Say what is wrong, and exit."""
+    """Print what is wrong, and exit."""
     err.print("[bold red]labelmill:[/] ", end="")
     err.print(printable_lines(text), markup=False)
     raise SystemExit(code)
@@ -145,7 +145,7 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             _check_arguments(kwargs)
-            if command.__name__ != "doctor":  # they are among its findings
+            if command.__name__ != "doctor":  # it reports them among its findings
                 _say_unknown_settings()
             command(*args, **kwargs)
         except LabelmillError as error:
@@ -163,7 +163,7 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail_with(error: OSError) -> NoReturn:
-    """Say what the system reports, such as a read-only folder or a full disk, and exit."""
+    """Print what the system reports, such as a read-only folder or a full disk, and exit."""
     words = error.strerror or str(error)
     if isinstance(error.filename, str):
         words = f"{words}: {error.filename}"
@@ -184,7 +184,7 @@ def _is_in_home(path: str) -> bool:
 
 @cache  # once per process: a group runs before its command
 def _say_unknown_settings() -> None:
-    """Say which variables are no settings: a mistyped name would silently select another ledger."""
+    """Report variables that are no settings: a mistyped name would silently select another ledger."""
     for name, meant in unknown_variables().items():
         say(f"{name} is not a setting and has no effect" + (f": did you mean {meant}?" if meant else ""))
 

@@ -1,7 +1,8 @@
-"""The copies of corrected images in the store: removing those that no correction is about, and finding them.
+"""Find and remove copies of corrected images that no correction needs.
 
-Who corrects puts the copy there, then stores the row, and then looks for the copy once more; who removes one
-asks for rows before and after, and puts it back. Whoever comes last leaves a row with its copy.
+A correction writes the copy, stores its row, and then checks that the copy is still there. A removal looks
+for rows before and after it removes a copy, and puts the copy back if there is one. So every row keeps its
+copy, whichever of the two ends last.
 """
 
 from __future__ import annotations
@@ -15,32 +16,34 @@ from jobs.ledger import Ledger
 from jobs.ledger.corrections import COPIES, correction_key, without_correction
 from jobs.store import Store
 
-#: Copies that the ledger is asked about by one statement: it is as long for one as for all of these.
+#: How many copies the ledger is asked about at once: that takes as long for one as for all of these.
 _PAGE_COPIES: Final = 500
 
-#: And how many bytes of them are held meanwhile, to be put back.
+#: How many bytes of removed copies are held in memory, in case they must be put back.
 _PAGE_BYTES: Final = 64 * 1024 * 1024
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 def stray_copies(ledger: Ledger, store: Store, *, before: float) -> Iterator[list[str]]:
-    """The names of copies that were written before that time, in seconds since 1970, and are for nothing:
-    those that no correction is about, and parts of one. A page at a time. Raises Unavailable.
+    """Yield the names of stray copies that were written before this time, one page at a time.
+
+    A copy is stray if no correction is about it; so are parts of an unfinished copy. `before` is in seconds
+    since 1970. Raises Unavailable.
     """
     names = [name for name in store.files(COPIES) if _SHA256.fullmatch(unfinished(name) or name)]
     for start in range(0, len(names), _PAGE_COPIES):
         with ledger.reading() as connection:
             unneeded = without_correction(connection, names[start : start + _PAGE_COPIES])
-        # Their age last: who corrects such an image at this moment has just made its copy anew. One whose age
-        # the store does not tell stays.
+        # The age is read last: a correction of such an image may have just written its copy again. If the
+        # store does not know the age, the copy stays.
         ages = {name: store.written_at(correction_key(name)) for name in unneeded}
         if strays := [name for name, written in ages.items() if written is not None and written < before]:
             yield strays
 
 
 def remove_copies(ledger: Ledger, store: Store, image_sha256s: Iterable[str]) -> None:
-    """Removes copies that no correction needs. Raises Unavailable."""
+    """Remove those of these copies that no correction needs. Raises Unavailable."""
     names = list(dict.fromkeys(image_sha256s))
     for start in range(0, len(names), _PAGE_COPIES):
         with ledger.reading() as connection:
@@ -63,13 +66,15 @@ def _remove(ledger: Ledger, store: Store, unneeded: list[str]) -> None:
             if held > _PAGE_BYTES:
                 _put_back(ledger, store, removed)
                 removed, held = {}, 0
-    finally:  # also where the store went away halfway
+    finally:  # also if the store fails halfway
         _put_back(ledger, store, removed)
 
 
 def _put_back(ledger: Ledger, store: Store, removed: dict[str, bytes]) -> None:
-    """Somebody may have corrected the same bytes since the ledger was asked, and looked for the copy while it
-    was there. Who stores the row after this looks for it later still (`labelmill.correcting`).
+    """Write those of the removed copies again that a correction needs by now.
+
+    The same bytes may have been corrected since the ledger was read, and the correction may have checked for
+    its copy before the removal. A row stored after this checks for its copy later (`labelmill.correcting`).
     """
     if not removed:
         return

@@ -1,8 +1,8 @@
-"""Storing corrections: find the image, check the label, and copy the image's bytes.
+"""Store corrections: find the image, check the label, and copy the image's bytes.
 
-Corrections come one at a time or as a file, of which all rows are stored or none. The copies are written to
-the store before the rows that name them (`jobs.ledger.corrections`). Each payload is read once, however many
-of its images are corrected.
+Corrections come one at a time or as a file. Either all rows of a file are stored or none. The copies are
+written to the store before the rows that name them (`jobs.ledger.corrections`). Each payload is read once,
+however many of its images are corrected.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Corrector:
     """Stores corrections, and removes them."""
 
     def __init__(self, ledger: Ledger, store: Store, settings: Settings) -> None:
-        """Raises SettingsError if a root for references is malformed."""
+        """Prepare for corrections. Raises SettingsError if a root for references is malformed."""
         self._ledger = ledger
         self._store = store
         self._roots = Roots(settings.reference_roots)
@@ -130,7 +130,7 @@ class Corrector:
         try:
             yield batch
         except BaseException:
-            # No copy may stay without a correction. A purge removes what cannot be removed now.
+            # No copy may stay without a correction. If this fails, a purge removes it later.
             with suppress(Unavailable):
                 remove_copies(self._ledger, self._store, batch.copied)
             raise
@@ -183,7 +183,7 @@ class _Batch:
             chunk = chunk_of(connection, correction.job_id, correction.index)
         if chunk is None:
             return
-        # If the image is gone as well, nothing can be done: the training run says which it skips.
+        # If the image is gone as well, nothing can be done: the training run skips it and says so.
         with suppress(Conflict):
             request = CorrectionRequest(correction.job_id, correction.index, correction.label)
             data = self._read(request, self._contents(chunk)[correction.index - chunk.first_index])
@@ -201,7 +201,7 @@ class _Batch:
     def _look_up_job(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
     ) -> list[_Copying]:
-        """Return what must be copied, by chunk, in the order of the images. Earlier copies are reused."""
+        """Return the images to copy, by chunk, in the order of the images. Earlier copies are reused."""
         if not is_id(job_id):
             raise _no_job(job_id)
         indices = [request.index for request in requests if 0 <= request.index <= MAX_INDEX]
@@ -220,7 +220,7 @@ class _Batch:
     def _look_up_new(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
     ) -> list[_Copying]:
-        """Return what must be copied of new corrections. Raises NotFound if there is no such job."""
+        """Return the images to copy for new corrections. Raises NotFound if there is no such job."""
         found: list[_Copying] = []
         status = job_status(connection, job_id)
         indices = [request.index for request in requests if 0 <= request.index < status.total]
@@ -271,7 +271,7 @@ class _Batch:
         )
 
     def _check_label(self, connection: Connection, request: CorrectionRequest, model_id: str) -> None:
-        """Raises UserError."""
+        """Raise UserError if the label is not a class of the model."""
         if model_id not in self._models:
             self._models[model_id] = get_model(connection, model_id)
         self._models[model_id].check_class(request.label)
@@ -279,7 +279,7 @@ class _Batch:
     def _copy(self, copying: _Copying) -> None:
         """Copy the images of one chunk into the store. Raises Unavailable.
 
-        If a row is known to be wrong, the images are only read, to find what is wrong with theirs.
+        If some row is already known to be wrong, only read the images, to find what else is wrong.
         """
         chunk, images = copying
         with self._noting(*(request for request, _ in images)):
@@ -302,7 +302,7 @@ class _Batch:
             raise Conflict(str(error)) from None
 
     def _read(self, request: CorrectionRequest, content: Content) -> bytes:
-        """Raises Conflict, Unavailable."""
+        """Return the bytes of the image. Raises Conflict, Unavailable."""
         try:
             if isinstance(content, Reference):
                 return self._roots.read(content, max_bytes=self._max_bytes)
@@ -317,7 +317,7 @@ class _Batch:
 
 
 class _Copying(NamedTuple):
-    """Images of one chunk, and the corrections that are stored of them."""
+    """Images of one chunk, with the corrections to store."""
 
     chunk: FinishedChunk
     images: list[tuple[CorrectionRequest, NewCorrection]]

@@ -1,4 +1,4 @@
-"""Reading corrections from a file: CSV with a header, or one JSON object per line."""
+"""Read corrections from a file: CSV with a header, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from jobs.errors import UserError
 
-#: The columns of a file; others are ignored. `job_id` is an alias, because corrections are printed so.
+#: The columns of a file; others are ignored. `job_id` is an alias of `job`, because `--json` prints it so.
 COLUMNS: Final = ("job", "index", "label")
 _JOB_TOO: Final = "job_id"
 
-#: The highest number that the ledger can hold.
+#: The largest integer that the ledger can hold.
 MAX_INDEX: Final = 2**63 - 1
 
 
@@ -25,7 +25,7 @@ class CorrectionRequest:
     job_id: str
     index: int
     label: str
-    line: int = 0  # of the file, from 1
+    line: int = 0  # in the file, from 1
 
 
 def requests_in(
@@ -54,7 +54,7 @@ def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[
         reader.fieldnames = columns
         for row in reader:
             more = len(row.pop(None, ()))  # cells of a row that is too long
-            if more:  # an unquoted comma in a name: the label may be anything
+            if more:  # an unquoted comma in a name: the label may be in another column
                 told = f"it has {len(columns) + more} cells, and the first line names {len(columns)} columns."
                 yield reader.line_num, UserError(told)
             else:

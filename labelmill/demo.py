@@ -33,19 +33,19 @@ from worker.learning.recipes import recipe_for
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
 
-#: How many right images are drawn, and how many of the most confident mistakes.
+#: How many correct images are drawn, and how many of the most confident mistakes.
 DRAWN: Final = 4
 
-#: What the name of a class can have, but should not be in the name of a folder.
+#: Characters that a class's name can have, but a folder's name should not.
 _NOT_IN_PATHS: Final = re.compile(r"[^\w-]+")
 
-#: A folder has so many characters of its class's name. With four bytes each they are within any limit.
+#: A folder's name has at most this many characters of its class's name: few enough for any file system.
 _NAME_LENGTH: Final = 40
 
 
 def run_demo(settings: Settings) -> None:
     """Run the demo, and exit as `labelmill submit --watch` does. Ctrl-C ends it and everything it started."""
-    _stack_unless_up(settings)  # raises now what would only be found after a download and a training
+    _stack_unless_up(settings)  # fail now, not after a download and a training
     data = load_mnist(settings, allow_sample=True)
     with Client(settings) as client:
         model = _a_model_of(data, settings, client)
@@ -62,7 +62,7 @@ def run_demo(settings: Settings) -> None:
 
 
 def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
-    """Return a stack to start, or nothing if one is up. Raise UserError, SettingsError if none can start."""
+    """Return a stack to start, or nothing if one is up. Raises UserError, SettingsError if none can start."""
     if settings.embedded_broker and broker_answers(settings):
         return nullcontext()
     return Stack(settings, logs=settings.home / "logs")
@@ -85,8 +85,8 @@ def _a_model_of(data: Mnist, settings: Settings, client: Client) -> Model:
 def _evaluated_on(data: Mnist, model: Model, client: Client) -> Evaluation | None:
     """Return the model's evaluation on these test images, or None if it was trained on other data.
 
-    The source alone does not tell: it is "folder" for all files but MNIST's. Nor do the training images:
-    corrections join them.
+    The source alone cannot tell: it is "folder" for all files but MNIST's. Nor can the training images:
+    corrections are added to them.
     """
     if model.metrics.get("data") != data.source or model.classes != data.classes:
         return None
@@ -126,7 +126,7 @@ def _write_images(data: Mnist, folder: Path) -> Path:
 
 
 def show_results(client: Client, status: JobStatus, data: Mnist, console: Console) -> None:
-    """Print a table by class, draw a few images, and say what to type next."""
+    """Print a table by class, a few images, and the commands to try next."""
     total: Counter[str] = Counter()
     right: Counter[str] = Counter()
     good: list[Prediction] = []

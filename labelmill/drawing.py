@@ -48,7 +48,7 @@ def draw(pictures: Sequence[Picture], console: Console) -> None:
 def curve(values: Sequence[float]) -> str:
     """Return the values as a line of columns, scaled from the smallest value to the largest.
 
-    If there are too many values, only the last of each stretch is shown.
+    If there are too many values, only the last of each group is shown.
     """
     step = max(1, -(-len(values) // _CURVE_WIDTH))
     shown = list(values[::-1][::step][::-1])

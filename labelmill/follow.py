@@ -1,4 +1,4 @@
-"""Following a job at the console: progress, the closing line, the exit code, and what Ctrl-C says."""
+"""Follow a job at the console: progress, closing line, and the message on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from labelmill.progress import ProgressLine
 if TYPE_CHECKING:
     from labelmill.stack import Stack
 
-#: A job that nobody has started after this long probably has no worker.
+#: If no worker has started a job after this long, probably none is running.
 _NO_WORKER_SECONDS: Final = 10.0
 
 
 def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> JobStatus:
-    """Follows the job to its end, showing how it goes. On Ctrl-C says how to go on, and exits with 130.
+    """Follow the job to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
-    `own_stack`: the workers were started for this job and end with it, so the advice is another. Raises
-    Unavailable where a process of it ends before the job does.
+    `own_stack`: the stack that was started for this job and ends with it, which changes the advice. Raises
+    Unavailable if one of its processes ends before the job does.
     """
     embedded = client.settings.embedded_broker
     try:
@@ -45,8 +45,9 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
 
 
 def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> None:
-    """Says so where the latest messages could not be sent, and why. `waits`: what becomes of them meanwhile;
-    `starts`: whom `labelmill up` brings beside a broker.
+    """Say so if the latest messages could not be sent, and why.
+
+    `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides a broker.
     """
     if not client.broker_unavailable:
         return
@@ -57,7 +58,7 @@ def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> N
 
 
 def closing_line(status: JobStatus) -> str:
-    """How a job ended, in one line."""
+    """Return how a job ended, for people."""
     counts = f"{status.succeeded:,} of {status.total:,} images classified"
     if status.failed:
         counts += f", {status.failed:,} with an error (labelmill predictions {status.id} --errors)"
@@ -71,7 +72,7 @@ def closing_line(status: JobStatus) -> str:
 
 
 def state_words(status: JobStatus) -> str:
-    """Where a job stands, for people."""
+    """Return a job's state, for people."""
     if status.paused:
         return f"{status.state}, paused"
     if status.state == JobState.RUNNING and status.started_at is None:
@@ -80,7 +81,7 @@ def state_words(status: JobStatus) -> str:
 
 
 def status_to_json(status: JobStatus) -> dict[str, Any]:
-    """A job's status for programs."""
+    """Return a job's status as a dictionary, for `--json`."""
     derived = {
         "rate": status.rate,
         "eta_seconds": status.eta_seconds,
@@ -99,7 +100,7 @@ def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
 
 
 def who_may_be_missing(part: str, *, embedded: bool) -> str:
-    """What to ask where nobody takes what waits for a worker or a trainer."""
+    """Return the note to show if work waits for a worker or a trainer and none takes it."""
     if embedded:
         return f"waiting for a {part}: is `labelmill up` running?"
     return f"waiting for a {part}: `labelmill workers` lists those that run"

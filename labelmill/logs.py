@@ -1,4 +1,4 @@
-"""The logs of the local stack: a file for each part, and events for the lines that a person needs.
+"""The logs of the local stack: a file for each part, and events for the lines that the user should see.
 
 The parts log as JSON on a pipe (`worker.logs`). The broker is another project's program and logs as text.
 """
@@ -18,16 +18,16 @@ from typing import IO, Any, Final
 from jobs.files import append_privately, make_private_folder
 from labelmill.console import counted
 
-#: A log file is renamed to `<name>.1` when it would become larger, so a part keeps at most twice as much.
+#: A log file that would grow beyond this is renamed to `<name>.1`, so a part keeps at most twice as much.
 MAX_LOG_BYTES: Final = 8 * 1024**2
 
-#: The level, and what follows it, of a line of Valkey's: `11:M 28 Nov 2026 04:57:18.915 # Some text`.
+#: Matches the level and the text of a line that Valkey logs: `11:M 28 Nov 2026 04:57:18.915 # Some text`.
 _BROKER_LINE: Final = re.compile(r"\d+:\w .* \d\d:\d\d:\d\d\.\d{3} ([.*#-]) (.*)")
 
-#: Warnings of Valkey's that need no action: this broker saves nothing to disk, and it says goodbye.
+#: Valkey's warnings that need no action: this broker saves nothing to disk, and ending it is normal.
 _HARMLESS: Final = ("WARNING Memory overcommit must be enabled", "Valkey is now ready to exit")
 
-#: What worker, trainer and beat log when they have started.
+#: Matches what worker, trainer and beat log when they have started.
 _STARTED: Final = re.compile(r".* ready\.|beat: Starting\.\.\.")
 
 
@@ -44,7 +44,7 @@ class LogFile:
     """A log file that only its owner can read. Many threads may write to it."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, and make its folder if necessary. Raise OSError."""
+        """Open the file, and make its folder if necessary. Raises OSError."""
         self._path = path
         self._lock = threading.Lock()
         make_private_folder(path.parent)
@@ -52,7 +52,7 @@ class LogFile:
         self._bytes = path.stat().st_size
 
     def write(self, text: bytes) -> None:
-        """Append the text. Rename the file first if it is full. Raise OSError."""
+        """Append the text. Rename the file first if it is full. Raises OSError."""
         with self._lock:
             if self._bytes and self._bytes + len(text) > MAX_LOG_BYTES:
                 self._path.replace(f"{self._path}.1")
@@ -73,7 +73,7 @@ class PartLog:
     def __init__(self, part: str, folder: Path, *, as_json: bool, events: SimpleQueue[Event] | None) -> None:
         """Log to `<folder>/<part>.log`, as text unless `as_json`, and put the part's events into `events`.
 
-        With `as_json`, each line of JSON is an event. Raise OSError.
+        With `as_json`, each line of JSON is an event. Raises OSError.
         """
         self._part = part
         self._as_json = as_json
@@ -91,7 +91,7 @@ class PartLog:
         thread.start()
 
     def close(self, *, seconds: float) -> None:
-        """Wait until the pipes are read to their end, but not for longer than this; then close the file."""
+        """Wait up to this long until the pipes are read to their end; then close the file."""
         for thread in self._threads:
             thread.join(seconds)
         if not any(thread.is_alive() for thread in self._threads):
@@ -100,7 +100,7 @@ class PartLog:
     def _read(self, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
-                # Whatever the line is, its pipe must be emptied: a part whose pipe is full stands still.
+                # Whatever the line is, the pipe must be emptied: a process blocks when its pipe is full.
                 try:
                     text, event = self._understand(line)
                 except (KeyError, TypeError, ValueError):  # JSON that is not a log record
@@ -113,7 +113,7 @@ class PartLog:
                     self._events.put(event)
 
     def _understand(self, line: bytes) -> tuple[bytes, Event | None]:
-        """Return what the file gets, and the event. Raise KeyError, TypeError, ValueError."""
+        """Return the text for the file, and the event or None. Raises KeyError, TypeError, ValueError."""
         if not line.startswith(b"{"):  # written past the log, or by the broker
             found = (
                 _event_of_broker(line.decode(errors="backslashreplace")) if self._part == "broker" else None
@@ -134,7 +134,7 @@ class PartLog:
 def event_of(part: str, record: dict[str, Any]) -> Event | None:
     """Return the event of a log record, or None.
 
-    Events are warnings, errors, and what Labelmill itself logs. Celery's other lines are none, but `ready`.
+    Events are warnings, errors, and what Labelmill itself logs. Of Celery's other lines, only `ready` is one.
     """
     level = str(record["level"])
     message = (str(record["message"]).strip() or "-").splitlines()[0]

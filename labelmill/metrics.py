@@ -1,9 +1,9 @@
-"""Metrics for Prometheus: what ledger and broker say at each scrape.
+"""Metrics for Prometheus, read from the ledger and the broker at each scrape.
 
-Nothing is counted here, so it does not matter when an exporter is started, or how often. What happened is in
-the ledger's counters (`jobs.ledger.counters`), what stands where in its tables (`jobs.ledger.metrics`);
-docs/reference/metrics.md has the list. Ledger and broker are asked in parallel: if one cannot be reached, or
-hangs, only its own metrics are missing.
+Nothing is counted here, so it does not matter when or how often an exporter is started. Past events come from
+the ledger's counters (`jobs.ledger.counters`), the current state from its tables (`jobs.ledger.metrics`);
+docs/reference/metrics.md lists all metrics. Ledger and broker are read in parallel: if one cannot be reached
+or hangs, only its own metrics are missing.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from jobs.settings import Settings
 from labelmill.console import say
 from labelmill.probes import brief_ledger, broker_client, check_there, words_of
 
-#: How long a scrape waits for ledger and broker. Left alone, Prometheus waits for ten seconds.
+#: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.
 PATIENCE_SECONDS: Final = 5.0
 
-#: How long the live accuracy is good: each look reads all corrections of the champion, and people make them.
+#: How long the live accuracy is cached: computing it reads all corrections of the champion.
 LIVE_SECONDS: Final = 60.0
 
 QUEUES: Final = (CLASSIFY_QUEUE, RETRAIN_QUEUE)
 
-#: All that may be counted is told from the beginning, as 0: Prometheus sees no increase in what is new.
+#: Every series is exported from the start, as 0: Prometheus sees no increase in a series that is new.
 _LABELS: Final[Mapping[CounterName, tuple[str, ...]]] = {
     CounterName.IMAGES: (OK, *ErrorCode),
     CounterName.ATTEMPTS: tuple(AttemptEnd),
@@ -65,7 +65,7 @@ class Exporter:
     """A context manager: inside it, an HTTP server answers scrapes."""
 
     def __init__(self, settings: Settings, *, address: str, port: int) -> None:
-        """Port 0 is any that is free. Raises OSError where the address is not to be had."""
+        """Start the server. Port 0 is any free port. Raises OSError if the address cannot be used."""
         registry = CollectorRegistry()
         registry.register(LabelmillCollector(settings))
         self._server, self._thread = start_http_server(port, address, registry)
@@ -81,7 +81,7 @@ class Exporter:
 
 
 class LabelmillCollector(Collector):
-    """Asks ledger and broker at each scrape."""
+    """Reads ledger and broker at each scrape."""
 
     def __init__(self, settings: Settings) -> None:
         self._parts = [
@@ -90,11 +90,11 @@ class LabelmillCollector(Collector):
         ]
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry would ask ledger and broker to learn our names, before there is a scrape."""
+        """Return nothing, so that the registry does not read ledger and broker before there is a scrape."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics; of a part that is away only that it is."""
+        """Yield all metrics; for a service that does not answer, only that it is down."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         for part in self._parts:
             part.begin()
@@ -107,8 +107,9 @@ class LabelmillCollector(Collector):
 
 
 class _Part:
-    """One service's metrics, read in a thread of its own: what hangs is left behind until it comes to an end,
-    and nobody is sent after it.
+    """One service's metrics, read in a thread of their own.
+
+    A thread that hangs is left alone until it ends, and no second one is started meanwhile.
     """
 
     def __init__(self, name: str, settings: Settings, read: Reading) -> None:
@@ -121,14 +122,14 @@ class _Part:
         self._trouble = ""
 
     def begin(self) -> None:
-        """Begins to read, unless somebody does."""
+        """Start reading, unless a thread is still reading."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name=f"metrics-{self.name}", daemon=True)
                 self._thread.start()
 
     def end(self, deadline: float) -> list[Metric] | None:
-        """What was read; None where the service is away, or takes too long."""
+        """Return what was read; None if the service cannot be reached or takes too long."""
         thread = self._thread
         assert thread is not None  # noqa: S101 -- begun before
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -141,13 +142,13 @@ class _Part:
         try:
             self._found = self._read()
             trouble = ""
-        except Exception as error:  # whatever a driver raises: the scrape has to be answered
+        except Exception as error:  # any error of a driver: the scrape must be answered
             self._found = None
             trouble = words_of(error, self._settings)
         self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:
-        """A line when it begins and one when it is over, not one a scrape."""
+        """Print one line when trouble begins and one when it ends, not one per scrape."""
         if bool(trouble) != bool(self._trouble):
             say(f"{self.name}: {trouble}" if trouble else f"{self.name}: it answers again")
         self._trouble = trouble
@@ -157,7 +158,7 @@ class _Part:
 
 
 class _LedgerMetrics:
-    """Reads the ledger's; keeps what should not be asked for at every scrape."""
+    """Reads the ledger's metrics, and caches the live accuracy."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -165,10 +166,10 @@ class _LedgerMetrics:
         self._live: tuple[str, float, LiveAccuracy] | None = None
 
     def read(self) -> list[Metric]:
-        """Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
+        """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
         check_there(self._settings)
         if self._ledger is None:
-            # A connection a scrape: none is open in between, to a server that is restarted or a file that is
+            # Each scrape opens a connection of its own: between scrapes, a server may be restarted or a file
             # replaced.
             self._ledger = brief_ledger(self._settings, pooled=False)
         self._ledger.check()
@@ -285,7 +286,7 @@ def _gauge(name: str, help_text: str, value: float | None = None) -> GaugeMetric
 
 
 def _broker_metrics(settings: Settings) -> Iterator[Metric]:
-    """Raises kombu's OperationalError, redis.RedisError, OSError."""
+    """Yield the broker's metrics. Raises kombu's OperationalError, redis.RedisError, OSError."""
     with broker_client(settings) as client:
         messages = GaugeMetricFamily(
             "labelmill_broker_messages", "Messages that wait on a queue.", labels=["queue"]

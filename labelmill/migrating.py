@@ -1,4 +1,4 @@
-"""Opening the ledger, and bringing its schema up to date."""
+"""Open the ledger, and bring its schema up to date."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    """The ledger, ready to use. The embedded one is made and migrated where needed: it is nobody else's.
+    """Open the ledger, ready to use. Create and migrate an embedded ledger if necessary.
 
-    Raises LedgerNotReady where a deployed one is not at this version, or the embedded one at a newer one;
-    Unavailable.
+    Raises LedgerNotReady if a deployed ledger is not at this version, or an embedded one is at a newer
+    version; Unavailable.
     """
     ledger = Ledger(settings.ledger)
     try:
@@ -38,10 +38,11 @@ def open_ledger(settings: Settings) -> Ledger:
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
-    """Runs the migrations that are missing, in one transaction. Raises LedgerNotReady where a newer Labelmill
-    has migrated it, Unavailable.
+    """Run the missing migrations in one transaction.
+
+    Raises LedgerNotReady if a newer Labelmill has migrated the ledger, Unavailable.
     """
-    # Imported where it is needed: every command opens the ledger, hardly one has to migrate it.
+    # Imported here: every command opens the ledger, but hardly any has to migrate it.
     from alembic import command
     from alembic.util import CommandError
 
@@ -49,12 +50,12 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
         with ledger.transaction() as connection:
             command.upgrade(alembic_config(connection), revision)
     except CommandError:
-        ledger.check()  # says it better: of which version the ledger is, and of which we are
+        ledger.check()  # its error is clearer: it names the ledger's version and ours
         raise
 
 
 def alembic_config(connection: Connection) -> Config:
-    """Alembic's configuration for this connection; no alembic.ini is needed."""
+    """Return Alembic's configuration for this connection; no alembic.ini is needed."""
     from alembic.config import Config
 
     config = Config()

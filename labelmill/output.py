@@ -1,4 +1,4 @@
-"""Where a command writes: a file of this machine, an object behind a URL, or standard output."""
+"""Where a command writes: a file on this machine, an object behind a URL, or standard output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def output_option(help: str) -> Any:  # noqa: A002 -- as typer calls it
 
 @contextmanager
 def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
-    """Open the file, the object or stdout for writing. An object appears when it is complete.
+    """Open the file, the object or stdout for writing. An object appears only when it is complete.
 
     Raises Conflict if it exists and `force` is not given, UserError if it cannot be written, Unavailable.
     """
@@ -60,12 +60,12 @@ def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
 
 
 def shown(output: str) -> str:
-    """Return where it is written, without secrets."""
+    """Return the path or URL of the output, without secrets."""
     return shown_url(output) if is_url(output) else output
 
 
 def _open_file(path: Path, *, over: bool) -> IO[bytes]:
-    # A device or a pipe always exists, and loses nothing.
+    # A device or a pipe always exists, and opening it loses no data.
     over = over or (path.exists() and not path.is_file())
     return path.open("wb" if over else "xb")
 

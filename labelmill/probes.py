@@ -1,7 +1,7 @@
-"""Looking at ledger and broker as they are: nothing is made or migrated, and nobody waits for long.
+"""Access ledger and broker as they are: create and migrate nothing, and never wait for long.
 
-For whoever has to speak where they are away: `labelmill doctor`, `ready` and `metrics`. What talks to the
-broker is imported where it is needed: a worker's health check asks the ledger alone, and has to be quick.
+For commands that must answer even if both are down: `labelmill doctor`, `ready` and `metrics`. The broker's
+libraries are imported only when needed: a worker's health check only reads the ledger, and must be quick.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NoLedgerYet(LabelmillError):
 
 @contextmanager
 def ledger_as_it_is(settings: Settings) -> Iterator[Ledger]:
-    """The ledger. Raises NoLedgerYet, and OSError where its folder may not be entered."""
+    """Yield the ledger. Raises NoLedgerYet, and OSError if its folder cannot be entered."""
     check_there(settings)
     ledger = brief_ledger(settings)
     try:
@@ -43,8 +43,9 @@ def ledger_as_it_is(settings: Settings) -> Iterator[Ledger]:
 
 
 def check_there(settings: Settings) -> None:
-    """Raises NoLedgerYet where the ledger's file is not there, which opening it would make; OSError where its
-    folder may not be entered.
+    """Raise NoLedgerYet if the ledger's file does not exist, because opening it would create it.
+
+    Raises OSError if its folder cannot be entered.
     """
     url = make_url(settings.ledger)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
@@ -52,7 +53,7 @@ def check_there(settings: Settings) -> None:
 
 
 def brief_ledger(settings: Settings, *, pooled: bool = True) -> Ledger:
-    """A door to the ledger at which nobody waits for long."""
+    """Return the ledger, with ANSWER_SECONDS as the limit for a statement or the wait for a lock."""
     ledger = Ledger(settings.ledger, pooled=pooled)
     sa.event.listen(ledger.engine, "connect", partial(_be_brief, ledger.is_sqlite), insert=True)
     return ledger
@@ -68,7 +69,7 @@ def _be_brief(is_sqlite: bool, connection: Any, _record: Any) -> None:
 
 @contextmanager
 def broker_client(settings: Settings) -> Iterator[redis.Redis]:
-    """A client of the broker by the same way that Celery goes: the URL as kombu reads it.
+    """Yield a client of the broker that connects as Celery does: kombu reads the URL.
 
     Raises kombu's OperationalError, redis.RedisError, OSError.
     """
@@ -84,13 +85,13 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
     connection = Connection(settings.broker, transport_options=options)
     try:
         channel: Any = connection.default_channel
-        # kombu's own client knows few commands.
+        # kombu's own client has only a few commands.
         yield redis.Redis(connection_pool=channel.client.connection_pool)
     finally:
         connection.close()
 
 
 def words_of(error: BaseException, settings: Settings) -> str:
-    """What somebody else's error says: its first line, without anything secret that the settings hold."""
+    """Return the first line of another library's error, without the secrets in the settings."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return without_secrets(text, settings.ledger_url, settings.broker_url, settings.store_url).rstrip(".")

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Show the progress of long work: a bar on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from rich.text import Text
 
 from labelmill.console import err, say
 
-#: How often a line is written where there is no terminal.
+#: Time between two lines if stderr is not a terminal.
 _LINE_SECONDS: Final = 5.0
 
-#: On a terminal of fewer columns the bar gives way: numbers and words say more.
+#: A terminal with fewer columns shows no bar: numbers and words say more.
 _BAR_COLUMNS: Final = 100
 
 
 class _Note(ProgressColumn):
-    """What is said at the end of the line, as far as there is room. It alone gives way to the others."""
+    """The note at the end of the line. It alone is cut if there is not enough room."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class ProgressLine:
-    """One piece of long work; the total may be unknown, or grow."""
+    """The progress of one piece of work, whose total may be unknown or grow."""
 
     def __init__(self, what: str, *, total: int | None = None) -> None:
         self._what = what
@@ -66,7 +66,7 @@ class ProgressLine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Where nothing was done, what was found says so.
+        # If nothing was done, the bar disappears: the command says so in words.
         if self._bar is not None:
             self._bar.live.transient = not self._done
             self._bar.stop()
@@ -74,7 +74,7 @@ class ProgressLine:
             self._line()
 
     def update(self, done: int, *, total: int | None = None, note: str = "") -> None:
-        """This much is done by now."""
+        """Record and show how much is done."""
         self._done = done
         self._total = total if total is not None else self._total
         self._note = note

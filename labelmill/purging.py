@@ -1,8 +1,8 @@
-"""Removing what is old: the order of the steps, so that a purge can be killed anywhere and run again.
+"""Remove old data, in an order that allows a purge to be killed at any point and run again.
 
-A job's row says that its payloads are gone before the first file is removed; where the files of such a job
-are still there, the next purge removes them. A job that is removed as a whole loses its chunks and then its
-predictions, part by part, and its row last: who reads predictions knows by the chunks that all are there.
+A job's row says that its payloads are gone before the first file is removed. If files of such a job remain,
+the next purge removes them. A job that is removed as a whole loses its chunks first, then its predictions in
+parts, and its row last. If a job still has chunks, its readers know that no prediction is missing.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 from labelmill.copies import remove_copies, stray_copies
 
-#: Payloads that no job names are left alone for so long: their producer may be about to name them. So are
-#: copies of images that no correction names.
+#: Payloads that no job names are kept this long, because their producer may be about to name them. The same
+#: applies to copies of images that no correction names.
 _STRAY_SECONDS: Final = 24 * 3600
 
-#: Folders that are looked up in the ledger by one statement.
+#: How many folders one statement looks up in the ledger.
 _PAGE_FOLDERS: Final = 500
 
 
 @dataclass
 class Purged:
-    """What a purge has removed, or would."""
+    """What a purge has removed; in a dry run, what it would remove."""
 
-    #: Jobs whose payloads were removed, those removed as a whole among them.
+    #: Jobs whose payloads were removed, including jobs removed as a whole.
     payloads: int = 0
     #: Jobs removed as a whole.
     jobs: int = 0
-    #: Their predictions.
+    #: Predictions of the jobs removed as a whole.
     predictions: int = 0
-    #: Folders of payloads that no job needed: what an interrupted purge or submission has left.
+    #: Payload folders that no job needed, left by an interrupted purge or submission.
     strays: int = 0
-    #: Copies of images that no correction needed: what an interrupted correction, or its undoing, has left.
+    #: Copies of images that no correction needed, left by an interrupted correction or undo.
     copies: int = 0
-    #: Of all payloads together.
+    #: The size of all removed payloads.
     bytes: int = 0
-    #: Jobs that are old enough, but a worker still has a chunk of them.
+    #: Ids of jobs that are old enough, but were kept because a worker still has a chunk of them.
     in_work: list[str] = field(default_factory=list)
 
 
@@ -65,7 +65,7 @@ class Purge:
     def __init__(
         self, ledger: Ledger, store: Store, *, dry_run: bool, on_progress: Callable[[Purged], None]
     ) -> None:
-        """`dry_run`: only counts. `on_progress` is called after each step with what is removed so far."""
+        """With `dry_run`, only count. `on_progress` is called after each step with the totals so far."""
         self.purged = Purged()
         self._ledger = ledger
         self._store = store
@@ -75,12 +75,13 @@ class Purge:
 
     @property
     def done(self) -> int:
-        """Jobs that are done with, and folders and copies that nobody needed."""
+        """The number of purged jobs, and of folders and copies that nothing needed."""
         return len(self._seen) - len(self.purged.in_work) + self.purged.strays + self.purged.copies
 
     def whole_jobs(self, *, days: float) -> None:
-        """Jobs that finished more than so many days ago: predictions, chunks, payloads, and the row. Raises
-        Unavailable.
+        """Remove jobs that finished more than this many days ago, with everything that belongs to them.
+
+        Raises Unavailable.
         """
         with self._ledger.reading() as connection:
             job_ids = finished_jobs(connection, days=days)
@@ -88,8 +89,9 @@ class Purge:
             self._whole_job(job_id)
 
     def one_job(self, job_id: str) -> None:
-        """This job, whenever it finished, in the same way. Raises NotFound; Conflict where it has not
-        finished, or a worker still has images of it; Unavailable.
+        """Remove this job with everything that belongs to it, whenever it finished.
+
+        Raises NotFound; Conflict if it has not finished or a worker still has images of it; Unavailable.
         """
         status = self._status(job_id)
         if not status.finished:
@@ -98,11 +100,11 @@ class Purge:
                 f"`labelmill cancel {job_id}`."
             )
         if not self._whole_job(job_id):
-            self._status(job_id)  # somebody else may have removed it since
+            self._status(job_id)  # raises NotFound if another purge has removed it
             raise still_at_work(job_id)
 
     def payloads(self, *, days: float) -> None:
-        """Payloads of jobs that finished more than so many days ago. Raises Unavailable."""
+        """Remove the payloads of jobs that finished more than this many days ago. Raises Unavailable."""
         with self._ledger.reading() as connection:
             job_ids = finished_jobs(connection, days=days, with_payloads=True)
         for job_id in job_ids:
@@ -110,8 +112,9 @@ class Purge:
                 self._payloads_of(job_id)
 
     def strays(self) -> None:
-        """Payloads that no job needs, and copies that no correction needs: who was at them was killed. Raises
-        Unavailable.
+        """Remove payloads that no job needs and copies that no correction needs.
+
+        Killed processes leave them behind. Raises Unavailable.
         """
         oldest = time.time() - _STRAY_SECONDS
         self._stray_payloads(oldest)
@@ -122,7 +125,7 @@ class Purge:
             self._on_progress(self.purged)
 
     def _stray_payloads(self, oldest: float) -> None:
-        # The folders first: a job whose folder is seen has its row by now, or is young.
+        # Folders are listed before rows are read: a listed folder has its job's row by then, or is young.
         folders = [name for name in self._store.folders(PAYLOADS) if is_id(name)]
         for start in range(0, len(folders), _PAGE_FOLDERS):
             page = folders[start : start + _PAGE_FOLDERS]
@@ -135,12 +138,12 @@ class Purge:
                     self._on_progress(self.purged)
 
     def _status(self, job_id: str) -> JobStatus:
-        """Raises NotFound."""
+        """Return the job's status. Raises NotFound."""
         with self._ledger.reading() as connection:
             return job_status(connection, job_id)
 
     def _whole_job(self, job_id: str) -> bool:
-        """False where a worker still has a chunk of it."""
+        """Remove the job. Return False if a worker still has a chunk of it."""
         free = self._payloads_of(job_id)
         if free:
             self._rows_of(job_id)
@@ -149,7 +152,7 @@ class Purge:
         return free
 
     def _payloads_of(self, job_id: str) -> bool:
-        """False where a worker still has a chunk of it."""
+        """Remove the job's payloads. Return False if a worker still has a chunk of it."""
         self._seen.add(job_id)
         if self._dry_run:
             with self._ledger.reading() as connection:
@@ -165,7 +168,7 @@ class Purge:
         return free
 
     def _remove_payloads(self, job_id: str) -> int:
-        """Gives back how many bytes they had."""
+        """Remove the job's payloads from the store. Return their size in bytes."""
         size = self._store.folder_bytes(payload_folder(job_id))
         if not self._dry_run:
             self._store.remove_folder(payload_folder(job_id))
@@ -182,7 +185,7 @@ class Purge:
                 delete_job(connection, job_id)  # and its shadows
 
     def _delete_rows(self, job_id: str) -> None:
-        """Delete predictions and chunks."""
+        """Delete the job's chunks and predictions."""
         with self._ledger.reading() as connection:
             ranges = prediction_ranges(connection, job_id)
             if self._dry_run:
@@ -197,5 +200,5 @@ class Purge:
             with self._ledger.transaction() as connection:
                 self.purged.predictions += delete_predictions(connection, job_id, indices)
             self._on_progress(self.purged)
-            # SQLite has one write lock, and no queue for it: who takes it again at once has it all the time.
+            # SQLite has one write lock and no queue for it: without a pause, others would never get it.
             time.sleep(time.monotonic() - started)

@@ -35,10 +35,11 @@ class Readiness:
 
 
 def readiness(settings: Settings, part: Part) -> Readiness:
-    """Return whether this part is ready, and why. Raise nothing.
+    """Return whether this process is ready, and why. Never raises an error.
 
-    A worker or trainer is ready if this host's had a recent heartbeat (so ledger and broker answer it) and
-    has a started child process, with or without a champion. Beat and producers are ready if both answer here.
+    A worker or trainer is ready if the one on this host has sent a recent heartbeat (so ledger and broker
+    answer it) and has started a child process, with or without a champion. Beat and producers are ready if
+    ledger and broker answer here.
     """
     try:
         with ledger_as_it_is(settings) as ledger:
@@ -65,7 +66,7 @@ def _broker(settings: Settings) -> Readiness:
 
 
 def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
-    """Return the readiness of the one that was seen last, if this host has several."""
+    """Return the readiness of this host's worker or trainer; of several, the one that was seen last."""
     mine = [worker for worker in found if worker.queue == _QUEUES[part]]
     if not mine:
         return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has had a heartbeat")

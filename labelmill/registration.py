@@ -23,10 +23,10 @@ from labelmill.training import need_tensorflow
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: The classes of a model of digits.
+#: The default classes: the ten digits.
 DIGITS: Final = tuple("0123456789")
 
-#: Images of noise that a new model is tried on, beside a black and a white one.
+#: How many noise images a new model is tried on, besides a black image and a white one.
 _NOISE_IMAGES: Final = 30
 
 
@@ -52,8 +52,8 @@ def register(
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
     Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed; Conflict if
-    the file was registered with other classes or another input, or if the store is not the workers';
-    Unavailable.
+    the file was registered with other classes or another input, or if the store is not the one that the
+    workers use; Unavailable.
     """
     classes, path = tuple(classes), Path(file)
     told = ",".join(classes)
@@ -95,7 +95,7 @@ def register(
 
 
 def describe_input(spec: InputSpec) -> str:
-    """Describe in words what images become before the model sees them."""
+    """Describe in words how images are prepared for the model."""
     colours = "grey" if spec.mode == "L" else "RGB"
     inverted = {
         "never": "none inverted",
@@ -108,10 +108,10 @@ def describe_input(spec: InputSpec) -> str:
 def _try_out(
     cache_dir: Path, data: bytes, classes: tuple[str, ...], resampling: Resampling, invert: Invert | None
 ) -> InputSpec:
-    """Load the model and run it; return how images become its input. Raises ModelRefused."""
+    """Load the model and run it. Return how images are prepared for it. Raises ModelRefused."""
     from worker.predicting.classifier import Classifier, input_spec_of, load_model
 
-    # A copy of the bytes that were read, whatever the file holds by now, inside the state folder.
+    # A copy of the bytes that were read, because the file may have changed since.
     with folder_for_now(cache_dir, "registering-") as folder:
         copy = folder / "model.keras"
         copy.write_bytes(data)
@@ -133,7 +133,7 @@ def _try_out(
 def _check_probabilities(classifier: Classifier) -> None:
     """Raise ModelRefused if no image gets probabilities.
 
-    Some images may get none: a network that divides by the contrast has no answer to an image without any.
+    Single images may get none: a network that divides by the contrast has no answer for a blank image.
     """
     import numpy as np
 
@@ -145,7 +145,7 @@ def _check_probabilities(classifier: Classifier) -> None:
 
 
 def _is_measurable(settings: Settings, classes: tuple[str, ...]) -> bool:
-    """Whether `evaluate` can measure a model of these classes, as far as that is known before a download."""
+    """Return whether `evaluate` can measure a model with these classes, as far as known before a download."""
     from worker.learning.mnist import class_names
 
     try:

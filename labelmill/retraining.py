@@ -1,4 +1,4 @@
-"""Following a training run at the console: progress, result, exit code, and Ctrl-C."""
+"""Follow a training run at the console: progress, result, exit code, and the message on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from labelmill.training import epoch_line
 if TYPE_CHECKING:
     from labelmill.stack import Stack
 
-#: A run that waits longer than this probably has no trainer.
+#: If a run waits longer than this, probably no trainer is running.
 _NO_TRAINER_SECONDS: Final = 15.0
 
 #: Names of data sources, for people.
@@ -26,9 +26,9 @@ _SOURCES: Final = {"mnist": "MNIST", "mnist-sample": "a sample of MNIST", "folde
 
 
 def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) -> Run:
-    """Follow the run to its end and show its progress. On Ctrl-C, say how to go on and exit with 130.
+    """Follow the run to its end and show its progress. On Ctrl-C, say how to continue and exit with 130.
 
-    `own_stack`: a trainer that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
+    `own_stack`: the stack that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
     of its processes ends before the run does.
     """
     told = 0
@@ -78,7 +78,7 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
 
 
 def data_line(run: Run) -> str:
-    """Return what a run trains on. Its data must be known."""
+    """Return what a run trains on, in one line. Its data must be known already."""
     data = run.data or {}
     source = _SOURCES.get(run.data_source, run.data_source)
     line = (
@@ -103,24 +103,24 @@ def asked_by(run: Run) -> str:
 
 
 def run_state_words(run: Run) -> str:
-    """Return where a run stands, for people."""
+    """Return a run's state, for people."""
     if run.silent_since is None:
         return str(run.state)
     return f"{run.state}, but {silence_words(run)}"
 
 
 def silence_words(run: Run) -> str:
-    """Return since when a run's trainer is silent."""
+    """Return since when a run's trainer has sent no heartbeat."""
     return f"no heartbeat since {time_words(run.silent_since)}"
 
 
 def run_to_json(run: Run) -> dict[str, Any]:
-    """Return a run for programs."""
+    """Return a run as a dictionary, for `--json`."""
     return asdict(run)
 
 
 def run_in_full(client: Client, run: Run) -> dict[str, Any]:
-    """Return a run for programs, with its epochs and the gate's verdict."""
+    """Return a run as a dictionary with its epochs and the gate's verdict, for `--json`."""
     verdict = client.verdict_on(run.id)
     epochs = [dict(epoch._mapping) for epoch in client.epochs(run.id)]
     for epoch in epochs:

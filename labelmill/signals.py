@@ -1,4 +1,4 @@
-"""What a command makes of signals."""
+"""How commands handle signals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """Within it who is told to stop ends in order, as on Ctrl-C: by a KeyboardInterrupt. Only in the main
-    thread.
-    """
+    """Raise KeyboardInterrupt on SIGTERM inside this block, as on Ctrl-C. Only for the main thread."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

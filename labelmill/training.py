@@ -1,4 +1,4 @@
-"""Training in this process: the run itself, with a bar and a line an epoch."""
+"""Train in this process, with a progress bar and a line per epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labelmill.console import say, time_words
 from labelmill.progress import ProgressLine
 from labelmill.signals import sigterm_like_ctrl_c
 
-#: TensorFlow's dice take a seed of 32 bits with a sign.
+#: TensorFlow's random generators take a signed 32-bit seed.
 MAX_SEED: Final = 2**31 - 1
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[[str], None] = say) -> Mnist:
     """Return MNIST, or with `allow_sample` the sample if MNIST cannot be downloaded.
 
-    `say` is called with what people should know, such as a download. Raises DataUnavailable, and UserError
-    without TensorFlow.
+    `say` is called with messages for the user, for example about a download. Raises DataUnavailable, and
+    UserError without TensorFlow.
     """
     need_tensorflow()
     from worker.learning import mnist
@@ -41,14 +41,15 @@ def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[
 def train_with_progress(
     settings: Settings, recipe: Recipe, data: Mnist | None = None, *, replace: bool = False
 ) -> Retrained:
-    """One training run. Raises Conflict where another one is under way, DataUnavailable, Unavailable, or
-    UserError without TensorFlow.
+    """Execute one training run and show its progress.
+
+    Raises Conflict if another run is under way, UserError without TensorFlow, DataUnavailable, Unavailable.
     """
     data = data or load_mnist(settings)
-    # Only here: importing TensorFlow takes seconds, which nobody should wait for who asked for --help.
+    # Imported here: importing TensorFlow takes seconds, and --help should not wait for it.
     from worker.learning.retrain import begin_run, retrain
 
-    # Who is told to stop says so in the run, which otherwise seems to go on until somebody misses it.
+    # On SIGTERM, the run is recorded as interrupted; otherwise it seems to go on until its lease expires.
     with sigterm_like_ctrl_c():
         claim = begin_run(settings, recipe, on_wait=say_silent)
         with ProgressLine("training") as progress:
@@ -67,7 +68,7 @@ def train_with_progress(
 
 
 def say_silent(run: Run) -> None:
-    """Says why a run that was asked for does not begin at once."""
+    """Say why a requested run does not begin at once."""
     say(
         f"training run {run.id} is under way, but its trainer gave no sign of life since "
         f"{time_words(run.silent_since)}: waiting for one, for {RUN_GRACE_SECONDS:g} seconds at the most"
@@ -75,7 +76,7 @@ def say_silent(run: Run) -> None:
 
 
 def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
-    """Return how an epoch went, in one line. Held-out images are training images that are not trained on."""
+    """Return an epoch's figures in one line. Held-out images are training images that are not trained on."""
     return (
         f"epoch {epoch.epoch} of {epochs}: accuracy {epoch.accuracy:.4f}, "
         f"held-out accuracy {epoch.val_accuracy:.4f}, {epoch.seconds:.1f} s"
@@ -83,6 +84,6 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
 
 
 def need_tensorflow(what: str = "Training", *more: str) -> None:
-    """Raises UserError where it is not installed; `more` extras are to be installed with it."""
+    """Raise UserError if TensorFlow is not installed. Its advice includes the `more` extras."""
     if find_spec("tensorflow") is None:
         raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

@@ -1,7 +1,8 @@
-"""`Client`, Labelmill from Python: everything that the console command does with jobs and models.
+"""The Python client: everything that the console command does with jobs, models and training runs.
 
-Its methods are in `jobs` (submit, follow, read), `models` (register, evaluate, promote) and `training`
-(retrain, correct). Importing it never imports TensorFlow; only `register` and `evaluate` load it.
+`Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote) and
+`training` (retrain, correct). Importing this package never imports TensorFlow; only `register` and `evaluate`
+load it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ __all__ = ["Client"]
 
 
 class Client(JobMethods, ModelMethods, TrainingMethods):
-    """A connection to one Labelmill: its ledger, its object store and its broker.
+    """A connection to one Labelmill installation: its ledger, object store and broker.
 
-    Use it as a context manager, or call `close` at the end. Do not share one between threads. Every method
-    raises Unavailable if the ledger or the store cannot be reached. All errors are subclasses of
-    LabelmillError. Numbers may be NumPy's. An example::
+    Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every
+    method raises Unavailable if the ledger or the store cannot be reached. All errors are subclasses of
+    LabelmillError. Arguments may be NumPy numbers. Example::
 
         from labelmill import Client
 

@@ -1,4 +1,4 @@
-"""The client's methods for jobs: submit, follow, steer, retry, and read predictions."""
+"""The client's methods for jobs: submit, follow, control, retry, and read predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class JobMethods(Session):
-    """Everything a client does with jobs."""
+    """The client's methods for jobs."""
 
     def submit(
         self,
@@ -49,10 +49,12 @@ class JobMethods(Session):
     ) -> str:
         """Submit images as one job and return the job's id.
 
-        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, one of
-        MNIST's IDX files, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin`
-        yields, or the bytes of one image file. Bytes at place n of the arguments are the image `image-n`. The
-        other arguments are those of `submission`, which also says what can go wrong. Examples::
+        Each source is a file, a folder (with everything below it), a glob, a ZIP or TAR archive, an MNIST
+        IDX file, a URL such as `s3://bucket/photos/`, `-` for the paths and URLs that `stdin` yields, or the
+        bytes of one image file. Bytes at position n (from 0) become the image `image-n`.
+
+        Raises SourceError for a source of any other type, or for bytes together with `by_reference`. For the
+        other arguments and errors, see `submission`. Examples::
 
             client.submit("photos/", "more.zip", key="june")
             client.submit(response.content)
@@ -70,10 +72,10 @@ class JobMethods(Session):
     def sources(
         self, sources: Iterable[str | PathLike[str]], *, stdin: Iterable[str] | None = None
     ) -> Sources:
-        """Return the images of these sources, for `submission`. They are read when they are iterated over.
+        """Return the images of these sources, to pass to `submission`.
 
-        Raises SourceError if a source does not exist or cannot be read, Unavailable if a URL cannot be
-        reached.
+        The images are read during iteration. Raises SourceError if a source does not exist or cannot be read,
+        Unavailable if a URL cannot be reached.
         """
         return Sources(
             [fspath(source) for source in sources],
@@ -94,26 +96,27 @@ class JobMethods(Session):
         on_progress: Callable[[int], None] = lambda _images: None,
         on_wait: Callable[[str], None] = lambda _job_id: None,
     ) -> Submitted:
-        """Submit images from `sources`, or your own, as one job; return its id, size, and if it is new.
+        """Submit images as one job. Return the job's id, its size, and whether it is new.
 
-        When this returns, the job is committed in the ledger. Images are streamed: memory holds one chunk.
+        The images come from `sources` or from your own code. They are streamed: memory holds one chunk. When
+        this returns, the job is committed in the ledger.
 
         - `key`: your name for this submission. The same key with the same content returns the same job.
-        - `model`: the model that classifies the images, by id, beginning of an id, or alias; if left out, the
-          champion.
-        - `by_reference`: store where the images are instead of their bytes. Workers read them below
-          LABELMILL_REFERENCE_ROOTS.
-        - `priority`: from -100 to 100; jobs with a higher one are classified first. If left out, 10 for a job
-          of at most 64 images and 0 for any other.
-        - `error_limits`: stop the job early, as failed, if it has more errors than this.
+        - `model`: the model that classifies the images: its id, the first characters of its id (at least
+          six), or an alias. Default: the champion.
+        - `by_reference`: store the images' locations instead of their bytes. Workers then read the images
+          themselves, below LABELMILL_REFERENCE_ROOTS.
+        - `priority`: from -100 to 100; jobs with a higher priority are classified first. Default: 10 for a
+          job of at most 64 images, 0 for any other.
+        - `error_limits`: stop the job early, as failed, if it has more errors than these limits allow.
         - `on_progress`: called with the number of images stored so far.
         - `on_wait`: called with the id of a job that another producer is still submitting under the key.
 
-        Raises SourceError if there is no image, more than the settings allow, or one that cannot be submitted
-        by reference; NotFound if there is no such model, or no champion yet; UserError if the key is empty or
-        too long; Conflict if the key was used for other content or another model, if several models' ids
-        begin so, or if the object store is not the one of the workers; Stopped if somebody stops the job
-        meanwhile.
+        Raises SourceError if there are no images, more than the settings allow, or one that cannot be
+        submitted by reference; NotFound if the model does not exist or there is no champion yet; UserError if
+        the key is empty or too long, or the priority is out of range; Conflict if the key was used for other
+        content or another model, if several models match `model`, or if the object store is not the one that
+        the workers use; Stopped if the job is stopped during the submission.
         """
         from jobs.references import Roots
         from producer.submit import submit
@@ -140,41 +143,41 @@ class JobMethods(Session):
         )
 
     def job_id(self, typed: str) -> str:
-        """Return the id of the job that is meant by its id, or by at least six characters of its beginning.
+        """Return the full id of a job, given its id or the first characters of it (at least six).
 
-        Returns `typed` itself if no job fits. Raises Conflict if several jobs fit, NotFound if it is too
-        short.
+        Returns `typed` itself if no job matches. Raises Conflict if several jobs match, NotFound if `typed`
+        is too short.
         """
         with self.ledger.reading() as connection:
             return job_named(connection, typed)
 
     def status(self, job_id: str) -> JobStatus:
-        """Return where the job stands: state, counts, model, rate, and times. Raises NotFound."""
+        """Return the job's state, counts, model, rate (images per second) and times. Raises NotFound."""
         with self.ledger.reading() as connection:
             return job_status(connection, job_id)
 
     @takes_numbers
     def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
-        """Return the latest jobs, newest first; with `state`, only those in this state."""
+        """Return the latest jobs, newest first; with `state`, only jobs in this state."""
         with self.ledger.reading() as connection:
             return latest_jobs(connection, limit=limit, state=state)
 
     def workers(self) -> list[WorkerStatus]:
-        """Return the workers and trainers that were seen within a day, by queue and host."""
+        """Return the workers and trainers seen in the last 24 hours, ordered by queue and host."""
         with self.ledger.reading() as connection:
             return list_workers(connection)
 
     def follow(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
-        """Yield the job's status again and again until the job has finished.
+        """Yield the job's status repeatedly until the job has finished.
 
-        Raises NotFound, and NotFinished after `timeout` seconds. The job goes on in any case.
+        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
         """
         return follow(self.ledger, job_id, timeout=timeout)
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> JobStatus:
-        """Wait until the job has finished, and return its status.
+        """Wait until the job has finished, and return its final status.
 
-        Raises NotFound, and NotFinished after `timeout` seconds. The job goes on in any case.
+        Raises NotFound, and NotFinished after `timeout` seconds; the job continues in any case.
         """
         for status in self.follow(job_id, timeout=timeout):
             if status.finished:
@@ -182,10 +185,10 @@ class JobMethods(Session):
         return status
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Stop the job and return its status. Images that were classified keep their predictions.
+        """Stop the job and return its status. Images that were already classified keep their predictions.
 
-        A job with a key that was still being submitted gives way to the next submission under the same key.
-        Raises NotFound, and Conflict if the job had finished.
+        If the job was still being submitted under a key, the next submission under that key replaces it.
+        Raises NotFound, and Conflict if the job had already finished.
         """
         with self.ledger.transaction() as connection:
             stopped = end_job(connection, job_id, JobState.CANCELLED)
@@ -195,9 +198,9 @@ class JobMethods(Session):
         return status
 
     def pause(self, job_id: str) -> JobStatus:
-        """Hold the job up and return its status. Chunks that workers have begun are still recorded.
+        """Pause the job and return its status. Chunks that workers have begun are still recorded.
 
-        A paused job may be paused again. Raises NotFound, and Conflict if the job had finished.
+        Pausing a paused job is not an error. Raises NotFound, and Conflict if the job had already finished.
         """
         with self.ledger.transaction() as connection:
             paused = pause_job(connection, job_id)
@@ -207,7 +210,7 @@ class JobMethods(Session):
         return status
 
     def resume(self, job_id: str) -> JobStatus:
-        """Let a paused job go on and return its status. Raises NotFound, and Conflict if it is not paused."""
+        """Resume a paused job and return its status. Raises NotFound, and Conflict if it is not paused."""
         from jobs.queue import MAX_WAITING
 
         with self.ledger.transaction() as connection:
@@ -227,11 +230,11 @@ class JobMethods(Session):
         failed_only: bool = False,
         on_progress: Callable[[int], None] = lambda _images: None,
     ) -> Retried:
-        """Submit the images of a finished job that have no label, as a new job under the same model.
+        """Submit the images of a finished job that have no label, as a new job with the same model.
 
         Returns the new submission, or None if there is nothing to retry, and the number of images that could
-        not be read when they were submitted. With `failed_only`, leave out images that a stopped job never
-        came to. Raises NotFound, and Conflict if the job has not finished or its payloads were purged.
+        not be read when they were first submitted. With `failed_only`, leave out images that a stopped job
+        never reached. Raises NotFound, and Conflict if the job has not finished or its payloads were purged.
         """
         from producer.retry import retry
 
@@ -259,19 +262,19 @@ class JobMethods(Session):
         after: int = -1,
         limit: int | None = None,
     ) -> Iterator[Prediction]:
-        """Yield the job's predictions in index order, read from the ledger a page at a time.
+        """Yield the job's predictions in index order, reading the ledger one page at a time.
 
-        All conditions that are given must hold:
+        If several conditions are given, all must hold:
 
         - `label`: only images with this label.
-        - `below`: only labels with a confidence below this.
+        - `below`: only labels with a confidence (0 to 1) below this.
         - `errors`: only images that got an error.
         - `name`: only images whose whole name matches this glob.
-        - `after`: only images with a higher index than this.
+        - `after`: only images with an index above this.
         - `limit`: at most this many.
 
-        Raises NotFound if there is no such job; UserError if `label` is not a class of the job's model;
-        Conflict at the end if the job was purged meanwhile, so that some predictions are missing.
+        Raises NotFound if the job does not exist; UserError if `label` is not a class of the job's model;
+        Conflict, at the end, if the job was purged meanwhile and predictions are therefore missing.
         """
         with self.ledger.reading() as connection:
             status = job_status(connection, job_id)

@@ -40,11 +40,10 @@ from labelmill.registration import DIGITS, Registered, register
 
 
 class ModelMethods(Session):
-    """Everything a client does with models.
+    """The client's methods for models.
 
-    A model is named by its id, by at least six characters of its beginning, or by an alias such as
-    `champion`. All methods that take one raise NotFound if there is no such model, and Conflict if several
-    ids begin so.
+    A model is named by its id, the first characters of its id (at least six), or an alias such as `champion`.
+    All methods that take a model raise NotFound if none matches, and Conflict if several do.
     """
 
     def models(self) -> list[Model]:
@@ -53,7 +52,7 @@ class ModelMethods(Session):
             return list_models(connection)
 
     def model(self, name: str | None = None) -> Model:
-        """Return the model with this id, beginning of an id, or alias; the champion if left out."""
+        """Return the model with this id, first characters of an id, or alias; by default the champion."""
         with self.ledger.reading() as connection:
             return model_named(connection, name)
 
@@ -66,21 +65,20 @@ class ModelMethods(Session):
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
     ) -> Registered:
-        """Register a model that was trained elsewhere. It becomes the champion by `promote` only.
+        """Register a model that was trained elsewhere. Only `promote` makes it the champion.
 
-        - `file`: a `.keras` file on this machine. It must take grey or RGB images of one size, as bytes
-          from 0 to 255, and end with a softmax. Size and colours are read from it. It is run once, to see
-          that workers can use it.
-        - `classes`: the names of its classes, in the order of its output.
-        - `architecture`: what to call its kind in lists.
-        - `resampling`: how images are brought to its size: nearest, box, bilinear, bicubic or lanczos.
-        - `invert`: which images are inverted first: never, always, or dark_on_light (those with a bright
-          border). If left out, dark_on_light if the model takes MNIST's format, 28 x 28 grey, otherwise
-          never.
+        - `file`: a `.keras` file on this machine. The model must take grey or RGB images of one size, as
+          bytes (0 to 255), and end with a softmax. Size and colours are read from the file. The model is run
+          once, to check that workers can use it.
+        - `classes`: the names of its classes, in the order of its outputs. Default: the ten digits.
+        - `architecture`: the name of its architecture, for lists.
+        - `resampling`: how images are resized for the model: nearest, box, bilinear, bicubic or lanczos.
+        - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
+          border). Default: dark_on_light if the model takes MNIST's format, 28 x 28 grey; otherwise never.
 
-        Returns the model, if it is new, and if `evaluate` can measure it. Registering a file again returns
-        the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used, Conflict
-        if the file was registered with other classes or another input. An example::
+        Returns the model, whether it is new, and whether `evaluate` can measure it. Registering a file again
+        returns the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used,
+        Conflict if the file was registered with other classes or another input. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
@@ -99,16 +97,16 @@ class ModelMethods(Session):
     def evaluate(
         self, model: str | None = None, *, on_message: Callable[[str], None] = lambda _text: None
     ) -> Evaluation:
-        """Measure a model on MNIST's test images, and store the figures for `promote` and `report`.
+        """Evaluate a model on MNIST's test images, and store the figures for `promote` and `report`.
 
-        The champion is measured as well, unless it was measured on these images before. MNIST comes from
-        LABELMILL_MNIST_DIR, the cache, or a download. Needs TensorFlow, and takes seconds.
+        The champion is evaluated as well, unless it has been evaluated on these images already. MNIST comes
+        from LABELMILL_MNIST_DIR, the cache, or a download. Needs TensorFlow, and takes seconds.
 
-        - `model`: the champion if left out.
+        - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
 
-        Raises UserError if the model has other classes than the images, DataUnavailable if MNIST cannot be
-        found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
+        Raises UserError if the model's classes differ from those of the images, DataUnavailable if MNIST
+        cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
         """
         from labelmill.training import load_mnist
 
@@ -129,24 +127,25 @@ class ModelMethods(Session):
         return evaluation
 
     def evaluation(self, model: str | None = None) -> StoredEvaluation | None:
-        """Return the model's latest evaluation, or None; of the champion if left out."""
+        """Return the latest evaluation of a model (default: the champion), or None."""
         with self.ledger.reading() as connection:
             return find_evaluation(connection, model_named(connection, model).id)
 
     def verdict(self, model: str | None = None) -> StoredVerdict | None:
-        """Return the gate's latest verdict on the model, or None; on the champion if left out."""
+        """Return the gate's latest verdict on a model (default: the champion), or None."""
         with self.ledger.reading() as connection:
             return find_verdict(connection, model_named(connection, model).id)
 
     def report(self, model: str | None = None) -> str:
-        """Return a page of HTML on how good the model is, beside the champion; on the champion if left out.
+        """Return an HTML report on a model (default: the champion), compared with the champion.
 
-        The page needs no other file: figures, learning curves, confusion matrix, calibration, and mistakes.
-        Raises NotFound if the model was never evaluated.
+        For the champion itself, the page compares it with the previous champion. The page needs no other
+        file. It shows figures, learning curves, confusion matrix, calibration and mistakes. Raises NotFound
+        if the model was never evaluated. Example::
 
             Path("report.html").write_text(client.report(), encoding="utf-8")
         """
-        # Imported here: the templates take as long as a whole command.
+        # Imported here: importing the template engine takes as long as a whole command.
         from labelmill.reporting.facts import gather
         from labelmill.reporting.page import render
 
@@ -154,11 +153,11 @@ class ModelMethods(Session):
             return render(gather(connection, model_named(connection, model).id))
 
     def promote(self, model: str, *, force: bool = False) -> Verdict:
-        """Make the model the champion if it passes the gate, or with `force` in any case; return the verdict.
+        """Make the model the champion if it passes the gate, and return the gate's verdict.
 
-        New jobs use the new champion; running jobs keep their model. Raises Conflict if the model is the
-        champion already or was never evaluated, ModelRefused if its file is missing from the store or was
-        changed.
+        With `force`, promote the model even if it fails. New jobs use the new champion; running jobs keep
+        their model. Raises Conflict if the model is already the champion or was never evaluated, ModelRefused
+        if its file is missing from the store or was changed.
         """
         found = self.model(model)
         check_stored(self._store, found)
@@ -168,10 +167,10 @@ class ModelMethods(Session):
             )
 
     def rollback(self) -> Promotion:
-        """Make the previous champion the champion again, and return the move. Calling it twice goes two back.
+        """Make the previous champion the champion again, and return this promotion.
 
-        Raises Conflict if there was no champion before, ModelRefused if its file is missing from the store or
-        was changed.
+        A second call goes back one champion further. Raises Conflict if there is no previous champion,
+        ModelRefused if its file is missing from the store or was changed.
         """
         with self.ledger.reading() as connection:
             model = get_model(connection, champion_before(connection))
@@ -181,42 +180,43 @@ class ModelMethods(Session):
 
     @takes_numbers
     def promotions(self, *, limit: int | None = None) -> list[Promotion]:
-        """Return the changes of champion, latest first; all of them if there is no `limit`."""
+        """Return the changes of champion, latest first; without `limit`, all of them."""
         with self.ledger.reading() as connection:
             return champion_history(connection, limit=limit)
 
     def health(self, model: str | None = None) -> Health:
-        """Return how a model has done since it was evaluated; the champion if left out.
+        """Return how a model (default: the champion) has performed since it was evaluated.
 
-        That is how often it was right by people's corrections, and if labels and confidences of recent jobs
-        are spread as they were on the evaluation images.
+        That is how often it was right, judged by people's corrections, and whether the labels and confidences
+        of recent jobs are distributed as they were on the evaluation images.
         """
         with self.ledger.reading() as connection:
             return model_health(connection, model_named(connection, model).id)
 
     def begin_shadow(self, model: str) -> Model:
-        """Let a challenger classify a share of the chunks as well, and return it. Nobody gets its labels.
+        """Make a model the challenger, which also classifies a share of the chunks, and return it.
 
-        It replaces the present challenger. Raises Conflict if there is no champion to compare it with,
-        ModelRefused if its file is missing from the store or was changed.
+        Its labels are only compared with the champion's; no job gets them. It replaces the present
+        challenger. Raises Conflict if it cannot be compared with a champion, ModelRefused if its file is
+        missing from the store or was changed.
         """
         found = self.model(model)
-        # Otherwise each worker would find out by itself, and say so only in its log.
+        # Otherwise each worker would notice only when it loads the file, and report it only in its log.
         check_stored(self._store, found)
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, found.id)
 
     def end_shadow(self) -> None:
-        """Stop the challenger; what was counted stays. Raises Conflict if there is none."""
+        """Stop the challenger; its results so far are kept. Raises Conflict if there is none."""
         with self.ledger.transaction() as connection:
             if not end_shadow(connection):
                 raise Conflict(NO_SHADOW)
 
     @takes_numbers
     def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
-        """Return how the challenger compares with the champion, and the first images they disagree on.
+        """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
 
-        The images of the latest jobs come first. Raises Conflict if there is no challenger.
+        Images of the latest jobs come first. Raises Conflict if there is no challenger.
         """
         with self.ledger.reading() as connection:
             model_id = find_shadow(connection)

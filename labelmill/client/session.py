@@ -1,4 +1,4 @@
-"""What all methods of the client share: settings, ledger, store, broker, and plain numbers."""
+"""The base of the client: settings, ledger, store, broker, and conversion of NumPy numbers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ R = TypeVar("R")
 
 
 def takes_numbers(method: Callable[P, R]) -> Callable[P, R]:
-    """Turn the numbers among a method's arguments into Python's own, so that NumPy's give the same answers.
+    """Convert the NumPy numbers among a method's arguments to Python numbers.
 
-    Python's SQLite driver stores and compares a NumPy number as its bytes, without an error.
+    Python's SQLite driver would store and compare a NumPy number as its bytes, without an error.
     """
 
     def plain(value: object) -> object:
@@ -39,13 +39,14 @@ def takes_numbers(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class Session:
-    """One connection to one Labelmill."""
+    """A connection to one Labelmill installation."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Open the ledger that the settings name; without settings, read `LABELMILL_*` from the environment.
+        """Open the ledger. Without `settings`, read `LABELMILL_*` from the environment.
 
         The embedded ledger is created and migrated if necessary. Raises SettingsError if a setting is
-        malformed, LedgerNotReady if a deployed ledger needs `labelmill db upgrade`, or Unavailable.
+        malformed, LedgerNotReady if a deployed ledger needs `labelmill db upgrade`, Unavailable if the ledger
+        cannot be reached.
         """
         self.settings = settings or Settings.load()
         self.ledger: Ledger = open_ledger(self.settings)
@@ -53,12 +54,12 @@ class Session:
 
     @property
     def broker_unavailable(self) -> bool:
-        """Whether the latest request could not wake a worker or trainer. The reconciler does so later."""
+        """Whether the latest request could not wake a worker or trainer; the reconciler will do so later."""
         return self._publisher is not None and self._publisher.unavailable
 
     @property
     def broker_error(self) -> str:
-        """Why the broker could not be used, in a few words; empty if it could."""
+        """Why the broker could not be used, in a few words; empty if it could be used."""
         return self._publisher.reason if self._publisher is not None else ""
 
     def close(self) -> None:
@@ -81,10 +82,10 @@ class Session:
         return Store(self.settings.store)
 
     def _broker(self) -> Publisher:
-        # Imported here: Celery takes a sixth of a second, and most commands only read.
+        # Imported here: Celery is slow to import, and most commands only read.
         from jobs.queue import Publisher, make_app
 
-        # Kept: connecting takes as long as everything else that submitting one image does.
+        # Kept: connecting takes as long as the rest of submitting one image.
         if self._publisher is None:
             self._publisher = Publisher(make_app(self.settings))
         return self._publisher.reset()

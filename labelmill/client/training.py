@@ -38,7 +38,7 @@ RUN_POLL_SECONDS: Final = 0.2
 
 
 class TrainingMethods(Session):
-    """Everything a client does with training runs and corrections."""
+    """The client's methods for training runs and corrections."""
 
     @takes_numbers
     def retrain(
@@ -52,11 +52,12 @@ class TrainingMethods(Session):
     ) -> str:
         """Request a training run and return its id. A trainer executes it; see `follow_run`.
 
-        - `architecture`: "mlp" or "cnn"; from the settings if left out.
-        - `profile`: "quick" or "long"; from the settings if left out.
-        - `seed`: of all random numbers; a different one each time if left out.
-        - `force`: promote the new model whatever the gate says.
-        - `on_wait`: called with the run under way if its trainer is silent, before a wait of seconds.
+        - `architecture`: "mlp" or "cnn". Default: from the settings.
+        - `profile`: "quick" or "long". Default: from the settings.
+        - `seed`: the seed of all random numbers. Default: a different one each time.
+        - `force`: promote the new model even if it fails the gate.
+        - `on_wait`: called with the run under way if its trainer sends no heartbeats, before this method
+          waits some seconds for them.
 
         Raises UserError for an unknown architecture or profile, Conflict if another run is under way.
         """
@@ -75,21 +76,21 @@ class TrainingMethods(Session):
         return run_id
 
     def wake_trainer(self, run_id: str) -> None:
-        """Send the run's message again, for a broker that was started since."""
+        """Send the run's message again, for a broker that was started after `retrain`."""
         self._broker().request_run(run_id)
 
     def trainer_is_there(self) -> bool:
-        """Return whether a trainer was seen lately."""
+        """Return whether a trainer has sent a heartbeat recently."""
         with self.ledger.reading() as connection:
             return trainer_is_there(connection)
 
     def run_id(self, typed: str) -> str:
-        """Return the id of the training run that is meant, as `job_id` does for jobs."""
+        """Return the full id of a training run, as `job_id` does for jobs."""
         with self.ledger.reading() as connection:
             return run_named(connection, typed)
 
     def run(self, run_id: str) -> Run:
-        """Return where the training run stands. Raises NotFound."""
+        """Return the training run and its present state. Raises NotFound."""
         with self.ledger.reading() as connection:
             return get_run(connection, run_id)
 
@@ -105,14 +106,14 @@ class TrainingMethods(Session):
             return epochs_of(connection, run_id)
 
     def verdict_on(self, run_id: str) -> StoredVerdict | None:
-        """Return the gate's verdict on the model that the run made, or None."""
+        """Return the gate's verdict on the model that the run trained, or None."""
         with self.ledger.reading() as connection:
             return verdict_on(connection, run_id)
 
     def follow_run(self, run_id: str) -> Iterator[Run]:
-        """Yield the run again and again until it has finished. Raises NotFound.
+        """Yield the run repeatedly until it has finished. Raises NotFound.
 
-        If its trainer vanishes, the run is ended here: no other process may be there to end it.
+        If its trainer vanishes, this method ends the run, because no other process may be there to do so.
         """
         silence = Silence()
         while True:
@@ -127,16 +128,20 @@ class TrainingMethods(Session):
             time.sleep(RUN_POLL_SECONDS)
 
     def cancel_run(self, run_id: str) -> Run:
-        """Stop the run and return it; it changes nothing. Raises NotFound, Conflict if it had finished."""
+        """Stop the run and return it. A cancelled run changes nothing.
+
+        Raises NotFound, and Conflict if the run had already finished.
+        """
         with self.ledger.transaction() as connection:
             return cancel_run(connection, run_id)
 
     @takes_numbers
     def correct(self, job_id: str, index: int, label: str) -> Correction:
-        """Store what an image really is; the next training run learns from it. A later label replaces it.
+        """Store the true label of an image. The next training run learns from it.
 
-        Raises NotFound if there is no such image or it has no prediction yet, UserError if the label is not a
-        class of the job's model, Conflict if the image was purged, cannot be decoded, or stopped its worker.
+        A later correction of the same image replaces the label. Raises NotFound if the image does not exist
+        or has no prediction yet, UserError if the label is not a class of the job's model, Conflict if the
+        image was purged, cannot be decoded, or stopped its worker.
         """
         from labelmill.correction_files import CorrectionRequest
 
@@ -145,11 +150,11 @@ class TrainingMethods(Session):
     def correct_from(
         self, lines: Iterable[str], *, jsonl: bool = False, job_id: str | None = None
     ) -> list[Correction]:
-        """Store the corrections in these lines: all of them, or none if a row is wrong.
+        """Store the corrections in these lines: all of them, or none if any row is wrong.
 
         - `lines`: CSV with a header row and the columns job, index and label.
-        - `jsonl`: the lines are JSON objects with these fields instead.
-        - `job_id`: the job of all rows, which then need not name it.
+        - `jsonl`: the lines are JSON objects with these fields instead of CSV.
+        - `job_id`: the job of all rows; the rows then need not name it.
 
         Raises UserError with one line for each wrong row.
         """
@@ -157,7 +162,7 @@ class TrainingMethods(Session):
 
     @takes_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
-        """Remove the correction of an image, and return what it was. Raises NotFound."""
+        """Remove the correction of an image, and return the removed correction. Raises NotFound."""
         return self._corrector().undo(job_id, index)
 
     def corrections(self) -> list[Correction]:
@@ -166,7 +171,10 @@ class TrainingMethods(Session):
             return all_corrections(connection)
 
     def classes_learnt(self) -> tuple[str, ...] | None:
-        """Return the classes of the latest trained model, or None. Other corrections are not learnt."""
+        """Return the classes of the latest trained model, or None if no run has made one.
+
+        The next training run skips corrections with other labels, unless its data has other classes.
+        """
         with self.ledger.reading() as connection:
             return classes_learnt(connection)
 

@@ -44,7 +44,7 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
-        model = client.model(model).id  # without a model a stack would be started for nothing
+        model = client.model(model).id  # if there is no model, no stack is started
         missing = _missing_stack(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
         # Started before the job is accepted: if it cannot start, there is no job.

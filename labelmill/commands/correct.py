@@ -116,7 +116,7 @@ def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> No
 
 
 def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
-    """Say how many corrections the next training run skips, if its data has the classes of the latest run."""
+    """Print how many corrections the next training run will skip, if its data has the same classes."""
     learnt = client.classes_learnt()
     if learnt is None:
         return

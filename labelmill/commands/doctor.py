@@ -1,4 +1,4 @@
-"""`labelmill doctor`: find out what is wrong, and what helps."""
+"""`labelmill doctor`: find out what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def _storable(finding: Finding) -> Finding:
 
 
 def _print_for_people(findings: list[Finding], levels: Counter[Level]) -> None:
-    """Print a line for each finding, and below it what helps.
+    """Print a line for each finding, and its fix below it.
 
-    On a terminal, long findings are wrapped below their beginning. Fixes are not: people copy them.
+    On a terminal, long findings are wrapped and indented. Fixes are not, because people copy them.
     """
     out = Console(highlight=False, soft_wrap=True)
     for finding in findings:

@@ -1,4 +1,4 @@
-"""Groups of commands that list things by default, and say how to show one of them."""
+"""Command groups that list things by default, and suggest `show` for an id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jobs.ledger.queries import MIN_BEGINNING
 
 
 class ListingGroup(TyperGroup):
-    """A group that answers an id instead of a command with how to `show` it."""
+    """A command group that, given an id instead of a command, says how to `show` it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command. Raises UsageError if there is none; for an id, it names `show`."""
+        """Return the command. Raises UsageError if there is none; for an id, the error suggests `show`."""
         text = args[0].strip().lower()
         if len(text) >= MIN_BEGINNING and is_id(first_id(text)) and text not in self.commands:
             ctx.fail(f"{args[0]!r} is not a command. To see what has this id: {ctx.command_path} show {text}")

@@ -1,4 +1,4 @@
-"""`labelmill pause`: hold a job up."""
+"""`labelmill pause`: pause a job."""
 
 from __future__ import annotations
 

@@ -81,13 +81,13 @@ def predictions(
 
     with Client() as client:
         job = client.job_id(job)
-        # Read before the first row, so that all these images are among the rows.
+        # Read before the first row, so that the rows include all images that this status counts.
         status = client.status(job)
         found = client.predictions(
             job, label=label, below=below, errors=errors, name=name, after=after, limit=limit
         )
 
-        # If reading fails, the file must keep what it holds: opening it empties it.
+        # Read one row before opening the file, which empties it: if reading fails, it keeps its contents.
         first = list(islice(found, 1))
 
         def remembering_the_last() -> Iterator[Prediction]:

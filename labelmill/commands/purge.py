@@ -1,4 +1,4 @@
-"""`labelmill purge`: remove what finished jobs no longer need, or one of them."""
+"""`labelmill purge`: remove one finished job, or what old jobs do not need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False)
 #: How long payloads are kept by default: long enough to look at errors and retry them.
 _PAYLOAD_DAYS: Final = 7.0
 
-#: A century: both databases can hold a time that many days ago.
+#: A century. Both databases can represent a time this long ago.
 MAX_DAYS: Final = 36_500
 
 
@@ -76,7 +76,7 @@ def purge(
     with Client() as client, ProgressLine("purging") as progress:
         store = Store(client.settings.store)
         if not dry_run:
-            check_store(client.ledger, store)  # or jobs would count as purged while their images stay
+            check_store(client.ledger, store)  # otherwise jobs would count as purged while their images stay
         run = Purge(
             client.ledger,
             store,

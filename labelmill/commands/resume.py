@@ -1,4 +1,4 @@
-"""`labelmill resume`: let a paused job go on."""
+"""`labelmill resume`: resume a paused job."""
 
 from __future__ import annotations
 

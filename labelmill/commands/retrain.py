@@ -1,4 +1,4 @@
-"""`labelmill retrain`: a training run now, instead of when the schedule says."""
+"""`labelmill retrain`: request a training run now, apart from the schedule."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def retrain(
 
 
 def _trainer(settings: Settings) -> Stack:
-    """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot be."""
+    """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot start."""
     need_tensorflow()
     return Stack(settings, logs=settings.home / "logs", worker=False, trainer=True)
 
 
 @contextmanager
 def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
-    """Run the stack for this run alone. Any error cancels the run: nobody else would execute it."""
+    """Run the stack for this run alone. Any error cancels the run: no other trainer would execute it."""
     try:
         with stack:
             say("starting a trainer")

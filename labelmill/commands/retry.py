@@ -1,4 +1,4 @@
-"""`labelmill retry`: submit again what got no label."""
+"""`labelmill retry`: submit the unlabelled images of a job again."""
 
 from __future__ import annotations
 

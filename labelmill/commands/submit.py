@@ -130,7 +130,7 @@ def submit(
 
 
 def _say_unreadable(images: Sources, submitted: Submitted) -> None:
-    """Say now what a worker will record as errors, maybe much later."""
+    """Report unreadable images now: workers may record their errors much later."""
     first = images.first_unreadable
     if first is None or first.error is None:
         return

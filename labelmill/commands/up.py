@@ -18,7 +18,7 @@ from labelmill.training import need_tensorflow
 
 app = typer.Typer(add_completion=False)
 
-#: How often the parts are looked at.
+#: Time between two checks of the processes.
 _CHECK_SECONDS: Final = 0.5
 
 _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
@@ -60,7 +60,7 @@ def up(
 
 
 def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
-    """Return the lines that say what runs, where (paths in the state folder), and what to type next."""
+    """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
     ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
     store = "store/" if settings.store_url is None else _without_secrets(settings.store_url)

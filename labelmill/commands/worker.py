@@ -55,6 +55,6 @@ def worker(
         command = worker_command(
             queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker", loglevel=loglevel
         )
-    # In place of this process, so that the supervisor's signals reach Celery itself. It reads the environment
-    # again, so a secret that is in a file stays there.
+    # Celery replaces this process, so that a supervisor's signals reach it. It loads the settings itself, so
+    # a secret in a file is not passed on.
     os.execv(command[0], command)  # noqa: S606 -- our own command line

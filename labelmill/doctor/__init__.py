@@ -51,7 +51,7 @@ def examine(settings: Settings, *, patience: float = PATIENCE_SECONDS) -> list[F
         thread.start()
     for name, thread in threads.items():
         thread.join(max(0.0, deadline - time.monotonic()))
-        if thread.is_alive():  # it is left behind, with a list of its own
+        if thread.is_alive():  # it is abandoned, with a list that only it uses
             fix = f"see whether the host or disk of the {name} answers"
             found[name] = [*found[name], Area(name).problem(f"no answer within {patience:g} s", fix=fix)]
     return [finding for name in AREAS for finding in found[name]]

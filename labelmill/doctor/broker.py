@@ -50,7 +50,7 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _accepts_messages(client: redis.Redis, settings: Settings) -> Finding:
-    """Send a message that nobody receives: a replica, a full server and a missing right refuse it."""
+    """Send a message that nobody receives: replicas, full servers and missing permissions refuse it."""
     key = f"{KEY_PREFIX}doctor.{new_id()}"
     try:
         # In one transaction: nothing is left even if the doctor is killed at this moment.

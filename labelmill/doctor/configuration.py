@@ -22,7 +22,7 @@ from worker.schedule import beat_schedule
 _settings = Area("settings")
 _home = Area("home")
 
-#: The fix of another area if the state folder is the cause.
+#: The fix that other areas name if the state folder is the cause.
 SEE_HOME: Final = "see home, above"
 
 
@@ -54,7 +54,7 @@ def _image_seconds(settings: Settings) -> Finding:
 
 
 def _reach(settings: Settings) -> Finding:
-    """If one part is on another machine, all parts must be reachable from all machines."""
+    """Check that all parts are reachable from other machines if one part is on another machine."""
     elsewhere = {
         "LEDGER_URL": _is_elsewhere(make_url(settings.ledger).host),
         "BROKER_URL": _is_elsewhere(urlsplit(settings.broker).hostname),
@@ -88,7 +88,7 @@ def _schedule(settings: Settings) -> Finding:
 
 
 def check_home(settings: Settings) -> Iterator[Finding]:
-    """Check that this user owns and can use the state folder, and that nobody else can look into it."""
+    """Check that this user owns and can use the state folder, and that no other user can read it."""
     home, me = settings.home, os.geteuid()
     own = "LABELMILL_HOME=a folder of your own"
     chmod = f"chmod 700 {shlex.quote(str(home))}"

@@ -10,7 +10,7 @@ class Level(StrEnum):
     """How much a finding matters."""
 
     OK = "ok"
-    WARNING = "warning"  # work goes on, but something is not as it should be
+    WARNING = "warning"  # work continues, but something is not as it should be
     PROBLEM = "problem"  # something does not work, or will not
 
 
@@ -36,7 +36,7 @@ class Area:
         return Finding(self.name, Level.OK, what)
 
     def warning(self, what: str, *, fix: str) -> Finding:
-        """Return a finding with which work goes on."""
+        """Return a finding that does not stop the work."""
         return Finding(self.name, Level.WARNING, what, fix)
 
     def problem(self, what: str, *, fix: str) -> Finding:

@@ -40,7 +40,7 @@ _POSTGRESQL_FIXES: Final = (
 
 
 def check_ledger(settings: Settings) -> Iterator[Finding]:
-    """Check the database itself. The jobs in it are another area."""
+    """Check the database itself. Its jobs are an area of their own."""
     try:
         with ledger_as_it_is(settings) as ledger:
             with ledger.reading() as connection:
@@ -98,7 +98,7 @@ def _sqlite_version(found: tuple[int, ...]) -> Finding:
 
 
 def _can_be_written(ledger: Ledger) -> Finding:
-    # A transaction on SQLite takes the write lock; PostgreSQL is asked.
+    # On SQLite, opening the transaction takes the write lock. PostgreSQL is asked for the privileges.
     with ledger.transaction() as connection:
         read_only, tables = (False, []) if ledger.is_sqlite else metrics.missing_privileges(connection)
     if read_only:

@@ -1,4 +1,4 @@
-"""The models: whether there is a champion, and whether the files that are needed are the registered ones."""
+"""The models: whether there is a champion, and whether the files in use are the registered ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _champion(models: list[Model]) -> Finding:
 
 
 def _what_is_wrong(model: Model, store: Store) -> str | None:
-    """Raise Unavailable."""
+    """Return what is wrong with the model's file in the store, or None. Raises Unavailable."""
     try:
         data = store.get(model_key(model.sha256))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The object store: whether it keeps what it is given."""
+"""The object store: whether it returns what was written to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBE: Final = b"written by `labelmill doctor`, which removes it"
 
 
 def check_store(settings: Settings) -> Iterator[Finding]:
-    """Write, read and remove one small object. Make no folder."""
+    """Write, read and remove one small object. Do not create the store's folder."""
     try:
         store = Store(settings.store)
     except (SettingsError, Unavailable) as error:

@@ -1,4 +1,4 @@
-"""The work: whether workers do it, and which jobs and training runs are stuck."""
+"""The work: whether workers are running, and which jobs and training runs are stuck."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from labelmill.doctor.ledger import check_in_ledger
 _jobs = Area("jobs")
 _training = Area("training")
 
-#: Workers take up an expired lease within seconds. After so many leases nobody will.
+#: Workers take over an expired lease within seconds. After this many lease times, none will.
 _STUCK_LEASES: Final = 3
 
-#: A chunk that was given back so often meets something that does not go away by itself.
+#: A chunk that was released this often meets a fault that does not go away by itself.
 _MANY_RELEASES: Final = 5
 
 _LONG_PAUSE_SECONDS: Final = 86_400.0
@@ -31,12 +31,12 @@ _LONG_PAUSE_SECONDS: Final = 86_400.0
 #: A trainer takes a run within seconds, unless it has just started.
 _LONG_WAIT_SECONDS: Final = 300.0
 
-#: So many jobs are named.
+#: A finding names at most this many jobs.
 _NAMED: Final = 3
 
 
 def check_jobs(settings: Settings) -> Iterator[Finding]:
-    """Check the reconciler, and jobs that wait for something that does not come."""
+    """Check the reconciler, and look for jobs that make no progress."""
     start = "labelmill up" if settings.embedded_broker else "labelmill worker"
     patience = _STUCK_LEASES * settings.lease_seconds
 
@@ -105,7 +105,7 @@ def check_training(settings: Settings) -> Iterator[Finding]:
 
     def check(connection: Connection) -> Iterator[Finding]:
         yield _unfinished(find_active_run(connection), metrics.now(connection), start=start)
-        # Of two: at most one has not finished.
+        # Two are enough: at most one has not finished.
         yield _latest(next((run for run in latest_runs(connection, limit=2) if run.finished), None))
 
     yield from check_in_ledger(

@@ -1,4 +1,4 @@
-"""The report page: all that the ledger knows of a model, on one HTML page that needs nothing else.
+"""The report: everything the ledger knows about a model, on one HTML page that needs no other file.
 
-`facts` gathers it, `tables` and `charts` bring it into rows and diagrams, `page` lays it out.
+`facts` reads the data, `tables` and `charts` turn it into rows and diagrams, `page` renders the page.
 """

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from jobs.evaluation import CONFIDENCE_EDGES, CalibrationBin
 
-#: In SVG units, about one pixel each: as wide as a phone, so that text is not shrunk there.
+#: In SVG units, about one pixel each. As wide as a phone, so that text is not shrunk there.
 WIDTH: Final = 380
 HEIGHT: Final = 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
@@ -22,7 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
 # The radius of a calibration mark with all images, and of one with hardly any.
 _LARGEST_MARK, _SMALLEST_MARK = 13.0, 2.5
 
-# More points than this are a line. Fewer get a dot each, so that a single epoch is visible too.
+# Curves with at most this many points get a dot for each, so that a single epoch is visible too.
 _MOST_DOTS: Final = 30
 
 # A logarithmic axis has no zero, and a diverging loss has no bounds: values outside are drawn at the edge.
@@ -127,9 +127,9 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
 
 
 def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
-    """Draw how many answers had which confidence: a bar for each bin and model, with its count beside it.
+    """Draw a histogram of the confidences: a bar for each bin and model, with its count beside it.
 
-    The length of the bars is logarithmic.
+    The lengths of the bars are logarithmic.
     """
     thick, gap, left, right = 11, 8, 96, 52
     row = thick * len(series) + gap
@@ -189,7 +189,7 @@ def _within(bounds: tuple[float, float], value: float) -> float:
 
 
 class _Span(NamedTuple):
-    """Places values from `low` to `high` on coordinates from `start` to `end`."""
+    """A linear scale from values (`low` to `high`) to coordinates (`start` to `end`)."""
 
     low: float
     high: float
@@ -210,7 +210,7 @@ def _curves(
     place: Callable[[float], float],
     ticks: Callable[[float, float], list[tuple[float, str]]],
 ) -> Markup:
-    # NaN has no place; the rest is drawn.
+    # NaN cannot be drawn; the other values are.
     curves = [
         (line, [(n, place(value)) for n, value in enumerate(line.values, 1) if not math.isnan(value)])
         for line in lines
@@ -250,7 +250,7 @@ def _grid(
     below: str,
     beside: str,
 ) -> list[Markup]:
-    """Draw grid lines with their numbers, and the axes with their names."""
+    """Return the grid lines with their numbers, and the axes with their names."""
     left, right, bottom, top = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM, _TOP
     parts = []
     for value, words in heights:
@@ -272,7 +272,7 @@ def _grid(
 
 
 def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
-    """Draw the legend at the top right: a sample of each series, and its name."""
+    """Return the legend at the top right: a sample of each series, and its name."""
     parts = []
     right = float(WIDTH - _RIGHT)
     for name, style, kind in reversed(entries):

@@ -1,4 +1,4 @@
-"""What the report tells of a model, gathered from the ledger: `gather` reads, nothing is computed twice."""
+"""The facts about a model that the report shows, read from the ledger by `gather`."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from jobs.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """The model that the other one is shown beside."""
+    """The model that the reported model is compared with."""
 
     model: Model
-    is_champion: bool  # else it was the champion before
+    is_champion: bool  # otherwise it is the previous champion
     stored: StoredEvaluation | None
     same_images: bool  # both were evaluated on the same images, so their figures can be compared
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """Its figures, if it was ever evaluated."""
+        """The rival's evaluation, or None if it was never evaluated."""
         return self.stored.evaluation if self.stored else None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the page tells. What is None or empty, the page says is not known."""
+    """Everything that the page shows. The page calls values that are None or empty unknown."""
 
     model: Model
     stored: StoredEvaluation
     rival: Rival | None
     verdict: StoredVerdict | None
-    promotion: Promotion | None  # the latest that made it the champion
+    promotion: Promotion | None  # the latest one that made this model the champion
     run: Run | None
     epochs: Sequence[Row[Any]]
     live: LiveAccuracy
@@ -60,17 +60,17 @@ class Facts:
 
     @property
     def evaluation(self) -> Evaluation:
-        """The model's figures."""
+        """The model's evaluation."""
         return self.stored.evaluation
 
     @property
     def is_champion(self) -> bool:
-        """Whether new jobs are pinned to it."""
+        """Whether the model is the champion, so that new jobs are pinned to it."""
         return CHAMPION in self.model.aliases
 
 
 def gather(connection: Connection, model_id: str) -> Facts:
-    """Reads it all. Raises NotFound where there is no such model, or no evaluation of it."""
+    """Read all facts. Raises NotFound if the model does not exist or was never evaluated."""
     model = get_model(connection, model_id)
     stored = find_evaluation(connection, model_id)
     if stored is None:
@@ -94,7 +94,7 @@ def gather(connection: Connection, model_id: str) -> Facts:
 
 
 def _rival(connection: Connection, model: Model, stored: StoredEvaluation) -> Rival | None:
-    """The champion; for the champion itself, the one before it."""
+    """Return the champion, or the previous champion if the model is the champion; None if there is none."""
     champion = find_champion(connection)
     if champion is None:
         return None
@@ -102,10 +102,10 @@ def _rival(connection: Connection, model: Model, stored: StoredEvaluation) -> Ri
     if not is_champion:
         try:
             champion = get_model(connection, champion_before(connection))
-        except Conflict:  # it is the first one
+        except Conflict:  # the model is the first champion
             return None
     theirs = None
-    # The same place in other classes means something else.
+    # The answers are class indices: with other classes, they mean something else.
     if champion.classes == model.classes:
         theirs = find_evaluation(connection, champion.id, stored.data_fingerprint)
     return Rival(

@@ -1,6 +1,6 @@
-"""The report as one HTML page: nothing in it is fetched from anywhere, and it runs no program.
+"""Render the report as one HTML page that fetches nothing and runs no script.
 
-All that comes from the data is escaped by Jinja. `page.html` is the page, `page.css` goes into its head.
+Jinja escapes everything that comes from the data. `page.html` is the template, `page.css` goes into its head.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from jobs.evaluation import Evaluation
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
 
-#: Recipes' fields that the page tells elsewhere, or that say nothing of how the model turned out.
+#: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
 _TOLD_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 
-# A space that no line is broken at.
+# A no-break space.
 _NO_BREAK: Final = "\u00a0"
 
 
 def render(facts: Facts) -> str:
-    """The page."""
+    """Return the page as HTML."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # for every template, whatever its name ends with
@@ -48,7 +48,7 @@ def render(facts: Facts) -> str:
 
 def _parts(facts: Facts) -> dict[str, Any]:
     evaluation, rival = facts.evaluation, facts.rival
-    # Figures of other images would say nothing beside these.
+    # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
     recipe = {**facts.run.recipe, **_precision(facts)} if facts.run else {}
     return {
@@ -71,15 +71,16 @@ def _parts(facts: Facts) -> dict[str, Any]:
 
 
 def _precision(facts: Facts) -> dict[str, str]:
-    """What it was computed in, which its trainer's processor decided and not its recipe. Older models do not
-    say.
+    """Return the precision that the model was trained in, if it is recorded.
+
+    The trainer's processor determines it, not the recipe.
     """
     return {name: value for name, value in facts.model.metrics.items() if name == "precision"}
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
     epochs = facts.epochs
-    # A recipe that holds nothing out has nothing to draw there.
+    # Without held-out images there are no figures to draw.
     held_out = bool(epochs) and _held_out(facts)
     both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
     if held_out:
@@ -104,7 +105,7 @@ def _held_out(facts: Facts) -> bool:
 
 
 def _names(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
-    """The models that are drawn: the other one first, so that this one lies over it."""
+    """Return the models to draw: the rival first, so that this model is drawn over it."""
     drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", facts.evaluation)]
     if facts.rival and facts.rival.same_images:
         name = "champion" if facts.rival.is_champion else "champion before"
@@ -133,28 +134,28 @@ def _confidence_bars(facts: Facts) -> str:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share, 0 to 1, as percent; a dash where there is none."""
+    """Return a share (0 to 1) as percent; a dash if it is None."""
     return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK}%"
 
 
 def interval(evaluation: Evaluation) -> str:
-    """Where its true accuracy lies, as percent."""
+    """Return the confidence interval of the accuracy, as percent."""
     return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK}%"
 
 
 def points(difference: float) -> str:
-    """How far two shares are apart, in percentage points, with its sign."""
+    """Return the difference of two shares in percentage points, with its sign."""
     rounded = round(100 * difference, 2)
     return "±0.00" if not rounded else f"{rounded:+.2f}".replace("-", "−")
 
 
 def moment(when: datetime | None) -> str:
-    """To the minute, UTC."""
+    """Return a time to the minute, in UTC; a dash if it is None."""
     return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def duration(seconds: float) -> str:
-    """For people: 48 s, 9 min 05 s, 2 h 07 min."""
+    """Return a duration for people: 48 s, 9 min 05 s, 2 h 07 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -164,7 +165,7 @@ def duration(seconds: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a recipe."""
+    """Return a value of a recipe as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -177,5 +178,5 @@ def setting(value: Any) -> str:
 
 
 def p_value(p: float) -> str:
-    """A probability that may be very small."""
+    """Return a p-value as text; very small values become a bound."""
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}"

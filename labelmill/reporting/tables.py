@@ -1,4 +1,4 @@
-"""The report's figures, brought into the rows in which the page shows them."""
+"""Turn the report's figures into the rows that the page shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
 from jobs.promotion import mcnemar
 
-#: Up to so many classes the confusion matrix is drawn; of more, only what was confused most often is listed.
+#: With more classes than this, the page lists only the most frequent confusions and draws no matrix.
 MOST_CLASSES: Final = 40
 
 #: How many confusions are listed.
@@ -19,16 +19,16 @@ _LISTED: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A place in the confusion matrix."""
+    """A cell of the confusion matrix."""
 
     count: int
-    shade: float  # 0 for none to 1 for the most of its kind
-    kind: str  # "right", "wrong"; "none" where nothing is
+    shade: float  # from 0 (no images) to 1 (the largest count of its kind)
+    kind: str  # "right" or "wrong"; "none" if the count is 0
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixRow:
-    """What the images of one class were taken for; the last cell counts those without an answer."""
+    """How the images of one class were classified, by predicted class. The last cell can be for no answer."""
 
     truth: str
     cells: tuple[Cell, ...]
@@ -36,7 +36,7 @@ class MatrixRow:
 
 @dataclass(frozen=True, slots=True)
 class Confused:
-    """How often one class was taken for another."""
+    """How often one class was mistaken for another."""
 
     truth: str
     label: str
@@ -45,7 +45,7 @@ class Confused:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """One class, by both models; None where there is nothing to tell."""
+    """One class, with the figures of both models; None if a figure is not known."""
 
     name: str
     images: int
@@ -57,27 +57,29 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models on the same images."""
+    """How two models answered on the same images: numbers of images, and a p-value."""
 
-    both: int  # right
-    gained: int  # right by this one alone
-    lost: int  # right by the other alone
+    both: int  # both are right
+    gained: int  # only this model is right
+    lost: int  # only the other model is right
     neither: int
-    p: float  # McNemar's
+    p: float  # of McNemar's test
 
 
 @dataclass(frozen=True, slots=True)
 class ShownMistake:
-    """A mistake, and what the other model made of the same image."""
+    """A mistake, and the other model's answer to the same image."""
 
     mistake: Mistake
-    theirs: str | None  # None where the other has not seen it, or had no answer
+    theirs: str | None  # None if the other model has not seen the image, or had no answer
     they_are_right: bool
 
 
 def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
-    """The matrix with its shades. They follow the logarithm: one mistake among 10,000 right answers must be
-    seen. Right and wrong have a scale each. The column without an answer is there where one is.
+    """Return the confusion matrix with its shades.
+
+    The shades are logarithmic, so that one mistake among 10,000 right answers is visible. Right and wrong
+    answers have scales of their own. The column for no answer is left out if it would be empty.
     """
     rows = evaluation.confusion
     columns = len(evaluation.classes) + any(row[-1] for row in rows)
@@ -102,7 +104,7 @@ def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
 
 
 def most_confused(evaluation: Evaluation) -> list[Confused]:
-    """What was taken for what most often, the most frequent first."""
+    """Return the confusions in descending order of frequency, at most _LISTED of them."""
     names = evaluation.classes
     found = [
         Confused(names[truth], names[place], count)
@@ -114,7 +116,7 @@ def most_confused(evaluation: Evaluation) -> list[Confused]:
 
 
 def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow]:
-    """Precision and recall of each class, beside those of the other model on the same classes, if any."""
+    """Return each class's precision and recall, with those of the other model if there is one."""
     nothing: Sequence[float | None] = [None] * len(evaluation.classes)
     return [
         ClassRow(name, sum(row), *shares)
@@ -131,7 +133,7 @@ def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow
 
 
 def compare_answers(ours: bytes, theirs: bytes) -> Pair:
-    """Both models' answers to the same images, each as `jobs.ledger.models` keeps them."""
+    """Compare two models' answers to the same images, in the format of `jobs.ledger.models`."""
     counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     for label, one, other in zip(ours[1::2], ours[::2], theirs[::2], strict=True):
         counts[one == label, other == label] += 1
@@ -140,7 +142,7 @@ def compare_answers(ours: bytes, theirs: bytes) -> Pair:
 
 
 def shown_mistakes(evaluation: Evaluation, theirs: bytes | None) -> list[ShownMistake]:
-    """The mistakes, each with the other model's answer to that image where `theirs` has it."""
+    """Return the mistakes, each with the other model's answer to that image if `theirs` has one."""
     shown = []
     for mistake in evaluation.mistakes:
         answer = NO_ANSWER if theirs is None else theirs[2 * mistake.index]

@@ -29,7 +29,7 @@ def models(
         listing.list_all(as_json=as_json)
 
 
-# Without a name, so that their commands become this one's.
+# Added without a name, so that their commands become commands of `models`.
 app.add_typer(listing.app)
 app.add_typer(promoting.app)
 app.add_typer(registering.app)

@@ -94,6 +94,6 @@ def history(
 
 
 def say_checks(verdict: Verdict) -> None:
-    """Say the gate's checks, one per line."""
+    """Print the gate's checks, one per line."""
     for check in verdict.checks:
         say(f"  {'passed' if check.passed else 'FAILED'}  {check.name + ':':<14}{check.text}")

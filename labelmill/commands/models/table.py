@@ -1,4 +1,4 @@
-"""The list of models for people: what tells one from another."""
+"""The table of models, for people."""
 
 from __future__ import annotations
 
