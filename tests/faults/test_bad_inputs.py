@@ -21,9 +21,9 @@ The whole list, and who has its other rows (`test_the_other_rows_have_the_tests_
     an image that crashes its decoder
         tests/faults/test_poison.py::test_an_image_that_kills_its_process_costs_its_299_neighbours_nothing
     a legal image that takes too long
-        tests/integration/test_pipeline.py::test_an_image_that_takes_too_long_is_a_timeout_and_its_neighbours_get_their_labels
+        tests/integration/test_pipeline.py::test_an_image_that_takes_too_long_to_decode_gets_a_timeout_and_its_neighbours_their_labels
     a model that answers NaN
-        tests/integration/test_pipeline.py::test_a_model_that_answers_no_probability_gives_no_label
+        tests/integration/test_pipeline.py::test_an_answer_that_is_no_probability_is_an_error_of_that_image
         tests/unit/test_classifier.py::test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not
     a file that changed or vanished after a submit by reference
         tests/acceptance/test_by_reference.py::test_by_reference_each_image_gets_its_label_or_what_became_of_its_file
