@@ -59,7 +59,7 @@ def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, wor
     with ledger.transaction() as connection:
         pause_job(connection, paused.id)
         connection.execute(
-            chunks.update().where(chunks.c.id == job.chunks[3].id).values(created_at=db_now(-90))
+            chunks.update().where(chunks.c.id == job.chunks[2].id).values(created_at=db_now(-90))
         )
 
     # When it is scraped
