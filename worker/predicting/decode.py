@@ -137,7 +137,10 @@ def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Prepare raw grey pictures, uint8 (n, height, width), like decoded ones: uint8 (n, *spec.shape)."""
+    """Prepare raw grey pictures, uint8 (n, height, width), like decoded ones.
+
+    Return uint8 (n, *spec.shape).
+    """
     prepared = np.empty((len(pixels), *spec.shape), np.uint8)
     for place, picture in enumerate(pixels):
         prepared[place] = prepare(Image.fromarray(picture), spec)
