@@ -1,6 +1,6 @@
-"""Which object store the ledger's files are in.
+"""Record which object store holds the ledger's files.
 
-Older workers and producers can go on beside it: they do not use the table.
+Workers and producers of the previous version can go on: they do not use the table.
 
 Revision ID: 0011
 Revises: 0010
