@@ -48,8 +48,7 @@ from producer.sources import SourceImage, Sources
 if TYPE_CHECKING:
     from jobs.traces import Tracing
 
-#: Maximum characters of a submission key. PostgreSQL's index allows 2,700 bytes, which is more than anyone
-#: needs.
+#: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
 MAX_KEY_LENGTH: Final = 256
 
 #: A priority given by the user is at most this, and at least its negative.

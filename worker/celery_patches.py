@@ -48,8 +48,7 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
             return
         with suppress(KeyError):  # it belonged to a channel that is gone
             channel.qos.get(tag)
-            # Not the Redis class's `ack`: the base class only marks the tag locally, without a command to
-            # Redis.
+            # The base class's `ack` only marks the tag locally, without a command to Redis.
             virtual.QoS.ack(channel.qos, tag)
 
 

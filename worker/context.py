@@ -171,7 +171,7 @@ class WorkerContext:
             configure_threads(self._processes)
         if not self._classifiers:
             # TensorFlow's 400,000 objects live as long as the process, and each full garbage collection of
-            # them takes a quarter of a second. Frozen before a model is loaded, so that models are collected.
+            # them takes a quarter of a second. Models are loaded after the freeze, so they are collected.
             gc.freeze()
         return Classifier
 

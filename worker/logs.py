@@ -36,7 +36,7 @@ OURS: Final = ("celery", "jobs", "labelmill", "producer", "worker")
 #: The fields that a line may have besides its message. Celery's own additions are left out.
 FIELDS: Final = ("job", "chunk", "model", "run", "images", "errors", "attempt", "seconds")
 
-#: A password in a URL that is not one of the settings.
+#: A password in a URL, for URLs that are not in the settings.
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 
 #: The file descriptor of stderr, which stays valid if Celery replaces `sys.stderr`.

@@ -1,4 +1,4 @@
-"""The first ledger.
+"""Create the first ledger.
 
 Revision ID: 0001
 Revises:

@@ -16,7 +16,7 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-# The type as it was when this migration was written.
+# The type when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 
 

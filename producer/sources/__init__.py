@@ -1,7 +1,7 @@
 """Turn the sources that a user names into a stream of images, any number of them in constant memory.
 
 `Sources` finds the reader of each source: `files` for files and folders, `patterns` for globs, `zips` and
-`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The images go on to `producer.submit`.
+`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The next step is `producer.submit`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images on disk: single files, and folders with everything below them.
+"""Read images from disk: single files, and folders with everything below them.
 
 No symlink is followed out of a named folder, and nothing is opened that could block.
 """
@@ -31,7 +31,7 @@ from producer.sources.image import (
 #: Entries of one folder that are held and sorted at a time: about 10 MB, however many files there are.
 WINDOW = 65_536
 
-#: Files of a folder that are read and yielded together, and the bytes at which fewer are.
+#: Files of a folder are read and yielded in groups. A group ends at this many files or bytes.
 _MANY: Final = 256
 _MANY_BYTES: Final = 1024 * 1024
 
@@ -60,7 +60,7 @@ def head(path: str, size: int) -> bytes:
 
 
 def no_access(path: str, error: OSError) -> SourceError:
-    """Return the SourceError for an OSError."""
+    """Return the SourceError for a file that cannot be opened or read."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
     else:
@@ -69,7 +69,7 @@ def no_access(path: str, error: OSError) -> SourceError:
 
 
 def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Yield a file that was named itself, whatever its extension, following symlinks."""
+    """Yield a file that the user named, whatever its extension, following symlinks."""
     yield _load(path, shown(path), reading.max_bytes)
 
 
@@ -180,7 +180,7 @@ def entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _windows(folder: str) -> Iterator[list[os.DirEntry[str]]]:
-    """Yield a folder's entries as the system lists them, WINDOW at a time. Raises OSError if it cannot."""
+    """Yield a folder's entries as the system lists them, WINDOW at a time. Raises OSError if it fails."""
     with os.scandir(folder or ".") as listing:
         while window := list(islice(listing, WINDOW)):
             yield window

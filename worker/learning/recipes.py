@@ -100,8 +100,7 @@ _BENT: Final = Augmentation(
 _SLIGHTLY_BENT: Final = replace(_BENT, shift=2, elastic=0.6, at_the_end=0.25)
 
 _RECIPES: Final = {
-    # Label smoothing adds 0.0010 to the accuracy at no cost. It is small because it makes answers
-    # underconfident.
+    # Label smoothing adds 0.0010 to the accuracy. It is small because it makes the model underconfident.
     ("mlp", "quick"): Recipe(label_smoothing=0.005),
     ("mlp", "long"): Recipe(
         profile="long",

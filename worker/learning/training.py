@@ -200,8 +200,8 @@ class _FusedNormalization(keras.layers.BatchNormalization):  # type: ignore[misc
 def precision(architecture: str) -> str:
     """Return the precision in which a network is trained, "bfloat16" or "float32".
 
-    Only convolutions use bfloat16, and only if the processor multiplies it natively. The weights and the
-    finished model are float32 in either case.
+    Only a `cnn` uses bfloat16, and only if the processor multiplies it natively. The weights and the finished
+    model are float32 in either case.
     """
     return "bfloat16" if architecture == "cnn" and multiplies_bfloat16() else "float32"
 

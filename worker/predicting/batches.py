@@ -1,7 +1,7 @@
 """Turn images into outcomes: fetch references, decode many images at a time, predict in batches.
 
-Claims, leases and the database are the business of `worker.predicting.pipeline`. `worker.predicting.decode`
-decodes one image, `worker.predicting.classifier` predicts one batch.
+`worker.predicting.pipeline` handles claims, leases and the database. `worker.predicting.decode` decodes one
+image, `worker.predicting.classifier` predicts one batch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from worker.predicting.timings import Timings
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: Images, and bytes of their pixels, decoded and predicted at a time, so that memory does not grow with the
-#: size of a claim.
+#: Maximum images, and bytes of their pixels, that are decoded and predicted at a time, so that memory does
+#: not grow with the size of a claim.
 _WINDOW_IMAGES: Final = 4_096
 _WINDOW_BYTES: Final = 64 * 1024 * 1024
 

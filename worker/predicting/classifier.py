@@ -23,9 +23,8 @@ from worker.predicting.tensorflow_runtime import configure_threads, keras, set_t
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 
-# Images per call of the model. There are few sizes, because TensorFlow traces and keeps a graph for each
-# shape. On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in
-# 2048.
+# Images per call of the model. There are few sizes, because TensorFlow traces and keeps a graph for each one.
+# On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in 2048.
 BATCH: Final = 512
 
 # The smallest batch, for a single image that somebody waits for: it takes 0.8 ms, against 7.6 ms in 512.
@@ -166,8 +165,7 @@ class Classifier:
             batch = pixels[start : start + len(padded)]
             size = len(batch)
             if size < len(padded):
-                # The tail still holds images of an earlier call. They are classified too; the caller drops
-                # them.
+                # The tail still holds images of an earlier call, whose predictions the caller drops.
                 padded[:size] = batch
                 batch = padded
             yield start, size, batch

@@ -92,8 +92,7 @@ def classify_next(context: WorkerContext) -> int:
 
 def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
     with timings.timed("claim"):
-        # Not durable: if the database loses the claim, its token is lost too, and nothing is recorded under
-        # it.
+        # Not durable: if the database loses the claim, nothing can be recorded under its token.
         with context.ledger.transaction(durable=False) as connection:
             claims = claim_next(
                 connection,

@@ -79,7 +79,7 @@ def multiplies_bfloat16() -> bool:
     """Return whether this machine's processor multiplies bfloat16 natively (AMX or AVX-512, on Linux).
 
     Otherwise TensorFlow is slower with bfloat16 than with float32. On a machine with a GPU it returns False,
-    because no speed was measured there.
+    because its speed with bfloat16 is not known.
     """
     if tf.config.list_physical_devices("GPU"):
         return False
