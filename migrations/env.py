@@ -1,4 +1,4 @@
-"""How Alembic runs a migration: on the connection `labelmill db upgrade` hands over."""
+"""Run Alembic's migrations on the connection that `labelmill db upgrade` passes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from sqlalchemy.engine import Connection
 
 from jobs.schema import metadata
 
-#: A migration that cannot get its lock at once gives up rather than queue in front of the workers.
+#: A migration that cannot get its lock soon fails, because workers' queries would queue behind it.
 LOCK_TIMEOUT = "5s"
 
 
 def _is_compared(_object: object, name: str | None, type_: str, *_: object) -> bool:
-    """Leave out an index whose DESC SQLite does not report; on PostgreSQL it is compared."""
+    """Return whether to compare an object with the schema.
+
+    SQLite does not report DESC in an index, so ix_chunks_due is compared on PostgreSQL only.
+    """
     sqlite = context.config.attributes["connection"].dialect.name == "sqlite"
     return not (sqlite and type_ == "index" and name == "ix_chunks_due")
 
 
 def run() -> None:
-    """Runs what is asked for in one transaction."""
+    """Run the requested migrations in one transaction."""
     connection: Connection = context.config.attributes["connection"]
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")

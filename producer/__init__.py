@@ -1,1 +1,1 @@
-"""The sending side: read sources, submit jobs, follow them, query and export their predictions."""
+"""The producer: read sources, submit and follow jobs, retry failed images, export predictions."""

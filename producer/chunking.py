@@ -1,4 +1,4 @@
-"""Chunking: what a payload holds of each image, and where one chunk ends."""
+"""Group images into chunks, and choose what a payload holds of each image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jobs.schema import SMALL_JOB_IMAGES
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 
-#: A chunk is closed before it grows beyond this many bytes of images and their names: it is held in memory
-#: whole, by the producer and by a worker, and must be done within its lease.
+#: Maximum bytes of a chunk's images and names: the producer and a worker hold a whole chunk in memory, and it
+#: must be classified within its lease.
 MAX_CHUNK_BYTES: Final = 32 * 1024 * 1024
 
-#: The first chunk has no more images, and no more bytes, than these, and each after it up to twice as many,
-#: until the most: the workers begin while the second is still read. What may be a small job, which goes ahead
-#: of others where it is one chunk, is not divided for its bytes.
+#: Maximum images and bytes of a job's first chunk, doubled for each following chunk up to the maximum, so
+#: that workers can begin while the second chunk is read. The bytes do not divide what may be a small job,
+#: because only a job of one chunk gets a small job's priority.
 FIRST_IMAGES: Final = 2_048
 FIRST_BYTES: Final = 4 * 1024 * 1024
 
-#: A chunk is closed before it has more images than these from URLs, which are fetched one by one. At a tenth
-#: of a second each a chunk takes less than a lease, for the worker that fetches it by reference.
+#: Maximum images per chunk that come from URLs. At a tenth of a second each, a worker that fetches them by
+#: reference needs less than a lease.
 MAX_CHUNK_URLS: Final = 256
 
-#: One image on its way into a payload: its name, its content, and where its bytes were read, or are to be.
+#: One image for a payload: its name, its content, and the path or URL of its bytes.
 Item: TypeAlias = tuple[str, Content, str | None]
 
 
@@ -47,8 +47,9 @@ class Chunk:
     def add(
         self, names: Sequence[str], contents: Sequence[Content], size: int, *, most: int, most_bytes: int
     ) -> bool:
-        """False, and nothing is added, where the chunk would then have more images or bytes than the most; a
-        single one always has room in an empty chunk. `size`: of these images, in bytes.
+        """Add images, of `size` bytes together, unless the chunk would exceed `most` images or `most_bytes`.
+
+        Return whether they were added. An empty chunk always accepts a single image.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
         images, held = len(self.names) + len(names), self.size + self.names_size + size + named
@@ -66,8 +67,10 @@ class Chunk:
 def items_of(
     images: Iterable[SourceImage | SourceImages], roots: Roots | None
 ) -> Iterator[Item | SourceImages]:
-    """What a payload holds of each image: its bytes, where they are below these roots, or its error. Raises
-    SourceError for one that must be a reference and cannot be.
+    """Yield what a payload holds of each image: its bytes, or its error.
+
+    If `roots` are given, yield a reference below these roots instead of the bytes. Raises SourceError for an
+    image that cannot be a reference.
     """
     for found in images:
         if isinstance(found, SourceImage):
@@ -101,11 +104,14 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
 
 
 def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterator[Chunk]:
-    """Chunks of so many images, or of fewer where they are large, come from URLs or are a job's first."""
+    """Yield chunks of `chunk_images` images, or fewer if images are large or come from URLs.
+
+    The first chunks are smaller too (FIRST_IMAGES).
+    """
     chunk = Chunk()
     room, room_bytes = min(FIRST_IMAGES, chunk_images), min(FIRST_BYTES, MAX_CHUNK_BYTES)
     for item in items:
-        waiting = [item]  # the next one last
+        waiting = [item]  # a stack: the next one is last
         while waiting:
             found = waiting.pop()
             if isinstance(found, SourceImages):
@@ -130,14 +136,14 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
 
 
 def _size_of(content: Content) -> int:
-    """In bytes: they are what a worker will be busy with."""
+    """Return the bytes that a worker will process, including those behind a reference."""
     if isinstance(content, bytes):
         return len(content)
     return content.size if isinstance(content, Reference) else 0
 
 
 def within(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The same, up to a job's limits. Raises SourceError at the chunk that is over them."""
+    """Yield the same chunks. Raises SourceError at the first one that exceeds a job's limits."""
     images = size = 0
     for chunk in chunks:
         images += len(chunk.names)

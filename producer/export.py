@@ -1,4 +1,4 @@
-"""Predictions as a table, CSV, JSON lines or Parquet, row by row: a job of any size in constant memory."""
+"""Write predictions as a table, CSV, JSON lines or Parquet, in constant memory for a job of any size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.queries import PAGE_ROWS, Prediction
 
-#: The most characters that a column of names is given in a table: one long name would part all others from
-#: what is said of them.
+#: Maximum width of the column of names in a table, so that one long name does not widen every row.
 NAME_WIDTH: Final = 60
 
-#: Of the control characters those that JSON does not write out.
+#: The control characters that JSON does not escape.
 _TAKEN_BY_JSON: Final = re.compile("[\x7f-\x9f]")
 
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
@@ -27,7 +26,7 @@ _row: Final = attrgetter(*COLUMNS)
 
 
 class Format(StrEnum):
-    """How predictions are written."""
+    """The formats in which predictions are written."""
 
     TABLE = "table"
     CSV = "csv"
@@ -36,14 +35,14 @@ class Format(StrEnum):
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
-    """One prediction as a JSON object."""
+    """Return a prediction as a JSON object."""
     return dict(zip(COLUMNS, _row(prediction), strict=True))
 
 
 def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
-    """A header row, then a row a prediction; empty where there is no value. Gives back the number of rows."""
+    """Write a header row and one row per prediction; missing values are empty. Return the number of rows."""
     writer = csv.writer(out, lineterminator="\n")
-    # Before Python 3.13 a lone carriage return is not quoted, and readers take it for the end of a row.
+    # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
     careful = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
     count = 0
@@ -53,7 +52,7 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
 
 
 def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
-    """A JSON object a line. Gives back the number of rows."""
+    """Write one JSON object per line. Return the number of rows."""
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
         out.write(printable_json(json.dumps(as_json(prediction), ensure_ascii=False)) + "\n")
@@ -61,8 +60,10 @@ def write_jsonl(predictions: Iterable[Prediction], out: IO[str]) -> int:
 
 
 def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
-    """Aligned columns for people. The first page of rows sets the widths, up to NAME_WIDTH; what is longer
-    sticks out.
+    """Write aligned columns for people. Return the number of rows.
+
+    The first page of rows sets the width of the names, up to NAME_WIDTH. Longer names push their row to the
+    right.
     """
     pages = _pages(predictions)
     page = next(pages, [])
@@ -83,34 +84,35 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
 
 
 def name_width(names: Iterable[str]) -> int:
-    """How wide a table's column for these names is."""
+    """Return the width of a table's column for these names, in characters."""
     return min(NAME_WIDTH, max([4, *(len(printable(name)) for name in names)]))
 
 
 def printable(text: str) -> str:
-    """Control characters written out: a name, of a file or a class, must not move the cursor of whoever looks
-    at it.
-    """
+    """Return the text with control characters escaped: a file's or class's name must not move the cursor."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_json(text: str) -> str:
-    """The same document with those control characters written out that JSON takes as they are."""
+    """Return the JSON document with those control characters escaped that JSON permits unescaped."""
     return _TAKEN_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_parquet() -> None:
-    """Raises UserError without pyarrow: for who opens a file only where something can be written."""
+    """Raise UserError without pyarrow. Call it before opening the file to write."""
     try:
-        import pyarrow.parquet  # noqa: F401 -- only whether it is there
+        import pyarrow.parquet  # noqa: F401 -- checks only that it is installed
     except ImportError:
         raise UserError(f"Parquet needs pyarrow: {install_hint('parquet')}.") from None
 
 
 def write_parquet(predictions: Iterable[Prediction], out: IO[bytes]) -> int:
-    """A Parquet file, a row group a page. Gives back the number of rows. Raises UserError without pyarrow."""
+    """Write a Parquet file with one row group per page. Return the number of rows.
+
+    Raises UserError without pyarrow.
+    """
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Following a job to its end."""
+"""Follow a job to its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
 from jobs.ledger.queries import JobStatus, job_status
 
-#: The first look comes quickly, for jobs of one image; then less and less often, for jobs of an hour.
+#: Pauses start short, for jobs of one image, and grow for long jobs.
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 _PAUSE_GROWTH: Final = 1.3
@@ -21,7 +21,7 @@ class NotFinished(LabelmillError):
 
 
 def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
-    """The job's status again and again; the last one is final.
+    """Yield the job's status repeatedly; the last one is final.
 
     Raises NotFound, Unavailable, and NotFinished after `timeout` seconds.
     """

@@ -1,7 +1,7 @@
-"""A producer's heartbeat: every ten seconds its job's row says that it is still being submitted.
+"""A producer's heartbeat: every ten seconds it marks the job's row as still being submitted.
 
 It comes from a thread, because the producer may wait long for the next image: for a pipe, a network, or an
-archive with gigabytes that are no images. A process that was killed, or stopped as a whole, runs no thread.
+archive with gigabytes of other files. If the process is killed or suspended, the thread stops with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.submission import touch_job
 
-#: How often. About ten in a row may fail, with an unavailable ledger, before a job is abandoned.
+#: The interval. About ten heartbeats in a row can fail before a job counts as abandoned.
 HEARTBEAT_SECONDS: Final = 10.0
 
 
@@ -21,20 +21,20 @@ class ProducerHeartbeat:
     """The heartbeat of one job's producer, from `begin` to `end`."""
 
     def __init__(self, ledger: Ledger, job_id: str) -> None:
-        """Start nothing yet. `ledger` may be in use meanwhile: the thread has its own connection."""
+        """Start nothing yet. The caller can go on using `ledger`: the thread has its own connection."""
         self._ledger = ledger
         self._job_id = job_id
         self._over = threading.Event()
-        # A daemon: it must not keep a process alive whose producer was interrupted twice.
+        # A daemon, so that it does not keep the process alive if the producer is interrupted twice.
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def begin(self) -> None:
-        """Begin, when the job is in the ledger. Does nothing the second time."""
+        """Start the thread, once the job is in the ledger. Further calls do nothing."""
         if self._thread.ident is None:
             self._thread.start()
 
     def end(self) -> None:
-        """Return when the thread has ended, if it ever began. May be called again.
+        """Stop the thread, if it was started, and wait for its end. It can be called again.
 
         The caller must have no transaction open, because the thread may be waiting for it.
         """
@@ -47,7 +47,7 @@ class ProducerHeartbeat:
             try:
                 with self._ledger.transaction() as connection:
                     if not touch_job(connection, self._job_id):
-                        return  # somebody stopped it: the producer learns that with its next chunk
+                        return  # the job was stopped: the producer notices with its next chunk
             except Unavailable:
-                # Nobody has to be told: the producer has the same ledger, and says so if it is still away.
+                # Not reported here: the producer uses the same ledger, and reports that it is unavailable.
                 continue

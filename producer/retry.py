@@ -1,4 +1,4 @@
-"""The images of a finished job that got no label, as a job of their own under the same model."""
+"""Submit the images of a finished job that got no label as a new job under the same model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Retried(NamedTuple):
-    """What came of a retry."""
+    """The result of a retry."""
 
-    #: None where there was nothing to try again.
+    #: None if there was nothing to retry.
     submitted: Submitted | None
-    #: Images that could not be read when they were submitted: there is nothing of them to try again, and they
-    #: keep their error.
+    #: Number of images that could not be read when they were submitted. They have no bytes to retry, and keep
+    #: their error.
     unreadable: int
 
 
@@ -39,11 +39,11 @@ def retry(
     on_progress: Callable[[int], None] = lambda _images: None,
     tracing: Tracing | None = None,
 ) -> Retried:
-    """Submits those images of the job that have no label, with the names and contents they were submitted
-    with. `failed_only`: only those that got an error, not those that never got an outcome.
+    """Submit the job's images without a label again, with their original names and contents.
 
-    Memory holds a chunk of the old job and one of the new. Raises NotFound; Conflict where the job has not
-    finished, or its payloads were purged, if only halfway through; and what `submit` raises.
+    With `failed_only`, leave out images that never got an outcome. Memory holds one chunk of the old job and
+    one of the new. Raises NotFound; Conflict if the job has not finished, or if its payloads were purged,
+    even during the retry; and what `submit` raises.
     """
     with ledger.transaction() as connection:
         model_id = check_retry(connection, job_id)
@@ -64,7 +64,7 @@ def retry(
 
 
 class _Images:
-    """Names and contents of what is tried again, read chunk by chunk."""
+    """The names and contents of the images to retry, read chunk by chunk."""
 
     def __init__(self, ledger: Ledger, store: Store, job_id: str, *, failed_only: bool) -> None:
         self._ledger = ledger
@@ -77,7 +77,7 @@ class _Images:
         for chunk in images_without_label(self._ledger, self._job_id, failed_only=self._failed_only):
             names, contents = self._read(chunk)
             for place in chunk.places:
-                # One that never got an outcome is taken along all the same: it must get one.
+                # An unreadable image without an outcome is submitted too: it must get one.
                 if chunk.failed and isinstance(contents[place], ImageError):
                     self.unreadable += 1
                 else:
@@ -88,7 +88,7 @@ class _Images:
             payload = read_payload(self._store, chunk.payload, chunk.payload_digest)
             return payload.part(chunk.payload_offset, chunk.images)
         except PayloadDamaged:
-            # A payload that was purged a moment ago is no damage, and nobody should look for one.
+            # If the payload was just purged, report that instead of damage.
             with self._ledger.reading() as connection:
                 check_not_purged(connection, self._job_id)
             raise

@@ -1,8 +1,8 @@
-"""Turns a stream of images into a job: payload to the store, row to the ledger, message to the queue.
+"""Turn a stream of images into a job: for each chunk a payload in the store, a row in the ledger, a wake-up.
 
-In this order, chunk by chunk: whatever breaks in between, the ledger never names a payload that is not
-there, and a wake-up that was not sent is sent later by the reconciler. How images are grouped is in
-`producer.chunking`; what a worker does when it is woken up is in `worker.tasks`.
+They are written in this order. So the ledger never names a missing payload, whatever fails in between, and
+the reconciler sends a wake-up that was not sent. `producer.chunking` groups the images into chunks; the next
+step is the worker's, in `worker.tasks`.
 """
 
 from __future__ import annotations
@@ -48,30 +48,30 @@ from producer.sources import SourceImage, Sources
 if TYPE_CHECKING:
     from jobs.traces import Tracing
 
-#: The most characters a submission key may have: PostgreSQL's index takes 2,700 bytes, a person fewer.
+#: Maximum characters of a submission key. PostgreSQL's index would allow 2,700 bytes.
 MAX_KEY_LENGTH: Final = 256
 
-#: Priorities that a person can give are between its negative and it.
+#: A priority given by the user is at most this, and at least its negative.
 MAX_PRIORITY: Final = 100
 
 _DEFAULT_LIMITS: Final = JobLimits()
 
-#: How often to look whether somebody else has finished submitting under the same key.
+#: The interval of checks whether another producer has finished submitting under the same key.
 _KEY_POLL_SECONDS: Final = 0.2
 
 
 class Submitted(NamedTuple):
-    """What came of a submission."""
+    """The result of a submission."""
 
     job_id: str
     images: int
-    #: False where the submission key already had its job and nothing new was stored.
+    #: False if the submission key already had its job, and nothing new was stored.
     new: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What a job is made with, beside its images."""
+    """The properties of a new job, besides its images."""
 
     model_id: str
     key: str | None = None
@@ -82,11 +82,10 @@ class _Terms:
 
 
 class _Fingerprint:
-    """What was submitted, whatever its order and by reference or not: the sum, modulo 2^256, of one SHA-256
-    an image.
+    """A fingerprint of submitted images: the sum, modulo 2^256, of one SHA-256 per image.
 
-    A folder's order is the file system's affair, so the same content must give the same value in any order;
-    a sum, unlike an exclusive or, also notices an image that is there twice.
+    It does not depend on the order, because a file system may list a folder in any order, nor on whether
+    images are submitted by reference. Unlike an exclusive or, a sum changes if an image is there twice.
     """
 
     def __init__(self) -> None:
@@ -129,23 +128,24 @@ def submit(
     on_wait: Callable[[str], None] = lambda _job_id: None,
     tracing: Tracing | None = None,
 ) -> Submitted:
-    """Submits one job of all `images`; when this returns, the job is committed in the ledger.
+    """Submit one job of all `images`. When this returns, the job is committed in the ledger.
 
-    The job is pinned to the model that is named, or to the champion. With `by_reference`, payloads say where
-    images lie, below these roots, and what their SHA-256 is, instead of holding their bytes. With
-    `error_limits`, the job is stopped early where it has too many errors. Chunks of a higher `priority` are
-    classified first (-100 to 100); left out, a small job has SMALL_JOB_PRIORITY, any other DEFAULT_PRIORITY.
-    The challenger, if there is one, classifies `shadow_share` of the chunks again. Memory holds one chunk.
-    `on_progress` is called with the number of images stored so far; `on_wait` with the id of a job that has
-    the key and that another producer is still submitting, before that is waited for; `tracing`, where there
-    is one, gets a span. Raises SourceError where there is not one image, more than `limits` allow, or one
-    that cannot be submitted by reference; UserError for a key that is none; NotFound where there is no such
-    model, or none yet, Conflict where `key` was used for other content, or for another model than the one
-    that is named, Unavailable where the ledger or the store cannot be reached, Stopped where the job was
-    cancelled, has failed or was removed before all of it was in. After any exception, Ctrl-C included,
-    nothing of the job is left; but where somebody has stopped it, it is as it was stopped.
+    The job is pinned to the model `model_id`, or to the champion. If `key` already has a job with the same
+    content, return that job. With `by_reference`, payloads hold the locations of images below these roots and
+    their SHA-256 instead of their bytes. `error_limits` end a job early that has too many errors. Chunks of a
+    higher `priority`, -100 to 100, are classified first; the default is SMALL_JOB_PRIORITY for a small job
+    and DEFAULT_PRIORITY for any other. The challenger, if there is one, also classifies `shadow_share` of the
+    chunks. `on_progress` is called with the number of images stored so far. `on_wait` is called with a job's
+    id before waiting for another producer that is still submitting it under the same key. `tracing` records a
+    span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
+    heartbeat.
 
-    Reading `images` may take as long as it likes: meanwhile a thread writes the producer's heartbeat.
+    Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
+    reference; UserError for an invalid key or priority; NotFound if there is no such model, or no champion
+    yet; Conflict if `key` was used for other content or for another model than `model_id`; Unavailable if the
+    ledger or the store cannot be reached; Stopped if the job was cancelled, failed or was removed during
+    submission. After any exception, Ctrl-C included, nothing of the job is left, except that a stopped job
+    stays as it is.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
@@ -176,7 +176,7 @@ def submit(
         try:
             return submitter.submit(_Terms(pinned_to, key, error_limits, priority), chunks)
         except _KeyTaken as taken:
-            # Somebody was faster by a moment: nothing of ours is stored, theirs is now the job to match.
+            # Another producer was faster: nothing of this job is stored, so compare with the other one.
             chunks = chain([taken.chunk], chunks)
 
 
@@ -193,8 +193,9 @@ def submit_again(
     on_progress: Callable[[int], None] = lambda _images: None,
     tracing: Tracing | None = None,
 ) -> Submitted | None:
-    """Submits names and contents that come from the payloads of another job, pinned to that job's model. None
-    where there is not one image. Raises, and leaves behind, what `submit` does.
+    """Submit names and contents from the payloads of the job `retry_of`, pinned to that job's model.
+
+    Return None if there is no image. Exceptions, and what they leave behind, are those of `submit`.
     """
     began = time.time_ns()
     items = (
@@ -209,13 +210,13 @@ def submit_again(
 
 
 def _passed_over(images: Iterable[SourceImage]) -> str:
-    """What was there instead of an image, in words."""
+    """Return words for the error message about files that were skipped, or ""."""
     skipped = images.skipped if isinstance(images, Sources) else 0
     return f", only files that are none by their names ({skipped:,})" if skipped else ""
 
 
 class _KeyTaken(Conflict):
-    """The key got its job between our look and our insert."""
+    """Another producer created a job with this key at the same time."""
 
     def __init__(self, chunk: Chunk) -> None:
         super().__init__()
@@ -224,7 +225,7 @@ class _KeyTaken(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class _Submitter:
-    """What a submission works with, and its steps."""
+    """The services that a submission uses, and its steps."""
 
     ledger: Ledger
     store: Store
@@ -235,7 +236,7 @@ class _Submitter:
     shadow_share: float
 
     def submit(self, terms: _Terms, chunks: Iterator[Chunk]) -> Submitted:
-        """One job of these chunks, in a span where there is tracing. Raises _KeyTaken."""
+        """Submit one job of these chunks, in a span if there is tracing. Raises _KeyTaken."""
         job_id = new_id()
         if self.tracing is None:
             return self._store_job(job_id, terms, chunks)
@@ -247,8 +248,10 @@ class _Submitter:
             return submitted
 
     def job_with_key(self, key: str, on_wait: Callable[[str], None]) -> KeyHolder | None:
-        """The sealed job that holds the key. Waits for a producer that is still at it, and clears away what
-        one that died left behind.
+        """Return the submitted job that owns the key, or None.
+
+        If another producer is still submitting under this key, wait for it. If that producer has died,
+        discard its job.
         """
         waiting_for: str | None = None
         while True:
@@ -270,27 +273,27 @@ class _Submitter:
             images = self._store_chunks(job_id, terms, chunks, heartbeat)
         except Stopped:
             heartbeat.end()
-            raise  # somebody stopped it, and keeps what there is
+            raise  # the job was stopped on purpose, so it is kept
         except BaseException as error:
-            # Ctrl-C may have hit the very code that ends a transaction. The frames it came through then hold
-            # that transaction open, and SQLite has one writer only: they are let go.
+            # Ctrl-C may have interrupted the end of a transaction. The traceback's frames then keep it open,
+            # and SQLite has only one writer: clear them.
             traceback.clear_frames(error.__traceback__)
-            heartbeat.end()  # only now: one may be waiting for just that transaction
+            heartbeat.end()  # only now, because the thread may be waiting for that transaction
             try:
                 sealed = self._taken_back_or_sealed(job_id)
             except Unavailable as trouble:
-                # What went wrong first is what people have to know. The reconciler ends a job nobody adds to.
+                # The first error is the one to report. The reconciler ends the abandoned job.
                 raise error from trouble
             if sealed is None:
                 raise
-            # The answer to the last COMMIT was lost, but it went through: the job is submitted.
+            # The last COMMIT went through although its answer was lost: the job is submitted.
             images = sealed
         return Submitted(job_id, images, new=True)
 
     def _store_chunks(
         self, job_id: str, terms: _Terms, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat
     ) -> int:
-        """Opens the job, adds its chunks, seals it; gives back how many images it has."""
+        """Open the job, add its chunks, seal it. Return its number of images."""
         fingerprint = _Fingerprint() if terms.key is not None else None
         total = 0
         for chunk in chunks:
@@ -304,7 +307,7 @@ class _Submitter:
                 if total == 0:
                     _open_job(connection, job_id, terms, chunk)
                 add_chunk(connection, job_id, row)
-                if chunk.is_last:  # in one COMMIT, which is half of them where many small jobs are submitted
+                if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
                     seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
                     shadow_job(connection, job_id, share=self.shadow_share)
             total += row.images
@@ -322,8 +325,9 @@ class _Submitter:
         return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
 
     def _taken_back_or_sealed(self, job_id: str) -> int | None:
-        """How many images the job has, where it turns out to be sealed. If not, it is taken back, unless
-        somebody stopped it while its source was waited for: they keep what there is.
+        """Return the number of images if the job turns out to be sealed.
+
+        Otherwise discard the job, unless it was stopped during its submission, and return None.
         """
         if self._take_back(job_id, keep_stopped=True):
             return None
@@ -331,8 +335,9 @@ class _Submitter:
             return sealed_images(connection, job_id)
 
     def _take_back(self, job_id: str, *, keep_stopped: bool = False) -> bool:
-        """False, and nothing is taken back, where the job turns out to be sealed; with `keep_stopped` also
-        where somebody stopped it.
+        """Discard the job with its payloads. Return False, and change nothing, if it turns out to be sealed.
+
+        With `keep_stopped`, also keep a job that was stopped.
         """
         with self.ledger.transaction() as connection:
             if not discard_job(connection, job_id, keep_stopped=keep_stopped):
@@ -349,7 +354,7 @@ def _priority(terms: _Terms, chunk: Chunk, *, first: bool) -> int:
 
 
 def _open_job(connection: Connection, job_id: str, terms: _Terms, chunk: Chunk) -> None:
-    """`chunk` is the job's first chunk, for whoever goes on with it where this raises _KeyTaken."""
+    """Open the job. Raises _KeyTaken, with the job's first chunk, if the key has a job already."""
     try:
         open_job(
             connection,

@@ -1,1 +1,1 @@
-"""The working side: Celery tasks that classify chunks, and the scheduled retraining of the model."""
+"""The worker: Celery tasks that classify chunks, and the scheduled retraining of the model."""

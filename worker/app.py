@@ -1,6 +1,6 @@
 """The Celery application of the workers and of beat: `celery -A worker.app worker`.
 
-The parent process imports this and never TensorFlow; each child loads its model by itself, after the fork.
+The parent process imports this module but never TensorFlow; each child loads its models after the fork.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ app.steps["worker"].add(reconcile_step(settings))
 
 @celeryd_after_setup.connect
 def _leave_training_to_the_trainer(instance: Any, **_: Any) -> None:
-    """A worker that was not told its queues classifies. Training takes minutes: it is asked for by name."""
+    """Take no training runs on a worker that classifies: a training would block predictions."""
     queues = instance.app.amqp.queues
     if CLASSIFY_QUEUE in queues.consume_from and RETRAIN_QUEUE in queues.consume_from:
         queues.deselect(RETRAIN_QUEUE)
@@ -48,14 +48,15 @@ def _leave_training_to_the_trainer(instance: Any, **_: Any) -> None:
 
 @celeryd_after_setup.connect
 def _know_the_number_of_processes(instance: Any, **_: Any) -> None:
-    """Each child takes its share of the cores, so it has to know how many there are: -c may have said."""
+    """Store the number of children, which `-c` may have set: each child uses its share of the cores."""
     instance.app.conf.worker_concurrency = instance.concurrency
 
 
 @worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Loads the champion before the first message: Celery's time limit is for images, not for TensorFlow.
-    Where there is none, or it cannot be loaded, the process starts all the same.
+    """Load the champion before the first message, so that loading does not count against the time limit.
+
+    If there is no champion, or it cannot be loaded, the process starts without it.
     """
     if CLASSIFY_QUEUE not in app.amqp.queues.consume_from:
         return

@@ -1,4 +1,4 @@
-"""All changes to the behaviour of Celery, kombu and billiard, each with the upstream issue that it is about.
+"""All changes to the behaviour of Celery, kombu and billiard, each with its upstream issue.
 
 Written against Celery 5.7, kombu 5.7 and billiard 4.3: look here first after an upgrade.
 """
@@ -19,26 +19,26 @@ from kombu.asynchronous import get_event_loop
 from kombu.transport import virtual
 from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 
-#: Far longer than a cold shutdown takes, which waits for no chunk.
+#: Far longer than a cold shutdown takes, because it does not wait for chunks.
 COLD_SHUTDOWN_SECONDS: Final = 5
 
 
 class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """A request that gives its place back even if the broker was unavailable when it was to be acknowledged.
+    """A request that frees its prefetch slot even if its acknowledgement failed.
 
-    A worker takes as many messages as it has processes, until it has acknowledged them. When Redis restarts,
-    kombu often reconnects without telling Celery; the acknowledgements that failed in between then count as
-    outstanding for ever, and the worker is alive, connected, and takes no message any more.
+    A worker has as many unacknowledged messages as processes. When Redis restarts, kombu often reconnects
+    without telling Celery. Messages whose acknowledgement failed meanwhile then count as unacknowledged for
+    ever, and the worker stays alive and connected but takes no more messages.
     https://github.com/celery/celery/issues/8030, https://github.com/celery/celery/issues/8990
     """
 
     def acknowledge(self) -> None:
-        """Acknowledge; the place is free, whether that worked or not."""
+        """Acknowledge the message, and free its slot even if that failed."""
         super().acknowledge()
         self._free_place()
 
     def reject(self, requeue: bool = False) -> None:
-        """Give the message back; the place is free, whether that worked or not."""
+        """Reject the message, and free its slot even if that failed."""
         super().reject(requeue)
         self._free_place()
 
@@ -48,14 +48,14 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
             return
         with suppress(KeyError):  # it belonged to a channel that is gone
             channel.qos.get(tag)
-            # The base class's: it notes the tag as dealt with, here, and asks Redis nothing.
+            # The base class's `ack` only marks the tag locally, without a command to Redis.
             virtual.QoS.ack(channel.qos, tag)
 
 
 def filter_messages(rebuild: Callable[[bytes], bytes | None]) -> None:
     """Let this process receive only what `rebuild` returns; None drops the item.
 
-    An item that is not a message of Celery's otherwise ends the worker, or every worker in turn.
+    Otherwise an item that is not a Celery message ends the worker, or every worker in turn.
     https://github.com/celery/celery/issues/7975, https://github.com/celery/kombu/issues/2421
     """
 
@@ -66,7 +66,7 @@ def filter_messages(rebuild: Callable[[bytes], bytes | None]) -> None:
                 return found
             queue, item = found
             rebuilt = rebuild(item)
-            return None if rebuilt is None else (queue, rebuilt)  # None: as if the wait had timed out
+            return None if rebuilt is None else (queue, rebuilt)  # None means a timeout to kombu
 
     class FilteredChannel(Channel):  # type: ignore[misc]  # kombu has no types
         def _get_client(self) -> Any:
@@ -77,18 +77,18 @@ def filter_messages(rebuild: Callable[[bytes], bytes | None]) -> None:
 
 
 def limit_cold_shutdown() -> None:
-    """Let a worker of this process end some seconds after a cold shutdown. Call it before it starts.
+    """Make a worker of this process end within seconds of a cold shutdown. Call it before the worker starts.
 
-    A cold shutdown is SIGQUIT, or Ctrl-C a second time. Celery then stops its pool from within the signal's
-    handler, wherever the main process was interrupted, and waits for its children; about one in fifty waits
-    for ever. Nothing is lost, since the leases run out, but the worker takes no message until it is killed.
+    SIGQUIT or a second Ctrl-C is a cold shutdown. Celery then stops its pool inside the signal handler,
+    wherever the main process was interrupted, and waits for its children; about one worker in fifty waits for
+    ever. Nothing is lost, since the leases run out, but such a worker takes no messages until it is killed.
     https://github.com/celery/celery/issues/10271 has the same cause: work inside the signal's handler.
     """
     shut_down = celery_worker.on_cold_shutdown
 
     def shut_down_or_die(worker: Any) -> None:
-        # The alarm has no handler on purpose: the kernel ends the process whatever it is at. Its children
-        # find their pipe closed, and end.
+        # The alarm has no handler on purpose: the kernel ends the process whatever it is doing. Its children
+        # end when their pipe closes.
         signal.alarm(COLD_SHUTDOWN_SECONDS)
         shut_down(worker)
 
@@ -99,22 +99,23 @@ def limit_cold_shutdown() -> None:
 
 @worker_shutting_down.connect
 def _stop_at_once(**_: Any) -> None:
-    """Wake the loop up, which otherwise sees SIGTERM's flag when its next timer is due, in up to 2 s.
+    """Wake the event loop, which otherwise checks SIGTERM's flag only at its next timer, in up to 2 s.
 
-    https://github.com/celery/celery/pull/7339 made the handler set a flag only. Not by `call_soon`: it takes
-    a lock that the code which the signal has interrupted may hold.
+    Since https://github.com/celery/celery/pull/7339 the signal handler only sets a flag. `call_soon` is not
+    used here, because it takes a lock that the interrupted code may hold.
     """
     loop = get_event_loop()
-    waker = loop and loop._waker  # there is none before the loop runs, nor if the pool has no loop
+    waker = loop and loop._waker  # None before the loop runs, or if the pool has no loop
     if waker is not None:
         waker.wake()
 
 
 def exit_at_once(exitcode: int) -> None:
-    """End a child that stops in good order without billiard's last message and its sleep of a second.
+    """End a child that stops normally without billiard's last message and its sleep of one second.
 
-    That second is most of what a person waits for who has the result of `classify` or `retrain --wait`. A
-    child that is replaced ends in billiard's way (`billiard.pool.Worker._do_exit`; no issue known).
+    After the result of `classify` or `retrain --wait` is shown, the command would mostly wait for that
+    second. A child that is replaced ends as billiard does it (`billiard.pool.Worker._do_exit`; no issue
+    known).
     """
     if exitcode == os.EX_OK:
         os._exit(exitcode)

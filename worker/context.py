@@ -1,7 +1,7 @@
-"""A worker process's resources: the ledger, the store, the broker, and the models it used last.
+"""A worker process's resources: the ledger, the store, the broker, and the models that it used last.
 
-One context per process, made after the fork: a database connection or a TensorFlow runtime that is inherited
-from the parent hangs or corrupts.
+Each process creates its context after the fork, because a database connection or a TensorFlow runtime that is
+inherited from the parent hangs or corrupts data.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Models kept loaded: the champion, the one before it, and a challenger.
+#: Models kept loaded: the champion, the previous champion, and a challenger.
 MODELS_KEPT: Final = 3
 
-#: A claim covers so much of a process's work: nobody waits longer for a process, and nothing interrupts one.
+#: The work that a claim covers. It is short, because nothing interrupts a claim, and other jobs wait for it.
 CLAIM_SECONDS: Final = 0.5
 
-#: A claim has no more images, however fast the model is; and no more if its speed is not known yet.
+#: Maximum images per claim for a model of any speed, and for one whose speed is not known yet.
 MAX_CLAIM_IMAGES: Final = 16_384
 FIRST_CLAIM_IMAGES: Final = 64
 
-#: A claim has a multiple of so many images, the smallest batch: the model pays for full batches. Fewer images
-#: say nothing about its speed.
+#: Images per claim are a multiple of the smallest batch, because a padded batch takes as long as a full one.
+#: Fewer images are not used to measure a model's speed.
 WHOLE_BATCH: Final = 32
 
-#: References are fetched by so many threads: most of the time is spent waiting for a server.
+#: Threads that fetch references: they mostly wait for a server.
 FETCH_THREADS: Final = 16
 
 
 def owner_name(pid: int) -> str:
-    """Return the name under which a process claims."""
+    """Return the owner of a process's claims in the ledger: host and process id."""
     return f"{socket.gethostname()}/{pid}"
 
 
 @contextmanager
 def _time_limit_later() -> Iterator[None]:
-    """Delay Celery's time limit, if it strikes in here, to the end. Only in the main thread.
+    """Delay Celery's soft time limit until the enclosed code has ended. Use it in the main thread only.
 
-    If it strikes in the middle of an import, half of TensorFlow is left behind and cannot be imported again:
-    job after job would fail in this process.
+    If the limit interrupted the import of TensorFlow, this process could never import it again, and all its
+    jobs would fail.
     """
     frames: list[Any] = []
     strike = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
@@ -78,7 +78,7 @@ def _time_limit_later() -> Iterator[None]:
 
 
 class WorkerContext:
-    """One process's resources."""
+    """The resources of one process."""
 
     def __init__(self, settings: Settings, *, processes: int) -> None:
         self.settings = settings
@@ -94,7 +94,7 @@ class WorkerContext:
         self._last_payload: tuple[str, Payload] | None = None
 
     def images_per_claim(self, model_id: str) -> int:
-        """Return how many images of this model one claim may have, by its measured speed in this process."""
+        """Return the maximum images of this model per claim, from its measured speed in this process."""
         seconds = self._image_seconds.get(model_id)
         if seconds is None:
             return FIRST_CLAIM_IMAGES
@@ -102,18 +102,18 @@ class WorkerContext:
         return min(max(images, WHOLE_BATCH), MAX_CLAIM_IMAGES)
 
     def note_speed(self, model_id: str, images: int, seconds: float) -> None:
-        """Note how long this process worked on so many images of this model."""
+        """Record how long this process took for `images` images of this model."""
         if images >= WHOLE_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
 
     def note_time_out(self, model_id: str, images: int, seconds: float) -> None:
-        """Note that so many images took longer than this: the next claim has fewer."""
+        """Record that `images` images took longer than `seconds`, so that the next claim has fewer."""
         self._image_seconds[model_id] = max(self._image_seconds.get(model_id, 0.0), seconds / images)
 
     def payload(self, claim: Claim) -> Payload:
         """Return the names and contents of the claim's images. Raises PayloadDamaged, Unavailable.
 
-        The last payload is kept, because the rest of a chunk that was cut is mostly claimed next.
+        The last payload is cached, because the rest of a chunk that was cut is usually claimed next.
         """
         if self._last_payload is None or self._last_payload[0] != claim.payload:
             self._last_payload = claim.payload, read_payload(self.store, claim.payload, claim.payload_digest)
@@ -121,11 +121,11 @@ class WorkerContext:
 
     @cached_property
     def fetchers(self) -> ThreadPoolExecutor:
-        """Threads that fetch references. Kept, because fsspec keeps a connection for each thread."""
+        """Return the threads that fetch references, cached because fsspec keeps a connection per thread."""
         return ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
 
     def drop_fetchers(self) -> None:
-        """Let go of threads that may wait for a server for ever; the next claim gets new ones."""
+        """Abandon the threads, which may wait for a server for ever. The next claim gets new ones."""
         if "fetchers" in self.__dict__:
             self.fetchers.shutdown(wait=False, cancel_futures=True)
             del self.fetchers
@@ -133,7 +133,7 @@ class WorkerContext:
     def classifier(self, model_id: str) -> Classifier:
         """Return the model, loaded and warm.
 
-        Raises ModelRefused, NotFound; Unavailable also if this machine cannot keep or hold it.
+        Raises ModelRefused, NotFound, or Unavailable, also if this machine has no room for the model.
         """
         if model_id in self._classifiers:
             self._classifiers.move_to_end(model_id)
@@ -158,17 +158,20 @@ class WorkerContext:
             self.classifier(champion.id)
 
     def _start_tensorflow(self) -> type[Classifier]:
-        """Import it here, never earlier: it must not be in the parent of a fork. Raises Unavailable."""
+        """Import TensorFlow and return the classifier's class. Raises Unavailable.
+
+        The import is here because the parent of a fork must not import TensorFlow.
+        """
         with _time_limit_later():
             try:
                 from worker.predicting.classifier import Classifier, configure_threads
-            except ImportError as error:  # of this worker's environment, and no image's fault
+            except ImportError as error:  # a fault of this worker's environment, not of an image
                 raise Unavailable(f"TensorFlow cannot be imported by this worker: {error}") from error
-        with suppress(RuntimeError):  # TensorFlow already computes here, and keeps the threads it has
+        with suppress(RuntimeError):  # TensorFlow already runs in this process, with other threads
             configure_threads(self._processes)
         if not self._classifiers:
-            # TensorFlow's 400,000 objects stay, and Python searches them for garbage now and then, for a
-            # quarter of a second. No model is among them: one that is dropped must go.
+            # TensorFlow's 400,000 objects live as long as the process, and each full garbage collection of
+            # them takes a quarter of a second. Models are loaded after the freeze, so they are collected.
             gc.freeze()
         return Classifier
 

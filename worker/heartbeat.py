@@ -1,8 +1,8 @@
 """A worker's heartbeat: its row in the ledger, written every few seconds by its main process.
 
-It says that work is possible here: the main loop runs, ledger and broker answer, and so many children have
-started; one that classifies has tried to load the champion by then (`worker.app`). A worker's health is what
-this row says (`jobs.ledger.workers`).
+The row shows that the main loop runs, that ledger and broker answer, and which children have started. A child
+that classifies has tried to load the champion by then (`worker.app`). Health checks read this row
+(`jobs.ledger.workers`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from worker.context import owner_name
 
 
 class Heartbeat:
-    """One main process's heartbeat."""
+    """The heartbeat of one main process."""
 
     def __init__(self, ledger: Ledger, publisher: Publisher, *, queue: str) -> None:
-        """`queue`: the one that this worker takes messages from."""
+        """Write nothing yet. `queue` is the one from which this worker takes messages."""
         self._ledger = ledger
         self._publisher = publisher
         self._queue = queue
@@ -35,15 +35,15 @@ class Heartbeat:
         self._given_at = self._began
 
     def tick(self, pids: Sequence[int]) -> bool:
-        """Write the row if that is due, or if other children are ready than before. Return whether it was.
+        """Write the row if it is due or the ready children have changed. Return whether it was written.
 
-        Raises Unavailable, kombu's OperationalError: then nothing is written.
+        Raises Unavailable or kombu's OperationalError if nothing could be written.
         """
         children = tuple(map(owner_name, pids))
         now = time.monotonic()
         if children == self._children and now - self._given_at < HEARTBEAT_SECONDS:
             return False
-        # Asked first: a worker without a broker takes no work, however well its ledger is.
+        # Check the broker first: without it, a worker with a working ledger takes no work either.
         self._publisher.waiting(self._queue)
         row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version)
         with self._ledger.transaction() as connection:
@@ -52,7 +52,7 @@ class Heartbeat:
         return True
 
     def end(self) -> None:
-        """Delete the row: this worker takes no more work. Raises Unavailable."""
+        """Delete the row, because this worker takes no more work. Raises Unavailable."""
         with self._ledger.transaction() as connection:
             forget_worker(connection, self._name)
 

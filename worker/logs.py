@@ -1,8 +1,8 @@
-"""The log format of worker, trainer and beat: text, or JSON with one object per line.
+"""Format the logs of worker, trainer and beat: as text, or as JSON with one object per line.
 
-Celery sets up its handlers as its command line says; this module decides what they write. In JSON, everything
-that a process says is a line of the log: Celery's last words, warnings, what a library prints, and uncaught
-exceptions. The ids in a line come from structlog's context: the tasks bind them, one task at a time.
+Celery sets up the handlers as its command line says; this module decides what they write. In JSON, all output
+of a process is log lines, including Celery's shutdown messages, warnings, and uncaught exceptions. The ids in
+a line come from structlog's context, to which the tasks bind them.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from jobs.errors import SettingsError
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.urls import secrets_of
 
-#: The loggers that log from the command line's level on. All others begin at WARNING.
+#: The loggers that use the command line's level. All others log from WARNING on.
 OURS: Final = ("celery", "jobs", "labelmill", "producer", "worker")
 
-#: The fields that a line may have beside its message. What Celery adds is left out.
+#: The fields that a line may have besides its message. Celery's own additions are left out.
 FIELDS: Final = ("job", "chunk", "model", "run", "images", "errors", "attempt", "seconds")
 
-#: A password in a URL that is not one of the settings.
+#: A password in a URL, for URLs that are not in the settings.
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 
-#: The descriptor of stderr, even if Celery has replaced `sys.stderr`.
+#: The file descriptor of stderr, which stays valid if Celery replaces `sys.stderr`.
 _STDERR: Final = 2
 
 
 def set_up_logs(app: Celery, settings: Settings) -> None:
     """Make this process log as the settings say. Call it before Celery sets up its logging."""
-    # Celery warns of root because of pickle, which no worker here accepts.
+    # Celery warns against running as root because of pickle, which no worker here accepts.
     warnings.simplefilter("ignore", SecurityWarning)
     redact = _redactor(settings)
     if settings.log_format == "text":
@@ -57,19 +57,19 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
 
     def take_over(handler: logging.Handler) -> None:
         handler.setFormatter(formatter)
-        # From here on the root logger's handler logs them.
+        # From here on the root logger's handler logs warnings.
         logging.getLogger("py.warnings").removeHandler(early)
 
     _listen(take_over)
-    # Until Celery has set up its handlers, after some checks of its own.
+    # `early` logs until Celery has set up its handlers, after some checks of its own.
     logging.lastResort = early
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(early)
     _log_the_uncaught()
 
     def say(text: str) -> None:
-        # Past Python's buffer, which the signal may have interrupted. The reader may be gone: an exception
-        # in a signal's handler would end the worker.
+        # Bypass Python's buffer, because the signal may have interrupted a write to it. Ignore a closed pipe:
+        # an exception in a signal handler would end the worker.
         line = formatter.format(_record("celery.worker", logging.INFO, text))
         with contextlib.suppress(OSError):
             os.write(_STDERR, f"{line}\n".encode())
@@ -78,7 +78,7 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
 
 
 def refuse_to_start(error: SettingsError) -> NoReturn:
-    """Say what is wrong with the settings, and exit. The log format is read from the environment itself."""
+    """Report what is wrong with the settings, and exit. The log format is read from the environment."""
     if os.environ.get(ENV_PREFIX + "LOG_FORMAT") == "json":
         line = JsonFormatter(str).format(_record("labelmill", logging.CRITICAL, str(error)))
     else:
@@ -88,7 +88,7 @@ def refuse_to_start(error: SettingsError) -> NoReturn:
 
 
 class JsonFormatter(structlog.stdlib.ProcessorFormatter):
-    """Format a record as a JSON object in one line.
+    """Format a record as a JSON object on one line.
 
     Its keys are time (UTC), level, logger, message, process, pid, the bound ids, the `FIELDS`, and exception.
     """
@@ -118,7 +118,7 @@ class JsonFormatter(structlog.stdlib.ProcessorFormatter):
 
 
 class _Redacted(logging.Formatter):
-    """Format as another formatter does, without secrets."""
+    """Format like another formatter, but redact secrets."""
 
     def __init__(self, inner: logging.Formatter | None, redact: Callable[[str], str]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def _redactor(settings: Settings) -> Callable[[str], str]:
 def _listen(take_over: Callable[[logging.Handler], None]) -> None:
     """Call `take_over` with each handler that Celery makes, and set the levels.
 
-    Not by the signal `setup_logging`: its receiver would have to do all of Celery's set-up.
+    The signal `setup_logging` is not used: its receiver would have to do all of Celery's set-up.
     """
 
     def set_up(logger: logging.Logger, loglevel: int, **_: Any) -> None:
@@ -181,7 +181,7 @@ def _log_the_uncaught() -> None:
 
 
 def _silence_banners(app: Celery, say: Callable[[str], None]) -> None:
-    """Turn what Celery prints past its own log into lines, or leave it out."""
+    """Log what Celery prints without its own log, or suppress it."""
     import celery.apps.worker as celery_worker
     from celery.apps.beat import Beat
 
@@ -197,7 +197,7 @@ def _silence_banners(app: Celery, say: Callable[[str], None]) -> None:
 
     app.Beat = app.subclass_with_self(QuietBeat)
     celeryd_init.connect(be_quiet, weak=False)
-    # What its signal handlers print: that it shuts down, and what Ctrl-C does next.
+    # The signal handlers use this to print that the worker shuts down, and what another Ctrl-C does.
     celery_worker.safe_say = lambda text, _file=None: say(str(text).strip())
 
 

@@ -1,9 +1,9 @@
-"""The message filter: what is on our queues and is not a message of ours is dropped before Celery sees it.
+"""The message filter: drops items on our queues that are not our messages, before Celery sees them.
 
-Left to kombu and Celery, an item that is not JSON ends the worker. One whose task name is a list ends it, is
-put back as unacknowledged, and ends the next worker, and so on for ever; one with a time limit of its own
-outlives its lease. Five things of a message matter: the task, its arguments, its id, its tag, and whether it
-comes back from a worker that was lost. So what passes is rebuilt from these alone.
+Without it, an item that is not JSON would end the worker. One whose task name is a list would end it, return
+to the queue unacknowledged, and end the next worker, for ever. A message with its own time limit would
+outlive its lease. So a message is rebuilt from only five parts: the task, its arguments, its id, its tag, and
+whether it was redelivered from a lost worker.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from jobs.messages import (
 
 logger = logging.getLogger(__name__)
 
-#: Ours have about 1,000 bytes, and no part of them grows.
+#: Our messages have about 1,000 bytes, and none of their parts can grow.
 MAX_MESSAGE_BYTES: Final = 16 * 1024
 
 _QUEUES: Final = {CLASSIFY_TASK: CLASSIFY_QUEUE, RETRAIN_TASK: RETRAIN_QUEUE}
 
-#: A task's id, and the tag of its delivery: both are UUIDs.
+#: A task's id and its delivery tag: both are UUIDs.
 _ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 _dropped = 0
 
 
 def note_dropped(reason: str) -> None:
-    """Count a message that was dropped, and log it. Nothing of the message itself: it is not ours."""
+    """Count and log a dropped message, but not its content, which anybody may have written."""
     global _dropped
     _dropped += 1
     logger.warning("dropped a message that is not ours: %s (number %d of this process)", reason, _dropped)
 
 
 def ours_or_none(item: bytes) -> bytes | None:
-    """Return the message, rebuilt from what matters; None, and a line in the log, if it is not ours."""
+    """Return the rebuilt message, or log a line and return None if it is not ours."""
     try:
         return rebuild(item)
     except MessageError as error:
@@ -54,7 +54,7 @@ def ours_or_none(item: bytes) -> bytes | None:
 
 
 def rebuild(item: bytes) -> bytes:
-    """Return the message, rebuilt from what matters. Raises MessageError, with the reason."""
+    """Return the message, rebuilt from its five parts. Raises MessageError if it is not ours."""
     if len(item) > MAX_MESSAGE_BYTES:
         raise MessageError(f"it has {len(item):,} bytes")
     match _parse(item, "it is not JSON"):
@@ -87,7 +87,10 @@ def rebuild(item: bytes) -> bytes:
 
 
 def _arguments(task: str, body: str) -> list[str]:
-    """Return the task's arguments. Raises MessageError unless it takes them, and nothing is to follow it."""
+    """Return the task's arguments.
+
+    Raises MessageError if the task does not take them, or if callbacks or other tasks are to follow it.
+    """
     try:
         decoded = base64.b64decode(body, validate=True)
     except ValueError:

@@ -1,11 +1,11 @@
-"""The reconciler: tops the queue up if fewer wake-ups wait than chunks are due in the ledger.
+"""The reconciler: sends wake-ups if fewer wait in the queue than chunks are due in the ledger.
 
-It also releases expired leases, fails abandoned jobs, and ends training runs whose trainer died. Every worker
-runs one on the timer of its main process; a lock in the ledger lets one at a time do the work. The same timer
-writes the worker's heartbeat (`worker.heartbeat`).
+It also releases expired claims, fails abandoned jobs, and ends training runs whose trainer died. Every worker
+runs one on the timer of its main process; a lock in the ledger lets only one at a time do the work. The same
+timer writes the worker's heartbeat (`worker.heartbeat`).
 
-It never runs in a thread: a thread that holds a lock of SQLite's at the moment of a fork would leave the
-child with a lock that nobody opens.
+It never runs in a thread: if a thread held one of SQLite's locks during a fork, nothing would ever release
+the child's copy.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from worker.heartbeat import Heartbeat, ready_children
 
 logger = logging.getLogger(__name__)
 
-#: How often each worker's reconciler runs.
+#: The interval of each worker's reconciler.
 RECONCILE_SECONDS: Final = 2.0
 
 
 class Reconciler:
-    """Tops the queue up, and ends what nobody else will end."""
+    """Sends missing wake-ups, and ends claims, jobs and runs whose process died."""
 
     def __init__(self, ledger: Ledger, publisher: Publisher, *, holder: str) -> None:
         self._ledger = ledger
@@ -53,9 +53,9 @@ class Reconciler:
         self._silence = Silence()
 
     def tick(self) -> int:
-        """Run once; return how many wake-ups were sent. Raises Unavailable, kombu's OperationalError."""
+        """Run once. Return the number of wake-ups sent. Raises Unavailable, kombu's OperationalError."""
         with self._ledger.transaction() as connection:
-            # In a transaction of its own: a process that stalls later must not keep the others waiting here.
+            # In a separate transaction: a process that stalls later must not block the others here.
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
         with self._ledger.transaction() as connection:
@@ -133,9 +133,10 @@ def _end_heartbeat(heartbeat: Heartbeat) -> None:
 
 
 def _interrupt_training(settings: Settings, pids: list[int]) -> None:
-    """Interrupt the run of a trainer that was told to stop, and waits for its children next.
+    """Interrupt the run of a trainer that was told to stop.
 
-    A training would take minutes: the child notices that it has lost its run, and ends.
+    The main process waits for its children next. A training takes minutes, but a child that has lost its run
+    ends soon.
     """
     with closing(Ledger.of_a_main_loop(settings.ledger)) as ledger:
         try:

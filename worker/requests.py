@@ -1,4 +1,4 @@
-"""Messages as the worker's main process sees them: what a lost child had claimed is released."""
+"""Release what a dead child process had claimed, in the worker's main process."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 class ClaimingRequest(LastingRequest):
-    """A message whose task claims something. When the child is dead, so is its claim: that is recorded in its
-    name, so that nobody waits for the lease to run out.
+    """A request whose task claims something in the ledger.
+
+    If the child process dies, the main process releases the claim, so that the lease need not run out.
     """
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """The task raised, or its process died of whatever it was: a signal, the kernel out of memory."""
+        """Release the claims of a child that died, for example of a signal or the out-of-memory killer.
+
+        Celery also calls this if the task raised an exception; then nothing is released.
+        """
         error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):  # billiard's wrapping, even within one process
+        if isinstance(error, ExceptionWithTraceback):  # billiard wraps errors, even within one process
             error = error.exc
         with self._naming_it():
             if isinstance(error, WorkerLostError):
@@ -41,11 +45,11 @@ class ClaimingRequest(LastingRequest):
             return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
-        """The hard limit: the process hangs where no exception can reach it, and is killed now."""
+        """Kill the child at the hard time limit, when no exception can reach it, and release its claims."""
         with self._naming_it():
             if not soft:
-                # Killed here already: Celery does it when this has returned, and until then the process may
-                # hold locks on what is to be written.
+                # Celery kills the process only after this method, and until then it may hold locks on the
+                # rows to be changed. So it is killed here.
                 with suppress(ProcessLookupError):
                     os.kill(self.worker_pid, signal.SIGKILL)
                 self._release(Reason.TIMED_OUT, f"its process was killed after {timeout:g} s")
@@ -53,7 +57,7 @@ class ClaimingRequest(LastingRequest):
 
     @contextmanager
     def _naming_it(self) -> Iterator[None]:
-        """Let lines of the log be about the run that the message names, if any."""
+        """Add the run that the message names, if any, to the log lines."""
         ids: dict[str, str] = {}
         with suppress(MessageError):
             ids["run"] = run_id_of(self.args, self.kwargs)
@@ -77,19 +81,19 @@ class ClaimingRequest(LastingRequest):
 
 
 class ChunkRequest(ClaimingRequest):
-    """A wake-up: what the process had claimed is released."""
+    """A wake-up; if its process dies, the claimed chunks are released."""
 
     def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
         release_claims(connection, claimed_by(owner), reason, error)
 
 
 class RunRequest(ClaimingRequest):
-    """A training run's message: the run is interrupted. It has changed nothing, and is not started again."""
+    """A training run's message; if its process dies, the run is interrupted and not restarted."""
 
     def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:  # noqa: ARG002
         interrupt_runs_of(connection, [owner], error=error)
 
 
 def _how_it_died(error: WorkerLostError) -> str:
-    """Return billiard's words without the job's number, which means nothing to anybody."""
+    """Return billiard's message without its internal job number."""
     return f"its process died: {str(error).removeprefix('Worker exited prematurely: ').partition(' Job:')[0]}"

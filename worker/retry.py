@@ -1,4 +1,4 @@
-"""Retry what needs a service that may be unavailable for a moment."""
+"""Retry operations on a service that may be unavailable for a moment."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def retry(
     *,
     on_failure: Callable[[float, Unavailable], None] = lambda _pause, _error: None,
 ) -> T:
-    """Return what `do` returns; if a service is unavailable, call it again after each pause, in seconds.
+    """Return what `do` returns, calling it again after each pause while it raises Unavailable.
 
-    `on_failure` is called before each pause. Raises Unavailable after the last one, and at once if the time
-    limit struck: the hard one is near.
+    `pauses` are in seconds; `on_failure` is called before each. Raises Unavailable if the call after the last
+    pause fails too, and at once if the soft time limit struck, because the hard one is near.
     """
     for pause in pauses:
         try:
@@ -38,5 +38,5 @@ def retry(
 
 
 def log_retry(pause: float, error: Unavailable) -> None:
-    """Log a line, for `on_failure`."""
+    """Log that a retry follows; to be used as `on_failure`."""
     logger.warning("retrying in %g s: %s", pause, error)

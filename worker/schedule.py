@@ -1,8 +1,8 @@
-"""When the model is retrained: Celery beat is the clock, the ledger decides.
+"""Schedule the retraining: Celery beat provides the time, the ledger allows one run per slot.
 
-Beat sends no message when the time has come. It opens the schedule's *slot*: a run that waits, with the time
-it was made for in a unique column. So there is one run a slot whatever the number of beats, and a slot that
-was missed is no run: it never fires late.
+A *slot* is a scheduled time. When it comes, beat requests a training run in the ledger, with the slot in a
+unique column, so each slot has at most one run however many beats there are. A missed slot has no run: none
+starts late.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from worker.learning.recipes import recipe_for
 
 logger = logging.getLogger(__name__)
 
-#: A slot that is older was missed: beat stood still, or the machine slept.
+#: A slot older than this counts as missed: beat did not run, or the machine was asleep.
 GRACE: Final = timedelta(minutes=10)
 
-#: How long to wait before a ledger that was away is asked again.
+#: The pause before an unavailable ledger is tried again.
 AGAIN_SECONDS: Final = 5.0
 
 
 def beat_schedule(settings: Settings) -> dict[str, Any]:
-    """Beat's schedule. Raises SettingsError where the cron line is none."""
+    """Return beat's schedule. Raises SettingsError if the cron line is invalid."""
     if settings.retrain_cron == "never":
         return {}
     return {"retrain": {"task": RETRAIN_TASK, "schedule": _crontab(settings.retrain_cron)}}
 
 
 def due_slot(schedule: crontab, now: datetime) -> datetime | None:
-    """The latest time of the schedule that is not after `now` and not older than the grace; in UTC, to the
-    minute. Two beats whose clocks differ a little get the same one.
+    """Return the latest scheduled time up to `now`, or None if none is within GRACE.
+
+    It is in UTC, to the minute, so that two beats whose clocks differ slightly get the same slot.
     """
     minute = now.astimezone(UTC).replace(second=0, microsecond=0)
     for back in range(GRACE // timedelta(minutes=1)):
@@ -63,11 +64,13 @@ def due_slot(schedule: crontab, now: datetime) -> datetime | None:
 
 
 def open_slot(ledger: Ledger, publisher: Publisher, settings: Settings, slot: datetime) -> RunState | None:
-    """A run for this slot, unless it has one; sends its message if it waits. What comes back is what
-    `request_run` says. Raises Unavailable, LedgerNotReady.
+    """Request a training run for this slot unless it has one, and send the run's message.
+
+    Return the new run's state, `pending` or `skipped`, or None if the slot has a run already. Raises
+    Unavailable, LedgerNotReady.
     """
     run_id = new_id()
-    # Another seed each time: the same one on the same data gives the same model again.
+    # A new seed each time: the same seed and data would give the same model again.
     recipe = recipe_for(
         settings.retrain_architecture, settings.retrain_profile, seed=secrets.randbelow(2**31)
     )
@@ -84,9 +87,9 @@ def open_slot(ledger: Ledger, publisher: Publisher, settings: Settings, slot: da
 
 
 class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
-    """Beat's scheduler. It keeps nothing on disk, and needs the broker for nothing."""
+    """Beat's scheduler. It stores nothing on disk, and works without the broker."""
 
-    #: The base class connects here, and waits for as long as the broker is away: until the slot is missed.
+    #: The base class would connect here, and wait until the broker is available; the slot could be missed.
     producer = None
 
     #: The slot whose run is not in the ledger yet.
@@ -95,7 +98,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
     _again_at = 0.0
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002
-        """The entry's time has come."""
+        """Open the slot of an entry that is due."""
         if advance:
             self.reserve(entry)
         now = datetime.now(UTC)
@@ -106,7 +109,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         self._open(now)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Seconds until the next call."""
+        """Retry the open slot if necessary. Return the seconds until the next call."""
         delay: float = super().tick(*args, **kwargs)
         if self._slot is None:
             return delay
@@ -154,8 +157,10 @@ def _crontab(line: str) -> crontab:
 
 
 def _with_sunday_as_0(weekdays: str) -> str:
-    """The field as Celery takes it: an ordinary cron has 7 for Sunday, too. From a day to Sunday, Celery goes
-    around by itself, but for Sunday to Sunday, which is all days; a step (`*/7`) is no day.
+    """Return cron's field for the day of the week with 0 for Sunday, because Celery does not accept 7.
+
+    Celery handles a range from another day to Sunday, but not one from Sunday to Sunday, which means all
+    days. The 7 of a step (`*/7`) is not a day.
     """
     weekdays = re.sub(r"\b(0|sun|sunday)-7\b", "*", weekdays, flags=re.IGNORECASE)
     return re.sub(r"(?<!/)\b7\b", "0", weekdays)

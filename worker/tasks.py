@@ -1,6 +1,6 @@
-"""The Celery tasks: check the message, call a plain function, and no more.
+"""The Celery tasks: each checks its message and calls a plain function.
 
-A chunk's way goes on in `worker.predicting.pipeline`.
+The next step of a chunk is `worker.predicting.pipeline`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from worker.requests import ChunkRequest, RunRequest
 
 logger = logging.getLogger(__name__)
 
-#: A training that takes longer than this hangs.
+#: A training that takes longer than this is considered hanging.
 RETRAIN_TIME_LIMIT_SECONDS: Final = 6 * 3600
 
 _context: WorkerContext | None = None
 
 
 def process_context(settings: Settings, processes: int) -> WorkerContext:
-    """Return this process's context, made when it is first needed."""
+    """Return this process's context; create it at the first call."""
     global _context
     if _context is None:
         _context = WorkerContext(settings, processes=processes)
@@ -40,7 +40,7 @@ def process_context(settings: Settings, processes: int) -> WorkerContext:
 
 
 def close_process_context() -> None:
-    """Close this process's context, because the process ends."""
+    """Close this process's context if there is one."""
     global _context
     if _context is not None:
         _context.close()
@@ -56,7 +56,7 @@ class _RetrainTask(Task):  # type: ignore[misc]  # Celery has no types
 
 
 def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
-    """Raises Unavailable."""
+    """Claim a training run, or log why it cannot be claimed and return None. Raises Unavailable."""
     with closing(Ledger(settings.ledger)) as ledger, ledger.transaction() as connection:
         claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
         if claim is None:
@@ -70,33 +70,33 @@ def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
 
 @task_postrun.connect
 def _forget_ids(**_: Any) -> None:
-    """Forget the ids that the log's lines were about, after Celery has logged the end of the task."""
+    """Remove the task's ids from the log context, after Celery has logged the end of the task."""
     clear_contextvars()
 
 
 def register_tasks(app: Celery, settings: Settings) -> None:
-    """Make the tasks of this application."""
+    """Define the tasks of this application."""
     app.labelmill_settings = settings
 
-    # Not shared: another application in this process has tasks of its own.
+    # Not shared: another application in this process has its own tasks.
     @app.task(name=CLASSIFY_TASK, base=_ClassifyTask, shared=False)
     def classify(*args: Any, **kwargs: Any) -> None:
         """Classify the next due chunk."""
         try:
             check_wake_up(args, kwargs)
-            # Imported in the child: NumPy and Pillow come with it.
+            # Imported in the child, because this imports NumPy and Pillow.
             from worker.predicting.pipeline import classify_next
 
             classify_next(process_context(settings, app.conf.worker_concurrency))
         except LabelmillError as error:
-            # In one line: whatever it is, the ledger knows what is still to be done.
+            # One line without a traceback is enough: the ledger records what remains to be done.
             logger.warning("%s", error)
 
     @app.task(
         name=RETRAIN_TASK,
         shared=False,
         base=_RetrainTask,
-        acks_late=False,  # it outlives any visibility timeout; the run's row says how it ended
+        acks_late=False,  # it outlives the visibility timeout; the run's row records how it ended
         soft_time_limit=RETRAIN_TIME_LIMIT_SECONDS,
         time_limit=RETRAIN_TIME_LIMIT_SECONDS + 60,
     )
@@ -107,7 +107,7 @@ def register_tasks(app: Celery, settings: Settings) -> None:
             bind_contextvars(run=run_id)
             claim = _claim_run(run_id, settings)
             if claim is not None:
-                # Imported in the child, and by trainers only: TensorFlow comes with it.
+                # Imported in the child, and by trainers only, because this imports TensorFlow.
                 from worker.learning.retrain import retrain as run
 
                 run(settings, claim)

@@ -1,4 +1,4 @@
-"""The first ledger.
+"""Create the first ledger.
 
 Revision ID: 0001
 Revises:
@@ -15,14 +15,14 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The types as they were when this migration was written: jobs/schema.py moves on, a migration does not.
+# The types when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 OPEN_CHUNKS = sa.text("state IN ('pending', 'claimed')")
 
 
 def upgrade() -> None:
-    """Makes all tables."""
+    """Create all tables."""
     op.create_table(
         "locks",
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -152,7 +152,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops all tables, and what is in them."""
+    """Drop all tables with their content."""
     op.drop_table("training_epochs")
     op.drop_index("ix_chunks_open", table_name="chunks")
     op.drop_index("ix_chunks_job_id_state_first_index", table_name="chunks")

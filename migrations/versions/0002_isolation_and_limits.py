@@ -1,6 +1,6 @@
-"""What isolating a bad image, pausing, error limits, retrying and purging need.
+"""Add columns for isolating bad images, pausing, error limits, retrying and purging.
 
-Columns are only added, each with a default or empty: workers of the version before go on beside it.
+The columns have a default or are nullable, so workers of the previous version can go on.
 
 Revision ID: 0002
 Revises: 0001
@@ -16,14 +16,13 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# The type as it was when this migration was written: jobs/schema.py moves on, a migration does not.
+# The type when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 
 
 def upgrade() -> None:
-    """Adds the columns. None of them makes either database rewrite a table."""
-    # Chunks first, as workers lock them: the other way round each waits for the other, and the migration is
-    # the one that is given up.
+    """Add the columns. Neither database has to rewrite a table."""
+    # Chunks first, because workers lock them first: another order could deadlock, and fail the migration.
     op.add_column("chunks", sa.Column("payload_offset", sa.Integer(), server_default="0", nullable=False))
     op.add_column("chunks", sa.Column("releases", sa.Integer(), server_default="0", nullable=False))
     op.add_column("chunks", sa.Column("crashes", sa.Integer(), server_default="0", nullable=False))
@@ -38,7 +37,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the columns. No chunk may be held or split by then: the version before knows neither."""
+    """Drop the columns. No chunk may be held or split, because the previous version knows neither state."""
     for column in ("ring_after", "crash_code", "crashes", "releases", "payload_offset"):
         op.drop_column("chunks", column)
     for column in (

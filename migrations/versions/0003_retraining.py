@@ -1,6 +1,6 @@
-"""What scheduled retraining needs: runs that wait, evaluations, verdicts, promotions, corrections, shadows.
+"""Add pending runs, evaluations, verdicts, promotions, corrections and shadows, for scheduled retraining.
 
-Columns are only added, each with a default or empty: workers of the version before go on beside it.
+The columns have a default or are nullable, so workers of the previous version can go on.
 
 Revision ID: 0003
 Revises: 0002
@@ -17,14 +17,14 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# The types as they were when this migration was written: jobs/schema.py moves on, a migration does not.
+# The types when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 ID = sa.String(16)
 
 
 def upgrade() -> None:
-    """Adds the columns and makes the tables."""
+    """Add the columns and create the tables."""
     op.add_column("training_runs", sa.Column("slot", MOMENT, nullable=True))
     op.add_column("training_runs", sa.Column("active", sa.Integer(), nullable=True))
     op.add_column("training_runs", sa.Column("token", ID, nullable=True))
@@ -33,7 +33,7 @@ def upgrade() -> None:
     op.add_column("training_runs", sa.Column("ring_after", MOMENT, nullable=True))
     op.add_column("training_runs", sa.Column("requested_at", MOMENT, nullable=True))
     op.add_column("training_runs", sa.Column("data", DOCUMENT, nullable=True))
-    # Unique indexes, not constraints: SQLite cannot add a constraint to a table that is there.
+    # Unique indexes, not constraints: SQLite cannot add a constraint to an existing table.
     op.create_index("ux_training_runs_slot", "training_runs", ["slot"], unique=True)
     op.create_index("ux_training_runs_active", "training_runs", ["active"], unique=True)
     op.create_table(
@@ -122,8 +122,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops the tables and the columns. No run may wait or be skipped by then: the version before knows
-    neither.
+    """Drop the tables and the columns.
+
+    No run may be pending or skipped, because the previous version knows neither state.
     """
     for table in (
         "disagreements",

@@ -1,6 +1,6 @@
-"""What metrics and health checks need: counters that only grow, workers that say they are there, an index.
+"""Add counters, the workers' heartbeats and an index, for metrics and health checks.
 
-Only new tables and an index: workers of the version before go on beside it. What they do is not counted.
+Workers of the previous version can go on, but their work is not counted.
 
 Revision ID: 0004
 Revises: 0003
@@ -17,7 +17,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-# The types as they were when this migration was written: jobs/schema.py moves on, a migration does not.
+# The types when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
@@ -25,7 +25,7 @@ OPEN_JOBS = sa.text("state IN ('receiving', 'running')")
 
 
 def upgrade() -> None:
-    """Makes the tables and the index."""
+    """Create the tables and the index."""
     op.create_table(
         "counters",
         sa.Column("name", sa.String(64), nullable=False),
@@ -50,7 +50,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them, and with them all that was counted."""
+    """Drop the tables, with all counters, and the index."""
     op.drop_index("ix_jobs_open", "jobs")
     op.drop_table("workers")
     op.drop_table("counters")

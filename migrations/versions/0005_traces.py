@@ -1,6 +1,6 @@
-"""The trace that a job belongs to.
+"""Add the trace that a job belongs to.
 
-One column is added, empty: workers of the version before go on beside it.
+The column is nullable, so workers of the previous version can go on.
 
 Revision ID: 0005
 Revises: 0004
@@ -18,10 +18,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Adds the column. Neither database rewrites the table for it."""
+    """Add the column. Neither database has to rewrite the table."""
     op.add_column("jobs", sa.Column("traceparent", sa.String(length=55), nullable=True))
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drop the column."""
     op.drop_column("jobs", "traceparent")

@@ -1,6 +1,6 @@
-"""The index for gathering small jobs.
+"""Add the index for claiming several small jobs together.
 
-Workers of the version before go on beside it: they gather none.
+Workers of the previous version can go on: they claim small jobs one by one.
 
 Revision ID: 0006
 Revises: 0005
@@ -20,7 +20,7 @@ FRESH_AND_SMALL = sa.text("state = 'pending' AND attempts = 0 AND first_index = 
 
 
 def upgrade() -> None:
-    """Makes the index. Workers wait meanwhile: a second for each million chunks there ever were."""
+    """Create the index. Workers wait meanwhile, about a second per million chunks in the ledger."""
     op.create_index(
         "ix_chunks_fresh_small",
         "chunks",
@@ -31,5 +31,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops it."""
+    """Drop the index."""
     op.drop_index("ix_chunks_fresh_small", "chunks")

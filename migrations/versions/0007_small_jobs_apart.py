@@ -1,7 +1,7 @@
-"""The index for gathering small jobs no longer says that a chunk is pending, but what that comes to.
+"""Replace `state = 'pending'` in the condition of the index for small jobs by an equivalent.
 
-Workers of the version before go on beside it: they find small jobs by the index of all open chunks, which is
-slower where very much waits.
+Workers of the previous version can go on: they find small jobs by the index of all open chunks, which is
+slower if very many chunks wait.
 
 Revision ID: 0007
 Revises: 0006
@@ -24,12 +24,12 @@ FRESH_AND_SMALL = sa.text(
 
 
 def upgrade() -> None:
-    """Makes the index anew. Workers wait meanwhile: a second for each million chunks there ever were."""
+    """Recreate the index. Workers wait meanwhile, about a second per million chunks in the ledger."""
     _make_anew(FRESH_AND_SMALL)
 
 
 def downgrade() -> None:
-    """Makes it as it was."""
+    """Recreate the index with its previous condition."""
     _make_anew(BEFORE)
 
 

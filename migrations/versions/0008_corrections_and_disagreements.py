@@ -1,6 +1,6 @@
-"""Indexes for looking at corrections by their image, and at a challenger's disagreements by their job.
+"""Add indexes for finding corrections by image, and a challenger's disagreements by job.
 
-Workers of the version before go on beside it: they ask the same and get it later.
+Workers of the previous version can go on: their queries are the same, but slower.
 
 Revision ID: 0008
 Revises: 0007
@@ -17,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Makes the two. Who corrects or shadows waits meanwhile: a second for each million rows."""
+    """Create the indexes. Corrections and shadows wait meanwhile, about a second per million rows."""
     op.create_index("ix_corrections_image_sha256", "corrections", ["image_sha256"])
     op.drop_index("ix_disagreements_model_id", "disagreements")
     op.create_index(
@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Makes them as they were."""
+    """Restore the previous indexes."""
     op.drop_index("ix_disagreements_model_id_job_id_index", "disagreements")
     op.create_index("ix_disagreements_model_id", "disagreements", ["model_id"])
     op.drop_index("ix_corrections_image_sha256", "corrections")

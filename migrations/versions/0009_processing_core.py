@@ -1,7 +1,8 @@
-"""The ledger decides which chunk is next: priorities and back-off instead of notes about messages.
+"""Add priorities and back-off, so that the ledger decides which chunk is next.
 
-Stop the workers and producers of the version before: they write columns that are gone. Nothing is lost: their
-claims run out, and their messages wake workers of this version up. A challenger's comparisons begin again.
+Stop the workers and producers of the previous version, because they write columns that this one drops.
+Nothing is lost: their claims expire, and their messages wake up workers of this version. A challenger's
+comparisons start again.
 
 Revision ID: 0009
 Revises: 0008
@@ -29,7 +30,7 @@ SMALL_JOB_PRIORITY = 10
 
 
 def upgrade() -> None:
-    """Change the columns and indexes. Takes a second for each million chunks there ever were."""
+    """Change the columns and indexes, in about a second per million chunks in the ledger."""
     op.drop_index("ix_chunks_open", "chunks")
     op.drop_index("ix_chunks_fresh_small", "chunks")
     op.add_column("chunks", sa.Column("priority", sa.Integer(), server_default="0", nullable=False))
@@ -39,7 +40,7 @@ def upgrade() -> None:
         "WHERE state IN ('pending', 'held', 'claimed') AND images <= 64 AND first_index = 0 "
         "AND (SELECT chunks = 1 FROM jobs WHERE jobs.id = chunks.job_id)"
     )
-    # Two chunks are in the place of each.
+    # Each split chunk was replaced by two others.
     op.execute("DELETE FROM chunks WHERE state = 'split'")
     for column in ("rung_at", "ring_after"):
         op.drop_column("chunks", column)
@@ -70,7 +71,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Put the columns, indexes and tables back. What challengers said is lost."""
+    """Restore the columns, indexes and tables. The challengers' predictions are lost."""
     op.create_table(
         "shadowed_chunks",
         sa.Column("chunk_id", sa.String(16), primary_key=True),

@@ -1,6 +1,6 @@
-"""The view `results`: predictions for people who query the ledger by SQL.
+"""Add the view `results`, for people who query the ledger's predictions by SQL.
 
-Workers of the version before ignore the view and keep the index up to date.
+Workers of the previous version can go on.
 
 Revision ID: 0010
 Revises: 0009
@@ -25,12 +25,12 @@ WHERE jobs.shadow_of IS NULL
 
 
 def upgrade() -> None:
-    """Create the view, and the index that finds the latest jobs for it."""
+    """Create the view, and an index to find the latest jobs."""
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"])
     op.execute(VIEW)
 
 
 def downgrade() -> None:
-    """Drop both."""
+    """Drop the view and the index."""
     op.execute("DROP VIEW results")
     op.drop_index("ix_jobs_finished_at", "jobs")

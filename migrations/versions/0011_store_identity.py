@@ -1,6 +1,6 @@
-"""Which object store the ledger's files are in.
+"""Record which object store holds the ledger's files.
 
-Older workers and producers can go on beside it: they do not use the table.
+Workers and producers of the previous version can go on: they do not use the table.
 
 Revision ID: 0011
 Revises: 0010
@@ -16,7 +16,7 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-# The type as it was when this migration was written.
+# The type when this migration was written. Not from jobs/schema.py, because a migration must not change.
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.String(23), "sqlite")
 
 

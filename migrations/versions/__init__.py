@@ -1,1 +1,1 @@
-"""One file a migration, in the order of their numbers."""
+"""The migrations, one per file, numbered in their order."""

@@ -1,7 +1,7 @@
 """Turn the sources that a user names into a stream of images, any number of them in constant memory.
 
 `Sources` finds the reader of each source: `files` for files and folders, `patterns` for globs, `zips` and
-`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The images go on to `producer.submit`.
+`tars` for archives, `idx` for MNIST's files, `remote` for URLs. The next step is `producer.submit`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _Reader = Callable[[str, Reading], Iterator[SourceImage | SourceImages]]
 class Sources:
     """The images of files, folders, globs, archives, IDX files and URLs, and of the paths on stdin (`-`).
 
-    Every named source is checked at once, before anything is read: SourceError says what is wrong and what to
-    do. Each iteration reads everything again; only stdin cannot be read twice. If a source that a glob
-    matches or that stdin names cannot be read, that is one image's error.
+    All named sources are checked before anything is read: SourceError says what is wrong and what to do. Each
+    iteration reads everything again; only stdin cannot be read twice. If a source that a glob matches or that
+    stdin names cannot be read, that is one image's error.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Sources:
 
     @property
     def skipped(self) -> int:
-        """How many files of folders and archives the latest iteration passed over for their names so far."""
+        """Return how many files the latest iteration skipped for their names so far."""
         return self._reading.skipped
 
     @property
     def unreadable(self) -> int:
-        """How many images the latest iteration could not read so far."""
+        """Return the number of images that the latest iteration could not read so far."""
         return self._reading.unreadable
 
     @property
     def first_unreadable(self) -> SourceImage | None:
-        """The first image that could not be read, with its error."""
+        """Return the first image that could not be read, with its error, or None."""
         return self._reading.first_unreadable
 
     def __iter__(self) -> Iterator[SourceImage]:
@@ -82,7 +82,7 @@ class Sources:
                 yield found
 
     def together(self) -> Iterator[SourceImage | SourceImages]:
-        """Yield the same images in the same order; those that were read together in one step."""
+        """Yield the same images in the same order, but those that were read together as SourceImages."""
         self._reading = reading = Reading(*self._limits)
         for source, reader in self._sources:
             for found in reader(source, reading):
@@ -123,7 +123,7 @@ class Sources:
 
 
 def _path(source: str) -> str:
-    """Return the path that a `file://` URL means, and any other source as it is. Raises SourceError."""
+    """Return the path of a `file://` URL, or any other source unchanged. Raises SourceError."""
     try:
         return local_path(source)
     except ValueError as error:
@@ -131,8 +131,8 @@ def _path(source: str) -> str:
 
 
 def _mode(path: str) -> int:
-    """Return a file's kind, symlinks followed. Raises OSError, or ValueError for a NUL."""
-    return os.stat(path).st_mode  # noqa: PTH116 - for each source, and stdin may name millions
+    """Return a file's mode, following symlinks. Raises OSError, or ValueError for a NUL."""
+    return os.stat(path).st_mode  # noqa: PTH116 - faster, and stdin may name millions
 
 
 def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
@@ -158,7 +158,10 @@ def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
 
 
 def _check_pattern(pattern: str, advice: str) -> None:
-    """Raise SourceError if a pattern matches nothing, with the advice or a folder that cannot be listed."""
+    """Raise SourceError if a pattern matches nothing.
+
+    The error names a folder that could not be listed, if there is one, and gives `advice` otherwise.
+    """
     trouble = None
     for match in Pattern(pattern).matches():
         if match.trouble is None:

@@ -1,4 +1,4 @@
-"""Images on disk: single files, and folders with everything below them.
+"""Read images from disk: single files, and folders with everything below them.
 
 No symlink is followed out of a named folder, and nothing is opened that could block.
 """
@@ -28,10 +28,10 @@ from producer.sources.image import (
     is_short,
 )
 
-#: How many entries of one folder are held and sorted at a time: about 10 MB, however many files there are.
+#: Entries of one folder that are held and sorted at a time: about 10 MB, however many files there are.
 WINDOW = 65_536
 
-#: Files of a folder are read and handed on together: this many, or fewer if they reach this many bytes.
+#: Files of a folder are read and yielded in groups. A group ends at this many files or bytes.
 _MANY: Final = 256
 _MANY_BYTES: Final = 1024 * 1024
 
@@ -41,12 +41,12 @@ _by_name = attrgetter("name")
 
 
 def shown(path: str) -> str:
-    """Return a path's name in the results: as it was given, without detours such as `./`."""
+    """Return a path's name in the results: normalised, but not made absolute."""
     return storable(os.path.normpath(path))
 
 
 def head(path: str, size: int) -> bytes:
-    """Return the first bytes of a file, or none if it cannot be read."""
+    """Return the first `size` bytes of a file, or b"" if it cannot be read."""
     try:
         descriptor = os.open(path, OPEN)
     except OSError:
@@ -60,7 +60,7 @@ def head(path: str, size: int) -> bytes:
 
 
 def no_access(path: str, error: OSError) -> SourceError:
-    """Return the error for a file that the system does not let us read."""
+    """Return the SourceError for a file that cannot be opened or read."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
     else:
@@ -69,19 +69,19 @@ def no_access(path: str, error: OSError) -> SourceError:
 
 
 def read_file(path: str, reading: Reading) -> Iterator[SourceImage]:
-    """Yield a file that was named itself: whatever its name is, and through symlinks too."""
+    """Yield a file that the user named, whatever its extension, following symlinks."""
     yield _load(path, shown(path), reading.max_bytes)
 
 
 def read_special(path: str, reading: Reading) -> Iterator[SourceImage]:  # noqa: ARG001 - a reader's signature
-    """Yield the error of a FIFO, device or socket that was named itself. It is never opened."""
+    """Yield the error of a named FIFO, device or socket, without opening it."""
     yield failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, "not a regular file")
 
 
 def read_link(path: str, resolved: str, reading: Reading) -> Iterator[SourceImage]:
-    """Yield the file that a symlink was resolved to, by the symlink's name.
+    """Yield the file that a symlink was resolved to, under the symlink's name.
 
-    No further symlink is followed: the file may have been replaced by one.
+    No further symlink is followed, because the file may have been replaced by one.
     """
     yield _load(resolved, shown(path), reading.max_bytes, follow=False)
 
@@ -92,18 +92,18 @@ def leaving(path: str) -> SourceImage:
 
 
 def is_below(resolved: str, root: str) -> bool:
-    """Return whether a path is in a folder, or is the folder; both without symlinks."""
+    """Return whether a path is in a folder, or is the folder. Both must be free of symlinks."""
     return resolved == root or resolved.startswith(os.path.join(root, ""))
 
 
 def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterator[SourceImage | SourceImages]:
     """Yield every image below a folder, depth first, in the order of the names.
 
-    Entries are sorted in windows of WINDOW, as the system lists them: memory stays the same for millions of
-    files in one folder, and the same folder gives the same order. Hidden entries are passed over silently,
-    files without an image's extension are counted in `reading.skipped`. Symlinks to files within the folder
-    are read, symlinks to folders are not followed. A symlink that leads out of the folder, or out of `root`
-    above it, and anything that is not a regular file is an error.
+    Entries are sorted in windows of WINDOW, as the system lists them: memory is constant even for millions of
+    files in one folder, and the same folder gives the same order. Hidden entries are skipped silently, files
+    with another extension than an image's are counted in `reading.skipped`. Symlinks to files within the
+    folder are read, symlinks to folders are not followed. A symlink that leads out of the folder, or out of
+    `root` above it, is an error, and so is anything that is not a regular file.
     """
     root = os.path.realpath(path if root is None else root)
     whole = shown(path)
@@ -133,12 +133,14 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
 
 
 def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
-    """Yield a folder's entries, each window sorted by name: the paths of images that follow one another as a
-    list, and each other entry by itself. Raises OSError if the folder cannot be listed.
+    """Yield a folder's entries, each window sorted by name.
+
+    Consecutive images are one list of paths; any other entry is yielded by itself. Raises OSError if the
+    folder cannot be listed.
     """
     for window in _windows(folder):
-        # All at once, before files are read: entries that have left the processor's cache by then would take
-        # a tenth of the time of the reading.
+        # Examine all entries before files are read, while they are in the processor's cache: afterwards it
+        # would take a tenth of the time that the reading takes.
         names, others = [], []
         for entry in window:
             if _is_image(entry):
@@ -161,7 +163,7 @@ def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Return whether it is a file to read. If that cannot be found out, opening it will show the error."""
+    """Return whether an entry is an image to read. If its type is unknown, opening it shows the error."""
     name = entry.name
     if not (name[-4:] in USUAL_ENDINGS and name[0] != ".") and (is_hidden(name) or not is_image_name(name)):
         return False
@@ -178,17 +180,17 @@ def entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _windows(folder: str) -> Iterator[list[os.DirEntry[str]]]:
-    """Yield a folder's entries as the system lists them, WINDOW at a time. Raises OSError if it cannot."""
+    """Yield a folder's entries as the system lists them, WINDOW at a time. Raises OSError if it fails."""
     with os.scandir(folder or ".") as listing:
         while window := list(islice(listing, WINDOW)):
             yield window
 
 
 class _Called(NamedTuple):
-    """Makes the names in the results of the files below a named folder."""
+    """Converts the paths of files below a named folder to their names in the results."""
 
     prefix: str  # the folder, as it was named
-    cut: int  # how many characters of a path stand for the folder
+    cut: int  # number of characters of a path that are the folder
 
     def __call__(self, path: str) -> str:
         return self.prefix + storable(path[self.cut :])
@@ -200,7 +202,7 @@ class _Called(NamedTuple):
 
 
 def _read(paths: list[str], called: _Called, max_bytes: int) -> Iterator[SourceImage | SourceImages]:
-    """Yield files of a folder, in order: together those that can be read, and the errors of the others."""
+    """Yield files of a folder, in order: readable ones together, and the errors of the others."""
     start = 0
     while many := paths[start : start + _MANY]:
         contents, error = read_files(many, max_bytes=max_bytes, follow=False, enough=_MANY_BYTES)
@@ -219,10 +221,10 @@ def _read(paths: list[str], called: _Called, max_bytes: int) -> Iterator[SourceI
 
 
 def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
-    """Return the image or error of an entry that is neither file nor folder; None if it is passed over."""
+    """Return the image or error of an entry that is neither file nor folder, or None if it is skipped."""
     path = entry.path
     if entry.is_symlink():
-        # No further symlink is followed: the file may be replaced by one in between.
+        # No further symlink is followed below, because the file may be replaced by one in between.
         path = os.path.realpath(path)
         if not is_below(path, root):
             return failed(name, ErrorCode.SOURCE_FORBIDDEN, _LEAVES)

@@ -1,7 +1,7 @@
-"""Images in an IDX file, MNIST's format, gzipped or not: read one after the other.
+"""Read the images of an IDX file, MNIST's format, gzipped or not, one after the other.
 
-Each becomes a binary PGM file, which is an image like any other. The format: 0, 0, the type, the number of
-dimensions; each dimension as a big-endian 32-bit number; the pixels.
+Each becomes a binary PGM file, so that it is an image like any other. The IDX format: 0, 0, the type, the
+number of dimensions; each dimension as a big-endian 32-bit number; the pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 _NAME = re.compile(r"idx[13]-ubyte(\.gz)?$", re.IGNORECASE)
 
-#: What reading a damaged file raises, gzipped or not.
+#: Errors from reading a damaged file, gzipped or not.
 _DAMAGE = (OSError, EOFError, zlib.error)
 
 
@@ -56,8 +56,8 @@ def check_idx(path: str, max_bytes: int) -> None:
 def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
     """Yield every image of an IDX file.
 
-    Raises SourceError after the last whole image if the file declares more of them, or if more comes out of
-    it than may come out of an archive.
+    Raises SourceError after the last complete image if the file declares more, or if it unpacks to more bytes
+    than an archive may.
     """
     name = shown(path)
     found = count = 0
@@ -72,7 +72,7 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
             output.add(size)
             yield SourceImage(f"{name}/{found:0{width}d}", header + pixels, None)
             found += 1
-        stream.read(1)  # gzip compares its checksum only at the end
+        stream.read(1)  # gzip checks its checksum only at the end
         intact = found == count
     if not intact:
         raise SourceError(

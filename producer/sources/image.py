@@ -1,4 +1,4 @@
-"""The images that every source yields, and the rules about names that folders and archives share."""
+"""The images that every source yields, and the rules for names in folders and archives."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
 _READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
-#: Extensions of images that the worker will refuse: their owner should learn that, so they are taken too.
-#: SVG is not among them: no setting makes a worker decode it, and folders of web pages hold many.
+#: Extensions of images that the worker refuses. They are submitted too, so that their owner sees the error.
+#: Not SVG: no setting makes a worker decode it, and folders of web pages contain many.
 _REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
 IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
 
 
-#: How most images' names end: comparing with these is cheap.
+#: The usual endings of images' names: comparing with these is cheap.
 USUAL_ENDINGS = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS if len(extension) == 3)
 
-#: The longest name of an image, in bytes of UTF-8: Linux's PATH_MAX, longer paths cannot be opened. In a
-#: compressed archive, a name of hundreds of kilobytes takes a few hundred bytes.
+#: Maximum length of an image's name, in bytes of UTF-8: Linux's PATH_MAX, the longest path that can be
+#: opened. Archives need the limit: compressed, a name of hundreds of kilobytes has a few hundred bytes.
 MAX_NAME_BYTES: Final = 4096
 
-#: How many characters of a longer name are kept.
+#: Characters of a longer name that are kept.
 _KEPT_NAME: Final = 200
 
 
 class SourceImage(NamedTuple):
-    """One image of a source: its bytes, or the error that it got instead."""
+    """One image of a source: its bytes, or an error."""
 
     name: str  # as its owner named it
     data: bytes | None  # the file's bytes; None if there is an error
@@ -38,14 +38,14 @@ class SourceImage(NamedTuple):
 
 
 class SourceImages(NamedTuple):
-    """Many images that follow one another, handed on in one step. Each has its bytes and a short name."""
+    """Consecutive images that are processed in one step. Each has its bytes and a short name."""
 
     names: list[str]
     data: list[bytes]
     paths: list[str]  # of the files that they were read from
 
     def halves(self) -> tuple[SourceImages, SourceImages]:
-        """Split two or more images in two parts."""
+        """Return two or more images in two parts."""
         names, data, paths = self
         middle = len(names) // 2
         return (
@@ -60,16 +60,16 @@ class SourceImages(NamedTuple):
 
 @dataclass(slots=True)
 class Reading:
-    """One pass over the sources: its limits, and counts of what was passed over or could not be read."""
+    """One pass over the sources: its limits, and counts of skipped and unreadable files."""
 
     max_bytes: int  # of one image
     archives: ArchiveLimits
-    skipped: int = 0  # files that were passed over because of their names
+    skipped: int = 0  # files that were skipped because of their names
     unreadable: int = 0  # images without bytes
     first_unreadable: SourceImage | None = None
 
     def taken(self, image: SourceImage) -> SourceImage:
-        """Return the image, well named, and count it if it has no bytes."""
+        """Return the image as `well_named` does, and count it if it has no bytes."""
         image = well_named(image)
         if image.data is None:
             self.unreadable += 1
@@ -78,12 +78,12 @@ class Reading:
 
 
 def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
-    """Return an image that could not be read."""
+    """Return an image with an error instead of its bytes."""
     return SourceImage(name, None, ImageError(code, detail))
 
 
 def well_named(image: SourceImage) -> SourceImage:
-    """Return the image, or, if its name is too long, an error with the beginning of the name."""
+    """Return the image, or an error under a shortened name if its name is too long."""
     if is_short(image.name) or name_bytes(image.name) <= MAX_NAME_BYTES:
         return image
     name = f"{image.name[:_KEPT_NAME]}..."
@@ -91,25 +91,25 @@ def well_named(image: SourceImage) -> SourceImage:
 
 
 def is_short(name: str) -> bool:
-    """Return whether a name is certainly short enough, cheaply: no character takes more than 4 bytes."""
+    """Return whether a name is certainly short enough: a cheap test, with 4 bytes per character."""
     return len(name) * 4 <= MAX_NAME_BYTES
 
 
 def name_bytes(name: str) -> int:
-    """Return how many bytes of UTF-8 a name has."""
+    """Return the length of a name in bytes of UTF-8."""
     return len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
 
 
 def extension(name: str) -> str:
-    """Return what follows the last dot of a file's own name, in lower case; "" if there is no dot."""
+    """Return a file name's extension without the dot, in lower case, or "" if there is none."""
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of a folder or archive is taken: it has an image's extension, or none."""
+    """Return whether a file in a folder or archive is read: it has an image's extension, or none."""
     return "." not in name or extension(name) in IMAGE_EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is passed over silently: a leading dot, or what macOS adds to a ZIP."""
+    """Return whether a file or folder is skipped silently: a dotfile, or what macOS adds to a ZIP."""
     return name.startswith(".") or name == "__MACOSX"

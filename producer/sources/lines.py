@@ -1,4 +1,4 @@
-"""Paths on stdin, one per line: bytes as the file system has them, one line in memory at a time."""
+"""Read paths from stdin, one per line, with one line in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 from jobs.errors import SourceError
 
-#: Far above the longest path (4,096 bytes), and above a URL with a signature.
+#: Far more than the longest path (4,096 bytes) or a signed URL.
 MAX_LINE_BYTES: Final = 65_536
 
 _WANTED: Final = "stdin must be paths and URLs, one per line, such as `find photos -name '*.png'` prints"
@@ -21,12 +21,12 @@ def paths_on_stdin() -> Iterator[str] | None:
 
 
 def read_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield the lines without their ends, of Unix or of Windows, decoded as Python decodes paths.
+    """Yield the lines without their Unix or Windows line ends, decoded as Python decodes paths.
 
     Raises SourceError if the stream is not a list of paths.
     """
     number = 0
-    # One byte more than a line may have with its end.
+    # One byte more than the longest valid line with its end, so that a longer line is detected.
     while line := stream.readline(MAX_LINE_BYTES + 3):
         number += 1
         line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line

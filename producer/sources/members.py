@@ -1,6 +1,6 @@
-"""Rules that ZIP and TAR archives share: which members are taken, and how much may come out.
+"""Rules for ZIP and TAR archives: which members are read, and how many bytes may be unpacked.
 
-A member's name is only a name: no file is opened or made by it.
+A member's name is only a name: no file is opened or created with it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_i
 
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
-#: So much may come out of the smallest archive: a TAR is padded to 10 KB, which gzip packs into 45 bytes.
+#: Bytes that even the smallest archive may unpack to: gzip packs an empty TAR of 10 KB into 45 bytes.
 _ALWAYS_BYTES: Final = 64 * 1024
 
 
 class Output:
-    """Counts the bytes that really come out of one archive, whatever it declares."""
+    """Counts the bytes that one archive really unpacks to, whatever it declares."""
 
     def __init__(self, path: str, limits: ArchiveLimits) -> None:
         self._path = path
@@ -30,7 +30,7 @@ class Output:
         self._left = max(_ALWAYS_BYTES, limits.max_expansion * size)
 
     def add(self, size: int) -> None:
-        """Count more bytes. Raises SourceError if that is more than may come out."""
+        """Count `size` more bytes. Raises SourceError if the archive unpacks to too many."""
         self._left -= size
         if self._left < 0:
             raise SourceError(
@@ -49,10 +49,10 @@ def too_many_members(path: str, limits: ArchiveLimits) -> SourceError:
 
 
 def choose(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
-    """Return whether a member that is not a folder is read, or the error of one that must not be.
+    """Return whether to read a member that is not a folder, or the error of one that must not be read.
 
-    Names are treated as in a folder: hidden members are passed over silently, members that are not images by
-    their names are counted. `name` is the image's name in the results.
+    Names are treated as in a folder: hidden members are skipped silently, and members without an image's name
+    are counted. `name` is the image's name in the results.
     """
     if _is_unsafe(member):
         return failed(name, ErrorCode.SOURCE_FORBIDDEN, "a member's name that leaves the archive")
@@ -68,7 +68,7 @@ def choose(member: str, name: str, reading: Reading, *, regular: bool) -> Source
 
 
 def _is_unsafe(name: str) -> bool:
-    """Return whether a name could mean a place outside the archive to a program that extracts it."""
+    """Return whether a program that extracts a member of this name could write elsewhere."""
     return (
         name.startswith("/")
         or "\\" in name

@@ -1,7 +1,7 @@
 """Find the paths that a pattern such as photos/**/*.png names.
 
-wcmatch decides what matches. The walk is our own: the one in wcmatch holds a whole folder in memory, passes
-over folders that cannot be listed without saying so, and follows symlinks out of the pattern's folder.
+wcmatch decides what matches, but does not walk the folders: its walk holds a whole folder in memory, silently
+skips folders that cannot be listed, and follows symlinks out of the pattern's folder.
 """
 # Paths are strings, as in `files`.
 # ruff: noqa: PTH112, PTH114, PTH118
@@ -18,7 +18,7 @@ from jobs.reading import why
 from producer.sources.files import entries, is_below
 from producer.sources.image import is_hidden
 
-#: `**` stands for any folders. Upper and lower case differ on every system.
+#: `**` matches any number of folders. Matching is case-sensitive on every system.
 _FLAGS: Final = glob.GLOBSTAR | glob.CASE
 
 
@@ -26,16 +26,16 @@ class Match(NamedTuple):
     """A path that a pattern names."""
 
     path: str
-    #: If it is a symlink to a file: the path that it leads to, without symlinks.
+    #: For a symlink to a file: the resolved path.
     resolved: str | None = None
     #: Whether it is a symlink that leads out of the pattern's folder.
     leaves: bool = False
-    #: If it is a folder that cannot be listed: the reason.
+    #: For a folder that cannot be listed: the reason.
     trouble: str | None = None
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether a name holds a wildcard, or a backslash that takes a wildcard's meaning away."""
+    """Return whether a name contains a wildcard, or a backslash that escapes one."""
     return glob.is_magic(text, flags=_FLAGS)
 
 
@@ -45,7 +45,7 @@ class Pattern:
     def __init__(self, text: str) -> None:
         parts = [part for part in text.split("/") if part not in ("", ".")]
         first = next(place for place, part in enumerate(parts) if is_pattern(part))
-        #: All before the first part with a wildcard. It may be reached through symlinks: the user named it.
+        #: Everything before the first part with a wildcard. Symlinks in it are followed: the user named it.
         self.folder = "/" * text.startswith("/") + "/".join(parts[:first])
         parts = parts[first:]
         self._any_depth = "**" in parts
@@ -60,10 +60,10 @@ class Pattern:
     def matches(self) -> Iterator[Match]:
         """Yield every path that the pattern names once, depth first, in the order of the names.
 
-        Names are sorted in windows, see `entries`. A pattern with `**` names files only, because each file of
-        a folder that it matches is matched itself. Symlinks to folders are not followed. One that leads out
-        of the pattern's folder is reported, and nothing behind it is looked at. A folder that cannot be
-        listed is reported whatever the pattern is, because nobody knows what is missing.
+        Names are sorted in windows (see `entries`). A pattern with `**` yields only files, because it also
+        matches each file of a folder that it matches. Symlinks to folders are not followed. A
+        symlink that leads out of the pattern's folder is yielded with `leaves`, but not followed. A folder
+        that cannot be listed is always yielded with `trouble`, because it may contain matches.
         """
         root = os.path.realpath(self.folder)
         levels = [("", entries(self.folder))]
@@ -96,7 +96,7 @@ class Pattern:
                 levels.append((name + "/", entries(path)))
 
     def _leads_into(self, name: str, base: str, level: int, *, is_link: bool) -> bool:
-        """Return whether matches may be in this folder."""
+        """Return whether this folder may contain matches."""
         if level < len(self._on_the_way):
             return self._on_the_way[level].match(name)
         return self._any_depth and not is_link and (self._with_hidden or not is_hidden(base))

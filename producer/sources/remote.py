@@ -1,6 +1,7 @@
-"""Images behind URLs: single objects, and everything below a prefix.
+"""Read images from URLs: single objects, and everything below a prefix.
 
-Any URL that fsspec reads; `file://` is a path and goes to `files`. Names are treated as in a folder.
+All URLs that fsspec supports are read, except `file://`, which is a path for `files`. Names are treated as in
+a folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jobs.remote import is_chained, kind_of, open_remote, reaching, read_object,
 from jobs.text import storable
 from producer.sources.image import Reading, SourceImage, extension, failed, is_hidden, is_image_name
 
-#: Archives are read from a disk only.
+#: Extensions of archives, which are read from a disk only.
 _ARCHIVES: Final = ("zip", "tar", "tgz", "gz", "bz2", "xz")
 
 #: Errors that concern this one object, not the network.
@@ -22,15 +23,15 @@ _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def check_remote(url: str) -> None:
-    """Raise SourceError if nothing can be read by this URL, Unavailable if that cannot be found out now."""
+    """Raise SourceError if this URL cannot be read, Unavailable if that cannot be determined now."""
     _kind(url)
 
 
 def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
     """Yield the object with this URL, or every image below it, depth first, in the order of the names.
 
-    Raises the errors of `check_remote`, and Unavailable if the network fails on the way. The listings of one
-    folder and of the folders above it are in memory at a time.
+    Memory holds the listings of one folder and of the folders above it. Raises the errors of `check_remote`,
+    and Unavailable if the network fails during the reading.
     """
     filesystem, path, is_folder = _kind(url)
     name = storable(shown_url(url))
@@ -45,7 +46,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     shown = storable(shown_url(url))
     if is_chained(url):
         raise SourceError(f"{shown} chains file systems, which cannot be read: fetch it to a disk first")
-    # Without a signed URL's query: it is not a part of the name.
+    # `shown` excludes a signed URL's query, which is not a part of the name.
     if extension(shown) in _ARCHIVES:
         raise SourceError(f"{shown} is an archive, which is read from a disk only: fetch it first")
     try:
@@ -66,7 +67,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
 
 
 def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) -> Iterator[SourceImage]:
-    # A stack and not recursion, as for folders on a disk.
+    # A stack instead of recursion, as for folders on a disk.
     levels = [(path, url, name, _entries(filesystem, path, url))]
     while levels:
         folder, folder_url, folder_name, entries = levels[-1]
@@ -78,7 +79,7 @@ def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) ->
             continue
         if found is None:
             levels.pop()
-            filesystem.invalidate_cache(folder)  # its package may keep every listing it ever made
+            filesystem.invalidate_cache(folder)  # fsspec may keep every listing
             continue
         base, entry = found
         path, url, name = entry["name"], f"{folder_url}/{base}", f"{folder_name}/{storable(base)}"
@@ -97,7 +98,7 @@ def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) ->
 
 
 def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a folder's entries by their own names, sorted. Raises ImageError if it cannot be listed."""
+    """Yield a folder's entries with their base names, sorted. Raises ImageError if it cannot be listed."""
     try:
         with reaching(url, *_NOT_THERE):
             listing = filesystem.ls(folder, detail=True)
@@ -108,7 +109,7 @@ def _entries(filesystem: Any, folder: str, url: str) -> Iterator[tuple[str, dict
     for entry in listing:
         whole = entry["name"].rstrip("/")
         base = whole.removeprefix(prefix) if prefix else whole.lstrip("/")
-        # Some file systems list the folder itself, and a web page may list other places.
+        # Some file systems list the folder itself, and a web page may link to other places.
         if whole.startswith(prefix) and base and "/" not in base:
             entries.append((base, entry))
     yield from sorted(entries, key=lambda found: found[0])

@@ -1,7 +1,7 @@
-"""Images in a TAR archive, plain or gzipped: read as they come, in one pass. Nothing is ever extracted.
+"""Read the images of a TAR archive, plain or gzipped, in one pass. Nothing is ever extracted.
 
-Python's tarfile reads the headers. It believes a header's own size and keeps whatever headers hold, so it is
-given a stream that only runs forwards and yields a limited number of bytes for one member's headers.
+Python's tarfile reads the headers. It trusts the size that a header declares and keeps whatever headers
+contain, so it gets a stream that only moves forwards and limits the bytes of one member's headers.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import Output, choose, too_many_members
 
-#: How many of a file's first bytes show whether it is an archive: one header.
+#: Number of a file's first bytes that show whether it is an archive: one header.
 HEAD_BYTES: Final = tarfile.BLOCKSIZE
 
-#: Names of TAR archives, whatever they are compressed with.
+#: Names of TAR archives with any compression.
 _NAME: Final = re.compile(r"\.(tar(\.\w+)?|tgz|taz|tbz2?|tb2|txz|tlz|tzst)$", re.IGNORECASE)
 
 _MAGIC: Final = b"ustar"
 _MAGIC_PLACE: Final = 257
 
-#: Compression that is not read: it can ask for any amount of memory, or Python does not know it.
+#: Compression that is not supported, because it can demand any amount of memory, or Python cannot read it.
 _NOT_READ: Final = (
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
@@ -43,7 +43,7 @@ _NOT_READ: Final = (
     (b"\x1f\x9d", "compress"),
 )
 
-#: How many bytes one member's headers may have: a name, a few attributes. Far above any real ones.
+#: Maximum bytes of one member's headers: far more than real ones, which have a name and a few attributes.
 _HEADER_BYTES: Final = 256 * 1024
 
 #: tarfile's search for numbers in a header takes time that grows with the square of their length.
@@ -51,10 +51,10 @@ _LONG_NUMBER: Final = re.compile(rb"\d{300}")
 
 _END: Final = bytes(tarfile.BLOCKSIZE)
 
-#: How much is read at a time of content that is passed over.
+#: Bytes read at a time from content that is skipped.
 _PIECE_BYTES: Final = 64 * 1024
 
-#: What tarfile and gzip raise on damaged or malicious bytes, going by their source.
+#: Errors that tarfile and gzip raise on damaged or malicious bytes, according to their source.
 _DAMAGE: Final = (
     tarfile.TarError,
     zlib.error,
@@ -89,8 +89,8 @@ def check_tar(path: str, limits: ArchiveLimits) -> None:
 def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
     """Yield every image of an archive, in its order. Names are treated as in a folder.
 
-    One image is in memory at a time. Raises SourceError if the archive is damaged or cut short, if it has too
-    many members, or if too much comes out.
+    One image is in memory at a time. Raises SourceError if the archive is damaged or cut short, has too many
+    members, or unpacks to too many bytes.
     """
     prefix = shown(path)
     with _opened(path, reading.archives) as stream:
@@ -110,19 +110,19 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
 
 
 class _Stream:
-    """An archive's bytes, as tarfile wants a file. They come forwards only, and each is counted."""
+    """The file that tarfile reads: an archive's unpacked bytes, forwards only, and counted."""
 
     def __init__(self, source: BinaryIO, output: Output) -> None:
         self._source = source
         self._output = output
         self._at = 0
-        #: How many bytes the current member's headers may still have.
+        #: Bytes that the current member's headers may still have.
         self.header_bytes = _HEADER_BYTES
-        #: Whether the last block that was read is the one that ends an archive.
+        #: Whether the last block read is an archive's end marker.
         self.ended = False
 
     def read(self, size: int) -> bytes:
-        """Return a piece of a header, for tarfile; less at the end."""
+        """Return `size` bytes of headers to tarfile, or fewer at the end."""
         self.header_bytes -= size
         if self.header_bytes < 0:
             raise tarfile.ReadError("a header without end")
@@ -133,11 +133,11 @@ class _Stream:
         return data
 
     def tell(self) -> int:
-        """Return how many bytes have been read."""
+        """Return the number of bytes read."""
         return self._at
 
     def seek(self, place: int) -> None:
-        """Pass over everything up to a place, for tarfile."""
+        """Skip to a later position, for tarfile."""
         if place < self._at:
             raise tarfile.ReadError("a member before the one before it")
         while self._at < place:
@@ -145,7 +145,7 @@ class _Stream:
                 raise EOFError("the end is missing")
 
     def finish(self) -> None:
-        """Read to the end: only there gzip compares its checksum."""
+        """Read to the end, because gzip checks its checksum only there."""
         while self._more(_PIECE_BYTES):
             pass
 
@@ -157,7 +157,7 @@ class _Stream:
         return data
 
     def _more(self, size: int) -> bytes:
-        if size < 0:  # to a file, that means all there is
+        if size < 0:  # would make a file read everything
             raise tarfile.ReadError("a negative size")
         data = self._source.read(size)
         self._at += len(data)
@@ -173,17 +173,17 @@ def _members(path: str, stream: _Stream, limits: ArchiveLimits) -> Iterator[tarf
         if count > limits.max_members:
             raise too_many_members(path, limits)
         yield member
-        # tarfile keeps every member, and every attribute that is declared for all members that follow.
+        # tarfile would keep every member, and every attribute that is declared for all following members.
         archive.members.clear()  # type: ignore[attr-defined]  # not documented
         archive.pax_headers = {}
         stream.header_bytes = _HEADER_BYTES
-    if not stream.ended:  # if tarfile cannot read a header, it simply ends
+    if not stream.ended:  # tarfile ends silently at an unreadable header
         raise tarfile.ReadError("a broken header, or the end is missing")
 
 
 @contextmanager
 def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
-    """Open an archive for reading its unpacked bytes. Whatever is wrong with them is a SourceError."""
+    """Open an archive to read its unpacked bytes. Raises SourceError for any damage."""
     first = head(path, HEAD_BYTES)
     for magic, name in _NOT_READ:
         # A plain archive begins with its first member's name, which may look like anything.

@@ -1,8 +1,8 @@
-"""Images in a ZIP archive: read one after the other, nothing is ever extracted.
+"""Read the images of a ZIP archive one after the other. Nothing is ever extracted.
 
-Python's zipfile reads the archive. This module adds the limits: zipfile makes an object of each member
-before they can be counted, accepts members that overlap (up to Python 3.11.7), and cuts a member at the size
-that it declares.
+Python's zipfile reads the archive, and this module adds the limits: zipfile creates an object for each member
+before they can be counted, accepts overlapping members (up to Python 3.11.7), and truncates a member at its
+declared size.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ MAGIC: Final = b"PK\x03\x04"
 
 _ENTRY_MAGIC: Final = b"PK\x01\x02"
 
-#: How large an entry of the archive's directory may be on average: 46 bytes, the name, attributes.
-#: zipfile holds the whole directory in memory.
+#: Maximum average size of an entry in the archive's directory: 46 bytes, the name and attributes. zipfile
+#: holds the whole directory in memory.
 _ENTRY_BYTES: Final = 256
 
-#: A directory of this size is read whatever the limit of members is.
+#: A directory up to this size is read even if the limit of members is low.
 _SMALL_DIRECTORY_BYTES: Final = 1024 * 1024
 
 #: The fixed part of the header in front of each member's content. The name follows it.
 _HEADER_BYTES: Final = 30
 
-#: How much of a member is unpacked at a time. Of a damaged member, the last piece is not counted.
+#: Bytes of a member that are unpacked at a time. The last piece of a damaged member is not counted.
 _PIECE_BYTES: Final = 64 * 1024
 
 #: Flags of an encrypted member: plain encryption, strong encryption, an encrypted directory.
@@ -49,7 +49,7 @@ _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 
 _SHOWN_NAME: Final = 200  # characters, in a message
 
-#: What zipfile raises on damaged or malicious bytes, going by its source.
+#: Errors that zipfile raises on damaged or malicious bytes, according to its source.
 _DAMAGE: Final = (
     zipfile.BadZipFile,
     zlib.error,
@@ -70,13 +70,13 @@ def check_zip(path: str, limits: ArchiveLimits) -> None:
 def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
     """Yield every image of an archive, in its order. Names are treated as in a folder.
 
-    Raises SourceError if too much comes out, or if a member does not have the size that it declares.
+    Raises SourceError if it unpacks to too many bytes, or if a member does not have its declared size.
     """
     prefix = shown(path)
     with _opened(path, reading.archives) as archive:
         output = Output(path, reading.archives)
         for member in archive.infolist():
-            # Not `filename`: zipfile cuts that at a NUL.
+            # Not `filename`, which zipfile truncates at a NUL.
             if member.orig_filename.endswith("/"):
                 continue
             name = storable(f"{prefix}/{member.orig_filename}")
@@ -103,7 +103,7 @@ class _File(io.BufferedReader):
         self.opened = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any file does: zipfile reads the whole directory with one call."""
+        """Read like any file, but check a directory's size: zipfile reads it whole, in one call."""
         if self.opened or size is None:
             return super().read(size)
         most = self._limits.max_members
@@ -148,7 +148,7 @@ def _check_members(path: str, archive: zipfile.ZipFile) -> None:
                 f"{shown(path)} has members that overlap, as in a zip bomb: pack it again, or unpack it "
                 "where you trust it and name the folder"
             )
-        # At least: a name may have more bytes than characters, and attributes may follow it.
+        # A lower bound: a name may have more bytes than characters, and attributes may follow it.
         end = member.header_offset + _HEADER_BYTES + len(member.orig_filename) + member.compress_size
     if end > archive.start_dir:
         raise zipfile.BadZipFile("a member is not where it says")
@@ -159,14 +159,14 @@ def _content(
 ) -> bytes:
     """Return a member's bytes.
 
-    Raises ImageError if this member is wrong, and SourceError if the archive is: it lies about the member's
-    size, or too much comes out of it.
+    Raises ImageError if only this member is bad, and SourceError if the archive declares a wrong size or
+    unpacks to too many bytes.
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # Other methods can make any amount of memory out of a few bytes.
+        # Other methods can demand any amount of memory for a few bytes.
         raise ImageError(ErrorCode.FORMAT_NOT_ALLOWED, "a member neither stored nor deflated")
     declared = member.file_size
-    # zipfile cuts the content at this size. What is compared with it must be all that there is.
+    # zipfile truncates the content at this size. Without that, the real size can be compared with it.
     member.file_size = sys.maxsize
     parts, found = [], 0
     try:
@@ -181,7 +181,7 @@ def _content(
         raise ImageError(ErrorCode.CORRUPT, f"damaged in its archive: {error}") from error
     if found > max_bytes and declared > max_bytes:
         raise too_large(max_bytes)
-    # The checksum was right, or the member is damaged. So the size is a lie.
+    # The checksum was right, otherwise the member would count as damaged. So the declared size is wrong.
     if found != declared:
         raise _lies(path, member, declared)
     return b"".join(parts)

@@ -1,1 +1,1 @@
-"""From MNIST to a better champion: data, training, evaluation, promotion."""
+"""Retrain the model: load the data, train, evaluate, register and promote."""

@@ -1,7 +1,7 @@
-"""Training images, distorted at random: turned, zoomed, slanted, and rubbed out of shape.
+"""Distort training images at random: rotate, zoom, shear and deform them elastically.
 
-The elastic part is Simard, Steinkraus and Platt's (Best Practices for Convolutional Neural Networks Applied
-to Visual Document Analysis, 2003): a random field of displacements, smoothed by a Gaussian.
+The elastic deformation is that of Simard, Steinkraus and Platt (Best Practices for Convolutional Neural
+Networks Applied to Visual Document Analysis, 2003): a random displacement field, smoothed by a Gaussian.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import numpy as np
 from worker.learning.recipes import Augmentation
 from worker.predicting.tensorflow_runtime import tf
 
-#: The smooth field is a sum of Gaussian bumps on a grid so many times finer than their width: it looks like
-#: smoothed noise, and takes 50 random numbers an image, not 784.
+#: Grid points per bump width. The displacement field is a sum of Gaussian bumps on this grid: it looks like
+#: smoothed noise, but takes 50 random numbers per image instead of 784.
 _BUMPS_PER_WIDTH = 1.0
 
 
 def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[Any, Any, Any], Any]:
-    """A function of TensorFlow's graph: uint8 (n, height, width), a seed, int32 (2,), and how much of the
-    distortion, float32 from 0 to 1, to uint8 of the same shape. The same seed distorts the same way. What
-    comes in from outside the picture is 0.
+    """Return a function that distorts images in a TensorFlow graph.
+
+    It takes images, uint8 (n, height, width), a seed, int32 (2,), and the share of the distortion, float32
+    from 0 to 1, and returns images of the same shape and type. The same seed gives the same distortion.
+    Pixels from outside the picture are 0.
     """
     rows = _bumps(height, augmentation.smoothness)
     columns = _bumps(width, augmentation.smoothness)
@@ -40,7 +42,7 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
         zoom_y, zoom_x = 1.0 + dice[1] * augmentation.zoom, 1.0 + dice[2] * augmentation.zoom
         slant = dice[3] * augmentation.shear
         cosine, sine = tf.cos(turn), tf.sin(turn)
-        # Where each pixel of the new picture comes from: the point it shows in the old one.
+        # Backward mapping: for each pixel of the new picture, the point in the old one.
         slanted = x + slant * y
         from_y = (sine * slanted + cosine * y) / zoom_y
         from_x = (cosine * slanted - sine * y) / zoom_x
@@ -56,8 +58,9 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
 
 
 def _bumps(size: int, width: float) -> Any:
-    """float32 (size, k): k Gaussian bumps, scaled so that a sum of them, each times a random number of
-    variance 1, has variance 1 at every place.
+    """Return k Gaussian bumps, float32 (size, k).
+
+    They are scaled so that their sum, each times a random number of variance 1, has variance 1 everywhere.
     """
     step = width / _BUMPS_PER_WIDTH
     centres = np.arange(-2 * width, size + 2 * width, step)
@@ -66,9 +69,9 @@ def _bumps(size: int, width: float) -> Any:
 
 
 def _sample(images: Any, y: Any, x: Any) -> Any:
-    """The pictures at the points (y, x), between pixels bilinearly; uint8 (n, height, width)."""
+    """Return the images sampled at the points (y, x), bilinearly: uint8 (n, height, width)."""
     height, width = images.shape[1:3]
-    # A border of one black pixel: points further out than that are moved onto it.
+    # Pad with one black pixel, to which all points further out are clipped.
     padded = tf.reshape(tf.pad(images, ((0, 0), (1, 1), (1, 1))), (tf.shape(images)[0], -1))
     y = tf.clip_by_value(y + 1.0, 0.0, height + 0.999)
     x = tf.clip_by_value(x + 1.0, 0.0, width + 0.999)

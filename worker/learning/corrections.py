@@ -1,7 +1,7 @@
-"""Corrections join the training images, and never the evaluation set.
+"""Add corrected images to the training images, but never to the evaluation set.
 
-An image of the evaluation set that somebody classified and corrected would teach the model the very question
-it is asked afterwards: such a correction is left out, however it got here.
+A correction of an image of the evaluation set is left out: a model that is trained on it would be evaluated
+on an image it has seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.retry import log_retry, retry
 
 logger = logging.getLogger(__name__)
 
-#: How many corrections a line of the log names.
+#: How many corrections a log line names.
 _NAMED: Final = 3
 
 Pixels = npt.NDArray[np.uint8]
@@ -44,14 +44,14 @@ def add_corrections(
     pauses: Sequence[float] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Mnist:
-    """The data with all corrected images after its training images, in the order of their hashes; a training
-    image with the same pixels and another label is dropped. `corrections` counts those that were added,
-    `left_out` those that could not be: each reason is a line in the log, with how many and the first of them.
+    """Return the data with all corrected images appended to its training images, sorted by hash.
 
-    `spec` is the input of the model that will be trained, in the shape of the data's images. Images with the
-    same pixels count once, with the label that was said last. Each is a file in the store: where that is
-    away, or the ledger, it is asked again after each of `pauses`, in seconds. Raises Unavailable where it
-    stays away, and what `check` raises, which is called before each image.
+    `spec` is the input of the model to be trained, in the shape of the data's images. Corrections with the
+    same pixels count once, with the latest label. A training image with the same pixels and another label is
+    dropped. In the result, `corrections` counts the added images and `left_out` the corrections that could
+    not be used; each reason is logged once, with their number and the first few. If the store or the ledger
+    is unavailable, it is retried after each of `pauses`, in seconds. `check` is called before each image.
+    Raises Unavailable, and what `check` raises.
     """
 
     def read() -> list[Correction]:
@@ -81,7 +81,7 @@ def add_corrections(
     if not taken:
         return replace(data, left_out=without)
     stays = _not_contradicted(data, taken, spec)
-    # By their hashes: another order would be another training set, by its fingerprint and by its result.
+    # Sorted, because the order changes the training set's fingerprint and the trained model.
     added = sorted(taken.values(), key=lambda each: each.image_sha256)
     return replace(
         data,
@@ -93,7 +93,7 @@ def add_corrections(
 
 
 class _Taken(NamedTuple):
-    """A corrected image to train with."""
+    """A corrected image for training."""
 
     image_sha256: str
     pixels: Pixels
@@ -101,11 +101,11 @@ class _Taken(NamedTuple):
 
 
 class _LeftOut(Exception):
-    """Why a correction cannot be learnt from."""
+    """The reason why a correction cannot be used for training."""
 
 
 def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
-    """One line of a reason: there may be thousands of corrections that it holds for."""
+    """Return one log line for a reason, which may concern thousands of corrections."""
     named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED]]
     if len(corrections) == 1:
         return f"the correction of {named[0]} is left out: {reason}"
@@ -116,8 +116,10 @@ def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
 
 
 def _one_an_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
-    """The first of each image's whose label is one of these classes, else its first; they are given the
-    latest first. What an image was called for a model of other classes takes nothing from this one.
+    """Return one correction per image: the latest whose label is one of these classes, else the latest.
+
+    `corrections` are in the order latest first. So a correction for a model of other classes does not hide an
+    earlier one for this model.
     """
     found: dict[str, Correction] = {}
     for correction in corrections:
@@ -134,7 +136,7 @@ def _place(correction: Correction, classes: Sequence[str]) -> int:
 
 
 def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: InputSpec) -> Pixels:
-    """Its pixels as the model sees them, uint8 of `spec.shape`. Raises _LeftOut, Unavailable."""
+    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _LeftOut, Unavailable."""
     try:
         content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
     except FileNotFoundError:
@@ -148,7 +150,7 @@ def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: Inp
 
 
 def _not_contradicted(data: Mnist, taken: Mapping[bytes, _Taken], spec: InputSpec) -> npt.NDArray[np.bool_]:
-    """Which training images stay: not those whose pixels now have another label."""
+    """Return which training images stay, bool (n,): all but those that a correction labels differently."""
     stays = np.ones(len(data.train_labels), np.bool_)
     for place, image in enumerate(prepare_arrays(data.train_images, spec)):
         corrected = taken.get(image.tobytes())

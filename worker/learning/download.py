@@ -1,8 +1,8 @@
-"""Fetch Keras's MNIST file: a program of its own, which `worker.learning.mnist` runs and can outlive.
+"""Download Keras's MNIST file, in a separate process that `worker.learning.mnist` can kill.
 
-Where the file is and what its SHA-256 must be is Keras's to say: its `mnist.py` is executed with our
-`get_file` in the place of Keras's, which has no timeout. Importing Keras in earnest would start TensorFlow
-first, seconds before the first byte is asked for.
+The URL and the SHA-256 come from Keras: its `mnist.py` is executed with a `get_file` that has a timeout,
+which Keras's own lacks. Keras itself is not imported, because that would start TensorFlow, which takes
+seconds.
 
     python download.py TARGET SILENCE_SECONDS
 """
@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
 
-# Several times the real file's size: an endless answer must not fill the disk.
+# Several times the real file's size: an endless response must not fill the disk.
 _MAX_BYTES: Final = 64 * 2**20
 
 
 class _Fetched(Exception):
-    """The file is there: Keras's loader need not go on."""
+    """The file is downloaded: stop Keras's loader."""
 
 
 def fetch(target: Path, silence_seconds: int) -> None:
     """Write Keras's MNIST file, verified, to `target`.
 
-    Ends the process after `silence_seconds` without a byte. The alarm has no handler on purpose: the
-    kernel ends the process wherever it hangs, in a name lookup too, which no timeout of Python's reaches.
+    After `silence_seconds` without a byte, the process ends. The alarm has no handler on purpose: the kernel
+    ends the process wherever it hangs, even in a name lookup, which Python's timeouts do not cover. Raises
+    ValueError for a wrong file.
     """
 
     def get_file(_name: str = "", *, origin: str, file_hash: str, **_: Any) -> str:
@@ -68,7 +69,7 @@ def fetch(target: Path, silence_seconds: int) -> None:
 
 
 def _stand_in(name: str, **contents: Any) -> None:
-    """Let `from <name> import ...` find `contents`, and import nothing."""
+    """Make `from <name> import ...` find `contents`, without importing the real module."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
         parent = ".".join(parts[:depth])

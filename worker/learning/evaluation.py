@@ -1,7 +1,6 @@
-"""How good a model is, measured the way it is served: the same `prepare`, the same `Classifier`.
+"""Evaluate a model as it is served: with the same `prepare` and the same `Classifier`.
 
-What is measured is declared in `jobs.evaluation`, kept by `jobs.ledger.models`, and judged by
-`jobs.promotion`.
+`jobs.evaluation` declares the measures, `jobs.ledger.models` stores them, and `jobs.promotion` judges them.
 """
 
 from __future__ import annotations
@@ -31,41 +30,42 @@ from worker.learning.mnist import Mnist
 from worker.predicting.classifier import BATCH, Classifier, Predictions, blaming_no_image
 from worker.predicting.decode import prepare_arrays
 
-#: The standard normal distribution's 97.5th percentile, for intervals that hold 95 %.
+#: The standard normal distribution's 97.5th percentile, for 95 % intervals.
 Z_95: Final = 1.959963984540054
 
-#: The least probability that counts in the log loss: one image that is given 0 must not make it infinite.
+#: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 LEAST_PROBABILITY: Final = 1e-7
 
-#: How many mistakes are kept with their images: a page full.
+#: Number of mistakes stored with their images: one page of them.
 MISTAKES: Final = 48
 
-# What speed is measured on: full batches, a few times over, so that a pass that was disturbed does not count.
+# Speed is measured on full batches, in several passes, so that a disturbed pass does not count.
 _TIMED_BATCHES: Final = 4
 _TIMED_PASSES: Final = 5
 
-#: Images are prepared and classified so many at a time: as a model of photographs takes them, all of them
+#: Images prepared and classified at a time: at the input size of a model for photographs, all of them at once
 #: would fill the memory.
 _AT_A_TIME: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
-    """The measures, and what they were made of."""
+    """The measures, and the answers that they were computed from."""
 
     evaluation: Evaluation
-    #: uint8, shape (n, 2), as `jobs.ledger.models` keeps it: what each image was taken for, or
-    #: NO_ANSWER, and what it is.
+    #: uint8, shape (n, 2), as `jobs.ledger.models` stores it: for each image the predicted class index, or
+    #: NO_ANSWER, and the true one.
     answers: npt.NDArray[np.uint8]
 
 
 def evaluate(
     classifier: Classifier, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
 ) -> Evaluated:
-    """Classify `images`, uint8 (n, height, width), and compare with `labels`, uint8 (n,), class places.
+    """Classify `images`, uint8 (n, height, width), and compare the answers with `labels`.
 
-    An image the model has no sound answer for counts as wrong. Raises ValueError if there is no image, the
-    numbers of images and labels differ, a label has no class, or there are more than 255 classes.
+    `labels` are class indexes, uint8 (n,). An image without a valid answer counts as wrong. Raises
+    ValueError if there is no image, the numbers of images and labels differ, a label has no class, or there
+    are more than 255 classes.
     """
     classes = classifier.classes
     if not len(images) or len(images) != len(labels):
@@ -105,10 +105,10 @@ def evaluate(
 
 
 def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
-    """Evaluate a registered model on the test images of `data` and keep what came of it in the ledger.
+    """Evaluate a registered model on the test images of `data`, and store the evaluation in the ledger.
 
-    Raises UserError where the classes of the data are not the model's, ModelRefused where its file is gone,
-    changed or does not run, Unavailable.
+    Raises UserError if the data and the model have different classes, ModelRefused if the model's file is
+    missing, has changed or does not run, Unavailable.
     """
     if data.classes != model.classes:
         raise UserError(
@@ -124,7 +124,7 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
             evaluated = evaluate(classifier, data.test_images, data.test_labels)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
-    fingerprint = data.evaluation_fingerprint  # not in the transaction, which holds SQLite's write lock
+    fingerprint = data.evaluation_fingerprint  # slow, so outside the transaction with SQLite's write lock
     with ledger.transaction() as connection:
         save_evaluation(connection, model.id, fingerprint, evaluated.evaluation, evaluated.answers.tobytes())
     return evaluated.evaluation
@@ -133,8 +133,10 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
 def evaluate_champion(
     ledger: Ledger, store: Store, cache_dir: Path, data: Mnist, *, on_begin: Callable[[Model], None]
 ) -> None:
-    """Evaluate the champion on the test images of `data`, where there is one of these classes and it was not
-    yet: two models are compared image by image. Raises as `evaluate_model`.
+    """Evaluate the champion on the test images of `data`, because the gate compares models image by image.
+
+    Do nothing if there is no champion, if it has other classes, or if it was evaluated on these images
+    before. `on_begin` is called with the champion before its evaluation. Raises ModelRefused, Unavailable.
     """
     with ledger.reading() as connection:
         champion = find_champion(connection)
@@ -147,11 +149,11 @@ def evaluate_champion(
 
 
 def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """The score interval for a share: where the true accuracy lies, with 95 % certainty for the default `z`.
+    """Return Wilson's score interval for an accuracy: its confidence level is 95 % with the default `z`.
 
     With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
-    textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, where good models are.
+    textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, the range of good models.
     """
     share = correct / total
     middle = share + z * z / (2 * total)
@@ -163,8 +165,10 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
 def confusion_of(
     answers: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], classes: int
 ) -> npt.NDArray[np.int64]:
-    """int64 (classes, classes + 1): images of class t taken for class p; the last column has those without an
-    answer. `answers` and `labels` are uint8 (n,), class places, and NO_ANSWER in `answers`.
+    """Return the confusion matrix, int64 (classes, classes + 1).
+
+    Row t, column p counts the images of class t that were predicted as class p; the last column counts those
+    without an answer. `answers` and `labels` are class indexes, uint8 (n,); `answers` may be NO_ANSWER.
     """
     columns = np.where(answers == NO_ANSWER, classes, answers).astype(np.int64)
     counts = np.bincount(labels.astype(np.int64) * (classes + 1) + columns, minlength=classes * (classes + 1))
@@ -172,21 +176,23 @@ def confusion_of(
 
 
 def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> float:
-    """The mean of -ln p(truth) in nats, p clipped to LEAST_PROBABILITY..1. An image without an answer has a
-    row of zeros, so it counts as one that is given no chance. `probabilities` is float32 (n, classes),
-    `labels` uint8 (n,).
+    """Return the mean of -ln p(truth), in nats, with p clipped to LEAST_PROBABILITY..1.
+
+    `probabilities` is float32 (n, classes), `labels` uint8 (n,). An image without an answer has a row of
+    zeros, so its p is LEAST_PROBABILITY.
     """
     truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    # Subtracted from 0, so that a perfect answer is 0 and not -0.
+    # Subtracted from 0, so that a perfect loss is 0 and not -0.
     return float(0.0 - np.log(truth.clip(LEAST_PROBABILITY, 1.0)).mean())
 
 
 def calibration_of(
     confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]
 ) -> tuple[CalibrationBin, ...]:
-    """Confidence against accuracy in CALIBRATION_BINS bins of equal width, each with its upper edge, the
-    first with its lower one too. `confidence` is float64 (n,), 0 to 1, of images with an answer, `right` is
-    bool (n,).
+    """Return mean confidence and accuracy in CALIBRATION_BINS bins of equal width.
+
+    `confidence`, float64 (n,), 0 to 1, and `right`, bool (n,), are those of images with an answer. Each bin
+    includes its upper edge; the first also includes 0.
     """
     edges = [step / CALIBRATION_BINS for step in range(CALIBRATION_BINS + 1)]
     places = np.searchsorted(edges[1:-1], confidence, side="left")
@@ -207,9 +213,9 @@ def calibration_of(
 
 
 def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
-    """The expected calibration error: how far confidence and accuracy lie apart, bin by bin, weighted by the
-    images in each; 0 where there is none.
+    """Return the expected calibration error, 0 if there is no image.
 
+    It is the mean difference between the confidence and the accuracy of a bin, weighted by the bin's images.
     C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017,
     equation 3.
     """
@@ -221,7 +227,7 @@ def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
 def _answers_to(
     images: npt.NDArray[np.uint8], classifier: Classifier
 ) -> tuple[Predictions, npt.NDArray[np.float32]]:
-    """The answers, and the probability of each class, for all images."""
+    """Return all answers, and the probabilities of all classes, float32 (n, classes)."""
     answers, probabilities = [], []
     for start in range(0, len(images), _AT_A_TIME):
         pixels = prepare_arrays(images[start : start + _AT_A_TIME], classifier.spec)
@@ -241,10 +247,13 @@ def _shares(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple
 
 
 def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -> float:
-    """What an image takes on full batches: the median of a few passes. The classifier has run before."""
+    """Return the microseconds per image on full batches: the median of several passes.
+
+    The classifier must be warm.
+    """
     count = _TIMED_BATCHES * min(BATCH, classifier.batch)
     pixels = prepare_arrays(images[:count], classifier.spec)
-    # Over and over again where there are fewer: padding a batch would cost as much and count less.
+    # Too few images are repeated: a padded batch would take as long but count fewer images.
     timed = np.resize(pixels, (count, *pixels.shape[1:]))
     passes = []
     for _ in range(_TIMED_PASSES):

@@ -1,8 +1,7 @@
-"""A training run's signs of life, from a thread of their own: loading data and evaluating take longer than a
-lease should wait.
+"""Renew a training run's lease from a thread, because loading data and evaluating take longer than a lease.
 
-The thread also brings the news that the run is not ours any more. It cannot stop the training; `check` does,
-which the training calls between its steps.
+The thread also notices that the run was lost. It cannot stop the training itself: the training calls `check`
+between its steps.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: How often the lease is renewed: a cancelled run ends within this time and a step.
+#: The interval of renewals: a cancelled run ends within this time plus one step.
 HEARTBEAT_SECONDS: Final = 2.0
 
 
 class Heartbeat:
-    """A context manager: inside it the lease is kept."""
+    """A context manager that keeps a run's lease while it is open."""
 
     def __init__(self, settings: Settings, claim: RunClaim) -> None:
         self._settings = settings
@@ -36,7 +35,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def check(self) -> None:
-        """Raises RunLost where the run was cancelled, or taken for dead. Costs nothing."""
+        """Raise RunLost if the run was cancelled or taken for dead. This is cheap: it asks no database."""
         if self._lost is not None:
             raise self._lost
 
@@ -49,7 +48,7 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        bind_contextvars(run=self._claim.run_id)  # a thread has a context of its own
+        bind_contextvars(run=self._claim.run_id)  # a thread does not inherit the context
         with closing(Ledger(self._settings.ledger, pooled=False)) as ledger:
             while not self._over.wait(HEARTBEAT_SECONDS):
                 try:

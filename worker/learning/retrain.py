@@ -1,8 +1,8 @@
-"""One training run from data to verdict: load, train, evaluate, register, judge, promote.
+"""Execute one training run: load the data, train, evaluate, register, judge, promote.
 
-Nothing anybody uses changes before the last step, which is one transaction: a run that fails, is stopped or
-is killed leaves the champion as it was. `jobs.ledger.runs` keeps who may do this, `worker.learning.heartbeat`
-sees that they still may.
+The last step is one transaction, and no step before it changes the champion: a run that fails, is stopped or
+is killed leaves the champion as it was. `jobs.ledger.runs` records which trainer owns the run;
+`worker.learning.heartbeat` renews that claim while the run lasts.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: How long to wait before what needs a service is tried again: a database that is restarted takes seconds,
-#: and a training minutes or hours.
+#: Pauses before an operation that needs a service is retried: a restarting database needs seconds, while a
+#: repeated training takes minutes or hours.
 _AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
 
-#: And how many times more after the last of these once the model is trained, which is what giving up costs
-#: then: for longer than a lease lasts without a sign of life.
+#: Additional retries at the last pause once the model is trained, because giving up would waste the training.
+#: Together they last longer than a lease without a heartbeat.
 _INSISTS: Final = 6
 
-#: Images to train with: one to learn from, and one to look at between epochs.
+#: The minimum number of training images: one to learn from and one to hold out.
 _FEWEST_IMAGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Retrained:
-    """What a run came to."""
+    """The result of a training run."""
 
     run_id: str
     model: Model
@@ -81,8 +81,10 @@ class Retrained:
 def begin_run(
     settings: Settings, recipe: Recipe, *, on_wait: Callable[[Run], None] = lambda _run: None
 ) -> RunClaim:
-    """A run that this very process is going to train for: asked for and taken in one step. Raises Conflict
-    where another one is under way, Unavailable. `on_wait` as in `make_way`.
+    """Request a training run and claim it for this process in one transaction.
+
+    `on_wait` is called as in `make_way`. Raises Conflict if another run is active, RunLost if another trainer
+    claimed this one, Unavailable.
     """
     run_id = new_id()
     with closing(Ledger(settings.ledger)) as ledger:
@@ -104,11 +106,11 @@ def retrain(
     on_batch: Callable[[int, int, int], None] = lambda _epoch, _done, _total: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> Retrained:
-    """Does a run that was claimed, to its end, on MNIST where no data are given, and all corrections.
+    """Execute a claimed run to its end, on `data` (MNIST by default) and all corrections.
 
-    With `replace` a better model becomes the champion; without, only where there is none. Raises RunLost
-    where the run was cancelled or taken for dead; DataUnavailable, Unavailable, or whatever else goes wrong,
-    after writing it into the run's row.
+    With `replace`, a better model becomes the champion; without it, only if there is no champion. Raises
+    RunLost if the run was cancelled or taken for dead. Any other error, such as DataUnavailable or
+    Unavailable, is recorded in the run's row and raised.
     """
     with closing(Ledger(settings.ledger)) as ledger, Heartbeat(settings, claim) as heartbeat:
         try:
@@ -147,7 +149,7 @@ def _retrain(
     _patiently(lambda: check_store(ledger, store))
     recipe = Recipe.from_json(claim.recipe)
 
-    # the data: MNIST or what was given, and what people corrected
+    # the data: the given data or MNIST, and all corrections
     data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
     data = add_corrections(
         data,
@@ -189,8 +191,8 @@ def _retrain(
 
     trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
 
-    # the evaluation: judged as it will be served, read back from its file by the code that predicts
-    # Nothing is written outside the state folder.
+    # the evaluation: the model is read back from its file by the code that will serve it
+    # The temporary folder is in the cache: nothing is written outside the state folder.
     with folder_for_now(settings.cache_dir, "training-") as folder:
         path = folder / "model.keras"
         save(trained, path)
@@ -206,7 +208,7 @@ def _retrain(
     except (ModelRefused, Unavailable) as error:
         if time_ran_out(error):
             raise
-        # The new model is kept all the same; the gate then says that the two cannot be compared.
+        # The new model is still registered; the gate then reports that the two cannot be compared.
         logger.warning("the champion cannot be evaluated: %s", error)
     heartbeat.check()
 
@@ -228,7 +230,7 @@ def _retrain(
         )
     )
 
-    # the verdict, and what follows from it, in one transaction
+    # the verdict and the promotion, in one transaction
     reason = _conclude(
         ledger,
         claim,
@@ -250,8 +252,10 @@ def _retrain(
 
 
 class _Epochs:
-    """The epochs on their way to the ledger. They are there to be looked at, so none of them is worth the
-    training: what cannot be written goes with the next one, and the rest with the conclusion.
+    """Write epochs to the ledger as they finish.
+
+    They are only informative, so a failed write must not end the training: an epoch that cannot be written is
+    written with the next one, or at the latest with the verdict.
     """
 
     def __init__(self, ledger: Ledger, claim: RunClaim) -> None:
@@ -260,7 +264,7 @@ class _Epochs:
         self._waiting: list[EpochResult] = []
 
     def add(self, result: EpochResult) -> None:
-        """One more. Raises RunLost."""
+        """Record one more epoch. Raises RunLost."""
         self._waiting.append(result)
         try:
             with self._ledger.transaction() as connection:
@@ -273,25 +277,26 @@ class _Epochs:
             self._waiting.clear()
 
     def write(self, connection: Connection) -> None:
-        """Those that are not in the ledger, as far as is known here. Raises RunLost."""
+        """Write the epochs that are not known to be in the ledger. Raises RunLost."""
         for result in self._waiting:
             add_epoch(connection, self._claim, asdict(result))
 
 
 def _patiently(do: Callable[[], T]) -> T:
-    """What `do` gives back, which may be done several times. Raises Unavailable where a service is away and
-    stays so.
+    """Return what `do` returns, retrying it if a service is unavailable.
+
+    `do` must be safe to repeat. Raises Unavailable after the last retry.
     """
     return retry(do, _AGAIN_SECONDS, on_failure=log_retry)
 
 
 def _insistently(do: Callable[[], T]) -> T:
-    """The same, of what the training was for."""
+    """Retry as `_patiently` does, but for longer: the model is trained already."""
     return retry(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_failure=log_retry)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
-    """What `training_runs.data` holds."""
+    """Return the content of the column `training_runs.data`."""
     held_out = recipe.held_out_of(data.before_corrections)
     return {
         "train_images": len(data.train_images) - held_out,
@@ -316,8 +321,10 @@ def _conclude(
     force: bool,
     replace: bool,
 ) -> str:
-    """Gives back the verdict's reason. Raises RunLost, Unavailable. A COMMIT that breaks off may have gone
-    through: the row tells.
+    """Record the evaluation, judge and promote the model, and return the verdict's reason.
+
+    If the connection breaks during COMMIT, the run's row shows whether it went through. Raises RunLost,
+    Unavailable.
     """
 
     def conclude() -> str:
@@ -353,7 +360,7 @@ def _conclude(
 
 
 def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
-    # Where the ledger is away, the lease runs out. Where the run is not ours any more, it has its reason.
+    # If the ledger is unavailable, the lease runs out. If the run was lost, its row already says why.
     with suppress(Unavailable, RunLost), ledger.transaction() as connection:
         fail_run(connection, claim, error, state=state)
 

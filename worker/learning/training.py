@@ -1,7 +1,7 @@
-"""Training, top to bottom: a recipe, a network, one run over the data, a file.
+"""Train a network as a recipe says, and save it to a file.
 
-`worker.learning.mnist` brings the data; `worker.learning.evaluation` measures what comes out of here the
-way it will be served. The test images are never looked at here, not even between epochs.
+`worker.learning.mnist` loads the data; `worker.learning.evaluation` measures the trained model as it will be
+served. Nothing here reads the test images, not even between epochs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from worker.learning.recipes import Recipe
 from worker.predicting.decode import prepare_arrays
 from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
 
-#: Held-out images are looked at in batches of this many.
+#: Batch size for the held-out images.
 _LOOK_BATCH: Final = 1000
 
-#: The last fifth of a training is its end, for `Augmentation.at_the_end`.
+#: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
 _AT_THE_END: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """How one pass over the training images went; `val_` is measured on the held-out images after it, with
-    averaged weights where the recipe averages. NaN where nothing is held out.
+    """The loss and accuracy of one pass over the training images.
+
+    The `val_` fields are measured afterwards on the held-out images, with the averaged weights if the recipe
+    averages. They are NaN if no image is held out. Losses are in nats.
     """
 
     epoch: int  # the first is 1
@@ -58,9 +60,9 @@ def train(
 ) -> keras.Model:
     """Train a model from scratch and return it: the weights after the last step, or their average.
 
-    `on_batch(epoch, done, total)` is called after each step with the steps of this epoch, `on_epoch` after
-    each epoch; an exception from either ends the training. Raises ValueError for an unknown architecture,
-    TrainingDiverged.
+    After each step `on_batch(epoch, done, total)` is called, where `done` and `total` count the steps of the
+    epoch; after each epoch `on_epoch` is called. An exception from either ends the training. Raises
+    ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
     dice = np.random.default_rng(recipe.seed)
@@ -71,7 +73,7 @@ def train(
     seen = views(images, shift)
     own = data.before_corrections
     held_out, learnt = np.split(dice.permutation(own), [recipe.held_out_of(own)])
-    # Somebody took the trouble to say what a corrected image is: that is learnt from.
+    # Corrected images are never held out: people labelled them so that the model learns from them.
     learnt = np.append(learnt, np.arange(own, len(labels)))
 
     finished = build(recipe.architecture, spec, len(data.classes))
@@ -85,15 +87,15 @@ def train(
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
         loss = hits = 0.0
-        # Batches of one size, or one image less. What is left over is no batch: the normalisation of a `cnn`
-        # takes a tenth of what it answers with from the last one, and that may be a single image.
+        # Batch sizes differ by at most one. A small remainder batch would spoil the `cnn`: a tenth of its
+        # moving averages comes from the last batch, which could be a single image.
         for number, chosen in enumerate(np.array_split(dice.permutation(learnt), steps)):
             down, right = dice.integers(2 * shift + 1, size=(2, len(chosen)))
             done = (epoch - 1) * steps + number
             seed = np.array((recipe.seed, done), np.int32)
             share = share_of_distortion(recipe, done / (steps * recipe.epochs))
             batch_loss, batch_hits = step(seen[chosen, down, right], labels[chosen], seed, share)
-            # Tensors: asking for their values here would wait for the step.
+            # These are tensors: reading their values here would wait for the step.
             loss, hits = loss + batch_loss, hits + batch_hits
             if on_batch:
                 on_batch(epoch, number + 1, steps)
@@ -106,7 +108,7 @@ def train(
             val_accuracy=val_accuracy,
             seconds=time.monotonic() - started,
         )
-        # The last step of an epoch may be the one that spoils the weights, and only a look at them tells.
+        # If the last step of an epoch spoils the weights, only the validation loss shows it.
         if not math.isfinite(result.loss) or (len(held_out) and not math.isfinite(val_loss)):
             raise TrainingDiverged(
                 f"The training diverged: after epoch {epoch} its loss is not a number any more. Another seed "
@@ -119,9 +121,10 @@ def train(
 
 
 def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
-    """The untrained network: uint8 pixels of shape (n, *spec.shape) in, (n, classes) probabilities out.
+    """Return an untrained network from uint8 pixels (n, *spec.shape) to probabilities (n, classes).
 
-    The scaling to 0..1 is the model's own first layer: nobody who serves it can forget it.
+    Its first layer scales the pixels to 0..1, so that code that serves the model cannot forget to. Raises
+    ValueError for an unknown architecture.
     """
     layers = keras.layers
     hidden: list[Any]
@@ -134,8 +137,8 @@ def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
     elif architecture == "cnn":
         hidden = [
             *([] if len(spec.shape) == 3 else [layers.Reshape((*spec.shape, 1))]),
-            # Without padding, a picture of 28x28 becomes 26, 24, 12, then 10, 8, 4, then one point: a third
-            # of the work that padding makes, and what lies at the border of a digit is black.
+            # Unpadded, 28x28 shrinks to 26, 24, 12, then 10, 8, 4, then one point. That is a third of the
+            # work of padded layers, and loses nothing: the border of a digit is black.
             *_convolutions(32, 3, 3, 5),
             *_convolutions(64, 3, 3, 5),
             *_convolutions(128, 4),
@@ -156,7 +159,7 @@ def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
 
 
 def _convolutions(filters: int, *sizes: int) -> list[Any]:
-    """Convolutions of these sizes; one of 5 halves the picture."""
+    """Return normalised convolutions of these kernel sizes; a size of 5 halves the picture."""
     layers = keras.layers
     return [
         layer
@@ -169,7 +172,8 @@ def _convolutions(filters: int, *sizes: int) -> list[Any]:
                 padding="same" if size == 5 else "valid",
                 use_bias=False,
             ),
-            # Keras's own 0.99 still remembers the untrained network when a quick training is over.
+            # With Keras's default of 0.99, the moving averages would still contain the untrained network
+            # when a quick training ends.
             layers.BatchNormalization(momentum=0.9),
             layers.ReLU(),
         )
@@ -177,8 +181,9 @@ def _convolutions(filters: int, *sizes: int) -> list[Any]:
 
 
 class _FusedNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Keras's layer as one operation while it is trained: Keras makes a dozen of it, with a pass over all of
-    the activations for each.
+    """Run batch normalisation as one fused operation during training.
+
+    Keras uses a dozen operations, each with a pass over all activations.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -193,17 +198,18 @@ class _FusedNormalization(keras.layers.BatchNormalization):  # type: ignore[misc
 
 
 def precision(architecture: str) -> str:
-    """What a network is computed in while it is trained: convolutions in "bfloat16" where that is faster, all
-    else in "float32". Weights are float32 either way, and a finished model answers in nothing else.
+    """Return the precision in which a network is trained, "bfloat16" or "float32".
+
+    Only a `cnn` uses bfloat16, and only if the processor multiplies it natively. The weights and the finished
+    model are float32 in either case.
     """
     return "bfloat16" if architecture == "cnn" and multiplies_bfloat16() else "float32"
 
 
 def quick_to_train(model: keras.Model, precision: str) -> keras.Model:
-    """A copy of the network, weights included, whose convolutions are computed in this precision and whose
-    normalisation trains faster.
+    """Return a copy of a network that trains faster: convolutions in `precision`, fused normalisation.
 
-    Never to be saved: who loads a model file has Keras, not this module.
+    The copy has the same weights. Never save it: its file could not be loaded without this module.
     """
     layers = keras.layers
 
@@ -222,13 +228,13 @@ def quick_to_train(model: keras.Model, precision: str) -> keras.Model:
 
 
 def _rate(recipe: Recipe, steps: int) -> Any:
-    """The learning rate, or a schedule of it over all the steps (Smith, Super-Convergence, 2017)."""
+    """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017)."""
     if recipe.schedule == "constant":
         return recipe.learning_rate
     warm_up = recipe.warm_up * steps
 
     class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        """Up along a line, down along half a cosine."""
+        """Rise linearly, then fall along half a cosine."""
 
         def __call__(self, step: Any) -> Any:
             done = tf.cast(step, tf.float32)
@@ -240,10 +246,10 @@ def _rate(recipe: Recipe, steps: int) -> Any:
 
 
 def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
-    """How much of the distortion is left when this share of the training is done.
+    """Return the share of the distortion, 0 to 1, after the share `done` of the training.
 
-    What is learnt at the end stays, and a network should then be seeing digits nearly as they come. Not
-    before: one that sees less and less of the distortion learns its training images by heart.
+    At the end the network should see digits nearly as they are, because what it learns last stays. Earlier,
+    less distortion would make it memorise its training images.
     """
     end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
     return np.float32(1.0 if done < 1 - _AT_THE_END else end)
@@ -252,8 +258,10 @@ def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
 def one_step(
     model: keras.Model, averaged: keras.Model, optimizer: Any, recipe: Recipe, spec: InputSpec
 ) -> Callable[..., Any]:
-    """One step, as one graph: distort, predict, learn, average. Gives back the batch's summed loss and how
-    many it had right.
+    """Return a training step as one graph: distort, predict, learn, average.
+
+    The step takes images, uint8 (n, *spec.shape), labels, int32 (n,), a seed, int32 (2,), and the share of
+    the distortion, float32. It returns the batch's summed loss and its number of correct answers.
     """
     distort = None
     if recipe.augmentation is not None and recipe.augmentation.bends:
@@ -273,7 +281,7 @@ def one_step(
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         if averaged is not model:
-            # Young averages forget faster: the first steps are not worth remembering.
+            # The average starts with a short memory, so that the first steps do not stay in it.
             done = tf.cast(optimizer.iterations, tf.float32)
             keep = tf.minimum(recipe.averaging, (1 + done) / (10 + done))
             for average, weight in zip(averaged.weights, model.weights, strict=True):
@@ -292,19 +300,19 @@ def one_step(
 
 
 def views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
-    """The images as seen from up to `shift` pixels further up, down, left and right: uint8
-    (n, 2 * shift + 1, 2 * shift + 1, *image shape), a view that takes no memory but for a black border.
+    """Return a view of the images shifted by up to `shift` pixels in each direction.
 
-    Picking a batch out of it shifts each image by itself and costs no more than picking it does anyway.
+    It is uint8 (n, 2 * shift + 1, 2 * shift + 1, *image shape), over one copy of the images with a black
+    border. Indexing a batch in it shifts each image independently at no additional cost.
     """
     border = ((0, 0), (shift, shift), (shift, shift), *(((0, 0),) * (images.ndim - 3)))
     views = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
-    # Of colour images the channels stand before the window: they belong behind it.
+    # In colour images, the window's axes come after the channels: move the channels to the end.
     return views if images.ndim == 3 else np.moveaxis(views, 3, -1)
 
 
 def _look(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:
-    """Mean loss, in nats, and accuracy on the held-out images; NaN where there are none."""
+    """Return the mean loss, in nats, and the accuracy on the held-out images; NaN if there are none."""
     if not len(labels):
         return math.nan, math.nan
     parts = [
@@ -318,12 +326,12 @@ def _look(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:
 
 
 def save(model: keras.Model, path: Path) -> None:
-    """Write `model` to `path`, a `.keras` file: after a crash there is the whole file or none."""
+    """Write a model to `path`, a `.keras` file, atomically and durably."""
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.keras")
     try:
         model.save(temporary, include_optimizer=False)
         sync(temporary)
         temporary.replace(path)
-        sync(path.parent)  # the rename itself is on disk only once the folder is
+        sync(path.parent)  # the rename is durable only once the folder is
     finally:
         temporary.unlink(missing_ok=True)

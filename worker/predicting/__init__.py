@@ -1,1 +1,1 @@
-"""From a chunk's bytes to its outcomes: decode, predict on full batches."""
+"""Turn a chunk's bytes into outcomes: decode the images and predict full batches."""

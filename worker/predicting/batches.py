@@ -1,7 +1,7 @@
-"""Images become outcomes: fetched where they are references, decoded many at a time, predicted in batches.
+"""Turn images into outcomes: fetch references, decode many images at a time, predict in batches.
 
-Nothing here knows of a claim, a lease or a database; `worker.predicting.pipeline` holds those. How one image
-is decoded is in `worker.predicting.decode`, how a batch is predicted in `worker.predicting.classifier`.
+`worker.predicting.pipeline` handles claims, leases and the database. `worker.predicting.decode` decodes one
+image, `worker.predicting.classifier` predicts one batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from worker.predicting.timings import Timings
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: Images are decoded and predicted so many at a time, or fewer if their pixels would take more bytes: memory
-#: stays flat however many images a claim has.
+#: Maximum images, and bytes of their pixels, that are decoded and predicted at a time, so that memory does
+#: not grow with the size of a claim.
 _WINDOW_IMAGES: Final = 4_096
 _WINDOW_BYTES: Final = 64 * 1024 * 1024
 
-#: A thread fetches so many references in a row: handing one over costs as much as reading a small local file.
+#: References that a thread fetches per task: each task costs as much as reading a small local file.
 _FETCHED_IN_A_ROW: Final = 64
 
 Fetched = bytes | ImageError | Unavailable
@@ -48,10 +48,10 @@ def fetch_references(
     seconds: float,
     apart: bool = False,
 ) -> list[Fetched]:
-    """Return each image's bytes or its error, in order; references are fetched many at a time.
+    """Return each image's bytes or error, in order; references are fetched concurrently.
 
-    An image that cannot be reached for now, or within so many seconds, is an Unavailable in its place.
-    `apart`: no image waits for another in its thread, so that one without an answer costs no other.
+    An image that cannot be reached now, or not within `seconds`, is represented by an Unavailable. With
+    `apart`, each reference is a task of its own, so that an unanswered one does not delay others.
     """
     no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
     found: list[Fetched] = [no_answer if isinstance(each, Reference) else each for each in contents]
@@ -68,17 +68,18 @@ def fetch_references(
     parts = [references[start : start + step] for start in range(0, len(references), step)]
     done, _ = wait([threads.submit(fetch, part) for part in parts], timeout=seconds)
     for each in done:
-        each.result()  # raises a mistake, or a lack of memory
-    return list(found)  # a thread may still be at it
+        each.result()  # raises unexpected errors, such as MemoryError
+    return list(found)  # a copy, because a thread may still write to `found`
 
 
 def decode_many(
     contents: Sequence[bytes | ImageError], spec: InputSpec, limits: ImageLimits, *, image_seconds: float
 ) -> tuple[npt.NDArray[np.uint8], dict[int, ImageError]]:
-    """Return the pixels, uint8 (n, *spec.shape), and the errors by an image's place; its pixels are 0 then.
+    """Return the pixels, uint8 (n, *spec.shape), and the errors by position.
 
-    An image that takes longer than `image_seconds` of computing gets the error `timeout`. Only in the main
-    thread. Raises MemoryError, and what signal handlers raise.
+    The pixels of an image with an error are 0. An image that takes longer than `image_seconds` of CPU time
+    gets the error `timeout`. Call it in the main thread only. Raises MemoryError, and what signal handlers
+    raise.
     """
     places, decoded = fast_png.decode_together(contents, spec, limits)
     if len(places) == len(contents):
@@ -114,13 +115,13 @@ def classify_images(
 ) -> Outcomes:
     """Return one outcome for each image, in order.
 
-    `timings` gets the stages `decode` and `predict`. Only in the main thread. Raises Unavailable if there is
-    no memory for a batch.
+    `timings` gets the stages `decode` and `predict`. Call it in the main thread only. Raises Unavailable if
+    there is no memory for a batch.
     """
     labels: list[str | None] = []
     confidences: list[float | None] = []
     errors: dict[int, ImageError] = {}
-    # By class index; the last is for images without an answer, whose index is -1.
+    # Indexed by class; the last entry serves index -1, an image without an answer.
     classes = np.array([*classifier.classes, None], dtype=object)
     window = max(classifier.batch, min(_WINDOW_IMAGES, _WINDOW_BYTES // prod(classifier.spec.shape)))
     for start in range(0, len(contents), window):
@@ -143,7 +144,7 @@ def with_errors(
     confidences: list[float | None],
     errors: dict[int, ImageError],
 ) -> Outcomes:
-    """Return outcomes in which the images at these places have an error instead of a label."""
+    """Return outcomes in which the images at the positions in `errors` have an error instead of a label."""
     if not errors:
         return Outcomes(names, labels, confidences)
     codes: list[str | None] = [None] * len(names)

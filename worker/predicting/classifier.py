@@ -1,7 +1,7 @@
-"""A trained model, ready to answer: pixels in, one class and its confidence per image out.
+"""Load a trained model and predict one class with its confidence for each image.
 
-`worker.predicting.decode` made the pixels; `worker.predicting.pipeline` turns the answers into outcomes.
-Not safe to share between threads: one classifier per process.
+`worker.predicting.decode` makes the pixels; `worker.predicting.batches` turns the predictions into outcomes.
+A classifier is not thread-safe: use one per process.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from worker.predicting.tensorflow_runtime import configure_threads, keras, set_t
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 
-# Images per call of the model. Few sizes only: every other shape would be traced and kept for good. Measured
-# on one core with the 784-512-512-10 network: 256 take 17 us each, 512 take 16, 2048 take 14.
+# Images per call of the model. There are few sizes, because TensorFlow traces and keeps a graph for each one.
+# On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in 2048.
 BATCH: Final = 512
 
-# The smallest: somebody waits for a lone image, which takes 0.8 ms in it, and 7.6 ms in one of 512.
+# The smallest batch, for a single image that somebody waits for: it takes 0.8 ms, against 7.6 ms in 512.
 SMALL_BATCH: Final = 32
 
-# In between: of fewer images than BATCH, and of pictures too large for it.
+# For fewer images than BATCH, and for pictures that are too large for it.
 _MEDIUM_BATCH: Final = 128
 
-# The largest, for small pictures only.
+# The largest batch, for small pictures only.
 LARGE_BATCH: Final = 2048
 
-# A batch that is filled to this share goes as one: smaller ones would be as many images, in more calls.
+# A batch filled to this share is padded: smaller batches would compute nearly as many images in more calls.
 _NEARLY_FULL: Final = 0.75
 
-# The pixels of a batch, but for the smallest: what a network computes from them takes many times as much.
+# Limit of a batch's pixels, except in the smallest batch: the network's activations take many times as much.
 _BATCH_BYTES: Final = 2 * 1024 * 1024
 
-# How far from 1 the sum of a row may be and still be probabilities: a softmax in bfloat16 strays by 0.004.
+# Tolerance for the sum of an image's probabilities: a softmax in bfloat16 deviates from 1 by 0.004.
 _SUM_TOLERANCE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The answers for n images, in their order."""
+    """The predictions for n images, in their order."""
 
-    #: int64, shape (n,): the place of the label in the model's classes; -1 where the model answered
-    #: something that is not a probability distribution (NaN, infinity, a negative, a wrong sum).
+    #: int64, shape (n,): the label's index in the model's classes; -1 if the model's output was not a
+    #: probability distribution (NaN, infinity, a negative number, a wrong sum).
     class_index: npt.NDArray[np.int64]
-    #: float32, shape (n,): the probability of that class, 0 to 1; 0 where the index is -1.
+    #: float32, shape (n,): the probability of that class, 0 to 1; 0 if the index is -1.
     confidence: npt.NDArray[np.float32]
 
 
 class Classifier:
-    """One model, loaded."""
+    """A loaded model."""
 
     def __init__(self, model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
         """Wrap a Keras model. Raises ModelRefused if its shapes are not those of `spec` and `classes`."""
@@ -66,7 +66,7 @@ class Classifier:
         self.classes = tuple(classes)
         self.spec = spec
         self._sizes = _batch_sizes(math.prod(spec.shape))
-        #: How many images are best given to `predict` at once.
+        #: The number of images per call of `predict` that is most efficient.
         self.batch = self._sizes[-1]
         self._padded = {size: np.zeros((size, *spec.shape), np.uint8) for size in self._sizes}
 
@@ -76,7 +76,7 @@ class Classifier:
             if has_channel:
                 pixels = pixels[..., tf.newaxis]
             scores = tf.cast(model(pixels, training=False), tf.float32)
-            # Every comparison with NaN is false, so NaN needs no case of its own.
+            # NaN needs no separate check, because every comparison with it is false.
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
                 tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
             )
@@ -92,7 +92,7 @@ class Classifier:
             scores, sound = run(pixels)
             return tf.where(sound[:, tf.newaxis], scores, 0.0)
 
-        # keras.Model.predict() traces anew for every shape and leaks as it does; this traces once for each.
+        # keras.Model.predict() would trace each new shape, and leak memory; these shapes are traced once.
         def traced(function: Any, size: int) -> Any:
             signature = [tf.TensorSpec((size, *spec.shape), tf.uint8)]
             return tf.function(function, input_signature=signature, autograph=False)
@@ -102,37 +102,39 @@ class Classifier:
 
     @classmethod
     def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, threads: int | None = None) -> Self:
-        """Load a `.keras` file whose SHA-256 the caller has checked, on `threads` intra-op threads.
+        """Load a `.keras` file whose SHA-256 the caller has checked.
 
-        Raises ModelRefused if the file is of another format, does not load safely, or does not fit `spec`
-        and `classes`.
+        `threads` sets TensorFlow's intra-op threads. Raises ModelRefused if the file has another format, does
+        not load safely, or does not fit `spec` and `classes`; Unavailable if there is no memory for the
+        model.
         """
         if threads is not None:
             set_threads(threads)
         return cls(load_model(path), classes, spec)
 
     def warm_up(self) -> None:
-        """Trace and run the model for each size of batch, so that the first image does not pay for it.
+        """Trace and run the model for each batch size, so that the first image does not have to wait for it.
 
-        Raises ModelRefused if the model cannot be run, Unavailable where this machine cannot run it, or has
-        no memory for it: no image was looked at, so whatever goes wrong is the fault of none.
+        Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it or has no
+        memory for it.
         """
         with blaming_no_image():
             for batch in self._padded.values():
                 self.predict(batch)
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
-        """Classify uint8 pixels of shape (n, *spec.shape): n answers in the order of the n images.
+        """Classify uint8 pixels of shape (n, *spec.shape). Return n predictions in the same order.
 
-        Raises ValueError for other shapes and types, Unavailable where the machine has no memory for a batch,
-        and what TensorFlow makes of pixels that the model cannot take.
+        Raises ValueError for other shapes and types, Unavailable if there is no memory for a batch,
+        ModelRefused if the model returns a wrong number of rows, and TensorFlow's errors for pixels that it
+        cannot process.
         """
         with _noticing_no_memory():
             count = len(pixels)
             class_index = np.empty(count, np.int64)
             confidence = np.empty(count, np.float32)
             for start, size, batch in self._batches(pixels):
-                # .numpy() waits for the answer: TensorFlow may read the buffer in place, without a copy.
+                # .numpy() waits for the result, because TensorFlow may read the reused buffer in place.
                 best, likely = (tensor.numpy() for tensor in self._answer[len(batch)](batch))
                 if best.shape != (len(batch),):
                     raise ModelRefused(f"the model answered {len(best)} rows for {len(batch)} images")
@@ -141,10 +143,10 @@ class Classifier:
             return Predictions(class_index, confidence)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The probability of each class, float32 (n, number of classes), for the images that `predict` takes;
-        a row of zeros where it gives no label. For who measures: predicting needs the best of them only.
+        """Return the probability of each class, float32 (n, number of classes).
 
-        Raises what `predict` does.
+        `pixels` is as for `predict`. An image for which `predict` gives no label has a row of zeros.
+        Evaluation needs all probabilities, prediction only the highest. Raises what `predict` raises.
         """
         with _noticing_no_memory():
             answers = np.empty((len(pixels), len(self.classes)), np.float32)
@@ -153,7 +155,7 @@ class Classifier:
             return answers
 
     def _batches(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
-        """Batches of few sizes, each with the place of its first image and how many images count."""
+        """Yield the index of a batch's first image, its number of images, and the batch, of a fixed size."""
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.shape:
             raise ValueError(f"expected uint8 {('n', *self.spec.shape)}, got {pixels.dtype} {pixels.shape}")
         start = 0
@@ -163,15 +165,17 @@ class Classifier:
             batch = pixels[start : start + len(padded)]
             size = len(batch)
             if size < len(padded):
-                # What is left in the buffer's tail from an earlier call is classified too, and dropped.
+                # The tail still holds images of an earlier call, whose predictions the caller drops.
                 padded[:size] = batch
                 batch = padded
             yield start, size, batch
             start += size
 
     def _size_for(self, left: int) -> int:
-        """The smallest that holds all, for a few images or where they nearly fill it; else the largest that
-        gets full.
+        """Return the batch size for the remaining images.
+
+        It is the smallest size that holds them all if that is small or nearly filled, else the largest size
+        that they fill.
         """
         holding = next((size for size in self._sizes if size >= left), None)
         if holding is not None and (holding in self._sizes[:2] or left >= _NEARLY_FULL * holding):
@@ -180,8 +184,10 @@ class Classifier:
 
 
 def load_model(path: Path) -> keras.Model:
-    """The network in a `.keras` file. Raises ModelRefused if it is of another format or does not load
-    safely, Unavailable where the machine has no memory for it.
+    """Load the network in a `.keras` file.
+
+    Raises ModelRefused if the file has another format or does not load safely, Unavailable if there is no
+    memory for it.
     """
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
         raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
@@ -191,15 +197,16 @@ def load_model(path: Path) -> keras.Model:
     except (SoftTimeLimitExceeded, Unavailable):
         raise
     except Exception as error:
-        # Keras raises nearly anything on a file it can't use; its first line says enough.
+        # Keras raises many kinds of errors on a bad file; the first line of the message is enough.
         reason = str(error).strip().partition("\n")[0]
         raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
 
 
 @contextmanager
 def blaming_no_image() -> Iterator[None]:
-    """Around what a model computes where no image is to blame for whatever goes wrong: raises ModelRefused if
-    the model cannot be run, Unavailable where this machine cannot run it.
+    """Convert errors of a computation for which no image can be at fault.
+
+    Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it.
     """
     try:
         yield
@@ -211,15 +218,16 @@ def blaming_no_image() -> Iterator[None]:
     ) as error:
         raise ModelRefused(f"the model does not run: {error}") from error
     except tf.errors.OpError as error:
-        # A GPU that is gone, or in the hands of somebody else.
+        # For example, the GPU has failed or another process uses it.
         reason = error.message.strip().partition("\n")[0]
         raise Unavailable(f"The model does not run on this machine: {reason}") from error
 
 
 @contextmanager
 def _noticing_no_memory() -> Iterator[None]:
-    """Raises Unavailable where there is no memory for the model, or for what it computes. The machine's
-    fault, and no image's: a batch takes the same memory whatever is in it, and may have it yet.
+    """Raise Unavailable if there is no memory for the model or its computations.
+
+    No image is at fault: every batch of a size takes the same memory, and a retry may succeed.
     """
     try:
         yield
@@ -230,11 +238,10 @@ def _noticing_no_memory() -> Iterator[None]:
 def input_spec_of(
     model: keras.Model, *, resampling: Resampling = MNIST_INPUT.resampling, invert: Invert | None = None
 ) -> InputSpec:
-    """How a picture becomes this network's input, whose size and colours the network knows itself. Where
-    `invert` is left out, pictures are inverted as for MNIST by a network that takes what MNIST is, and
-    never by others.
+    """Return the input spec of a network; its size and colours come from the network's input shape.
 
-    Raises ModelRefused if it takes something other than pictures of one size, grey or RGB.
+    If `invert` is left out, a network with MNIST's input shape inverts pictures as for MNIST, and any other
+    never does. Raises ModelRefused if the network does not take grey or RGB pictures of one size.
     """
     _check_ends(model)
     match tuple(model.inputs[0].shape):
@@ -253,7 +260,7 @@ def input_spec_of(
 
 
 def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
-    """The sizes of batches for pictures of so many bytes, the smallest first."""
+    """Return the batch sizes for pictures of `picture_bytes` bytes each, the smallest first."""
     larger = (_MEDIUM_BATCH, BATCH, LARGE_BATCH)
     return (SMALL_BATCH, *(size for size in larger if size * picture_bytes <= _BATCH_BYTES))
 
@@ -265,8 +272,9 @@ def _check_ends(model: keras.Model) -> None:
 
 
 def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
-    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes). What grey pictures
-    have may be (height, width, 1) as well.
+    """Raise ModelRefused unless the model maps (n, *spec.shape) to (n, number of classes).
+
+    The shape of grey pictures may also be (height, width, 1).
     """
     _check_ends(model)
     takes, answers = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)

@@ -1,4 +1,4 @@
-"""How long one image may take: an alarm that interrupts its decoding, not its neighbours'."""
+"""Limit the decoding time of one image with an alarm that does not affect its neighbours."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Final, Self
 
 from jobs.errors import ErrorCode, ImageError
 
-#: The alarm rings so often within the time one image may take: it may get so much more than its share.
+#: Number of alarms within the time limit of one image: an image may exceed its limit by two intervals.
 _RINGS: Final = 4
 
 
 class Deadline:
     """A context manager around the decoding of a chunk, in the main thread of a process.
 
-    An alarm an image would cost as much as reading it; one alarm that rings again and again looks whether the
-    same image is still at it. What counts is the time this thread computes, not what a clock on the wall
-    shows: a process that stands still, on a busy or suspended machine, must not cost the image it was at.
+    One alarm per image would cost as much as reading the image, so one repeating alarm checks whether the
+    same image is still being decoded. The limit is on this thread's CPU time, not on elapsed time: an image
+    must not fail because the machine was busy or suspended.
 
-    An exception can be raised only where Python runs, between two steps of a decoder. One that hangs in C is
-    for the task's time limit, which kills the process.
+    The exception is raised only while Python code runs, between two steps of a decoder. A decoder that hangs
+    in C is left to the task's time limit, which kills the process.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._decoding = False
         self._image = 0
-        self._seen = 0  # the image at the latest ring, and the time computed when it was first seen
+        self._seen = 0  # the image at the latest alarm, and the CPU time when an alarm first found it
         self._seen_at = 0.0
 
     def begin(self) -> None:
-        """An image's time begins."""
+        """Start the time of the next image."""
         self._image += 1
         self._decoding = True
 
     def end(self) -> None:
-        """What comes now is no image's."""
+        """Stop the current image's time."""
         self._decoding = False
 
     def __enter__(self) -> Self:
@@ -47,7 +47,7 @@ class Deadline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # One chunk may be classified in the middle of another, which has its alarm again.
+        # Restore the previous timer: this may be nested in the decoding of another chunk.
         signal.setitimer(signal.ITIMER_REAL, *self._before_it)
         signal.signal(signal.SIGALRM, self._before)
 

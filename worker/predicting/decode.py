@@ -1,7 +1,7 @@
-"""A picture's bytes become the model's input: decoded, then converted as `jobs.model.InputSpec` declares.
+"""Decode a picture and convert it to the model's input, as `jobs.model.InputSpec` declares.
 
-Training and evaluation go through the same `prepare`, so that a model is served what it was trained on.
-Next on an image's way: `worker.predicting.classifier`.
+Training and evaluation use the same `prepare`, so that a model is served what it was trained on. The next
+step is `worker.predicting.classifier`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from jobs.model import InputSpec
 from worker.predicting import fast_png
 from worker.predicting.validation import HEAD_BYTES, check_header, check_size, decoded_format, other_format
 
-#: What an image may be where nobody says otherwise.
+#: The limits of an image by default.
 DEFAULT_LIMITS: Final = ImageLimits()
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata nobody reads, with every hostile picture
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about unused metadata, for every malicious picture
 
-# What Pillow's decoders raise on broken bytes, going by their source; each may come from any of them. Not
-# simply Exception: a time limit or a shutdown raised by a signal handler in here is not the picture's fault.
-# Not MemoryError either: it is the machine that is full, and small pictures suffer with the large.
+# Errors that Pillow's decoders raise on broken bytes, according to their source. Not simply Exception: a time
+# limit or a shutdown that a signal handler raises during decoding is not the picture's fault. Neither is a
+# MemoryError, which the machine's other load may cause.
 _BROKEN: Final = (
     ArithmeticError,
     AssertionError,
@@ -45,15 +45,15 @@ _BROKEN: Final = (
     SyntaxError,
     TypeError,
     ValueError,
-    Warning,  # where somebody made them errors
+    Warning,  # if a filter turns warnings into errors
     struct.error,
     zlib.error,
 )
 
-# Where Pillow may find how the camera was held.
+# Metadata in which Pillow may find the orientation.
 _METADATA: Final = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
 
-# EXIF's orientation, and what undoes it.
+# EXIF's tag for the orientation, and the operation that undoes each value.
 _ORIENTATION: Final = 0x0112
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,10 +65,10 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Modes of more than 8 bits a channel, all of them grey.
+# Modes of more than 8 bits per channel. All are grey.
 _DEEP: Final = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"))
 
-_GREYSCALE, _TRUECOLOUR = 0, 2  # PNG's colour types that tRNS makes one colour transparent in
+_GREYSCALE, _TRUECOLOUR = 0, 2  # PNG colour types in which tRNS declares one transparent colour
 
 
 def decode(
@@ -76,14 +76,15 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Decode one picture into uint8 of `spec.shape`; the array may be read-only.
 
-    The formats of `limits`, told by their bytes, never by a name; of an animation the first frame. What
-    follows the picture in the bytes is ignored. Raises ImageError: UNIDENTIFIED, CORRUPT, TOO_LARGE before
-    anything is made room for, or FORMAT_NOT_ALLOWED. MemoryError and what signal handlers raise pass through.
+    The format is recognised by its bytes, never by a name, and must be one of `limits`. Of an animation, the
+    first frame is decoded. Bytes after the picture are ignored. Raises ImageError: UNIDENTIFIED, CORRUPT,
+    FORMAT_NOT_ALLOWED, or TOO_LARGE before memory is allocated. MemoryError and what signal handlers raise
+    pass through.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes, more than {limits.max_bytes:,}")
-    # Pillow's own limit is the net below ours. It raises beyond twice its value, and warns from it on: with
-    # ours, a picture that is allowed never gets a warning.
+    # Pillow's own limit is a second check. It raises an error above twice this value and warns above it, so a
+    # picture within our limit never causes a warning.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         check_header(data, limits)
@@ -92,7 +93,7 @@ def decode(
         image = Image.open(io.BytesIO(data), formats=limits.formats)
         check_size(*image.size, limits)
         if image.format == "PNG":
-            if image.mode == "P" and image.palette is None:  # Pillow has an assertion for it, and no words
+            if image.mode == "P" and image.palette is None:  # Pillow would fail an assertion
                 raise ImageError(ErrorCode.CORRUPT, "no palette")
             if "transparency" in image.info:
                 _scale_transparency(image, data)
@@ -108,27 +109,27 @@ def decode(
 def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Convert an opened picture into uint8 of `spec.shape`; the array may be read-only.
 
-    In this order: turned as its EXIF orientation says; more than 8 bits a channel scaled to 8; transparency
-    laid over white; converted to `spec.mode` (grey is ITU-R 601 luma); resized if the size differs;
-    inverted as `spec.invert` says. Raises what Pillow raises on broken pictures.
+    The steps, in this order: apply the EXIF orientation; scale channels of more than 8 bits to 8; put
+    transparent pixels over white; convert to `spec.mode` (grey is ITU-R 601 luma); resize if the size
+    differs; invert as `spec.invert` says. Raises what Pillow raises on broken pictures.
     """
     image.load()
     if image.info and not _METADATA.isdisjoint(image.info):
         image = _upright(image)
     if image.mode in _DEEP:
         image = _to_8_bits(image)
-    elif (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey one has none
+    elif (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey picture has none
         image = _over_white(image)
     if image.mode != spec.mode:
         image = image.convert(spec.mode)
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), Image.Resampling[spec.resampling.upper()])
-    # Quicker than np.asarray(image), which asks the image for its bytes in a roundabout way.
+    # Faster than np.asarray(image), which gets the bytes indirectly.
     return _inverted(image.tobytes(), spec)
 
 
 def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """The pixels as an array, inverted where `spec.invert` says so."""
+    """Return the pixels as an array, inverted as `spec.invert` says."""
     pixels = np.frombuffer(data, np.uint8).reshape(spec.shape)
     if spec.invert == "always" or (spec.invert == "dark_on_light" and _has_light_border(data, spec)):
         return ~pixels
@@ -136,7 +137,10 @@ def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Prepare raw greyscale pictures, uint8 (n, height, width), as if decoded: uint8 (n, *spec.shape)."""
+    """Prepare raw grey pictures, uint8 (n, height, width), like decoded ones.
+
+    Return uint8 (n, *spec.shape).
+    """
     prepared = np.empty((len(pixels), *spec.shape), np.uint8)
     for place, picture in enumerate(pixels):
         prepared[place] = prepare(Image.fromarray(picture), spec)
@@ -144,7 +148,7 @@ def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArra
 
 
 def _explain(head: bytes, error: Exception, limits: ImageLimits) -> ImageError:
-    """Whose fault it is that the picture beginning with `head` could not be decoded."""
+    """Return the image error for a picture that begins with `head` and could not be decoded."""
     if name := decoded_format(head):
         if name not in limits.formats:
             return ImageError(ErrorCode.FORMAT_NOT_ALLOWED, f"{name} is switched off")
@@ -156,7 +160,7 @@ def _explain(head: bytes, error: Exception, limits: ImageLimits) -> ImageError:
 
 
 def _scale_transparency(image: Image.Image, data: bytes | memoryview) -> None:
-    """A PNG's transparent colour comes as the file has it, the pixels come scaled to 8 bits."""
+    """Scale a PNG's transparent colour to 8 bits, as Pillow does with the pixels but not with this colour."""
     depth, colour_type = data[24:26]
     transparent = image.info["transparency"]
     if colour_type == _GREYSCALE and depth in (2, 4):
@@ -166,7 +170,7 @@ def _scale_transparency(image: Image.Image, data: bytes | memoryview) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its orientation says. Unreadable metadata says nothing: the pixels are sound."""
+    """Apply the picture's orientation. Unreadable metadata is ignored, because the pixels are intact."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except TimeoutError:
@@ -177,9 +181,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a deep picture to mode L: 0..65535 by its upper byte, floats from 0..1. Transparent is white.
+    """Scale a picture of more than 8 bits to mode L: integers by their upper byte, floats from 0..1.
 
-    Pillow's own conversion would cut off at 255 and leave a 16-bit picture all white.
+    Transparent pixels become white. Pillow's own conversion clips at 255, so that a 16-bit picture would be
+    all white.
     """
     deep = np.asarray(image)
     if image.mode == "F":
@@ -193,7 +198,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Lay a picture with transparency over white: mode RGB."""
+    """Put a picture with transparency over white. Return mode RGB."""
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
     paper = Image.new("RGB", image.size, "white")
     paper.paste(layer, mask=layer)
@@ -201,7 +206,10 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _has_light_border(data: bytes, spec: InputSpec) -> bool:
-    """Whether the outermost ring of pixels has a mean above 127.5. Bytes are summed quicker than arrays."""
+    """Return whether the border pixels have a mean above 127.5.
+
+    It sums bytes, because that is faster than summing a small array.
+    """
     channels = len(data) // (spec.width * spec.height)
     row = spec.width * channels
     if spec.width <= 2 or spec.height <= 2:  # all of it is border

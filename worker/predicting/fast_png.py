@@ -1,10 +1,10 @@
-"""Plain PNGs, decoded without being opened: opening a small picture takes Pillow longer than its pixels do.
+"""Decode plain PNGs without `Image.open`, which takes longer than decoding the pixels of a small picture.
 
-A PNG is plain if it is as the model wants it and has nothing but its pixels: three parts, 8 bits per channel,
-not interlaced. `decode_one` calls Pillow's own decoder as Pillow calls it. `decode_together` takes many small
-grey ones: each is unpacked by zlib, then PNG's filters are undone for many rows of all pictures at once. An
-image gets the same pixels either way. What is not plain or not sound is left to `worker.predicting.decode`,
-which also has the words for it.
+A PNG is plain if it has the model's size and mode and nothing but pixels: three parts (IHDR, IDAT, IEND), 8
+bits per channel, not interlaced. `decode_one` calls Pillow's decoder as Pillow does. `decode_together` takes
+many small grey pictures: zlib unpacks each, then PNG's filters are undone for many rows of all pictures at
+once. Both give the same pixels. Pictures that are not plain or not intact are left to
+`worker.predicting.decode`, which also reports their errors.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from PIL import Image
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 
-#: Pillow's C code. It is not documented: if it changes, a test fails, and pictures are opened as before.
+#: Pillow's C code. It is not documented: if it changes, a test fails, and `Image.open` is used instead.
 _PILLOW: Final[Any] = Image.core  # type: ignore[attr-defined]
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _FIRST: Final = struct.Struct(">8sI4sIIBBBBB")  # signature; length, kind and content of the first part
 _FIRST_BYTES: Final = 13
 _COLOUR_TYPES: Final = {"L": 0, "RGB": 2}
-_IDAT_AT: Final = 33  # where the second part begins: behind the first one's checksum
+_IDAT_AT: Final = 33  # where the second part begins: after the first one's checksum
 _PART: Final = struct.Struct(">I4s")  # its content's length, its kind
 
 
-#: Fewer are quicker one by one: undoing filters takes as many calls for a hundred pictures as for thousands.
+#: Minimum number of pictures: undoing filters takes as many calls for a hundred pictures as for thousands.
 _LEAST: Final = 1_000
 
-#: Of a picture. Larger ones are quicker one by one, however many, unless they are nearly empty.
+#: Maximum pixels per picture: larger ones are faster one by one, unless they are nearly empty.
 _MOST_PIXELS: Final = 1_024
 
 _PIXELS_AT: Final = _IDAT_AT + 8
 _END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
-#: The numbers of filters. Up to the first, a row goes by no other.
+#: Filter numbers. Rows with a filter up to _SUB do not depend on the row above.
 _SUB: Final = 1
 _LAST_FILTER: Final = 4
 
-#: Deflate never makes more of what it cannot compress than this. What is longer holds something else, too,
-#: and might unpack into gigabytes.
+#: Maximum bytes that deflate and the PNG format add to incompressible pixels. A longer file contains other
+#: data too, and might unpack to gigabytes.
 _OVERHEAD: Final = 64
 
 
 def decode_one(data: bytes | memoryview, spec: InputSpec) -> bytes | None:
-    """The pixels, row by row, if `data` is a plain PNG of the size and mode of `spec`, else None.
+    """Return the pixels, row by row, if `data` is a plain PNG of the size and mode of `spec`, else None.
 
-    Its checksums must have been checked, by `worker.predicting.validation`.
+    `worker.predicting.validation` must have checked its checksums before.
     """
     if data[: _FIRST.size] != _beginning(spec):
         return None
@@ -68,18 +68,18 @@ def decode_one(data: bytes | memoryview, spec: InputSpec) -> bytes | None:
         return None
     try:
         return _decode_pixels(data[begin:end], spec)
-    except (AttributeError, TypeError):  # another Pillow, whose inner parts are called otherwise
+    except (AttributeError, TypeError):  # another version of Pillow, with other internals
         return None
 
 
 def _decode_pixels(compressed: bytes | memoryview, spec: InputSpec) -> bytes | None:
-    """What `PIL.ImageFile` does with the pixels of a PNG, and `Image.tobytes` with what comes out."""
+    """Decode a PNG's pixels as `PIL.ImageFile` and then `Image.tobytes` do. Return None if that fails."""
     size = (spec.width, spec.height)
     pixels = _PILLOW.new(spec.mode, size)
     decoder = _PILLOW.zip_decoder(spec.mode, spec.mode, 0)
     decoder.setimage(pixels, (0, 0, *size))
     consumed, error = decoder.decode(compressed)
-    if consumed >= 0 or error < 0:  # it would go on, or something is wrong
+    if consumed >= 0 or error < 0:  # the decoder needs more data, or has failed
         return None
     encoder = _PILLOW.raw_encoder(spec.mode, spec.mode, 0, 1)
     encoder.setimage(pixels, (0, 0, *size))
@@ -89,14 +89,14 @@ def _decode_pixels(compressed: bytes | memoryview, spec: InputSpec) -> bytes | N
 
 @lru_cache(maxsize=8)
 def _beginning(spec: InputSpec) -> bytes:
-    """How a plain PNG for this model begins."""
+    """Return the first bytes of a plain PNG for this model."""
     header = (spec.width, spec.height, 8, _COLOUR_TYPES[spec.mode], 0, 0, 0)
     return _FIRST.pack(_SIGNATURE, _FIRST_BYTES, b"IHDR", *header)
 
 
 def _takes(spec: InputSpec, limits: ImageLimits) -> bool:
-    """Whether pictures for such a model may be plain ones for this module: grey, small, and not tiny."""
-    # They are as large as the model wants them: where none may be, each is told so by itself.
+    """Return whether `decode_together` can handle this model's pictures: grey, small, and not tiny."""
+    # If the model's size exceeds the limits, each picture gets its own error elsewhere.
     is_small = spec.width * spec.height <= min(_MOST_PIXELS, limits.max_pixels)
     return "PNG" in limits.formats and spec.mode == "L" and is_small and spec.width > 2 and spec.height > 2
 
@@ -104,10 +104,10 @@ def _takes(spec: InputSpec, limits: ImageLimits) -> bool:
 def decode_together(
     contents: Sequence[object], spec: InputSpec, limits: ImageLimits
 ) -> tuple[list[int], npt.NDArray[np.uint8]]:
-    """Return the places of those that are plain PNGs as the model wants them, and their pixels, uint8
-    (n, *spec.shape), as `worker.predicting.decode.decode` returns them.
+    """Decode the plain PNGs among `contents`. Return their positions and pixels, uint8 (n, *spec.shape).
 
-    None of them, if there are few, or if the model's input is not small and grey.
+    The pixels are those of `worker.predicting.decode.decode`. No picture is decoded if there are few, or if
+    the model's input is not small and grey.
     """
     if len(contents) < _LEAST or not _takes(spec, limits):
         return [], np.empty((0, *spec.shape), np.uint8)
@@ -131,8 +131,9 @@ def decode_together(
 
 
 def _unpack(data: bytes, first: bytes) -> bytes | None:
-    """The filtered rows of a picture that begins with `first` and then has one part of pixels, and whose
-    checksums are right.
+    """Return a plain picture's filtered rows.
+
+    Return None unless it begins with `first`, then has one part of pixels, and all checksums are right.
     """
     if not data.startswith(first):
         return None
@@ -155,16 +156,15 @@ def _first_part(spec: InputSpec) -> bytes:
 
 
 def _unfiltered(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The pixels, uint8 (n, height, width), of rows that each begin with the number of their filter (0 to 4).
-    W3C, Portable Network Graphics, chapter 9.
+    """Undo PNG's filters (W3C, Portable Network Graphics, chapter 9). Return uint8 (n, height, width).
 
-    Most filters go by the row above, and a row with one of them waits for that row to be done. The rows that
-    wait for one other are done together, in all pictures, then those that wait for two, and so on: what a
-    step costs is its calls, which are as many for ten rows as for thousands, and there are fewer steps than a
-    picture has rows.
+    Each of `rows` begins with the number of its filter, 0 to 4. Most filters depend on the row above. So the
+    first step handles, in all pictures, the rows that depend on one other row, the next step those that
+    depend on two, and so on. A step's cost is its number of calls, which does not grow with the number of
+    rows, and there are fewer steps than rows in a picture.
     """
     count, height, width = len(rows), rows.shape[1], rows.shape[2] - 1
-    # Each picture under a black row, which is what the filters take for the row above the first.
+    # Put a black row above each picture, because the filters treat the row above the first as black.
     pixels = np.zeros((count, height + 1, width), np.uint8)
     pixels[:, 1:] = rows[:, :, 1:]
     kinds = np.zeros((count, height + 1), np.uint8)
@@ -182,10 +182,12 @@ def _unfiltered(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _steps(kinds: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.int64]]:
-    """Which of all rows, counted through all pictures, wait for one row to be done, for two, and so on. A row
-    that does not go by the one above waits for none, and is in no step. `kinds`: the filters, (n, rows).
+    """Return, for each step, the rows that depend on as many rows above them as the step's number.
+
+    Rows are numbered through all pictures. A row that does not depend on the row above is in no step. `kinds`
+    are the filters, uint8 (n, rows).
     """
-    # Few bits, that they are sorted by counting. No picture has so many rows (`takes`).
+    # uint16, so that NumPy's stable sort is a radix sort. No picture has that many rows (`_takes`).
     numbers = np.arange(kinds.shape[1], dtype=np.uint16)
     latest = np.maximum.accumulate(np.where(kinds <= _SUB, numbers, 0), axis=1)
     waits = (numbers - latest).reshape(-1)
@@ -200,7 +202,7 @@ def _undo_up(line: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8]) -> npt.N
 
 
 def _undo_average(line: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    # A column at a time, as each needs the one before: columns lie together in memory, then.
+    # Column by column, because each depends on the one before. Transposed, so that columns are contiguous.
     columns, up = np.ascontiguousarray(line.T), above.T.astype(np.uint16)
     left = np.zeros(len(line), np.uint8)
     for number, column in enumerate(columns):
@@ -213,7 +215,7 @@ def _undo_paeth(line: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8]) -> np
     columns, up = np.ascontiguousarray(line.T), above.T.astype(np.int16)
     left = corner = np.zeros(len(line), np.int16)
     for number, column in enumerate(columns):
-        # The neighbour that is nearest to left + above - corner; of two that are as near, the first of these.
+        # Choose the neighbour nearest to left + above - corner; ties go to left, then above.
         to_left, to_above = up[number] - corner, left - corner
         to_corner = np.abs(to_left + to_above)
         np.abs(to_left, out=to_left)
@@ -229,7 +231,7 @@ _UNDO_BY_ABOVE: Final = {2: _undo_up, 3: _undo_average, 4: _undo_paeth}
 
 
 def _inverted(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Inverted where `spec.invert` says so, by the mean of the outermost ring of pixels."""
+    """Invert pictures as `spec.invert` says; "dark_on_light" looks at the mean of the border pixels."""
     if spec.invert == "always":
         return ~pixels
     if spec.invert == "dark_on_light":

@@ -1,7 +1,7 @@
-"""One claim from the ledger and back: claim, read, fetch, decode, predict, record, or release with a reason.
+"""Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
-Claiming is `jobs.ledger.claims`, recording `jobs.ledger.results`. How images become outcomes is
-`worker.predicting.batches`. What the log and traces say is `worker.predicting.telemetry`.
+`jobs.ledger.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
+`jobs.ledger.results` records those. `worker.predicting.telemetry` writes the log and traces.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from worker.retry import retry
 
 logger = logging.getLogger(__name__)
 
-#: A chunk is retried so often until its references can all be reached, with back-off: for over four minutes.
-#: Then those that cannot get the error `source_missing`, and their neighbours their labels.
+#: Attempts, with back-off over more than four minutes, to reach all references of a chunk. In the last one,
+#: images that cannot be reached get the error `source_missing`, and the others are classified.
 ATTEMPTS_TO_REACH: Final = 10
 
-#: References are fetched for so much of the time limit: a server that never answers is unavailable by then,
-#: and the images that were fetched can still be decoded.
+#: The share of the soft time limit for fetching references. A server without an answer by then counts as
+#: unavailable, and time is left to decode the images that were fetched.
 FETCH_SHARE: Final = 0.4
 
-#: Pauses before results that are ready are written again, in seconds: a database that restarts takes seconds,
-#: and what was computed would have to be computed again.
+#: Pauses before recording is retried, in seconds: a restarting database needs seconds, and giving up would
+#: waste the computed results.
 _RECORD_PAUSES: Final = (0.1, 0.5, 1.0, 2.0)
 
 
 def classify_next(context: WorkerContext) -> int:
     """Classify the next due chunks of one model. Return the number of images recorded, 0 if nothing is due.
 
-    Raises nothing that is the fault of an image, a job or a service: those end as outcomes, as a failed job,
-    or as a released chunk. It does raise a mistake in this program, with the chunk's crash counted.
+    Errors of an image, a job or a service are not raised: they end as an outcome, a failed job or a released
+    chunk. A bug in this program is raised, after the chunk was released as crashed.
     """
     timings, token = Timings(), new_id()
     claims: list[Claim] = []
@@ -70,7 +70,7 @@ def classify_next(context: WorkerContext) -> int:
     except Unavailable as error:
         _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
     except SoftTimeLimitExceeded:
-        # Whose fault it is depends on where the time went: slow images, or a service that did not answer.
+        # The slowest stage shows the cause: slow images, or a service that did not answer.
         slowest, reason = timings.longest(), Reason.UNAVAILABLE
         if slowest in ("decode", "predict"):
             reason = Reason.TIMED_OUT
@@ -79,7 +79,7 @@ def classify_next(context: WorkerContext) -> int:
         _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
         context.drop_fetchers()
     except MemoryError:
-        # Not raised: Celery answers a MemoryError of a child with the end of the whole worker.
+        # Not raised: if a child raises MemoryError, Celery stops the whole worker.
         _release(token, Reason.OUT_OF_MEMORY, context, claims, timings)
     except (SystemExit, KeyboardInterrupt):
         _release(token, Reason.INTERRUPTED, context, claims, timings)
@@ -92,7 +92,7 @@ def classify_next(context: WorkerContext) -> int:
 
 def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
     with timings.timed("claim"):
-        # Not durable: if the claim is lost, so is the token, and nothing can be recorded under it.
+        # Not durable: if the database loses the claim, nothing can be recorded under its token.
         with context.ledger.transaction(durable=False) as connection:
             claims = claim_next(
                 connection,
@@ -102,7 +102,7 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
                 images_for=context.images_per_claim,
             )
         if claims and claims[0].was_cut:
-            context.publisher.reset().wake_up()  # for the rest
+            context.publisher.reset().wake_up()  # for the rest of the chunk
     if claims:
         telemetry.bind_ids(claims)
     return claims
@@ -110,7 +110,7 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
 
 def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
     try:
-        with time_limit_unmasked():  # no job fails because of it
+        with time_limit_unmasked():  # the time limit must not fail a job
             return _classify(claims, context, timings)
     except JobError as error:
         _fail_jobs(claims, error, context)
@@ -118,7 +118,7 @@ def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timi
 
 
 def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
-    """Return what was recorded. Raises whatever ends the attempt."""
+    """Classify the claims' images and return what was recorded. Raises whatever ends the attempt."""
     with timings.timed("read"):
         claims, payloads = _read_payloads(claims, context)
     if not claims:
@@ -127,7 +127,7 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         contents = _fetch(claims, payloads, context)
     names = [name for payload in payloads for name in payload.names]
     errors = {place: each for place, each in enumerate(contents) if isinstance(each, ImageError)}
-    if len(errors) == len(contents):  # also if loading the model is what crashes: such a chunk must end
+    if len(errors) == len(contents):  # no model needed, so a chunk also ends if loading its model crashes
         outcomes = with_errors(names, [None] * len(names), [None] * len(names), errors)
     else:
         with timings.timed("load"):
@@ -146,7 +146,7 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
 
 
 def _read_payloads(claims: list[Claim], context: WorkerContext) -> tuple[list[Claim], list[Payload]]:
-    """Return the claims whose payload is sound, and the payloads; the jobs of the others have failed."""
+    """Return the claims with intact payloads, and these payloads; end the jobs of the others as failed."""
     sound, payloads = [], []
     for claim in claims:
         try:
@@ -159,7 +159,11 @@ def _read_payloads(claims: list[Claim], context: WorkerContext) -> tuple[list[Cl
 
 
 def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext) -> list[bytes | ImageError]:
-    """Return the bytes or the error of each image. Raises Unavailable if one cannot be reached for now."""
+    """Return the bytes or the error of each image.
+
+    Raises Unavailable if an image cannot be reached now; in the last attempt, the image gets an error
+    instead.
+    """
     last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
     contents: list[bytes | ImageError] = []
     for claim, payload in zip(claims, payloads, strict=True):
@@ -202,7 +206,7 @@ def _record(
     try:
         return retry(record, _RECORD_PAUSES)
     except LeaseLost:
-        # A COMMIT whose answer was lost may have gone through: the token in the row says so.
+        # An earlier COMMIT may have gone through although its answer was lost: the token in the row shows it.
         with context.ledger.reading() as connection:
             if were_finished(connection, claims):
                 return classified
@@ -217,9 +221,10 @@ def _release(
     timings: Timings,
     error: str | None = None,
 ) -> None:
-    """Release all that was claimed under the token, known or not.
+    """Release everything that was claimed under the token.
 
-    The COMMIT of the claim may have lost its answer. If the ledger is unavailable, the lease runs out.
+    That can be more than `claims`, because the answer to the claim's COMMIT may have been lost. If the ledger
+    is unavailable, the lease runs out.
     """
     logger.warning(
         "%s: released, %s%s",
@@ -228,7 +233,7 @@ def _release(
         f": {error}" if error else "",
         extra=telemetry.facts_of(claims, timings),
     )
-    for _ in range(2):  # again if the time limit, which strikes once, strikes in here
+    for _ in range(2):  # the time limit strikes only once, but it may strike here
         try:
             with time_limit_unmasked(), context.ledger.transaction() as connection:
                 release_claims(connection, claimed_under(token), reason, error)
@@ -240,7 +245,7 @@ def _release(
 
 
 def _fail_jobs(claims: list[Claim], error: JobError, context: WorkerContext) -> None:
-    """End the claims' jobs, which cannot go on. Raises Unavailable."""
+    """End the claims' jobs as failed. Raises Unavailable."""
     for claim in claims:
         logger.error(
             "job %s cannot go on: %s",
@@ -249,6 +254,6 @@ def _fail_jobs(claims: list[Claim], error: JobError, context: WorkerContext) -> 
             extra={"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts},
         )
         with context.ledger.transaction() as connection:
-            # The chunk first, as everywhere: two who lock them in different orders deadlock.
+            # Chunks are locked before jobs, as everywhere: another order could deadlock.
             release_claims(connection, claimed_as([claim]), Reason.INTERRUPTED, str(error))
             end_job(connection, claim.job_id, JobState.FAILED, error=str(error))

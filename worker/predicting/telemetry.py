@@ -1,4 +1,4 @@
-"""What the log and traces say of a claim on its way through `worker.predicting.pipeline`."""
+"""Write the log lines and trace spans of a claim for `worker.predicting.pipeline`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worker.predicting.timings import Timings
 
 logger = logging.getLogger(__name__)
 
-#: The trace's id in W3C's `traceparent`.
+#: The place of the trace id in a W3C `traceparent`.
 _TRACE_ID: Final = slice(3, 35)
 
 
 def subject_of(claims: Sequence[Claim]) -> str:
-    """Return what a line of the log is about."""
+    """Return the words that name these claims in a log line."""
     if not claims:
         return "claim"
     others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
@@ -30,7 +30,7 @@ def subject_of(claims: Sequence[Claim]) -> str:
 
 
 def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
-    """Return the fields that a line about claims has beside its message (`worker.logs.FIELDS`)."""
+    """Return the fields of a log line about claims, besides its message (`worker.logs.FIELDS`)."""
     if not claims:
         return {"seconds": timings.seconds()}
     images = sum(claim.images for claim in claims)
@@ -38,10 +38,10 @@ def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
 
 
 def bind_ids(claims: Sequence[Claim]) -> None:
-    """Bind the ids that all lines of the log are about from here on, until the task is over."""
+    """Add the claims' ids to all further log lines of this task."""
     claim = claims[0]
     bind_contextvars(model=claim.model_id)
-    if len(claims) > 1:  # of several jobs: their own lines name them
+    if len(claims) > 1:  # of several jobs: each chunk's own line names its job
         return
     bind_contextvars(chunk=claim.chunk_id, job=claim.job_id)
     if claim.traceparent is not None:
@@ -49,7 +49,7 @@ def bind_ids(claims: Sequence[Claim]) -> None:
 
 
 def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
-    """Log a line for each chunk that was recorded. Return how many images these are."""
+    """Log a line for each recorded chunk. Return the total number of their images."""
     for claim, outcomes in recorded:
         facts = facts_of([claim], timings)
         logger.info(
@@ -67,7 +67,10 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
 
 @contextmanager
 def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -> Iterator[list[Classified]]:
-    """Give each claim a span of what happens inside, which adds what it recorded to the list."""
+    """Record a span of the enclosed code for each claim.
+
+    The enclosed code adds the chunks that it recorded to the list.
+    """
     recorded: list[Classified] = []
     failed: str | None = None
     try:

@@ -1,7 +1,7 @@
-"""TensorFlow and Keras, started our way: quiet, on their defaults, and writing nothing outside our folders.
+"""Import TensorFlow and Keras quietly, with their default settings, writing nothing outside our folders.
 
-Everything that needs them takes them from here. Importing this file costs seconds and starts threads that
-do not survive a fork: nothing a producer, the console command or a Celery parent imports may reach it.
+Import both from here only. This takes seconds and starts threads that do not survive a fork, so producers,
+the console command and the Celery parent must never import this module, not even indirectly.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any
 
 from jobs.cores import usable_cores
 
-# Keras reads keras.json from this folder and writes one where there is none. On the null device it can do
-# neither: a file in someone's home can't change our number formats, and nothing is left behind there.
+# Keras reads keras.json from this folder, or creates it. With the null device it can do neither, so a file in
+# a user's home folder cannot change our number formats, and none is created there.
 os.environ.setdefault("KERAS_HOME", os.devnull)
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# 3 silences "no GPU here" on every machine without one. What goes wrong still arrives as an exception.
+# Level 3 silences the messages about a missing GPU. Errors are still raised as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
-# TensorFlow's libraries say these two things before they read TF_CPP_MIN_LOG_LEVEL.
+# TensorFlow's libraries print these lines before they read TF_CPP_MIN_LOG_LEVEL.
 _NOISE = re.compile(rb"WARNING: All log messages before absl|I\d{4} ")
 
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hold back what the libraries write to file descriptor 2, then let through all that is not noise."""
+    """Buffer what the libraries write to file descriptor 2, then write all of it except the noise."""
     try:
         stderr = os.dup(2)
-    except OSError:  # a daemon whose stderr is closed: nobody to spare
+    except OSError:  # a daemon without stderr: nothing to filter
         yield
         return
     sys.stderr.flush()
@@ -50,14 +50,14 @@ def _without_noise() -> Iterator[None]:
             os.write(2, b"".join(line for line in held if not _NOISE.match(line)))
 
 
-# What Keras imports where it finds it (mlxtend brings it along) for plots and wrappers nobody here uses: it
-# doubles the time to start, and matplotlib writes into the home folder.
+# Keras imports these if they are installed (mlxtend requires them), for plots and wrappers that are not used
+# here. They double the start-up time, and matplotlib writes to the home folder.
 _UNWANTED = ("matplotlib", "pandas", "sklearn")
 
 
 @contextmanager
 def _without_extras() -> Iterator[None]:
-    """Let Keras find its optional companions not installed."""
+    """Make Keras's optional dependencies look as if they were not installed."""
     modules: dict[str, Any] = sys.modules
     absent = [name for name in _UNWANTED if name not in modules]
     modules.update(dict.fromkeys(absent))  # None makes an import raise ModuleNotFoundError
@@ -76,8 +76,10 @@ __all__ = ["configure_threads", "keras", "multiplies_bfloat16", "tf"]
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine's processor multiplies bfloat16 by itself (AMX or AVX-512, on Linux). Where it
-    does not, TensorFlow takes longer with that than with float32. Of a GPU it is not known.
+    """Return whether this machine's processor multiplies bfloat16 natively (AMX or AVX-512, on Linux).
+
+    Otherwise TensorFlow is slower with bfloat16 than with float32. On a machine with a GPU it returns False,
+    because its speed with bfloat16 is not known.
     """
     if tf.config.list_physical_devices("GPU"):
         return False
@@ -89,11 +91,11 @@ def multiplies_bfloat16() -> bool:
 
 
 def configure_threads(processes: int) -> None:
-    """Share the cores among `processes` such processes, and let a GPU's memory grow only as it is used.
+    """Use this process's share of the cores, and let a GPU's memory grow as needed.
 
-    Without it every process starts a thread per core, and `processes` x cores threads fight over the cores.
-    To be called before the first computation; again with the same answer does nothing.
-    Raises RuntimeError if TensorFlow already runs with another number of threads.
+    Otherwise each of the `processes` processes would start a thread per core, far too many together. Call it
+    before the first computation. Raises RuntimeError if TensorFlow already runs with another number of
+    threads.
     """
     set_threads(max(1, usable_cores() // processes))
 
@@ -107,5 +109,5 @@ def set_threads(intra_op: int) -> None:
     threading.set_intra_op_parallelism_threads(intra_op)
     threading.set_inter_op_parallelism_threads(1)
     for gpu in tf.config.list_physical_devices("GPU"):
-        # The default takes the whole card at once, and a second process finds nothing left.
+        # By default the first process takes all memory of the GPU, and none is left for a second one.
         tf.config.experimental.set_memory_growth(gpu, True)

@@ -1,4 +1,4 @@
-"""Celery's soft time limit: it raises `SoftTimeLimitExceeded` in the middle of anything, wherever that is."""
+"""Recognise Celery's soft time limit, which can raise `SoftTimeLimitExceeded` at any point of the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 
 def time_ran_out(error: BaseException | None) -> bool:
-    """Return whether the time limit struck in what raised this, or during its clean-up."""
+    """Return whether the time limit caused this error, or struck while it was being handled."""
     while error is not None and not isinstance(error, SoftTimeLimitExceeded):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -17,9 +17,9 @@ def time_ran_out(error: BaseException | None) -> bool:
 
 @contextmanager
 def time_limit_unmasked() -> Iterator[None]:
-    """Raise the time limit again if other code made another error of it.
+    """Raise SoftTimeLimitExceeded if other code turned it into another error.
 
-    A driver that was waiting for its database then cannot roll back, and says that the connection is broken.
+    For example, a driver that was waiting for its database cannot roll back, and reports a broken connection.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where a claim's time goes: the seconds of each stage, for the log, the ledger's counters and traces."""
+"""Measure the seconds of each stage of a claim, for the log, the ledger's counters and traces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.ledger.results import Spent
 
 @dataclass(slots=True)
 class Stage:
-    """A part of the work on a claim, in one piece or several."""
+    """A stage of the work on a claim, in one piece or several."""
 
     began: int  # the first piece, in nanoseconds since 1970
     ended: int  # the last piece
@@ -29,7 +29,7 @@ class Timings:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Time what happens inside as a piece of this stage. Stages do not nest."""
+        """Time the enclosed code as a piece of this stage. Stages do not nest."""
         stage = self.stages.setdefault(name, Stage(time.time_ns(), 0))
         start = time.perf_counter()
         try:
@@ -39,11 +39,11 @@ class Timings:
             stage.ended = time.time_ns()
 
     def of(self, *names: str) -> float:
-        """Return the seconds of these stages together."""
+        """Return the total seconds of these stages."""
         return sum(self.stages[name].seconds for name in names if name in self.stages)
 
     def longest(self) -> str:
-        """Return the stage that took the most time; empty before the first."""
+        """Return the name of the stage that took the most time, or "" before the first stage."""
         return max(self.stages, key=lambda name: self.stages[name].seconds, default="")
 
     def spent(self) -> Spent:
@@ -51,6 +51,6 @@ class Timings:
         return Spent(self._start, {name: stage.seconds for name, stage in self.stages.items()})
 
     def seconds(self) -> dict[str, float]:
-        """Return seconds by stage, to the millisecond; `total` is the time since this was made."""
+        """Return the seconds by stage, to the millisecond; `total` counts from this object's creation."""
         found = {name: round(stage.seconds, 3) for name, stage in self.stages.items()}
         return found | {"total": round(time.perf_counter() - self._start, 3)}

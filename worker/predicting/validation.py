@@ -1,8 +1,8 @@
-"""Validation: what a picture's own bytes say of it, checked before a decoder makes room for anything.
+"""Check what a picture's own bytes declare before a decoder allocates memory for it.
 
-That is its format, how many pixels and frames it has, and for a PNG and a JPEG whether all of it is there.
-Pillow makes room for a GIF's and a WebP's pixels as soon as it opens them, so they are checked here first;
-for the others their size is enough once they are open.
+The checks cover the format, the number of pixels and frames, and for PNG and JPEG also completeness. Pillow
+allocates the pixels of a GIF or WebP when it opens the file, so these are checked here first. The size of
+other formats can be checked once they are open.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import MAX_SIDE, ImageLimits
 
-# How the formats that can be decoded begin, by Pillow's names.
+# The first bytes of the formats that can be decoded, by Pillow's names.
 _DECODED: Final = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<GIF>GIF8[79]a)|(?P<WEBP>RIFF.{4}WEBP)"
     rb"|(?P<PPM>P[1-6f][\s#])"
-    rb"|(?P<BMP>BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3})",  # "BM" alone begins a text on cars, too
+    rb"|(?P<BMP>BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3})",  # "BM" alone could begin any text
     re.DOTALL,
 )
 
-# How other formats begin: (name, offset, bytes).
+# The signatures of other formats: (name, offset, bytes).
 _OTHERS: Final = (
     ("TIFF", 0, b"II*\0"),
     ("TIFF", 0, b"MM\0*"),
@@ -62,18 +62,18 @@ _OTHERS: Final = (
     ("BLP", 0, b"BLP2"),
 )
 
-#: How many of a picture's first bytes it takes to tell: an <svg> tag stands behind declarations and comments.
+#: Number of first bytes that show the format: an <svg> tag may come after declarations and comments.
 HEAD_BYTES: Final = 1024
 
 
 def decoded_format(head: bytes) -> str | None:
-    """Which of `jobs.limits.IMAGE_FORMATS` these first bytes begin."""
+    """Return which of `jobs.limits.IMAGE_FORMATS` these first bytes belong to, or None."""
     found = _DECODED.match(head)
     return found.lastgroup if found else None
 
 
 def other_format(head: bytes) -> str | None:
-    """Which format, of those that are never decoded, these first bytes begin."""
+    """Return which format that is never decoded these first bytes belong to, or None."""
     for name, offset, magic in _OTHERS:
         if head.startswith(magic, offset):
             return name
@@ -83,17 +83,17 @@ def other_format(head: bytes) -> str | None:
     return None
 
 
-# Of chunks, blocks and segments that hold no pixels. Pillow keeps each: 6.5 million comments in a GIF of
-# 32 MB took a gigabyte. A long comment or profile has few of them, since each is long itself.
+# Limit of chunks, blocks and segments without pixels. Pillow keeps each of them: 6.5 million comments in a
+# GIF of 32 MB took a gigabyte. Real comments and profiles, even long ones, have few parts.
 _MAX_PARTS: Final = 10_000
 
-# Of a JPEG's scans. A progressive one has about ten, any other one for each of four colours at the most. Each
-# goes over all pixels, however few bytes it has: 2,000 of them in 440 KB took three minutes, in C, where no
-# time limit is looked at.
+# Limit of a JPEG's scans. A progressive JPEG has about ten, any other at most four, one per colour. Each scan
+# goes over all pixels, however few bytes it has: 2,000 scans in 440 KB took three minutes, in C code, which
+# no soft time limit interrupts.
 _MAX_SCANS: Final = 100
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_FIRST: Final = struct.Struct(">I4sII")  # a chunk's length, its kind; of the first one: width, height
+_PNG_FIRST: Final = struct.Struct(">I4sII")  # the first chunk's length and kind; the width and height
 _PNG_LINK: Final = struct.Struct(">I I4s")  # the checksum that ends a chunk; the next one's length and kind
 _PNG_NUMBER: Final = struct.Struct(">I")
 _PNG_PIXELS: Final = (b"IDAT", b"fdAT")
@@ -101,27 +101,27 @@ _PNG_PIXELS: Final = (b"IDAT", b"fdAT")
 _GIF: Final = (b"GIF87a", b"GIF89a")
 _GIF_SCREEN: Final = struct.Struct("<HHB")  # width, height, flags
 _GIF_FRAME: Final = struct.Struct("<HHHHB")  # left, top, width, height, flags
-_GIF_BLOCK: Final = re.compile(rb"[,!;]")  # a frame, an extension, the end: Pillow skips what is none of them
-_GIF_COLOURS: Final = 0x80  # among the flags: a table of colours follows
+_GIF_BLOCK: Final = re.compile(rb"[,!;]")  # a frame, an extension, the end; Pillow skips other bytes
+_GIF_COLOURS: Final = 0x80  # flag: a colour table follows
 
-_WEBP_CHUNK: Final = struct.Struct("<4sI")  # its kind, its content's length
-_WEBP_ANIMATED: Final = 0x02  # among VP8X's flags
+_WEBP_CHUNK: Final = struct.Struct("<4sI")  # kind, length of the content
+_WEBP_ANIMATED: Final = 0x02  # flag in VP8X
 
 _JPEG: Final = b"\xff\xd8\xff"
-# A marker, behind pixels, junk, or any number of 0xFF. With a zero 0xFF is a byte of the pixels, and with
-# what restarts the decoder (D0 to D7) a place among them.
+# A marker, after pixels, junk, or any number of 0xFF bytes. 0xFF followed by 0 is a byte of the pixels, and
+# followed by D0 to D7 a restart marker among them.
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_JPEG_LENGTH: Final = struct.Struct(">H")  # of a segment, with these two bytes and without its marker
-_JPEG_SIZE: Final = struct.Struct(">HBHH")  # a frame header's length, bits a sample, height, width
+_JPEG_LENGTH: Final = struct.Struct(">H")  # of a segment, including these bytes, excluding the marker
+_JPEG_SIZE: Final = struct.Struct(">HBHH")  # a frame header's length, bits per sample, height, width
 _JPEG_MARK, _JPEG_END, _JPEG_SCAN = 0xFF, 0xD9, 0xDA
-_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all that can say how many pixels
-# Tables, comments and what applications add: what may stand between two scans, or behind the last.
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers, with the size
+# Tables, comments and application data: segments that may be between two scans, or after the last.
 _JPEG_BETWEEN: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
 _JPEG_SEGMENTS: Final = _JPEG_BETWEEN | _JPEG_FRAMES | {_JPEG_SCAN}
 
 
 def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Check what is to be checked before a PNG, JPEG, GIF or WebP is opened; anything else is let pass.
+    """Check a PNG, JPEG, GIF or WebP before it is opened. Other formats are not checked.
 
     Nothing is decoded, and memory is constant. Raises ImageError: TOO_LARGE, or CORRUPT for a PNG or JPEG.
     """
@@ -139,7 +139,7 @@ def check_header(data: bytes | memoryview, limits: ImageLimits) -> None:
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Raises ImageError: TOO_LARGE, for more pixels than an image may have, or a side that is too long."""
+    """Raise ImageError, TOO_LARGE, if an image has too many pixels or too long a side."""
     if width * height > limits.max_pixels:
         reason = f"more than {limits.max_pixels:,}"
     elif width > MAX_SIDE or height > MAX_SIDE:
@@ -160,8 +160,9 @@ def _check_frames(frames: int, limits: ImageLimits) -> None:
 
 
 def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Pixels, frames, and that each chunk up to the end is whole and has its checksum: Pillow checks neither
-    the checksums of the pixels' chunks nor that there is an end.
+    """Check the pixels, the frames, and that all chunks are complete and have the right checksum.
+
+    Pillow checks neither the checksums of the pixels' chunks nor whether the end is missing.
     """
     view, frames, parts, at = memoryview(data), 0, 0, len(_PNG)
     try:
@@ -173,9 +174,9 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
             checksum, length, following = _PNG_LINK.unpack_from(view, end)
             if zlib.crc32(view[at + 4 : end]) != checksum:
                 raise ImageError(ErrorCode.CORRUPT, f"wrong checksum of its part {kind!r}")
-            if kind == b"acTL":  # what an animation says of itself, before the first of them
+            if kind == b"acTL":  # the declared number of an animation's frames
                 _check_frames(_PNG_NUMBER.unpack_from(view[at + 8 : end])[0], limits)
-            elif kind == b"fcTL":  # and what there really is
+            elif kind == b"fcTL":  # the frames themselves
                 frames += 1
                 _check_frames(frames, limits)
             elif kind not in _PNG_PIXELS:
@@ -190,9 +191,11 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
 
 
 def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Pixels, scans, and that the end is there: of a cut file with anything behind it libjpeg makes up the
-    missing pixels, and its warnings of that go no further than Pillow. What follows the end is ignored: in an
-    MPO the other pictures. A preview within the metadata has its own markers; a segment is passed whole.
+    """Check the pixels, the scans, and that the end is present.
+
+    If a file was cut short but other data follows, libjpeg invents the missing pixels, and Pillow discards
+    its warnings. Data after the end is ignored, such as the other pictures of an MPO. Segments are skipped as
+    a whole, because a preview in the metadata contains markers of its own.
     """
     at, parts, scans = 2, 0, 0
     try:
@@ -206,7 +209,7 @@ def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
                 parts += 1
                 _check_parts(parts)
             elif scans:
-                break  # another picture begins, or what was taken for pixels are none
+                break  # another picture begins, or the supposed pixels are other data
             elif kind in _JPEG_FRAMES and length >= _JPEG_SIZE.size:
                 _, _, height, width = _JPEG_SIZE.unpack_from(data, at)
                 check_size(width, height, limits)
@@ -220,16 +223,17 @@ def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
 
 
 def _jpeg_marker(data: bytes | memoryview, at: int) -> int:
-    """Where the next marker from `at` on ends, 0 if there is none. Raises IndexError where the data ends."""
+    """Return the position after the next marker from `at` on, or 0. Raises IndexError at the data's end."""
     if data[at] == _JPEG_MARK and data[at + 1] in _JPEG_SEGMENTS:
-        return at + 2  # one right behind the other, as in most headers: quicker than a search
+        return at + 2  # the usual case in headers: faster than a search
     found = _JPEG_MARKER.search(data, at)
     return found.end() if found else 0
 
 
 def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
-    """Pixels of the screen, and of the first frame, which may outgrow it; frames, and the extensions before
-    the first one, which Pillow keeps. Pillow tells the rest.
+    """Check the pixels of the screen and of the first frame, the frames, and the extensions before the first.
+
+    The first frame may be larger than the screen, and Pillow keeps these extensions. It detects other errors.
     """
     frames = parts = 0
     try:
@@ -248,7 +252,7 @@ def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
             elif not frames:
                 parts += 1
                 _check_parts(parts)
-            at += 1  # how many bits the smallest code has, or the extension's kind
+            at += 1  # skip the minimum code size, or the extension's kind
             while size := data[at]:
                 at += 1 + size
             at += 1
@@ -257,12 +261,12 @@ def _check_gif(data: bytes | memoryview, limits: ImageLimits) -> None:
 
 
 def _gif_colours(flags: int) -> int:
-    """How many bytes the table of colours has that these flags announce."""
+    """Return the size, in bytes, of the colour table that these flags announce."""
     return 3 << (flags & 7) + 1 if flags & _GIF_COLOURS else 0
 
 
 def _check_webp(data: memoryview, limits: ImageLimits) -> None:
-    """Pixels of the canvas; frames. libwebp tells the rest."""
+    """Check the pixels of the canvas and the frames. libwebp detects other errors."""
     try:
         kind, _ = _WEBP_CHUNK.unpack_from(data, 12)
         if kind == b"VP8X":
@@ -281,7 +285,7 @@ def _check_webp(data: memoryview, limits: ImageLimits) -> None:
 
 
 def _webp_frames(data: memoryview, most: int) -> int:
-    """How many frames there are; one more than `most` is enough."""
+    """Return the number of frames; counting stops at `most` + 1."""
     frames, at = 0, 12
     end = min(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
     while at + _WEBP_CHUNK.size <= end and frames <= most:
