@@ -1,6 +1,4 @@
-"""Claims: the ledger decides which chunk is next, one worker gets it, and a fence keeps its earlier owners
-out.
-"""
+"""The ledger decides which chunk is next, one worker gets it, and a fence keeps earlier owners out."""
 
 from __future__ import annotations
 
