@@ -300,7 +300,9 @@ def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url)
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worker, new_worker, monkeypatch):
-    """A transaction locks counters last: if job and counter were locked in either order, two could deadlock."""
+    """A transaction locks counters last: otherwise two that lock job and counter in either order could
+    deadlock.
+    """
     # Given one shard, and a worker that counts something and then stops the job
     monkeypatch.setattr(counters, "SHARDS", 1)
     job = make_job([1])

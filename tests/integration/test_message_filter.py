@@ -1,4 +1,4 @@
-"""The message filter: every message of ours passes, and nothing that is put on a queue breaks a worker."""
+"""The message filter lets all our own messages through, and keeps all others from breaking a worker."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_message_that_comes_back_from_a_lost_worker_passes(
             connection.drain_events(timeout=60)
             got.pop().reject(requeue=True)
 
-    # then it is marked as such, and passes
+    # then it is marked as redelivered, and passes
     [message] = broker.messages()
     assert json.loads(message)["headers"]["redelivered"] is True
     assert rebuild(message) == rebuild(rebuild(message))
@@ -89,7 +89,7 @@ def test_a_message_that_comes_back_from_a_lost_worker_passes(
 def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     settings: Settings, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a queue with foreign items before, between and behind two wake-ups
+    # given a queue with foreign items before, between and after two wake-ups
     monkeypatch.setattr(Transport, "Channel", Transport.Channel)
     monkeypatch.setattr(message_filter, "_dropped", 0)
     filter_messages(ours_or_none)
@@ -117,7 +117,8 @@ def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     publisher.close()
     app.close()
 
-    # then it gets the wake-ups; each foreign item is gone, and is counted in a line that does not repeat it
+    # then it gets the wake-ups, and each foreign item is dropped and counted in a line that does not quote
+    # it
     assert [message.headers["task"] for message in got] == [CLASSIFY_TASK] * 2
     lines = [line for line in caplog.messages if line.startswith("dropped a message that is not ours")]
     assert [line.partition("(")[2] for line in lines] == [
@@ -139,7 +140,7 @@ def test_anything_at_all_is_foreign(item: bytes) -> None:
         rebuild(item)
 
 
-#: As kombu 5.7 and Celery 5.7 write it, with some fields that they leave empty.
+#: A message as kombu 5.7 and Celery 5.7 write it, without some empty fields.
 OURS = json.dumps(
     {
         "body": base64.b64encode(json.dumps([["06h0xnaxb4fyjyv3"], {}, {"chain": None}]).encode()).decode(),
@@ -154,7 +155,7 @@ OURS = json.dumps(
     }
 )
 
-#: All of it that reaches Celery.
+#: What the filter passes on to Celery.
 REBUILT = rebuild(OURS.encode())
 
 PLACES = [
@@ -176,7 +177,7 @@ def test_a_message_of_ours_that_was_changed_is_foreign_or_rebuilt_the_same(
     part[place[-1]] = value
     with contextlib.suppress(MessageError):
         found, expected = json.loads(rebuild(json.dumps(message).encode())), json.loads(REBUILT)
-        # Anybody can choose its id and its tag.
+        # Id and tag can be chosen by anybody.
         assert found | {"headers": 0, "properties": 0} == expected | {"headers": 0, "properties": 0}
         assert found["headers"].keys() == expected["headers"].keys()
         assert found["properties"].keys() == expected["properties"].keys()
