@@ -859,6 +859,4 @@ def test_an_interruption_is_not_taken_for_a_broken_picture(
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", struck)
     # Then the exception is passed on unchanged.
     with pytest.raises(interruption):
-        decode(
-            encode(Image.fromarray(digit()).convert("RGB")), GREY
-        )  # RGB, because a plain grey PNG would not be opened
+        decode(encode(Image.fromarray(digit()).convert("RGB")), GREY)  # Pillow opens RGB

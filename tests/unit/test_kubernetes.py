@@ -249,9 +249,7 @@ def test_a_scaled_object_is_one_that_keda_takes(objects: list[Object]) -> None:
         check_fields(spec, SCALED_OBJECT, "spec")
         [trigger] = spec["triggers"]
         assert trigger["type"] == "metrics-api"
-        assert (
-            trigger["metricType"] == "AverageValue"
-        )  # otherwise KEDA would not divide the images by the number of workers
+        assert trigger["metricType"] == "AverageValue"  # images per worker
         assert trigger["metadata"]["format"] == "prometheus"
         assert float(trigger["metadata"]["targetValue"]) > 0
         autoscaler = {
@@ -312,9 +310,7 @@ def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[O
     [user] = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
     for pod in ours(objects).values():
         assert pod["spec"]["securityContext"]["runAsUser"] == int(user)
-        assert pod["spec"]["securityContext"]["fsGroup"] == int(
-            user
-        )  # otherwise it could not read the secrets
+        assert pod["spec"]["securityContext"]["fsGroup"] == int(user)  # to read the secrets
         empty = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
         [container] = pod["spec"]["containers"]
         home = environment(objects, container)[f"{ENV_PREFIX}HOME"]

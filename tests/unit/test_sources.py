@@ -138,7 +138,7 @@ def test_a_huge_file_is_never_read() -> None:
     # Given a file of 100 MB
     put("huge.png")
     os.truncate("huge.png", 100_000_000)
-    # When it is its turn
+    # When it is read
     tracemalloc.start()
     found = outcomes(Sources(["huge.png"], max_bytes=1000))
     peak = tracemalloc.get_traced_memory()[1]
@@ -247,7 +247,7 @@ def test_of_a_folder_only_files_called_images_are_taken() -> None:
     # When the folder is read
     sources = Sources(["photos"])
     found = [image.name for image in sources]
-    # Then the images and what has no extension come, the others are counted
+    # Then the images and the file without extension are taken, and the others are counted
     assert sorted(found) == sorted([f"photos/{kind}/image.{kind}" for kind in taken] + ["photos/image"])
     assert sources.skipped == 4
 

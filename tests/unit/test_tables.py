@@ -1,4 +1,4 @@
-"""Tables for people, in terminals of several widths."""
+"""Tables fit into terminals of several widths."""
 
 from __future__ import annotations
 
