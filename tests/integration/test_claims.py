@@ -320,7 +320,7 @@ def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):
     assert [len(worker.claim_next()) for _ in range(3)] == [1, 1, 1]
 
 
-# ---- letting go -------------------------------------------------------------------------------------------
+# ---- releasing --------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_chunk_is_due_at_once_and_has_not_crashed(ledger, submit, new_worker):

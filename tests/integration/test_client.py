@@ -81,8 +81,7 @@ def test_a_number_of_numpy_names_the_image_that_is_corrected(client, worker, chu
     job_id = client.submit(b"one", b"two")
     worker.work(chunk_of(job_id))
 
-    # When the second is corrected by a NumPy index, Then that image is corrected, and its correction can be
-    # undone
+    # When the second is corrected by a NumPy index, Then that image is corrected, and that can be undone
     assert client.correct(job_id, np.int64(1), "3").index == 1
     assert client.undo_correction(job_id, np.int64(1)).label == "3"
 

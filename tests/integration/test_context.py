@@ -1,6 +1,4 @@
-"""A worker process's resources: how much it claims, what it caches, and that a failed start does no lasting
-harm.
-"""
+"""A worker process's resources: how much it claims, what it caches, and how it starts."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
 
 
-# ---- what is kept -------------------------------------------------------------------------------------
+# ---- what is cached -----------------------------------------------------------------------------------
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:

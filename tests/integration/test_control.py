@@ -77,7 +77,7 @@ def due(ledger: Ledger) -> int:
         return count_due(connection, limit=100)
 
 
-# ---- the usual way ------------------------------------------------------------------------------------
+# ---- pausing and resuming -----------------------------------------------------------------------------
 
 
 def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
@@ -154,7 +154,7 @@ def test_a_job_that_nobody_knows_is_not_paused(ledger):
         assert resume_job(connection, new_id(), limit=1_000) is None
 
 
-# ---- what was in work ---------------------------------------------------------------------------------
+# ---- claimed chunks -----------------------------------------------------------------------------------
 
 
 def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, worker):
@@ -199,7 +199,7 @@ def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
     assert states_of(ledger, other) == [CLAIMED, PENDING]
 
 
-# ---- while it is received -----------------------------------------------------------------------------
+# ---- while it is being submitted ----------------------------------------------------------------------
 
 
 def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
@@ -274,7 +274,7 @@ def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
     assert states_of(ledger, job) == [DONE, DROPPED, DROPPED]
 
 
-# ---- at the same moment -------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -435,8 +435,7 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
     client.resume(jobs[0].id)
     assert broker.waiting() == 1
 
-    # When the broker closes the connection, as in a restart, Then the client sends the next wake-up all the
-    # same
+    # When the broker closes the connection, as in a restart, Then the next wake-up is sent all the same
     assert broker.client.client_kill_filter(skipme=True) >= 1
     client.resume(jobs[1].id)
     assert broker.waiting() == 2

@@ -314,7 +314,7 @@ def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitt
     assert store.get(correction_key(made.image_sha256)) == b"pixels 2"
 
 
-# ---- images that are not at hand ----------------------------------------------------------------------
+# ---- images that cannot be read -----------------------------------------------------------------------
 
 
 def test_a_purged_image_cannot_be_corrected(client, ledger, store, submitted, worker) -> None:
@@ -397,7 +397,7 @@ def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> 
     assert client.corrections() == []
 
 
-# ---- two people at the same moment --------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -468,7 +468,7 @@ def test_a_copy_that_goes_together_with_its_image_is_no_error(
     assert copies(store) == set()
 
 
-# ---- copies that are left -----------------------------------------------------------------------------
+# ---- leftover copies ----------------------------------------------------------------------------------
 
 
 def age(store: Store, name: str, days: float = 2) -> None:
@@ -555,8 +555,7 @@ def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
         client.correct(job.id, 0, "1")
     client.undo_correction(one.id, 0)
 
-    # and leftovers: an old and a young copy, partial files of an unneeded and a needed copy, and foreign
-    # files
+    # and leftovers: an old and a young copy, parts of an unneeded and a needed copy, and foreign files
     needed, old, young, part = (sha256(data) for data in (b"same", b"old", b"young", b"part"))
     theirs = {"README", "0123", f".{old}", f".{old}.rsync"}
     parts = {f".{part}.0123abcd", f".{needed}.0123abcd"}
@@ -965,7 +964,7 @@ def test_live_accuracy_counts_what_was_right(client, ledger, submitted, worker, 
         assert live_accuracy(connection, make_model(b"new").id).accuracy is None
 
 
-# ---- the next training --------------------------------------------------------------------------------
+# ---- the next training run ----------------------------------------------------------------------------
 
 
 def square(value: int) -> npt.NDArray[np.uint8]:
@@ -995,9 +994,7 @@ def data() -> Mnist:
 
 @pytest.fixture
 def corrected(client, submitted, worker) -> Callable[..., str]:
-    """Return a function: `corrected((bytes, "3"), ...)` corrects these images of a new job and returns its
-    id.
-    """
+    """Return a function: `corrected((bytes, "3"), ...)` corrects images of a new job and returns its id."""
 
     def corrected(*images: tuple[bytes, str]) -> str:
         job = submitted([SourceImage(f"{n}.png", data, None) for n, (data, _) in enumerate(images)])

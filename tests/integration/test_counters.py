@@ -232,7 +232,7 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
     }
 
 
-# ---- many at once -------------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, monkeypatch):
@@ -300,9 +300,7 @@ def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url)
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worker, new_worker, monkeypatch):
-    """A transaction locks counters last: otherwise two that lock job and counter in either order could
-    deadlock.
-    """
+    """Counters are locked last: if job and counter were locked in either order, two could deadlock."""
     # Given one shard, and a worker that counts something and then stops the job
     monkeypatch.setattr(counters, "SHARDS", 1)
     job = make_job([1])

@@ -222,9 +222,7 @@ def configure(broker: Broker) -> Iterator[Callable[[str, str], None]]:
 
 @pytest.fixture
 def as_anna(fresh: Settings, broker: Broker) -> Iterator[Callable[..., Settings]]:
-    """Return a function: `as_anna("+@all", password="right")` returns the settings of a user with these
-    rights.
-    """
+    """Return a function: `as_anna("+@all", password="right")` returns settings with these rights."""
 
     def as_anna(*rights: str, password: str = "right") -> Settings:
         broker.client.execute_command("ACL", "SETUSER", "anna", "reset", "on", ">right", *rights)

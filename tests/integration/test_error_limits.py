@@ -189,7 +189,7 @@ def test_either_limit_stops(ledger, limited, worker):
     assert status_of(ledger, by_rate).error == "51 of 100 images got an error, more than its limit of 50 %."
 
 
-# ---- when it happens ----------------------------------------------------------------------------------
+# ---- when a job fails ---------------------------------------------------------------------------------
 
 
 def test_a_limit_that_is_passed_with_the_last_chunk_fails_the_job(ledger, limited, worker):
@@ -304,7 +304,7 @@ def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited,
     assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
 
 
-# ---- what is no limit ---------------------------------------------------------------------------------
+# ---- invalid limits -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

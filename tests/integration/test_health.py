@@ -316,7 +316,7 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
     assert not any("Seq Scan" in line for line in plan), plan
 
 
-# ---- what people say ----------------------------------------------------------------------------------
+# ---- corrections --------------------------------------------------------------------------------------
 
 
 def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -> None:

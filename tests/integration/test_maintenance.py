@@ -92,8 +92,7 @@ def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
 
 
 def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
-    # Given chunks that are done, claimed and in back-off, a cancelled job, and one that is still being
-    # submitted
+    # Given chunks that are done, claimed and in back-off, a cancelled job, and an unsealed job
     job = make_job([1] * 4)
     assert due(ledger) == 4
     worker.work(job.chunks[0])
@@ -139,8 +138,7 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
 def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     ledger, make_job, worker, monkeypatch
 ):
-    # Given a pending chunk of a cancelled job behind two other pending chunks, and a reconciler that checks
-    # two
+    # Given a leftover chunk of a cancelled job behind two pending chunks, and a reconciler that checks two
     monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 2)
     other, job = make_job([1, 1]), make_job([1])
     with ledger.transaction() as connection:
@@ -158,7 +156,7 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     assert tidy() == "dropped"
 
 
-# ---- when very much waits -----------------------------------------------------------------------------
+# ---- many pending chunks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -201,7 +199,7 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
         assert "Seq Scan" not in plan, plan
 
 
-# ---- what was abandoned -------------------------------------------------------------------------------
+# ---- abandoned jobs -----------------------------------------------------------------------------------
 
 
 def test_for_abandoned_jobs_only_those_that_are_unfinished_are_read(ledger, make_job):
@@ -305,7 +303,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
         assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
 
 
-# ---- who stands still ---------------------------------------------------------------------------------
+# ---- sessions that hang -------------------------------------------------------------------------------
 
 
 class Standing(list):

@@ -31,7 +31,7 @@ def task_of(item: bytes) -> tuple[str, Any]:
     return message["headers"]["task"], json.loads(base64.b64decode(message["body"]))
 
 
-# ---- messages of ours ---------------------------------------------------------------------------------
+# ---- our messages -------------------------------------------------------------------------------------
 
 
 @on_one_database
@@ -82,7 +82,7 @@ def test_a_message_that_comes_back_from_a_lost_worker_passes(
     assert json.loads(rebuild(message))["properties"]["delivery_info"]["redelivered"] is True
 
 
-# ---- foreign ones -------------------------------------------------------------------------------------
+# ---- foreign messages ---------------------------------------------------------------------------------
 
 
 @on_one_database
@@ -117,8 +117,7 @@ def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     publisher.close()
     app.close()
 
-    # then it gets the wake-ups, and each foreign item is dropped and counted in a line that does not quote
-    # it
+    # then it gets the wake-ups; each foreign item is dropped, and counted in a line that does not quote it
     assert [message.headers["task"] for message in got] == [CLASSIFY_TASK] * 2
     lines = [line for line in caplog.messages if line.startswith("dropped a message that is not ours")]
     assert [line.partition("(")[2] for line in lines] == [

@@ -43,7 +43,7 @@ def look(settings: Settings):
     return lambda: collected(collector)
 
 
-# ---- what is told -------------------------------------------------------------------------------------
+# ---- the figures --------------------------------------------------------------------------------------
 
 
 def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, worker, look):
@@ -193,7 +193,7 @@ def test_what_was_never_counted_is_told_as_nothing(look):
     pytest.fail("there is no such metric")
 
 
-# ---- what is away -------------------------------------------------------------------------------------
+# ---- unavailable services -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -245,7 +245,7 @@ def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkey
     assert sum(thread.name == "metrics-ledger" for thread in threading.enumerate()) == 1
 
 
-# ---- the real thing -----------------------------------------------------------------------------------
+# ---- the exporter -------------------------------------------------------------------------------------
 
 
 def test_the_exporter_answers_as_a_process(settings, make_job, worker):
@@ -310,7 +310,7 @@ def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield name, kind, tuple(sorted(labels))
 
 
-# ---- what it costs ------------------------------------------------------------------------------------
+# ---- the cost -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.fast

@@ -177,8 +177,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
         environment = os.environ | settings.environment()
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    # When they are written to its URL, Then the format follows from the URL, and the bytes are those of a
-    # file
+    # When they are written to its URL, Then the URL decides the format, and the bytes are those of a file
     done = exported("--output", url)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.endswith(f"3 predictions written to {url}\n")

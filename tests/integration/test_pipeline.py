@@ -216,8 +216,7 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     read = calls_of(monkeypatch, sys.modules["worker.context"], "read_payload")
     job_id = harness.submit(digits(200))
 
-    # when it is claimed, then only the first images are classified, and another worker is woken for the
-    # rest
+    # when it is claimed, then only the first images are classified, and another worker is woken up
     assert harness.classify() == FIRST_CLAIM_IMAGES
     assert [(row.state, row.images) for row in harness.chunks(job_id)] == [
         (ChunkState.DONE, FIRST_CLAIM_IMAGES),
@@ -311,8 +310,7 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
         monkeypatch.setattr(light.Classifier, "predict", predict)
     job_id = harness.submit(contents)
 
-    # when it is tried until nothing is due; a MemoryError must not be raised, or Celery would end the
-    # worker
+    # when it is tried until nothing is due; a MemoryError that is raised would make Celery end the worker
     attempts = harness.classify_all(ignore=ZeroDivisionError)
 
     # then that image is quarantined, the others have their labels, and it took few attempts
@@ -377,8 +375,7 @@ def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
     monkeypatch.setattr(light.Classifier, "load", load)
     job_id = harness.submit(digits(2))
 
-    # when it is tried until nothing is due: twice together, three times per image, then once each without
-    # the model
+    # when it is tried until nothing is due: twice, three times per image, then once each without the model
     assert harness.classify_all(ignore=ZeroDivisionError) == 2 + 3 + 3 + 2
 
     # then the images are quarantined, and the job is done

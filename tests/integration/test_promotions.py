@@ -66,9 +66,7 @@ def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA) -> Non
 
 @pytest.fixture
 def trained(ledger: Ledger, make_model: Maker) -> Maker:
-    """Return a function: `trained("a", wrong=3)` registers a model with three mistakes; it is not the
-    champion.
-    """
+    """Return a function: `trained("a", wrong=3)` registers a model with three mistakes, not as champion."""
 
     def trained(marker: str, wrong: int = 0) -> Model:
         model = make_model(marker.encode(), champion=False)
@@ -140,8 +138,7 @@ def test_a_models_accuracy_is_that_of_its_latest_evaluation(ledger, make_model):
     evaluated(ledger, unknown, 40)
     evaluated(ledger, known, 30, data="e" * 64)
 
-    # Then get_model returns the accuracy of the latest evaluation, like the gate, the report and the health
-    # check
+    # Then a model's accuracy is that of its latest evaluation, as for the gate and the report
     with ledger.reading() as connection:
         assert get_model(connection, unknown.id).accuracy == 0.6
         assert get_model(connection, known.id).accuracy == 0.7
@@ -351,7 +348,7 @@ def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledg
     assert moves_of(ledger) == [(None, old.id, "promote")]
 
 
-# ---- many at once -------------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_champion", [False, True])
@@ -447,7 +444,7 @@ def test_the_history_is_in_order_whatever_the_clocks_say(ledger, trained, monkey
     assert [model for _, model, _ in moves_of(ledger)] == [model.id for model in made]
 
 
-# ---- and back -----------------------------------------------------------------------------------------
+# ---- rolling back -------------------------------------------------------------------------------------
 
 
 def rolled_back(ledger: Ledger) -> str:

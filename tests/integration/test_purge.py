@@ -188,8 +188,7 @@ def test_a_purged_job_is_not_tried_again(ledger, store, publisher, submitted, wo
 
 
 def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, worker, purge):
-    # Given two jobs that finished long ago, one with a key and one cancelled halfway, and one that is
-    # recent
+    # Given two jobs that finished long ago, one with a key and one cancelled halfway, and a recent one
     done, stopped, today = submitted(7, key="mine"), submitted(7), submitted(7)
     finish(worker, done)
     worker.work(stopped.chunks[1])
@@ -325,7 +324,7 @@ def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
     assert rows_of(ledger, job) == (1, 2, 4)
 
 
-# ---- only looking -------------------------------------------------------------------------------------
+# ---- a dry run ----------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted, worker, purge, monkeypatch):
@@ -352,7 +351,7 @@ def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted,
     assert looked.in_work == [held.id]
 
 
-# ---- what is left over --------------------------------------------------------------------------------
+# ---- leftovers ----------------------------------------------------------------------------------------
 
 
 def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkeypatch):

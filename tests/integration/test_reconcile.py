@@ -144,8 +144,7 @@ def test_a_broker_that_was_unavailable_gets_the_messages_when_it_is_back(
         Reconciler(ledger, Publisher(away), holder="anna").tick()
     away.close()
 
-    # And once the broker is back, the next tick sends the messages, even if the publisher had marked it
-    # unavailable
+    # And once the broker is back, the next tick sends the messages, even if it was marked unavailable
     publisher.unavailable = True
     assert Reconciler(ledger, publisher, holder="anna").tick() == 2
     assert broker.waiting() == 2

@@ -1,6 +1,4 @@
-"""`labelmill models register` and `evaluate` take a model that was trained elsewhere from its file to
-champion.
-"""
+"""A model that was trained elsewhere can be registered, evaluated and promoted."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, monkeypatch) -> Run:
-    """Return a function: `run("register", path)` returns exit code, stdout and stderr; the data has 300 test
-    images.
-    """
+    """Return a function: `run("register", path)` returns exit code, stdout, stderr; with 300 test images."""
     mnist.write_folder(little_mnist, tmp_path)
     for name, value in settings.model_copy(update={"mnist_dir": tmp_path}).environment().items():
         monkeypatch.setenv(name, value)
@@ -185,8 +181,7 @@ def test_a_champion_whose_file_is_gone_costs_nobody_his_figures(
     for path in (settings.home / "store" / "models").iterdir():
         if path.stem == sha256_of(champion, run):
             path.unlink()
-    # When another model is evaluated, Then its figures are printed, and a line says what cannot be
-    # evaluated
+    # When another model is evaluated, Then its figures are printed, and a line names the champion
     code, printed, said = run("evaluate", other, "--json")
     assert (code, json.loads(printed)["model"]) == (0, other)
     assert "the champion cannot be evaluated" in said

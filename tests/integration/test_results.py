@@ -1,6 +1,4 @@
-"""Results are recorded whole or not at all, once, and only by the chunk's owner; they decide when a job is
-done.
-"""
+"""A chunk's results are recorded whole or not at all, once, and by its owner; the last ones end the job."""
 
 from __future__ import annotations
 
@@ -474,7 +472,7 @@ def test_a_job_can_be_stopped_while_it_is_received(ledger, make_job):
     assert chunk_states_of(ledger, job) == [ChunkState.DROPPED]
 
 
-# ---- a job that is taken back -------------------------------------------------------------------------
+# ---- a job that is discarded --------------------------------------------------------------------------
 
 
 def test_a_job_taken_back_leaves_nothing(ledger, make_job, worker):
@@ -510,7 +508,7 @@ def test_a_sealed_job_is_not_taken_back(ledger, make_job, worker):
     assert rows_left(ledger) == {"jobs": 1, "chunks": 2, "predictions": 2}
 
 
-# ---- a database that goes away ------------------------------------------------------------------------
+# ---- a database that fails ----------------------------------------------------------------------------
 
 
 class Interrupted(list[str | None]):

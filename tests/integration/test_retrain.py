@@ -69,7 +69,7 @@ def champion_of(ledger: Ledger) -> str | None:
     return champion and champion.id
 
 
-# ---- results -----------------------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------------------------------------
 
 
 def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
@@ -281,7 +281,7 @@ def test_one_image_is_too_few_to_train_with(
     assert (run.error or "").startswith("There are too few images")
 
 
-# ---- what goes wrong ----------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------------
 
 
 def test_a_training_that_fails_changes_nothing_and_says_why(
@@ -436,9 +436,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Return a dict: `away["add"] = 3` makes the ledger unavailable for the next three calls of that
-    function.
-    """
+    """Return a dict: `away["add"] = 3` makes the ledger unavailable for three calls of that function."""
     away: dict[str, int] = {}
     real = Ledger.transaction
 
@@ -547,8 +545,7 @@ def test_a_run_that_was_cancelled_reads_no_further_correction(
     little_mnist: mnist.Mnist,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given a run that is cancelled while it reads the second of many corrections, and a heartbeat that
-    # notices
+    # given a run that is cancelled at the second of many corrections, and a heartbeat that notices
     correct(ledger, store, train(settings, little_mnist).model.id, images=20)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     claim = begin_run(settings, QUICK)

@@ -297,7 +297,7 @@ def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, im
     assert retried.unreadable == 0
 
 
-# ---- when it cannot be --------------------------------------------------------------------------------
+# ---- when a job cannot be retried ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sealed", [False, True])

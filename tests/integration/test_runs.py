@@ -123,7 +123,7 @@ def epoch(number: int) -> dict[str, float]:
     }
 
 
-# ---- its life -----------------------------------------------------------------------------------------
+# ---- the life of a run --------------------------------------------------------------------------------
 
 
 def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
@@ -411,8 +411,7 @@ def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
 
 
 def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledger) -> None:
-    # given a live trainer whose lease has expired: a clock was set, the machine slept, the ledger was
-    # unavailable
+    # given a live trainer whose lease has expired, because its machine slept or the ledger was unavailable
     claim = take(ledger, ask(ledger), lost=True)
 
     # when others look for the first time before its next heartbeat, then the run goes on
@@ -514,7 +513,7 @@ def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledg
     assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
 
 
-# ---- a run that waits ---------------------------------------------------------------------------------
+# ---- a pending run ------------------------------------------------------------------------------------
 
 
 def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: Ledger) -> None:

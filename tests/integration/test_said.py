@@ -44,8 +44,7 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "notes.txt").write_text("notes")
 
-    # when it is submitted with a device, then the job is accepted, and stderr says how many images failed
-    # and why
+    # when it is submitted with a device, then the job is accepted, and stderr says what cannot be read
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
     assert "skipped 1 file: not images by their names" in done.stderr
@@ -81,8 +80,7 @@ def test_following_a_job_that_waits_names_what_may_be_missing(
     with Client(settings) as client:
         status = client.status(job.id)
 
-    # then the note names the command that lists workers, or the one that starts them if the broker is
-    # embedded
+    # then the note names the command that lists workers, or the one that starts the embedded stack
     told = [_note(status, own_stack=False, embedded=embedded) for embedded in (False, True)]
     assert told == [
         "waiting for a worker: `labelmill workers` lists those that run",

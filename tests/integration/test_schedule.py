@@ -137,7 +137,7 @@ def test_another_time_zone_is_the_same_moment() -> None:
     assert due_slot(WEEKLY, there) == SUNDAY
 
 
-# ---- opening it ---------------------------------------------------------------------------------------
+# ---- opening a slot -----------------------------------------------------------------------------------
 
 
 def test_beat_opens_the_slot_and_sends_the_runs_message(

@@ -74,9 +74,7 @@ def client(settings: Settings) -> Iterator[Client]:
 
 @pytest.fixture
 def submit_images(harness: Harness, publisher: Publisher) -> Submit:
-    """Return a function: `submit_images(digits(9), share=1.0, chunk_images=4)` submits a job as a producer
-    does.
-    """
+    """Return a function: `submit_images(digits(9), share=1.0, chunk_images=4)` submits as a producer does."""
 
     def submit_images(contents: Sequence[bytes], *, share: float = 1.0, **options: Any) -> str:
         return submit(
@@ -198,7 +196,7 @@ def test_a_retry_has_a_shadow_too(harness: Harness, publisher: Publisher, submit
     assert shadow_of(harness.ledger, retried.submitted.job_id) is not None
 
 
-# ---- it is in nobody's way ----------------------------------------------------------------------------
+# ---- it disturbs no job -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("challenger")
@@ -376,7 +374,7 @@ def test_a_challenger_is_compared_with_the_champion_of_today(
     assert (both.chunks, both.images, both.disagreements) == (2, 70, 8)
 
 
-# ---- in and out ---------------------------------------------------------------------------------------
+# ---- beginning and ending a shadow --------------------------------------------------------------------
 
 
 def test_the_challenger_comes_and_goes(

@@ -168,7 +168,7 @@ def nothing_is_left(ledger, settings):
     return nothing_is_left
 
 
-# ---- the usual way ------------------------------------------------------------------------------------
+# ---- a complete submission ----------------------------------------------------------------------------
 
 
 def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
@@ -411,8 +411,7 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
     size = first.stat().st_size + len(str(first))
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2 * size)
 
-    # When the images are submitted both ways, Then the chunks are alike: a worker reads the bytes either
-    # way
+    # When they are submitted both ways, Then the chunks are alike: a worker reads the same bytes
     roots = Roots([str(photos)])
     sizes = [
         sizes_of(ledger, run(Sources([str(photos)]), chunk_images=100, by_reference=way).job_id)
@@ -472,7 +471,7 @@ def test_the_same_content_by_reference_or_not_is_the_same_under_a_key(run, job_c
     assert job_count() == 1
 
 
-# ---- the order ----------------------------------------------------------------------------------------
+# ---- the order of writes ------------------------------------------------------------------------------
 
 
 class LookingStore(Store):
@@ -609,7 +608,7 @@ def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, n
     assert nothing_is_left()
 
 
-# ---- what breaks --------------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------------
 
 
 def breaks_after(count: int, happens) -> Iterator[SourceImage]:
@@ -801,7 +800,7 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     assert (job.state, job.total) == (JobState.CANCELLED, 2)
 
 
-# ---- a producer that is slow --------------------------------------------------------------------------
+# ---- a slow producer ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -976,8 +975,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     monkeypatch.setattr("jobs.ledger.database.SQLITE_BUSY_SECONDS", 120)
     own = Ledger(ledger_url)
 
-    # And Ctrl-C in a transaction that holds the job's row (on SQLite the whole file), for which a heartbeat
-    # waits
+    # And Ctrl-C in a transaction that holds the job's row, for which a heartbeat waits
     def interrupt(_images: int) -> None:
         transaction = own.transaction()
         connection = transaction.__enter__()
@@ -993,7 +991,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     assert nothing_is_left()
 
 
-# ---- a broker that is away ----------------------------------------------------------------------------
+# ---- an unavailable broker ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -1041,7 +1039,7 @@ def test_a_publisher_with_a_broker_is_available(run, publisher):
     assert not publisher.unavailable
 
 
-# ---- one job to a key ---------------------------------------------------------------------------------
+# ---- submission keys ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -1200,8 +1198,7 @@ def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch)
         other = pool.submit(run, source(), key="mine")
         assert begun.wait(30)
 
-        # When another one submits the same content under the same key, Then it reports the wait once and
-        # gets that job
+        # When another one submits the same content, Then it reports the wait once and gets that job
         submitted = run(images(5), key="mine", on_wait=say)
     assert said == [submitted.job_id] == [other.result().job_id]
     assert not submitted.new

@@ -39,8 +39,7 @@ from tests.conftest import Job, JobMaker, Worker
 from tests.kerasfile import keras_file
 from worker.learning.mnist import Mnist
 
-#: Classes that a terminal would obey: red in two encodings, the cursor one line up; and one for rich's
-#: markup.
+#: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
 CLASSES = ("\x1b[31mred", "\x9b31mred too", "up\x1b[1A", "[red]tin[/red]")
 WRITTEN_OUT = ("\\x1b[31mred", "\\x9b31mred too", "up\\x1b[1A", "[red]tin[/red]")
 
@@ -96,9 +95,7 @@ def evaluation() -> Evaluation:
 
 @pytest.fixture
 def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp_path: Path) -> Job:
-    """Return a finished job with these labels, in folders of another class; the first of each label is
-    corrected.
-    """
+    """Return a finished job with these labels, in folders of other classes, and with four corrections."""
     job = make_job([EACH * len(CLASSES)])
     folders = [tmp_path / f"{number}-x" for number in range(len(CLASSES))]
     for folder in folders:

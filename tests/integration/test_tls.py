@@ -151,7 +151,7 @@ def test_who_asks_for_no_tls_is_not_heard_in_the_clear(tls_ledger: TlsLedger) ->
         ledger.check()
 
 
-# ---- all of it ----------------------------------------------------------------------------------------
+# ---- a whole deployment -------------------------------------------------------------------------------
 
 
 def predictions_of(home: Home, images: Path) -> tuple[list[tuple[str, str]], list[float]]:
@@ -217,7 +217,7 @@ def _copy_champion(origin: Home, url: str, home: Home) -> None:
             point_alias(connection, CHAMPION, copy.id)
 
 
-# ---- what does not fit --------------------------------------------------------------------------------
+# ---- wrong settings -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
-"""A submission and the work on its chunks form one trace; the spans are kept in memory by OpenTelemetry's
-exporter.
-"""
+"""A submission and the work on its chunks form one trace; OpenTelemetry keeps its spans in memory here."""
 
 from __future__ import annotations
 
@@ -53,9 +51,7 @@ def traced() -> Iterator[Traced]:
 
 @pytest.fixture
 def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracing | None, int], str]:
-    """Return a function: `submit_digits(tracing, 3)` submits three images, the last one broken, in chunks of
-    two.
-    """
+    """Return a function: `submit_digits(tracing, 3)` submits three images, one broken, in chunks of two."""
 
     def submit_digits(tracing: Tracing | None, count: int) -> str:
         contents = [*digits(count - 1), b"broken"]

@@ -440,12 +440,10 @@ def a_row(format: str, length: int) -> bytes:  # noqa: A002
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "PPM", "GIF", "WEBP"])
 def test_a_side_longer_than_any_is_too_large_however_few_the_pixels(format: str) -> None:  # noqa: A002
-    # Given a picture one row high, of the greatest allowed length, which is decoded; WebP's own maximum is
-    # lower
+    # Given a picture of one row with the greatest allowed length, which is decoded; WebP allows less
     if format != "WEBP":
         assert decode(a_row(format, LONGEST), GREY).shape == (28, 28)
-    # And one pixel longer, or upright, it is too large: resizing would take many times the memory of its
-    # pixels
+    # And a pixel more, or upright, it is too large: resizing takes many times the memory of its pixels
     error = error_of(a_row(format, LONGEST + 1))
     assert error.code == ErrorCode.TOO_LARGE
     assert error.detail == "65,536 x 1 pixels, a side of more than 65,535"

@@ -1,6 +1,4 @@
-"""The documents and the code agree: every setting, command, option, error code and file that they name
-exists.
-"""
+"""The documents and the code agree on every setting, command, option, error code and file."""
 
 from __future__ import annotations
 

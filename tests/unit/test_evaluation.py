@@ -124,7 +124,7 @@ def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
     assert calibration_error(calibration_of(np.array([]), np.array([], np.bool_))) == 0
 
 
-# ---- all of it, on a real model -----------------------------------------------------------------------
+# ---- all figures, on a real model ---------------------------------------------------------------------
 
 
 def reader(scale: float = 0.01) -> Classifier:

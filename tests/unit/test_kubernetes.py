@@ -154,7 +154,7 @@ def texts(value: object) -> Iterator[str]:
         yield value
 
 
-# ---- what Kubernetes and others say -------------------------------------------------------------------
+# ---- schemas ------------------------------------------------------------------------------------------
 
 
 def test_every_component_is_rendered_here() -> None:
@@ -178,9 +178,7 @@ def test_every_object_is_one_that_kubernetes_takes(objects: list[Object]) -> Non
 
 @cache
 def _validate(written: str, version: str) -> None:
-    """Validate an object; cached, because most objects are in every installation and a schema takes 0.1 s to
-    load.
-    """
+    """Validate an object; cached, because installations share most objects, and a schema loads slowly."""
     # Strict: a mistyped field is an error, while Kubernetes would silently drop it.
     kubernetes_validate.validate(json.loads(written), version, strict=True)
 
@@ -279,7 +277,7 @@ def test_everything_is_in_the_one_namespace(objects: list[Object]) -> None:
             assert each["metadata"].get("namespace") == namespace["metadata"]["name"], each["metadata"]
 
 
-# ---- what a container may -----------------------------------------------------------------------------
+# ---- what a container may do --------------------------------------------------------------------------
 
 
 def test_no_container_may_do_more_than_it_has_to(objects: list[Object]) -> None:
@@ -389,8 +387,7 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         if name == "producer":  # it only runs what a user types
             assert not probes
             continue
-        # Beat does not depend on ledger and broker all the time, and a training run goes on without a
-        # broker.
+        # Beat need not reach ledger and broker to be alive, and a training run goes on without a broker.
         liveness = set() if name in ("beat", "trainer") else {"livenessProbe"}
         assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
         for kind, probe in probes.items():
@@ -400,8 +397,7 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
                 assert probe["timeoutSeconds"] >= 10
                 assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
         if name == "worker":
-            # While ledger or broker is unavailable no worker is ready, but that must not restart the
-            # workers.
+            # While ledger or broker is unavailable no worker is ready, but that must not restart workers.
             probe = probes["livenessProbe"]
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
 
@@ -430,7 +426,7 @@ def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
     }
 
 
-# ---- the same as elsewhere ----------------------------------------------------------------------------
+# ---- agreement with Compose and the code --------------------------------------------------------------
 
 
 def test_images_and_commands_are_those_of_the_compose_file(
@@ -547,7 +543,7 @@ def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], obj
     }
 
 
-# ---- who finds and reaches whom -----------------------------------------------------------------------
+# ---- selectors and network policies -------------------------------------------------------------------
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:

@@ -82,9 +82,7 @@ def test_of_equally_good_models_one_in_a_hundred_looks_better_or_worse_at_the_mo
 
 
 def answers(*, wrong: int = 0, start: int = 0, without: int = 0) -> bytes:
-    """Return answers that are right, except for `wrong` images from `start` on, and `without` an answer after
-    them.
-    """
+    """Return right answers, except for `wrong` images from `start` on, followed by `without` missing ones."""
     given_answers = list(TRUTH)
     for index in range(start, start + wrong):
         given_answers[index] = (TRUTH[index] + 1) % 10

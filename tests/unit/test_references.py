@@ -173,7 +173,7 @@ def test_a_file_url_of_another_machine_is_refused(folder: Path) -> None:
     assert code_of(Roots([str(folder)]).locate, f"file://server{folder}/a.png") == ErrorCode.SOURCE_FORBIDDEN
 
 
-# ---- what became of a file ----------------------------------------------------------------------------
+# ---- files that have changed --------------------------------------------------------------------------
 
 
 def test_a_file_that_is_gone_is_missing(folder: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_url_is_shown_without_what_is_secret() -> None:
     assert shown_url("s3://bucket/what?#.png") == "s3://bucket/what?#.png"
 
 
-# ---- what became of an object -------------------------------------------------------------------------
+# ---- objects that have changed ------------------------------------------------------------------------
 
 
 ROOTS = Roots(["memory://bucket/photos", "odd://bucket/"])

@@ -35,7 +35,7 @@ def setenv(monkeypatch):
     return setenv
 
 
-# ---- what is left out ---------------------------------------------------------------------------------
+# ---- defaults -----------------------------------------------------------------------------------------
 
 
 def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
@@ -147,7 +147,7 @@ def test_limits_follow_from_the_lease():
         assert settings.soft_time_limit < settings.time_limit < lease < settings.visibility_timeout
 
 
-# ---- what is wrong ------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_setting_that_is_not_ours_is_left_alone(setenv):
     assert Settings.load() == Settings()
 
 
-# ---- what is secret -----------------------------------------------------------------------------------
+# ---- secrets ------------------------------------------------------------------------------------------
 
 
 def test_no_secret_is_shown():

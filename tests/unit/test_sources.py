@@ -1,6 +1,4 @@
-"""Files, folders and stdin as sources: which files are taken, their names, and errors that stop only one
-image.
-"""
+"""Files, folders and stdin as sources: which files are taken, their names, and errors of single images."""
 
 from __future__ import annotations
 
@@ -431,8 +429,7 @@ def test_a_symlink_within_the_folder_is_read_and_one_that_leaves_it_is_forbidden
     # When the folder is named through a symlink
     Path("named").symlink_to("photos")
     sources = Sources(["named"])
-    # Then links to files inside are read, links that lead out are errors, and links to folders are not
-    # followed
+    # Then links to files inside are read, links out are errors, and links to folders are not followed
     assert outcomes(sources) == [
         ("named/a.png", b"inside"),
         ("named/deep/b.png", b"deep"),

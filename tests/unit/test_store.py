@@ -274,7 +274,7 @@ def test_readers_never_see_the_file_that_is_being_written(folder, monkeypatch):
     assert store.get("payloads/job/chunk") == b"second"
 
 
-# ---- what is in it ------------------------------------------------------------------------------------
+# ---- listing ------------------------------------------------------------------------------------------
 
 
 def test_folders_are_listed_by_name(store):

@@ -146,7 +146,7 @@ def test_what_libpq_knows_is_left_to_it(query: str) -> None:
         assert option.partition("=")[0] in checked
 
 
-# ---- what is secret -----------------------------------------------------------------------------------
+# ---- secrets ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("letter", list("@:/?#;%[]&=+ "))
