@@ -483,7 +483,7 @@ def test_the_model_of_an_unfinished_job_is_needed(settings, ledger, make_model, 
 
 
 def requested(ledger: Ledger, **values: object) -> str:
-    """Request a training run, and change it."""
+    """Request a training run with these values, and return its id."""
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
@@ -514,7 +514,7 @@ def test_a_training_run_without_mnist_says_which_setting_helps(settings, ledger)
     # Given a run that failed offline, before it had its data
     requested(ledger, state=RunState.FAILED, active=None, error="MNIST cannot be loaded: set ...")
 
-    # Then the doctor says so, and promises no download
+    # Then the doctor says so, and does not suggest a download
     find(check_training, settings, "MNIST could not be loaded", WARNING, "LABELMILL_MNIST_DIR=")
     assert not any("download" in finding.what for finding in check_training(settings))
 

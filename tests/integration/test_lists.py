@@ -47,7 +47,7 @@ def terminal(settings):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_row_of_jobs_is_a_line_of_80_columns(ledger, make_job, terminal):
-    # Given large jobs in the states with the longest names, with long keys
+    # Given two large running jobs with long keys, one of them paused
     ids = [make_job([3], key=f"june/{'very ' * 20}long {number}").id for number in range(2)]
     with ledger.transaction() as connection:
         connection.execute(jobs.update().values(total=100_000_000, succeeded=12_345_678, failed=1_234_567))

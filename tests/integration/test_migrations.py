@@ -45,7 +45,7 @@ def test_a_ledger_is_made_from_nothing(empty_ledger):
 
 
 def test_migrating_twice_changes_nothing(ledger, make_job):
-    # Given a migrated ledger with a job in it
+    # Given a migrated ledger with a job
     job = make_job([3])
 
     # When it is migrated again, Then nothing changes

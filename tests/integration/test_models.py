@@ -98,7 +98,7 @@ def test_there_is_one_champion_and_it_moves(ledger, make_model):
     point(ledger, CHAMPION, old)
     assert champion_of(ledger) == replace(old, aliases=(CHAMPION,))
 
-    # When the challenger wins
+    # When the challenger becomes the champion
     point(ledger, CHAMPION, new)
 
     # Then it is the only champion

@@ -51,7 +51,7 @@ LIMITS = GateLimits(
 
 DATA, OTHER_DATA = "d" * 64, "e" * 64
 
-#: A hundred images, ten of each class.
+#: The labels of a hundred images, ten of each class.
 TRUTH = [number % 10 for number in range(100)]
 
 Maker = Callable[..., Model]

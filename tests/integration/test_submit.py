@@ -97,7 +97,7 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
 
 
 def test_a_job_is_pinned_to_the_model_that_is_named_or_to_the_champion(run, ledger, make_model, champion):
-    # Given a champion, and another model beside it
+    # Given a champion and another model
     other = make_model(b"other", champion=False)
     # When images are submitted for that model and for none, Then each job is pinned to its own model
     jobs_of = {run(images(3), model_id=other.id).job_id: other.id, run(images(3)).job_id: champion.id}
@@ -116,7 +116,7 @@ def test_a_model_that_is_not_there_is_refused_before_an_image_is_read(run, nothi
 
 
 def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
-    # Given a job under a key, submitted for the champion
+    # Given a job with a key, submitted for the champion
     other = make_model(b"other", champion=False)
     first = run(images(3), key="mine")
     # When the same images are submitted for the champion by id, or for the other model
@@ -174,7 +174,7 @@ def nothing_is_left(ledger, settings):
 def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
     run, ledger, store, broker, settings, champion
 ):
-    # Given five images, one of which could not even be read
+    # Given five images, one of which could not be read
     source = images(5)
     source[3] = SourceImage("3.png", None, ImageError(ErrorCode.SOURCE_MISSING, "permission denied"))
 
