@@ -228,7 +228,7 @@ def test_what_is_old_does_not_count(ledger, classified) -> None:
 
 
 def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, make_job, worker) -> None:
-    # given a finished job, a running one, a cancelled one, and a finished one of another model
+    # given two finished jobs, a running one, and a cancelled one
     classified(EVEN)
     worker.work(make_job([10, 10]).chunks[0])
     stopped = make_job([10, 10])
@@ -241,7 +241,7 @@ def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, ma
             sa.text("UPDATE jobs SET model_id = :m WHERE id = :j"), {"m": evaluated.id, "j": other}
         )
 
-    # then the finished and the cancelled job of the model count
+    # then all images of the finished jobs count, and the recorded ones of the cancelled job
     assert health_of(ledger).images == 2 * 1000 + 10
 
 

@@ -854,7 +854,7 @@ def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, jo
             seen.append((job_count(), signs_are_given()))
             yield one
 
-    # When they are submitted, Then the job exists from the third image on, and heartbeats with the fourth
+    # When they are submitted, Then the job and its heartbeats begin once the third image has been read
     run(source())
     assert seen == [(0, False), (0, False), (0, False), (1, True)]
 
