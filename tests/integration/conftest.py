@@ -1,4 +1,4 @@
-"""What tests of a worker's work share: models, a worker's context, and a harness."""
+"""Fixtures for tests of a worker's work: models, a worker's context, and a harness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from worker.context import WorkerContext
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A real model of the right shape, untrained: its answers differ from picture to picture."""
+    """Return a real, untrained model of the right shape; its answers differ between pictures."""
     from worker.learning.training import build, save
     from worker.predicting.tensorflow_runtime import keras
 
@@ -32,14 +32,14 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def context(settings: Settings) -> Iterator[WorkerContext]:
-    """The resources of one worker process."""
+    """Return the resources of one worker process."""
     with WorkerContext(settings, processes=1) as context:
         yield context
 
 
 @pytest.fixture
 def light_model(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Return a model's file for `tests.faults.light`, which takes TensorFlow's place and reads pictures."""
+    """Return a model file for `tests.faults.light`, which reads labels from pictures without TensorFlow."""
     monkeypatch.setitem(sys.modules, "worker.predicting.classifier", light)
     monkeypatch.setattr(light, "PACE_SECONDS", 0.0)
     return keras_file()
@@ -47,11 +47,11 @@ def light_model(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 @pytest.fixture
 def harness(ledger: Ledger, store: Store, context: WorkerContext, light_model: bytes) -> Harness:
-    """A worker's context with the light classifier."""
+    """Return a worker's context with the light classifier."""
     return make_harness(ledger, store, context, light_model)
 
 
 @pytest.fixture
 def keras_harness(ledger: Ledger, store: Store, context: WorkerContext, model_file: bytes) -> Harness:
-    """A worker's context with a real model."""
+    """Return a worker's context with a real model."""
     return make_harness(ledger, store, context, model_file)

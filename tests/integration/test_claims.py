@@ -1,4 +1,4 @@
-"""Claims: the ledger decides which chunk is next, one worker has it, and a fence keeps earlier ones out."""
+"""The ledger decides which chunk is next, one worker gets it, and a fence keeps earlier owners out."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def row_of(ledger: Ledger, chunk_id: str) -> Row[Any]:
 
 
 def set_lease(ledger: Ledger, claim: Claim, *, seconds: float) -> None:
-    """As if so much were left of the lease."""
+    """Let the lease expire in that many seconds."""
     with ledger.transaction() as connection:
         row = chunks.update().where(chunks.c.id == claim.chunk_id)
         connection.execute(row.values(lease_until=db_now(seconds)))
@@ -59,7 +59,7 @@ def expire(ledger: Ledger) -> int:
 
 @pytest.fixture
 def submit(ledger, champion):
-    """`submit([3, 2], priority=5, model=None)`: a job whose chunks have this priority; its chunks."""
+    """Return a function: `submit([3, 2], priority=5, model=None)` submits a job and returns its chunks."""
 
     def submit(sizes, *, priority=0, model=None):
         job_id, first, added = new_id(), 0, []
@@ -79,20 +79,20 @@ def submit(ledger, champion):
 
 
 def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker):
-    # Given a job of two chunks, the first of which is taken
+    # Given a job of two chunks, the first of which is claimed
     job = make_job([LARGE, LARGE + 1])
     worker.claim_next()
 
-    # When a worker claims what is next
+    # When a worker claims the next chunk
     (claim,) = worker.claim_next()
 
-    # Then the claim says where its images are, what they are counted from, and by which model
+    # Then the claim has the location of its images, their first index, and the model
     assert (claim.chunk_id, claim.job_id, claim.model_id) == (job.chunks[1].id, job.id, champion.id)
     assert (claim.first_index, claim.images, claim.attempts) == (LARGE, LARGE + 1, 1)
     assert (claim.payload, claim.payload_digest) == (job.chunks[1].payload, job.chunks[1].payload_digest)
     assert not claim.was_cut
 
-    # And the row says who has it, under a lease that counts from now
+    # And the row has the owner, and a lease that starts now
     row = row_of(ledger, claim.chunk_id)
     assert (row.state, row.owner, row.token) == (ChunkState.CLAIMED, worker.name, claim.token)
     with ledger.reading() as connection:
@@ -101,20 +101,20 @@ def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker)
 
 
 def test_the_highest_priority_is_next_then_the_oldest_then_the_first_image(submit, worker):
-    # Given jobs of three priorities, the oldest of which have two chunks
+    # Given jobs of three priorities; the oldest has two chunks
     old, late = submit([LARGE, LARGE]), submit([LARGE])
     first, last = submit([LARGE], priority=3), submit([LARGE], priority=-5)
 
     # When a worker claims until nothing is due
     claimed = [claims[0].chunk_id for _ in range(5) if (claims := worker.claim_next())]
 
-    # Then they came in that order
+    # Then the chunks were claimed in that order
     assert claimed == [chunk.id for chunk in (*first, *old, *late, *last)]
     assert worker.claim_next() == []
 
 
 def test_nothing_else_is_due(ledger, make_job, worker):
-    # Given chunks that are claimed, done, dropped, held, in back-off, or that a paused job left pending
+    # Given chunks that are claimed, done, dropped, held or in back-off, and a pending chunk of a paused job
     states = {}
     for state in ("claimed", "done", "unavailable"):
         make_job([LARGE])
@@ -132,7 +132,7 @@ def test_nothing_else_is_due(ledger, make_job, worker):
 
 
 def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, submit):
-    # Given 30 chunks and two processes, ready to claim all of them
+    # Given 30 chunks, and two processes that are ready to claim all of them
     added = submit([LARGE] * 30)
     claimer = """
 import json, sys
@@ -162,7 +162,7 @@ while claims:
             process.stdin.flush()
         assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
 
-        # When they start together
+        # When both start at once
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
@@ -178,7 +178,7 @@ while claims:
 
 
 def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_worker):
-    # Given one chunk of 1,000 images, and 4 workers that take at most 64 at a time
+    # Given one chunk of 1,000 images, and 4 workers that claim at most 64 at a time
     submit([1_000])
     workers = [new_worker(f"worker {number}") for number in range(4)]
     start = threading.Barrier(len(workers), timeout=30)
@@ -186,11 +186,11 @@ def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_
     def claim_all(worker):
         start.wait()
         claims = []
-        for _ in range(100):  # a chunk that another worker is cutting at this moment is skipped
+        for _ in range(100):  # a chunk that another worker is cutting right now is skipped
             claims += worker.claim_next(images=64)
         return claims
 
-    # When they have all tried
+    # When all of them claim at once
     with ThreadPoolExecutor(len(workers)) as pool:
         claims = [claim for got in pool.map(claim_all, workers) for claim in got]
 
@@ -202,10 +202,10 @@ def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_
 
 
 def test_what_is_next_is_found_by_an_index_however_much_waits(ledger, submit):
-    # Given many chunks, most of them done
+    # Given many pending chunks
     submit([LARGE] * 200)
 
-    # When a worker claims, Then the database reads the index of pending chunks and sorts nothing
+    # When a worker claims, Then the database uses the index of pending chunks and does not sort
     plans = plans_of(
         ledger,
         lambda connection: claim_next(
@@ -222,17 +222,17 @@ def test_what_is_next_is_found_by_an_index_however_much_waits(ledger, submit):
 
 
 def test_a_chunk_that_is_larger_than_the_limit_is_cut_and_its_rest_is_next(ledger, submit, worker):
-    # Given a chunk of 1,000 images at index 100, and a younger job
+    # Given a chunk of 1,000 images, and a younger job
     submit([100])
     worker.claim_next()
     (chunk,) = submit([1_000])[0:1]
     (young,) = submit([LARGE])
 
-    # When workers take 600 images at most
+    # When workers claim at most 600 images
     (first,) = worker.claim_next(images=600)
     (rest,) = worker.claim_next(images=600)
 
-    # Then the first 600 images are the claim's, and the rest is claimed before the younger job
+    # Then the first claim has 600 images, and the rest is claimed before the younger job
     assert (first.chunk_id, first.first_index, first.images, first.was_cut) == (chunk.id, 0, 600, True)
     assert (rest.first_index, rest.images, rest.payload_offset, rest.was_cut) == (600, 400, 600, False)
     assert (rest.payload, rest.payload_digest) == (first.payload, first.payload_digest)
@@ -261,7 +261,7 @@ def test_a_chunk_that_crashed_twice_is_halved_until_the_poison_is_alone(ledger, 
             worker.finish(claim)
             done.update(images)
 
-    # Then all images have an outcome, and it took few attempts
+    # Then all images have an outcome, after few attempts
     assert done == set(range(300))
     assert attempts < 35
     assert row_of(ledger, chunk.id).state == ChunkState.DONE
@@ -273,7 +273,7 @@ def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(submi
     for _ in range(2):
         worker.crash(worker.claim_next()[0], Reason.TIMED_OUT)
 
-    # When it is claimed again, Then the lone image has no crash, and the two others one each
+    # When it is claimed again, Then the single image has no crash, and the two others have one
     alone, others = worker.claim_next(), worker.claim_next()
     assert [(claim.images, claim.crashes) for claim in (*alone, *others)] == [(1, 0), (2, 1)]
     assert {claim.crash_code for claim in (*alone, *others)} == {ErrorCode.TIMEOUT}
@@ -283,7 +283,7 @@ def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(submi
 
 
 def test_small_chunks_of_one_model_are_claimed_together_under_one_token(submit, make_model, worker):
-    # Given small jobs of two models, a large one, and one of lower priority
+    # Given small jobs of two models, a large job, and a small one of lower priority
     small = [submit([size])[0] for size in (1, 2, SMALL_JOB_IMAGES)]
     submit([1], model=make_model(b"another", champion=False))
     submit([LARGE])
@@ -292,7 +292,7 @@ def test_small_chunks_of_one_model_are_claimed_together_under_one_token(submit, 
     # When a worker claims
     claims = worker.claim_next()
 
-    # Then it has the small ones of the first one's model, in order
+    # Then it gets the small chunks of the first one's model, in order
     assert [claim.chunk_id for claim in claims] == [chunk.id for chunk in (*small, low)]
     assert len({claim.token for claim in claims}) == 1
     assert {claim.attempts for claim in claims} == {1}
@@ -310,17 +310,17 @@ def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, wo
 
 
 def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):
-    # Given three small jobs that were claimed together and crashed together
+    # Given three small jobs that were claimed together and crashed
     for _ in range(3):
         submit([1])
     for claim in worker.claim_next():
         worker.crash(claim)
 
-    # When they are claimed again, Then each is alone
+    # When they are claimed again, Then each is claimed alone
     assert [len(worker.claim_next()) for _ in range(3)] == [1, 1, 1]
 
 
-# ---- letting go -------------------------------------------------------------------------------------------
+# ---- releasing --------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_chunk_is_due_at_once_and_has_not_crashed(ledger, submit, new_worker):
@@ -334,7 +334,7 @@ def test_an_interrupted_chunk_is_due_at_once_and_has_not_crashed(ledger, submit,
 
 
 def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, worker):
-    # Given a chunk whose service is unavailable each time, When it is released
+    # Given a chunk that is released again and again because a service is unavailable
     (chunk,) = submit([LARGE])
     waits = []
     for _ in range(9):
@@ -344,7 +344,7 @@ def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, wor
             waits.append((row.not_before - row.now).total_seconds())
             connection.execute(chunks.update().values(not_before=db_now(-1)))
 
-    # Then it waits longer each time, and has never crashed
+    # Then each wait is longer, up to a minute, and no crash is counted
     assert waits == pytest.approx([*RETRY_SECONDS, 60, 60], abs=0.9)
     assert (row_of(ledger, chunk.id).releases, row_of(ledger, chunk.id).crashes) == (9, 0)
 
@@ -366,16 +366,16 @@ def test_what_an_image_may_have_done_is_counted_as_a_crash(ledger, submit, worke
 
 
 def test_a_lease_that_ran_out_is_a_crash_and_nobody_has_the_chunk_before(ledger, submit, new_worker):
-    # Given a claim with a lease
+    # Given a claim
     submit([LARGE])
     (first,) = new_worker("anna").claim_next()
     other = new_worker("ben")
 
-    # When it has nearly run out, Then nobody else gets the chunk
+    # When its lease has nearly expired, Then nobody else gets the chunk
     set_lease(ledger, first, seconds=30)
     assert (expire(ledger), other.claim_next()) == (0, [])
 
-    # When it has run out, Then not before the reconciler has released it, with a crash counted
+    # When it has expired, Then others get the chunk once the reconciler has released it as a crash
     set_lease(ledger, first, seconds=-0.001)
     assert other.claim_next() == []
     assert expire(ledger) == 1
@@ -386,30 +386,30 @@ def test_a_lease_that_ran_out_is_a_crash_and_nobody_has_the_chunk_before(ledger,
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, submit, new_worker):
-    # Given a lease that ran out, whose worker is recording at this moment
+    # Given an expired lease, and a worker that is recording right now
     submit([LARGE])
     slow = new_worker()
     (claim,) = slow.claim_next(lease_seconds=-1)
     with slow.ledger.transaction() as connection:
         connection.execute(chunks.update().where(chunks.c.id == claim.chunk_id).values(error="recording"))
 
-        # When the reconciler looks, Then it passes over the chunk
+        # When the reconciler runs, Then it skips the chunk
         assert expire(ledger) == 0
 
 
 def test_all_that_a_dead_process_had_claimed_is_free_at_once(ledger, submit, new_worker):
-    # Given a process that died with small chunks, and one that lives
+    # Given a dead process with small chunks, and a live process
     for _ in range(3):
         submit([1])
     dead = new_worker("host/1").claim_next()
     submit([LARGE])
     (living,) = new_worker("host/2").claim_next()
 
-    # When the parent releases what the dead one had claimed
+    # When the parent releases what the dead process had claimed
     with ledger.transaction() as connection:
         assert release_claims(connection, claimed_by("host/1"), Reason.TIMED_OUT, "it hung") == 3
 
-    # Then its chunks have crashed and are pending, and the living one's is as it was
+    # Then those chunks are pending with a crash each, and the live process keeps its claim
     for claim in dead:
         row = row_of(ledger, claim.chunk_id)
         assert (row.state, row.crashes, row.error) == (ChunkState.PENDING, 1, "it hung")
@@ -427,7 +427,7 @@ def test_a_claim_whose_commit_lost_its_answer_is_released_by_its_token(ledger, s
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_worker_that_lost_the_chunk_does_no_harm(ledger, submit, new_worker, reason):
-    # Given a chunk that another worker took over
+    # Given a chunk that another worker has claimed
     submit([LARGE])
     slow, other = new_worker("anna"), new_worker("ben")
     (lost,) = slow.claim_next(lease_seconds=-1)
@@ -435,13 +435,13 @@ def test_a_worker_that_lost_the_chunk_does_no_harm(ledger, submit, new_worker, r
     (theirs,) = other.claim_next()
     before = row_of(ledger, theirs.chunk_id)
 
-    # When the first one records or releases, Then nothing happens
+    # When the first worker records or releases, Then nothing changes
     slow.release(lost, reason)
     with pytest.raises(LeaseLost):
         slow.finish(lost)
     assert row_of(ledger, theirs.chunk_id) == before
 
-    # And when the other one has finished, it was the other's doing
+    # And when the other worker has finished, only its token counts as finished
     other.finish(theirs)
     slow.release(lost, reason)
     with ledger.reading() as connection:
@@ -466,8 +466,8 @@ def test_a_chunk_released_after_its_job_was_stopped_is_dropped(ledger, make_job,
 
 
 def test_no_clock_but_the_databases_own_writes_a_time(ledger, submit, worker):
-    """Leases compare what many hosts wrote: a host whose clock is wrong must not matter."""
-    # Given an eye on all that is handed to the database
+    """A host whose clock is wrong must not matter, because leases compare times from many hosts."""
+    # Given a record of all values that are sent to the database
     handed_over: list[Any] = []
 
     def look(_connection, _cursor, _statement, parameters, _context, executemany):
@@ -476,7 +476,7 @@ def test_no_clock_but_the_databases_own_writes_a_time(ledger, submit, worker):
 
     sa.event.listen(sa.Engine, "before_cursor_execute", look)
     try:
-        # When chunks go the whole way
+        # When chunks are claimed, cut, released and finished
         (chunk,) = submit([1_000])
         worker.claim_next(lease_seconds=-1)
         expire(ledger)
@@ -486,7 +486,7 @@ def test_no_clock_but_the_databases_own_writes_a_time(ledger, submit, worker):
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", look)
 
-    # Then no time was among it, but the time that the rest of a cut chunk inherits from the database
+    # Then none of them is a time in text form
     assert chunk.id in handed_over
     assert not [value for value in handed_over if re.match(r"\d{4}-\d\d-\d\d", str(value))]
 

@@ -1,4 +1,4 @@
-"""`labelmill.Client`: what a program may pass, and that it gets what the commands give."""
+"""`labelmill.Client` accepts what programs pass, and returns what the commands print."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def client(settings):
 
 @pytest.fixture
 def chunk_of(client):
-    """`chunk_of(job_id)`: the only chunk of a job."""
+    """Return a function: `chunk_of(job_id)` returns the only chunk of a job."""
 
     def chunk_of(job_id):
         with client.ledger.reading() as connection:
@@ -39,7 +39,7 @@ def chunk_of(client):
 
 @pytest.fixture
 def payload_of(chunk_of, store):
-    """`payload_of(job_id)`: names and contents of a job with one chunk."""
+    """Return a function: `payload_of(job_id)` returns names and contents of a job with one chunk."""
 
     def payload_of(job_id):
         chunk = chunk_of(job_id)
@@ -51,7 +51,7 @@ def payload_of(chunk_of, store):
 
 @pytest.fixture
 def job(make_job, worker):
-    """A finished job of five images, the confidence of image n being n / 10."""
+    """Return a finished job of five images; image n has the confidence n / 10."""
     job = make_job([5])
     worker.work(job.chunks[0], [Outcome(f"{n}.png", "7", n / 10) for n in range(5)])
     return job
@@ -81,7 +81,7 @@ def test_a_number_of_numpy_names_the_image_that_is_corrected(client, worker, chu
     job_id = client.submit(b"one", b"two")
     worker.work(chunk_of(job_id))
 
-    # When the second is corrected by its NumPy index, Then it is that one, and so when it is taken back
+    # When the second is corrected by a NumPy index, Then that image is corrected, and that can be undone
     assert client.correct(job_id, np.int64(1), "3").index == 1
     assert client.undo_correction(job_id, np.int64(1)).label == "3"
 
@@ -163,7 +163,7 @@ def test_a_model_is_named_by_its_alias_or_the_beginning_of_its_id(client, make_m
     with client.ledger.transaction() as connection:
         point_alias(connection, "spare", other.id)
 
-    # When a job names one in any way, Then it is that model which classifies it
+    # When a job names one in any way, Then the job is pinned to that model
     for name, meant in [
         (None, champion),
         ("champion", champion),

@@ -1,4 +1,4 @@
-"""A worker process's resources: how much it claims, what it keeps, and what a bad start leaves behind."""
+"""A worker process's resources: how much it claims, what it caches, and how it starts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=Tru
 
 @on_one_database
 def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContext) -> None:
-    # given a model whose speed is not known, then one of each of these speeds
+    # given a model of unknown speed, and then each of these speeds
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
     for image_seconds, images in [
-        (10.0, WHOLE_BATCH),  # slow: no less than the smallest batch
+        (10.0, WHOLE_BATCH),  # slow: at least the smallest batch
         (CLAIM_SECONDS / 100, 96),
         (CLAIM_SECONDS / 5_000.5, 4_992),
-        (1e-6, MAX_CLAIM_IMAGES),  # fast: there is an end to it
+        (1e-6, MAX_CLAIM_IMAGES),  # fast: at most the maximum
         (0.0, MAX_CLAIM_IMAGES),
     ]:
         context.note_speed("a model", 1_000, 1_000 * image_seconds)
@@ -54,7 +54,7 @@ def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
 
 
-# ---- what is kept -------------------------------------------------------------------------------------
+# ---- what is cached -----------------------------------------------------------------------------------
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
@@ -98,7 +98,7 @@ def test_a_damaged_payload_is_not_kept(harness: Harness, monkeypatch: pytest.Mon
 
 @on_one_database
 def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given one model more than are kept
+    # given one model more than are kept loaded
     loaded: list[str] = []
     real = light.Classifier.load.__func__  # type: ignore[attr-defined]
 
@@ -113,7 +113,7 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
     ]
 
     def use(*numbers: int) -> list[int]:
-        """Use these models; return which of them were loaded for it."""
+        """Use these models in turn, and return those that had to be loaded."""
         loaded.clear()
         for number in numbers:
             first = harness.context.classifier(models[number].id)
@@ -121,7 +121,7 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
         by_hash = {model.sha256: number for number, model in enumerate(models)}
         return [by_hash[name] for name in loaded]
 
-    # when they are used, then each is loaded once, and the one that was used longest ago makes room
+    # when they are used, then each is loaded once, and the least recently used one is dropped first
     assert use(0, 1, 2) == [0, 1, 2]
     assert use(1, 2, 0) == []
     assert use(3) == [3]
@@ -173,7 +173,7 @@ with WorkerContext(settings, processes=1) as context:
 
 
 def printed_by(program: str, home: Path) -> list[str]:
-    """Run a program in a process of its own, with an empty state folder; return the lines that it prints."""
+    """Run a program in a process of its own, with an empty state folder, and return the lines it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"LABELMILL_HOME": str(home)},
@@ -185,11 +185,11 @@ def printed_by(program: str, home: Path) -> list[str]:
 
 
 def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
-    # If it did, every job after that would fail in this process: its model "could not be loaded".
+    # Otherwise every later job in this process would fail, because its model "could not be loaded".
     assert printed_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
 
 
-#: A process that has started TensorFlow, and then does so again, for a second model.
+#: A process that starts TensorFlow twice, as for a second model.
 _FROZEN: Final = """
 import gc
 from jobs.settings import Settings

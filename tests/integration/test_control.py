@@ -1,4 +1,4 @@
-"""A paused job stands still, whatever happens meanwhile, and goes on where it was."""
+"""A paused job makes no progress, whatever else happens, and a resumed job continues where it was."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cancel(ledger: Ledger, job) -> bool:
 
 
 def hold_leftovers(ledger: Ledger) -> None:
-    """As the reconciler does, after it has released what expired."""
+    """Hold leftover chunks as the reconciler does, after expired claims are released."""
     with ledger.transaction() as connection:
         release_expired_claims(connection)
         hold_leftover_chunks(connection)
@@ -77,25 +77,25 @@ def due(ledger: Ledger) -> int:
         return count_due(connection, limit=100)
 
 
-# ---- the usual way ------------------------------------------------------------------------------------
+# ---- pausing and resuming -----------------------------------------------------------------------------
 
 
 def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
-    # Given two jobs, one of them with a chunk done and one in work
+    # Given two jobs, one of them with a chunk done and one claimed
     job, other = make_job([1, 1, 1, 1]), make_job([SMALL_JOB_IMAGES + 1])
     worker.work(job.chunks[0])
     claim = worker.must_claim(job.chunks[1])
 
-    # When that one is paused
+    # When that job is paused
     assert pause(ledger, job)
 
-    # Then what waits is held: no claim, no message and no reconciler meets it
+    # Then its pending chunks are held, cannot be claimed, and are not counted as due
     assert states_of(ledger, job) == [DONE, CLAIMED, HELD, HELD]
     assert worker.claim(job.chunks[2]) is None
     assert due(ledger) == 1
     worker.work(other.chunks[0])
 
-    # And what was in work is recorded, and the job stands still
+    # And the claimed chunk can be recorded, while the job stays paused
     worker.finish(claim)
     status = status_of(ledger, job)
     assert (status.state, status.paused, status.succeeded) == (JobState.RUNNING, True, 2)
@@ -109,7 +109,7 @@ def test_a_resumed_job_goes_on_where_it_was(ledger, make_job, worker):
     worker.work(job.chunks[0])
     pause(ledger, job)
 
-    # When it is resumed, Then its waiting chunks are counted, and can be claimed
+    # When it is resumed, Then its pending chunks are counted, and can be claimed
     assert resume(ledger, job) == 2
     assert states_of(ledger, job) == [DONE, PENDING, PENDING]
     assert not status_of(ledger, job).paused
@@ -132,7 +132,7 @@ def test_pausing_twice_is_pausing_once(ledger, make_job):
 
 
 def test_what_has_finished_is_neither_paused_nor_resumed(ledger, make_job, worker):
-    # Given a job that is done, one that is cancelled, and one that ended while it was paused
+    # Given a job that is done, one that is cancelled, and one that finished while it was paused
     done, cancelled, ended = make_job([1]), make_job([1]), make_job([1])
     worker.work(done.chunks[0])
     cancel(ledger, cancelled)
@@ -140,7 +140,7 @@ def test_what_has_finished_is_neither_paused_nor_resumed(ledger, make_job, worke
     pause(ledger, ended)
     worker.finish(claim)
 
-    # Then none of them can be paused or resumed, or looks paused
+    # Then none of them can be paused or resumed, or is shown as paused
     for job in (done, cancelled, ended):
         assert not pause(ledger, job)
         assert resume(ledger, job) is None
@@ -154,35 +154,35 @@ def test_a_job_that_nobody_knows_is_not_paused(ledger):
         assert resume_job(connection, new_id(), limit=1_000) is None
 
 
-# ---- what was in work ---------------------------------------------------------------------------------
+# ---- claimed chunks -----------------------------------------------------------------------------------
 
 
 def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, worker):
-    # Given a chunk in work of a paused job
+    # Given a paused job with a claimed chunk
     job = make_job([1])
     claim = worker.must_claim(job.chunks[0])
     pause(ledger, job)
 
-    # When its worker gives it back, Then nobody can take it, and the reconciler holds it
+    # When its worker releases the chunk, Then it cannot be claimed, and the reconciler holds it
     worker.release(claim)
     assert worker.claim(job.chunks[0]) is None
     hold_leftovers(ledger)
     assert states_of(ledger, job) == [HELD]
     assert due(ledger) == 0
 
-    # And when the job is resumed it is due
+    # And when the job is resumed, the chunk is due
     assert resume(ledger, job) == 1
     assert due(ledger) == 1
 
 
 def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, make_job, worker):
-    # Given a chunk of a paused job that was given back, and no reconciler that has looked
+    # Given a released chunk of a paused job, which the reconciler has not held yet
     job = make_job([1, 1])
     claim = worker.must_claim(job.chunks[0])
     pause(ledger, job)
     worker.release(claim)
 
-    # When the job is resumed, Then it can be claimed like the one that was held
+    # When the job is resumed, Then that chunk can be claimed like the held one
     assert resume(ledger, job) == 2
     for chunk in job.chunks:
         worker.work(chunk)
@@ -199,15 +199,15 @@ def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
     assert states_of(ledger, other) == [CLAIMED, PENDING]
 
 
-# ---- while it is received -----------------------------------------------------------------------------
+# ---- while it is being submitted ----------------------------------------------------------------------
 
 
 def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
-    # Given a job that is paused while its producer is at it
+    # Given a job that is paused while it is being submitted
     job = make_job([1], sealed=False)
     pause(ledger, job)
 
-    # When the producer goes on, and seals it
+    # When the producer adds a chunk and seals the job
     added = NewChunk(new_id(), 1, 2, "payloads/x", "0" * 64)
     with ledger.transaction() as connection:
         add_chunk(connection, job.id, added)
@@ -216,13 +216,13 @@ def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
     with ledger.transaction() as connection:
         seal_job(connection, job.id, fingerprint=None)
 
-    # Then all of it is there, and held
+    # Then both chunks are there, and held
     status = status_of(ledger, job)
     assert (status.state, status.paused, status.total) == (JobState.RUNNING, True, 3)
     assert states_of(ledger, job) == [HELD, HELD]
     assert worker.claim(added) is None
 
-    # And it is done after it was resumed
+    # And the job can be finished after it is resumed
     assert resume(ledger, job) == 2
     worker.work(job.chunks[0])
     worker.work(added)
@@ -253,19 +253,19 @@ def test_a_paused_submission_can_be_taken_back(ledger, make_job):
 
 
 def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
-    # Given a paused job with a chunk in work and one whose worker died
+    # Given a paused job with a claimed chunk, and one whose lease has expired
     job = make_job([1, 1, 1])
     claim = worker.must_claim(job.chunks[0])
     worker.must_claim(job.chunks[1], lease_seconds=-1)
     pause(ledger, job)
 
-    # When it is cancelled, Then what was held is dropped, and the job is no longer paused
+    # When it is cancelled, Then the held chunk is dropped, and the job is not paused
     assert cancel(ledger, job)
     assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
     status = status_of(ledger, job)
     assert (status.state, status.paused) == (JobState.CANCELLED, False)
 
-    # And the reconciler holds nothing of it
+    # And the reconciler holds none of its chunks
     hold_leftovers(ledger)
     assert states_of(ledger, job) == [CLAIMED, DROPPED, DROPPED]
     with ledger.transaction() as connection:
@@ -274,12 +274,12 @@ def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
     assert states_of(ledger, job) == [DONE, DROPPED, DROPPED]
 
 
-# ---- at the same moment -------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job, worker, wait_until_blocked):
-    # Given a paused job with a chunk that was given back, and a reconciler in the midst of holding it
+    # Given a paused job with a released chunk, and a reconciler that is about to hold it
     job = make_job([1, 1])
     claim = worker.must_claim(job.chunks[0])
     pause(ledger, job)
@@ -292,14 +292,14 @@ def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job,
             resumed = pool.submit(resume, ledger, job)
             wait_until_blocked()
 
-        # Then both chunks are let go
+        # Then both chunks are pending
         assert resumed.result(30) == 2
     assert states_of(ledger, job) == [PENDING, PENDING]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, make_job, worker):
-    # Given a paused job with a chunk that was given back
+    # Given a paused job with a released chunk
     job = make_job([1, 1])
     claim = worker.must_claim(job.chunks[0])
     pause(ledger, job)
@@ -307,7 +307,7 @@ def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, mak
     with ledger.transaction() as connection:
         assert resume_job(connection, job.id, limit=1_000) == 2
 
-        # When the reconciler looks before the resume is committed, Then it neither waits nor holds anything
+        # When the reconciler runs before the resume is committed, Then it neither waits nor holds anything
         hold_leftovers(ledger)
     assert states_of(ledger, job) == [PENDING, PENDING]
 
@@ -328,12 +328,12 @@ def test_a_chunk_that_is_added_while_the_job_is_paused_is_seen_by_one_of_both(
         with ledger.transaction() as connection:
             pause_job(connection, job.id)
 
-            # When the producer adds a chunk at this moment
+            # When the producer adds a chunk
             adding = pool.submit(add)
             wait_until_blocked()
         adding.result(30)
 
-    # Then it is held
+    # Then the chunk is held
     assert states_of(ledger, job) == [HELD, HELD]
 
 
@@ -345,18 +345,18 @@ def test_a_chunk_that_is_being_claimed_when_its_job_is_paused_is_in_work(ledger,
     with anna.ledger.transaction() as connection:
         connection.execute(chunks.update().where(chunks.c.id == job.chunks[0].id).values(owner="anna"))
 
-        # When the job is paused, Then nobody waits for anybody
+        # When the job is paused, Then neither waits for the other
         assert pause(ledger, job)
     assert states_of(ledger, job) == [PENDING, HELD]
 
-    # And what was passed over cannot be claimed, and is held when the reconciler looks
+    # And the skipped chunk cannot be claimed, and is held when the reconciler runs
     assert anna.claim(job.chunks[0]) is None
     hold_leftovers(ledger)
     assert states_of(ledger, job) == [HELD, HELD]
 
 
 def work_until_done(worker, job, start: threading.Barrier) -> None:
-    """Takes the job's chunks in turn, gives every third one back, and records the others."""
+    """Claim the job's chunks in turn, release every third claim, and finish the others."""
     start.wait()
     turn = 0
     while not status_of(worker.ledger, job).finished:
@@ -375,7 +375,7 @@ def pause_and_resume(ledger: Ledger, job, start: threading.Barrier) -> None:
 
 
 def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
-    # Given a job of forty chunks, two workers, somebody who pauses and resumes it, and a reconciler
+    # Given a job of forty chunks, two workers, a thread that pauses and resumes the job, and a reconciler
     job = make_job([1] * 40)
     start, over = threading.Barrier(4, timeout=30), threading.Event()
     anna, ben, carl, dora = (new_worker(name) for name in ("anna", "ben", "carl", "dora"))
@@ -385,7 +385,7 @@ def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
         while not over.is_set():
             hold_leftovers(dora.ledger)
 
-    # When all of them are at it at once
+    # When all of them run at once
     with ThreadPoolExecutor(4) as pool:
         reconciling = pool.submit(reconcile)
         others = [
@@ -400,7 +400,7 @@ def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
             over.set()
         reconciling.result(60)
 
-    # Then the job is done, and every image counted once
+    # Then the job is done, and every image was counted once
     status = status_of(ledger, job)
     assert (status.state, status.succeeded) == (JobState.DONE, 40)
     assert states_of(ledger, job) == [DONE] * 40
@@ -421,21 +421,21 @@ def test_a_resume_rings_at_once(client, broker, make_job):
     assert client.pause(job.id).paused
     assert broker.waiting() == 0
 
-    # When it is resumed, Then both are rung for
+    # When it is resumed, Then a wake-up is sent for each chunk
     status = client.resume(job.id)
     assert (status.state, status.paused) == (JobState.RUNNING, False)
     assert broker.waiting() == 2
 
 
 def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make_job):
-    # Given a client that has rung once
+    # Given a client that has sent one wake-up
     jobs = [make_job([1]), make_job([1])]
     for job in jobs:
         client.pause(job.id)
     client.resume(jobs[0].id)
     assert broker.waiting() == 1
 
-    # When the broker cuts its connection, as one does that is restarted, Then it rings all the same
+    # When the broker closes the connection, as in a restart, Then the next wake-up is sent all the same
     assert broker.client.client_kill_filter(skipme=True) >= 1
     client.resume(jobs[1].id)
     assert broker.waiting() == 2
@@ -443,20 +443,20 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
 
 
 def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
-    # Given a broker that nobody reaches
+    # Given a broker that cannot be reached
     away = settings.model_copy(update={"broker_url": "redis+socket:///nowhere/valkey.sock"})
     job = make_job([1])
     with Client(away) as client:
         client.pause(job.id)
 
-        # When the job is resumed, Then it is, and says that nobody was told
+        # When the job is resumed, Then the client reports that the broker was unavailable
         assert not client.resume(job.id).paused
         assert client.broker_unavailable
     assert broker.waiting() == 0
 
 
 def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, broker, monkeypatch):
-    # Given a paused job, and a broker of one's own that nobody reaches
+    # Given a paused job, and a configured broker that cannot be reached
     job = make_job([1])
     with Client(settings) as client:
         client.pause(job.id)
@@ -475,7 +475,7 @@ def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, br
 
 
 def test_a_person_is_told_why_not(client, ledger, make_job):
-    # Given a job that runs, and one that was cancelled
+    # Given a running job and a cancelled one
     running, cancelled = make_job([1]), make_job([1])
     cancel(ledger, cancelled)
     with pytest.raises(Conflict, match="is not paused: it is running"):
@@ -492,7 +492,7 @@ def test_a_person_is_told_why_not(client, ledger, make_job):
 def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
     ledger, app, broker, make_job, worker
 ):
-    # Given a paused job with a chunk whose worker died
+    # Given a paused job with a chunk whose lease has expired
     job = make_job([1, 1])
     worker.must_claim(job.chunks[0], lease_seconds=-1)
     pause(ledger, job)
@@ -500,6 +500,6 @@ def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
     # When the reconciler ticks
     assert Reconciler(ledger, Publisher(app), holder="here").tick() == 0
 
-    # Then all is held, and no message waits
+    # Then all its chunks are held, and no message waits
     assert states_of(ledger, job) == [HELD, HELD]
     assert broker.waiting() == 0

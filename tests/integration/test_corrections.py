@@ -1,4 +1,4 @@
-"""What people say an image is: found, checked, copied, stored; and what the next training makes of it."""
+"""Corrections are checked and stored with a copy of the image, and the next training run learns from them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Submit = Callable[..., Job]
 
 @pytest.fixture
 def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
+    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
 
     def submitted(images: int | Iterable[SourceImage], **options: Any) -> Job:
         if isinstance(images, int):
@@ -91,7 +91,7 @@ def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
 
 
 def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None:
-    """Every image is a seven, but for those that get an error."""
+    """Record the label 7 for every image except those with an error."""
     for chunk in job.chunks:
         indices = range(chunk.first_index, chunk.first_index + chunk.images)
         worker.work(
@@ -106,7 +106,7 @@ def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None
 
 
 def purge(ledger: Ledger, store: Store, *, jobs_too: bool = False) -> None:
-    """All payloads of finished jobs; or these jobs themselves."""
+    """Purge all payloads of finished jobs, or the jobs themselves."""
     run = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
     if jobs_too:
         run.whole_jobs(days=-1)
@@ -115,7 +115,7 @@ def purge(ledger: Ledger, store: Store, *, jobs_too: bool = False) -> None:
 
 
 def copies(store: Store) -> set[str]:
-    """The names of the copies in the store."""
+    """Return the names of the copies in the store."""
     assert store.folder is not None
     folder = store.folder / correction_key("")
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -134,12 +134,12 @@ def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, submitted,
     finish(worker, job)
     made = client.correct(job.id, 4, "1")
 
-    # then the row says what it is, what it was taken for and by whom
+    # then the row has its new label, its prediction and the model
     assert (made.job_id, made.index, made.name, made.label) == (job.id, 4, "4.png", "1")
     assert (made.predicted, made.confidence, made.model_id) == ("7", 0.75, champion.id)
     assert client.corrections() == [made]
 
-    # and the image's bytes are kept under their hash
+    # and a copy of the image is stored under its hash
     assert made.image_sha256 == sha256(b"pixels 4")
     assert store.get(correction_key(made.image_sha256)) == b"pixels 4"
 
@@ -163,11 +163,11 @@ def test_undoing_removes_the_row_and_the_copy(client, store, submitted, worker) 
     client.correct(job.id, 0, "1")
     client.correct(job.id, 1, "2")
 
-    # when one is taken back, then the copy stays, as the other needs it
+    # when one correction is undone, then the copy stays, because the other one needs it
     assert client.undo_correction(job.id, 0).label == "1"
     assert copies(store) == {sha256(b"same")}
 
-    # when the other is, then it goes, and there is nothing left to take back
+    # when the other one is undone too, then the copy is removed, and nothing is left to undo
     client.undo_correction(job.id, 1)
     assert copies(store) == set()
     assert client.corrections() == []
@@ -181,12 +181,12 @@ def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, submitted
     finish(worker, job)
     client.correct(job.id, 0, "1")
 
-    # then of what is no job, nothing is said of its images
+    # then for an unknown job, the error is about the job and not the image
     for job_id in ("nosuch", new_id()):
         with pytest.raises(NotFound, match=f"There is no job '{job_id}'"):
             client.undo_correction(job_id, 1)
 
-    # and when the job is purged as a whole, its corrections are still there
+    # and after the whole job is purged, its corrections are still there
     purge(ledger, store, jobs_too=True)
     with pytest.raises(NotFound, match=f"Image 1 of job '{job.id}' has no correction"):
         client.undo_correction(job.id, 1)
@@ -229,7 +229,7 @@ def test_what_is_no_picture_has_nothing_to_learn_from(client, store, submitted, 
 
 @pytest.fixture
 def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
-    """`correct(job.id, 0, "1")`: what the command says."""
+    """Return a function: `correct(job.id, 0, "1")` runs the command and returns its stderr."""
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -244,23 +244,23 @@ def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
 def test_what_no_training_learns_is_said(
     correct, ledger, submitted, worker, make_model, tmp_path: Path
 ) -> None:
-    # given a job of a model of one's own, and nothing that was trained
+    # given a job of a registered model, and no training run
     job = submitted(2)
     finish(worker, job)
     file = tmp_path / "corrections.csv"
     file.write_text(f"job,index,label\n{job.id},0,1\n{job.id},1,7\n")
 
-    # when its images are corrected, then it is not known what will be learnt
+    # when its images are corrected, then nothing is said about training
     assert "training" not in correct(job.id, 0, "1")
 
-    # when a training has learnt the same classes, then they are learnt too
+    # when a training run used the same classes, then still nothing is said
     trained = make_model(b"trained", champion=False)
     with ledger.transaction() as connection:
         request_run(connection, new_id(), recipe={})
         connection.execute(training_runs.update().values(model_id=trained.id, active=None))
     assert "training" not in correct(job.id, 0, "1")
 
-    # when it has learnt others, then it is said that this one is none of them
+    # when it used other classes, then the command says that the next run skips this label
     with ledger.transaction() as connection:
         others = models.update().where(models.c.id == trained.id)
         connection.execute(others.values(classes=["0", "7"]))
@@ -279,7 +279,7 @@ def test_only_a_class_of_the_jobs_model_is_a_label(client, submitted, worker, ch
     assert f"'seven' is no class of model {champion.id}" in str(told.value)
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in str(told.value)
 
-    # and neither where it has a correction already
+    # and it is refused as well if the image already has a correction
     client.correct(job.id, 0, "1")
     with pytest.raises(UserError, match="'seven' is no class"):
         client.correct(job.id, 0, "seven")
@@ -302,7 +302,7 @@ def test_what_is_not_there_is_not_corrected(client, submitted, worker) -> None:
 
 
 def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitted, worker, ledger) -> None:
-    # given a chunk that crashed and was split, and its halves that are done
+    # given a chunk that crashed and was split, with both halves done
     job = submitted(3)
     while not (claim := worker.must_claim(job.chunks[0])).was_cut:
         worker.crash(claim)
@@ -314,7 +314,7 @@ def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitt
     assert store.get(correction_key(made.image_sha256)) == b"pixels 2"
 
 
-# ---- images that are not at hand ----------------------------------------------------------------------
+# ---- images that cannot be read -----------------------------------------------------------------------
 
 
 def test_a_purged_image_cannot_be_corrected(client, ledger, store, submitted, worker) -> None:
@@ -344,7 +344,7 @@ def test_an_image_that_was_never_read_has_nothing_to_learn_from(client, submitte
 
 
 def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, worker, tmp_path: Path) -> None:
-    # given a job by reference, and one of its files changed since
+    # given a job by reference, one of whose files has changed since
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(name.encode())
     job = submitted(Sources([str(tmp_path)]), by_reference=Roots([str(tmp_path)]))
@@ -352,7 +352,7 @@ def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, wor
     (tmp_path / "b.png").write_bytes(b"x")
     corrector = Corrector(ledger, store, settings.model_copy(update={"reference_roots": (str(tmp_path),)}))
 
-    # when both are corrected, then one is kept, and the other is not what was classified
+    # when both images are corrected, then one is copied, and the changed one is refused
     assert corrector.correct(CorrectionRequest(job.id, 0, "1")).image_sha256 == sha256(b"a")
     with pytest.raises(Conflict, match=r"cannot be read \(source_changed\)"):
         corrector.correct(CorrectionRequest(job.id, 1, "1"))
@@ -372,7 +372,7 @@ def test_purging_leaves_corrections_alone(client, ledger, store, submitted, work
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
 
-    # then it is there with its image, can get another label, and be taken back
+    # then the correction and its copy are still there, and it can be changed and undone
     assert client.corrections() == [made]
     assert store.get(correction_key(made.image_sha256)) == b"pixels 0"
     assert client.correct(job.id, 0, "2").label == "2"
@@ -397,12 +397,12 @@ def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> 
     assert client.corrections() == []
 
 
-# ---- two people at the same moment --------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def twins(client, submitted, worker) -> Job:
-    """A finished job of two images with the same bytes, the first one corrected."""
+    """Return a finished job of two images with the same bytes, the first one corrected."""
     job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
     finish(worker, job)
     client.correct(job.id, 0, "1")
@@ -413,8 +413,8 @@ def twins(client, submitted, worker) -> Job:
 def test_a_copy_that_goes_before_its_row_comes_is_put_there_again(
     client, settings, store, twins, monkeypatch, image
 ) -> None:
-    # given somebody who takes the first image's correction back while an image of the same bytes is
-    # corrected: when its copy was found or made, and before its row is there
+    # given somebody who undoes the first image's correction while an image with the same bytes is being
+    # corrected: after its copy is found or made, and before its row is written
     def slow(*args: Any) -> Any:
         with Client(settings) as another:
             another.undo_correction(twins.id, 0)
@@ -433,8 +433,8 @@ def test_a_copy_that_goes_before_its_row_comes_is_put_there_again(
 def test_a_copy_that_is_needed_again_when_it_is_removed_is_put_back(
     client, settings, store, twins, monkeypatch
 ) -> None:
-    # given somebody who corrects an image, from the beginning to the end, while the only correction of the
-    # same bytes is taken back: when nobody needed the copy, and before it is removed
+    # given the only correction of these bytes is being undone, and somebody else corrects the same bytes
+    # after the copy was found unneeded and before it is removed
     def slow(*args: Any) -> None:
         with Client(settings) as another:
             another.correct(twins.id, 1, "2")
@@ -453,7 +453,7 @@ def test_a_copy_that_is_needed_again_when_it_is_removed_is_put_back(
 def test_a_copy_that_goes_together_with_its_image_is_no_error(
     client, ledger, settings, store, twins, monkeypatch
 ) -> None:
-    # given a purge as well, in the same moment, when the image is corrected
+    # given a purge at the same moment as well
     def slow(*args: Any) -> Any:
         with Client(settings) as another:
             another.undo_correction(twins.id, 0)
@@ -463,23 +463,23 @@ def test_a_copy_that_goes_together_with_its_image_is_no_error(
     original = correcting._Batch.save
     monkeypatch.setattr(correcting._Batch, "save", slow)
 
-    # then it is stored, and a training will tell that it cannot learn from it
+    # then the correction is stored; a training run will report that its image is missing
     assert client.correct(twins.id, 1, "2").label == "2"
     assert copies(store) == set()
 
 
-# ---- copies that are left -----------------------------------------------------------------------------
+# ---- leftover copies ----------------------------------------------------------------------------------
 
 
 def age(store: Store, name: str, days: float = 2) -> None:
-    """Makes the copy as old as that."""
+    """Make the copy that many days old."""
     assert store.folder is not None
     then = time.time() - days * 24 * 3600
     os.utime(store.folder / correction_key(name), (then, then))
 
 
 def leave(store: Store, data: bytes) -> str:
-    """A copy that was left two days ago; gives back its name."""
+    """Store a copy without a correction, two days old; return its name."""
     name = sha256(data)
     store.put(correction_key(name), data)
     age(store, name)
@@ -489,7 +489,7 @@ def leave(store: Store, data: bytes) -> str:
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     ledger, store, submitted, worker, correct, monkeypatch
 ) -> None:
-    # given a store that goes away when a correction is taken back
+    # given a store that is unavailable when a correction is undone
     job = submitted(2)
     finish(worker, job)
     for index in range(2):
@@ -502,13 +502,13 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
         patch.setattr(Store, "remove", away)
         done = CliRunner().invoke(correct_command, [job.id, "1", "--undo"])
 
-    # then it is said what has become of it
+    # then the command says that the copy stays
     assert done.exit_code == Unavailable.exit_code == 1
     assert "no longer has a correction, but its copy stays until `labelmill purge` removes it" in done.stderr
     assert "it is away" in done.stderr
     assert CliRunner().invoke(correct_command, [job.id, "1", "--undo"]).exit_code == NotFound.exit_code
 
-    # when it is purged within a day, then it stays; later it goes, and the one that is needed does not
+    # when purged within a day, then the copy stays; later it is removed, and the copy in use stays
     purge(ledger, store)
     assert copies(store) == {sha256(b"pixels 0"), sha256(b"pixels 1")}
     for name in copies(store):
@@ -519,7 +519,7 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     assert copies(store) == {sha256(b"pixels 0")}
 
 
-#: Corrects the first image of a job, and is killed when its copy is there and its row is not.
+#: Correct the first image of a job; the process is killed after the copy and before the row.
 KILLED = """
 import os, signal, sys
 from labelmill import Client, correcting
@@ -548,15 +548,14 @@ def test_a_copy_of_who_was_killed_is_purged(ledger, store, settings, submitted, 
 def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
     client, ledger, store, submitted, worker
 ) -> None:
-    # given an image that is corrected in one job, and not any more in another
+    # given an image whose correction was undone in one job, and is still there in another
     one, two = (submitted([SourceImage("a.png", b"same", None)]) for _ in range(2))
     for job in (one, two):
         finish(worker, job)
         client.correct(job.id, 0, "1")
     client.undo_correction(one.id, 0)
 
-    # and what was left: two copies, one of them young, a part of one, a part of the one that is needed; and
-    # files that are not ours
+    # and leftovers: an old and a young copy, parts of an unneeded and a needed copy, and foreign files
     needed, old, young, part = (sha256(data) for data in (b"same", b"old", b"young", b"part"))
     theirs = {"README", "0123", f".{old}", f".{old}.rsync"}
     parts = {f".{part}.0123abcd", f".{needed}.0123abcd"}
@@ -565,7 +564,7 @@ def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
     for name in copies(store) - {young}:
         age(store, name)
 
-    # when it is only looked, then they are counted; when it is purged, just what is old and ours is gone
+    # when it is a dry run, then they are only counted; a real purge removes just our old files
     look = Purge(ledger, store, dry_run=True, on_progress=lambda _purged: None)
     look.strays()
     assert look.purged.copies == look.done == 3
@@ -577,8 +576,8 @@ def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
 def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
     client, ledger, settings, store, submitted, worker, monkeypatch
 ) -> None:
-    # given a copy that was left, and somebody who corrects the image, from the beginning to the end: when
-    # nobody needed the copy, and before it is removed
+    # given an unneeded copy, and somebody who corrects its image after the copy was found unneeded and
+    # before it is removed
     job = submitted(1)
     finish(worker, job)
     name = leave(store, b"pixels 0")
@@ -603,8 +602,8 @@ def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
 def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
     client, ledger, store, submitted, worker, monkeypatch
 ) -> None:
-    # given a purge when the copy is made and its row is not there: of a copy that was left from before it
-    # leaves the new one, and of who takes more than a day it does not
+    # given purges between the copy and its row: one keeps the copy, because it was just rewritten, the
+    # other removes it, because it is over a day old
     job = submitted(2)
     finish(worker, job)
     name = leave(store, b"pixels 0")
@@ -622,13 +621,13 @@ def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
     monkeypatch.setattr(correcting._Batch, "save", slow)
     client.correct(job.id, 0, "1")
 
-    # then the row has its copy all the same
+    # then the row still has its copy
     assert seen == [{name}, set()]
     assert copies(store) == {name}
 
 
 def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatch) -> None:
-    # given a copy that was left, and is made again after it was seen that no correction is about it
+    # given an unneeded copy that is rewritten after the purge has found it unneeded
     name = leave(store, b"x")
 
     def slow(*args: Any) -> list[str]:
@@ -662,13 +661,13 @@ def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted,
     original = correcting.read_payload
     monkeypatch.setattr(correcting, "read_payload", reading)
 
-    # when many of their images are corrected by one file, in no order, with a column that means nothing here
+    # when many of their images are corrected by one file, unordered, with an unknown column
     lines = ["label,why,job,index\n"]
     lines += [f"{n},,{one.id},{n}\n" for n in (6, 0, 2, 1, 5)]
     lines += [f'{n},"a ""reason""\nof two lines",{two.id},{n}\n' for n in range(3)]
     stored = client.correct_from(lines)
 
-    # then all are stored, with their images
+    # then all are stored, with copies of their images
     assert {(each.job_id, each.index): each.label for each in stored} == {
         (job.id, n): str(n)
         for job, n in [*((one, n) for n in (0, 1, 2, 5, 6)), *((two, n) for n in range(3))]
@@ -677,12 +676,12 @@ def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted,
     for each in stored:
         assert store.get(correction_key(each.image_sha256)) == f"pixels {each.index}".encode()
 
-    # and each payload that holds one was read once
+    # and each payload was read once
     assert sorted(read) == sorted(chunk.payload for chunk in [*one.chunks, *two.chunks])
 
 
 def test_exported_predictions_are_fed_back(client, submitted, worker, correct, tmp_path: Path) -> None:
-    # given an export in which a person put the labels right
+    # given an export in which a person corrected the labels
     job = submitted(3)
     finish(worker, job)
     file = io.StringIO()
@@ -690,13 +689,13 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
     path = tmp_path / "predictions.csv"
     path.write_text(file.getvalue().replace(",7,", ",1,"))
 
-    # when it is given back, then it is enough to say which job's it is
+    # when it is read as corrections, then naming the job is enough
     assert "3 corrections stored" in correct(job.id, "--from", path)
     (tmp_path / "one.csv").write_text("index,label\n0,1\n")
     assert "1 correction stored" in correct(job.id, "--from", tmp_path / "one.csv")
     assert [each.label for each in client.corrections()] == ["1", "1", "1"]
 
-    # and what corrections are printed as is read as well, if they are of that job
+    # and the JSON that lists corrections can be read too, if it is of that job
     lines = [json.dumps({"job_id": job.id, "index": index, "label": "2"}) for index in range(3)]
     assert {each.label for each in client.correct_from(lines, jsonl=True)} == {"2"}
     assert len(client.correct_from(lines, jsonl=True, job_id=job.id)) == 3
@@ -710,19 +709,19 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
 def test_corrections_on_stdin_are_read_as_those_of_a_file(
     client, submitted, worker, correct, tmp_path: Path, mark: str
 ) -> None:
-    # given what a spreadsheet writes, with a byte order mark or without one, in which a cell has two lines
+    # given a spreadsheet's CSV, with or without a byte order mark, in which one cell has two lines
     job = submitted(3)
     finish(worker, job)
     text = f'{mark}index,why,label\r\n0,"of two\r\nlines",1\r\n1,,2\r\n'
     path = tmp_path / "corrections.csv"
     path.write_bytes(text.encode())
 
-    # when it comes on stdin, and in a file, then it is the same
+    # when it is read from stdin and from a file, then both give the same
     assert "2 corrections stored" in correct(job.id, "--from", "-", stdin=text.encode())
     assert {each.index: each.label for each in client.corrections()} == {0: "1", 1: "2"}
     assert "2 corrections stored" in correct(job.id, "--from", path)
 
-    # and what is not UTF-8 is refused there as well
+    # and stdin that is not UTF-8 is refused
     done = CliRunner().invoke(correct_command, [job.id, "--from", "-"], input=b"index,label\n\xff,1\n")
     assert done.exit_code == 2
     assert "- is not UTF-8" in done.stderr
@@ -748,7 +747,7 @@ def test_json_lines_are_read_too(client, submitted, worker) -> None:
 
 
 def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted, worker) -> None:
-    # given a file in which most is wrong
+    # given a file in which most rows are wrong
     job = submitted(4)
     finish(worker, job, {3: ErrorCode.QUARANTINED})
     stranger = new_id()
@@ -769,7 +768,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
     with pytest.raises(UserError) as told:
         client.correct_from(io.StringIO(text))
 
-    # then each wrong row is told with its line
+    # then each wrong row is reported with its line number
     lines = str(told.value).splitlines()
     assert lines[0] == "8 rows are wrong, and nothing is stored:"
     assert [line.partition(":")[0] for line in lines[1:]] == [f"line {n}" for n in range(3, 11)]
@@ -789,7 +788,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
     ):
         assert words in line
 
-    # and nothing is stored: no row, and no copy of an image
+    # and nothing is stored, neither a row nor a copy
     assert client.corrections() == []
     assert copies(store) == set()
 
@@ -843,12 +842,12 @@ def test_with_a_job_only_what_is_missing_is_asked_for(client) -> None:
 
 
 def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, submitted, worker) -> None:
-    # given an image that is corrected, and another one with the same bytes
+    # given a correction, and other images with the same bytes
     job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(3)])
     finish(worker, job)
     client.correct(job.id, 0, "1")
 
-    # when a file with the other one is refused for its second row
+    # when a file with one of them is refused because of its second row
     with pytest.raises(UserError):
         client.correct_from(["job,index,label\n", f"{job.id},1,1\n", "x,1,1\n"])
 
@@ -857,8 +856,8 @@ def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, sub
 
 
 def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted, worker, monkeypatch) -> None:
-    # given a file that begins with what is right, and ends with two rows that are not: of an image that is
-    # not there any more, and of one that never was
+    # given a file of valid rows that ends with two wrong ones: for an image whose payload is gone, and for
+    # one that never existed
     job, gone, last = submitted(7), submitted(3), submitted(1)
     for each in (job, gone, last):
         finish(worker, each)
@@ -867,7 +866,7 @@ def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted,
     put: list[str] = []
     monkeypatch.setattr(Store, "put", lambda _store, key, *_pieces: put.append(key))
 
-    # when it is read, then both are told
+    # when it is read, then both are reported
     with pytest.raises(UserError) as told:
         client.correct_from(["job,index,label\n", *right, f"{gone.id},0,1\n", f"{last.id},1,1\n"])
     assert [line.partition(":")[0] for line in str(told.value).splitlines()] == [
@@ -876,14 +875,14 @@ def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted,
         "line 10",
     ]
 
-    # and no image was copied for it
+    # and no image was copied
     assert put == []
 
 
 def test_copies_that_are_not_needed_are_asked_for_many_at_a_time(
     client, store, submitted, worker, monkeypatch
 ) -> None:
-    # given 40 images that are copied, and a ledger that does not take their rows
+    # given 40 images that are copied, and a ledger that rejects their rows
     job = submitted(40)
     finish(worker, job)
     client.correct(job.id, 7, "1")
@@ -901,21 +900,21 @@ def test_copies_that_are_not_needed_are_asked_for_many_at_a_time(
     monkeypatch.setattr(removing, "_PAGE_COPIES", 16)
     monkeypatch.setattr(removing, "_PAGE_BYTES", 16 * len(b"pixels 10"))
 
-    # when they are taken away again
+    # when the copies are removed again
     try:
         with pytest.raises(Unavailable):
             client.correct_from(["index,label\n", *(f"{n},1\n" for n in range(40))], job_id=job.id)
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", remember)
 
-    # then the ledger was asked before and after each sixteen of them, and what it needs is there
+    # then the ledger was asked twice per page of at most 16 copies, and the needed copy is still there
     about_copies = [each for each in asked if "image_sha256 IN" in each]
     assert len(about_copies) == 6
     assert copies(store) == {sha256(b"pixels 7")}
 
 
 def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, champion) -> None:
-    # given a correction in each of 200 jobs, in no order, that count how often they are asked for their job
+    # given corrections of 200 jobs in reverse order, which count accesses to their job id
     asked = 0
 
     class Counting(NewCorrection):
@@ -933,12 +932,12 @@ def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, cham
         for index in (1, 0)
     ]
 
-    # when they are stored, then they are given back by job and index
+    # when they are stored, then they are returned by job and index
     with ledger.transaction() as connection:
         saved = save_corrections(connection, rows)
     assert [(each.job_id, each.index) for each in saved] == [(job_id, n) for job_id in ids for n in (0, 1)]
 
-    # and each was asked a few times, not once a job: all of this is under SQLite's write lock
+    # and few accesses per row were needed: all of this happens under SQLite's write lock
     assert asked <= 5 * len(rows)
 
 
@@ -946,13 +945,13 @@ def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, cham
 
 
 def test_live_accuracy_counts_what_was_right(client, ledger, submitted, worker, champion, make_model) -> None:
-    # given five corrections: three wrong predictions, one that is confirmed, one image with an error
+    # given five corrections: three wrong predictions, one confirmed prediction, one image with an error
     job = submitted(5)
     finish(worker, job, {4: ErrorCode.MODEL_ERROR})
     for index, label in enumerate(["1", "2", "3", "7", "7"]):
         client.correct(job.id, index, label)
 
-    # and one of another model's predictions
+    # and a confirmed prediction of another model
     other = make_model(b"other")
     theirs = submitted(1)
     finish(worker, theirs)
@@ -965,11 +964,11 @@ def test_live_accuracy_counts_what_was_right(client, ledger, submitted, worker, 
         assert live_accuracy(connection, make_model(b"new").id).accuracy is None
 
 
-# ---- the next training --------------------------------------------------------------------------------
+# ---- the next training run ----------------------------------------------------------------------------
 
 
 def square(value: int) -> npt.NDArray[np.uint8]:
-    """A grey square on black, 28 x 28."""
+    """Return a grey square on black, 28 x 28."""
     pixels = np.zeros((28, 28), np.uint8)
     pixels[8:20, 8:20] = value
     return pixels
@@ -983,7 +982,7 @@ def file_of(pixels: npt.NDArray[np.uint8], form: str = "PNG") -> bytes:
 
 @pytest.fixture
 def data() -> Mnist:
-    """Squares of 1 to 20 to train with, of 101 to 110 to evaluate with."""
+    """Return squares of brightness 1 to 20 for training, and 101 to 110 for evaluation."""
     return Mnist(
         np.stack([square(value) for value in range(1, 21)]),
         np.arange(20, dtype=np.uint8) % 10,
@@ -995,7 +994,7 @@ def data() -> Mnist:
 
 @pytest.fixture
 def corrected(client, submitted, worker) -> Callable[..., str]:
-    """`corrected((bytes, "3"), ...)`: a job of these images, each with this correction; gives back its id."""
+    """Return a function: `corrected((bytes, "3"), ...)` corrects images of a new job and returns its id."""
 
     def corrected(*images: tuple[bytes, str]) -> str:
         job = submitted([SourceImage(f"{n}.png", data, None) for n, (data, _) in enumerate(images)])
@@ -1009,7 +1008,7 @@ def corrected(client, submitted, worker) -> Callable[..., str]:
 
 @pytest.fixture
 def learn(ledger, store) -> Callable[[Mnist], Mnist]:
-    """`learn(data)`: the data of the next training."""
+    """Return a function: `learn(data)` returns the data of the next training run."""
     return lambda data: add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT)
 
 
@@ -1024,13 +1023,13 @@ def test_without_corrections_the_data_stay_as_they_are(data, learn) -> None:
 
 
 def test_corrected_images_join_the_training_images(data, learn, corrected, client) -> None:
-    # given two corrected images, one of them ink on paper
+    # given two corrected images, one of them dark on a light background
     job_id = corrected((file_of(square(200)), "3"), (file_of(~square(210)), "4"))
 
-    # when the data of the next training are made
+    # when the data of the next training run are built
     found = learn(data)
 
-    # then both are among the training images, as the model sees them, and nothing is among the others
+    # then both are among the training images, as the model sees them, and the evaluation set is unchanged
     assert (len(found.train_images), found.corrections, found.left_out) == (22, 2, 0)
     assert np.array_equal(found.train_images[:20], data.train_images)
     added = {
@@ -1041,7 +1040,7 @@ def test_corrected_images_join_the_training_images(data, learn, corrected, clien
     assert found.train_labels.dtype == found.train_images.dtype == np.uint8
     assert found.evaluation_fingerprint == data.evaluation_fingerprint
 
-    # and where one is taken back, they are other data
+    # and if one is undone, the data are different
     client.undo_correction(job_id, 0)
     assert learn(data).fingerprint != found.fingerprint
 
@@ -1052,11 +1051,11 @@ def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) 
     job_id = corrected(*files.items())
     found = learn(data)
 
-    # then they follow each other by their hashes
+    # then they are ordered by the images' hashes
     in_order = [int(label) for _, label in sorted(files.items(), key=lambda each: sha256(each[0]))]
     assert found.train_labels[20:].tolist() == in_order
 
-    # and when they are made in another order, the data are the same
+    # and if they are made in another order, the data are the same
     for index in (3, 0, 5):
         client.undo_correction(job_id, index)
         client.correct(job_id, index, str(index))
@@ -1066,19 +1065,19 @@ def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) 
 def test_what_an_image_is_to_a_model_of_other_classes_takes_nothing_from_this_one(
     data, learn, corrected
 ) -> None:
-    # given an image that is a 5, and the same one as somebody called it later for a model of other classes
+    # given two corrections of the same image, first 5, later 3
     corrected((file_of(square(200)), "5"))
     corrected((file_of(square(200)), "3"))
-    # of two that fit, the one that was said last is learnt
+    # if both labels are classes of the data, the latest counts
     assert learn(data).train_labels[20:].tolist() == [3]
-    # and of one that fits and one that does not, the one that fits, and nothing is left out
+    # and if only one of them is a class of the data, that one counts, and nothing is left out
     without_three = replace(data, classes=(*"012", "drei", *"456789"))
     found = learn(without_three)
     assert (found.train_labels[20:].tolist(), found.corrections, found.left_out) == ([5], 1, 0)
 
 
 def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, corrected, caplog) -> None:
-    # given that somebody corrected images of the evaluation set, in other formats and as ink on paper
+    # given corrected images of the evaluation set, in other formats and inverted
     job_id = corrected(
         (file_of(square(101)), "0"),
         (file_of(square(102), "BMP"), "1"),
@@ -1086,10 +1085,10 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
         (file_of(square(200)), "3"),
     )
 
-    # when the data of the next training are made
+    # when the data of the next training run are built
     found = learn(data)
 
-    # then none of them is there, and that is told
+    # then none of them is in the training images, and the log says so
     assert (found.corrections, found.left_out) == (1, 3)
     seen = {image.tobytes() for image in found.train_images}
     assert not seen & {image.tobytes() for image in data.test_images}
@@ -1101,10 +1100,10 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
 
 
 def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, caplog) -> None:
-    # given corrections of five images of the evaluation set, and one of a file that is no picture
+    # given corrections of five images of the evaluation set, and of one that is not a picture
     corrected(*((file_of(square(value)), "0") for value in range(101, 106)), (b"no picture", "0"))
 
-    # then the first few are named, and the others counted
+    # then the log names the first three, and counts the others
     assert learn(data).left_out == 6
     lines = [message for message in caplog.messages if "left out" in message]
     assert len(lines) == 2
@@ -1116,7 +1115,7 @@ def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, capl
 
 
 def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, client, ledger) -> None:
-    # given the same image three times, twice as the same bytes, with other labels
+    # given three corrections of the same image, two of them of the same bytes, with different labels
     first = corrected((file_of(square(200)), "3"))
     second = corrected((file_of(square(200)), "4"))
     third = corrected((file_of(square(200), "BMP"), "5"))
@@ -1128,17 +1127,17 @@ def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, clie
                 .values(created_at=db_now(-60.0 * ago))
             )
 
-    # then the latest counts
+    # then the latest label counts
     found = learn(data)
     assert (found.corrections, found.left_out, found.train_labels[20:].tolist()) == (1, 0, [5])
 
-    # and when the first is said anew, it does
+    # and when the first one is corrected again, its label counts
     client.correct(first, 0, "6")
     assert learn(data).train_labels[20:].tolist() == [6]
 
 
 def test_a_training_image_with_another_label_is_dropped(data, learn, corrected) -> None:
-    # given corrections of two training images, one of which says what is known
+    # given corrections of two training images, one of which confirms the known label
     corrected((file_of(square(1)), "0"), (file_of(square(2)), "9"))
 
     found = learn(data)
@@ -1156,7 +1155,7 @@ def test_a_training_image_with_another_label_is_dropped(data, learn, corrected) 
 
 
 def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, store, caplog) -> None:
-    # given an image that is none, one of a class that the data do not have, one that is gone, one exchanged
+    # given an image that is not a picture, an unknown class, a missing copy, and a copy with other bytes
     good, gone, other = (file_of(square(value)) for value in (200, 201, 202))
     corrected((b"no picture", "1"), (file_of(square(203)), "9"), (gone, "1"), (other, "1"), (good, "1"))
     store.remove(correction_key(sha256(gone)))
@@ -1172,7 +1171,7 @@ def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, stor
         )
     )
 
-    # then only the good one is there
+    # then only the good image is learnt
     assert (found.corrections, found.left_out) == (1, 4)
     assert found.train_images[20:].max() == 200
     for reason in (
@@ -1183,6 +1182,6 @@ def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, stor
     ):
         assert sum(message.endswith(reason) for message in caplog.messages) == 1
 
-    # and where none is good, the data are as they were
+    # and if none is good, the data are unchanged
     none = learn(replace(data, classes=tuple("abcdefghij")))
     assert (none.corrections, none.left_out, none.fingerprint) == (0, 5, data.fingerprint)

@@ -1,4 +1,4 @@
-"""What is counted: once, in the transaction in which it happens, and for good."""
+"""Counters count each event once, in the transaction in which it happens, and are kept after a purge."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from jobs.schema import counters as table
 
 
 def counted(ledger: Ledger, name: CounterName) -> dict[str, float]:
-    """The sums of one counter by label."""
+    """Return the sums of one counter by label."""
     with ledger.reading() as connection:
         return {label: value for (each, label), value in totals(connection).items() if each == name}
 
@@ -55,31 +55,31 @@ def test_outcomes_are_counted_by_what_came_of_the_image(ledger, make_job, worker
     bad = [Outcome("a", None, None, ErrorCode.CORRUPT), Outcome("b", None, None, ErrorCode.QUARANTINED)]
     worker.work(job.chunks[1], bad)
 
-    # Then each image counts under its code, each attempt and the job under how they ended
+    # Then each image counts under its code, and each attempt and the job under how they ended
     assert counted(ledger, CounterName.IMAGES) == {"ok": 3, "corrupt": 1, "quarantined": 1}
     assert attempts(ledger) == {"done": 2}
     assert counted(ledger, CounterName.JOBS) == {"done": 1}
 
 
 def test_who_lost_the_chunk_counts_nothing(ledger, make_job, new_worker):
-    # Given a worker whose lease ran out, and another that has taken over and finished
+    # Given a worker whose lease expired, and another one that claimed and finished the chunk
     job = make_job([3])
     late = new_worker("late").must_claim(job.chunks[0], lease_seconds=-1)
     new_worker("other").work(job.chunks[0])
 
-    # When the first comes with its outcomes, again and again, as for every copy of a message
+    # When the first one tries to record several times
     for _ in range(3):
         with pytest.raises(LeaseLost):
             new_worker("late").finish(late)
 
-    # Then all is counted once, and the lease that ran out
+    # Then each image is counted once, and so is the expired lease
     assert counted(ledger, CounterName.IMAGES) == {"ok": 3}
     assert attempts(ledger) == {"expired": 1, "done": 1}
     assert counted(ledger, CounterName.JOBS) == {"done": 1}
 
 
 def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
-    # Given chunks, when their attempts end in every way there is
+    # Given attempts that end in every possible way
     job = make_job([1] * 6)
     worker.crash(worker.must_claim(job.chunks[0]))
     worker.crash(worker.must_claim(job.chunks[0]), Reason.TIMED_OUT)
@@ -89,11 +89,11 @@ def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
     worker.must_claim(job.chunks[3])
     with ledger.transaction() as connection:
         release_claims(connection, claimed_by(worker.name), Reason.CRASHED)
-        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE)  # was never committed
+        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE)  # its COMMIT was never made
     worker.work(job.chunks[4])
     worker.must_claim(job.chunks[5])
 
-    # Then each is counted once, by how it ended; an attempt that goes on is not counted yet
+    # Then each is counted once, by how it ended, and an unfinished attempt is not counted
     assert attempts(ledger) == {"crashed": 3, "released": 2, "expired": 1, "done": 1}
 
 
@@ -107,8 +107,7 @@ def test_a_release_that_comes_too_late_is_not_counted(ledger, make_job, worker):
 
 
 def test_jobs_are_counted_once_whatever_comes_after_their_end(ledger, make_job, worker):
-    # Given a job that is cancelled while a worker is at it, one that is sealed when all is done, one of many
-    # errors
+    # Given a job that is cancelled while a worker has a chunk, and one that is sealed after all is done
     cancelled = make_job([1])
     claim = worker.must_claim(cancelled.chunks[0])
     for _ in range(2):
@@ -125,7 +124,7 @@ def test_jobs_are_counted_once_whatever_comes_after_their_end(ledger, make_job, 
 
 
 def test_a_transaction_that_rolls_back_counts_nothing(ledger):
-    # Given something that is counted, and goes wrong
+    # Given a transaction that counts and then fails
     def stumble() -> None:
         with ledger.transaction() as connection:
             count(connection, {(CounterName.IMAGES, "ok"): 1})
@@ -134,7 +133,7 @@ def test_a_transaction_that_rolls_back_counts_nothing(ledger):
     with pytest.raises(ZeroDivisionError):
         stumble()
 
-    # Then it is not counted, nor by the next transaction
+    # Then nothing of it is counted, not even by the next transaction
     with ledger.transaction() as connection:
         count(connection, {(CounterName.IMAGES, "corrupt"): 1})
     assert counted(ledger, CounterName.IMAGES) == {"corrupt": 1}
@@ -147,14 +146,14 @@ def test_a_purge_leaves_the_counters_alone(ledger, make_job, worker):
     with ledger.reading() as connection:
         before = totals(connection)
 
-    # When all of it is removed
+    # When its rows are deleted
     with ledger.transaction() as connection:
         assert mark_purged(connection, job.id)
         delete_predictions(connection, job.id, range(3))
         delete_chunks(connection, job.id)
         assert delete_job(connection, job.id)
 
-    # Then what it counted for stays
+    # Then the counters stay
     with ledger.reading() as connection:
         assert totals(connection) == before
     assert before[CounterName.IMAGES, "ok"] == 3
@@ -164,14 +163,14 @@ def test_a_purge_leaves_the_counters_alone(ledger, make_job, worker):
 
 
 def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, worker):
-    # Given a chunk, and where its time went
+    # Given a chunk with the times of its stages
     job = make_job([1, 1])
     claim = worker.must_claim(job.chunks[0])
     with worker.ledger.transaction() as connection:
         spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
         record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
 
-    # Then each stage is counted, recording among them, and the whole in one bucket
+    # Then each stage is counted, including recording, and the total falls into one bucket
     stages = counted(ledger, CounterName.STAGE_SECONDS)
     assert (stages["read"], stages["decode"]) == (0.5, 1.25)
     assert 0 < stages["record"] < 30
@@ -179,7 +178,7 @@ def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, work
     assert 2.0 <= seconds < 30
     assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
 
-    # And a chunk whose time nobody took counts for none of it
+    # And a chunk without times does not count
     worker.work(job.chunks[1])
     assert counted(ledger, CounterName.CHUNK_BUCKET) == {bucket_of(seconds): 1}
 
@@ -205,7 +204,7 @@ def new_run(ledger: Ledger, *, claim: bool = True) -> str:
 
 
 def test_training_runs_are_counted_by_how_they_ended(ledger):
-    # Given a run that fails, one that is cancelled, one whose trainer is told to stop, one whose trainer dies
+    # Given runs that fail, are cancelled, are told to stop, and lose their trainer
     with ledger.transaction() as connection:
         request_run(connection, new_id(), recipe={})
         claim = claim_run(connection, connection.scalar(sa.select(training_runs.c.id)), owner="trainer")
@@ -233,11 +232,11 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
     }
 
 
-# ---- many at once -------------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, monkeypatch):
-    # Given workers that all hit the same rows, and note them in different orders
+    # Given workers that count into the same rows in different orders
     monkeypatch.setattr(counters, "SHARDS", 1)
     names = [f"n{number}" for number in range(8)]
     start = threading.Barrier(4, timeout=60)
@@ -251,7 +250,7 @@ def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, mon
                     for name in order:
                         count(connection, {(CounterName.IMAGES, name): 1})
 
-    # When they count, Then none is told to try again, and nothing is lost
+    # When they count, Then there is no deadlock, and no count is lost
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert counted(ledger, CounterName.IMAGES) == dict.fromkeys(names, 100)
@@ -259,7 +258,7 @@ def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, mon
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_two_that_note_in_other_orders_lock_in_one(ledger, new_worker, wait_until_blocked, monkeypatch):
-    # Given rows that all count on, of which somebody has the middle one locked
+    # Given shared rows, the middle one of which is locked
     monkeypatch.setattr(counters, "SHARDS", 1)
     names = [f"n{number}" for number in range(8)]
     with ledger.transaction() as connection:
@@ -274,11 +273,11 @@ def test_two_that_note_in_other_orders_lock_in_one(ledger, new_worker, wait_unti
         with ledger.transaction() as connection:
             connection.execute(table.update().where(table.c.label == "n4").values(value=table.c.value))
 
-            # When two come that note the rows from either end, and go on when it is free
+            # When two transactions count them in opposite orders, and go on when the row is unlocked
             both = [pool.submit(work, names), pool.submit(work, names[::-1])]
             wait_until_blocked(2)
 
-        # Then neither has what the other needs next
+        # Then they do not deadlock
         for each in both:
             each.result(30)
     assert counted(ledger, CounterName.IMAGES) == dict.fromkeys(names, 3)
@@ -286,13 +285,13 @@ def test_two_that_note_in_other_orders_lock_in_one(ledger, new_worker, wait_unti
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url):
-    # Given many sessions that count the same
+    # Given many sessions that count the same event
     with closing(Ledger(ledger_url, pooled=False)) as own:
         for _ in range(SHARDS):
             with own.transaction() as connection:
                 count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): 1})
 
-    # Then they are spread over rows, whose sum is what counts
+    # Then the counts are spread over several rows, and add up
     with ledger.reading() as connection:
         shards = Counter(connection.scalars(sa.select(table.c.shard)))
     assert len(shards) > 1
@@ -301,9 +300,7 @@ def test_on_postgresql_two_sessions_add_to_rows_of_their_own(ledger, ledger_url)
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worker, new_worker, monkeypatch):
-    """A counter is the last lock of a transaction: two that take job and counter in different orders would
-    wait for each other.
-    """
+    """Counters are locked last: if job and counter were locked in either order, two could deadlock."""
     # Given one shard, and a worker that counts something and then stops the job
     monkeypatch.setattr(counters, "SHARDS", 1)
     job = make_job([1])
@@ -322,12 +319,12 @@ def test_who_waits_for_a_counter_holds_all_else_it_needs(ledger, make_job, worke
         stopping = pool.submit(stop)
         assert halfway.wait(60)
 
-        # When another one finishes its chunk of the job in the middle of that, and counts the same
+        # When another worker finishes its chunk of the job in between, and counts the same event
         try:
             pool.submit(second.finish, claim).result(20)
         finally:
             go_on.set()
 
-        # Then both go through
+        # Then both transactions commit
         stopping.result(60)
     assert counted(ledger, CounterName.IMAGES) == {"ok": 2}

@@ -1,4 +1,4 @@
-"""Opening the ledger: what one door in a process must not do to another one."""
+"""Test how the ledger opens its database, and how it handles locks, lost connections and damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.sqlite import driver
 from tests.conftest import PostgresqlServer
 from worker.retry import retry
 
-#: Another process that writes a row, and is the last to close the file for all that it can see.
+#: Another process that writes a row; SQLite takes it for the last one to close the file.
 WRITER = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
@@ -40,17 +40,17 @@ for (name,) in sqlite3.connect(sys.argv[1]).execute("SELECT name FROM locks"):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_second_door_in_a_process_leaves_the_first_its_locks(ledger: Ledger, ledger_url: str) -> None:
-    # given a ledger with an open connection, as it keeps one between two transactions
+    # given a ledger with an idle open connection
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="ours", holder="us", until=db_now()))
 
-    # when the same process opens and closes it a second time, and another process writes and is done
+    # when the same process opens and closes the file again, and another process writes and exits
     with contextlib.closing(Ledger(ledger_url)) as second, second.reading() as connection:
         connection.execute(sa.select(locks)).all()
     path = ledger_url.removeprefix("sqlite:///")
     subprocess.run([sys.executable, "-c", WRITER, path], check=True, timeout=60)
 
-    # then the first sees what was written, and what it writes can be seen
+    # then the ledger sees that row, and others see what it writes
     with ledger.transaction() as connection:
         assert set(connection.scalars(sa.select(locks.c.name))) == {"ours", "theirs"}
         connection.execute(locks.insert().values(name="ours too", holder="us", until=db_now()))
@@ -69,12 +69,12 @@ def test_a_second_sqlite_in_a_process_takes_nothing_from_the_ledger(ledger: Ledg
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="first", holder="us", until=db_now()))
 
-    # when the same process reads the file through Python's own SQLite, whose close removes the log
+    # when the same process reads the file through Python's own SQLite, which removes the WAL on closing
     with contextlib.closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM locks").fetchone() == (1,)
     assert not Path(f"{path}-wal").exists()
 
-    # then what the ledger writes afterwards is there for other processes
+    # then other processes see what the ledger writes afterwards
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="second", holder="us", until=db_now()))
     assert names_of_locks(path) == ["first", "second"]
@@ -83,7 +83,7 @@ def test_a_second_sqlite_in_a_process_takes_nothing_from_the_ledger(ledger: Ledg
 @two_sqlites
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_second_sqlite_during_a_transaction_is_noticed(ledger: Ledger, ledger_url: str) -> None:
-    # given a transaction under way
+    # given an open transaction
     path = ledger_url.removeprefix("sqlite:///")
     with contextlib.ExitStack() as stack:
         stack.enter_context(pytest.raises(Unavailable, match=r"docs/sql\.md"))
@@ -101,7 +101,7 @@ def test_a_second_sqlite_during_a_transaction_is_noticed(ledger: Ledger, ledger_
 
 
 def names_of_locks(path: str) -> list[str]:
-    """Return the names that another process finds."""
+    """Return the names that another process reads."""
     command = [sys.executable, "-c", READER, path]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
 
@@ -115,25 +115,25 @@ def test_a_value_of_a_wrong_type_is_not_an_unavailable_ledger(ledger: Ledger) ->
 def test_a_main_loop_waits_for_no_lock_for_long(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given somebody who has a row locked, and on SQLite all there is
+    # given a locked row, which on SQLite locks the whole file
     monkeypatch.setattr("jobs.ledger.database.BRIEFLY_SECONDS", 0.2)
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="theirs", holder="them", until=db_now()))
     with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, ledger.transaction() as connection:
         connection.execute(locks.update().values(holder="them, still"))
 
-        # when a main loop wants it as well, then it is told so soon
+        # when a main loop needs it as well, then it gets an error soon
         with pytest.raises(Unavailable, match="lock"), loop.transaction() as waiting:
             waiting.execute(locks.update().values(holder="us"))
 
-    # and has it afterwards
+    # and gets the row once it is unlocked
     with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, loop.transaction() as connection:
         connection.execute(locks.update().values(holder="us"))
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger_url: str) -> None:
-    # given two rows, of which one is locked, and a process that has the other and waits for the first
+    # given a locked row, and a process that has locked another row and waits for the first
     with ledger.transaction() as connection:
         for name in ("first", "second"):
             connection.execute(locks.insert().values(name=name, holder="nobody", until=db_now()))
@@ -146,10 +146,10 @@ def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger
         driver.pgconn.send_query(b"UPDATE locks SET holder = 'it' WHERE name = 'first'")
         driver.pgconn.flush()
 
-        # when it dies, as far as the server can see: its socket is closed, and no word was said
+        # when that process dies without closing its session properly
         vanishing.invalidate()
 
-        # then its row is free while the other is still locked
+        # then its row is unlocked while the first is still locked
         with contextlib.closing(Ledger(ledger_url, lock_seconds=15)) as other, other.transaction() as theirs:
             theirs.execute(locks.update().where(locks.c.name == "second").values(holder="them"))
 
@@ -158,7 +158,7 @@ def test_who_vanishes_while_it_waits_keeps_nothing_locked(ledger: Ledger, ledger
 def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tries_again(
     ledger: Ledger, ledger_url: str
 ) -> None:
-    # given two who write the same two rows, one of them in the other order
+    # given two transactions that write the same two rows in opposite orders
     with ledger.transaction() as connection:
         for name in ("first", "second"):
             connection.execute(locks.insert().values(name=name, holder="nobody", until=db_now()))
@@ -178,10 +178,10 @@ def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tri
                         met.wait()
 
         with contextlib.closing(Ledger(ledger_url, lock_seconds=30)) as own:
-            # The other one is to be through by then: who comes back at once may be in its way again.
+            # The pause lets the other one finish: an immediate retry could deadlock again.
             retry(once, [1.0, 2.0, 4.0, 8.0], on_failure=lambda _, error: told.append(error))
 
-    # when each has one and waits for the other
+    # when each has locked one row and waits for the other
     with ThreadPoolExecutor(2) as pool:
         both = [
             pool.submit(write, "anna", "first", "second"),
@@ -190,7 +190,7 @@ def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tri
         for one in both:
             one.result(60)
 
-    # then one was told, as it is where the ledger is away, and each has written, one after the other
+    # then one got Unavailable, and after a retry each has written both rows
     assert told
     assert all("deadlock detected" in str(error) for error in told)
     with ledger.reading() as connection:
@@ -203,14 +203,14 @@ def test_of_two_who_wait_for_each_other_one_is_told_and_has_its_turn_when_it_tri
 def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
     ledger_url: str, damage: str
 ) -> None:
-    # given a ledger's file that something else was written over, or that was cut in the middle
+    # given a ledger file that was overwritten or truncated
     path = Path(ledger_url.removeprefix("sqlite:///"))
     for beside in path.parent.glob(f"{path.name}-*"):
         beside.unlink()
     data = path.read_bytes()
     path.write_bytes(b"not a database" * 1000 if damage == "no database" else data[: len(data) // 2])
 
-    # when it is opened, then it says so
+    # when it is opened, then the error names the file and the remedy
     def look(ledger: Ledger) -> None:
         ledger.check()
         with ledger.reading() as connection:
@@ -244,13 +244,13 @@ def test_a_ledger_that_takes_no_writes_is_out_of_reach_and_no_mistake_of_ours(
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_what_is_asked_often_is_prepared_once(ledger: Ledger) -> None:
-    """A driver that forgets its prepared statements costs each later question half a millisecond."""
-    # given a question that is asked again and again
+    """Without prepared statements, each query costs half a millisecond more."""
+    # given a query that is sent again and again
     for _ in range(20):
         with ledger.reading() as connection:
             connection.execute(sa.select(locks).where(locks.c.name == "nobody's")).all()
 
-    # then the server has it ready
+    # then the server has prepared it
     with ledger.reading() as connection:
         prepared = connection.scalars(sa.text("SELECT statement FROM pg_prepared_statements")).all()
     assert any("FROM locks" in statement for statement in prepared)
@@ -269,12 +269,12 @@ def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_
         with ledger.reading() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(locks))
 
-    # given a connection that died in a pause, then another one is opened
+    # given a connection that died while it was idle, then it is replaced
     die()
     monkeypatch.setattr(database, "PAUSE_SECONDS", 0.0)
     assert look() == 0
 
-    # and of one that was used a moment ago it is told, once
+    # and one that died just after it was used causes one error
     die()
     monkeypatch.setattr(database, "PAUSE_SECONDS", 60.0)
     with pytest.raises(Unavailable):
@@ -284,13 +284,13 @@ def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_
 
 @pytest.mark.fast
 def test_only_a_transaction_that_may_be_lost_does_not_wait_for_the_disk(ledger: Ledger) -> None:
-    """An accepted job, and what came of an image, must outlive a crash of PostgreSQL."""
+    """An accepted job and recorded results must survive a crash of PostgreSQL."""
     if ledger.is_sqlite:
         asked, always, sometimes = "PRAGMA synchronous", 2, 2  # FULL
     else:
         asked, always, sometimes = "SHOW synchronous_commit", "on", "off"
     for durable, expected in ((True, always), (False, sometimes), (True, always)):
-        # on the same connection each time
+        # the same connection each time
         with ledger.transaction(durable=durable) as connection:
             assert connection.exec_driver_sql(asked).scalar() == expected
             connection.execute(locks.insert().values(name=new_id(), holder="us", until=db_now()))

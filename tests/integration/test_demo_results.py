@@ -1,4 +1,4 @@
-"""What the demo shows when its job is over."""
+"""What the demo shows when its job has ended."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from worker.learning.mnist import Mnist
 def test_a_job_that_was_stopped_at_once_has_nothing_to_show(
     settings: Settings, make_job, little_mnist: Mnist
 ) -> None:
-    # Given a job that somebody cancelled before it had an outcome
+    # Given a job that was cancelled before it had a prediction
     job = make_job()
     with Client(settings) as client:
         status = client.cancel(job.id)
-        # When the demo is to show what came of it
+        # When the demo shows the results
         out = io.StringIO()
         show_results(client, status, little_mnist, Console(file=out))
-    # Then it has nothing to say: that the job was cancelled is told by who watched it.
+    # Then it prints nothing: the progress display has already said that the job was cancelled.
     assert out.getvalue() == ""

@@ -68,7 +68,7 @@ def change(ledger: Ledger, table: sa.Table, *which: sa.ColumnElement[bool], **va
 
 @pytest.fixture
 def fresh(short_folder: Path) -> Settings:
-    """The settings of a user who has nothing yet."""
+    """Return the settings of a user whose home is empty."""
     return Settings.load(home=short_folder / "home")
 
 
@@ -208,7 +208,7 @@ def at_broker(fresh: Settings, broker: Broker) -> Settings:
 
 @pytest.fixture
 def configure(broker: Broker) -> Iterator[Callable[[str, str], None]]:
-    """`configure("maxmemory", "1mb")` until the test ends."""
+    """Return a function: `configure("maxmemory", "1mb")` sets an option until the test ends."""
     before: dict[str, str] = {}
 
     def configure(name: str, value: str) -> None:
@@ -222,7 +222,7 @@ def configure(broker: Broker) -> Iterator[Callable[[str, str], None]]:
 
 @pytest.fixture
 def as_anna(fresh: Settings, broker: Broker) -> Iterator[Callable[..., Settings]]:
-    """`as_anna("+@all", password="right")`: the settings of a user with these rights."""
+    """Return a function: `as_anna("+@all", password="right")` returns settings with these rights."""
 
     def as_anna(*rights: str, password: str = "right") -> Settings:
         broker.client.execute_command("ACL", "SETUSER", "anna", "reset", "on", ">right", *rights)
@@ -284,14 +284,14 @@ def test_a_broker_that_accepts_no_messages(at_broker, broker, configure):
 
 
 def test_a_broker_that_cannot_save(at_broker, broker):
-    # Given a folder in the place of the file
+    # Given a folder in the place of the dump file
     file = Path(broker.client.config_get("dir")["dir"]) / "dump.rdb"
     file.mkdir()
     broker.client.bgsave()
     until(lambda: broker.client.info()["rdb_last_bgsave_status"] == "err", "it has failed to save")
     find(check_broker, at_broker, "cannot save", PROBLEM, "free space")
 
-    # When it can save again, then all is well
+    # When the broker can save again, then all is well
     file.rmdir()
     broker.client.bgsave()
     until(lambda: broker.client.info()["rdb_last_bgsave_status"] == "ok", "it has saved")
@@ -418,7 +418,7 @@ def test_a_store_that_cannot_be_used(fresh, short_folder):
 
 
 class Forgetful(MemoryFileSystem):
-    """Return something else than was written."""
+    """A file system that returns truncated files."""
 
     protocol = "forgetful"
 
@@ -453,13 +453,13 @@ def test_a_model_file_that_is_gone_or_changed(settings, make_model, store: Store
     file = Path(settings.store) / model_key(champion.sha256)
     find(check_models, settings, "with the registered SHA-256", OK)
 
-    # When its file is gone, then the copy in the cache helps
+    # When its file is gone from the store, then the finding names the cached copy
     file.unlink()
     finding = find(check_models, settings, f"{champion.id} is not in the store", PROBLEM, f"cp {cached}")
     subprocess.run(["sh", "-c", str(finding.fix)], check=True, timeout=60)
     assert is_well(check_models, settings)
 
-    # But not if that is damaged as well
+    # But not if that copy is damaged as well
     file.write_bytes(b"something else")
     cached.write_bytes(b"damaged")
     find(check_models, settings, "has another SHA-256", PROBLEM, f"backup of the store: {file}")
@@ -483,7 +483,7 @@ def test_the_model_of_an_unfinished_job_is_needed(settings, ledger, make_model, 
 
 
 def requested(ledger: Ledger, **values: object) -> str:
-    """Request a training run, and change it."""
+    """Request a training run with these values, and return its id."""
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
@@ -514,7 +514,7 @@ def test_a_training_run_without_mnist_says_which_setting_helps(settings, ledger)
     # Given a run that failed offline, before it had its data
     requested(ledger, state=RunState.FAILED, active=None, error="MNIST cannot be loaded: set ...")
 
-    # Then the doctor says so, and promises no download
+    # Then the doctor says so, and does not suggest a download
     find(check_training, settings, "MNIST could not be loaded", WARNING, "LABELMILL_MNIST_DIR=")
     assert not any("download" in finding.what for finding in check_training(settings))
 
@@ -547,13 +547,13 @@ def test_no_worker_is_running(settings, ledger, make_job):
 
 
 def test_chunks_that_wait_while_none_is_done(settings, ledger, make_job):
-    # Given a job that has waited for longer than three leases
+    # Given a job that has been pending for longer than three leases
     reconciled(ledger)
     job = make_job([1, 1, 1])
     change(ledger, chunks, created_at=db_now(-300))
     find(check_jobs, settings, f"none done for 3 minutes: 1 job, {job.id}", PROBLEM, "read its log")
 
-    # When one is in work, or was just done, or the lease is longer, then it is only slow
+    # When a chunk is claimed or was just finished, or the lease is longer, then the job is only slow
     claimed(ledger, job.chunks[0].id, lease_seconds=60)
     find(check_jobs, settings, "chunks: 2 pending, 1 in work", OK)
     change(ledger, chunks, chunks.c.id == job.chunks[0].id, state=ChunkState.DONE, finished_at=db_now())
@@ -594,7 +594,7 @@ def test_a_job_that_has_been_paused_for_long(settings, ledger, make_job):
 
 
 def test_the_doctor_reads_only_unfinished_jobs(ledger, make_job):
-    # Given a ledger that can hold millions of chunks that are done
+    # Given a ledger with a running job; a real one may hold millions of finished chunks
     make_job([1, 1])
 
     def ask(connection):
@@ -602,7 +602,7 @@ def test_the_doctor_reads_only_unfinished_jobs(ledger, make_job):
         metrics.seconds_since_last_result(connection)
         metrics.models_needed(connection)
 
-    # When the doctor asks, then the databases use the index on open jobs, and read no table to its end
+    # When the doctor runs its queries, then they use the index on open jobs, and scan no chunks
     plans = plans_of(ledger, ask)
     assert len(plans) == 3
     for text, plan in plans:

@@ -1,4 +1,4 @@
-"""A job with a limit of errors ends early: not one error too soon, and not one too late."""
+"""A job with an error limit fails when it exceeds the limit, and not before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LimitedJobMaker = Callable[..., Job]
 
 @pytest.fixture
 def limited(ledger: Ledger, champion) -> LimitedJobMaker:
-    """`limited([3, 2], count=1)`: a job with these limits, with chunks of so many images."""
+    """Return a function: `limited([3, 2], count=1)` makes a job with these limits and chunk sizes."""
 
     def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: float) -> Job:
         job_id = new_id()
@@ -53,7 +53,7 @@ def limited(ledger: Ledger, champion) -> LimitedJobMaker:
 
 
 def outcomes(images: int, *, errors: int) -> list[Outcome]:
-    """So many outcomes, the first of them errors."""
+    """Return that many outcomes, the first of them errors."""
     return [
         Outcome(f"{number}.png", None, None, ErrorCode.CORRUPT)
         if number < errors
@@ -86,15 +86,15 @@ def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, wor
     # Given a job that may have three errors
     job = limited([5, 5, 5, 5], count=3)
 
-    # When it has three, in two chunks, Then it goes on
+    # When it has three errors, in two chunks, Then it goes on
     worker.work(job.chunks[0], outcomes(5, errors=2))
     worker.work(job.chunks[1], outcomes(5, errors=1))
     assert status_of(ledger, job).state == JobState.RUNNING
 
-    # When it has one more
+    # When it has one more error
     worker.work(job.chunks[2], outcomes(5, errors=1))
 
-    # Then it has failed and says why, what waits is dropped, and all outcomes so far are kept
+    # Then it has failed with the reason, its pending chunk is dropped, and all outcomes so far are kept
     status = status_of(ledger, job)
     assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 11, 4)
     assert status.error == "4 of 15 images got an error, more than its limit of 3."
@@ -136,10 +136,10 @@ def test_a_job_without_limits_may_have_nothing_but_errors(ledger, make_job, work
     ],
 )
 def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, rate, images, at_the_limit):
-    # Given two jobs that may have such a share of errors
+    # Given two jobs with this limit for the share of errors
     at, over = (limited([images, 1], rate=rate, sample=1) for _ in range(2))
 
-    # When one has just that, and the other one more
+    # When one is exactly at the limit, and the other one error over it
     worker.work(at.chunks[0], outcomes(images, errors=at_the_limit))
     worker.work(over.chunks[0], outcomes(images, errors=at_the_limit + 1))
 
@@ -158,11 +158,11 @@ def test_a_share_counts_from_its_sample_on(ledger, limited, worker):
     # Given a job whose share of errors counts from ten images on
     job = limited([9, 1, 1], rate=0.5, sample=10)
 
-    # When nine have an outcome, all of them errors, Then it goes on
+    # When nine images are done, all of them errors, Then it goes on
     worker.work(job.chunks[0], outcomes(9, errors=9))
     assert status_of(ledger, job).state == JobState.RUNNING
 
-    # When the tenth comes, a good one, Then it has failed
+    # When the tenth image is done without an error, Then it has failed
     worker.work(job.chunks[1], outcomes(1, errors=0))
     status = status_of(ledger, job)
     assert status.state == JobState.FAILED
@@ -178,40 +178,40 @@ def test_the_sample_is_a_thousand_where_nobody_says(ledger, limited, worker):
 
 
 def test_either_limit_stops(ledger, limited, worker):
-    # Given jobs with both limits, of which one is met
+    # Given jobs with both limits, each of which exceeds one
     by_count = limited([100, 1], count=3, rate=0.5, sample=10)
     by_rate = limited([100, 1], count=90, rate=0.5, sample=10)
     worker.work(by_count.chunks[0], outcomes(100, errors=4))
     worker.work(by_rate.chunks[0], outcomes(100, errors=51))
 
-    # Then both are stopped, and say by which
+    # Then both have failed, and name that limit
     assert status_of(ledger, by_count).error == "4 of 100 images got an error, more than its limit of 3."
     assert status_of(ledger, by_rate).error == "51 of 100 images got an error, more than its limit of 50 %."
 
 
-# ---- when it happens ----------------------------------------------------------------------------------
+# ---- when a job fails ---------------------------------------------------------------------------------
 
 
 def test_a_limit_that_is_passed_with_the_last_chunk_fails_the_job(ledger, limited, worker):
-    # Given a job whose every image has an outcome, one error too many among the last
+    # Given a job whose last chunk exceeds the limit
     job = limited([5, 5], count=1)
     worker.work(job.chunks[0], outcomes(5, errors=1))
     worker.work(job.chunks[1], outcomes(5, errors=1))
 
-    # Then it has failed: what a script is told must not depend on where the bad images lay
+    # Then it has failed: the result must not depend on where the bad images are
     status = status_of(ledger, job)
     assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 8, 2)
     assert status.error == "2 of 10 images got an error, more than its limit of 1."
 
 
 def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
-    # Given a job whose producer is still at it
+    # Given a job that is still being submitted
     job = limited([2, 2], count=0, sealed=False)
 
-    # When there is an error too many
+    # When there is one error too many
     worker.work(job.chunks[0], outcomes(2, errors=1))
 
-    # Then it has failed, and its producer learns why with the next chunk, or at the end
+    # Then it has failed, and its producer gets the reason with the next chunk, or when it seals the job
     assert status_of(ledger, job).state == JobState.FAILED
     assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
     with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
@@ -221,21 +221,21 @@ def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
 
 
 def test_a_chunk_in_work_when_the_job_is_stopped_may_still_finish(ledger, limited, new_worker):
-    # Given three workers at a job's three chunks, and a fourth chunk that waits
+    # Given three workers that have claimed a job's chunks, and a fourth chunk that is pending
     job = limited([2, 2, 2, 2], count=0)
     anna, ben, carl = (new_worker(name) for name in ("anna", "ben", "carl"))
     first, second, third = (
         worker.must_claim(chunk) for worker, chunk in zip((anna, ben, carl), job.chunks, strict=False)
     )
 
-    # When the first one's outcomes stop the job
+    # When the first worker's outcomes stop the job
     anna.finish(first, outcomes(2, errors=2))
     stopped_at = status_of(ledger, job).finished_at
 
-    # Then what another worker releases is dropped
+    # Then a chunk that another worker releases is dropped
     ben.release(second)
 
-    # And who comes to record is let in; reason and moment stay what they were
+    # And a chunk that a third worker records is kept, while error and end time stay the same
     carl.finish(third, outcomes(2, errors=1))
     status = status_of(ledger, job)
     assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 1, 3)
@@ -250,7 +250,7 @@ def test_a_chunk_in_work_when_the_job_is_stopped_may_still_finish(ledger, limite
 
 
 def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_worker):
-    # Given eight workers with a chunk each, every one with errors enough, and two chunks that wait
+    # Given eight workers with a chunk each that exceeds the limit, and two pending chunks
     job = limited([2] * 10, count=1)
     workers = [new_worker(f"worker {number}") for number in range(8)]
     claims = [worker.must_claim(chunk) for worker, chunk in zip(workers, job.chunks, strict=False)]
@@ -264,7 +264,7 @@ def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_wo
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(finish, range(8)))
 
-    # Then the first of them stopped the job, and all eight are counted
+    # Then the first of them stopped the job, and the outcomes of all eight are counted
     status = status_of(ledger, job)
     assert (status.state, status.failed) == (JobState.FAILED, 16)
     assert status.error == "2 of 2 images got an error, more than its limit of 1."
@@ -272,13 +272,13 @@ def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_wo
 
 
 def test_a_paused_job_is_stopped_by_what_was_in_work(ledger, limited, worker):
-    # Given a job that was paused while a chunk was in work
+    # Given a job that was paused while a chunk was claimed
     job = limited([1, 1], count=0)
     claim = worker.must_claim(job.chunks[0])
     with ledger.transaction() as connection:
         pause_job(connection, job.id)
 
-    # When that chunk brings an error too many, Then what is held is dropped
+    # When that chunk exceeds the limit, Then the held chunk is dropped
     worker.finish(claim, outcomes(1, errors=1))
     assert status_of(ledger, job).state == JobState.FAILED
     assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
@@ -286,25 +286,25 @@ def test_a_paused_job_is_stopped_by_what_was_in_work(ledger, limited, worker):
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited, new_worker):
-    # Given a job, and a worker whose claim on its second chunk is not committed yet
+    # Given a job, and a claim on its second chunk that is not committed yet
     job = limited([1, 1], count=0)
     anna, ben = new_worker("anna"), new_worker("ben")
     claim = anna.must_claim(job.chunks[0])
     with ben.ledger.transaction() as connection:
         connection.execute(chunks.update().where(chunks.c.id == job.chunks[1].id).values(owner="ben"))
 
-        # When the job is stopped, Then it need not wait for that worker
+        # When the job is stopped, Then that does not wait for the claim
         anna.finish(claim, outcomes(1, errors=1))
     assert status_of(ledger, job).state == JobState.FAILED
 
-    # And the reconciler drops what was passed over
+    # And the reconciler drops the skipped chunk
     assert ben.claim(job.chunks[1]) is None
     with ledger.transaction() as connection:
         drop_leftover_chunks(connection)
     assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
 
 
-# ---- what is no limit ---------------------------------------------------------------------------------
+# ---- invalid limits -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How a model does since it was evaluated: the index itself, what is counted for it, what is said of it."""
+"""A model's health since its evaluation: the drift index, which images count, and the warnings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import JobMaker, Worker, plans_of
 
 DAY = 24 * 3600
 
-#: A job's images by their labels.
+#: The number of a job's images by label.
 Mix = Mapping[str, int]
 Classified = Callable[..., str]
 
@@ -40,7 +40,7 @@ def test_the_index_is_what_it_says() -> None:
     assert population_stability([25, 75], [500, 500]) == pytest.approx(
         0.25 * math.log(2) - 0.25 * math.log(2 / 3)
     )
-    # the same shares are no change, however many they are of; and it does not matter which side is which
+    # equal shares are no change, whatever the totals, and the index is symmetric
     assert population_stability([1, 2, 3], [100, 200, 300]) == 0
     assert population_stability([25, 75], [60, 40]) == pytest.approx(population_stability([60, 40], [25, 75]))
 
@@ -76,7 +76,7 @@ def test_what_the_index_means() -> None:
 
 
 def evaluation(confidences: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1000, 0)) -> Evaluation:
-    """A thousand images, a hundred of each digit and each taken for what it is."""
+    """Return the evaluation of a thousand images, a hundred of each digit, all classified correctly."""
     assert len(confidences) == len(CONFIDENCE_EDGES) - 1
     return Evaluation(
         total=1000,
@@ -99,7 +99,7 @@ def evaluation(confidences: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1000, 0)) ->
 
 @pytest.fixture
 def evaluated(ledger: Ledger, champion: Model) -> Model:
-    """The champion, with its evaluation."""
+    """Return the champion, with its evaluation."""
     with ledger.transaction() as connection:
         save_evaluation(connection, champion.id, "f" * 64, evaluation(), bytes(2000))
     return champion
@@ -107,7 +107,7 @@ def evaluated(ledger: Ledger, champion: Model) -> Model:
 
 @pytest.fixture
 def classified(make_job: JobMaker, worker: Worker) -> Classified:
-    """`classified({"7": 200})`: a finished job with so many images of each label; gives back its id."""
+    """Return a function: `classified({"7": 200})` makes a finished job with 200 sevens and returns its id."""
 
     def classified(mix: Mix, *, confidence: float = 0.995, errors: int = 0) -> str:
         outcomes = [Outcome("", label, confidence) for label, images in mix.items() for _ in range(images)]
@@ -130,11 +130,11 @@ def from_days_ago(ledger: Ledger, job_id: str, days: float) -> None:
 
 
 def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> None:
-    # given three jobs that are spread as the evaluation set was, some images with an error among them
+    # given three jobs with the same mix as the evaluation set, and some errors
     for _ in range(3):
         classified(EVEN, errors=7)
 
-    # when one looks, then all is well
+    # when the health is read, then all is steady
     found = health_of(ledger)
     assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 0.99, 3, 3000)
     assert (found.labels.index, found.labels.drift) == (0, Drift.STEADY)
@@ -176,11 +176,11 @@ def test_a_drift_of_confidences_is_a_warning(ledger, classified) -> None:
 
 @pytest.mark.usefixtures("evaluated")
 def test_each_confidence_is_in_its_bin(ledger, classified) -> None:
-    # given confidences at the lower edge of each bin, and at the very top
+    # given confidences at the lower edge of each bin, and a confidence of 1
     for place, edge in enumerate(CONFIDENCE_EDGES):
         classified({"1": place + 1}, confidence=edge)
 
-    # then each is counted where it begins, and 1 in the last
+    # then each is in the bin that begins there, and 1 is in the last bin
     assert health_of(ledger).confidences.actual == (1, 2, 3, 4, 5, 6, 7, 8, 9 + 10)
 
 
@@ -208,13 +208,13 @@ def test_without_an_evaluation_there_is_nothing_to_compare_with(ledger, champion
 
 @pytest.mark.usefixtures("evaluated")
 def test_only_the_latest_jobs_count(ledger, classified) -> None:
-    # given as many jobs as are looked at, an older one, and one that is too old
+    # given as many jobs as are read, a job before them, and one that is too old
     for _ in range(RECENT_JOBS):
         classified({"1": 10})
     from_days_ago(ledger, classified({"2": 10}), 1)
     from_days_ago(ledger, classified({"3": 10}), RECENT_DAYS + 1)
 
-    # then neither of the two counts
+    # then neither of the last two counts
     found = health_of(ledger)
     assert (found.jobs, found.images, found.labels.actual[1]) == (RECENT_JOBS, 200, 200)
 
@@ -228,7 +228,7 @@ def test_what_is_old_does_not_count(ledger, classified) -> None:
 
 
 def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, make_job, worker) -> None:
-    # given a finished job, one that goes on, one that was stopped, and a finished one of another model
+    # given two finished jobs, a running one, and a cancelled one
     classified(EVEN)
     worker.work(make_job([10, 10]).chunks[0])
     stopped = make_job([10, 10])
@@ -241,22 +241,22 @@ def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, ma
             sa.text("UPDATE jobs SET model_id = :m WHERE id = :j"), {"m": evaluated.id, "j": other}
         )
 
-    # then what has ended counts
+    # then all images of the finished jobs count, and the recorded ones of the cancelled job
     assert health_of(ledger).images == 2 * 1000 + 10
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_of_a_large_job_a_part_of_everything_is_counted(ledger, classified, monkeypatch) -> None:
-    # given a job larger than what is counted, in the order of its labels, as folders come
+    # given a job larger than the sample, sorted by label, as folders are
     monkeypatch.setattr(health, "SAMPLE_IMAGES", 500)
     classified(EVEN)
 
-    # then half of it is counted, of each label the same
+    # then the sample has as many images of each label
     found = health_of(ledger)
     assert found.images == 500
     assert found.labels.actual == (50,) * 10
 
-    # and at exactly the limit all of it is
+    # and a job of exactly the sample's size is counted whole
     monkeypatch.setattr(health, "SAMPLE_IMAGES", 1000)
     assert health_of(ledger).images == 1000
 
@@ -273,13 +273,13 @@ def test_the_sample_is_spread_from_the_first_to_the_last_image() -> None:
 @pytest.mark.fast
 @pytest.mark.usefixtures("evaluated")
 def test_recent_jobs_are_found_by_when_they_came(ledger, classified) -> None:
-    # given a ledger, which may hold millions of jobs
+    # given a ledger; a real one may hold millions of jobs
     classified(EVEN)
 
-    # when it is asked how it would find the latest ones
+    # when the plan for the latest jobs is read
     asked = plans_of(ledger, model_health)
 
-    # then by their index, from its end, and no job that came before them is read
+    # then it uses the index on creation times, and only reads recent jobs
     [plan] = [plan for text, plan in asked if "FROM jobs" in text]
     found = r"ix_jobs_created_at \(created_at>\?\)" if ledger.is_sqlite else r"Index Cond: \(created_at > "
     assert "ix_jobs_created_at" in plan
@@ -301,14 +301,14 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
         if not ledger.is_sqlite:
             connection.execute(sa.text("ANALYZE predictions"))
 
-    # when the ledger is asked how it would count a job
+    # when the plan for counting a job is read
     with ledger.reading() as connection:
         query = health._mix_of(new_id(), total)
         sql = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
         explain = "EXPLAIN QUERY PLAN " if ledger.is_sqlite else "EXPLAIN "
         plan = [str(row) for row in connection.exec_driver_sql(explain + sql.replace("%", "%%"))]
 
-    # then by the primary key
+    # then it uses the primary key
     table = [line for line in plan if "predictions" in line and ("SCAN" in line.upper() or "SEARCH" in line)]
     words = "USING PRIMARY KEY" if ledger.is_sqlite else "pk_predictions"
     assert table
@@ -316,7 +316,7 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
     assert not any("Seq Scan" in line for line in plan), plan
 
 
-# ---- what people say ----------------------------------------------------------------------------------
+# ---- corrections --------------------------------------------------------------------------------------
 
 
 def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -> None:

@@ -51,7 +51,7 @@ def report(ledger: Ledger, name: str, *, queue: str = CLASSIFY_QUEUE, children: 
 
 
 def let_pass(ledger: Ledger, seconds: float) -> None:
-    """Let all heartbeats be so old."""
+    """Make all heartbeats that old."""
     with ledger.transaction() as connection:
         connection.execute(table.update().values(seen_at=db_now(-seconds)))
 
@@ -65,7 +65,7 @@ def test_a_worker_is_listed_with_the_chunks_of_its_processes(ledger, make_job, n
     make_job([1])
     [claim] = new_worker(owner_name(18)).claim_next()
 
-    # then all that is listed
+    # then the list shows the worker and that chunk
     [worker] = listed(ledger)
     assert (worker.name, worker.host) == (owner_name(os.getpid()), socket.gethostname())
     assert (worker.queue, worker.processes, worker.chunks) == (CLASSIFY_QUEUE, 2, (claim.chunk_id,))
@@ -90,12 +90,12 @@ def test_a_heartbeat_is_written_when_it_is_due_or_processes_have_changed(ledger,
     assert not heartbeat.tick([])
     assert listed(ledger)[0].processes == 0
 
-    # when one is ready, then that is written at once
+    # when a process is ready, then a heartbeat is written at once
     assert heartbeat.tick([17])
     assert listed(ledger)[0].processes == 1
     assert not heartbeat.tick([17])
 
-    # and when a heartbeat is due, it is written
+    # and when the next heartbeat is due, it is written
     let_pass(ledger, 100)
     monkeypatch.setattr(heartbeat_module, "HEARTBEAT_SECONDS", 0.0)
     assert heartbeat.tick([17])
@@ -104,7 +104,7 @@ def test_a_heartbeat_is_written_when_it_is_due_or_processes_have_changed(ledger,
 
 
 def test_a_worker_without_a_broker_writes_no_heartbeat(ledger, settings, short_folder):
-    # given a broker that cannot be reached, and a sound ledger
+    # given a broker that cannot be reached, and a ledger that works
     app = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
     heartbeat = Heartbeat(ledger, Publisher(app), queue=CLASSIFY_QUEUE)
 
@@ -118,7 +118,7 @@ def test_a_worker_without_a_broker_writes_no_heartbeat(ledger, settings, short_f
 def test_a_heartbeat_that_could_not_be_written_is_written_when_the_ledger_is_back(
     ledger, heartbeat, monkeypatch
 ):
-    # given a ledger that is unavailable when a heartbeat is due, twice
+    # given a ledger that is unavailable for two heartbeats
     real = heartbeat_module.report_worker
     troubles = [Unavailable("The ledger cannot be reached")] * 2
 
@@ -133,7 +133,7 @@ def test_a_heartbeat_that_could_not_be_written_is_written_when_the_ledger_is_bac
             heartbeat.tick([17])
     assert listed(ledger) == []
 
-    # when it is back, then the next tick writes it
+    # when it is available again, then the next tick writes the heartbeat
     assert heartbeat.tick([17])
     assert [worker.processes for worker in listed(ledger)] == [1]
     assert not heartbeat.tick([17])
@@ -156,7 +156,7 @@ def test_a_worker_without_a_heartbeat_for_a_day_is_forgotten(ledger, publisher):
             table.update().where(table.c.name == "gone").values(seen_at=db_now(-FORGOTTEN_SECONDS / 2))
         )
 
-    # when the reconciler runs, then one is left
+    # when the reconciler runs, then only the recent one is listed
     Reconciler(ledger, publisher, holder="anna").tick()
     [worker] = listed(ledger)
     assert (worker.name, worker.alive) == ("gone", False)
@@ -176,7 +176,7 @@ def test_a_process_of_the_same_name_is_another_worker(ledger):
 
 
 def test_a_worker_is_ready_while_it_has_a_recent_heartbeat_and_a_process(ledger, settings):
-    # given no worker, then one whose processes are loading, then one that is ready, then one that is gone
+    # given no worker, then one whose processes are loading, then a ready one, then one that is gone
     assert "no worker of this host" in answer(settings, Part.WORKER, ready=False)
     report(ledger, "host/1", children=0)
     assert "without a process" in answer(settings, Part.WORKER, ready=False)
@@ -193,7 +193,7 @@ def test_a_worker_of_another_host_or_queue_makes_nobody_ready(ledger, settings):
         there = WorkerRow("there/1", "there", CLASSIFY_QUEUE, ["there/2"], "0")
         report_worker(connection, there, up_seconds=1)
 
-    # then the trainer of this host is ready, and its worker is not
+    # then this host's trainer is ready, and its worker is not
     answer(settings, Part.TRAINER, ready=True)
     answer(settings, Part.WORKER, ready=False)
 
@@ -211,7 +211,7 @@ def test_a_worker_that_was_replaced_is_ready_when_the_new_one_is(ledger, setting
 def test_beat_and_a_producer_are_ready_if_ledger_and_broker_answer(ledger, settings, short_folder, part):
     assert answer(settings, part, ready=True) == "ledger and broker answer"
 
-    # without a broker they are not
+    # without a broker, they are not ready
     away = settings.model_copy(update={"broker_url": f"redis+socket://{short_folder}/nobody.sock"})
     assert "the broker does not answer" in answer(away, part, ready=False)
 
@@ -229,7 +229,7 @@ def test_a_worker_is_ready_with_a_newer_ledger_and_not_with_an_older_one(ledger,
     # given a worker, and a ledger that the next version has migrated
     report(ledger, "host/1")
     of_version(ledger, "9999")
-    # then it is ready as before, because nobody is there yet to take its place
+    # then it is still ready, because the new version's workers may not be running yet
     answer(settings, Part.WORKER, ready=True)
     # and with an older ledger it is not
     of_version(ledger, "0000")

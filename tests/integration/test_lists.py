@@ -1,4 +1,4 @@
-"""The commands that list things, in a terminal of 80 columns."""
+"""The commands that list things fit into a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.console import LABELMILL
 
 @pytest.fixture
 def terminal(settings):
-    """`terminal("jobs")`: the lines that the command prints in a terminal of 80 columns."""
+    """Return a function: `terminal("jobs")` returns the lines printed in a terminal of 80 columns."""
 
     def terminal(*arguments):
         ours, theirs = pty.openpty()
@@ -35,7 +35,7 @@ def terminal(settings):
                 while True:
                     try:
                         more = screen.read(4096)
-                    except OSError:  # Linux says so at the end
+                    except OSError:  # Linux raises this at the end
                         break
                     if not more:
                         break
@@ -47,13 +47,13 @@ def terminal(settings):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_row_of_jobs_is_a_line_of_80_columns(ledger, make_job, terminal):
-    # Given large jobs, in the longest states, with long keys
+    # Given two large running jobs with long keys, one of them paused
     ids = [make_job([3], key=f"june/{'very ' * 20}long {number}").id for number in range(2)]
     with ledger.transaction() as connection:
         connection.execute(jobs.update().values(total=100_000_000, succeeded=12_345_678, failed=1_234_567))
         connection.execute(jobs.update().where(jobs.c.id == ids[0]).values(paused_at=db_now()))
 
-    # When they are listed, Then each is one line, with its id, state and counts whole
+    # When they are listed, Then each takes one line, with its full id, state and counts
     lines = terminal("jobs")
     assert [len(line) <= 80 for line in lines] == [True] * 3
     second, first = lines[1:]
@@ -63,7 +63,7 @@ def test_a_row_of_jobs_is_a_line_of_80_columns(ledger, make_job, terminal):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_row_of_runs_is_a_line_of_80_columns(ledger, terminal):
-    # Given a run with a long verdict, one that waits, and one of the schedule
+    # Given a run with a long verdict, a pending run, and a run of the schedule
     reason = "refused: accuracy is 0.7000, below the minimum of 0.9; recall of class 7 is 0.1"
     recipe = {"architecture": "cnn", "profile": "quick", "epochs": 30}
     done, waiting = new_id(), new_id()
@@ -74,7 +74,7 @@ def test_a_row_of_runs_is_a_line_of_80_columns(ledger, terminal):
         request_run(connection, waiting, recipe=recipe)
         assert connection.scalar(sa.select(sa.func.count()).select_from(training_runs)) == 2
 
-    # When they are listed, Then each is one line, with what came of it
+    # When they are listed, Then each takes one line, with its result
     lines = terminal("runs")
     assert [len(line) <= 80 for line in lines] == [True] * 3
     [line] = [line for line in lines if line.startswith(done)]

@@ -1,4 +1,4 @@
-"""A run whose trainer is dead, where no worker reconciles, as the commands tell of it."""
+"""How the commands show a run whose trainer died, if no worker reconciles."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from labelmill.commands.runs import app as runs_command
 
 @pytest.fixture(autouse=True)
 def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands' settings are the test's own."""
+    """Let the commands use the test's settings."""
     for name in ("home", "ledger_url", "broker_url"):
         monkeypatch.setenv(ENV_PREFIX + name.upper(), str(getattr(settings, name)))
 
 
 @pytest.fixture
 def dead(ledger: Ledger) -> runs.RunClaim:
-    """A run whose trainer was killed a day ago."""
+    """Return a run whose trainer was killed a day ago."""
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={"architecture": "mlp", "profile": "quick", "epochs": 2})
@@ -42,7 +42,7 @@ def ask(*arguments: str) -> Any:
 
 
 def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim) -> None:
-    # given a run whose trainer is not heard of any more, then wherever it is shown that is said
+    # given a run without a heartbeat, then every command that shows it says so
     listed = ask().stdout.splitlines()[1]
     assert " running " in listed
     assert "no heartbeat since 20" in listed
@@ -50,7 +50,7 @@ def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim
     [told] = json.loads(ask("--json").stdout)
     assert told["silent_since"] is not None
 
-    # but not of one whose trainer is
+    # but not if its trainer sends heartbeats
     with ledger.transaction() as connection:
         renew_run(connection, dead)
     assert "no heartbeat" not in ask().stdout + ask("show", dead.run_id).stdout
@@ -61,7 +61,7 @@ def test_it_is_told_from_one_that_is_trained(ledger: Ledger, dead: runs.RunClaim
 def test_who_follows_it_sees_its_end(
     settings: Settings, dead: runs.RunClaim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given somebody who follows it, when they have looked for long enough, then it is over
+    # given somebody who follows the run for the grace period, then the run is interrupted
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     with Client(settings) as client:
         *before, last = islice(client.follow_run(dead.run_id), 9)
@@ -77,13 +77,13 @@ def test_who_follows_it_sees_its_end(
 def test_who_follows_it_does_not_end_it_at_their_first_look(
     settings: Settings, ledger: Ledger, dead: runs.RunClaim
 ) -> None:
-    # given somebody who has looked twice, in less time than a trainer is given
+    # given somebody who has looked twice within the grace period
     assert RUN_GRACE_SECONDS > 5
     with Client(settings) as client:
         looks = client.follow_run(dead.run_id)
         assert [next(looks).state for _ in range(2)] == [RunState.RUNNING] * 2
 
-        # when the trainer is heard of again, then its run goes on
+        # when the trainer sends a heartbeat, then its run goes on
         with ledger.transaction() as connection:
             renew_run(connection, dead)
         run = next(looks)

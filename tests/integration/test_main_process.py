@@ -1,4 +1,4 @@
-"""A worker's main process: what becomes of a child that dies or hangs, whether the ledger answers or not."""
+"""A worker's main process handles children that die or hang, whether the ledger is available or not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from worker.tasks import register_tasks
 
 @contextlib.contextmanager
 def unavailable() -> Iterator[None]:
-    """Let the ledger be unavailable in here."""
+    """Make the ledger unavailable inside the context."""
 
     @contextlib.contextmanager
     def transaction(_ledger: Ledger, **_: object) -> Iterator[None]:
@@ -59,19 +59,19 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # given three large chunks, and a process that has the task
+    # given three large chunks, and a process with the task
     monkeypatch.setattr(tasks, "process_context", lambda *_: harness.context)
     register_tasks(app, settings)
     task = app.tasks[CLASSIFY_TASK]
     job_id = harness.submit(digits(300), sizes=[100, 100, 100])
     chunk_id = harness.chunks(job_id)[2].id
 
-    # when a wake-up comes, and one of an older version that names the third chunk, then each does the next
+    # when it gets a wake-up, and one of an older version that names a chunk, then each does the next chunk
     task()
     task(chunk_id)
     assert [row.state for row in harness.chunks(job_id)] == ["done", "done", "pending"]
 
-    # and when a message says anything else, then that is a line in the log, and no work
+    # and any other message is logged, and does no work
     task("no id")
     task(chunk_id, chunk_id)
     assert harness.status(job_id).done == 200
@@ -85,7 +85,7 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
 
 @pytest.fixture
 def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ChunkRequest]]:
-    """`take()` returns a wake-up as the main process has it."""
+    """Return a function: `take()` returns a wake-up as the main process receives it."""
     register_tasks(app, settings)
     with app.connection_for_read() as connection, connection.channel() as channel:
         got: list[Any] = []
@@ -128,20 +128,20 @@ def test_all_that_a_dead_child_had_claimed_is_released(
     take: Callable[[], ChunkRequest],
     pid: int | None,
 ) -> None:
-    # given a child that has claimed two small chunks together, and one of another process
+    # given a child that has claimed two small chunks together, and another child with a claim
     mine = [make_job([3]), make_job([2])]
     assert len(new_worker(owner_name(4_711)).claim_next()) == 2
     other = make_job([1])
     new_worker(owner_name(4_712)).claim_next()
     request = take()
-    request.worker_pid = pid  # None: the child had not said that it has the message
+    request.worker_pid = pid  # None: the child has not reported that it has the message
     assert broker.waiting() == 0
 
-    # when it dies, then its message is back
+    # when the child dies, then its message is returned to the queue
     let_its_process_die(request)
     assert broker.waiting() == 1
 
-    # and if it is known whose they were, its claims have crashed, and nobody else's
+    # and if the child is known, its claims count as crashed, and nobody else's do
     for job in mine:
         row = row_of(ledger, job)
         if pid is None:
@@ -166,11 +166,11 @@ def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_
     request = take()
     request.worker_pid = 4_711
 
-    # when it dies, and that cannot be written down
+    # when the child dies, and the ledger is unavailable
     with unavailable():
         let_its_process_die(request)
 
-    # then the message is back, and the reconciler counts the crash when the lease has run out
+    # then the message is back on the queue, and the reconciler counts the crash once the lease has expired
     assert "has to run out: The ledger cannot be reached" in caplog.text
     assert broker.waiting() == 1
     assert (row_of(ledger, job).state, row_of(ledger, job).crashes) == (ChunkState.CLAIMED, 0)
@@ -196,7 +196,7 @@ def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
         request = take()
         request.worker_pid = child.pid
 
-        # when its time is up, then it is dead
+        # when the time limit is over, then the child is killed
         with contextlib.nullcontext() if is_available else unavailable():
             request.on_timeout(soft=False, timeout=51)
         assert child.wait(30) == -9
@@ -204,7 +204,7 @@ def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
         child.kill()
         child.wait()
 
-    # and its claim is released, or its lease has to run out
+    # and its claim is released, or its lease must expire
     row = row_of(ledger, job)
     if is_available:
         assert (row.state, row.crashes, row.crash_code) == (ChunkState.PENDING, 1, ErrorCode.TIMEOUT)
@@ -217,7 +217,7 @@ def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
 
 
 class Main(SimpleNamespace):
-    """What the reconciler needs of a worker's main process. Its timer fires when the test says so."""
+    """What the reconciler needs of a worker's main process; the test fires its timer."""
 
     def __init__(self, app: Celery, *, children: list[int]) -> None:
         pool = SimpleNamespace(info={"processes": children}, _pool=SimpleNamespace(_waiting_to_start=[]))
@@ -232,7 +232,7 @@ class Main(SimpleNamespace):
 
 
 def start_run(ledger: Ledger, owner: str) -> str:
-    """Start a training run; return its id."""
+    """Start a training run, and return its id."""
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
@@ -248,12 +248,12 @@ def test_a_reconciler_whose_ledger_is_unavailable_tries_again(
     main = Main(app, children=[17])
     reconcile_step(settings)(main).start(main)
 
-    # when its timer fires while the ledger is unavailable, then it says so, and lives
+    # when its timer fires while the ledger is unavailable, then it logs that, and survives
     with unavailable():
         main.tick()
     assert "reconciling is postponed: The ledger cannot be reached" in caplog.text
 
-    # and the next time it has reconciled, and written its heartbeat
+    # and the next time, it reconciles and writes its heartbeat
     main.tick()
     with ledger.reading() as connection:
         assert [worker.processes for worker in list_workers(connection)] == [1]
@@ -281,7 +281,7 @@ def test_a_worker_stops_whether_the_ledger_answers_or_not(
     with contextlib.nullcontext() if is_available else unavailable():
         step.stop(main)
 
-    # then it does, and the log says what could not be written: others find out when its heartbeat is missing
+    # then it stops; what it could not write is logged, and others will notice that its heartbeat is missing
     assert main.cancelled
     is_trainer = queue == RETRAIN_QUEUE
     assert ("this worker still counts as alive for a while" in caplog.text) != is_available

@@ -1,4 +1,4 @@
-"""The reconciler's view: what is due, what was abandoned, and that only one looks."""
+"""The reconciler finds what is due and what was abandoned, and only one reconciler runs at a time."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_a_lock_has_one_holder_who_may_keep_it(ledger):
 
 
 def test_a_holder_that_died_loses_its_lock_in_time(ledger):
-    # Given a lock that is held for a while
+    # Given a lock that is held
     assert take(ledger, "reconcile", "anna", seconds=60)
     assert not take(ledger, "reconcile", "ben")
 
-    # When its holder is not heard of for longer
+    # When its holder does not renew it in time
     with ledger.transaction() as connection:
         assert connection.scalar(sa.select(locks.c.until > db_now(50)))
         connection.execute(locks.update().values(until=db_now(-0.001)))
 
-    # Then it is another's, and no more the first one's
+    # Then another holder can take it, and the first cannot
     assert take(ledger, "reconcile", "ben")
     assert not take(ledger, "reconcile", "anna")
 
@@ -71,7 +71,7 @@ def test_keeping_a_lock_makes_it_last(ledger):
 
 
 def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
-    # Given eight workers that come at the same moment
+    # Given eight workers that start at the same moment
     start = threading.Barrier(8, timeout=30)
 
     def come(name):
@@ -82,7 +82,7 @@ def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
         finally:
             ledger.close()
 
-    # When they take five locks, Then each lock has one holder
+    # When each tries to take five locks, Then each lock has one holder
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(come, [f"worker {number}" for number in range(8)]))
     assert [sum(column) for column in zip(*taken, strict=True)] == [1] * 5
@@ -92,7 +92,7 @@ def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
 
 
 def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
-    # Given chunks that are done, claimed, and in back-off; a cancelled job, and one that is still received
+    # Given chunks that are done, claimed and in back-off, a cancelled job, and an unsealed job
     job = make_job([1] * 4)
     assert due(ledger) == 4
     worker.work(job.chunks[0])
@@ -103,7 +103,7 @@ def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
     with ledger.transaction() as connection:
         end_job(connection, cancelled.id, JobState.CANCELLED)
 
-    # Then due are the one that waits, and the one of the job that is received
+    # Then one pending chunk of each of the two unfinished jobs is due
     assert due(ledger) == 2
 
 
@@ -113,7 +113,7 @@ def test_counting_stops_at_the_limit(ledger, make_job):
 
 
 def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
-    # Given a cancelled job with a chunk whose worker died and one that a worker has, and another job
+    # Given a cancelled job with an expired and a live claim, and another job
     job, other = make_job([1, 1, 1]), make_job([1, 1])
     worker.work(job.chunks[0])
     at_work = worker.must_claim(job.chunks[2])
@@ -121,12 +121,12 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
     with ledger.transaction() as connection:
         end_job(connection, job.id, JobState.CANCELLED)
 
-    # When the reconciler releases what expired, and drops what is left over
+    # When the reconciler releases expired claims and drops leftover chunks
     with ledger.transaction() as connection:
         assert release_expired_claims(connection) == 1
         drop_leftover_chunks(connection)
 
-    # Then only what no worker has is dropped, and it is not due
+    # Then only the chunk with the expired claim is dropped, and it is not due
     with ledger.reading() as connection:
         states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
     assert [states[chunk.id] for chunk in job.chunks] == ["done", "dropped", "claimed"]
@@ -138,8 +138,7 @@ def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
 def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
     ledger, make_job, worker, monkeypatch
 ):
-    # Given a chunk of a cancelled job that was passed over, because somebody had it locked, and two that
-    # wait before it; and a reconciler that looks at two
+    # Given a leftover chunk of a cancelled job behind two pending chunks, and a reconciler that checks two
     monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 2)
     other, job = make_job([1, 1]), make_job([1])
     with ledger.transaction() as connection:
@@ -151,18 +150,18 @@ def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
             drop_leftover_chunks(connection)
             return connection.execute(sa.select(chunks.c.state).where(chunks.c.job_id == job.id)).scalar_one()
 
-    # When one of the two is done, Then it is among those that come next, and is dropped
+    # When one of the two is done, Then the leftover chunk is among the next two, and is dropped
     assert tidy() == "pending"
     worker.work(other.chunks[0])
     assert tidy() == "dropped"
 
 
-# ---- when very much waits -----------------------------------------------------------------------------
+# ---- many pending chunks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job, worker, monkeypatch):
-    # Given a ledger of many finished jobs and many chunks that wait, and PostgreSQL knows it
+    # Given a ledger of many finished jobs and many pending chunks, which PostgreSQL has analyzed
     monkeypatch.setattr("jobs.ledger.control.CHECKED_CHUNKS", 100)
     worker.must_claim(make_job([1]).chunks[0], lease_seconds=-1)
     large, paused = make_job([1]).id, make_job([1]).id
@@ -180,7 +179,7 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
     with ledger.transaction() as connection:
         connection.exec_driver_sql("ANALYZE")
 
-    # When a reconciler looks
+    # When a reconciler runs
     sent: list[tuple[str, object]] = []
     sa.event.listen(ledger.engine, "before_cursor_execute", lambda *told: sent.append((told[2], told[3])))
     with ledger.transaction() as connection:
@@ -194,20 +193,20 @@ def test_a_look_reads_the_chunks_by_an_index_however_many_wait(ledger, make_job,
             for statement, parameters in asked
         ]
 
-    # Then none of their statements reads all chunks, or all jobs
+    # Then none of its statements scans all chunks or all jobs
     assert len(plans) == 5
     for plan in plans:
         assert "Seq Scan" not in plan, plan
 
 
-# ---- what was abandoned -------------------------------------------------------------------------------
+# ---- abandoned jobs -----------------------------------------------------------------------------------
 
 
 def test_for_abandoned_jobs_only_those_that_are_unfinished_are_read(ledger, make_job):
-    # Given a ledger, which may hold millions of jobs that are done, and somebody looks every other second
+    # Given a ledger with an open job; a real one may hold millions of finished jobs
     make_job([1])
 
-    # When the database is asked how it goes about that, Then it reads by the small index
+    # When the reconciler looks for abandoned jobs, Then it uses the index on open jobs
     [(text, plan)] = plans_of(ledger, fail_abandoned_jobs)
     assert "ix_jobs_open" in plan, f"{text}\n{plan}"
 
@@ -223,15 +222,15 @@ def fall_silent(ledger: Ledger, job, seconds: float) -> None:
 
 
 def test_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
-    # Given a job whose producer has not been heard of for long, one image of it classified
+    # Given a job without a heartbeat from its producer for too long, and one image done
     job = make_job([1, 1], sealed=False)
     worker.work(job.chunks[0])
     fall_silent(ledger, job, ABANDONED_SECONDS + 1)
 
-    # When the reconciler looks
+    # When the reconciler runs
     assert fail_abandoned(ledger) == [job.id]
 
-    # Then the job has failed and says why, what it has stays, and nobody works on it any more
+    # Then the job has failed with the reason, keeps its predictions, and nothing of it is due
     with ledger.reading() as connection:
         status = job_status(connection, job.id)
         assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
@@ -246,7 +245,7 @@ def test_a_producer_that_is_slow_is_left_alone(ledger, make_job):
 
 
 def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
-    # Given jobs that were submitted long ago: one waits, one is done, one was cancelled
+    # Given jobs that were submitted long ago: one running, one done, one cancelled
     waiting, done, cancelled = make_job([1]), make_job([1]), make_job([1])
     worker.work(done.chunks[0])
     with ledger.transaction() as connection:
@@ -254,7 +253,7 @@ def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
     for job in (waiting, done, cancelled):
         fall_silent(ledger, job, 10 * ABANDONED_SECONDS)
 
-    # When the reconciler looks, Then none of them was abandoned
+    # When the reconciler runs, Then none of them counts as abandoned
     assert fail_abandoned(ledger) == []
 
 
@@ -263,17 +262,17 @@ SEALED_MEANWHILE = "looks, then waits for the job's row, and does not look again
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker):
-    # Given two producers that were silent for too long, of which one seals its job at this moment
+    # Given two producers without a heartbeat for too long, one of which is just sealing its job
     sealing, silent = make_job([1], sealed=False), make_job([1], sealed=False)
     for job in (sealing, silent):
         fall_silent(ledger, job, ABANDONED_SECONDS + 1)
     with worker.ledger.transaction() as connection:
         seal_job(connection, sealing.id, fingerprint=None)
 
-        # When the reconciler looks before that commit, Then it waits for nobody, and fails the other
+        # When the reconciler runs before that commit, Then it does not wait, and fails only the other job
         assert fail_abandoned(ledger) == [silent.id]
 
-    # and the first was submitted, and goes on
+    # And the sealed job is running
     assert fail_abandoned(ledger) == []
     with ledger.reading() as connection:
         assert job_status(connection, sealing.id).state == JobState.RUNNING
@@ -282,7 +281,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker)
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wait_until_blocked):
-    # Given a producer that at this moment seals its job
+    # Given a producer that is just sealing its job
     job = make_job([1, 1], sealed=False)
 
     def discard():
@@ -293,22 +292,22 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
         with ledger.transaction() as connection:
             seal_job(connection, job.id, fingerprint=None)
 
-            # When somebody who took it for dead takes its job back
+            # When another process discards the job, because its producer seems dead
             discarded = pool.submit(discard)
             wait_until_blocked()
         discarded.result(30)
 
-    # Then the job is whole: there are its row and its chunks, or neither
+    # Then the job is complete, with its row and its chunks
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 1
         assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
 
 
-# ---- who stands still ---------------------------------------------------------------------------------
+# ---- sessions that hang -------------------------------------------------------------------------------
 
 
 class Standing(list):
-    """A column of outcomes, of which the second does not come before it is let go."""
+    """A column of outcomes that blocks at its second value until it is released."""
 
     def __init__(self, column):
         super().__init__(column)
@@ -325,7 +324,7 @@ class Standing(list):
 
 @contextmanager
 def standing_still(worker, claim):
-    """A worker that has begun to record and says nothing more until the end. Gives back what comes of it."""
+    """Let a worker block while it records; yield the future of its result."""
     labels = Standing(["7"] * claim.images)
     names = [f"{number}.png" for number in range(claim.images)]
     outcomes = Outcomes(names, labels, [0.75] * claim.images)
@@ -350,20 +349,20 @@ on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=T
 def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
     ledger, make_job, worker, new_worker, monkeypatch
 ):
-    # Given a worker that stands still in the middle of recording, beyond its lease and our patience
+    # Given a worker that blocks while it records, for longer than its lease and the limit for idle sessions
     monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     with standing_still(worker, claim) as recorded:
         time.sleep(0.3)
 
-        # When the reconciler looks
+        # When the reconciler runs
         assert end_standing(ledger) == 1
 
-        # Then another worker can do the chunk
+        # Then another worker can finish the chunk
         new_worker("ben").work(job.chunks[0], [Outcome("a.png", "3", 0.5), Outcome("b.png", "3", 0.5)])
 
-    # and the first, when it goes on, learns that it has recorded nothing
+    # And the first one learns that it has recorded nothing
     with pytest.raises(Unavailable):
         recorded.result(30)
     with ledger.reading() as connection:
@@ -372,7 +371,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
 
 @on_postgresql
 def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
-    # Given somebody who has a job's row locked, and does not read the long answer to its statement
+    # Given a session that has locked a job's row, and does not read the long result of its query
     monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
     job = make_job([1])
     standing = Ledger(ledger.engine.url).engine.raw_connection()
@@ -384,7 +383,7 @@ def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, mak
         standing.driver_connection.pgconn.flush()
         time.sleep(0.5)
 
-        # When the reconciler looks, Then the row is free
+        # When the reconciler runs, Then the row is unlocked
         assert end_standing(ledger) == 1
         worker.work(job.chunks[0])
     finally:

@@ -1,4 +1,4 @@
-"""The message filter: every message of ours passes, and nothing that is put on a queue breaks a worker."""
+"""The message filter lets all our own messages through, and keeps all others from breaking a worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def task_of(item: bytes) -> tuple[str, Any]:
     return message["headers"]["task"], json.loads(base64.b64decode(message["body"]))
 
 
-# ---- messages of ours ---------------------------------------------------------------------------------
+# ---- our messages -------------------------------------------------------------------------------------
 
 
 @on_one_database
@@ -75,21 +75,21 @@ def test_a_message_that_comes_back_from_a_lost_worker_passes(
             connection.drain_events(timeout=60)
             got.pop().reject(requeue=True)
 
-    # then it is marked as such, and passes
+    # then it is marked as redelivered, and passes
     [message] = broker.messages()
     assert json.loads(message)["headers"]["redelivered"] is True
     assert rebuild(message) == rebuild(rebuild(message))
     assert json.loads(rebuild(message))["properties"]["delivery_info"]["redelivered"] is True
 
 
-# ---- foreign ones -------------------------------------------------------------------------------------
+# ---- foreign messages ---------------------------------------------------------------------------------
 
 
 @on_one_database
 def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     settings: Settings, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a queue with foreign items before, between and behind two wake-ups
+    # given a queue with foreign items before, between and after two wake-ups
     monkeypatch.setattr(Transport, "Channel", Transport.Channel)
     monkeypatch.setattr(message_filter, "_dropped", 0)
     filter_messages(ours_or_none)
@@ -117,7 +117,7 @@ def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     publisher.close()
     app.close()
 
-    # then it gets the wake-ups; each foreign item is gone, and is counted in a line that does not repeat it
+    # then it gets the wake-ups; each foreign item is dropped, and counted in a line that does not quote it
     assert [message.headers["task"] for message in got] == [CLASSIFY_TASK] * 2
     lines = [line for line in caplog.messages if line.startswith("dropped a message that is not ours")]
     assert [line.partition("(")[2] for line in lines] == [
@@ -139,7 +139,7 @@ def test_anything_at_all_is_foreign(item: bytes) -> None:
         rebuild(item)
 
 
-#: As kombu 5.7 and Celery 5.7 write it, with some fields that they leave empty.
+#: A message as kombu 5.7 and Celery 5.7 write it, without some empty fields.
 OURS = json.dumps(
     {
         "body": base64.b64encode(json.dumps([["06h0xnaxb4fyjyv3"], {}, {"chain": None}]).encode()).decode(),
@@ -154,7 +154,7 @@ OURS = json.dumps(
     }
 )
 
-#: All of it that reaches Celery.
+#: What the filter passes on to Celery.
 REBUILT = rebuild(OURS.encode())
 
 PLACES = [
@@ -176,7 +176,7 @@ def test_a_message_of_ours_that_was_changed_is_foreign_or_rebuilt_the_same(
     part[place[-1]] = value
     with contextlib.suppress(MessageError):
         found, expected = json.loads(rebuild(json.dumps(message).encode())), json.loads(REBUILT)
-        # Anybody can choose its id and its tag.
+        # Id and tag can be chosen by anybody.
         assert found | {"headers": 0, "properties": 0} == expected | {"headers": 0, "properties": 0}
         assert found["headers"].keys() == expected["headers"].keys()
         assert found["properties"].keys() == expected["properties"].keys()

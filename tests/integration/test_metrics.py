@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: it is what ledger and broker hold, costs little, and never fails to come."""
+"""Prometheus can always scrape the ledger's and the broker's figures, at little cost."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 @pytest.fixture
 def look(settings: Settings):
-    """`look()`: a scrape of this test's ledger and broker, without a server."""
+    """Return a function: `look()` scrapes this test's ledger and broker without a server."""
     collector = LabelmillCollector(settings)
     return lambda: collected(collector)
 
 
-# ---- what is told -------------------------------------------------------------------------------------
+# ---- the figures --------------------------------------------------------------------------------------
 
 
 def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, worker, look):
-    # Given a job of which a chunk is done, one is worked on, one has lost its worker and one waits, and a
-    # paused job of which one is worked on
+    # Given a job with a chunk done, one claimed, one with an expired lease and one pending, and a paused
+    # job with one claimed chunk
     job = make_job([5, 4, 3, 2])
     worker.work(job.chunks[0])
     worker.must_claim(job.chunks[1])
@@ -65,7 +65,7 @@ def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, wor
     # When it is scraped
     now = look()
 
-    # Then each image is counted where it is
+    # Then each image counts under its chunk's state
     assert (now["pending_images"], now["pending_chunks"]) == (3 + 2 + 1, 3)
     assert (now["claimed_images"], now["claimed_chunks"]) == (4 + 10, 2)
     assert (now["held_images"], now["held_chunks"]) == (20, 1)
@@ -74,7 +74,7 @@ def test_what_waits_is_told_apart_from_what_somebody_is_at(ledger, make_job, wor
 
 
 def test_nothing_waits_where_all_is_done_or_was_stopped(ledger, make_job, worker, look):
-    # Given a job that is done, and one that is stopped while a worker is at it
+    # Given a job that is done, and one that is cancelled while a worker has a chunk
     done = make_job([5])
     worker.work(done.chunks[0])
     stopped = make_job([4, 3])
@@ -82,7 +82,7 @@ def test_nothing_waits_where_all_is_done_or_was_stopped(ledger, make_job, worker
     with ledger.transaction() as connection:
         end_job(connection, stopped.id, JobState.CANCELLED)
 
-    # Then nothing waits, one is being worked on, and the past is told
+    # Then nothing is pending, one chunk is claimed, and finished work is counted
     now = look()
     for name in ("pending_images", "pending_chunks", "pending_chunk_oldest_age_seconds", "held_images"):
         assert now[name] == 0, name
@@ -102,7 +102,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
             spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
             record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
 
-    # Then both are in the buckets above them
+    # Then both are in the buckets above their times
     now = look()
     buckets = now.by("chunk_seconds_bucket")
     assert (buckets.get("1.0"), buckets["2.5"], buckets["10.0"], buckets["30.0"], buckets["+Inf"]) == (
@@ -114,7 +114,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
 
 
 def test_the_champion_is_told_with_what_people_say_of_it(ledger, make_job, champion, look, monkeypatch):
-    # Given a champion, of whose predictions two were corrected and one was confirmed
+    # Given a champion with one corrected and one confirmed prediction
     job = make_job([4])
     labels = [("7", "7"), ("1", "7"), ("2", "7"), ("3", None)]
 
@@ -127,13 +127,13 @@ def test_the_champion_is_told_with_what_people_say_of_it(ledger, make_job, champ
     correct(0)
     correct(1)
 
-    # Then its accuracy is told, by its evaluation and by people
+    # Then both accuracies are reported: by its evaluation, and by corrections
     now = look()
     assert now.labels("champion_info") == {"model": champion.id, "architecture": "dense"}
     assert now["champion_accuracy_ratio"] == 0.975
     assert (now["champion_live_accuracy_ratio"], now["champion_corrections"]) == (0.5, 2)
 
-    # And is not asked for anew at every scrape, but in a while; what got no label is no answer of its
+    # And corrections are not counted at every scrape; an image without a label does not count
     correct(2)
     correct(3)
     assert look()["champion_corrections"] == 2
@@ -142,7 +142,7 @@ def test_the_champion_is_told_with_what_people_say_of_it(ledger, make_job, champ
 
 
 def test_workers_that_are_there_are_told_by_queue(ledger, look):
-    # Given two workers, one that was not seen for a while, and a trainer
+    # Given three workers, one of them without a recent heartbeat, and a trainer
     with ledger.transaction() as connection:
         for name, queue, children in [
             ("a/1", CLASSIFY_QUEUE, ["a/2", "a/3"]),
@@ -153,21 +153,21 @@ def test_workers_that_are_there_are_told_by_queue(ledger, look):
             report_worker(connection, WorkerRow(name, name[0], queue, children, "0"), up_seconds=1)
         connection.execute(workers.update().where(workers.c.host == "c").values(seen_at=db_now(-31)))
 
-    # Then those that were seen lately are told, and the processes that are ready
+    # Then those with a recent heartbeat are counted, and their ready processes
     now = look()
     assert now.by("workers") == {CLASSIFY_QUEUE: 2, RETRAIN_QUEUE: 1}
     assert now.by("worker_processes") == {CLASSIFY_QUEUE: 3, RETRAIN_QUEUE: 1}
 
 
 def test_training_runs_are_told_by_their_end(ledger, look):
-    # Given no run yet, then one that is cancelled
+    # Given no run yet, and then a cancelled one
     assert "training_run_last_end_age_seconds" not in look()
     run_id = new_id()
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe={})
         cancel_run(connection, run_id)
 
-    # Then it is told, and how long ago that was
+    # Then it is counted, with the time since its end
     now = look()
     assert now.by("training_runs_total") == {"cancelled": 1}
     assert 0 <= now["training_run_last_end_age_seconds"] < 60
@@ -193,7 +193,7 @@ def test_what_was_never_counted_is_told_as_nothing(look):
     pytest.fail("there is no such metric")
 
 
-# ---- what is away -------------------------------------------------------------------------------------
+# ---- unavailable services -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -207,7 +207,7 @@ def test_a_broker_that_is_away_costs_its_own_metrics_alone(settings, make_job, s
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_ledger_that_is_away_costs_its_own_metrics_alone(settings, short_folder, postgresql_server):
-    # Given a ledger that nobody has made, one that is not there, and one that was never migrated
+    # Given a ledger that does not exist, a database that does not exist, and a file that was never migrated
     nobodys = short_folder / "nobodys" / "ledger.sqlite3"
     empty = short_folder / "empty.sqlite3"
     empty.touch()
@@ -215,37 +215,37 @@ def test_a_ledger_that_is_away_costs_its_own_metrics_alone(settings, short_folde
         now = collected(LabelmillCollector(settings.model_copy(update={"ledger_url": url})))
         assert (now["ledger_up"], now["broker_up"]) == (0, 1), url
         assert "pending_images" not in now
-    # And none was made by looking for it
+    # And the scrape did not create a ledger
     assert not nobodys.exists()
 
 
 @pytest.fixture
 def mute_port() -> Iterator[int]:
-    """Of a server that takes connections and says nothing."""
+    """Return the port of a server that accepts connections and never answers."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         yield server.getsockname()[1]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkeypatch):
-    # Given a ledger that takes connections and never answers, which whoever connects hears late
+    # Given a ledger that accepts connections and never answers
     monkeypatch.setattr("jobs.ledger.database.CONNECT_SECONDS", 60)
     monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.5)
     mute = settings.model_copy(update={"ledger_url": f"postgresql+psycopg://127.0.0.1:{mute_port}/x"})
     collector = LabelmillCollector(mute)
 
-    # When it is scraped twice, Then the answer comes in time, with what the broker says
+    # When it is scraped twice, Then each scrape returns in time, with the broker's figures
     began = time.monotonic()
     for _ in range(2):
         now = collected(collector)
         assert (now["ledger_up"], now["broker_up"]) == (0, 1)
     assert time.monotonic() - began < 30
 
-    # And one thread is at it, not one a scrape
+    # And one thread waits for the ledger, not one per scrape
     assert sum(thread.name == "metrics-ledger" for thread in threading.enumerate()) == 1
 
 
-# ---- the real thing -----------------------------------------------------------------------------------
+# ---- the exporter -------------------------------------------------------------------------------------
 
 
 def test_the_exporter_answers_as_a_process(settings, make_job, worker):
@@ -265,18 +265,18 @@ def test_the_exporter_answers_as_a_process(settings, make_job, worker):
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest.mark.usefixtures("ledger")
 def test_the_url_that_is_said_can_be_opened(settings, address):
-    # Given a machine that has such an address
+    # Given a machine that has this address
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         socket.create_server((address, 0), family=family).close()
     except OSError as error:
         pytest.skip(f"no {address} here: {error}")
 
-    # When the exporter says where it is, Then it is there
+    # When the exporter prints its URL, Then it can be opened
     listen = f"[{address}]:0" if ":" in address else f"{address}:0"
     with exporter_at(settings, listen) as url, urlopen(url, timeout=30) as answer:
         assert b"labelmill_ledger_up 1.0" in answer.read()
-    # And for others than urlopen too, which makes an address of anything
+    # And the URL is valid for stricter parsers than urlopen
     assert urlsplit(url).hostname == address
 
 
@@ -290,11 +290,11 @@ def test_the_document_has_every_metric_and_no_other(ledger, champion, look):
         row = NewCorrection(run_id, 0, "a.png", "7", "7", 0.5, champion.id, "0" * 64)
         save_corrections(connection, [row])
 
-    # When all that is told is compared with the document: names, types and labels, Then they are the same
+    # When all metrics are compared with the document, Then names, types and labels are the same
     rows = re.findall(r"^\| `(labelmill_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {(name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels)))) for name, kind, labels in rows}
     assert documented == set(_told(look()))
-    # And of a process both say the same
+    # And both describe the worker processes in the same words
     [family] = [each for each in look().families if each.name == "labelmill_worker_processes"]
     words = family.documentation.rstrip(".").lower()
     assert words in DOCUMENT.read_text()
@@ -310,7 +310,7 @@ def _told(now: Scrape) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield name, kind, tuple(sorted(labels))
 
 
-# ---- what it costs ------------------------------------------------------------------------------------
+# ---- the cost -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.fast
@@ -319,7 +319,7 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
     job = make_job([1, 1])
     worker.must_claim(job.chunks[0])
 
-    # When the database is asked how it goes about what a scrape asks, Then it reads by the small indexes
+    # When the plans of a scrape are read, Then they use the indexes on open jobs and chunks
     for statement, plan in plans_of(ledger, backlog):
         for table, index in (("chunks", "ix_chunks_"), ("jobs", "ix_jobs_open")):
             if f"FROM {table}" in statement.replace("\n", " "):
@@ -333,7 +333,7 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
     ("wanted", "index"), [(chunk_is_due, "ix_chunks_due"), (chunk_is_in_work, "ix_chunks_claimed")]
 )
 def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
-    # Each worker's reconciler asks every two seconds, whatever was done before.
+    # Each worker's reconciler asks every two seconds, so the number of finished chunks must not matter.
     [(_, plan)] = plans_of(
         ledger, lambda connection: connection.execute(sa.select(chunks.c.id).where(wanted()))
     )

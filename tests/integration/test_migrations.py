@@ -1,4 +1,4 @@
-"""The migrations make the tables that the code declares, from nothing and back, all or nothing."""
+"""The migrations create and remove exactly the tables that the code declares, in one transaction each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL_TABLES = {table.name for table in metadata.sorted_tables} | {"alembic_versio
 
 @pytest.mark.fast
 def test_a_ledger_is_made_from_nothing(empty_ledger):
-    # Given a database without a table
+    # Given a database without tables
     assert tables_of(empty_ledger) == set()
     with pytest.raises(LedgerNotReady, match="labelmill db upgrade"):
         empty_ledger.check()
@@ -45,10 +45,10 @@ def test_a_ledger_is_made_from_nothing(empty_ledger):
 
 
 def test_migrating_twice_changes_nothing(ledger, make_job):
-    # Given a migrated ledger with a job in it
+    # Given a migrated ledger with a job
     job = make_job([3])
 
-    # When it is migrated again, Then it is as it was
+    # When it is migrated again, Then nothing changes
     upgrade(ledger)
     ledger.check()
     with ledger.reading() as connection:
@@ -57,19 +57,19 @@ def test_migrating_twice_changes_nothing(ledger, make_job):
 
 @pytest.mark.fast
 def test_the_migrations_make_what_the_code_declares(ledger):
-    # When Alembic compares a migrated ledger with the declared tables, Then it finds nothing to do
+    # When Alembic compares a migrated ledger with the declared tables, Then it finds no difference
     with ledger.transaction() as connection:
         command.check(alembic_config(connection))
 
 
 def test_the_migrations_make_the_view_that_the_code_declares(ledger):
-    # Given the view as the migrations made it, and one that is made from its declaration
+    # Given the view as the migrations made it, and another one made from its declaration
     with ledger.transaction() as connection:
         declared = results.compile(connection).string.replace("VIEW results", "VIEW declared")
         connection.execute(sa.text(declared))
         migrated, expected = (definition_of(connection, name) for name in ("results", "declared"))
 
-    # Then the database has the same definition of both
+    # Then the database has the same definition for both
     assert migrated == expected
 
 
@@ -91,19 +91,19 @@ def test_the_code_knows_the_last_migration(ledger):
 
 @pytest.mark.fast
 def test_a_ledger_can_be_taken_down_and_made_again(ledger, make_job):
-    # Given a ledger with something in it
+    # Given a ledger with a job
     make_job([1])
 
-    # When it is taken down to nothing
+    # When all migrations are reverted
     with ledger.transaction() as connection:
         command.downgrade(alembic_config(connection), "base")
 
-    # Then no table of ours is left, and it says so
+    # Then none of our tables is left, and the check says so
     assert tables_of(ledger) == {"alembic_version"}
     with pytest.raises(LedgerNotReady):
         ledger.check()
 
-    # And it can be made again, empty
+    # And it can be created again, empty
     upgrade(ledger)
     ledger.check()
     with ledger.reading() as connection:
@@ -111,11 +111,11 @@ def test_a_ledger_can_be_taken_down_and_made_again(ledger, make_job):
 
 
 class Interruption(Exception):
-    """Something that happens in the middle."""
+    """An error in the middle of a migration."""
 
 
 def test_a_migration_that_is_interrupted_leaves_nothing(empty_ledger):
-    # When a migration has run, and something happens before its commit
+    # When an error occurs after a migration and before its commit
     def upgrade_and_stumble():
         with empty_ledger.transaction() as connection:
             command.upgrade(alembic_config(connection), "head")
@@ -124,30 +124,30 @@ def test_a_migration_that_is_interrupted_leaves_nothing(empty_ledger):
     with pytest.raises(Interruption):
         upgrade_and_stumble()
 
-    # Then there is nothing of it, and it can run again
+    # Then nothing of the migration is left, and it can run again
     assert tables_of(empty_ledger) == set()
     upgrade(empty_ledger)
     empty_ledger.check()
 
 
 def test_a_ledger_of_another_version_is_refused(ledger):
-    # Given a ledger that a newer Labelmill has migrated
+    # Given a ledger with another version
     with ledger.transaction() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
 
-    # When it is opened, Then both versions are named, and what to do
+    # When it is opened, Then the error names both versions and the remedy
     with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*labelmill db upgrade"):
         ledger.check()
 
 
 def test_what_a_newer_labelmill_has_migrated_is_refused_in_words_and_left_as_it_is(ledger, tmp_path):
-    # Given ledgers that a newer Labelmill has migrated, a deployed one and an embedded one
+    # Given a deployed and an embedded ledger that a newer Labelmill has migrated
     settings = Settings(home=tmp_path / "home")
     for each in (ledger, open_ledger(settings)):
         with contextlib.closing(each), each.transaction() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
 
-    # When the one is to be upgraded, and the other is opened, Then both versions are named
+    # When the first is upgraded and the second opened, Then each error names both versions
     with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
         upgrade(ledger)
     with pytest.raises(LedgerNotReady, match=rf"9999.*{REVISION}.*the newer of the two"):
@@ -162,26 +162,26 @@ def test_a_statement_on_an_unmigrated_ledger_says_what_to_do(empty_ledger):
 
 
 def test_a_ledger_nobody_migrated_is_not_migrated_behind_ones_back(empty_ledger, tmp_path):
-    # Given a deployed ledger, named by a setting, without a table
+    # Given a deployed ledger without tables
     url = empty_ledger.engine.url.render_as_string(hide_password=False)
     settings = Settings(home=tmp_path / "home", ledger_url=url)
 
-    # When it is opened, Then that is its owner's to decide
+    # When it is opened, Then it is not migrated: that is its owner's decision
     with pytest.raises(LedgerNotReady):
         open_ledger(settings)
     assert tables_of(empty_ledger) == set()
 
 
 def test_the_embedded_ledger_is_made_where_it_is_needed(tmp_path):
-    # Given a state folder that is not there yet
+    # Given a state folder that does not exist
     settings = Settings(home=tmp_path / "home")
 
-    # When its ledger is opened, once and again, Then it is ready
+    # When its ledger is opened, also a second time, Then it is ready
     for _ in range(2):
         with contextlib.closing(open_ledger(settings)) as ledger:
             ledger.check()
 
-    # And it is nobody else's to read
+    # And only its owner can read it
     path = tmp_path / "home" / "ledger.sqlite3"
     assert make_url(settings.ledger).database == str(path)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -190,7 +190,7 @@ def test_the_embedded_ledger_is_made_where_it_is_needed(tmp_path):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url, make_job):
-    """A transaction that began as a reader could not write once somebody else was faster."""
+    """A transaction that began with a read could not write if another one had written meanwhile."""
     # Given four workers that each read a number and add one to it, ten times
     job = make_job([1])
     start = threading.Barrier(4, timeout=30)
@@ -203,7 +203,7 @@ def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url
                     total = connection.scalar(sa.select(jobs.c.total))
                     connection.execute(jobs.update().values(total=total + 1))
 
-    # When they do it at the same time, Then each waits for the others and none is lost
+    # When they run at once, Then each waits for the others, and no addition is lost
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add_ten, range(4)))
     with ledger.reading() as connection:

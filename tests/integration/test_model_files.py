@@ -1,5 +1,6 @@
-"""Model files that should not be loaded, made by Keras itself and by hand: refused before anything parses
-them, when they are registered and when a worker fetches them.
+"""Dangerous model files, made by Keras and by hand, are refused before they are parsed.
+
+This holds when a model is registered, and when a worker fetches it.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from tests.harness import Harness, digits
 from tests.kerasfile import archive, layer
 from tests.registering import register_digits
 
-# What a file may be does not depend on the database.
+# The database does not matter here.
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A file that is there once code of a model's file has run."""
+    """Return a path at which a file exists once a model's code has run."""
     return tmp_path / "ran"
 
 
 @pytest.fixture
 def lambda_file(tmp_path: Path, trap: Path) -> bytes:
-    """A model with a layer of Python code in it, saved by Keras."""
+    """Return a model with a layer of Python code, saved by Keras."""
     from worker.predicting.tensorflow_runtime import keras
 
     spring = str(trap)
@@ -53,7 +54,7 @@ def lambda_file(tmp_path: Path, trap: Path) -> bytes:
             keras.layers.Dense(10, activation="softmax"),
         ]
     )
-    trap.unlink()  # building a model runs its code, too
+    trap.unlink()  # building the model runs its code too
     path = tmp_path / "lambda.keras"
     model.save(path)
     return path.read_bytes()
@@ -61,7 +62,7 @@ def lambda_file(tmp_path: Path, trap: Path) -> bytes:
 
 @pytest.fixture
 def h5_file(tmp_path: Path) -> bytes:
-    """A model in the format before `.keras`, saved by Keras."""
+    """Return a model in the older HDF5 format, saved by Keras."""
     from worker.learning.training import build
 
     path = tmp_path / "model.h5"
@@ -96,7 +97,7 @@ def test_a_larger_network_of_known_layers_may_be_registered(
     path = tmp_path / "network.keras"
     model.save(path)
 
-    # when it is registered, then nothing is said against it
+    # when it is registered, then it is accepted
     assert register_digits(ledger, store, path.read_bytes()).sha256
 
 
@@ -118,7 +119,7 @@ def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: St
 
 
 def smuggle(ledger: Ledger, store: Store, data: bytes) -> Model:
-    """Register a model as somebody does who can write to the ledger and the store, without our checks."""
+    """Register a model without our checks, like an attacker who can write to the ledger and the store."""
     sha256 = hashlib.sha256(data).hexdigest()
     store.put(model_key(sha256), data)
     with ledger.transaction() as connection:
@@ -137,7 +138,7 @@ def smuggle(ledger: Ledger, store: Store, data: bytes) -> Model:
 
 
 def assert_refused_and_alive(harness: Harness, evil: bytes, reason: str) -> None:
-    """A job with the evil file fails for this reason; the same worker then classifies with a good one."""
+    """Check that a job with the evil file fails for this reason, and the same worker still classifies."""
     refused = harness.submit(digits(1), model=smuggle(harness.ledger, harness.store, evil))
     done = harness.submit(digits(1))
 
@@ -182,7 +183,7 @@ def test_a_worker_does_not_build_what_reads_files_or_runs_programs(
 
 
 def with_config(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """The model with another config."""
+    """Return the model with a changed config."""
     contents = members_of(data)
     config = json.loads(contents["config.json"])
     change(config)
@@ -198,10 +199,10 @@ def members_of(data: bytes) -> dict[str, bytes]:
 def test_a_worker_reads_no_other_file_for_the_weights(
     keras_harness: Harness, model_file: bytes, tmp_path: Path, way: str
 ) -> None:
-    # given weights that are to be found in another file of the worker's machine
+    # given weights that refer to another file on the worker's machine
     evil = with_weights_elsewhere(model_file, tmp_path, way)
 
-    # when a worker loads them, then Keras refuses, though the archive itself is in order
+    # when a worker loads them, then Keras refuses, although the archive itself passes our check
     check_model_file(evil)
     assert_refused_and_alive(keras_harness, evil, "could not be loaded")
 
@@ -233,13 +234,13 @@ def with_weights_elsewhere(data: bytes, folder: Path, way: str) -> bytes:
 def test_a_copy_in_the_cache_is_looked_at_like_any_other(
     ledger: Ledger, store: Store, settings: Settings, lambda_file: bytes
 ) -> None:
-    # given a machine that has the file at hand already
+    # given a machine that already has the file in its cache
     model = smuggle(ledger, store, lambda_file)
     copy = settings.cache_dir / "models" / f"{model.sha256}.keras"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(lambda_file)
 
-    # when it is fetched, then it is refused all the same
+    # when the model is fetched, then it is refused all the same
     with pytest.raises(ModelRefused, match=r"names keras\.layers\.Lambda"):
         fetch_model(store, model, settings.cache_dir)
 
@@ -247,7 +248,7 @@ def test_a_copy_in_the_cache_is_looked_at_like_any_other(
 def test_a_file_that_grew_without_end_is_not_read_to_its_end(
     ledger: Ledger, store: Store, settings: Settings, model_file: bytes
 ) -> None:
-    # given a registered model, in whose place there is a file of a terabyte
+    # given a registered model whose file was replaced by a terabyte
     model = register_digits(ledger, store, model_file)
     with (Path(store.folder or "") / model_key(model.sha256)).open("r+b") as file:
         file.truncate(2**40)

@@ -1,4 +1,4 @@
-"""The model registry: immutable files under their hash, and one champion."""
+"""The model registry: immutable files named by their hash, and one champion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.kerasfile import keras_file
 
 @pytest.fixture
 def shelf(tmp_path) -> Store:
-    """Where the model files are."""
+    """Return the store with the model files."""
     return Store(str(tmp_path / "shelf"))
 
 
@@ -39,7 +39,7 @@ def point(ledger: Ledger, alias: str, model: Model) -> None:
 
 
 def test_a_registered_model_is_told_as_it_was_declared(ledger, shelf):
-    # Given a model with all that can be said about one
+    # Given a model with every property set
     data = keras_file()
     spec = InputSpec(width=32, height=24, mode="RGB", resampling="lanczos", invert="never")
     metrics = {"loss": 0.25, "history": [{"epoch": 1, "accuracy": 0.5}], "note": "né à la main 七"}
@@ -56,7 +56,7 @@ def test_a_registered_model_is_told_as_it_was_declared(ledger, shelf):
         metrics=metrics,
     )
 
-    # Then the ledger tells the same
+    # Then the ledger returns the same
     with ledger.reading() as connection:
         told = get_model(connection, made.id)
     assert told == made
@@ -75,11 +75,11 @@ def test_the_same_file_twice_is_one_model(ledger, make_model):
     # Given a model
     first = make_model(b"the same", champion=False)
 
-    # When the same bytes are registered again, and others
+    # When the same bytes are registered again, and other bytes
     again = make_model(b"the same", champion=False)
     other = make_model(b"others", champion=False)
 
-    # Then the same are the same
+    # Then the same bytes are the same model
     assert again == first
     assert other.id != first.id
     with ledger.reading() as connection:
@@ -98,10 +98,10 @@ def test_there_is_one_champion_and_it_moves(ledger, make_model):
     point(ledger, CHAMPION, old)
     assert champion_of(ledger) == replace(old, aliases=(CHAMPION,))
 
-    # When the challenger wins
+    # When the challenger becomes the champion
     point(ledger, CHAMPION, new)
 
-    # Then it is the only one
+    # Then it is the only champion
     assert champion_of(ledger) == replace(new, aliases=(CHAMPION,))
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(aliases)) == 1
@@ -119,7 +119,7 @@ def test_many_promote_at_once_and_there_is_one_champion(ledger, ledger_url, make
         point(own, CHAMPION, model)
         own.close()
 
-    # When all are, Then one of them is
+    # When all of them are made champion, Then one of them is
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(promote, rivals))
     assert champion_of(ledger).id in {model.id for model in rivals}
@@ -129,14 +129,14 @@ def test_only_a_model_can_be_champion(ledger, make_model):
     # Given a champion
     model = make_model()
 
-    # When the alias is pointed at nothing, Then the database refuses and the champion stays
+    # When the alias is set to an unknown model, Then the database refuses, and the champion stays
     with pytest.raises(sa.exc.IntegrityError), ledger.transaction() as connection:
         point_alias(connection, CHAMPION, "nothing")
     assert champion_of(ledger).id == model.id
 
 
 def test_models_are_listed_newest_first_with_all_their_names(ledger, make_model):
-    # Given three models made one after the other, one with two names
+    # Given three models registered one after the other, one with two aliases
     made = [make_model(f"{number}".encode(), champion=False) for number in range(3)]
     with ledger.transaction() as connection:
         for age, model in enumerate(reversed(made)):
@@ -146,7 +146,7 @@ def test_models_are_listed_newest_first_with_all_their_names(ledger, make_model)
     point(ledger, "previous", made[0])
     point(ledger, CHAMPION, made[0])
 
-    # Then
+    # Then the newest comes first, and each has its aliases
     with ledger.reading() as connection:
         listed = list_models(connection)
     assert [model.id for model in listed] == [model.id for model in reversed(made)]
@@ -173,7 +173,7 @@ def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
             )
         own.close()
 
-    # When they do it at the same time, Then all models are there
+    # When all do so at once, Then all models are registered
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(register_ten, range(4)))
     with ledger.reading() as connection:
@@ -181,12 +181,12 @@ def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
 
 
 def test_reading_keeps_nobody_from_writing(ledger, ledger_url, make_model):
-    # Given somebody who has begun to read, and is not done
+    # Given a reader in an open transaction
     reader = Ledger(ledger_url)
     with reader.reading() as connection:
         assert list_models(connection) == []
 
-        # When somebody writes meanwhile, Then it goes through at once
+        # When another connection writes, Then it need not wait
         make_model()
     reader.close()
     assert champion_of(ledger) is not None
@@ -194,7 +194,7 @@ def test_reading_keeps_nobody_from_writing(ledger, ledger_url, make_model):
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_the_same_file_registered_twice_at_once_is_one_model(ledger, wait_until_blocked):
-    # Given somebody in the middle of registering a file, the transaction still open
+    # Given a transaction that has registered a file and is not committed yet
     row = {
         "architecture": "dense",
         "sha256": "a" * 64,
@@ -213,11 +213,11 @@ def test_the_same_file_registered_twice_at_once_is_one_model(ledger, wait_until_
         with ledger.transaction() as connection:
             first = add_model(connection, model_id=new_id(), **row)
 
-            # When somebody else registers the same, and waits for the first one's commit
+            # When another transaction registers the same file, and waits for that commit
             second = pool.submit(register)
             wait_until_blocked()
 
-        # Then both have the same model
+        # Then both get the same model
         assert second.result(30) == first
 
 
@@ -228,32 +228,32 @@ def test_a_models_file_is_fetched_once_and_then_at_hand(make_model, shelf, tmp_p
     # Given a registered model
     model = make_model(b"the bytes", store=shelf)
 
-    # When its file is fetched, Then it is the one that was registered
+    # When its file is fetched, Then it is the registered file
     path = fetch_model(shelf, model, tmp_path / "cache")
     assert path.read_bytes() == keras_file(b"the bytes")
     assert path.suffix == ".keras"
 
-    # And when the store has lost it, the copy still serves
+    # And when the store has lost it, the cached copy is used
     shelf.remove_folder("models")
     assert fetch_model(shelf, model, tmp_path / "cache") == path
 
 
 def test_a_tampered_copy_is_not_used(make_model, shelf, tmp_path):
-    # Given a copy on this machine that somebody has changed
+    # Given a cached copy that was changed
     model = make_model(b"the bytes", store=shelf)
     path = fetch_model(shelf, model, tmp_path / "cache")
     path.write_bytes(b"evil code")
 
-    # When the model is fetched, Then it comes from the store again
+    # When the model is fetched, Then it is read from the store again
     assert fetch_model(shelf, model, tmp_path / "cache").read_bytes() == keras_file(b"the bytes")
 
 
 def test_a_tampered_file_is_refused_before_anything_reads_it(make_model, shelf, tmp_path):
-    # Given a file in the store that somebody has changed
+    # Given a file that was changed in the store
     model = make_model(b"the bytes", store=shelf)
     shelf.put(f"models/{model.sha256}.keras", b"evil code")
 
-    # When it is fetched, Then it is refused and leaves no copy
+    # When the model is fetched, Then it is refused, and no copy is left
     with pytest.raises(ModelRefused, match="not the one that was registered"):
         fetch_model(shelf, model, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: alerts and a dashboard that ask for metrics which exist."""
+"""The alerts and the dashboard for Prometheus and Grafana use only metrics that exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME: Final = re.compile(r"labelmill_\w+")
 
 
 def documented() -> set[str]:
-    """Every metric of docs/reference/metrics.md, which the exporter's own tests hold to what it says."""
+    """Return every metric in docs/reference/metrics.md, which another test compares with the code."""
     names = set(re.findall(r"^\| `(labelmill_\w+)`", METRICS_PAGE.read_text(), re.MULTILINE))
     assert names
     return names | {"labelmill_chunk_seconds_bucket"}
@@ -33,7 +33,7 @@ def documented() -> set[str]:
 def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
     asked = {name for text in (ALERTS, *QUERIES) for name in NAME.findall(text)}
     assert asked <= documented()
-    # and the dashboard leaves nothing of the work unseen
+    # and the dashboard shows the main metrics of the work
     seen = {name for query in QUERIES for name in NAME.findall(query)}
     assert {"labelmill_pending_images", "labelmill_images_total", "labelmill_workers"} <= seen
 
@@ -56,7 +56,7 @@ def test_every_alert_is_documented() -> None:
 
 def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
     promtool = need_program("promtool", package="prometheus")
-    # its own checks, of the configuration with the alerts that it names
+    # promtool's checks of the configuration, with the alerts that it names
     check(promtool, "config", MONITORING / "prometheus.yml")
     # and of each query of the dashboard, as a rule
     rules = [{"record": f"dashboard:query:{number}", "expr": query} for number, query in enumerate(QUERIES)]
@@ -64,7 +64,7 @@ def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     check(promtool, "rules", path)
 
-    # a query that is none is noticed
+    # an invalid query is noticed
     path.write_text(path.read_text().replace("sum(rate(", "sum(rate((", 1))
     with pytest.raises(AssertionError):
         check(promtool, "rules", path)
@@ -79,7 +79,7 @@ def ask(promtool: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-#: What a scrape tells where all is well and work goes on: two hours, by the minute, in promtool's words.
+#: A healthy installation's scrapes: two hours, one per minute, in promtool's notation.
 WELL: Final = {
     "labelmill_ledger_up": "1x120",
     "labelmill_broker_up": "1x120",
@@ -109,7 +109,7 @@ WELL: Final = {
     "labelmill_broker_evicted_keys_total": "0x120",
 }
 
-#: For each alert what is otherwise where it goes off, and what comes near it and is no reason to.
+#: For each alert: the changes that make it fire, and similar changes that must not.
 NO_WORKER: Final = {'labelmill_workers{queue="labelmill.classify"}': "0x120"}
 NO_OUTCOMES: Final = {
     'labelmill_images_total{outcome="ok"}': "600x120",
@@ -155,7 +155,7 @@ CASES: Final[dict[str, tuple[dict[str, str | None], dict[str, str | None]]]] = {
 
 
 def scrape_of(changes: dict[str, str | None]) -> list[dict[str, str]]:
-    """What Prometheus has of an exporter: each series with the labels that a scrape adds to it."""
+    """Return the series as Prometheus stores them, with the labels that a scrape adds."""
     series = []
     for name, values in (WELL | changes).items():
         metric, _, labels = name.removesuffix("}").partition("{")
@@ -166,7 +166,7 @@ def scrape_of(changes: dict[str, str | None]) -> list[dict[str, str]]:
 
 
 def story(changes: dict[str, str | None], *expected: tuple[str, bool]) -> dict[str, Any]:
-    """A test of promtool's: of each query whether it finds anything after 100 minutes."""
+    """Return a promtool test that says for each query whether it returns anything after 100 minutes."""
     return {
         "interval": "1m",
         "input_series": scrape_of(changes),
@@ -211,7 +211,7 @@ def test_every_query_of_the_document_and_the_dashboard_has_an_answer(tmp_path: P
         query.replace("\\|", "|") for query in re.findall(r"^\| .* \| `(.*)` \|$", table, re.MULTILINE)
     ]
     assert len(queries) >= 6
-    # a number, and no quotient of two zeros
+    # >= 0 is false for NaN, the quotient of two zeros
     run_stories(tmp_path, story({}, *((f"({query}) >= 0", True) for query in queries + QUERIES)))
 
 

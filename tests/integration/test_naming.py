@@ -1,4 +1,4 @@
-"""What people type for an id: the beginning of it, in capitals, or an alias; on both databases."""
+"""People can type the beginning of an id, in any case, or an alias, on both databases."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_a_training_run_has_a_beginning_too(ledger):
 
 
 def test_a_model_has_aliases_too(ledger, make_model):
-    # Given a champion, and another one with an alias
+    # Given a champion, and another model with an alias
     champion, other = make_model(b"champion"), make_model(b"other", champion=False)
     with ledger.transaction() as connection:
         point_alias(connection, "spare", other.id)
 
-    # When a model is asked for by name, id, or not at all, Then it is the one that is meant
+    # When a model is requested by name, by id, or not at all, Then the right one is found
     with ledger.reading() as connection:
         for typed in ("champion", None, champion.id.upper()):
             assert model_named(connection, typed).id == champion.id
@@ -99,7 +99,7 @@ def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model)
 
 @pytest.fixture
 def run(settings, monkeypatch):
-    """`run("status", "06h0w9")`: the command's exit code, what it printed, what it said."""
+    """Return a function: `run("status", "06h0w9")` returns the command's exit code, stdout and stderr."""
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -147,10 +147,10 @@ def test_every_command_of_a_training_run_takes_a_beginning_and_tells_the_id(ledg
 
 
 def test_a_job_is_told_with_its_key(make_job, run):
-    # Given a job that somebody named, in characters that would move the cursor as well, and one without
+    # Given a job whose key has control characters, and a job without a key
     named, other = make_job([1], key="2026\x1b[1A"), make_job([1])
 
-    # When they are looked at, Then the key is there
+    # When they are shown, Then the key is printed escaped
     assert "2026\\x1b[1A" in run("status", named.id)[1]
     assert "key" not in run("status", other.id)[1]
     keys = {line.split()[0]: line.split()[-1] for line in run("jobs")[1].splitlines()}

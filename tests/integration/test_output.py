@@ -1,4 +1,4 @@
-"""What the console command writes, where the locale is not UTF-8."""
+"""The console command writes UTF-8 in any locale, and writes its output to files, pipes and object stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
 from jobs.outcomes import Outcome
 from tests.console import LABELMILL, rows
 
-#: Latin-1 has its first character and not the second; a byte that is no UTF-8 is as the ledger has it.
+#: Latin-1 has only the first character; the last one is a byte that is not UTF-8, as the ledger stores it.
 NAME: Final = "\u00e9\u4e03\\xff.png"
 
 LATIN_1: Final = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
@@ -25,7 +25,7 @@ LATIN_1: Final = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
 
 @pytest.fixture
 def written(settings):
-    """`written("jobs")`: what the command writes into a pipe, as bytes."""
+    """Return a function: `written("jobs")` returns the bytes that the command writes into a pipe."""
 
     def written(*arguments: str, said: bool = False) -> bytes:
         done = subprocess.run(
@@ -44,11 +44,11 @@ def written(settings):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_names_and_labels_are_utf8_whatever_the_locale(make_job, worker, written, tmp_path):
-    # Given a prediction whose name and label are outside the locale
+    # Given a prediction whose name and label the locale cannot encode
     job = make_job([1])
     worker.work(job.chunks[0], [Outcome(NAME, "\u4e03", 0.75)])
 
-    # When it is written, Then it is UTF-8 in each format, and the same as in a file
+    # When it is exported, Then it is UTF-8 in each format, and the same as in a file
     as_csv = written("predictions", job.id, "--format", "csv")
     [row] = rows(as_csv.decode())
     assert (row["name"], row["label"]) == (NAME, "\u4e03")
@@ -70,7 +70,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
         environment = os.environ | settings.environment()
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    # When it is written into a file, Then in the format that the file's name says
+    # When it is written to a file, Then the format follows from the file's name
     path = tmp_path / "job.CSV"
     assert exported("-o", path).returncode == 0
     assert [row["label"] for row in rows(path.read_text())] == ["7"]
@@ -85,7 +85,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
         assert exported("-o", table).returncode == 0
         assert table.read_text().split()[:3] == ["index", "name", "label"]
 
-    # And an ending that names no format is an error, unless an option names one
+    # And an unknown ending is an error, unless an option names the format
     for name in ("job.json", "job.xlsx", "job.csv.gz"):
         failed = exported("-o", tmp_path / name)
         assert (failed.returncode, failed.stdout) == (2, "")
@@ -97,7 +97,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
     assert exported("-o", tmp_path / "job.json", "--json").returncode == 0
     assert json.loads((tmp_path / "job.json").read_text())["label"] == "7"
 
-    # And a file that is there is written over only where that is asked for; a device loses nothing
+    # And an existing file is overwritten only with --force; a device needs no --force
     path.write_text("mine")
     refused = exported("-o", path)
     assert (refused.returncode, path.read_text()) == (2, "mine")
@@ -106,7 +106,7 @@ def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, m
     assert path.read_text().startswith("index,")
     assert exported("-o", "/dev/stdout", "--format", "csv").stdout == path.read_text()
 
-    # And what says two things, or cannot be written, is the caller's to mend
+    # And contradicting options and paths that cannot be written are usage errors
     for arguments, words in [
         (["--json", "--format", "csv"], "csv by --format and jsonl by --json"),
         (["--format", "csv", "-o", tmp_path / "job.parquet"], "leave one of them out"),
@@ -126,13 +126,13 @@ def test_a_dash_is_stdout(settings, make_job, worker, written, tmp_path, monkeyp
     job = make_job([3])
     worker.work(job.chunks[0])
 
-    # When they are written to a dash, Then they are on stdout, nothing else is, and there is no such file
+    # When they are written to a dash, Then they are on stdout, and there is no such file
     for form in ("table", "csv", "jsonl", "parquet"):
         arguments = ("predictions", job.id, "--format", form)
         assert written(*arguments, "-o", "-") == written(*arguments) != b""
     assert list(tmp_path.glob("-")) == []
 
-    # And a reader that has gone is no error
+    # And a closed pipe is not an error
     ours, theirs = os.pipe()
     os.close(ours)
     for form in ("csv", "parquet"):
@@ -143,7 +143,7 @@ def test_a_dash_is_stdout(settings, make_job, worker, written, tmp_path, monkeyp
     os.close(theirs)
 
 
-#: The command, with an object store that is a folder: what it writes is there when all of it is.
+#: The command, with a local folder registered as an object store.
 WITH_A_SHELF: Final = """
 import sys
 import fsspec
@@ -177,7 +177,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
         environment = os.environ | settings.environment()
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    # When they are written to its URL, Then in the format that it says, and as into a file
+    # When they are written to its URL, Then the URL decides the format, and the bytes are those of a file
     done = exported("--output", url)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.endswith(f"3 predictions written to {url}\n")
@@ -185,7 +185,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
     assert exported("--output", str(as_file)).returncode == 0
     assert path.read_bytes() == as_file.read_bytes()
 
-    # And an object that is there is written over only where that is asked for
+    # And an existing object is overwritten only with --force
     path.write_text("mine")
     refused = exported("--output", url)
     assert (refused.returncode, path.read_text()) == (2, "mine")
@@ -193,7 +193,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
     assert exported("--output", url, "--force").returncode == 0
     assert path.read_bytes() == as_file.read_bytes()
 
-    # And what cannot be written there says why
+    # And the error says why a URL cannot be written
     for arguments, words in [
         (["--output", f"shelf://{tmp_path}/"], "cannot be written (Is a directory)"),
         (
@@ -224,17 +224,16 @@ def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
             add_epoch(connection, claim, {"epoch": number, **figures})
     told = written("runs", "show", run_id).decode()
     assert "\u2588\u2581" in told
-    # And no number has digits that mean nothing
+    # And numbers are rounded to the digits that matter
     assert "held_out 0.0333\n" in told
 
 
 def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
-    # Given a ledger that is named by a setting that is none, and something that is like no setting
+    # Given a mistyped setting for the ledger, and a variable that resembles no setting
     said = {"LABELMILL_HOME": str(tmp_path / "home"), "labelmill_ledger_ulr": "sqlite:////nowhere/x.sqlite3"}
     said["LABELMILL_QQQQ"] = "1"
 
-    # When any command runs, a group's own among them, Then its answer is the same, and stderr says once
-    # that these have no effect
+    # When any command runs, Then stderr says once for each that it has no effect
     for command in (["jobs"], ["runs", "show", "nothing"], ["worker", "--processes", "5000"]):
         done = subprocess.run(
             [LABELMILL, *command], env=os.environ | said, capture_output=True, text=True, check=False
@@ -247,10 +246,10 @@ def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
 
 
 def test_a_state_folder_that_cannot_be_used_is_told_with_what_names_it(tmp_path):
-    # Given a state folder that would be in a file
+    # Given a state folder that is a file, or inside one
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):
-        # When a command needs it, Then it says so, and that it is the caller's to mend
+        # When a command needs it, Then the error says so, and is a usage error
         done = subprocess.run(
             [LABELMILL, "jobs"],
             env=os.environ | {"LABELMILL_HOME": str(home)},
@@ -283,7 +282,7 @@ def test_a_disk_that_is_full_is_no_number(tmp_path):
     ("arguments", "code"), [(["--help"], 0), (["submit", "--help"], 0), ([], 0), (["submit"], 2)]
 )
 def test_help_that_nobody_reads_to_its_end_is_no_error(arguments, code):
-    # Given a reader of help, or of what is said of a mistake, that has gone
+    # Given a closed pipe in the place of stdout and stderr
     ours, theirs = os.pipe()
     os.close(ours)
     try:
@@ -328,7 +327,7 @@ def test_what_is_wrong_with_an_option_is_quoted_and_said_plainly(arguments, word
     assert words in done.stderr
 
 
-#: The console command with a command that is not there: it writes what it reads, and a name of a file.
+#: The console command with a replaced app that prints what it reads, and a file name that is not UTF-8.
 _ECHO: Final = r"""
 import sys
 from labelmill import cli
@@ -343,11 +342,11 @@ def test_what_is_read_is_utf8_and_a_path_keeps_its_bytes():
 
 
 def test_a_terminal_is_spoken_to_in_its_own_encoding():
-    # Given a terminal that knows Latin-1
+    # Given a terminal with the encoding Latin-1
     ours, theirs = pty.openpty()
     try:
         done = _echo("\u00e9\n".encode(), stdout=theirs)
-        # Then what it has a character for is that, and the others do no harm
+        # Then it gets Latin-1 where possible, and escapes otherwise
         assert os.read(ours, 1000).rstrip() == b"\xe9 \\u2581 a\\udcff"
         assert done.returncode == 0
     finally:

@@ -1,4 +1,4 @@
-"""All that a stack writes is in its state folder, and it talks to nobody but its own broker."""
+"""A stack writes only into its state folder, and connects only to its own broker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.console import COMMAND_SECONDS, LABELMILL
 from tests.harness import digits
 from tests.registering import register_digits
 
-#: Python runs this as it starts, in each process of the stack. Notes whom it wants to reach, by name or by
-#: address; and who imports TensorFlow, so that it can be seen that the child of a worker is heard as well.
+#: Python runs this at the start of each process. It notes connections and look-ups, and imports of
+#: TensorFlow, which prove that the worker's child is observed too.
 HOOK = """\
 import json, os, sys
 
@@ -43,8 +43,9 @@ sys.addaudithook(_note)
 
 @functools.cache
 def without_a_network() -> list[str]:
-    """What a command is begun with so that it has no network, not even its own machine's, where we may do
-    that: libraries in C are not heard by the hook.
+    """Return a command prefix that removes the network, or [] if that is not permitted.
+
+    The hook does not see connections made by libraries in C.
     """
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--net", "true"], timeout=60, check=False).returncode:
@@ -56,7 +57,7 @@ def without_a_network() -> list[str]:
 def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     short_folder: Path, model_file: bytes, tmp_path: Path
 ) -> None:
-    # Given a home with a real model, and a person whose other folders are empty
+    # Given a home with a real model, and empty folders elsewhere
     home = short_folder / "home"
     with Client(Settings.load(home=home)) as client:
         register_digits(client.ledger, Store(client.settings.store), model_file, champion=True)
@@ -69,7 +70,7 @@ def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HOOK)
 
-    # When a stack is started, with TensorFlow in it, and classifies
+    # When a stack starts, loads TensorFlow, and classifies
     done = subprocess.run(
         [*without_a_network(), LABELMILL, "classify", str(image), "--json"],
         cwd=others[2],
@@ -90,17 +91,17 @@ def test_a_stack_writes_into_its_home_alone_and_reaches_nobody_else(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] in tuple("0123456789")
 
-    # Then those folders are empty as before, but for what Celery's pool has in the temporary folder while it
-    # runs: a worker that had to be killed leaves that behind, empty.
+    # Then those folders are still empty, except for a temporary folder of Celery's pool, which a killed
+    # worker leaves behind.
     left = [path for folder in others for path in folder.rglob("*")]
     assert [path for path in left if path.parent != others[1] or not path.name.startswith("pymp-")] == []
 
-    # And nobody was looked for but the broker, at its socket
+    # And the only connections are to the broker's socket
     noted: list[tuple[str, str, int]] = [json.loads(line) for line in noted_in.read_text().splitlines()]
     asked = [each for each in noted if each[0] != "import"]
     broker = str(Settings.load(home=home).broker_socket)
     assert {(event, whom) for event, whom, _ in asked} == {("socket.connect", broker)}
-    # by the command and the worker; its child, which has TensorFlow, was heard and asked nobody.
+    # by the command and the worker; the child, which imported TensorFlow, connected to nothing.
     [child] = {pid for event, _, pid in noted if event == "import"}
     assert child not in {pid for _, _, pid in asked}
     assert len({pid for _, _, pid in asked}) == 2

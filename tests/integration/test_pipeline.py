@@ -1,6 +1,7 @@
-"""Claims from the ledger and back: what becomes of images, and of all that can go wrong with a claim.
+"""Test one claim from the ledger and back: what becomes of its images, and what happens if something fails.
 
-Most tests read labels out of pictures with `tests.faults.light`; those that need TensorFlow say `keras`.
+Most tests read labels out of pictures with `tests.faults.light`; those that need TensorFlow use
+`keras_harness`.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from worker.predicting.pipeline import ATTEMPTS_TO_REACH
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
-#: The labels of `digits(n)`, in their order.
+#: The labels of `digits(n)`, in order.
 LABELS = [str(number % 10) for number in range(3_000)]
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """Return a list that gets an item with each call of a function from now on."""
+    """Return a list that grows by one item with each later call of a function."""
     calls: list[object] = []
     real = getattr(owner, name)
 
@@ -59,7 +60,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[obj
 
 
 def before_decoding(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    """Do something before each image is decoded from now on."""
+    """Call `do` before each image is decoded."""
     from worker.predicting import decode as module
 
     real = module.decode
@@ -75,7 +76,7 @@ def before_decoding(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -
 
 
 def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harness) -> None:
-    # given more images than a batch holds, and a broken one here and there
+    # given more images than a batch holds, some of them broken
     harness = keras_harness
     contents: list[Content] = [digit + bytes(number % 3) for number, digit in enumerate(digits(1_100))]
     contents[0] = b""
@@ -87,7 +88,7 @@ def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harnes
     # when the chunk is classified
     assert harness.classify() == 1_100
 
-    # then each image has its outcome where it belongs
+    # then each image has its outcome at its own index
     found = harness.predictions(job_id)
     assert [row.name for row in found] == [f"{number}.png" for number in range(1_100)]
     assert {row.index: row.error for row in found if row.error} == {
@@ -98,7 +99,7 @@ def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harnes
     }
     assert found[512].detail == "it is gone"
 
-    # and the others have the label and the confidence that Keras itself gives to the same pixels
+    # and the others have the label and confidence that Keras gives to the same pixels
     from worker.predicting.decode import decode
     from worker.predicting.tensorflow_runtime import keras
 
@@ -114,7 +115,7 @@ def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harnes
 
 
 def test_outcomes_stay_in_their_places_in_a_large_chunk(harness: Harness) -> None:
-    # given plain pictures that are decoded together, and between them others that are decoded alone
+    # given plain pictures that are decoded together, mixed with images that fail or are decoded alone
     others: list[Content] = [
         b"no picture",
         digits(1)[0][:50],
@@ -126,13 +127,13 @@ def test_outcomes_stay_in_their_places_in_a_large_chunk(harness: Harness) -> Non
         contents[place] = others[place % 3]
         expected[place] = ("unidentified", "corrupt", "source_forbidden")[place % 3]
 
-    # when it is classified, in windows of a thousand and some images
+    # when the chunk is classified in windows of 1,200 images
     job_id = harness.submit(contents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.predicting.batches._WINDOW_IMAGES", 1_200)
         assert harness.classify() == 2_500
 
-    # then each outcome is in its place
+    # then each outcome is at its index
     assert harness.labels(job_id) == expected
 
 
@@ -163,7 +164,7 @@ def test_a_second_wake_up_finds_nothing_to_do(harness: Harness) -> None:
 def test_an_answer_that_is_no_probability_is_an_error_of_that_image(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a model that has no answer for the second of three images
+    # given a model without an answer for the second of three images
     real = light.Classifier.predict
 
     def predict(classifier: light.Classifier, pixels: Any) -> Any:
@@ -184,7 +185,7 @@ def test_an_answer_that_is_no_probability_is_an_error_of_that_image(
 def test_an_image_that_takes_too_long_to_decode_gets_a_timeout_and_its_neighbours_their_labels(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given an image that Python code would decode for ever
+    # given an image whose decoding never ends
     contents = digits(3)
 
     def for_ever() -> BaseException:
@@ -209,13 +210,13 @@ def test_an_image_that_takes_too_long_to_decode_gets_a_timeout_and_its_neighbour
 def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     harness: Harness, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a chunk of 200 images, and a model whose speed is not known yet: 10 ms per image
+    # given a chunk of 200 images, and a model of unknown speed that takes 10 ms per image
     del harness.context.images_per_claim
     monkeypatch.setattr(light, "PACE_SECONDS", FIRST_CLAIM_IMAGES / 100)
     read = calls_of(monkeypatch, sys.modules["worker.context"], "read_payload")
     job_id = harness.submit(digits(200))
 
-    # when it is claimed, then only the first images are classified, and another worker is woken for the rest
+    # when it is claimed, then only the first images are classified, and another worker is woken up
     assert harness.classify() == FIRST_CLAIM_IMAGES
     assert [(row.state, row.images) for row in harness.chunks(job_id)] == [
         (ChunkState.DONE, FIRST_CLAIM_IMAGES),
@@ -223,16 +224,16 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     ]
     assert broker.waiting() == 1
 
-    # and when that was measured, then a claim has what half a second is for, in whole batches
+    # and once the speed is known, the next claim takes half a second of work, in whole batches
     monkeypatch.setattr(light, "PACE_SECONDS", 0.0)
     assert harness.classify() == 32
     assert broker.waiting() == 2
 
-    # and when the model was fast, then all that is left is one claim, which wakes nobody
+    # and once the model is fast, the rest is one claim, which wakes nobody
     assert harness.classify() == 200 - FIRST_CLAIM_IMAGES - 32
     assert broker.waiting() == 2
 
-    # and all images have their own labels, though the payload was read once
+    # and all images have their own labels, and the payload was read once
     assert harness.labels(job_id) == LABELS[:200]
     assert harness.status(job_id).state == "done"
     assert len(read) == 1
@@ -241,31 +242,31 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
 def test_small_jobs_are_claimed_and_recorded_together_before_a_large_one(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a large job, and three small ones that were submitted later
+    # given a large job, and three small jobs submitted after it
     recorded = calls_of(monkeypatch, pipeline, "record_results")
     large = harness.submit(digits(200))
     small = [harness.submit(digits(count)) for count in (3, 1, 2)]
 
-    # when one wake-up is followed, then the small ones are done under one token, in one transaction
+    # when one wake-up is handled, then the small jobs are done under one token, in one transaction
     assert harness.classify() == 6
     assert [harness.labels(job_id) for job_id in small] == [LABELS[:3], LABELS[:1], LABELS[:2]]
     assert len({harness.chunk(job_id).token for job_id in small}) == 1
     assert len(recorded) == 1
 
-    # and the large one is next
+    # and the large job is next
     assert harness.status(large).done == 0
     assert harness.classify() == 200
 
 
 def test_a_damaged_payload_fails_its_own_job_and_its_small_neighbours_finish(harness: Harness) -> None:
-    # given three small jobs that are claimed together, and the payload of the second is lost
+    # given three small jobs that are claimed together; the payload of the second is lost
     first, lost, last = (harness.submit(digits(3), lose_payload=number == 1) for number in range(3))
 
-    # when they are classified, then the two others are done
+    # when they are classified, then the other two are done
     assert harness.classify() == 6
     assert [harness.labels(job_id) for job_id in (first, lost, last)] == [LABELS[:3], [], LABELS[:3]]
 
-    # and that job failed, with the reason, and nothing of it is tried again
+    # and that job has failed with the reason, and is not tried again
     status = harness.status(lost)
     assert status.state == JobState.FAILED
     assert "is gone from the store" in (status.error or "")
@@ -291,12 +292,12 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
     error: type[Exception],
     detail: str,
 ) -> None:
-    # given twenty images, of which one crashes the attempt it is part of
+    # given twenty images, one of which makes every attempt crash
     contents = digits(20)
     if where == "decode":
         fail_at(monkeypatch, contents[13], error)
     else:
-        contents[13] = digits(10)[9]  # the only nines
+        contents[13] = digits(10)[9]  # the only nine
         contents[9] = contents[19] = digits(1)[0]
         real = light.Classifier.predict
 
@@ -309,11 +310,10 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
         monkeypatch.setattr(light.Classifier, "predict", predict)
     job_id = harness.submit(contents)
 
-    # when it is tried until nothing is due, then a mistake of the program is raised, a lack of memory is not:
-    # Celery would end the whole worker for it
+    # when it is tried until nothing is due; a MemoryError that is raised would make Celery end the worker
     attempts = harness.classify_all(ignore=ZeroDivisionError)
 
-    # then that image is quarantined, all others have their labels, and it did not take many attempts
+    # then that image is quarantined, the others have their labels, and it took few attempts
     found = harness.predictions(job_id)
     assert [row.index for row in found] == list(range(20))
     assert [(row.index, row.error, row.detail) for row in found if row.error] == [
@@ -328,7 +328,7 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
 def test_a_crash_among_small_jobs_costs_the_other_jobs_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given three small jobs that are claimed together, with an image in the second that crashes
+    # given three small jobs that are claimed together; one image of the second crashes
     contents = digits(4)
     fail_at(monkeypatch, contents[3], MemoryError)
     small = [harness.submit(contents[:3]), harness.submit(contents), harness.submit(contents[:2])]
@@ -352,13 +352,13 @@ def test_a_crash_among_small_jobs_costs_the_other_jobs_nothing(
 def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_attempt(
     harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, reason: Reason, code: ErrorCode
 ) -> None:
-    # given an image that is alone in its chunk, and whose worker died three times
+    # given an image that is alone in its chunk and has crashed three times
     job_id = harness.submit(digits(1))
     for _ in range(3):
         [claim] = worker.claim_next()
         worker.release(claim, reason)
 
-    # when it is next, then nobody decodes it, and the job is done
+    # when it is claimed again, then it is not decoded, and the job is done
     before_decoding(monkeypatch, lambda: pytest.fail("it was decoded"))
     assert harness.classify() == 1
     assert [(row.error, row.detail) for row in harness.predictions(job_id)] == [(code, "released by a test")]
@@ -368,17 +368,17 @@ def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_a
 def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a model whose loading kills the attempt, each time
+    # given a model whose loading always crashes
     def load(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(light.Classifier, "load", load)
     job_id = harness.submit(digits(2))
 
-    # when it is tried until nothing is due: twice, then three times for each image, then without the model
+    # when it is tried until nothing is due: twice, three times per image, then once each without the model
     assert harness.classify_all(ignore=ZeroDivisionError) == 2 + 3 + 3 + 2
 
-    # then the images have their code, and the job has ended
+    # then the images are quarantined, and the job is done
     assert harness.labels(job_id) == ["quarantined"] * 2
     assert harness.status(job_id).state == "done"
 
@@ -400,7 +400,7 @@ def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
 def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predicted(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, stage: str, hangs: str, is_a_crash: bool
 ) -> None:
-    # given a stage that hangs until the time limit strikes
+    # given a stage that hangs until the time limit
     contents: list[Content] = list(digits(2))
     if stage == "fetch":
         monkeypatch.setattr("jobs.references.Roots.read", lambda *_, **__: contents[0])
@@ -413,7 +413,7 @@ def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predict
         # when the chunk is tried
         assert harness.classify() == 0
 
-    # then it is pending again: with a crash, or with a back-off
+    # then it is pending again, with a crash or with a back-off
     row = harness.chunk(job_id)
     assert (row.state, row.crashes, row.releases) == (
         ChunkState.PENDING,
@@ -423,7 +423,7 @@ def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predict
     assert row.crash_code == (ErrorCode.TIMEOUT if is_a_crash else None)
     assert (row.not_before is None) == is_a_crash
     assert row.error == f"the time limit struck in stage '{stage}'"
-    if stage == "fetch":  # threads that may wait for ever are not used again
+    if stage == "fetch":  # a thread may still be waiting, so the pool is not used again
         assert "fetchers" not in harness.context.__dict__
 
     # and it is done once nothing hangs
@@ -444,7 +444,7 @@ def test_a_time_out_counts_against_images_only_while_they_are_decoded_or_predict
 def test_a_time_out_is_blamed_on_the_stage_that_took_the_time(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, slow: str, strikes_in: str, is_a_crash: bool
 ) -> None:
-    # given a stage that takes nearly all the time there is, so that the limit strikes in another
+    # given a stage that takes nearly all the time, so that the limit is reached in another one
     import importlib
 
     module, _, name = slow.rpartition(".")
@@ -471,7 +471,7 @@ def test_a_time_out_is_blamed_on_the_stage_that_took_the_time(
 def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given images that were decoded quickly so far, and now take all the time there is
+    # given images that were decoded quickly, and then take until the time limit
     del harness.context.images_per_claim
     harness.context.note_speed(harness.model.id, 1_000, 0.1)
     job_id = harness.submit(digits(400))
@@ -479,7 +479,7 @@ def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
         patch.setattr("worker.predicting.decode.decode", strike_after(2.0))
         assert harness.classify() == 0
 
-    # when the chunk is tried again, then only what would take half a second is claimed
+    # when the chunk is tried again, then only about half a second of work is claimed
     assert 0 < harness.classify() <= 100
     assert [row.crashes for row in harness.chunks(job_id)] == [1, 1]
 
@@ -487,7 +487,7 @@ def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
 def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a store that cannot be read, and a time limit that strikes while the chunk is released for it
+    # given a store that cannot be read, and a time limit that is reached while the chunk is released
     def unavailable(*_: object) -> None:
         raise Unavailable("The store cannot be read")
 
@@ -504,7 +504,7 @@ def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
     monkeypatch.setattr(pipeline, "release_claims", release)
     job_id = harness.submit(digits(1))
 
-    # when it is tried, then it is free at once, not when its lease has run out
+    # when it is tried, then it is pending at once, without waiting for the lease to expire
     assert harness.classify() == 0
     row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
@@ -515,7 +515,7 @@ def test_a_time_limit_that_strikes_while_a_chunk_is_released_costs_it_nothing(
 def test_a_time_limit_that_strikes_while_a_lock_is_awaited_ends_the_attempt(
     harness: Harness, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given another session that has the job's row locked, and the time limit, which is a signal
+    # given another session that holds the job's row, and a time limit, which arrives as a signal
     job_id = harness.submit(digits(1))
     recorded: list[int] = []
     real = pipeline.record_results
@@ -530,7 +530,7 @@ def test_a_time_limit_that_strikes_while_a_lock_is_awaited_ends_the_attempt(
             return real(*arguments)
 
         monkeypatch.setattr(pipeline, "record_results", record)
-        # when the results are recorded, then that is tried once, and the chunk is released meanwhile
+        # when the results are recorded, then that is tried once, and the chunk is released
         assert harness.classify() == 0
     assert len(recorded) == 1
     row = harness.chunk(job_id)
@@ -550,7 +550,7 @@ def test_a_worker_that_is_told_to_stop_releases_its_chunk_without_a_crash(
     fail_at(monkeypatch, contents[1], ending)
     job_id = harness.submit(contents)
 
-    # when it hears that, then it stops
+    # when the signal arrives, then it stops
     with pytest.raises(ending):
         harness.classify()
 
@@ -563,7 +563,7 @@ def test_a_worker_that_is_told_to_stop_releases_its_chunk_without_a_crash(
 def test_a_worker_that_lost_its_lease_records_nothing(
     harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a lease that runs out while the image is decoded, so that another worker claims the chunk
+    # given a lease that expires while the image is decoded, so that another worker claims the chunk
     job_id = harness.submit(digits(1))
 
     def take_over() -> None:
@@ -575,12 +575,12 @@ def test_a_worker_that_lost_its_lease_records_nothing(
     taken: list[Any] = []
     before_decoding(monkeypatch, take_over)
 
-    # when the first one comes to record, then nothing is recorded
+    # when the first worker tries to record, then nothing is recorded
     assert harness.classify() == 0
     assert harness.predictions(job_id) == []
     assert "another worker has it; nothing was recorded" in caplog.text
 
-    # and what the other one records is all there is
+    # and only the other worker's result is recorded
     worker.finish(*taken)
     assert harness.labels(job_id) == ["7"]
     assert harness.status(job_id).succeeded == 1
@@ -590,7 +590,7 @@ def test_a_worker_that_lost_its_lease_records_nothing(
 def test_results_whose_commit_lost_its_answer_are_recorded_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    # given a connection that breaks in the COMMIT of the results, after or before that went through
+    # given a connection that breaks during the COMMIT of the results, after or before it takes effect
     job_id = harness.submit(digits(2))
     broken: list[int] = []
     real = Ledger.transaction
@@ -609,7 +609,7 @@ def test_results_whose_commit_lost_its_answer_are_recorded_once(
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
-    # when the chunk is classified, then the results are recorded, once, in one attempt
+    # when the chunk is classified, then the results are recorded once, in one attempt
     assert harness.classify() == 2
     assert broken == [2]
     assert harness.labels(job_id) == LABELS[:2]
@@ -622,7 +622,7 @@ def test_results_whose_commit_lost_its_answer_are_recorded_once(
 def test_a_claim_whose_commit_lost_its_answer_is_released(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    # given a connection that breaks, or hangs, in the COMMIT of a claim, after that went through
+    # given a connection that breaks or hangs after the COMMIT of a claim took effect
     small = [harness.submit(digits(1)) for _ in range(2)]
     broken: list[bool] = []
     real = Ledger.transaction
@@ -637,19 +637,19 @@ def test_a_claim_whose_commit_lost_its_answer_is_released(
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
-    # when a worker claims two chunks that way, then both are pending again, and that was no crash
+    # when a worker claims two chunks that way, then both are pending again, without a crash
     assert harness.classify() == 0
     for job_id in small:
         row = harness.chunk(job_id)
         assert (row.state, row.attempts, row.releases, row.crashes) == (ChunkState.PENDING, 1, 1, 0)
-    assert harness.classify_all() == 2  # each alone: they were tried before
+    assert harness.classify_all() == 2  # one at a time, because they were tried before
 
 
 @on_one_database
 def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a ledger that cannot be reached any more once the chunk is being decoded
+    # given a ledger that becomes unavailable while the chunk is decoded
     @contextlib.contextmanager
     def unavailable(_ledger: Ledger, **_: object) -> Iterator[None]:
         raise Unavailable("The ledger cannot be reached")
@@ -681,7 +681,7 @@ def test_a_chunk_of_a_job_that_is_cancelled_meanwhile_is_recorded_whole(
 
     before_decoding(monkeypatch, cancel)
 
-    # when that is recorded, then all of it is there, the job stays cancelled, and nothing else is due
+    # when the chunk is recorded, then it is complete, the job stays cancelled, and nothing else is due
     assert harness.classify() == 3
     assert harness.labels(job_id) == LABELS[:3]
     assert (harness.status(job_id).state, harness.status(job_id).succeeded) == (JobState.CANCELLED, 3)
@@ -693,22 +693,22 @@ def test_a_chunk_of_a_job_that_is_cancelled_meanwhile_is_recorded_whole(
 
 
 def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
-    # given a machine on which the store's disk is not mounted: there is an empty folder
+    # given a machine on which the store's disk is not mounted: the folder is empty
     job_id = harness.submit(digits(2))
     store = harness.context.settings.home / "store"
     store.rename(store.with_name("elsewhere"))
     store.mkdir()
 
-    # when the chunk is tried, then it waits with back-off, for the reason that its row tells
+    # when the chunk is tried, then it waits with back-off, and its row has the reason
     assert harness.classify() == 0
     row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert row.not_before is not None
     assert "Is its disk mounted?" in row.error
     assert harness.status(job_id).state == "running"
-    assert harness.classify() == 0  # it is not due
+    assert harness.classify() == 0  # not due
 
-    # and once the disk is mounted it is done
+    # and once the disk is mounted, the chunk is done
     store.rmdir()
     store.with_name("elsewhere").rename(store)
     harness.make_due()
@@ -733,7 +733,7 @@ def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
 def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
     keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
 ) -> None:
-    # given a machine on which the champion can be neither kept nor loaded
+    # given a machine that cannot cache or load the champion
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -742,12 +742,12 @@ def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
     with monkeypatch.context() as patch:
         patch.setattr(broken, fail)
 
-        # when the chunk is tried more often than a lone image may crash
+        # when the chunk is tried more often than a single image may crash
         for _ in range(4):
             harness.make_due()
             assert harness.classify() == 0
 
-        # and when the process warms up, then the reason is given
+        # and a warm-up gives the reason
         with pytest.raises(Unavailable, match=reason):
             harness.context.warm_up()
 
@@ -756,7 +756,7 @@ def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 4, 0)
     assert reason in row.error
 
-    # and it is done once there is room
+    # and it is done once the model can be loaded
     harness.make_due()
     assert harness.classify() == 1
 
@@ -767,7 +767,7 @@ def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
 def test_no_memory_for_a_batch_is_no_images_fault(
     keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, error: str, batch: int
 ) -> None:
-    # given a machine without memory for what the model computes: at its first batch, or at the second
+    # given a machine without enough memory to run the model, at its first batch or its second
     from worker.predicting.classifier import Classifier
     from worker.predicting.tensorflow_runtime import tf
 
@@ -788,7 +788,7 @@ def test_no_memory_for_a_batch_is_no_images_fault(
             raise MemoryError
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    # when the chunk is tried, then it is released, with the reason
+    # when the chunk is tried, then it is released with the reason
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "_batches", without_memory)
         assert harness.classify() == 0
@@ -820,12 +820,12 @@ def test_a_worker_without_tensorflow_is_no_images_fault(
 
 
 def test_a_refused_model_fails_its_jobs(harness: Harness) -> None:
-    # given a model whose file was changed in the store, and two small jobs that need it
+    # given a model whose file was changed in the store, and two small jobs pinned to it
     [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
     path.write_bytes(path.read_bytes() + b"\0")
     small = [harness.submit(digits(1)) for _ in range(2)]
 
-    # when they are tried, then both fail with the reason, and no image is tried again
+    # when they are tried, then both fail with the reason, and are not tried again
     assert harness.classify() == 0
     for job_id in small:
         assert harness.status(job_id).state == JobState.FAILED
@@ -853,7 +853,7 @@ def test_a_model_that_does_not_run_fails_its_job_and_a_machine_that_does_not_run
     monkeypatch.setattr(Classifier, "_batches", fail)
     job_id = harness.submit(digits(1))
 
-    # when a chunk needs it, then the job fails, or waits for another machine; no image is to blame
+    # when a chunk needs it, then the job fails or waits for another machine, without a crash
     assert harness.classify() == 0
     row = harness.chunk(job_id)
     assert row.crashes == 0
@@ -872,7 +872,7 @@ def test_a_model_that_does_not_run_fails_its_job_and_a_machine_that_does_not_run
 def test_a_job_that_cannot_be_failed_for_now_fails_at_the_next_attempt(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
 ) -> None:
-    # given a job whose model was changed in the store, and trouble while the job is made to fail
+    # given a job whose model was changed in the store, and an error while the job is set to failed
     [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
     path.write_bytes(path.read_bytes() + b"\0")
     job_id = harness.submit(digits(1))
@@ -885,12 +885,12 @@ def test_a_job_that_cannot_be_failed_for_now_fails_at_the_next_attempt(
         with pytest.raises(SystemExit) if isinstance(trouble, SystemExit) else contextlib.nullcontext():
             assert harness.classify() == 0
 
-    # then the chunk is pending again, and that is no crash
+    # then the chunk is pending again, without a crash
     row = harness.chunk(job_id)
     assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, 1, 0)
     assert harness.status(job_id).state == JobState.RUNNING
 
-    # and at the next attempt the job fails for its own reason
+    # and at the next attempt the job fails because of its model
     harness.make_due()
     assert harness.classify() == 0
     assert harness.status(job_id).state == JobState.FAILED
@@ -907,7 +907,7 @@ def references(count: int) -> list[Content]:
 def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a server that answers nobody before eight have asked, and that has lost one image of eighty
+    # given a server that answers only once eight requests are waiting, and that lacks one image of eighty
     pictures, asked, together = digits(80), itertools.count(), threading.Barrier(8, timeout=30)
 
     def read(_roots: object, reference: Reference, **_: object) -> bytes:
@@ -929,7 +929,7 @@ def test_references_are_fetched_many_at_a_time_and_each_error_is_one_images(
 def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attempt(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # given forty images by reference, and a server that has an error for the second, or never answers
+    # given forty images by reference, and a server that returns an error for the second, or never answers
     pictures, over = digits(40), threading.Event()
     error = "the server answered 503" if how == "an error" else "There was no answer within 0.56 s."
 
@@ -945,17 +945,17 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
     monkeypatch.setattr(harness.context, "settings", quick)
     job_id = harness.submit(references(40))
 
-    # when the chunk is tried, then it waits with back-off, again and again: the server may come back
+    # when the chunk is tried, then it waits with back-off: the server may come back
     for attempt in range(1, ATTEMPTS_TO_REACH):
         assert harness.classify() == 0
         row = harness.chunk(job_id)
         assert (row.state, row.releases, row.crashes) == (ChunkState.PENDING, attempt, 0)
         assert row.not_before is not None
         assert row.error == error
-        assert harness.classify() == 0  # it is not due
+        assert harness.classify() == 0  # not due
         harness.make_due()
 
-    # and at the tenth attempt that image gets its error, and its neighbours get their labels
+    # and at the tenth attempt that image gets an error, and the others their labels
     assert harness.classify() == 40
     over.set()
     assert harness.labels(job_id) == ["0", "source_missing", *LABELS[2:40]]
@@ -975,7 +975,7 @@ def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: 
             assert harness.classify() == 0
             harness.make_due()
 
-    # when it is back at the tenth, then all images have their labels
+    # when it is back at the tenth attempt, then all images have their labels
     monkeypatch.setattr(
         "jobs.references.Roots.read", lambda _roots, reference, **_: digits(2)[int(reference.url)]
     )
@@ -990,12 +990,12 @@ def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: 
 def test_the_log_has_a_line_for_each_chunk_that_was_recorded_and_for_each_release(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given two small jobs, with an error in one, and then a chunk whose store is unavailable
+    # given two small jobs, one with an error, and then a chunk whose store is unavailable
     caplog.set_level(logging.INFO)
     small = [harness.submit(digits(2)), harness.submit([b"no picture"])]
     harness.classify()
 
-    # then each recorded chunk has its line
+    # then each recorded chunk has its own line
     done = [record for record in caplog.records if "is done" in record.getMessage()]
     assert [(each.job, each.images, each.errors, each.attempt) for each in done] == [
         (small[0], 2, 0, 1),
@@ -1006,7 +1006,7 @@ def test_the_log_has_a_line_for_each_chunk_that_was_recorded_and_for_each_releas
         for each in done
     )
 
-    # and a release says which chunk, and why
+    # and a release names the chunk and the reason
     caplog.clear()
     released = harness.submit(digits(3))
 

@@ -1,4 +1,4 @@
-"""Promotion from end to end: evaluations, verdicts, the alias, its history, and the way back."""
+"""Test promotion from end to end: evaluations, verdicts, the champion alias, its history, and rollbacks."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ LIMITS = GateLimits(
 
 DATA, OTHER_DATA = "d" * 64, "e" * 64
 
-#: A hundred images, ten of each class.
+#: The labels of a hundred images, ten of each class.
 TRUTH = [number % 10 for number in range(100)]
 
 Maker = Callable[..., Model]
 
 
 def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA) -> None:
-    """Records that the model got all but the first `wrong` images right."""
+    """Record that the model got all but the first `wrong` images right."""
     given = [(label + 1) % 10 if index < wrong else label for index, label in enumerate(TRUTH)]
     with ledger.transaction() as connection:
         save_evaluation(connection, model.id, data, *made_evaluation(TRUTH, given))
@@ -66,7 +66,7 @@ def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA) -> Non
 
 @pytest.fixture
 def trained(ledger: Ledger, make_model: Maker) -> Maker:
-    """`trained("a", wrong=3)`: a registered model with this many mistakes; not the champion."""
+    """Return a function: `trained("a", wrong=3)` registers a model with three mistakes, not as champion."""
 
     def trained(marker: str, wrong: int = 0) -> Model:
         model = make_model(marker.encode(), champion=False)
@@ -88,7 +88,7 @@ def champion_of(ledger: Ledger) -> str | None:
 
 
 def moves_of(ledger: Ledger) -> list[tuple[str | None, str, str]]:
-    """The history, the first one first: from, to, how."""
+    """Return the history, oldest first: from, to, how."""
     with ledger.reading() as connection:
         history = champion_history(connection)
     return [(move.previous_id, move.model_id, move.how) for move in reversed(history)]
@@ -103,13 +103,13 @@ def test_an_evaluation_is_told_as_it_was_made(ledger, make_model):
     with ledger.reading() as connection:
         assert find_evaluation(connection, model.id) is None
 
-    # When it is, on two sets of images
+    # When it is evaluated on two sets of images
     evaluation, answers = made_evaluation(TRUTH, TRUTH[::-1])
     with ledger.transaction() as connection:
         save_evaluation(connection, model.id, DATA, evaluation, answers)
     evaluated(ledger, model, 4, OTHER_DATA)
 
-    # Then each is told as it was, and without a set the latest
+    # Then each evaluation is returned as it was saved, and without a set, the latest one
     with ledger.reading() as connection:
         told, latest = find_evaluation(connection, model.id, DATA), find_evaluation(connection, model.id)
         assert find_evaluation(connection, model.id, "f" * 64) is None
@@ -133,12 +133,12 @@ def test_a_models_accuracy_is_that_of_its_latest_evaluation(ledger, make_model):
     with ledger.transaction() as connection:
         connection.execute(models.update().where(models.c.id == unknown.id).values(accuracy=None))
 
-    # When both are evaluated, and one of them once more, on other images
+    # When both are evaluated, and one of them again on other images
     evaluated(ledger, known, 40)
     evaluated(ledger, unknown, 40)
     evaluated(ledger, known, 30, data="e" * 64)
 
-    # Then what a list of models says is what the gate, the report and the health of a model say
+    # Then a model's accuracy is that of its latest evaluation, as for the gate and the report
     with ledger.reading() as connection:
         assert get_model(connection, unknown.id).accuracy == 0.6
         assert get_model(connection, known.id).accuracy == 0.7
@@ -166,7 +166,7 @@ def test_the_first_model_is_promoted_whatever_it_reaches_and_its_reasons_say_wha
     # When it is judged
     verdict = judged(ledger, model, how="retrain", replace=False)
 
-    # Then it is the champion, and nobody is told it is a good one
+    # Then it is the champion, and the verdict names what it lacks
     assert (verdict.promote, verdict.forced) == (True, False)
     assert verdict.reason == (
         "promoted: there was no champion (although accuracy is 0.8000, below the minimum of 0.9)"
@@ -176,7 +176,7 @@ def test_the_first_model_is_promoted_whatever_it_reaches_and_its_reasons_say_wha
 
 
 def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
-    # Given a champion with ten mistakes, a challenger with none, and the run that made it
+    # Given a champion with ten mistakes, a challenger without any, and its training run
     old, new = trained("old", wrong=10), trained("new")
     judged(ledger, old)
     run_id = ids.new_id()
@@ -187,7 +187,7 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     # When it is judged
     verdict = judged(ledger, new, how="retrain", run_id=run_id, data_fingerprint=DATA)
 
-    # Then it is promoted, by these checks in this order
+    # Then it is promoted, with these checks in this order
     assert verdict.promote
     assert verdict.reason.startswith(
         "promoted: it gets 10 right that the champion gets wrong and 0 the other"
@@ -197,7 +197,7 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     assert all(check.passed for check in verdict.checks)
     assert champion_of(ledger) == new.id
 
-    # and both the verdict and the promotion can be read again.
+    # And both the verdict and the promotion are stored
     with ledger.reading() as connection:
         stored = find_verdict(connection, new.id)
         [move] = champion_history(connection, limit=1)
@@ -222,10 +222,10 @@ def test_what_is_not_better_is_refused_with_its_reasons_and_changes_nothing(ledg
     old, new = trained("old", wrong=3), trained("new", wrong=wrong)
     judged(ledger, old)
 
-    # When a challenger comes that is no better, or below the floor
+    # When a challenger is judged that is no better, or below the floor
     verdict = judged(ledger, new, how="retrain")
 
-    # Then it is refused, which is a row, and the champion stays
+    # Then it is refused, the verdict is stored, and the champion stays
     assert not verdict.promote
     assert verdict.reason.startswith("refused: ")
     assert why in verdict.reason
@@ -244,14 +244,14 @@ def test_without_replace_a_champion_stays_whatever_comes(ledger, trained):
 
 
 def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trained):
-    # Given a challenger that is worse
+    # Given a worse challenger
     old, new = trained("old"), trained("new", wrong=30)
     judged(ledger, old)
 
-    # When a person insists
+    # When its promotion is forced
     verdict = judged(ledger, new, force=True)
 
-    # Then it is promoted, and the row says by force and which checks it failed
+    # Then it is promoted, and the verdict says by force, and which checks failed
     assert (verdict.promote, verdict.forced) == (True, True)
     assert verdict.reason.startswith("promoted by force, although accuracy is 0.7000")
     with ledger.reading() as connection:
@@ -276,29 +276,29 @@ def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
 
 
 def test_a_champion_that_was_evaluated_on_other_images_cannot_be_compared(ledger, make_model, trained):
-    # Given a champion that was evaluated elsewhere
+    # Given a champion that was evaluated on other images
     old, new = make_model(b"old"), trained("new")
     evaluated(ledger, old, 50, OTHER_DATA)
 
-    # When a challenger is judged, Then it is refused, with what to type
+    # When a challenger is judged, Then it is refused, and the reason names the command that helps
     verdict = judged(ledger, new)
     assert not verdict.promote
     assert verdict.checks[0].name == "comparable"
     assert f"`labelmill models evaluate {new.id}` evaluates both" in verdict.reason
 
-    # And once both were evaluated on the same ones, it is judged
+    # And once both are evaluated on the same images, it is judged
     evaluated(ledger, old, 50)
     assert judged(ledger, new).promote
 
 
 def test_models_of_other_classes_cannot_be_compared(ledger, trained):
-    # Given a champion for other things, with the same number of classes and evaluated on the same images
+    # Given a champion with other classes, as many of them, and evaluated on the same images
     old, new = trained("old", wrong=90), trained("new")
     judged(ledger, old)
     with ledger.transaction() as connection:
         connection.execute(models.update().where(models.c.id == old.id).values(classes=list("abcdefghij")))
 
-    # Then a place means something else in each, so neither is better
+    # Then the same class index means different labels, so neither can be better
     verdict = judged(ledger, new, how="retrain")
     assert (verdict.promote, [check.name for check in verdict.checks if not check.passed]) == (
         False,
@@ -312,11 +312,11 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
     model = trained("old")
     judged(ledger, model)
 
-    # When a person promotes it, Then that is a mistake
+    # When a person promotes it again, Then that is an error
     with pytest.raises(Conflict, match="the champion already"):
         judged(ledger, model, force=True)
 
-    # When a training makes the same file again, Then that is none, and no promotion
+    # When a training run produces the same file, Then it is not an error, and not a promotion
     verdict = judged(ledger, model, how="retrain", force=True)
     assert (verdict.promote, verdict.reason) == (False, f"kept: it is the champion {model.id} already")
     assert len(moves_of(ledger)) == 1
@@ -332,7 +332,7 @@ def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledg
     old, new = trained("old", wrong=50), trained("new")
     judged(ledger, old)
 
-    # When the promotion is written and its transaction ends in an error
+    # When the promotion's transaction ends in an error
     def break_off() -> None:
         with ledger.transaction() as connection:
             assert judge_and_promote(connection, LIMITS, new.id, how="promote").promote
@@ -341,19 +341,19 @@ def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledg
     with pytest.raises(RuntimeError, match="power cut"):
         break_off()
 
-    # Then nothing happened
+    # Then nothing has changed
     assert champion_of(ledger) == old.id
     with ledger.reading() as connection:
         assert find_verdict(connection, new.id) is None
     assert moves_of(ledger) == [(None, old.id, "promote")]
 
 
-# ---- many at once -------------------------------------------------------------------------------------
+# ---- concurrency --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_champion", [False, True])
 def test_many_promote_at_once_and_the_history_is_a_chain(ledger, ledger_url, trained, with_champion):
-    # Given eight models about to be promoted, with a champion or for the first time, and somebody who looks
+    # Given eight models to be promoted at once, with or without a champion, and a process that watches
     first = trained("first")
     if with_champion:
         judged(ledger, first)
@@ -376,7 +376,7 @@ def test_many_promote_at_once_and_the_history_is_a_chain(ledger, ledger_url, tra
                     seen.add(len(connection.execute(query.where(aliases.c.name == CHAMPION)).all()))
         return seen
 
-    # When all do it at the same time
+    # When all are promoted at the same time
     with ThreadPoolExecutor(9) as pool:
         looking = pool.submit(look)
         try:
@@ -385,20 +385,20 @@ def test_many_promote_at_once_and_the_history_is_a_chain(ledger, ledger_url, tra
             done.set()
         seen = looking.result(30)
 
-    # Then each came after another, none is missing, and the last one is the champion
+    # Then each move continues from the one before, none is missing, and the last one is the champion
     moves = moves_of(ledger)
     assert {model for _, model, _ in moves} >= {model.id for model in rivals}
     assert len(moves) == 8 + with_champion
     assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
     assert champion_of(ledger) == moves[-1][1]
-    # and who looked saw one champion at any time, or none before there was a first.
+    # And there was one champion at any time, or none before the first.
     assert seen <= ({1} if with_champion else {0, 1})
 
 
 def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared_with_it(
     ledger, ledger_url, trained
 ):
-    # Given a champion with fifty mistakes and two models with the same few
+    # Given a champion with fifty mistakes, and two models with the same few mistakes
     judged(ledger, trained("old", wrong=50))
     rivals = [trained("one", wrong=5), trained("other", wrong=5)]
     start = threading.Barrier(2, timeout=30)
@@ -412,7 +412,7 @@ def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared
     with ThreadPoolExecutor(2) as pool:
         told = list(pool.map(judge, rivals))
 
-    # Then the second one was compared with the first, not with the champion that was
+    # Then the second one was compared with the first, not with the earlier champion
     assert sorted(verdict.promote for verdict in told) == [False, True]
     refused = next(verdict for verdict in told if not verdict.promote)
     assert "it gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
@@ -426,25 +426,25 @@ def test_who_looks_for_the_champion_is_not_held_up_by_a_promotion(ledger, traine
     with ledger.transaction() as connection:
         move_champion(connection, new.id, previous_id=lock_champion(connection), how="promote")
 
-        # When somebody looks, Then they see the one before, at once
+        # When another connection reads, Then it gets the earlier champion at once
         assert champion_of(ledger) == old.id
         assert len(moves_of(ledger)) == 1
     assert champion_of(ledger) == new.id
 
 
 def test_the_history_is_in_order_whatever_the_clocks_say(ledger, trained, monkeypatch):
-    # Given promotions from machines whose clocks go backwards
+    # Given promotions by machines whose clocks go backwards
     made = [trained(f"{number}") for number in range(4)]
     now = 1_700_000_000 * 10**9
     for step, model in enumerate(made):
         monkeypatch.setattr(ids.time, "time_ns", lambda back=step: now - back * 10**12)
         judged(ledger, model, force=True)
 
-    # Then they are told as they happened
+    # Then the history has them in the order in which they happened
     assert [model for _, model, _ in moves_of(ledger)] == [model.id for model in made]
 
 
-# ---- and back -----------------------------------------------------------------------------------------
+# ---- rolling back -------------------------------------------------------------------------------------
 
 
 def rolled_back(ledger: Ledger) -> str:
@@ -458,19 +458,19 @@ def rolled_back(ledger: Ledger) -> str:
 
 
 def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, trained):
-    # Given four promotions, the second model among them twice
+    # Given four promotions, two of them of the second model
     a, b, c = (trained(name) for name in "abc")
     for model in (a, b, c, b):
         judged(ledger, model, force=True)
 
-    # When each is taken back, Then it goes back step by step, and not back and forth
+    # When they are rolled back, Then each rollback goes one step further back
     assert [rolled_back(ledger) for _ in range(3)] == [c.id, b.id, a.id]
 
-    # And before the first there is none
+    # And there is nothing before the first champion
     with pytest.raises(Conflict, match=f"no champion before {a.id}"):
         rolled_back(ledger)
 
-    # And what is promoted then can be taken back as well
+    # And a later promotion can be rolled back as well
     judged(ledger, c, force=True)
     assert rolled_back(ledger) == a.id
     moves = moves_of(ledger)
@@ -483,26 +483,26 @@ def test_without_a_champion_there_is_no_way_back(ledger):
 
 
 def test_a_champion_from_before_there_was_a_history_can_be_come_back_to(ledger, make_model, trained):
-    # Given a ledger of the version before, with a champion and no history
+    # Given a champion and no history, as after an upgrade
     old, new = make_model(b"old"), trained("new")
     assert moves_of(ledger) == []
     with pytest.raises(Conflict, match="no champion before"):
         rolled_back(ledger)
 
-    # When another takes its place, Then there is a way back
+    # When another model is promoted, Then that can be rolled back
     judged(ledger, new, force=True)
     assert rolled_back(ledger) == old.id
 
 
 def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, trained):
-    # Given three promotions, and somebody who has seen what a rollback would bring
+    # Given three promotions, and somebody who has looked up the rollback's target
     a, b, c = (trained(name) for name in "abc")
     for model in (a, b, c):
         judged(ledger, model, force=True)
     with ledger.reading() as connection:
         seen = champion_before(connection)
 
-    # When another one rolls back first, Then the second is told, and it is one step, not two
+    # When somebody else rolls back first, Then the second rollback is refused, and only one step is taken
     rolled_back(ledger)
     with (
         pytest.raises(Conflict, match="Somebody else moved"),
@@ -517,7 +517,7 @@ def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, t
 
 @pytest.fixture
 def shelved(ledger: Ledger, store: Store) -> Maker:
-    """`shelved("a", wrong=3)`: as `trained`, with its file in the store of the settings."""
+    """Return a function: `shelved("a", wrong=3)` is like `trained`, with a file in the store."""
 
     def shelved(marker: str, wrong: int = 0) -> Model:
         model = register_digits(ledger, store, keras_file(marker.encode()))
@@ -529,7 +529,7 @@ def shelved(ledger: Ledger, store: Store) -> Maker:
 
 @pytest.fixture
 def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """`run("promote", id)`: the command's exit code, what it printed, and what it said."""
+    """Return a function: `run("promote", id)` returns the command's exit code, stdout and stderr."""
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert ENV_PREFIX + "HOME" in settings.environment()
@@ -546,7 +546,7 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
     old, better, worse = shelved("old", wrong=10), shelved("better"), shelved("worse", wrong=40)
     judged(ledger, old)
 
-    # When the worse one is to be promoted, Then it is refused, check by check, with an exit code of its own
+    # When the worse one is promoted, Then it is refused with its checks and an exit code of its own
     code, printed, said = run("promote", worse.id)
     assert (code, printed) == (3, "")
     assert "FAILED  accuracy:" in said
@@ -560,19 +560,19 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
         "better",
     ]
 
-    # When the better one is, Then it is the champion
+    # When the better one is promoted, Then it is the champion
     code, printed, said = run("promote", better.id)
     assert (code, printed) == (0, f"{better.id}\n")
     assert "it gets 10 right" in said
     assert champion_of(ledger) == better.id
 
-    # When the worse one is forced, and taken back
+    # When the worse one is forced and rolled back
     assert run("promote", worse.id, "--force")[0] == 0
     code, printed, said = run("rollback", "--json")
     told = json.loads(printed)
     assert (code, told["model_id"], told["previous_id"], told["how"]) == (0, better.id, worse.id, "rollback")
 
-    # Then the history has it all, the latest first
+    # Then the history has all moves, the latest first
     code, printed, _ = run("history", "--json")
     assert [(move["model_id"], move["how"], move["forced"]) for move in json.loads(printed)] == [
         (better.id, "rollback", False),
@@ -598,14 +598,14 @@ def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make
 
 @pytest.mark.parametrize("damage", ["gone", "another"])
 def test_a_model_whose_file_is_gone_or_changed_is_not_made_the_champion(run, shelved, ledger, store, damage):
-    # Given two promotions, and then the file of the first one is gone, or was exchanged
+    # Given two promotions, and a first model whose file is gone or was replaced
     old, new = shelved("old", wrong=10), shelved("new")
     judged(ledger, old)
     judged(ledger, new)
     path = store.folder / f"models/{old.sha256}.keras"
     path.unlink() if damage == "gone" else path.write_bytes(b"evil code")
 
-    # When it is to be the champion again, either way, Then it is refused and nothing moves
+    # When that model is to be the champion again, Then that is refused and nothing changes
     for command in (("rollback",), ("promote", old.id, "--force")):
         code, printed, said = run(*command)
         assert (code, printed) == (1, "")
@@ -616,7 +616,7 @@ def test_a_model_whose_file_is_gone_or_changed_is_not_made_the_champion(run, she
 
 
 def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelved, ledger):
-    # Given a model with twenty mistakes, and what the gate said
+    # Given a model with twenty mistakes and a verdict
     model = shelved("a", wrong=20)
     judged(ledger, model)
 
@@ -624,13 +624,13 @@ def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelve
     code, printed, _ = run("show", model.id)
     told = json.loads(printed)
 
-    # Then its figures are there, the images of its mistakes are not
+    # Then its figures are printed, and the images of its mistakes are not
     assert (code, told["id"], told["evaluation"]["correct"]) == (0, model.id, 80)
     assert told["evaluation"]["data_fingerprint"] == DATA
     assert (len(told["evaluation"]["mistakes"]), "png" in printed) == (20, False)
     assert (told["verdict"]["promote"], told["verdict"]["champion_id"]) == (True, None)
 
-    # And asked for as JSON, as other commands want it, it is the same
+    # And `--json` prints the same
     assert run("show", model.id, "--json")[:2] == (0, printed)
 
 
@@ -638,10 +638,10 @@ def test_from_python_as_at_the_console(settings, shelved, ledger):
     # Given two models
     old, new = shelved("old", wrong=10), shelved("new")
     with Client(settings) as client:
-        # When they are promoted and the second is taken back
+        # When both are promoted and the second is rolled back
         assert client.promote(old.id).promote
         assert client.promote(new.id).promote
         assert client.rollback().model_id == old.id
-        # Then it is all there
+        # Then the history has both moves
         assert [move.how for move in client.promotions(limit=2)] == ["rollback", "promote"]
     assert champion_of(ledger) == old.id

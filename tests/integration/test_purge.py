@@ -1,4 +1,4 @@
-"""What is old is removed, and nothing else; a purge can be killed anywhere, and run again."""
+"""A purge removes what is old and nothing else; it can be killed at any point and run again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PurgeAll = Callable[..., Purged]
 
 @pytest.fixture
 def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """`submitted(7)`: a job of so many images with their payloads, in chunks of three."""
+    """Return a function: `submitted(7)` submits seven images with their payloads, in chunks of three."""
 
     def submitted(images: int, *, key: str | None = None) -> Job:
         stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
@@ -63,7 +63,7 @@ def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- 
 
 @pytest.fixture
 def purge(ledger, store) -> PurgeAll:
-    """`purge(payloads=7, jobs=30)`: one purge; gives back what it has removed."""
+    """Return a function: `purge(payloads=7, jobs=30)` runs one purge and returns what it has removed."""
 
     def purge(
         *,
@@ -108,7 +108,7 @@ def status_of(ledger: Ledger, job: Job) -> JobStatus:
 
 
 def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
-    """How many rows the job has: of its own, chunks, predictions."""
+    """Return how many job, chunk and prediction rows the job has."""
     with ledger.reading() as connection:
         return tuple(  # type: ignore[return-value]
             connection.scalar(sa.select(sa.func.count()).where(column == job.id))
@@ -117,7 +117,7 @@ def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
 
 
 def stray_folder(store: Store, age_days: float, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Payloads that no job names, as a producer leaves them that was killed before its first row."""
+    """Store payloads without a job, as a producer leaves them that is killed before its first row."""
     now = ids.time.time_ns()
     with monkeypatch.context() as patch:
         patch.setattr(ids.time, "time_ns", lambda: now - int(age_days * DAY * 1e9))
@@ -132,7 +132,7 @@ def stray_folder(store: Store, age_days: float, monkeypatch: pytest.MonkeyPatch)
 def test_payloads_of_jobs_that_finished_long_ago_are_removed_and_predictions_stay(
     ledger, store, submitted, worker, purge
 ):
-    # Given jobs that ended eight days ago, one that is done since six, and one that goes on
+    # Given three jobs that ended eight days ago, one that ended six days ago, and one that is running
     old = [submitted(4) for _ in range(3)]
     finish(worker, old[0])
     cancel(ledger, old[1])
@@ -144,10 +144,10 @@ def test_payloads_of_jobs_that_finished_long_ago_are_removed_and_predictions_sta
         finished_ago(ledger, job, 8)
     finished_ago(ledger, young, 6)
 
-    # When payloads of more than a week are purged
+    # When payloads older than a week are purged
     purged = purge(payloads=7)
 
-    # Then those of the three are gone, and nothing else
+    # Then those of the three jobs are removed, and nothing else
     assert sorted(store.folders("payloads")) == sorted([young.id, running.id])
     assert (purged.payloads, purged.jobs, purged.strays, purged.in_work) == (3, 0, 0, [])
     assert purged.bytes > 3 * 4 * len(b"pixels")
@@ -155,21 +155,21 @@ def test_payloads_of_jobs_that_finished_long_ago_are_removed_and_predictions_sta
     assert all(status_of(ledger, job).purged_at is not None for job in old)
     assert all(status_of(ledger, job).purged_at is None for job in (young, running))
 
-    # And the others can be worked on
+    # And the running job can still be finished
     finish(worker, running)
     assert status_of(ledger, running).state == JobState.DONE
 
-    # And purging again finds nothing
+    # And a second purge finds nothing
     assert purge(payloads=7) == Purged()
 
 
 def test_a_job_that_never_finished_is_kept_however_old_it_is(ledger, store, submitted, make_job, purge):
-    # Given a job that waits since a year, and one that is still being received
+    # Given a job that has been running for a year, and one that is still being submitted
     waiting, receiving = submitted(4), make_job([2], sealed=False)
     with ledger.transaction() as connection:
         connection.execute(jobs.update().values(created_at=db_now(-365 * DAY)))
 
-    # When everything is purged that may be, Then both are whole
+    # When everything is purged, Then both are complete
     assert purge(payloads=0, jobs=0) == Purged()
     assert store.folders("payloads") == [waiting.id]
     assert rows_of(ledger, receiving) == (1, 1, 0)
@@ -188,7 +188,7 @@ def test_a_purged_job_is_not_tried_again(ledger, store, publisher, submitted, wo
 
 
 def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, worker, purge):
-    # Given two jobs with a key that finished long ago, one of them stopped halfway, and one of today
+    # Given two jobs that finished long ago, one with a key and one cancelled halfway, and a recent one
     done, stopped, today = submitted(7, key="mine"), submitted(7), submitted(7)
     finish(worker, done)
     worker.work(stopped.chunks[1])
@@ -197,7 +197,7 @@ def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, wor
     for job in (done, stopped):
         finished_ago(ledger, job, 31)
 
-    # When jobs of more than a month are purged
+    # When jobs older than a month are purged
     purged = purge(jobs=30)
 
     # Then nothing of the two is left
@@ -206,7 +206,7 @@ def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, wor
     assert store.folders("payloads") == [today.id]
     assert rows_of(ledger, today) == (1, 3, 7)
 
-    # And the key is free again
+    # And the key can be used again
     assert submitted(7, key="mine").id != done.id
 
 
@@ -217,10 +217,10 @@ def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
         finish(worker, job)
         finished_ago(ledger, job, days)
 
-    # When payloads are kept a week and jobs a month
+    # When payloads are kept for a week and jobs for a month
     purged = purge(payloads=7, jobs=30)
 
-    # Then the oldest is gone, the next has no payloads any more, the youngest is whole
+    # Then the oldest job is gone, the next has no payloads, and the youngest is complete
     assert (purged.jobs, purged.payloads) == (1, 2)
     assert rows_of(ledger, old) == (0, 0, 0)
     assert rows_of(ledger, middle) == (1, 2, 4)
@@ -228,14 +228,14 @@ def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
 
 
 def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge, monkeypatch):
-    # Given a job with a key that has just finished, one that finished long before it, and stray payloads
+    # Given a job with a key that has just finished, a much older one, and stray payloads
     mine, older = submitted(7, key="mine"), submitted(4)
     for job in (older, mine):
         finish(worker, job)
     finished_ago(ledger, older, 40)
     stray = stray_folder(store, 2, monkeypatch)
 
-    # When it is looked at, Then all is still there; and when it is purged, just that is gone
+    # When that job is purged, Then a dry run removes nothing, and the real one only that job
     looked = purge(job=mine.id, dry_run=True)
     assert rows_of(ledger, mine) == (1, 3, 7)
     assert purge(job=mine.id) == looked
@@ -245,19 +245,19 @@ def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge
     assert sorted(store.folders("payloads")) == sorted([older.id, stray])
     assert submitted(7, key="mine").id != mine.id
 
-    # And there is no such job any more
+    # And the job cannot be found any more
     with pytest.raises(NotFound):
         purge(job=mine.id)
 
 
 def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker, purge):
-    # Given a job that waits, When it is purged, Then it is refused, also in a dry run
+    # Given a running job, When it is purged, Then that is refused, also in a dry run
     job = submitted(3)
     for dry_run in (True, False):
         with pytest.raises(Conflict, match=f"it is running: stop it first, `labelmill cancel {job.id}`"):
             purge(job=job.id, dry_run=dry_run)
 
-    # When it was cancelled and a worker still has a chunk of it, Then that is the reason
+    # When it is cancelled but a worker still has a chunk, Then that is the reason for refusing
     claim = worker.must_claim(job.chunks[0])
     cancel(ledger, job)
     for dry_run in (True, False):
@@ -266,13 +266,13 @@ def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker
     assert rows_of(ledger, job) == (1, 1, 0)
     assert store.folders("payloads") == [job.id]
 
-    # When the worker is done, Then it goes
+    # When the worker has finished, Then the job can be purged
     worker.finish(claim)
     assert purge(job=job.id).jobs == 1
 
 
 def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted, worker, purge, monkeypatch):
-    # Given a job that has finished, which somebody else purges as soon as we have looked at it
+    # Given a finished job that somebody else purges just after this purge has looked at it
     job = submitted(3)
     finish(worker, job)
 
@@ -284,32 +284,32 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted
 
     monkeypatch.setattr("labelmill.purging.job_status", overtaken)
 
-    # When we purge it, Then we are told that it is gone, not that a worker still has it
+    # When it is purged, Then the error says that there is no such job, not that a worker has it
     with pytest.raises(NotFound):
         purge(job=job.id)
 
 
 def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
-    # Given jobs that finished just before and just after
+    # Given jobs that finished just before and just after the oldest allowed limit
     old, young = submitted(4), submitted(4)
     for job, days in ((old, MAX_DAYS + 1), (young, MAX_DAYS - 1)):
         finish(worker, job)
         finished_ago(ledger, job, days)
 
-    # When all that is older is purged, Then it is gone
+    # When jobs older than that are purged, Then only the older one is gone
     assert purge(payloads=MAX_DAYS, jobs=MAX_DAYS).jobs == 1
     assert rows_of(ledger, old) == (0, 0, 0)
     assert rows_of(ledger, young) == (1, 2, 4)
 
 
 def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, monkeypatch):
-    # Given a job of more predictions than one transaction may delete
+    # Given a job with more predictions than one transaction may delete
     monkeypatch.setattr(retention_module, "DELETE_ROWS", 4)
     job = submitted(19)
     finish(worker, job)
     finished_ago(ledger, job, 1)
 
-    # When it is purged, Then it goes in steps
+    # When it is purged, Then its predictions are deleted in steps
     steps: list[int] = []
     purge(jobs=0, on_progress=lambda purged: steps.append(purged.predictions))
     assert [step for step in steps if step] == [4, 8, 12, 16, 19, 19]
@@ -324,11 +324,11 @@ def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
     assert rows_of(ledger, job) == (1, 2, 4)
 
 
-# ---- only looking -------------------------------------------------------------------------------------
+# ---- a dry run ----------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted, worker, purge, monkeypatch):
-    # Given jobs to be removed whole or in part, one with a worker at it, and a stray folder
+    # Given jobs to be removed wholly or in part, one that a worker has, and a stray folder
     old, middle, held = submitted(7), submitted(4), submitted(3)
     for job, days in ((old, 40), (middle, 10)):
         finish(worker, job)
@@ -339,29 +339,29 @@ def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted,
     stray_folder(store, 2, monkeypatch)
     before = sorted(store.folders("payloads"))
 
-    # When it is only looked, Then nothing changes
+    # When it is a dry run, Then nothing changes
     looked = purge(payloads=7, jobs=30, dry_run=True)
     assert sorted(store.folders("payloads")) == before
     assert rows_of(ledger, old) == (1, 3, 7)
     assert status_of(ledger, middle).purged_at is None
 
-    # And the real one removes just that
+    # And the real purge removes just what the dry run counted
     assert purge(payloads=7, jobs=30) == looked
     assert (looked.jobs, looked.payloads, looked.strays, looked.predictions) == (1, 2, 1, 7)
     assert looked.in_work == [held.id]
 
 
-# ---- what is left over --------------------------------------------------------------------------------
+# ---- leftovers ----------------------------------------------------------------------------------------
 
 
 def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkeypatch):
-    # Given payloads of producers that were killed before their first row, and a folder that is not ours
+    # Given payloads of producers that were killed before their first row, and a foreign folder
     old = stray_folder(store, 1.1, monkeypatch)
     young = stray_folder(store, 0.9, monkeypatch)
     store.put("payloads/somebody-elses/file", b"x")
     store.put(f"models/{old}/x.keras", b"x")
 
-    # When it is purged, Then only the old one is gone
+    # When a purge runs, Then only the old payloads are removed
     purged = purge()
     assert (purged.strays, purged.bytes) == (1, len(b"payload"))
     assert sorted(store.folders("payloads")) == sorted([young, "somebody-elses"])
@@ -371,13 +371,13 @@ def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkey
 def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(
     ledger, store, submitted, worker, purge
 ):
-    # Given a purge that was killed between its mark and the files
+    # Given a purge that was killed after it marked a job and before it removed the files
     job = submitted(4)
     finish(worker, job)
     with ledger.transaction() as connection:
         assert mark_purged(connection, job.id)
 
-    # When it is run again, Then the files are removed
+    # When another purge runs, Then the files are removed
     assert purge(payloads=7).strays == 1
     assert store.folders("payloads") == []
 
@@ -386,32 +386,32 @@ def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(
 
 
 def test_a_job_with_a_worker_at_it_is_kept(ledger, store, submitted, worker, purge):
-    # Given a job that was cancelled long ago, with a worker that still has a chunk of it
+    # Given a job that was cancelled long ago, and a worker that still has a chunk of it
     job = submitted(6)
     claim = worker.must_claim(job.chunks[0])
     cancel(ledger, job)
     finished_ago(ledger, job, 40)
 
-    # When it is purged, Then it is kept whole, and said so once
+    # When a purge runs, Then the job is kept and reported once
     purged = purge(payloads=7, jobs=30)
     assert (purged.jobs, purged.payloads, purged.in_work) == (0, 0, [job.id])
     assert store.folders("payloads") == [job.id]
     assert status_of(ledger, job).purged_at is None
 
-    # When the worker has finished, Then it goes
+    # When the worker has finished, Then the job is removed
     worker.finish(claim)
     assert purge(payloads=7, jobs=30).jobs == 1
     assert rows_of(ledger, job) == (0, 0, 0)
 
 
 def test_a_worker_that_comes_back_after_a_purge_records_nothing(ledger, submitted, worker, purge):
-    # Given a cancelled job with a worker that was not heard of for a whole lease
+    # Given a cancelled job, and a worker whose lease has expired
     job = submitted(6)
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     cancel(ledger, job)
     finished_ago(ledger, job, 40)
 
-    # When the job is purged, and that worker comes back, Then nothing of the job is there again
+    # When the job is purged and the worker then records, Then nothing of the job reappears
     assert purge(jobs=30).jobs == 1
     with pytest.raises(LeaseLost):
         worker.finish(claim)
@@ -423,13 +423,13 @@ def test_a_job_is_settled_when_nothing_can_come_in_any_more(ledger, submitted, w
         with ledger.transaction() as connection:
             return settle_job(connection, job.id)
 
-    # Given jobs that wait, are cancelled with a chunk in work, and are done
+    # Given a running job, a cancelled job with a claimed chunk, and a job that is done
     waiting, cancelled, done = submitted(3), submitted(3), submitted(3)
     claim = worker.must_claim(cancelled.chunks[0])
     cancel(ledger, cancelled)
     finish(worker, done)
 
-    # Then only the last is settled, and of the first no chunk was touched
+    # Then only the last one is settled, and the running job can still be finished
     assert not settle(waiting)
     assert not settle(cancelled)
     assert settle(done)
@@ -444,7 +444,7 @@ def test_a_job_is_settled_when_nothing_can_come_in_any_more(ledger, submitted, w
 def test_a_claim_at_the_last_moment_keeps_its_job(
     ledger, store, submitted, worker, purge, wait_until_blocked
 ):
-    # Given a claim that is not committed, and a job that is cancelled at this moment and passes over it
+    # Given an uncommitted claim, and a cancellation that skips the claimed chunk
     job = submitted(3)
     with ThreadPoolExecutor(1) as pool:
         with worker.ledger.transaction() as connection:
@@ -460,7 +460,7 @@ def test_a_claim_at_the_last_moment_keeps_its_job(
             purging = pool.submit(purge, jobs=0)
             wait_until_blocked()
 
-        # Then it waits for the claim, and keeps the job
+        # Then the purge waits for the claim, and keeps the job
         assert purging.result(30).in_work == [job.id]
     assert store.folders("payloads") == [job.id]
 
@@ -481,7 +481,7 @@ def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, su
             one.strays()
             return one.purged
 
-    # When two purge at the same moment, Then all is gone, and every prediction was deleted once
+    # When two purges run at once, Then everything is gone, and each prediction was deleted once
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(purge_all, range(2)))
     assert sum(purged.predictions for purged in both) == 40
@@ -494,8 +494,9 @@ def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, su
 
 @pytest.fixture
 def read_to_the_end(ledger, submitted, worker, monkeypatch):
-    """`read_to_the_end(meanwhile, wanted, limit)`: a job of ten predictions, read four at a time, where
-    `meanwhile` happens after the first is read; gives back the indices.
+    """Return a function that reads ten predictions four at a time and returns their indices.
+
+    `read_to_the_end(meanwhile, wanted, limit)` calls `meanwhile` after the first prediction.
     """
 
     def read_to_the_end(
@@ -525,12 +526,12 @@ def test_who_reads_a_job_that_is_purged_as_a_whole_is_told(purge, read_to_the_en
 
 @pytest.mark.parametrize("stop_after", [4, 5, 6])
 def test_who_reads_a_job_that_is_being_purged_is_told(settings, read_to_the_end, stop_after):
-    # Given a purge that has come as far as the first, the second or the last part of the predictions
+    # Given a purge that has deleted the first, the second or the last part of the predictions
     def purge_in_part():
         with stopping_purge(settings, stop_after) as said:
             assert said == "stopped"
 
-    # Then whoever read the job's first page is told, wherever the next one begins
+    # Then reading on after the first page raises an error, wherever the next page begins
     with pytest.raises(Conflict, match="purged"):
         read_to_the_end(purge_in_part, Filter())
 
@@ -540,25 +541,25 @@ def test_who_reads_a_job_whose_payloads_are_purged_gets_all_of_it(purge, read_to
 
 
 def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
-    # Four were asked for, and read with the first of them
+    # The limit is four, and the first page has four predictions
     assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
 
 
 def test_an_export_of_a_job_that_is_half_gone_fails(
     ledger, settings, submitted, worker, monkeypatch, capsys, tmp_path
 ):
-    # Given a purge that was killed after a part of a job's predictions
+    # Given a purge that was killed after it deleted a part of a job's predictions
     job = submitted(10)
     finish(worker, job)
     finished_ago(ledger, job, 40)
     with stopping_purge(settings, 4) as said:
         assert said == "stopped"
 
-    # And a file with an export from before
+    # And a file with an earlier export
     output = tmp_path / "job.csv"
     output.write_text("what was exported before")
 
-    # When what is left is exported, Then the command says so, and its exit code is no success
+    # When the rest is exported, Then the command reports the purge and fails
     monkeypatch.setattr(command, "Client", lambda: Client(settings))
     for into in (None, str(output)):
         with pytest.raises(SystemExit) as end:
@@ -566,13 +567,13 @@ def test_an_export_of_a_job_that_is_half_gone_fails(
         assert end.value.code == 2
         assert f"{job.id} was purged" in " ".join(capsys.readouterr().err.split())
 
-    # And the file is as it was
+    # And the file is unchanged
     assert output.read_text() == "what was exported before"
 
 
 # ---- a purge that is killed ---------------------------------------------------------------------------
 
-#: Purges, and stops for good after the step with this number: somebody then kills it.
+#: Purge, and hang after the given step until the process is killed.
 STOPS_AFTER = """
 import signal, sys
 from jobs.ledger import Ledger, maintenance as retention
@@ -605,7 +606,7 @@ print("done", flush=True)
 
 @contextlib.contextmanager
 def stopping_purge(settings: Settings, stop_after: int) -> Iterator[str]:
-    """Runs a purge until it stops or is done, says which, and kills it at the end."""
+    """Run a purge until it hangs or is done, yield which of the two, and kill it at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", STOPS_AFTER, str(settings.ledger), settings.store, str(stop_after)],
         stdout=subprocess.PIPE,
@@ -621,7 +622,7 @@ def stopping_purge(settings: Settings, stop_after: int) -> Iterator[str]:
 
 
 def names_a_missing_payload(ledger: Ledger, store: Store, some: Sequence[Job]) -> list[str]:
-    """The jobs whose rows say that their payloads are there, and they are not."""
+    """Return the payloads that are missing although their jobs are not marked as purged."""
     missing = []
     for job in some:
         with contextlib.suppress(NotFound):
@@ -638,7 +639,7 @@ def names_a_missing_payload(ledger: Ledger, store: Store, some: Sequence[Job]) -
 def test_a_purge_that_is_killed_can_be_run_again(
     ledger, store, settings, submitted, worker, purge, stop_after
 ):
-    # Given a job to be removed whole, one of which the payloads are to be removed, and one to be kept
+    # Given a job to be removed whole, one whose payloads are to be removed, and one to be kept
     whole, payloads_only, kept = submitted(10), submitted(4), submitted(4)
     for job, days in ((whole, 40), (payloads_only, 10), (kept, 1)):
         finish(worker, job)
@@ -648,12 +649,12 @@ def test_a_purge_that_is_killed_can_be_run_again(
     with stopping_purge(settings, stop_after) as said:
         assert said == "stopped"
 
-    # Then no row names a payload that is not there, and what is to be kept is whole
+    # Then no row names a missing payload, and the job to be kept is complete
     assert names_a_missing_payload(ledger, store, [whole, payloads_only, kept]) == []
     assert rows_of(ledger, kept) == (1, 2, 4)
     assert rows_of(ledger, payloads_only) == (1, 2, 4)
 
-    # And running it again leaves what one purge would have left
+    # And a second purge leaves what one purge would have left
     purge(payloads=7, jobs=30)
     assert rows_of(ledger, whole) == (0, 0, 0)
     assert store.folders("payloads") == [kept.id]
@@ -671,7 +672,7 @@ def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, setting
 
 
 def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, publisher, submitted, worker, settings):
-    # Given a purge that was killed after a part of a job's predictions
+    # Given a purge that was killed after it deleted a part of a job's predictions
     job = submitted(10)
     finish(
         worker,
@@ -682,14 +683,14 @@ def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, publisher, 
         assert said == "stopped"
     assert rows_of(ledger, job)[2] == 2
 
-    # Then its status says that its payloads are gone, and nobody can try it again
+    # Then the job's status says that it was purged, and it cannot be retried
     assert status_of(ledger, job).purged_at is not None
     with pytest.raises(Conflict, match="purged"):
         retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
 
 
 def test_rows_of_other_jobs_are_never_touched(ledger, submitted, worker, purge):
-    # Given jobs whose ids lie before and after that of an old one
+    # Given jobs whose ids sort before and after that of an old job
     before, old, after = (submitted(7) for _ in range(3))
     for job in (before, old, after):
         finish(worker, job)

@@ -1,4 +1,4 @@
-"""People look: where jobs stand, and predictions page by page, the same on both databases."""
+"""Job status, lists of jobs and pages of predictions are the same on both databases."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_a_job_nobody_submitted(ledger):
 
 
 def test_a_fresh_job_has_no_rate_yet_and_waits(ledger, make_job, champion):
-    # Given a job nobody has begun
+    # Given a job that nobody has started
     job = make_job([3, 2], key="mine")
     time.sleep(0.02)
     status = status_of(ledger, job)
 
-    # Then all is told that is known
+    # Then its status has everything that is known
     assert (status.id, status.state, status.model, status.key) == (
         job.id,
         JobState.RUNNING,
@@ -78,18 +78,18 @@ def test_a_fresh_job_has_no_rate_yet_and_waits(ledger, make_job, champion):
     assert (status.started_at, status.finished_at, status.rate, status.eta_seconds) == (None,) * 4
     assert not status.finished
 
-    # And how long its first chunk has been waiting, by the database's clock
+    # And the time for which its first chunk has been pending, by the database's clock
     assert 0.01 <= status.oldest_waiting_seconds < 30
 
 
 def test_a_job_at_work_has_a_rate_and_an_end(ledger, make_job, worker):
-    # Given a job of which 20 of 50 images are done, in some time
+    # Given a job of which 20 of 50 images are done after a while
     job = make_job([20, 30])
     worker.work(job.chunks[0])
     time.sleep(0.05)
     status = status_of(ledger, job)
 
-    # Then the rest will take as long an image
+    # Then the remaining images are expected to take as long per image
     seconds = (status.read_at - status.started_at).total_seconds()
     assert seconds > 0.04
     assert status.rate == pytest.approx(20 / seconds)
@@ -97,13 +97,13 @@ def test_a_job_at_work_has_a_rate_and_an_end(ledger, make_job, worker):
 
 
 def test_a_job_still_being_received_has_a_rate_and_no_end(ledger, make_job, worker):
-    # Given a job of which all that came in so far but 3 images is done, and more will come
+    # Given a job that is still being submitted, with all but 3 of its images so far done
     job = make_job([20, 3], sealed=False)
     worker.work(job.chunks[0])
     time.sleep(0.02)
     status = status_of(ledger, job)
 
-    # Then nobody reckons with 3 images for the rest
+    # Then no end is predicted, because more images will come
     assert status.state == JobState.RECEIVING
     assert status.rate is not None
     assert status.eta_seconds is None
@@ -117,29 +117,29 @@ def test_a_job_that_is_done_waits_for_nothing(ledger, make_job, worker):
     time.sleep(0.02)
     after = status_of(ledger, job)
 
-    # Then it is finished, its rate moves no more, and nothing waits
+    # Then it is finished, its rate does not change, and nothing is pending
     assert after.finished
     assert after.rate == before.rate
     assert (after.eta_seconds, after.oldest_waiting_at, after.oldest_waiting_seconds) == (None, None, None)
 
 
 def test_the_oldest_waiting_chunk_is_the_first_that_nobody_has(ledger, make_job, worker):
-    # Given two chunks, the first being worked on
+    # Given two chunks, the first of which is claimed
     job = make_job([1, 1], sealed=False)
     first = status_of(ledger, job).oldest_waiting_at
     claim = worker.must_claim(job.chunks[0])
 
-    # Then the second is what waits
+    # Then the second is the oldest pending one
     second = status_of(ledger, job).oldest_waiting_at
     assert second >= first
 
-    # And when the first is given back, it waits since it was made
+    # And when the first is released, its time counts from its creation
     worker.release(claim)
     assert status_of(ledger, job).oldest_waiting_at == first
 
 
 def test_jobs_are_listed_newest_first(ledger, make_job, worker):
-    # Given five jobs made one after the other: one done, one cancelled, the others waiting
+    # Given five jobs created one after the other: one done, one cancelled, the others running
     made = [make_job([1]) for _ in range(5)]
     with ledger.transaction() as connection:
         for age, job in enumerate(reversed(made)):
@@ -148,7 +148,7 @@ def test_jobs_are_listed_newest_first(ledger, make_job, worker):
     worker.work(made[1].chunks[0])
     ids = [job.id for job in made]
 
-    # Then the latest come first, as many as asked for, in the state asked for
+    # Then the latest come first, filtered by state, up to the limit
     assert latest(ledger) == ids[::-1]
     assert latest(ledger, limit=2) == [ids[4], ids[3]]
     assert latest(ledger, state=JobState.RUNNING) == [ids[4], ids[2], ids[0]]
@@ -178,7 +178,7 @@ def test_every_time_is_utc(ledger, make_job, worker):
 
 @pytest.fixture
 def mixed(make_job, worker):
-    """A job of ten images: 0 to 3 are ones, 4 to 7 sevens, less and less sure; 8 and 9 have errors."""
+    """Return a job of ten images: 0 to 3 are ones, 4 to 7 sevens, less and less sure; 8 and 9 have errors."""
     job = make_job([6, 4])
     outcomes = [Outcome(f"{n}.png", "1" if n < 4 else "7", 1 - n / 10) for n in range(8)]
     outcomes += [
@@ -227,7 +227,7 @@ def test_filters_hold_together(ledger, mixed):
 
 
 def below(ledger: Ledger, make_job, worker, confidence: float) -> list[int]:
-    """Which of three images are below this confidence: one exactly at it, one just under, one over."""
+    """Return which of three images are below this confidence: one exactly at it, one just under, one over."""
     job = make_job([3])
     confidences = (confidence, confidence - 1e-6, confidence + 1e-6)
     worker.work(job.chunks[0], [Outcome(f"{value}", "1", value) for value in confidences])
@@ -262,7 +262,7 @@ def test_filtered_pages_follow_each_other_too(ledger, mixed):
 # ---- streams ------------------------------------------------------------------------------------------
 
 
-#: Pages that end before, with, and after the last of ten rows.
+#: Page sizes with which a page ends before, with, and after the last of ten rows.
 PAGE_SIZES = [1, 3, 5, 10, 11]
 
 
@@ -289,10 +289,10 @@ def test_a_stream_holds_no_transaction_while_its_reader_thinks(ledger, mixed, mo
     stream = stream_predictions(ledger, mixed.id, EVERYTHING)
     next(stream)
 
-    # When its reader stops to think, Then no connection is out
+    # When its reader pauses, Then no connection is in use
     assert ledger.engine.pool.checkedout() == 0
 
-    # And the others go on writing, and the stream then goes on
+    # And others can write, and then the stream goes on
     make_job([1])
     assert indices(list(stream)) == list(range(1, 10))
 
@@ -308,7 +308,7 @@ NAMES = [
 PLAIN_GLOBS = [
     *("*", "*.png", "?.png", "a*", "a.png", "A*", "dir/*", "*/*.png", "**", "a**b*", "", "nothing"),
     *("*\n*", "a?b.png", "a?b", "???", "é*", "[é-七].png"),
-    # characters that mean something to a regular expression, or to LIKE
+    # characters with a meaning in regular expressions or in LIKE
     *("a+b*", "a(b)*", "{2}", "a{1}", "a$b", "^a", "a|b", "#", "a b", "\\d", "a\\b", "*.", "xpn.", "a.b"),
     *("a%b", "%", "_", "a_b", "%.png", "_.png"),
     # sets
@@ -328,7 +328,7 @@ def named(make_job, worker):
 
 
 def expected_of(glob: str) -> list[str]:
-    """What a shell would say, and Python's fnmatch says; `[^` is written `[!` there."""
+    """Return the names that Python's fnmatch matches, as a shell would; fnmatch writes `[^` as `[!`."""
     pattern = glob.replace("[^", "[!")
     return [name for name in NAMES if fnmatch.fnmatchcase(name, pattern)]
 
@@ -362,7 +362,7 @@ def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger
 
 @pytest.fixture
 def export(settings, monkeypatch):
-    """`export(job)`: what `labelmill predictions` writes, and what it says."""
+    """Return a function: `export(job)` returns the rows and the stderr of `labelmill predictions`."""
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -375,17 +375,17 @@ def export(settings, monkeypatch):
 
 
 def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job, worker):
-    # Given a job of five images of which three are through
+    # Given a job with three of five images done
     job = make_job([3, 2])
     worker.work(job.chunks[0])
     part = f"a part: job {job.id} is running; 3 of its 5 images were done at the start\n"
 
-    # When it is exported, Then the three are there, and a line says so, before the one on more rows
+    # When it is exported, Then the three are there, and stderr says that this is a part of the job
     rows, said = export(job)
     assert (len(rows), said) == (3, part)
     assert export(job, "--limit", "2")[1] == part + "more: --after 1\n"
 
-    # When it is done, Then nothing is said
+    # When it is done, Then stderr is empty
     worker.work(job.chunks[1])
     rows, said = export(job)
     assert (len(rows), said) == (5, "")
@@ -394,14 +394,14 @@ def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job
 def test_an_export_of_a_job_that_was_stopped_or_is_still_submitted_is_a_part(
     export, ledger, make_job, worker
 ):
-    # Given a job that was cancelled in the middle, and one all of whose images so far are through
+    # Given a job that was cancelled halfway, and one that is still being submitted
     stopped, received = make_job([3, 2]), make_job([3], sealed=False)
     worker.work(stopped.chunks[0])
     with ledger.transaction() as connection:
         end_job(connection, stopped.id, JobState.CANCELLED)
     worker.work(received.chunks[0])
 
-    # When they are exported, Then that is said of both
+    # When they are exported, Then stderr says that both are parts
     assert f"job {stopped.id} is cancelled; 3 of its 5 images were done at" in export(stopped)[1]
     assert f"job {received.id} is receiving; 3 of its 3 images were done at the start" in export(received)[1]
 
@@ -412,7 +412,7 @@ def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worke
     worker.work(job.chunks[0], [Outcome("pics/000.png", "7", 0.75)])
     none = f"no image of job {job.id} matches"
 
-    # When nothing is found, Then that is said, and what a name has to be
+    # When no image matches, Then stderr says so, and how to match a name
     assert export(job, "--errors") == ([], none + "\n")
     assert export(job, "--label", "1") == ([], none + "\n")
     assert (
@@ -421,7 +421,7 @@ def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worke
     )
     assert export(job, "--name", "*9.png")[1] == none + "\n"
 
-    # When something is, or the last page was read before, Then nothing
+    # When an image matches, or the last page was read before, Then stderr is empty
     assert len(export(job, "--name", "*000.png", "--label", "7")[0]) == 1
     assert export(job, "--label", "7", "--after", "0") == ([], "")
 

@@ -1,4 +1,4 @@
-"""The queue: each task has its own, messages name no chunk, and their number is bounded."""
+"""Each task has its own queue, wake-ups name no chunk, and the number of messages is bounded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_wake_up_names_nothing_and_a_runs_message_its_run(publisher: Publisher
     assert publisher.wake_up() == 1
     publisher.request_run(run_id)
 
-    # then each is on its own queue, in JSON, and holds an id at most
+    # then each is on its own queue, in JSON, and has at most an id
     [wake_up], [request] = broker.messages(CLASSIFY_QUEUE), broker.messages(RETRAIN_QUEUE)
     assert (arguments_of(wake_up), arguments_of(request)) == (([], {}), ([run_id], {}))
     assert json.loads(wake_up)["content-type"] == json.loads(request)["content-type"] == "application/json"
@@ -42,11 +42,11 @@ def test_no_more_wake_ups_wait_than_may(
     monkeypatch.setattr(queue, "MAX_WAITING", 3)
     assert publisher.waiting() == 0
 
-    # when more are asked for, then as many are sent as there is room for
+    # when more are requested, then only as many are sent as there is room for
     assert [publisher.wake_up(2), publisher.wake_up(2), publisher.wake_up()] == [2, 1, 0]
     assert broker.waiting() == 3
 
-    # and when a worker has taken one, there is room for one
+    # and when a worker has taken one, there is room for one more
     broker.client.rpop(KEY_PREFIX + CLASSIFY_QUEUE)
     assert publisher.wake_up(9) == 1
     assert not publisher.unavailable
@@ -79,13 +79,13 @@ def test_an_unavailable_broker_raises_nothing_and_is_tried_again_after_a_reset(
     gone = settings.model_copy(update={"broker_url": f"redis+socket://{settings.home}/nobody.sock"})
     publisher = Publisher(make_app(gone))
 
-    # when messages are sent, then that is noted, with the reason, and nothing is tried any more
+    # when messages are sent, then the failure is noted with its reason, and later calls do not try again
     assert publisher.wake_up() == 0
     assert publisher.unavailable
     assert "nobody.sock" in publisher.reason or "No such file" in publisher.reason
     publisher.request_run(new_id())
 
-    # and after a reset the broker is tried again
+    # and after a reset, the broker is tried again
     assert not publisher.reset().unavailable
     publisher.request_run(new_id())
     assert publisher.unavailable

@@ -1,4 +1,4 @@
-"""`labelmill models register` and `evaluate`: a model from elsewhere, from its file to the champion."""
+"""A model that was trained elsewhere can be registered, evaluated and promoted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, monkeypatch) -> Run:
-    """`run("register", path)`: the command's exit code, what it printed, what it said; on 300 test images."""
+    """Return a function: `run("register", path)` returns exit code, stdout, stderr; with 300 test images."""
     mnist.write_folder(little_mnist, tmp_path)
     for name, value in settings.model_copy(update={"mnist_dir": tmp_path}).environment().items():
         monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ def run(settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, monkeypat
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Callable[..., Path]:
-    """`make_file("one", bias=3)`: a network that says "3" to every image, in a file."""
+    """Return a function: `make_file("one", bias=3)` saves a network that answers "3" for every image."""
 
     def make_file(name: str, *, bias: int = 0, classes: int = 10, shape: tuple[int, ...] = (28, 28)) -> Path:
         network = keras.Sequential(
@@ -67,14 +67,14 @@ def sha256_of(model_id: str, run: Run) -> str:
 
 
 def make_without_softmax(path: Path) -> Path:
-    """A network that answers how much speaks for each class, in no unit."""
+    """Save a network whose outputs are logits."""
     layers = [keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(10)]
     keras.Sequential(layers).save(path)
     return path
 
 
 def make_any_size(path: Path) -> Path:
-    """A network that averages over pictures of whatever size."""
+    """Save a network that takes pictures of any size."""
     layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
     keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")]).save(path)
     return path
@@ -86,7 +86,7 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
     # Given a model that was trained elsewhere, when it is registered
     code, printed, said = run("register", make_file("threes", bias=3), "--architecture", "constant")
 
-    # Then it is a model, and not the champion
+    # Then it is in the registry, and not the champion
     model_id = printed.strip()
     assert code == 0
     assert f"labelmill models evaluate {model_id}" in said
@@ -96,7 +96,7 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
     assert (model.id, model.architecture, model.accuracy) == (model_id, "constant", None)
     assert (model.classes, model.metrics) == (tuple("0123456789"), {"file": "threes.keras"})
 
-    # When it is measured, Then the figures are those of a model that says 3 to everything
+    # When it is evaluated, Then the figures are those of a model that answers 3 for everything
     threes = int((little_mnist.test_labels == 3).sum())
     code, printed, _ = run("evaluate", model_id, "--json")
     told = json.loads(printed)
@@ -127,17 +127,17 @@ def test_the_client_registers_evaluates_and_reports(
     mnist.write_folder(little_mnist, tmp_path)
     path = make_file("threes", bias=3)
     with Client(settings.model_copy(update={"mnist_dir": tmp_path})) as client:
-        # When a program registers it, twice, Then it is one model that can be measured
+        # When a program registers it twice, Then it is one model, which can be evaluated
         registered = client.register(path, architecture="constant")
         assert (registered.new, registered.measurable) == (True, True)
         assert client.register(str(path)) == (registered.model, False, True)
         model_id = registered.model.id
 
-        # And there is no report before it was measured
+        # And there is no report before its evaluation
         with pytest.raises(NotFound, match="has not been evaluated"):
             client.report(model_id)
 
-        # When it is evaluated, Then its figures come back, are stored, and are on its page
+        # When it is evaluated, Then its figures are returned, stored, and in its report
         told: list[str] = []
         evaluation = client.evaluate(model_id, on_message=told.append)
         assert evaluation.correct == int((little_mnist.test_labels == 3).sum())
@@ -160,14 +160,14 @@ def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     assert run("promote", champion, "--force")[0] == 0
     other = run("register", make_file("two", bias=2))[1].strip()
 
-    # When the other one is evaluated, Then both are, on the same images
+    # When the other model is evaluated, Then both are, on the same images
     code, _, said = run("evaluate", other)
     assert (code, said.count("evaluating model")) == (0, 2)
     with ledger.reading() as connection:
         for model_id in (champion, other):
             assert find_evaluation(connection, model_id, little_mnist.evaluation_fingerprint) is not None
 
-    # And once more it is the other one alone
+    # And a second evaluation is only of the other model
     assert run("evaluate", other)[2].count("evaluating model") == 1
 
 
@@ -181,7 +181,7 @@ def test_a_champion_whose_file_is_gone_costs_nobody_his_figures(
     for path in (settings.home / "store" / "models").iterdir():
         if path.stem == sha256_of(champion, run):
             path.unlink()
-    # When another model is evaluated, Then its figures come, and a line says what does not
+    # When another model is evaluated, Then its figures are printed, and a line names the champion
     code, printed, said = run("evaluate", other, "--json")
     assert (code, json.loads(printed)["model"]) == (0, other)
     assert "the champion cannot be evaluated" in said
@@ -190,7 +190,7 @@ def test_a_champion_whose_file_is_gone_costs_nobody_his_figures(
 def test_a_file_of_any_name_is_registered_and_listed(
     run: Run, make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    # Given a file whose name is no text
+    # Given a file whose name is not UTF-8
     odd = tmp_path / os.fsdecode(b"m\xff.keras")
     make_file("one").rename(odd)
     # When it is registered, Then the list can be printed
@@ -225,7 +225,7 @@ def test_the_same_file_is_the_same_model_and_its_classes_stay(
 def test_what_pictures_it_takes_is_read_from_the_file_and_said(
     run: Run, make_file: Callable[..., Path], ledger: Ledger
 ) -> None:
-    # Given models of MNIST's pictures, with and without an axis for the channel, and of others
+    # Given models with MNIST's input, with and without a channel axis, and models with other inputs
     for name, shape, options, expected in (
         ("plain", (28, 28), (), MNIST_INPUT),
         ("channel", (28, 28, 1), (), MNIST_INPUT),
@@ -239,13 +239,13 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
             InputSpec(width=30, height=20, mode="RGB", resampling="lanczos", invert="always"),
         ),
     ):
-        # When one is registered, Then its row has what its file and the options say
+        # When one is registered, Then its input spec follows from its file and the options
         path = make_file(name, shape=shape, bias=len(name))
         code, printed, _ = run("register", path, *options)
         assert code == 0
         with ledger.reading() as connection:
             assert get_model(connection, printed.strip()).input_spec == expected
-    # And once registered, it stays so.
+    # And it cannot be registered again with another input spec
     code, printed, said = run("register", path)
     assert (code, printed) == (2, "")
     assert "with another input: RGB bytes, 30 x 20, lanczos, all inverted" in said
@@ -262,20 +262,20 @@ def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
     run: Run, make_file: Callable[..., Path]
 ) -> None:
-    # Given a model of other classes than the data, when it is registered, then it is said how to use it, and
-    # that measuring is not one of the ways
+    # Given a model with other classes than the data, when it is registered, then stderr says how to use it,
+    # without an evaluation
     _, printed, said = run("register", make_file("abc", classes=3), "--classes", "a, b,c")
     model_id = printed.strip()
     assert f"labelmill submit SOURCES --model {model_id}" in said
     assert f"labelmill models promote {model_id} --force" in said
     assert "models evaluate" not in said
-    # When somebody tries, Then they are told the same
+    # When it is evaluated, Then the error says the same
     code, _, said = run("evaluate", model_id)
     assert (code, "knows other classes (a, b, c) than the data (0, 1" in said) == (2, True)
     assert f"labelmill models promote {model_id} --force" in said
     code, _, said = run("promote", model_id)
     assert (code, f"`labelmill models promote {model_id} --force`" in said) == (2, True)
-    # And it works
+    # And the forced promotion works
     assert run("promote", model_id, "--force")[0] == 0
 
 
@@ -317,8 +317,8 @@ def test_a_model_of_other_classes_than_digits_says_how_to_name_them(
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger, settings: Settings
 ) -> None:
-    # Given a model of no pictures, one of pictures of any size, one without probabilities, one without
-    # weights, no model, and no file
+    # Given models that are no use here: other inputs, any size, no probabilities, no weights; and not a
+    # model, not a file
     hollow, text = tmp_path / "hollow.keras", tmp_path / "text.keras"
     hollow.write_bytes(keras_file())
     text.write_text("hello")
@@ -330,11 +330,11 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
         (text, "text.keras cannot be used: It is not a .keras file"),
         (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),
     ):
-        # When it is registered, Then the reason is said in a line
+        # When it is registered, Then one line gives the reason
         code, printed, said = run("register", path)
         assert (code, printed, "Traceback" in said) == (2, "", False)
         assert why in said
-    # and there is no model, no file in the store, and no copy left over.
+    # And there is no model, no file in the store, and no other copy.
     with ledger.reading() as connection:
         assert list_models(connection) == []
     assert not [path for path in settings.home.rglob("*") if path.suffix == ".keras"]
@@ -347,7 +347,7 @@ def test_a_model_that_has_no_answer_to_a_black_picture_has_one_to_others(run: Ru
     network = keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")])
     network.save(path)
     assert np.isnan(network(np.zeros((1, 28, 28)))).all()
-    # When it is registered, Then it is taken
+    # When it is registered, Then it is accepted
     assert run("register", path)[0] == 0
 
 

@@ -1,4 +1,4 @@
-"""`labelmill models report`: what it gathers from a real ledger, and the file it writes."""
+"""`labelmill models report` gathers the facts about a model from a real ledger, and writes them to a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGES, OTHER_IMAGES = "ab" * 32, "cd" * 32
 
 
 def add(ledger, name, *, wrong=0, images=IMAGES, classes=DIGITS, run=None):
-    """A model that takes the first `wrong` images for something else; None: it was never evaluated."""
+    """Add a model with that many mistakes; if `wrong` is None, it was never evaluated."""
     with ledger.transaction() as connection:
         model_id = add_model(
             connection,
@@ -113,13 +113,13 @@ def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger)
     # When the facts are gathered
     facts = facts_of(ledger, model)
 
-    # Then all of it is there
+    # Then they include the run, its epochs, the verdict and the champion
     assert facts.run.id == run_id
     assert [epoch.epoch for epoch in facts.epochs] == [1, 2]
     assert facts.verdict.checks == [check]
     assert (facts.rival.model.id, facts.rival.is_champion, facts.rival.same_images) == (champion, True, True)
 
-    # And on the page
+    # And the page shows them
     page = " ".join(render(facts).split())
     assert "200 corrections joined the training images; 3 were left out" in page
     assert "it gets 3 right that the champion gets wrong" in page
@@ -134,20 +134,20 @@ def test_the_champion_is_shown_beside_the_one_before(ledger):
     promote(ledger, second, first)
     promote(ledger, third, second, forced=True)
 
-    # Then the third has the second beside it, and the others have the third
+    # Then the third is compared with the second, and the others with the third
     facts = facts_of(ledger, third)
     assert (facts.rival.model.id, facts.rival.is_champion) == (second, False)
     assert facts.promotion.forced
     assert facts_of(ledger, first).rival.model.id == third
 
-    # And when the third is rolled back, the second has the first beside it
+    # And when the third is rolled back, the second is compared with the first
     with ledger.transaction() as connection:
         roll_back(connection, second)
     facts = facts_of(ledger, second)
     assert (facts.rival.model.id, facts.rival.is_champion) == (first, False)
     assert facts.promotion.how == "rollback"
 
-    # And when the second is, too, the first has none beside it, and that there were others is told
+    # And when the second is rolled back too, the first has no other model beside it, and the page says why
     with ledger.transaction() as connection:
         roll_back(connection, first)
     facts = facts_of(ledger, first)
@@ -163,12 +163,12 @@ def test_the_champion_is_shown_beside_the_one_before(ledger):
     ids=["other images", "other classes", "never evaluated"],
 )
 def test_what_cannot_be_compared_is_not(ledger, other):
-    # Given a champion whose figures are not of the same kind
+    # Given a champion whose evaluation cannot be compared
     champion = add(ledger, "champion", **other)
     promote(ledger, champion)
     model = add(ledger, "challenger", wrong=4)
 
-    # Then it is named, and not compared
+    # Then the champion is named, but not compared
     facts = facts_of(ledger, model)
     assert facts.rival.model.id == champion
     assert not facts.rival.same_images
@@ -183,7 +183,7 @@ def test_the_champion_is_compared_on_the_same_images_even_where_others_came_late
         save_evaluation(connection, champion, OTHER_IMAGES, *made_evaluation(TRUTH, TRUTH))
     model = add(ledger, "challenger", wrong=4)
 
-    # Then
+    # Then both are compared on those images
     facts = facts_of(ledger, model)
     assert facts.rival.same_images
     assert facts.rival.stored.data_fingerprint == IMAGES
@@ -191,7 +191,7 @@ def test_the_champion_is_compared_on_the_same_images_even_where_others_came_late
 
 
 def test_corrections_of_its_predictions_are_told(ledger):
-    # Given a model of whose predictions two were looked at, one of them right
+    # Given a model with two corrected predictions, one of which was right
     model = add(ledger, "a")
     row = {"job_id": new_id(), "name": "x", "predicted": "3", "confidence": 0.7, "model_id": model}
     with ledger.transaction() as connection:
@@ -203,7 +203,7 @@ def test_corrections_of_its_predictions_are_told(ledger):
             ],
         )
 
-    # Then
+    # Then the page counts them
     assert "people have said the true label of 2; 1 of them were right" in " ".join(
         render(facts_of(ledger, model)).split()
     )
@@ -216,7 +216,7 @@ def test_a_model_that_was_never_evaluated_says_what_to_do(ledger):
 
 
 def test_a_report_needs_nothing_of_a_workers():
-    # Given a machine that has what a producer needs
+    # Given a machine that has only a producer's dependencies
     lines = [
         "import sys",
         "import labelmill.reporting.facts, labelmill.reporting.page",
@@ -237,13 +237,13 @@ def test_the_command_writes_a_page_and_over_nothing(short_folder):
     model, other = add(ledger, "a", wrong=5), add(ledger, "b", wrong=None)
     ledger.close()
 
-    # When its report is asked for, Then the page is in the working folder, and its path on stdout
+    # When its report is requested, Then the page is in the working folder, and its path on stdout
     done = home.run("models", "report", model, cwd=short_folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"model-{model}.html\n", "")
     page = (short_folder / f"model-{model}.html").read_text(encoding="utf-8")
     assert f"<title>Model {model}: 97.50\u00a0% right</title>" in page
 
-    # And what is there already stays, unless it is forced
+    # And an existing file is overwritten only with --force
     mine = short_folder / "mine.html"
     mine.write_text("mine")
     refused = home.run("models", "report", model, "--output", mine)
@@ -253,12 +253,12 @@ def test_the_command_writes_a_page_and_over_nothing(short_folder):
     assert home.ok("models", "report", model, "--output", mine, "--force") == f"{mine}\n"
     assert mine.read_text(encoding="utf-8") == page
 
-    # And on stdout it is the same, and nothing else
+    # And `-` writes only the page to stdout
     done = home.run("models", "report", model, "--output", "-", cwd=short_folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, page, "")
     assert not (short_folder / "-").exists()
 
-    # And what cannot be told is said in a sentence
+    # And if there is no report, one sentence says why
     for asked, words in [
         (other, f"labelmill models evaluate {other}"),
         ("nothing", "There is no model 'nothing'"),

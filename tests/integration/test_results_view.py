@@ -1,4 +1,4 @@
-"""The view `results`, and every query of docs/reference/sql.md with the rows that the page shows for it."""
+"""Test the view `results`, and that every query in docs/reference/sql.md returns the rows shown there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jobs.schema import JobState, jobs, predictions, results
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "sql.md"
 
-#: For a block of the page that is for one database.
+#: Begins a block that is only for PostgreSQL.
 ONLY_POSTGRESQL = "-- PostgreSQL only"
 
 JOBS, IMAGES = 200, 500
 
-#: Gives every job so many images, on either database.
+#: Gives every job that many images, on either database.
 FILL = """
 INSERT INTO predictions (job_id, "index", name, label, confidence)
 SELECT jobs.id, n, n || '.png', '7', 0.75 FROM jobs, (
@@ -78,14 +78,14 @@ def at(day: int, hour: int, minute: int) -> datetime:
 
 
 def test_a_prediction_has_its_jobs_key_model_and_end(ledger, champion):
-    # Given a finished job with a shadow, and one that runs and has no key
+    # Given a finished job with a shadow, and a running job without a key
     image, broken = Image("a.png", "7", 0.75), Image("b.png", None, None, "corrupt")
     with ledger.transaction() as connection:
         done = add_job(connection, champion.id, "scans", at(23, 9, 40), [image, broken])
         running = add_job(connection, champion.id, None, None, [image])
         add_job(connection, champion.id, None, at(23, 9, 50), [image], shadow_of=done)
 
-    # When the results are read, Then each prediction has its row, and the challenger's have none
+    # When the view is read, Then each prediction has a row, except those of the shadow
     with ledger.reading() as connection:
         rows = connection.execute(sa.select(results.table).order_by("job", "name")).all()
     assert sorted(map(tuple, rows)) == sorted(
@@ -99,19 +99,19 @@ def test_a_prediction_has_its_jobs_key_model_and_end(ledger, champion):
 
 @pytest.fixture
 def many_results(ledger: Ledger, champion) -> Ledger:
-    """A ledger with 100,000 predictions of 200 finished jobs."""
+    """Return a ledger with 100,000 predictions of 200 finished jobs."""
     with ledger.transaction() as connection:
         for number in range(JOBS):
             add_job(connection, champion.id, f"scans-{number}", at(1 + number % 28, 9, 0), [])
         connection.execute(sa.text(FILL), {"images": IMAGES})
-    if not ledger.is_sqlite:  # which autovacuum does by itself within a minute
+    if not ledger.is_sqlite:  # autovacuum would do this within a minute
         with ledger.reading() as connection:
             connection.execute(sa.text("ANALYZE"))
     return ledger
 
 
 def plan_of(connection: Connection, query: str) -> str:
-    """Return how the database goes about the query. It is the planner's own choice, by its statistics."""
+    """Return the plan that the planner chooses by its statistics."""
     explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
     return "\n".join(map(str, connection.execute(sa.text(f"{explain} {query}"))))
 
@@ -143,7 +143,7 @@ def test_the_latest_results_are_read_in_their_order(many_results, order):
 
 
 class Block(NamedTuple):
-    """A block of SQL on the page, and the rows of the table below it, if there is one."""
+    """A block of SQL on the page, with the rows of the table below it, if there is one."""
 
     sql: str
     header: list[str]
@@ -161,7 +161,7 @@ def cells(table: str) -> tuple[list[str], list[list[str]]]:
 
 
 def as_shown(value: object, shown: str) -> bool:
-    """Tell whether the page shows this value: numbers may have more digits, and nothing is NULL."""
+    """Tell whether the page shows this value: numbers may be rounded, and NULL is an empty cell."""
     if value is None or shown == "":
         return value is None and shown == ""
     try:
@@ -175,7 +175,7 @@ QUERIES = [block for block in blocks() if not block.sql.startswith(ONLY_POSTGRES
 
 @pytest.fixture
 def the_pages_ledger(ledger: Ledger, make_model) -> Ledger:
-    """The small ledger that the page tells of."""
+    """Return the small ledger that the page describes."""
     before, after = make_model(b"before"), make_model(b"after")
     broken = Image("05.png", None, None, "corrupt")
     monday = [("01.png", "7", 0.98), ("02.png", "1", 0.95), ("03.png", "4", 0.52), ("04.png", "9", 0.88)]
@@ -199,14 +199,14 @@ def test_the_page_has_its_queries():
 
 @pytest.mark.parametrize("block", QUERIES, ids=lambda block: block.sql.splitlines()[0])
 def test_a_query_of_the_page_returns_what_the_page_shows(the_pages_ledger, block):
-    # When the query runs, on PostgreSQL in the time zone that the page names
+    # When the query runs, in the page's time zone on PostgreSQL
     with the_pages_ledger.transaction() as connection:
         if not the_pages_ledger.is_sqlite:
             connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
         found = connection.execute(sa.text(block.sql))
         header, rows = list(found.keys()), found.all()
 
-    # Then it finds something, and the table below it has these rows, if there is one
+    # Then it returns rows, and they are those of the table below it, if there is one
     assert rows
     if block.header:
         assert header == block.header
@@ -225,11 +225,11 @@ def test_the_latest_results_of_the_page_are_those_of_the_last_job(the_pages_ledg
 def test_the_role_of_the_page_reads_the_view_and_nothing_else(the_pages_ledger):
     [block] = [block for block in blocks() if block.sql.startswith(ONLY_POSTGRESQL)]
     with the_pages_ledger.engine.connect() as connection, connection.begin() as transaction:
-        # Given the role, which is gone with the transaction
+        # Given the role, which is rolled back with the transaction
         connection.execute(sa.text(block.sql))
         connection.execute(sa.text("SET LOCAL ROLE analyst"))
 
-        # Then it can read the results, but neither write nor read the tables
+        # Then it can read the results, but cannot write or read the tables
         assert connection.scalar(sa.text("SELECT count(*) FROM results")) == 16
         for statement in ("SELECT * FROM predictions", "SELECT * FROM jobs", "DELETE FROM results"):
             with (

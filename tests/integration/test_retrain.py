@@ -1,4 +1,4 @@
-"""A training run from data to verdict: its rows, the champion, and what a failure leaves behind."""
+"""Test a training run from data to verdict: its rows, the champion, and what a failure leaves behind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ QUICK = Recipe(epochs=2, batch_size=32, seed=3)
 
 
 def train(settings: Settings, data: mnist.Mnist, recipe: Recipe = QUICK, **more: Any) -> Retrained:
-    """A run of this process's own."""
+    """Request a run, claim it in this process, and train."""
     return retrain.retrain(settings, begin_run(settings, recipe), data, **more)
 
 
@@ -69,7 +69,7 @@ def champion_of(ledger: Ledger) -> str | None:
     return champion and champion.id
 
 
-# ---- what it leaves -----------------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------------------------------------
 
 
 def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
@@ -78,7 +78,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     # given no model, when one is trained
     done = train(settings, little_mnist, replace=False)
 
-    # then it is the champion, with what was measured
+    # then it is the champion, with its measured figures
     with ledger.reading() as connection:
         champion = find_champion(connection)
         epochs = epochs_of(connection, done.run_id)
@@ -96,7 +96,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert (verdict.promote, verdict.forced, verdict.model_id) == (True, False, champion.id)
     assert (move.model_id, move.how, move.verdict_id) == (champion.id, "retrain", verdict.id)
 
-    # and its run tells what it was trained on, and how it went
+    # and its run records the data and the epochs
     run = latest(ledger)
     assert (run.id, run.state, run.model_id) == (done.run_id, RunState.DONE, champion.id)
     assert run.verdict == done.reason
@@ -116,7 +116,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert all(0 < epoch.accuracy <= 1 and epoch.loss > 0 and epoch.seconds > 0 for epoch in epochs)
 
-    # and its file is in the store under its SHA-256 and can be used
+    # and its file is in the store under its SHA-256, and can be loaded
     path = fetch_model(store, champion, tmp_path)
     assert Classifier.load(path, champion.classes, champion.input_spec).classes == tuple("0123456789")
 
@@ -127,11 +127,11 @@ def test_a_worse_model_is_refused_with_its_reasons(
     # given a champion
     first = train(settings, little_mnist)
 
-    # when a model is trained on labels that are shuffled
+    # when a model is trained on shuffled labels
     shuffled = np.random.default_rng(1).permutation(little_mnist.train_labels)
     worse = train(settings, dataclasses.replace(little_mnist, train_labels=shuffled))
 
-    # then it is in the registry and no more, and the verdict says why
+    # then it is registered but not promoted, and the verdict says why
     assert worse.reason.startswith("refused: ")
     assert champion_of(ledger) == first.model.id
     with ledger.reading() as connection:
@@ -182,7 +182,7 @@ def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
     with ledger.reading() as connection:
         assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is None
 
-    # when another is trained, then both are compared on the same images
+    # when another model is trained, then both are compared on the same images
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
     with ledger.reading() as connection:
         assert find_evaluation(connection, first.model.id, little_mnist.evaluation_fingerprint) is not None
@@ -194,14 +194,14 @@ def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
 def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
     settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist
 ) -> None:
-    # given a champion on other images, whose file is lost
+    # given a champion evaluated on other images, whose file is lost
     fewer = dataclasses.replace(
         little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
     )
     first = train(settings, fewer)
     store.remove(model_key(first.model.sha256))
 
-    # when another is trained, then the run ends well, and the gate says what it could not do
+    # when another model is trained, then the run is done, and the verdict says that they were not compared
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
     assert "not evaluated on the same images" in second.reason
     assert champion_of(ledger) == first.model.id
@@ -215,7 +215,7 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
     monkeypatch: pytest.MonkeyPatch,
     error: str,
 ) -> None:
-    # given a champion on other images, at whose answers to these TensorFlow fails
+    # given a champion evaluated on other images, which fails in TensorFlow on these
     from worker.predicting.tensorflow_runtime import tf
 
     fewer = dataclasses.replace(
@@ -226,14 +226,14 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
 
     def choosy(classifier: Classifier, pixels: Any) -> Any:
         evaluated.add(classifier)
-        if len(evaluated) > 1:  # the new one is evaluated first
+        if len(evaluated) > 1:  # the new model is evaluated first
             raise getattr(tf.errors, error)(None, None, "op failed")
         return real(classifier, pixels)
 
     monkeypatch.setattr(Classifier, "probabilities", choosy)
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
 
-    # when another is trained, then the run ends well with its model, and the gate says what it could not do
+    # when another model is trained, then the run is done, and the verdict says that they were not compared
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
     assert "not evaluated on the same images" in second.reason
     assert (latest(ledger).state, latest(ledger).model_id) == (RunState.DONE, second.model.id)
@@ -241,13 +241,13 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
 
 
 def end_lease(ledger: Ledger) -> None:
-    """As if the trainer had not been heard of for the whole of it."""
+    """Let the run's lease expire, as if its trainer had sent no heartbeat for that long."""
     with ledger.transaction() as connection:
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
 
 
 def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
-    """The same with the first few training images only."""
+    """Return the same data with only the first training images."""
     return dataclasses.replace(
         data, train_images=data.train_images[:images], train_labels=data.train_labels[:images]
     )
@@ -257,10 +257,10 @@ def cut(data: mnist.Mnist, images: int) -> mnist.Mnist:
 def test_of_few_images_one_is_held_out(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, images: int
 ) -> None:
-    # given so few images that a thirtieth of them is none, when a model is trained
+    # given so few images that a thirtieth of them is less than one, when a model is trained
     done = train(settings, cut(little_mnist, images))
 
-    # then the run ends well, and each epoch tells what it came to on the one that is held out
+    # then one image is held out, the run is done, and each epoch has its validation figures
     run = latest(ledger)
     assert run.state == RunState.DONE
     assert run.data is not None
@@ -281,13 +281,13 @@ def test_one_image_is_too_few_to_train_with(
     assert (run.error or "").startswith("There are too few images")
 
 
-# ---- what goes wrong ----------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------------
 
 
 def test_a_training_that_fails_changes_nothing_and_says_why(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a champion, and a store that breaks at the moment the new model is to be kept
+    # given a champion, and a store that fails when the new model is saved
     first = train(settings, little_mnist)
 
     def broken(*_: object) -> None:
@@ -300,7 +300,7 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
     with pytest.raises(Unavailable):
         train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=5))
 
-    # then the champion is as it was, and the run has the reason
+    # then the champion is unchanged, and the run has the reason
     assert champion_of(ledger) == first.model.id
     with ledger.reading() as connection:
         assert len(list_models(connection)) == 1
@@ -330,12 +330,12 @@ def test_only_one_at_a_time(settings: Settings) -> None:
 def test_a_trainer_that_died_is_in_nobodys_way(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, person: str
 ) -> None:
-    # given a run whose trainer is dead, and nobody who reconciles
+    # given a run whose trainer died, and no reconciler
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     dead = begin_run(settings, QUICK)
     end_lease(ledger)
 
-    # when somebody wants another, then they are told of it, and get theirs
+    # when another run is requested, then the caller is told of the dead one, and gets a new run
     waited: list[Run] = []
     if person == "train":
         begin_run(settings, QUICK, on_wait=waited.append)
@@ -351,7 +351,7 @@ def test_a_trainer_that_died_is_in_nobodys_way(
 def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a training whose run is cancelled in its first batch, and a heart that notices
+    # given a run that is cancelled during its first batch, and a heartbeat that notices
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     claim = begin_run(settings, QUICK)
     batches = []
@@ -365,7 +365,7 @@ def test_a_run_that_was_cancelled_ends_at_the_next_batch_and_changes_nothing(
             "the heart stands still",
         )
 
-    # when it goes on, then it ends before the next one, and there is no model
+    # when the training goes on, then it ends before the next batch, and there is no model
     with pytest.raises(RunLost, match="is cancelled"):
         retrain.retrain(settings, claim, little_mnist, on_batch=cancel)
     assert batches == [1]
@@ -389,7 +389,7 @@ def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
 
     monkeypatch.setattr(retrain, "register_model", register_and_cancel)
 
-    # when it comes to its end, then the promotion is rolled back with it
+    # when the run finishes, then the promotion is rolled back with it
     with pytest.raises(RunLost):
         retrain.retrain(settings, claim, little_mnist)
     assert champion_of(ledger) is None
@@ -401,7 +401,7 @@ def test_a_run_that_is_lost_at_its_last_step_promotes_nothing(
 def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given services that break at each step of a run, once: before what is asked of them, or after
+    # Given a ledger and a store that fail once at each step of a run, the ledger after the commit
     broken: list[str] = []
     real = Ledger.transaction
 
@@ -426,7 +426,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
     monkeypatch.setattr(Store, "put", put_later)
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0, 0.0))
 
-    # When a model is trained for two epochs, Then it is promoted, and each epoch is there once
+    # When a model is trained for two epochs, Then it is promoted, and each epoch is recorded once
     done = train(settings, little_mnist)
     assert broken == ["describe", "add", "put", "register_model", "conclude"]
     assert champion_of(ledger) == done.model.id
@@ -436,7 +436,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """`away["add"] = 3`: how many times more the ledger is away for that function; they are counted down."""
+    """Return a dict: `away["add"] = 3` makes the ledger unavailable for three calls of that function."""
     away: dict[str, int] = {}
     real = Ledger.transaction
 
@@ -460,11 +460,11 @@ def test_an_epoch_that_cannot_be_recorded_is_with_the_next_one(
     away: dict[str, int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # given a ledger that is away when the first two of three epochs end
+    # given a ledger that is unavailable at the end of the first two of three epochs
     away["add"] = 2
     recorded: list[int] = []
 
-    # when a model is trained, then nobody waits for that, and all of them are there in the end
+    # when a model is trained, then training does not wait, and all epochs are recorded in the end
     done = train(
         settings,
         little_mnist,
@@ -484,13 +484,13 @@ def test_a_ledger_that_stays_away_costs_no_training(
     away: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given a ledger that is away for each epoch, and at the end for as long as a lease lasts
+    # given a ledger that is unavailable at each epoch, and at the end for longer than a lease
     pauses = [*retrain._AGAIN_SECONDS, *retrain._AGAIN_SECONDS[-1:] * retrain._INSISTS]
     assert sum(pauses) > RUN_LEASE_SECONDS
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,) * len(retrain._AGAIN_SECONDS))
     away |= {"add": 10**9, "register_model": len(pauses), "conclude": len(pauses)}
 
-    # when a model is trained, then it is promoted, and its epochs are recorded with that
+    # when a model is trained, then it is promoted, and its epochs are recorded with the model
     done = train(settings, little_mnist)
     assert (away["register_model"], away["conclude"]) == (0, 0)
     assert champion_of(ledger) == done.model.id
@@ -499,7 +499,7 @@ def test_a_ledger_that_stays_away_costs_no_training(
 
 
 def correct(ledger: Ledger, store: Store, model_id: str, *, images: int) -> None:
-    """So many corrected images, each a grey one of its own."""
+    """Store that many corrections, each of a different grey image."""
     for index in range(images):
         file = io.BytesIO()
         Image.new("L", (28, 28), 10 + index).save(file, "PNG")
@@ -517,7 +517,7 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
     little_mnist: mnist.Mnist,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given three corrections, and a store that is away once for each
+    # given three corrections, and a store that is unavailable once for each
     correct(ledger, store, train(settings, little_mnist).model.id, images=3)
     real, away = Store.get, set()
 
@@ -530,7 +530,7 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
     monkeypatch.setattr(Store, "get", get)
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
 
-    # when a model is trained, then on all of them
+    # when a model is trained, then it learns from all three
     train(settings, little_mnist)
     assert len(away) == 3
     data = latest(ledger).data
@@ -545,7 +545,7 @@ def test_a_run_that_was_cancelled_reads_no_further_correction(
     little_mnist: mnist.Mnist,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given a run that is cancelled while it reads the second of many corrections, and a heart that notices
+    # given a run that is cancelled at the second of many corrections, and a heartbeat that notices
     correct(ledger, store, train(settings, little_mnist).model.id, images=20)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     claim = begin_run(settings, QUICK)
@@ -565,7 +565,7 @@ def test_a_run_that_was_cancelled_reads_no_further_correction(
 
     monkeypatch.setattr(Store, "get", get)
 
-    # when it goes on, then it ends before the next one
+    # when the run goes on, then it ends before it reads the next one
     with pytest.raises(RunLost, match="is cancelled"):
         retrain.retrain(settings, claim, little_mnist)
     assert len(read) == 2
@@ -587,7 +587,7 @@ def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
 def test_a_commit_whose_answer_was_lost_promotes_once(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a ledger whose connection breaks after the last COMMIT, before the answer comes
+    # given a connection that breaks after the last COMMIT took effect
     finish, lost = retrain.finish_run, []
 
     def finish_and_lose(connection: Any, *args: Any, **kwargs: Any) -> None:
@@ -600,7 +600,7 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
     monkeypatch.setattr(retrain, "finish_run", finish_and_lose)
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
 
-    # when a run comes to its end, then it ends well, and there is one promotion
+    # when the run finishes, then it is done, and there is one promotion
     done = train(settings, little_mnist)
     assert lost
     assert done.reason == latest(ledger).verdict
@@ -612,13 +612,13 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
 def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a champion that has to be evaluated on other images
+    # given a champion that must be evaluated on other images
     fewer = dataclasses.replace(
         little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
     )
     first = train(settings, fewer)
 
-    # and somebody who writes to the ledger at each hash of the data, and does not wait for long
+    # and another writer, with a short lock timeout, each time the data are hashed
     real, hashed = mnist._fingerprint, []
 
     def write_and_hash(*arrays: Any) -> str:
@@ -629,7 +629,7 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
     monkeypatch.setattr(mnist, "_fingerprint", write_and_hash)
     monkeypatch.setattr(retrain, "_AGAIN_SECONDS", ())
 
-    # when a model is trained, then neither is in the other's way, and the run tells what was hashed
+    # when a model is trained, then neither blocks the other, and the run has the data's fingerprint
     train(settings, little_mnist)
     assert {2, 4} <= set(hashed)
     assert latest(ledger).data_fingerprint == real(*little_mnist.arrays)
@@ -643,17 +643,17 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
 def test_the_heart_keeps_the_lease_while_nothing_else_does(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a lease that is about to run out
+    # given a lease that has just expired
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     claim = begin_run(settings, QUICK)
     end_lease(ledger)
 
-    # when the heart beats, then it lasts again, though no batch has passed
+    # when the heartbeat runs, then the lease is renewed without a finished batch
     with Heartbeat(settings, claim) as heart:
         until(lambda: _lasts(ledger), "the lease is renewed")
         heart.check()
 
-        # and when the run is lost, then the next check says so
+        # and if the run is lost, then the next check raises
         with ledger.transaction() as connection:
             cancel_run(connection, claim.run_id)
         until(lambda: _is_lost(heart), "the heart has noticed")
@@ -662,7 +662,7 @@ def test_the_heart_keeps_the_lease_while_nothing_else_does(
 def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a lease that is about to run out, and a ledger that is away for three beats
+    # given a lease that has just expired, and a ledger that is unavailable for three heartbeats
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     claim = begin_run(settings, QUICK)
     end_lease(ledger)
@@ -677,7 +677,7 @@ def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
 
     monkeypatch.setattr(heartbeat, "renew_run", away_at_first)
 
-    # when the heart beats on, then the lease lasts again, and the run is not lost
+    # when the heartbeat goes on, then the lease is renewed, and the run is not lost
     with Heartbeat(settings, claim) as heart:
         until(lambda: _lasts(ledger), "the lease is renewed")
         heart.check()
@@ -707,7 +707,7 @@ def _is_lost(heart: Heartbeat) -> bool:
 
 @pytest.fixture
 def task(settings: Settings) -> Iterator[Any]:
-    """The trainer's task, called as its child process would."""
+    """Return the trainer's task, to be called as in a child process."""
     app = make_app(settings)
     register_tasks(app, settings)
     yield app.tasks[RETRAIN_TASK]

@@ -1,4 +1,4 @@
-"""What got no label is submitted again: just that, under its name, with its content, for the same model."""
+"""A retry submits just the images without a label, with their names and contents, for the same model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Again = Callable[..., Retried]
 
 @pytest.fixture
 def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """`submitted(7)`: a job of so many images (or of these), in chunks of three."""
+    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
 
     def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
         if isinstance(images, int):
@@ -53,7 +53,7 @@ def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- 
 
 @pytest.fixture
 def again(ledger, store, publisher) -> Again:
-    """`again(job)` retries it, in chunks of three."""
+    """Return a function: `again(job)` retries the job in chunks of three."""
 
     def again(job: Job, *, failed_only: bool = False, chunk_images: int = 3) -> Retried:
         return retry(
@@ -80,7 +80,7 @@ def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk
 
 @pytest.fixture
 def images_of(ledger, store):
-    """`images_of(job_id)`: names and contents, from the payloads of all its chunks."""
+    """Return a function: `images_of(job_id)` returns names and contents from all payloads of a job."""
 
     def images_of(job_id: str) -> list[tuple[str, Content]]:
         found: list[tuple[str, Content]] = []
@@ -93,7 +93,7 @@ def images_of(ledger, store):
 
 
 def outcomes(first: int, errors: Sequence[int], images: int) -> list[Outcome]:
-    """Of a chunk whose images with these indices got an error."""
+    """Return a chunk's outcomes, with an error for these indices of the job."""
     return [
         Outcome(f"{index}.png", None, None, ErrorCode.CORRUPT)
         if index in errors
@@ -103,7 +103,7 @@ def outcomes(first: int, errors: Sequence[int], images: int) -> list[Outcome]:
 
 
 def finish(worker, job: Job, *, errors: Sequence[int] = (), only: Sequence[int] | None = None) -> None:
-    """Works on the job's chunks, or on those with these numbers."""
+    """Finish the job's chunks, or only those with these numbers."""
     for number, chunk in enumerate(job.chunks):
         if only is None or number in only:
             worker.work(chunk, outcomes(chunk.first_index, errors, chunk.images))
@@ -124,16 +124,16 @@ def names_of(images: Iterable[tuple[str, Content]]) -> list[str]:
 def test_what_got_an_error_is_a_job_of_its_own(
     ledger, submitted, again, worker, images_of, broker, make_model, champion
 ):
-    # Given a job that is done, with errors here and there, and a champion that is another one by now
+    # Given a job that is done with some errors, and a champion that has changed since
     job = submitted(10)
     finish(worker, job, errors=[1, 3, 4, 5, 9])
     make_model(b"a later model")
     broker.client.flushall()
 
-    # When it is tried again
+    # When it is retried
     retried = again(job)
 
-    # Then just those images are submitted, in order, with their names and contents, for the same model
+    # Then just the failed images are submitted, in order, with their names and contents, for the same model
     new = retried.submitted
     assert (new.images, new.new, retried.unreadable) == (5, True, 0)
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 4, 5, 9)]
@@ -142,11 +142,11 @@ def test_what_got_an_error_is_a_job_of_its_own(
     assert (status.state, status.total, status.model) == (JobState.RUNNING, 5, champion.id)
     assert status.retry_of == job.id
 
-    # And their chunks, of the usual size, are rung for
+    # And a wake-up is sent for each of their chunks, which have the usual size
     assert [chunk.images for chunk in chunks_of(ledger, new.job_id)] == [3, 2]
     assert broker.waiting() == 2
 
-    # And the first job is what it was
+    # And the first job is unchanged
     with ledger.reading() as connection:
         before = job_status(connection, job.id)
     assert (before.state, before.succeeded, before.failed) == (JobState.DONE, 5, 5)
@@ -157,21 +157,21 @@ def test_what_got_an_error_is_a_job_of_its_own(
 def test_a_stopped_jobs_other_images_are_tried_too_unless_only_errors_are_asked_for(
     ledger, submitted, again, worker, images_of, failed_only
 ):
-    # Given a cancelled job: its second chunk is done with an error, the others were never come to
+    # Given a cancelled job whose second chunk is done with an error, and whose others were never classified
     job = submitted(10)
     finish(worker, job, errors=[4], only=[1])
     cancel(ledger, job)
 
-    # When it is tried again
+    # When it is retried
     new = again(job, failed_only=failed_only).submitted
 
-    # Then so is all that has no label, or what got an error
+    # Then all images without a label are submitted, or only the failed ones
     expected = [4] if failed_only else [0, 1, 2, 4, 6, 7, 8, 9]
     assert names_of(images_of(new.job_id)) == [f"{n}.png" for n in expected]
 
 
 def test_a_retry_can_be_tried_again(submitted, again, worker, images_of, ledger):
-    # Given a retry, one image of which got an error once more
+    # Given a retry in which one image failed again
     job = submitted(7)
     finish(worker, job, errors=[0, 3, 6])
     first = again(job).submitted
@@ -185,7 +185,7 @@ def test_a_retry_can_be_tried_again(submitted, again, worker, images_of, ledger)
         ],
     )
 
-    # When the retry is tried again, Then it is that one
+    # When the retry is retried, Then just that image is submitted
     second = again(Job(first.job_id, [chunk])).submitted
     assert images_of(second.job_id) == [("3.png", b"pixels 3")]
 
@@ -208,7 +208,7 @@ def test_where_there_is_no_error_and_only_errors_are_asked_for_there_is_nothing_
 
 
 def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted, again, worker, images_of):
-    # Given a job with two images that were not there, and one that is corrupt
+    # Given a job with two images that could not be read, and one that is corrupt
     missing = ImageError(ErrorCode.SOURCE_MISSING, "no such file")
     images = [SourceImage(f"{n}.png", b"x", None) for n in range(5)]
     images[1] = SourceImage("1.png", None, missing)
@@ -216,19 +216,19 @@ def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted,
     job = submitted(images)
     finish(worker, job, errors=[1, 2, 4])
 
-    # When it is tried again, Then the corrupt one is, and the others are counted
+    # When it is retried, Then the corrupt image is submitted, and the others are only counted
     retried = again(job)
     assert names_of(images_of(retried.submitted.job_id)) == ["2.png"]
     assert retried.unreadable == 2
 
 
 def test_what_could_not_be_read_and_never_got_an_outcome_gets_one(ledger, submitted, again, images_of):
-    # Given a job that was cancelled before anybody recorded that an image of it was not there
+    # Given a job that was cancelled before the error of its missing image was recorded
     missing = SourceImage("0.png", None, ImageError(ErrorCode.SOURCE_MISSING, "no such file"))
     job = submitted([missing, SourceImage("1.png", b"x", None)])
     cancel(ledger, job)
 
-    # When it is tried again, Then the image is there, with its error
+    # When it is retried, Then the image is submitted with its error
     retried = again(job)
     (name, content), other = images_of(retried.submitted.job_id)
     assert (name, content.code, content.detail) == ("0.png", ErrorCode.SOURCE_MISSING, "no such file")
@@ -237,7 +237,7 @@ def test_what_could_not_be_read_and_never_got_an_outcome_gets_one(ledger, submit
 
 
 def halve(worker, chunk) -> None:
-    """The chunk crashes until a claim halves it; both halves are pending then."""
+    """Crash the chunk until a claim halves it, and leave both halves pending."""
     while not (claim := worker.must_claim(chunk)).was_cut:
         worker.crash(claim)
     worker.release(claim)
@@ -246,7 +246,7 @@ def halve(worker, chunk) -> None:
 def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
     ledger, submitted, again, worker, images_of
 ):
-    # Given a chunk of six that was split, its second half split once more
+    # Given a chunk of six that was halved, and whose second half was halved again
     job = submitted(9, chunk_images=6)
     halve(worker, job.chunks[0])
     worker.work(job.chunks[1], outcomes(6, [8], 3))
@@ -255,11 +255,11 @@ def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
     first, second, third = chunks_of(ledger, job.id, ChunkState.PENDING)
     assert [chunk.images for chunk in (first, second, third)] == [3, 1, 2]
 
-    # And some images of its parts got an error
+    # And errors in each of the three parts
     for chunk in (first, second, third):
         worker.work(chunk, outcomes(chunk.first_index, [1, 3, 5], chunk.images))
 
-    # When the job is tried again, Then just those are, with their own contents
+    # When the job is retried, Then just the failed images are submitted, with their own contents
     new = again(job).submitted
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 5, 8)]
 
@@ -275,7 +275,7 @@ def test_halves_that_a_stopped_job_never_came_to_are_tried(ledger, submitted, ag
 
 
 def test_many_chunks_are_looked_at_page_by_page(submitted, again, worker, images_of):
-    # Given a job of more chunks than one look takes, with errors at the seams
+    # Given a job with more chunks than one page, and errors at the page boundaries
     job = submitted(150, chunk_images=1)
     errors = [0, 63, 64, 65, 127, 128, 149]
     finish(worker, job, errors=errors)
@@ -291,13 +291,13 @@ def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, im
     [(name, reference)] = images_of(job.id)
     worker.work(job.chunks[0], [Outcome(name, None, None, ErrorCode.SOURCE_CHANGED)])
 
-    # When it is tried again, Then the same reference is, and a worker will look anew
+    # When it is retried, Then the same reference is submitted, and a worker reads it again
     retried = again(job)
     assert images_of(retried.submitted.job_id) == [(name, reference)]
     assert retried.unreadable == 0
 
 
-# ---- when it cannot be --------------------------------------------------------------------------------
+# ---- when a job cannot be retried ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -329,44 +329,44 @@ def test_a_job_whose_payloads_were_purged_is_not_tried_again(ledger, submitted, 
 
 
 def test_a_chunk_in_work_of_a_stopped_job_is_waited_for(ledger, submitted, again, worker, images_of):
-    # Given a cancelled job with a worker at one of its chunks: its outcomes would still be taken
+    # Given a cancelled job with a claimed chunk, whose outcomes would still be accepted
     job = submitted(6)
     claim = worker.must_claim(job.chunks[0])
     cancel(ledger, job)
 
-    # When it is tried again, Then not yet
+    # When it is retried, Then that is refused for now
     with pytest.raises(Conflict, match="worker still has"):
         again(job)
 
-    # When that worker has recorded its outcomes, Then the rest is tried
+    # When the worker has recorded its outcomes, Then the rest can be retried
     worker.finish(claim, outcomes(0, [2], 3))
     assert names_of(images_of(again(job).submitted.job_id)) == ["2.png", "3.png", "4.png", "5.png"]
 
 
 def test_a_worker_that_comes_back_after_a_retry_records_nothing(ledger, submitted, again, worker, images_of):
-    # Given a cancelled job with a chunk whose worker was not heard of for a whole lease
+    # Given a cancelled job with a chunk whose lease has expired
     job = submitted(3)
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     cancel(ledger, job)
 
-    # When the job is tried again, and that worker comes back
+    # When the job is retried, and the worker then records
     new = again(job).submitted
     assert len(images_of(new.job_id)) == 3
     with pytest.raises(LeaseLost):
         worker.finish(claim)
 
-    # Then no image has its label twice
+    # Then its outcomes are refused, so that no image has two labels
     with ledger.reading() as connection:
         assert job_status(connection, job.id).done == 0
 
 
 def test_a_retry_that_fails_halfway_leaves_nothing(ledger, store, settings, submitted, again, worker):
-    # Given a finished job of which one payload is gone from the store
+    # Given a finished job with one payload missing from the store
     job = submitted(9)
     finish(worker, job, errors=range(9))
     (settings.home / "store" / job.chunks[2].payload).unlink()
 
-    # When it is tried again, Then it fails, and no other job and payload is there
+    # When it is retried, Then that fails, and leaves neither a job nor a payload
     with pytest.raises(PayloadDamaged):
         again(job)
     with ledger.reading() as connection:
@@ -379,7 +379,7 @@ def test_a_retry_that_fails_halfway_leaves_nothing(ledger, store, settings, subm
 
 
 def purge(ledger: Ledger, store: Store, *, payloads_only: bool = False) -> None:
-    """All jobs that have finished, as a whole or their payloads."""
+    """Purge all finished jobs, or only their payloads."""
     one = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
     if payloads_only:
         one.payloads(days=-1)
@@ -389,7 +389,7 @@ def purge(ledger: Ledger, store: Store, *, payloads_only: bool = False) -> None:
 
 @pytest.fixture
 def nothing_of_a_retry(ledger, store):
-    """Whether there is no other job than this, if it still is, and no payload of another."""
+    """Return a function that says whether no job or payload other than this job's exists."""
 
     def nothing_of_a_retry(job: Job) -> bool:
         with ledger.reading() as connection:
@@ -403,12 +403,12 @@ def nothing_of_a_retry(ledger, store):
 def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
     ledger, store, submitted, again, worker, monkeypatch, nothing_of_a_retry, errors
 ):
-    # Given a job of three chunks, looked at one by one, whose first images got an error
+    # Given a job of three chunks, read one chunk per page, whose first images failed
     monkeypatch.setattr(retries, "_PAGE_CHUNKS", 1)
     job = submitted(9)
     finish(worker, job, errors=range(errors))
 
-    # And somebody who purges it as soon as the first chunk's images were read
+    # And a purge as soon as the first payload has been read
     real = retry_module.read_payload
     purged: list[Job] = []
 
@@ -421,7 +421,7 @@ def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
 
     monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
 
-    # When it is tried again, Then it is said what happened, and no job has a part of the images
+    # When it is retried, Then the error names the purge, and no job has a part of the images
     with pytest.raises(Conflict, match=f"{job.id} was purged while"):
         again(job, failed_only=True)
     assert purged
@@ -431,7 +431,7 @@ def test_a_job_that_is_purged_between_two_pages_is_not_tried_again_in_part(
 def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
     ledger, store, submitted, again, worker, monkeypatch
 ):
-    # Given a job with an error, and somebody who purges it just after it was found fit
+    # Given a job with an error, and a purge just after the job was accepted for the retry
     job = submitted(3)
     finish(worker, job, errors=[1])
     real = retry_module.images_without_label
@@ -442,7 +442,7 @@ def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
 
     monkeypatch.setattr(retry_module, "images_without_label", purge_and_look)
 
-    # When it is tried again, Then it is not said that there is nothing to try
+    # When it is retried, Then the error names the purge, instead of an empty result
     with pytest.raises(Conflict, match="purged"):
         again(job)
 
@@ -451,7 +451,7 @@ def test_a_job_that_is_purged_before_its_first_page_is_read_is_not_an_empty_one(
 def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
     ledger, submitted, again, worker, monkeypatch, nothing_of_a_retry, payloads_only
 ):
-    # Given a job whose chunks were all looked at when somebody removes its payloads
+    # Given a job whose payloads are purged before the second one is read
     job = submitted(9)
     finish(worker, job, errors=range(9))
     real = retry_module.read_payload
@@ -463,7 +463,7 @@ def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
 
     monkeypatch.setattr(retry_module, "read_payload", read_the_second_too_late)
 
-    # When it is tried again, Then it is said that it was purged, not that the store is damaged
+    # When it is retried, Then the error names the purge, not a damaged store
     with pytest.raises(Conflict, match="purged while"):
         again(job)
     assert nothing_of_a_retry(job)
@@ -472,7 +472,7 @@ def test_a_payload_that_was_purged_meanwhile_is_not_called_damaged(
 def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
     ledger, submitted, again, worker, monkeypatch, images_of
 ):
-    # Given a job of which the last payload was read when somebody purges it
+    # Given a job that is purged after its last payload was read
     job = submitted(9)
     finish(worker, job, errors=range(9))
     real = retry_module.read_payload
@@ -485,19 +485,19 @@ def test_a_job_that_is_purged_when_all_was_read_is_tried_again_whole(
 
     monkeypatch.setattr(retry_module, "read_payload", read_and_purge)
 
-    # When it is tried again, Then the retry has all of it: it needs nothing more of the first
+    # When it is retried, Then the new job is complete, because it needs nothing more of the first
     new = again(job).submitted
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in range(9)]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
-    # Given a job of forty chunks of a megabyte
+    # Given a job of forty chunks of one megabyte each
     megabyte = bytes(1_000_000)
     job = submitted((SourceImage(f"{n}.png", megabyte, None) for n in range(40)), chunk_images=1)
     finish(worker, job, errors=range(40))
 
-    # When all of it is tried again, Then memory never held more than a few of them
+    # When all of it is retried, Then memory holds at most a few chunks
     tracemalloc.start()
     try:
         again(job, chunk_images=1)
@@ -526,7 +526,7 @@ def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
 def test_a_retry_at_the_console_says_why_nobody_was_told(
     settings: Settings, submitted, worker, broker, monkeypatch
 ):
-    # given a job with an error, and a broker of one's own that nobody reaches
+    # given a job with an error, and a configured broker that cannot be reached
     job = submitted(5)
     finish(worker, job, errors=[1])
     broker.client.flushall()
@@ -534,7 +534,7 @@ def test_a_retry_at_the_console_says_why_nobody_was_told(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
-    # when it is tried again, then a line says what is wrong with the broker, and that the new job waits
+    # when it is retried, then a line says what is wrong with the broker, and that the new job waits
     done = CliRunner().invoke(retry_command, [job.id])
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
@@ -544,16 +544,16 @@ def test_a_retry_at_the_console_says_why_nobody_was_told(
 
 
 def test_what_is_left_out_by_failed_is_said(settings: Settings, ledger, submitted, monkeypatch):
-    # given a job that was cancelled before anybody came to it
+    # given a job that was cancelled before any of it was classified
     job = submitted(5)
     cancel(ledger, job)
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
-    # when only its errors are to be tried again, then it is said that there are others
+    # when only its errors are retried, then the command says that there are other images
     done = CliRunner().invoke(retry_command, [job.id, "--failed"])
     assert (done.exit_code, done.stdout) == (0, "")
     assert "5 images that it never reached: leave out --failed" in done.stderr
 
-    # and without the word they are tried
+    # and without `--failed` they are retried
     assert CliRunner().invoke(retry_command, [job.id]).exit_code == 0

@@ -1,4 +1,4 @@
-"""A training run in the ledger: one at a time, whoever asks; a trainer's lease; and every way it can end."""
+"""Training runs in the ledger: at most one is active, a lease protects it, and it can end in several ways."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SLOT = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 
 
 def ask(ledger: Ledger, *, slot: datetime | None = None) -> str:
-    """A run that waits; its id."""
+    """Request a run, and return its id."""
     run_id = new_id()
     with ledger.transaction() as connection:
         assert request_run(connection, run_id, recipe=RECIPE, slot=slot) == RunState.PENDING
@@ -63,7 +63,7 @@ def ask(ledger: Ledger, *, slot: datetime | None = None) -> str:
 
 
 def take(ledger: Ledger, run_id: str, *, owner: str = "host/1", lost: bool = False) -> RunClaim:
-    """A claim on the run; `lost`: its trainer was not heard of until the lease ran out."""
+    """Claim the run; with `lost`, its lease has already expired."""
     with ledger.transaction() as connection:
         claim = claim_run(connection, run_id, owner=owner)
     assert claim is not None
@@ -73,7 +73,7 @@ def take(ledger: Ledger, run_id: str, *, owner: str = "host/1", lost: bool = Fal
 
 
 class Clock:
-    """What who looks for lost runs takes for the time."""
+    """A clock that moves only when told to."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -83,7 +83,7 @@ class Clock:
 
 
 class Looker:
-    """One who looks for lost runs, every two seconds by a clock of its own."""
+    """A process that looks for lost runs every two seconds, by its own clock."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -91,7 +91,7 @@ class Looker:
         self._silence = Silence(self.clock)
 
     def looks(self, *, seconds: float = 0.0) -> list[Run]:
-        """What it ended, looking once, or for as long as that."""
+        """Return the runs it has ended, after one look or looks over that many seconds."""
         ended = []
         until = self.clock.now + seconds
         while True:
@@ -123,18 +123,18 @@ def epoch(number: int) -> dict[str, float]:
     }
 
 
-# ---- its life -----------------------------------------------------------------------------------------
+# ---- the life of a run --------------------------------------------------------------------------------
 
 
 def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
-    # given a run that was asked for
+    # given a run that was requested
     run_id = ask(ledger)
     asked = look(ledger, run_id)
     assert (asked.state, asked.recipe, asked.slot) == (RunState.PENDING, RECIPE, None)
     assert (asked.started_at, asked.owner, asked.data_source) == (None, None, "")
     assert asked.requested_at is not None
 
-    # when a trainer takes it, describes its data, and its epochs pass
+    # when a trainer claims it, describes its data, and completes its epochs
     claim = take(ledger, run_id)
     assert claim.recipe == RECIPE
     with ledger.transaction() as connection:
@@ -143,7 +143,7 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
         with ledger.transaction() as connection:
             add_epoch(connection, claim, epoch(number))
 
-    # then all of it can be seen while it runs
+    # then all of it can be seen while the run goes on
     running = look(ledger, run_id)
     assert (running.state, running.owner, running.epochs_done) == (RunState.RUNNING, "host/1", 2)
     assert (running.data_source, running.data_fingerprint) == ("mnist", "f" * 64)
@@ -152,7 +152,7 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
         found = [dict(row._mapping) for row in epochs_of(connection, run_id)]
     assert found == [{"run_id": run_id} | epoch(number) for number in (1, 2)]
 
-    # and when it has made a model, the verdict is with it, and another run may come
+    # and when it is done, it has its model and verdict, and another run can be requested
     with ledger.transaction() as connection:
         finish_run(connection, claim, model_id=champion.id, verdict="promoted")
     done = look(ledger, run_id)
@@ -187,7 +187,7 @@ def test_an_epoch_is_recorded_once(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger))
     with ledger.transaction() as connection:
         add_epoch(connection, claim, epoch(1))
-    # Told again, as after a COMMIT whose answer was lost
+    # Recorded again, as after a COMMIT whose answer was lost
     with ledger.transaction() as connection:
         add_epoch(connection, claim, epoch(1) | {"loss": 9.0})
         [told] = epochs_of(connection, claim.run_id)
@@ -213,12 +213,12 @@ def test_the_latest_come_first(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) -> None:
-    # given a run that waits, or runs
+    # given a pending or running run
     run_id = ask(ledger)
     if running:
         take(ledger, run_id)
 
-    # when somebody asks for another, then they are told what to do, and there is still the one
+    # when another run is requested, then the error says what to do, and there is still only the first
     with pytest.raises(Conflict, match=f"{run_id} is under way.*labelmill runs cancel {run_id}"):
         ask(ledger)
     with ledger.reading() as connection:
@@ -226,14 +226,14 @@ def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) 
 
 
 def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger) -> None:
-    # given a run that waits, and nobody who would take it
+    # given a pending run, and no trainer
     run_id = ask(ledger)
     with pytest.raises(
         Conflict, match=r"none is there: `labelmill up` has one, .*`labelmill worker --trainer`"
     ):
         ask(ledger)
 
-    # when there is a trainer, or one is at it, then that is no news
+    # when a trainer is there or has the run, then the error does not mention trainers
     with ledger.transaction() as connection:
         report_worker(connection, WorkerRow("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
     with pytest.raises(Conflict) as told:
@@ -251,7 +251,7 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
 def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any, there: bool
 ) -> None:
-    # given a run that has been waiting, with a trainer that is at something, or without one
+    # given a run that has been pending for an hour, with a busy trainer or without one
     run_id = ask(ledger)
     change(ledger, run_id, requested_at=db_now(-3600))
     if there:
@@ -263,7 +263,7 @@ def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
         yield client.run(run_id)
         yield client.cancel_run(run_id)
 
-    # when somebody follows it, then that there is none is said once, with what starts one
+    # when somebody follows it, then a missing trainer is reported once, with the command that starts one
     monkeypatch.setattr(Client, "follow_run", looks)
     with Client(settings) as client:
         start = "labelmill up" if client.settings.embedded_broker else "labelmill worker --trainer"
@@ -277,7 +277,7 @@ def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
     run_id = ask(ledger, slot=SLOT)
     assert look(ledger, run_id).slot == SLOT
 
-    # when a second beat opens the slot, while that run is under way and when it is over, then nothing happens
+    # when a second beat opens the slot, during that run or after it, then nothing happens
     with ledger.transaction() as connection:
         assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
     claim = take(ledger, run_id)
@@ -290,17 +290,17 @@ def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
 
 
 def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so(ledger: Ledger) -> None:
-    # given a run that a person asked for
+    # given a run that a person requested
     other = ask(ledger)
 
-    # when a slot's time comes, and comes for the second beat as well
+    # when a slot opens, and a second beat opens it too
     skipped = new_id()
     with ledger.transaction() as connection:
         assert request_run(connection, skipped, recipe=RECIPE, slot=SLOT) == RunState.SKIPPED
     with ledger.transaction() as connection:
         assert request_run(connection, new_id(), recipe=RECIPE, slot=SLOT) is None
 
-    # then it has a row that says why nothing came of it, and nobody can take that up
+    # then the slot's run is recorded as skipped with the reason, and cannot be claimed
     run = look(ledger, skipped)
     assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was under way")
     assert run.started_at is None
@@ -348,7 +348,7 @@ def test_two_trainers_and_one_run(ledger: Ledger) -> None:
 
 
 def fenced(ledger: Ledger, claim: RunClaim, model: Model) -> list[str]:
-    """What a trainer may still do."""
+    """Return the steps that the ledger still accepts with this claim."""
     steps = {
         "renew": lambda connection: renew_run(connection, claim),
         "describe": lambda connection: describe_data(connection, claim, source="s", fingerprint="f", data={}),
@@ -368,7 +368,7 @@ def fenced(ledger: Ledger, claim: RunClaim, model: Model) -> list[str]:
 
 
 def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model) -> None:
-    # given a trainer at work
+    # given a running trainer
     claim = take(ledger, ask(ledger))
 
     # when a person cancels the run
@@ -377,7 +377,7 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
         with pytest.raises(RunLost, match=f"{claim.run_id} is cancelled"):
             renew_run(connection, claim)
 
-    # then nothing that the trainer does counts, and it cannot be cancelled twice
+    # then none of the trainer's writes is accepted, and the run cannot be cancelled twice
     before = look(ledger, claim.run_id)
     assert fenced(ledger, claim, champion) == []
     assert look(ledger, claim.run_id) == before
@@ -402,7 +402,7 @@ def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
     with ledger.transaction() as connection:
         renew_run(connection, claim)
     assert Looker(ledger).looks(seconds=60) == []
-    # and so does one whose trainer has just finished an epoch
+    # and an epoch that is recorded renews the lease too
     change(ledger, claim.run_id, lease_until=db_now(-1))
     with ledger.transaction() as connection:
         add_epoch(connection, claim, epoch(1))
@@ -411,16 +411,16 @@ def test_a_lease_that_is_renewed_lasts(ledger: Ledger) -> None:
 
 
 def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledger) -> None:
-    # given a trainer that lives, whose lease is over: a clock was set, the machine slept, the ledger was away
+    # given a live trainer whose lease has expired, because its machine slept or the ledger was unavailable
     claim = take(ledger, ask(ledger), lost=True)
 
-    # when others look before its next heartbeat, each for the first time, then its run goes on
+    # when others look for the first time before its next heartbeat, then the run goes on
     for _ in range(9):
         assert Looker(ledger).looks() == []
     with ledger.transaction() as connection:
         renew_run(connection, claim)
 
-    # nor is it ended by one who looks on, where that happens again and again and each time it is heard of
+    # nor does a process end it that looks repeatedly, if heartbeats come within the grace period
     looker = Looker(ledger)
     for _ in range(9):
         change(ledger, claim.run_id, lease_until=db_now(-1))
@@ -431,12 +431,12 @@ def test_a_lease_that_is_over_is_no_proof_that_the_trainer_is_dead(ledger: Ledge
 
 
 def test_who_was_away_as_well_has_not_seen_that_the_trainer_was(ledger: Ledger) -> None:
-    # given one who has just seen that a lease is over
+    # given a process that has just seen an expired lease
     take(ledger, ask(ledger), lost=True)
     looker = Looker(ledger)
     assert looker.looks() == []
 
-    # when it sleeps for an hour, as the trainer beside it does, then it takes its time anew
+    # when it sleeps for an hour, as the trainer may have done, then its grace period starts again
     looker.clock.now += 3600
     assert looker.looks() == []
     assert looker.looks(seconds=RUN_GRACE_SECONDS) != []
@@ -450,19 +450,19 @@ def test_a_run_says_since_when_its_trainer_is_silent(ledger: Ledger) -> None:
     run = look(ledger, claim.run_id)
     assert (run.state, run.silent_since) == (RunState.RUNNING, SLOT + timedelta(minutes=1, seconds=-60))
 
-    # and no more when that was seen to
+    # and not after the run has been ended
     assert Looker(ledger).looks(seconds=RUN_GRACE_SECONDS) != []
     assert look(ledger, claim.run_id).silent_since is None
 
 
 def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Ledger, champion: Model) -> None:
-    # given a trainer that is not heard of any more
+    # given a trainer whose lease has expired
     claim = take(ledger, ask(ledger), lost=True)
 
-    # when somebody looks, and looks again
+    # when another process looks for the whole grace period
     [ended] = Looker(ledger).looks(seconds=RUN_GRACE_SECONDS)
 
-    # then the run is over, whoever comes back
+    # then the run is interrupted, and its trainer cannot resume it
     assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
     assert fenced(ledger, claim, champion) == []
     with ledger.transaction() as connection:
@@ -476,11 +476,11 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
 def test_a_dead_trainer_is_in_nobodys_way(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
 ) -> None:
-    # given a run whose trainer is dead, and nobody who reconciles
+    # given a run whose trainer died, and no reconciler
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     lost = take(ledger, ask(ledger), lost=True)
 
-    # when somebody comes who wants another, then they wait for a moment, and get it
+    # when another run is requested, then it waits for the grace period, and is created
     waited: list[Run] = []
     make_way(ledger, on_wait=waited.append)
     ask(ledger, slot=slot)
@@ -489,18 +489,18 @@ def test_a_dead_trainer_is_in_nobodys_way(
 
 
 def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_of(ledger: Ledger) -> None:
-    # given a run whose lease is over, and its trainer's next heartbeat
+    # given a run whose lease has expired, and a trainer that sends its next heartbeat
     claim = take(ledger, ask(ledger), lost=True)
 
     def beat(_run: Run) -> None:
         with ledger.transaction() as connection:
             renew_run(connection, claim)
 
-    # when somebody wants another, then it is refused, and this one goes on
+    # when another run is requested, then it is refused, and the first goes on
     make_way(ledger, on_wait=beat)
     with pytest.raises(Conflict, match=f"{claim.run_id} is under way"):
         ask(ledger)
-    # And nobody waits for one that is well
+    # And no request waits for a live run
     make_way(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
 
 
@@ -513,15 +513,15 @@ def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledg
     assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
 
 
-# ---- a run that waits ---------------------------------------------------------------------------------
+# ---- a pending run ------------------------------------------------------------------------------------
 
 
 def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: Ledger) -> None:
-    # given a slot's run that has been waiting for longer than anybody would expect
+    # given a slot's run that has been pending for too long
     run_id = ask(ledger, slot=SLOT)
     change(ledger, run_id, requested_at=db_now(-SLOT_PATIENCE_SECONDS - 1))
 
-    # when a trainer starts at last, then it does not get it, and the run says so
+    # when a trainer starts at last, then it cannot claim the run, which is skipped with the reason
     with ledger.transaction() as connection:
         assert claim_run(connection, run_id, owner="host/1") is None
         [skipped] = end_lost_runs(connection, Silence())
@@ -558,25 +558,25 @@ def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
 def test_a_broker_that_lost_the_message_loses_no_run(
     ledger: Ledger, publisher: Publisher, broker: Broker
 ) -> None:
-    # given a run whose message waits, and a broker that forgets it
+    # given a run whose message is lost by the broker
     reconciler = Reconciler(ledger, publisher, holder="anna")
     run_id = ask(ledger)
     publisher.request_run(run_id)
     assert broker.waiting(RETRAIN_QUEUE) == 1
     broker.client.flushall()
 
-    # when the reconciler looks at once, then the message may still be on its way
+    # when the reconciler ticks at once, then it sends nothing, because the message may still be on its way
     reconciler.tick()
     assert broker.waiting(RETRAIN_QUEUE) == 0
 
-    # but a while later it rings again, once, however long no trainer comes
+    # but after a while each tick sends one message, as long as no trainer claims the run
     for _ in range(3):
         change(ledger, run_id, ring_after=db_now(-1))
         reconciler.tick()
         [message] = broker.messages(RETRAIN_QUEUE)
         assert b"labelmill.retrain" in message
 
-    # and not for a run that somebody has taken
+    # and none for a run that a trainer has claimed
     take(ledger, run_id)
     broker.client.flushall()
     change(ledger, run_id, ring_after=db_now(-1))
@@ -591,7 +591,7 @@ def test_the_reconciler_ends_what_nobody_will(
     claim = take(ledger, ask(ledger), lost=True)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.RUNNING
-    # It is the same one that looks again.
+    # The same process must look twice.
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.0)
     reconciler.tick()
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED

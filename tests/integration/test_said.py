@@ -1,4 +1,4 @@
-"""The console command's messages to people, on stderr and in its tables."""
+"""The console command's messages for people, on stderr and in its tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
-    """`labelmill("submit", folder)` runs the command, with a model and a broker."""
+    """Return a function: `labelmill("submit", folder)` runs the command, with a champion in the ledger."""
 
     def labelmill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -40,18 +40,18 @@ def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -
 
 
 def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Path) -> None:
-    # Given a folder in which a symlink leads nowhere, and a file that is no image
+    # Given a folder with a dangling symlink, and a file that is not an image
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "notes.txt").write_text("notes")
 
-    # when it is submitted with a device, then the job is accepted, and stderr says how many and why
+    # when it is submitted with a device, then the job is accepted, and stderr says what cannot be read
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
     assert "skipped 1 file: not images by their names" in done.stderr
     assert "2 of 4 images could not be read, and will have an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
 
-    # and nothing if all can be read
+    # and if all images can be read, stderr does not mention it
     (photos / "gone.png").unlink()
     assert "could not" not in labelmill("submit", photos).stderr
 
@@ -59,14 +59,14 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
 def test_a_job_without_results_waits_for_a_worker(
     labelmill: Command, make_job: JobMaker, worker: Worker
 ) -> None:
-    # Given a job that was submitted, when people look, then they see that it waits for a worker
+    # Given a submitted job, when its status is printed, then it says that it waits for a worker
     job = make_job([1, 1])
     for command in (["jobs"], ["status", job.id], ["predictions", job.id]):
         done = labelmill(*command)
         assert "running, waits for a worker" in done.stdout + done.stderr, command
     assert json.loads(labelmill("status", job.id, "--json").stdout)["state"] == "running"
 
-    # and when a worker has recorded its first images, it does not
+    # and once a worker has recorded images, it does not
     worker.finish(worker.must_claim(job.chunks[0]))
     assert "waits for a worker" not in labelmill("jobs").stdout
 
@@ -74,13 +74,13 @@ def test_a_job_without_results_waits_for_a_worker(
 def test_following_a_job_that_waits_names_what_may_be_missing(
     settings: Settings, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a job that waits, in a deployment with a broker of its own
+    # Given a job that waits for a worker
     monkeypatch.setattr("labelmill.follow._NO_WORKER_SECONDS", -1.0)
     job = make_job([1])
     with Client(settings) as client:
         status = client.status(job.id)
 
-    # then the note names the command that lists workers, or the one that starts them if the broker is ours
+    # then the note names the command that lists workers, or the one that starts the embedded stack
     told = [_note(status, own_stack=False, embedded=embedded) for embedded in (False, True)]
     assert told == [
         "waiting for a worker: `labelmill workers` lists those that run",
@@ -89,13 +89,13 @@ def test_following_a_job_that_waits_names_what_may_be_missing(
 
 
 def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos: Path) -> None:
-    # Given a submission under a key, when it is repeated, then only that is said
+    # Given a submission with a key, when it is repeated, then stderr only says that
     job = labelmill("submit", photos, "--key", "a key").stdout
     again = labelmill("submit", photos, "--key", "a key")
     assert again.stdout == job
     assert again.stderr == "the key 'a key' was used before for the same content: this is its job\n"
 
-    # and of a purge that finds nothing
+    # and a purge without anything to remove only says that
     assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
 
 
@@ -132,7 +132,7 @@ def test_an_upgrade_says_where_the_ledger_is(labelmill: Command, settings: Setti
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with two files that are called images."""
+    """Return a folder with two files that are named like images."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "b.png"):

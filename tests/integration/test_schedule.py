@@ -1,4 +1,4 @@
-"""The schedule: one run for each slot however many beats there are, and none late."""
+"""Each slot of the schedule starts one run, however many beats there are, and never late."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from worker.schedule import GRACE, SlotScheduler, beat_schedule, due_slot
 WEEKLY = crontab(minute="0", hour="3", day_of_week="0")
 SUNDAY = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 
-#: No process of these tests takes longer, on a machine that does other things beside.
+#: Enough for any process of these tests, also on a busy machine.
 PROCESS_SECONDS = 120.0
 
 
@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
 
 
 def make_beat(settings: Settings) -> SlotScheduler:
-    """A beat's scheduler, as `worker.app` sets it up."""
+    """Return beat's scheduler, as `worker.app` sets it up."""
     app = make_app(settings)
     app.labelmill_settings = settings
     app.conf.beat_schedule = beat_schedule(settings)
@@ -68,7 +68,7 @@ def beat(settings: Settings) -> Iterator[SlotScheduler]:
 
 
 def fire(beat: SlotScheduler) -> None:
-    """The entry's time has come, as beat sees it."""
+    """Apply the entry, as beat does when its time has come."""
     beat.apply_entry(beat.schedule["retrain"])
 
 
@@ -137,19 +137,19 @@ def test_another_time_zone_is_the_same_moment() -> None:
     assert due_slot(WEEKLY, there) == SUNDAY
 
 
-# ---- opening it ---------------------------------------------------------------------------------------
+# ---- opening a slot -----------------------------------------------------------------------------------
 
 
 def test_beat_opens_the_slot_and_sends_the_runs_message(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
 ) -> None:
-    # given beat, a moment after the slot's time
+    # given a beat, just after the slot's time
     clock.at = SUNDAY + timedelta(seconds=0.3)
 
     # when the entry fires
     fire(beat)
 
-    # then the slot's run waits, with the recipe of the settings, and its message names it
+    # then the slot's run is pending, with the recipe of the settings, and the message names the run
     with ledger.reading() as connection:
         [run] = latest_runs(connection, limit=9)
     assert (run.state, run.slot) == (RunState.PENDING, SUNDAY)
@@ -161,10 +161,10 @@ def test_beat_opens_the_slot_and_sends_the_runs_message(
 def test_a_slot_that_was_missed_does_not_fire_late(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a machine that slept through the slot
+    # given a machine that was asleep during the slot
     clock.at = SUNDAY + timedelta(hours=5)
 
-    # when beat wakes and fires, then nothing happens but a line in the log
+    # when beat wakes and fires, then it only logs that the slot was missed
     fire(beat)
     assert states(ledger) == []
     assert broker.waiting(RETRAIN_QUEUE) == 0
@@ -174,7 +174,7 @@ def test_a_slot_that_was_missed_does_not_fire_late(
 def test_a_trainer_that_died_costs_no_slot(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a run whose trainer is dead, and no reconciler
+    # given a run whose trainer died, and no reconciler
     monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
     run_id = new_id()
     with ledger.transaction() as connection:
@@ -182,7 +182,7 @@ def test_a_trainer_that_died_costs_no_slot(
         assert claim_run(connection, run_id, owner="host/1") is not None
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
 
-    # when the slot's time has come, then it has a run that waits
+    # when the slot's time comes, then the slot has a pending run
     clock.at = SUNDAY + timedelta(seconds=0.3)
     fire(beat)
     assert states(ledger) == [(RunState.PENDING, SUNDAY), (RunState.INTERRUPTED, None)]
@@ -201,7 +201,7 @@ def test_each_slot_has_another_seed(beat: SlotScheduler, clock: type[Clock], led
 def test_a_second_beat_comes_too_late(
     settings: Settings, beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
 ) -> None:
-    # given two beats, the clock of the second a little behind
+    # given two beats, the second of which fires a little later
     other = make_beat(settings)
     clock.at = SUNDAY + timedelta(seconds=1)
     fire(beat)
@@ -217,14 +217,14 @@ def test_a_second_beat_comes_too_late(
 def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
     settings: Settings, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a beat whose ledger cannot be reached when the slot's time comes
+    # given a beat whose ledger cannot be reached at the slot's time
     here = settings.ledger_url
     nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
     beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
     fire(beat)
     assert states(ledger) == []
 
-    # when it is back, then the next tick opens the slot
+    # when the ledger is back, then the next tick opens the slot
     monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
     beat.app.labelmill_settings = settings.model_copy(update={"ledger_url": here})
     beat._again_at = 0.0
@@ -232,7 +232,7 @@ def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
     assert beat.tick() >= 0
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
 
-    # and it is opened once
+    # and opens it only once
     beat.tick()
     assert len(states(ledger)) == 1
     beat.app.close()
@@ -249,7 +249,7 @@ def test_a_ledger_that_is_unavailable_for_too_long_costs_the_slot(
     clock.at = SUNDAY + GRACE
     beat.tick()
     assert states(ledger) == []
-    clock.at = SUNDAY  # not even when the clock is set back: it has been given up
+    clock.at = SUNDAY  # not even if the clock is set back, because the slot was given up
     beat.tick()
     assert states(ledger) == []
     beat.app.close()
@@ -260,8 +260,8 @@ def test_beat_needs_no_broker_to_open_a_slot(settings: Settings, clock: type[Clo
     away = f"redis+socket://{settings.home}/nobody.sock"
     beat = make_beat(settings.model_copy(update={"broker_url": away}))
 
-    # when the slot's time comes, then its run waits; a reconciler sends its message when the broker is back
-    beat.app.conf.broker_connection_max_retries = 1  # or waiting for the broker would never end
+    # when the slot's time comes, then its run is pending; a reconciler will send the message
+    beat.app.conf.broker_connection_max_retries = 1  # otherwise beat would wait for the broker forever
     beat.schedule["retrain"].last_run_at = SUNDAY - timedelta(days=8)
     beat.tick()
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
@@ -273,13 +273,13 @@ def test_beat_needs_no_broker_to_open_a_slot(settings: Settings, clock: type[Clo
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_path: Any) -> None:
-    # given `celery beat` as anybody would start it, in a folder of its own
+    # given `celery beat` in an empty folder
     environment = settings.environment() | {"PATH": "/usr/bin:/bin", "LABELMILL_RETRAIN_CRON": "* * * * *"}
     command = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile=", "--loglevel", "info"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
     ) as process:
-        # when it has started, and is ended; one that says nothing ends by itself, without the line
+        # when it has started and is terminated; the timer ends one that prints nothing
         patience = threading.Timer(PROCESS_SECONDS, process.kill)
         patience.start()
         assert process.stdout is not None
@@ -289,7 +289,7 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
         told += "".join(lines)
         patience.cancel()
 
-    # then its scheduler is the one that opens slots, and it left nothing behind
+    # then it uses our scheduler, and leaves no file
     assert "worker.schedule.SlotScheduler" in told
     assert not list(tmp_path.glob("celerybeat*"))
 
@@ -307,11 +307,11 @@ def _fire_together(settings: Settings, start: Any, times: int) -> None:
 def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
     settings: Settings, ledger: Ledger
 ) -> None:
-    # given two processes, each with a beat of its own
+    # given two processes, each with its own beat
     times = 20
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(3, timeout=PROCESS_SECONDS)
-    # Daemons: whatever becomes of them, they end with the tests.
+    # Daemons, so that they cannot outlive the tests.
     beats = [
         context.Process(target=_fire_together, args=(settings, start, times), daemon=True) for _ in range(2)
     ]
@@ -325,7 +325,7 @@ def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
         process.join(PROCESS_SECONDS)
         assert process.exitcode == 0
 
-    # then each slot has one row; the first run is in the way of the others, which say so
+    # then each slot has one row, and all but the first run are skipped
     found = states(ledger)
     slots = [slot for _, slot in found]
     assert sorted(slots) == [SUNDAY + timedelta(days=7 * number) for number in range(times)]

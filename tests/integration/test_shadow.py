@@ -1,7 +1,6 @@
-"""A challenger in the shadow: its answers are compared exactly, and it delays, fails and changes no job.
+"""A challenger in the shadow is compared exactly, and does not delay, fail or change any job.
 
-`tests.faults.light` answers with a place among a model's classes, so a challenger whose classes are in
-another order gives other labels, which are known.
+`tests.faults.light` returns class indices, so a challenger with reordered classes differs in known labels.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from tests.kerasfile import keras_file
 
 DIGITS = tuple("0123456789")
 
-#: Gives the labels 8 and 9 to nines and eights, and agrees on all others.
+#: Swaps the labels 8 and 9, and agrees on all others.
 SWAPPED = tuple("0123456798")
 
 Submit = Callable[..., str]
@@ -42,7 +41,7 @@ Submit = Callable[..., str]
 
 @pytest.fixture
 def register(harness: Harness) -> Callable[..., Model]:
-    """`register(b"...")` registers a model, another one for each marker."""
+    """Return a function: `register(b"...")` registers a model, a different one for each marker."""
 
     def register(marker: bytes, *, classes: Sequence[str] = SWAPPED, spec: InputSpec = MNIST_INPUT) -> Model:
         return register_model(
@@ -61,7 +60,7 @@ def register(harness: Harness) -> Callable[..., Model]:
 
 @pytest.fixture
 def challenger(harness: Harness, register: Callable[..., Model]) -> Model:
-    """The challenger, in the shadow."""
+    """Return a registered challenger that is in the shadow."""
     model = register(b"challenger")
     point(harness.ledger, SHADOW, model)
     return model
@@ -75,7 +74,7 @@ def client(settings: Settings) -> Iterator[Client]:
 
 @pytest.fixture
 def submit_images(harness: Harness, publisher: Publisher) -> Submit:
-    """`submit_images(digits(9), share=1.0, chunk_images=4)` submits a job as a producer does."""
+    """Return a function: `submit_images(digits(9), share=1.0, chunk_images=4)` submits as a producer does."""
 
     def submit_images(contents: Sequence[bytes], *, share: float = 1.0, **options: Any) -> str:
         return submit(
@@ -115,7 +114,7 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
     # when a job is submitted while a model is in the shadow
     job_id = submit_images(digits(9), chunk_images=4)
 
-    # then it has a shadow, which is pinned to the challenger and has the lowest priority
+    # then it has a shadow job, pinned to the challenger, with the lowest priority
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
     assert (shadow.model_id, shadow.state, shadow.total) == (challenger.id, JobState.RUNNING, 9)
@@ -124,25 +123,25 @@ def test_a_shadow_is_a_job_of_the_challenger_over_the_same_payloads(
     own, copied = harness.chunks(job_id), harness.chunks(shadow.id)
     assert [(row.priority, row.state) for row in copied] == [(SHADOW_PRIORITY, ChunkState.PENDING)] * 3
 
-    # and its chunks name the images and the payloads of the job
+    # and its chunks refer to the job's images and payloads
     assert [
         (row.first_index, row.images, row.payload, row.payload_sha256, row.payload_offset) for row in copied
     ] == [(row.first_index, row.images, row.payload, row.payload_sha256, row.payload_offset) for row in own]
 
-    # and people who list jobs see the job alone
+    # and lists of jobs do not show it
     assert [job.id for job in client.jobs()] == [job_id]
 
 
 @pytest.mark.usefixtures("challenger")
 def test_the_share_says_which_chunks_are_in_the_shadow(harness: Harness, submit_images: Submit) -> None:
-    # given a share of none, of all, and of a third of the chunks
+    # given a share of 0, of 1, and of 0.33
     assert shadow_of(harness.ledger, submit_images(digits(5), share=0.0)) is None
     whole = shadow_of(harness.ledger, submit_images(digits(5), share=1.0))
     assert whole is not None
     assert whole.total == 5
     job_id = submit_images(digits(60), share=0.33, chunk_images=1)
 
-    # then the shadow has those chunks whose id is drawn
+    # then the shadow has the chunks whose ids are drawn
     drawn = [row.first_index for row in harness.chunks(job_id) if is_shadowed(0.33, row.id)]
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
@@ -175,7 +174,7 @@ def test_a_job_has_no_shadow_if_there_is_nothing_to_compare(
     ):
         point(harness.ledger, SHADOW, model)
         assert not has_shadow()
-    # and one that can be compared
+    # and a model that can be compared
     point(harness.ledger, SHADOW, register(b"challenger"))
     assert has_shadow()
 
@@ -197,18 +196,18 @@ def test_a_retry_has_a_shadow_too(harness: Harness, publisher: Publisher, submit
     assert shadow_of(harness.ledger, retried.submitted.job_id) is not None
 
 
-# ---- it is in nobody's way ----------------------------------------------------------------------------
+# ---- it disturbs no job -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("challenger")
 def test_a_shadow_runs_after_every_job_whatever_its_priority(harness: Harness, submit_images: Submit) -> None:
-    # given a job with a shadow, and then one of the lowest priority that a person can give
+    # given a job with a shadow, and a later job of the lowest priority that a person can set
     first = submit_images(digits(100))
     shadow = shadow_of(harness.ledger, first)
     last = submit_images(digits(100), share=0.0, priority=-MAX_PRIORITY)
     assert shadow is not None
 
-    # when a worker takes one claim after another, then the shadow comes last
+    # when a worker claims until nothing is due, then the shadow comes last
     finished = []
     for _ in range(3):
         assert harness.classify() == 100
@@ -229,7 +228,7 @@ def test_a_broken_challenger_costs_the_job_nothing(
     monkeypatch: pytest.MonkeyPatch,
     breaks: str,
 ) -> None:
-    # given a job with a shadow, and a challenger that cannot be used
+    # given a job with a shadow, and a challenger that fails
     job_id = submit_images(digits(10), chunk_images=5)
     shadow = shadow_of(harness.ledger, job_id)
     assert shadow is not None
@@ -251,10 +250,10 @@ def test_a_broken_challenger_costs_the_job_nothing(
             harness.store.remove(row.payload)
         harness.context._last_payload = None
 
-    # when all that waits is tried until nothing does
+    # when everything that is due is tried
     harness.classify_all()
 
-    # then the shadow has ended, and the job is as it was
+    # then the shadow has ended, and the job is unchanged
     assert harness.status(shadow.id).state == ("done" if breaks == "it crashes" else "failed")
     assert (harness.labels(job_id), [tuple(row) for row in harness.chunks(job_id)]) == before
     assert harness.labels(job_id) == list(DIGITS)
@@ -268,7 +267,7 @@ def test_a_broken_challenger_costs_the_job_nothing(
 def test_a_job_that_is_stopped_stops_its_shadow(
     harness: Harness, submit_images: Submit, state: JobState
 ) -> None:
-    # given a job with a shadow, and another one
+    # given two jobs with shadows
     job_id, other = submit_images(digits(5)), submit_images(digits(5))
     shadow, other_shadow = (shadow_of(harness.ledger, each) for each in (job_id, other))
     assert shadow is not None
@@ -278,7 +277,7 @@ def test_a_job_that_is_stopped_stops_its_shadow(
     with harness.ledger.transaction() as connection:
         assert end_job(connection, job_id, state)
 
-    # then its shadow is cancelled with it, and the other goes on
+    # then its shadow is cancelled too, and the other job and its shadow finish
     assert harness.status(shadow.id).state == JobState.CANCELLED
     assert harness.chunk(shadow.id).state == ChunkState.DROPPED
     harness.classify_all()
@@ -291,7 +290,7 @@ def test_a_job_that_is_stopped_stops_its_shadow(
 def test_disagreements_are_exactly_those_of_the_two_models(
     harness: Harness, challenger: Model, submit_images: Submit, client: Client
 ) -> None:
-    # given a job of two chunks, some of its images broken, and one after it
+    # given a job of two chunks with some broken images, and a later job
     contents = digits(100)
     contents[9] = contents[70] = b"no picture"
     job_id = submit_images(contents, chunk_images=80)
@@ -303,10 +302,10 @@ def test_disagreements_are_exactly_those_of_the_two_models(
     assert client.shadow() == (Comparison(challenger.id, 0, 0, 0, beside=harness.model.id), [])
     assert client.shadow()[0].share is None
 
-    # when their shadows are, too
+    # when their shadows are done too
     harness.classify_all()
 
-    # then all images are compared by the names of their classes, except those without a label
+    # then all images with two labels are compared by class name
     differing = [
         index for index, data in enumerate(contents) if index % 10 in (8, 9) and data != b"no picture"
     ]
@@ -314,7 +313,7 @@ def test_disagreements_are_exactly_those_of_the_two_models(
     assert comparison == Comparison(challenger.id, 3, 98 + 10, len(differing) + 2, beside=harness.model.id)
     assert comparison.share == (len(differing) + 2) / 108
 
-    # and people see where they differ: the latest job first, then in the images' order
+    # and the disagreements are listed by job, the latest first, and then by index
     assert [(each.job, each.index, each.name) for each in first] == [
         *((later, index, f"{index}.png") for index in (8, 9)),
         *((job_id, index, f"{index}.png") for index in differing),
@@ -343,7 +342,7 @@ def test_an_image_without_an_answer_of_either_model_is_not_compared(
     submit_images(digits(10))
     harness.classify_all()
 
-    # then the others are compared
+    # then only the other images are compared
     assert client.shadow()[0] == Comparison(challenger.id, 1, 8, 1, beside=harness.model.id)
 
 
@@ -354,28 +353,28 @@ def test_a_challenger_is_compared_with_the_champion_of_today(
     submit_images: Submit,
     client: Client,
 ) -> None:
-    # given what came of a challenger beside one champion
+    # given a challenger that was compared with one champion
     submit_images(digits(40))
     harness.classify_all()
     assert (client.shadow()[0].images, client.shadow()[0].disagreements) == (40, 8)
 
-    # when another model becomes the champion, which agrees with the challenger
+    # when a model becomes champion that agrees with the challenger
     same = register(b"the same answers")
     point(harness.ledger, CHAMPION, same)
 
-    # then nothing of before counts beside this one
+    # then only comparisons with the new champion count
     assert client.shadow() == (Comparison(challenger.id, 0, 0, 0, beside=same.id), [])
     submit_images(digits(30))
     harness.classify_all()
     assert client.shadow() == (Comparison(challenger.id, 1, 30, 0, beside=same.id), [])
 
-    # and what came of it beside any model is still known, for its report
+    # and the challenger's report still has the comparisons with all champions
     with harness.ledger.reading() as connection:
         both = compare(connection, challenger.id)
     assert (both.chunks, both.images, both.disagreements) == (2, 70, 8)
 
 
-# ---- in and out ---------------------------------------------------------------------------------------
+# ---- beginning and ending a shadow --------------------------------------------------------------------
 
 
 def test_the_challenger_comes_and_goes(
@@ -386,7 +385,7 @@ def test_the_challenger_comes_and_goes(
         with pytest.raises(Conflict, match="No model is in the shadow"):
             ask()
 
-    # when a model is put there, then it is, and the champion stays what it is
+    # when a model is put in the shadow, then the champion stays
     challenger = register(b"challenger")
     assert client.begin_shadow(challenger.id).id == challenger.id
     assert {model.id: model.aliases for model in client.models()} == {
@@ -394,7 +393,7 @@ def test_the_challenger_comes_and_goes(
         harness.model.id: (CHAMPION,),
     }
 
-    # when it is let go, then new jobs have no shadow, and what was compared stays
+    # when it is taken out, then new jobs have no shadow, and earlier comparisons stay
     job_id = submit_images(digits(3))
     harness.classify_all()
     client.end_shadow()
@@ -407,12 +406,12 @@ def test_the_challenger_comes_and_goes(
 def test_a_challenger_that_becomes_the_champion_is_in_no_shadow(
     challenger: Model, register: Callable[..., Model], client: Client
 ) -> None:
-    # when another model is promoted, the challenger stays one
+    # when another model is promoted, then the challenger stays in the shadow
     other = register(b"other")
     client.promote(other.id, force=True)
     assert client.shadow()[0].beside == other.id
 
-    # and when it is promoted itself, it is none any more
+    # and when the challenger is promoted, then no model is in the shadow
     client.promote(challenger.id, force=True)
     with pytest.raises(Conflict, match="No model is in the shadow"):
         client.shadow()
@@ -445,18 +444,18 @@ def test_some_models_cannot_be_the_challenger(
 
 @pytest.mark.usefixtures("challenger")
 def test_a_shadow_goes_with_its_job(harness: Harness, submit_images: Submit, client: Client) -> None:
-    # given a job whose shadow is done, and one whose shadow waits
+    # given a job whose shadow is done, and a job whose shadow is running
     submit_images(digits(20))
     harness.classify_all()
     submit_images(digits(20))
     assert harness.classify() == 20
     assert count(harness.ledger, predictions) == 60
 
-    # when jobs are purged as a whole
+    # when the jobs are purged
     run = Purge(harness.ledger, harness.store, dry_run=False, on_progress=lambda _purged: None)
     run.whole_jobs(days=-1)
 
-    # then nothing of them is left, and nothing is due
+    # then nothing of them or their shadows is left, and nothing is due
     assert [count(harness.ledger, table) for table in (jobs, chunks, predictions)] == [0, 0, 0]
     assert client.shadow()[0].images == 0
     assert harness.classify() == 0

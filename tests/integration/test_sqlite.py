@@ -1,4 +1,4 @@
-"""Which SQLite opens an embedded ledger, and what the doctor says of it."""
+"""Which SQLite opens an embedded ledger, and what the doctor reports about it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PROJECT = Path(__file__).parents[2]
 CHOOSE = "from jobs.sqlite import driver; print(driver().__name__, driver().sqlite_version)"
 
 
-#: In a process that cannot import the package: None among the modules makes Python refuse.
+#: Makes the import of the package fail: None in sys.modules does that.
 WITHOUT_PACKAGE = "import sys; sys.modules['pysqlite3'] = None"
 
 
 def run(code: str, *arguments: str, **environment: str) -> str:
-    """Return what a process prints that runs the code."""
+    """Return what a process prints that runs this code."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=os.environ | environment,

@@ -1,4 +1,4 @@
-"""The local stack: it stops whenever it is told to, and its logs are files and events."""
+"""The local stack stops whenever it is told to, and logs to files and events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from labelmill import logs
 from labelmill.logs import Event, LogFile, PartLog, event_of
 from labelmill.stack import Stack
 
-#: A stack that is told to stop in the middle of the fork of its first process.
+#: A stack that is told to stop during the fork of its first process.
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number
 
 
 def test_the_processes_of_a_stack_can_be_told_to_stop(short_folder: Path) -> None:
-    """The signals that are blocked around the fork are not blocked in them."""
+    """The signals that are blocked during the fork are not blocked in the child."""
     with Stack(Settings.load(home=short_folder / "home"), logs=short_folder / "logs", worker=False) as stack:
         [broker] = [service.process for service in stack._services]
         assert broker is not None
@@ -69,19 +69,19 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
     monkeypatch.setattr("labelmill.stack.RESTART_SECONDS", 0.0)
     settings = Settings.load(home=short_folder / "home")
     with Stack(settings, logs=short_folder / "logs", worker=False, with_events=True) as stack:
-        # given a stack whose part was killed
+        # given a stack whose broker was killed
         assert stack.next_event(30) == Event("broker", "ready")
         [service] = stack._services
         assert service.process is not None
         os.kill(service.process.pid, signal.SIGKILL)
         service.process.wait()
 
-        # when it is looked at, then that is an event, and the part runs again
+        # when ended parts are restarted, then that is an event, and the part runs again
         stack.restart_ended()
         died = Event("broker", "error: ended with -9; starting it again", "error")
         assert [stack.next_event(30), stack.next_event(30)] == [died, Event("broker", "ready")]
 
-    # and what it said from its first start to its last word is in its log, which only its owner can read
+    # and its log has everything from the first start to the last line, and only its owner can read it
     log = short_folder / "logs" / "broker.log"
     assert log.read_text().count("Ready to accept connections") == 2
     assert log.read_text().rstrip().endswith("bye bye...")
@@ -109,7 +109,7 @@ def test_a_log_file_is_bounded_and_private(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_lines_that_are_no_records_do_not_stop_the_reading(tmp_path: Path) -> None:
-    # Given a part that prints JSON of its own, broken JSON, and bytes that are no UTF-8
+    # Given a part that prints JSON of its own, broken JSON, and bytes that are not UTF-8
     said = b'{"level": 3}\n{"time": "soon", "level": "x", "message": 2, "process": 3}\n{broken\n\xff\n'
     program = f"import sys; sys.stdout.buffer.write({said!r})"
     events: SimpleQueue[Event] = SimpleQueue()

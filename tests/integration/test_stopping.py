@@ -1,4 +1,4 @@
-"""A worker that is stopped ends, whatever Celery's own part of it waits for."""
+"""A worker that is told to stop ends, even if Celery itself hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from billiard.pool import EX_FAILURE, EX_RECYCLE
 
-#: A process in which Celery's cold shutdown never ends, and the second of two handlers is ours.
+#: A process in which Celery's cold shutdown never ends, with our limit on it.
 PROGRAM = """
 import os, signal, sys, time
 import celery.apps.worker as celery_worker
@@ -40,16 +40,16 @@ time.sleep(60)
 
 @pytest.mark.parametrize("signal_name", ["SIGQUIT", "SIGINT"])
 def test_a_cold_shutdown_that_hangs_ends_all_the_same(signal_name: str) -> None:
-    # Given a worker whose cold shutdown hangs, when it is told SIGQUIT, or SIGINT for the second time
+    # Given a worker whose cold shutdown hangs, when it gets SIGQUIT, or a second SIGINT
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, signal_name], capture_output=True, text=True, timeout=30, check=False
     )
-    # Then it had begun to stop, and is gone.
+    # Then the shutdown had begun, and the process is gone.
     assert "stopping" in done.stdout, done.stderr
     assert done.returncode == -signal.SIGALRM
 
 
-#: Celery's loop, with nothing to do for ten seconds, and SIGTERM meanwhile.
+#: Celery's event loop, idle for ten seconds, and a SIGTERM meanwhile.
 LOOP = """
 import os, signal, socket, threading, time
 import celery.apps.worker as celery_worker
@@ -84,11 +84,11 @@ def test_an_idle_worker_stops_at_once_when_it_is_told_to() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOP], capture_output=True, text=True, timeout=60, check=True
     )
-    # Not when its loop wakes by itself, which is after ten seconds
+    # Without our patch, the loop would notice only after ten seconds.
     assert float(done.stdout.split()[-1]) < 5
 
 
-#: A child of a worker that ends, up to where Celery's own part of it would begin.
+#: A worker's child that ends, up to the point at which Celery's own shutdown would begin.
 CHILD = """
 import os, sys
 from celery.signals import worker_process_shutdown

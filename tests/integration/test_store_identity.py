@@ -45,7 +45,7 @@ def labelmill(*arguments, environment):
 
 
 def test_a_producer_with_another_store_is_told_both_and_what_to_set(settings, make_model, store, other_store):
-    # Given a champion, and a job that was submitted with the store that it is in
+    # Given a champion, and a job that was submitted with the champion's store
     make_model(store=store)
     with Client(settings) as client:
         client.submit(b"an image")
@@ -55,7 +55,7 @@ def test_a_producer_with_another_store_is_told_both_and_what_to_set(settings, ma
     with Client(elsewhere) as client, pytest.raises(Conflict) as refused:
         client.submit(b"another image")
 
-    # Then they are told which store it is, which it must be, and how to set it; and nothing is stored
+    # Then the error names both stores and the setting, and nothing is stored
     message = str(refused.value)
     assert str(other_store.folder) in message
     assert str(store.folder) in message
@@ -63,15 +63,15 @@ def test_a_producer_with_another_store_is_told_both_and_what_to_set(settings, ma
     assert not other_store.folder.exists()
     with Client(settings) as client:
         assert len(client.jobs()) == 1
-        # And with the right store, all goes on
+        # And with the right store, the submission succeeds
         client.submit(b"another image")
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_the_first_store_that_is_used_is_the_ledgers(ledger, any_store, other_store):
-    # Given a ledger without a model, and a store that nobody has used
+    # Given a ledger without a model, and an unused store
     check_store(ledger, any_store)
-    # Then it stays that one, whoever asks
+    # Then the first store that is checked is the ledger's
     check_store(ledger, any_store)
     with pytest.raises(Conflict, match="but the ledger's files are in"):
         check_store(ledger, other_store)
@@ -79,13 +79,13 @@ def test_the_first_store_that_is_used_is_the_ledgers(ledger, any_store, other_st
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_ledger_from_before_knows_its_store_by_the_champion(ledger, make_model, any_store, other_store):
-    # Given a ledger that has a champion, and no record of its store
+    # Given a ledger with a champion, and without a record of its store
     make_model(store=any_store)
-    # When a process with another store comes first, Then it is not taken for the ledger's
+    # When a process with another store comes first, Then that store is not recorded
     check_store(ledger, other_store)
     with ledger.reading() as connection:
         assert connection.execute(sa.select(store_identity)).all() == []
-    # But the one with the champion's file is, and from then on the other one is refused
+    # But the store with the champion's file is, and then the other one is refused
     check_store(ledger, any_store)
     with pytest.raises(Conflict):
         check_store(ledger, other_store)
@@ -102,7 +102,7 @@ def test_many_first_producers_of_one_store_are_all_served(ledger_url, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(first, range(8)))
 
-    # Then one identity is left
+    # Then there is one identity
     assert len(list((tmp_path / "store" / "identity").iterdir())) == 1
 
 
@@ -124,10 +124,10 @@ def test_of_two_first_producers_with_two_stores_one_is_refused(ledger_url, tmp_p
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_store_that_was_moved_is_known_again(ledger, tmp_path):
-    # Given a store in use, that is moved with all its files
+    # Given a store in use that is moved with all its files
     check_store(ledger, Store(str(tmp_path / "store")))
     shutil.move(tmp_path / "store", tmp_path / "moved")
-    # Then it is the same store, and an empty one in its place is not
+    # Then it is still the ledger's store, and an empty one in its old place is not
     check_store(ledger, Store(str(tmp_path / "moved")))
     with pytest.raises(Conflict, match="mount its disk"):
         check_store(ledger, Store(str(tmp_path / "store")))
@@ -135,7 +135,7 @@ def test_a_store_that_was_moved_is_known_again(ledger, tmp_path):
 
 def test_a_store_that_was_replaced_is_adopted(ledger, store, other_store):
     check_store(ledger, store)
-    # When another store is adopted, Then it is the ledger's, and the one before is not
+    # When another store is adopted, Then it is the ledger's, and the earlier one is refused
     adopt_store(ledger, other_store)
     check_store(ledger, other_store)
     with pytest.raises(Conflict):
@@ -144,7 +144,7 @@ def test_a_store_that_was_replaced_is_adopted(ledger, store, other_store):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_store_that_cannot_be_reached_is_not_taken_for_another(ledger, tmp_path):
-    # Given a store in use whose folder may not be read any more
+    # Given a store in use whose folder was replaced by a file
     check_store(ledger, Store(str(tmp_path / "store")))
     shutil.move(tmp_path / "store", tmp_path / "moved")
     (tmp_path / "store").write_text("a file in its place")
@@ -160,12 +160,12 @@ def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_mod
     with Client(settings) as client:
         client.submit(tmp_path / "a.png")
 
-    # When the command submits with another store, Then it says so and exits with 2; adopting makes it right
+    # When the command submits with another store, Then it exits with 2, until that store is adopted
     other = settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")}
     done = labelmill("submit", str(tmp_path / "a.png"), environment=other)
     assert (done.returncode, done.stdout) == (2, "")
     assert "run `labelmill db adopt-store`" in done.stderr
-    # And nobody purges or corrects what is in another store
+    # And purge and correct are refused with another store
     job = json.loads(labelmill("jobs", "--json", environment=other).stdout)[0]["id"]
     for command in (("purge", "--payloads", "0"), ("correct", job, "0", "7")):
         done = labelmill(*command, environment=other)

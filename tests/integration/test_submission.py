@@ -1,4 +1,4 @@
-"""What a producer writes: a job that grows chunk by chunk, and one job to a key."""
+"""A job grows chunk by chunk while it is submitted, and a key belongs to one job."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def holder_of(ledger: Ledger, key: str) -> KeyHolder | None:
 
 
 def fall_silent(ledger: Ledger, job_id: str, seconds: float) -> None:
-    """As if the job's producer had given no sign of life for so long."""
+    """Let the producer's last heartbeat be that old."""
     with ledger.transaction() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job_id).values(touched_at=db_now(-seconds)))
 
@@ -49,7 +49,7 @@ def chunk(first: int, images: int) -> NewChunk:
 
 
 def test_a_job_grows_with_its_chunks(ledger, champion):
-    # Given a job that is being received
+    # Given a job that is being submitted
     job_id = new_id()
     with ledger.transaction() as connection:
         open_job(connection, job_id, model_id=champion.id, key="mine")
@@ -61,14 +61,14 @@ def test_a_job_grows_with_its_chunks(ledger, champion):
         "mine",
     )
 
-    # When chunks come in, Then its total grows with them
+    # When chunks are added, Then its total grows
     for first, images in [(0, 3), (3, 2)]:
         with ledger.transaction() as connection:
             add_chunk(connection, job_id, chunk(first, images))
         assert status_of(ledger, job_id).total == first + images
     assert status_of(ledger, job_id).submitted_at is None
 
-    # When it is sealed, Then it waits for its workers
+    # When it is sealed, Then it is running
     with ledger.transaction() as connection:
         seal_job(connection, job_id, fingerprint="f" * 64)
     sealed = status_of(ledger, job_id)
@@ -80,7 +80,7 @@ def test_a_chunk_that_is_added_waits(ledger, make_job):
     # Given a job with a chunk
     job = make_job([3], sealed=False)
 
-    # Then the chunk waits
+    # Then the chunk is pending
     with ledger.reading() as connection:
         row = connection.execute(sa.select(chunks).where(chunks.c.job_id == job.id)).one()
     assert (row.state, row.attempts, row.token, row.owner) == (ChunkState.PENDING, 0, None, None)
@@ -88,12 +88,12 @@ def test_a_chunk_that_is_added_waits(ledger, make_job):
 
 
 def test_each_chunk_is_a_sign_of_life(ledger, make_job):
-    # Given a producer that was silent for long
+    # Given a producer without a heartbeat for long
     job = make_job([1], sealed=False, key="mine")
     fall_silent(ledger, job.id, 1000)
     assert not holder_of(ledger, "mine").receiving
 
-    # When it adds a chunk, Then it is alive
+    # When it adds a chunk, Then it counts as alive
     with ledger.transaction() as connection:
         add_chunk(connection, job.id, chunk(1, 1))
     assert holder_of(ledger, "mine").receiving
@@ -106,7 +106,7 @@ def touch(ledger: Ledger, job_id: str) -> bool:
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, paused):
-    # Given two producers that were silent for long, their jobs paused or not
+    # Given two producers without a heartbeat for long, with their jobs paused or not
     job, other = (make_job([1], sealed=False, key=key) for key in ("mine", "another's"))
     for one in (job, other):
         fall_silent(ledger, one.id, 1000)
@@ -114,7 +114,7 @@ def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, pau
             with ledger.transaction() as connection:
                 assert pause_job(connection, one.id)
 
-    # When one of them gives a sign, Then it is alive, and has no more chunks than before
+    # When one of them sends a heartbeat, Then it counts as alive, and its job has no more chunks
     assert touch(ledger, job.id)
     assert holder_of(ledger, "mine").receiving
     assert not holder_of(ledger, "another's").receiving
@@ -123,7 +123,7 @@ def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, pau
 
 @pytest.mark.parametrize("end", ["sealed", "cancelled", "failed"])
 def test_a_job_that_is_not_received_any_more_is_not_touched(ledger, make_job, end):
-    # Given a job that is complete, or was stopped, long after its producer's last sign
+    # Given a job that was sealed or stopped long ago
     job = make_job([1], sealed=end == "sealed")
     if end != "sealed":
         with ledger.transaction() as connection:
@@ -132,7 +132,7 @@ def test_a_job_that_is_not_received_any_more_is_not_touched(ledger, make_job, en
     with ledger.reading() as connection:
         before = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
 
-    # When its producer would give another, Then it is told that there is nothing to give it for
+    # When its producer sends a heartbeat, Then that is refused
     assert not touch(ledger, job.id)
     assert not touch(ledger, new_id())
     with ledger.reading() as connection:
@@ -145,17 +145,17 @@ def test_who_is_stopped_is_told_what_is_kept(ledger, make_job):
             add_chunk(connection, job_id, chunk(1, 1))
         return str(stopped.value)
 
-    # Given jobs that were stopped while they were received: one with a key, one without
+    # Given jobs that were stopped while they were submitted: one with a key, one without
     keyed, plain = make_job([1], sealed=False, key="mine"), make_job([1], sealed=False)
     with ledger.transaction() as connection:
         end_job(connection, plain.id, JobState.FAILED, error="It was too much.")
         end_job(connection, keyed.id, JobState.CANCELLED)
 
-    # Then what is classified is kept, of the one with a key as long as nobody uses that
+    # Then what is classified is kept; for the job with a key, until the key is used again
     assert told(plain.id).endswith("being submitted: It was too much; what is classified is kept.")
     assert told(keyed.id).endswith("is kept until something is submitted under the key 'mine' again.")
 
-    # And when somebody did, nothing is
+    # And once the key has been used again, nothing is kept
     with ledger.transaction() as connection:
         assert discard_job(connection, keyed.id)
     assert told(keyed.id).endswith("nothing of it is kept.")
@@ -192,7 +192,7 @@ def test_a_key_belongs_to_one_job(ledger, make_job, champion):
 
 
 def test_two_take_a_key_at_the_same_moment_and_one_gets_it(ledger_url, champion):
-    # Given six producers, each about to open a job with the same key
+    # Given six producers that are about to open a job with the same key
     start = threading.Barrier(6, timeout=30)
 
     def open_it(_number):
@@ -208,7 +208,7 @@ def test_two_take_a_key_at_the_same_moment_and_one_gets_it(ledger_url, champion)
         finally:
             ledger.close()
 
-    # When they all do, Then one has it and the others are told
+    # When all of them do, Then one gets it, and the others get an error
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(open_it, range(6))) == [False] * 5 + [True]
 
@@ -221,16 +221,16 @@ def test_keys_are_told_apart_to_the_letter(ledger, make_job):
 
 
 def test_who_holds_a_key_and_how_far_they_are(ledger, make_job, champion):
-    # Given a key nobody has
+    # Given a key without a job
     assert holder_of(ledger, "mine") is None
 
-    # When its job is being received
+    # When a job with this key is being submitted
     job = make_job([1], sealed=False, key="mine")
     assert holder_of(ledger, "mine") == KeyHolder(
         job.id, receiving=True, sealed=False, fingerprint=None, model_id=champion.id
     )
 
-    # When it is sealed
+    # When the job is sealed
     with ledger.transaction() as connection:
         seal_job(connection, job.id, fingerprint="f" * 64)
     assert holder_of(ledger, "mine") == KeyHolder(
@@ -269,12 +269,12 @@ def test_times_are_utc_and_agree_with_the_clock(ledger, make_job):
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_times_are_utc_whatever_zone_the_database_lives_in(ledger, make_job, postgresql_server, ledger_url):
-    # Given a database whose sessions are in Nepal
+    # Given a database whose sessions use another time zone
     database = sa.make_url(ledger_url).database
     postgresql_server.execute(f"ALTER DATABASE {database} SET timezone = 'Asia/Kathmandu'")
     ledger.engine.dispose()
 
-    # When a job is stored there, Then its times are in UTC
+    # When a job is stored, Then its times are in UTC
     status = status_of(ledger, make_job().id)
     assert status.created_at.utcoffset() == timedelta(0)
     assert abs(status.created_at - datetime.now(UTC)) < timedelta(seconds=30)
@@ -282,7 +282,7 @@ def test_times_are_utc_whatever_zone_the_database_lives_in(ledger, make_job, pos
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_chunk_that_comes_while_its_job_is_stopped_is_dropped_too(ledger, make_job, wait_until_blocked):
-    # Given a producer in the middle of adding a chunk, its transaction still open
+    # Given a producer that has added a chunk and not committed yet
     job = make_job([1], sealed=False)
 
     def cancel():
@@ -293,12 +293,12 @@ def test_a_chunk_that_comes_while_its_job_is_stopped_is_dropped_too(ledger, make
         with ledger.transaction() as connection:
             add_chunk(connection, job.id, chunk(1, 1))
 
-            # When somebody cancels the job at this moment, and waits for the producer's commit
+            # When somebody cancels the job, and waits for the producer's commit
             cancelled = pool.submit(cancel)
             wait_until_blocked()
         assert cancelled.result(30)
 
-    # Then no chunk of the cancelled job waits for a worker
+    # Then no chunk of the cancelled job is pending
     with ledger.reading() as connection:
         states = set(connection.scalars(sa.select(chunks.c.state).where(chunks.c.job_id == job.id)))
     assert states == {ChunkState.DROPPED}

@@ -1,4 +1,4 @@
-"""A stream of images becomes a job: the payload, then the row, then the message; all of it or nothing."""
+"""A submission stores the payload, then the row, then sends the message. If it fails, nothing is left."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def images(count: int, prefix: str = "") -> list[SourceImage]:
 
 @pytest.fixture
 def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be a model
-    """`run(images)` submits them, in chunks of two."""
+    """Return a function: `run(images)` submits them in chunks of two."""
 
     def run(
         source,
@@ -97,9 +97,9 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
 
 
 def test_a_job_is_pinned_to_the_model_that_is_named_or_to_the_champion(run, ledger, make_model, champion):
-    # Given a champion, and another model beside it
+    # Given a champion and another model
     other = make_model(b"other", champion=False)
-    # When images are submitted for that one, and for none, Then each job is pinned to its own
+    # When images are submitted for that model and for none, Then each job is pinned to its own model
     jobs_of = {run(images(3), model_id=other.id).job_id: other.id, run(images(3)).job_id: champion.id}
     with ledger.reading() as connection:
         assert {job_id: job_status(connection, job_id).model for job_id in jobs_of} == jobs_of
@@ -116,14 +116,14 @@ def test_a_model_that_is_not_there_is_refused_before_an_image_is_read(run, nothi
 
 
 def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
-    # Given a job under a key, submitted for the champion
+    # Given a job with a key, submitted for the champion
     other = make_model(b"other", champion=False)
     first = run(images(3), key="mine")
-    # When the same is submitted for that model by its name, for none, or for another one
+    # When the same images are submitted for the champion by id, or for the other model
     assert run(images(3), key="mine", model_id=champion.id).job_id == first.job_id
     with pytest.raises(Conflict, match=f"submitted for model {champion.id}"):
         run(images(3), key="mine", model_id=other.id)
-    # Then it is the same job whoever the champion is by then, but for a model that is named and another one.
+    # Then only another named model conflicts: without one, a new champion changes nothing
     make_model(b"new", champion=True)
     assert run(images(3), key="mine").job_id == first.job_id
 
@@ -146,12 +146,12 @@ def sizes_of(ledger: Ledger, job_id: str) -> list[int]:
 
 
 def files_of(settings: Settings) -> list[Path]:
-    """Every payload file there is, half-written ones included."""
+    """Return every payload file, half-written ones included."""
     return [path for path in (settings.home / "store" / "payloads").rglob("*") if path.is_file()]
 
 
 def folders_of(settings: Settings) -> list[str]:
-    """The jobs that have payloads."""
+    """Return the jobs that have payloads."""
     return [path.name for path in (settings.home / "store" / "payloads").glob("*")]
 
 
@@ -168,13 +168,13 @@ def nothing_is_left(ledger, settings):
     return nothing_is_left
 
 
-# ---- the usual way ------------------------------------------------------------------------------------
+# ---- a complete submission ----------------------------------------------------------------------------
 
 
 def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
     run, ledger, store, broker, settings, champion
 ):
-    # Given five images, one of which could not even be read
+    # Given five images, one of which could not be read
     source = images(5)
     source[3] = SourceImage("3.png", None, ImageError(ErrorCode.SOURCE_MISSING, "permission denied"))
 
@@ -192,7 +192,7 @@ def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
         (4, 1),
     ]
 
-    # And the payloads hold every name and image in order, and the error in its place
+    # And the payloads hold every name and image in order, and the error at its index
     payloads = payloads_of(ledger, store, submitted.job_id)
     assert [name for payload in payloads for name in payload.names] == [f"{n}.png" for n in range(5)]
     contents = [content for payload in payloads for content in payload.contents]
@@ -200,7 +200,7 @@ def test_a_submitted_job_is_in_the_ledger_the_store_and_the_queue(
     assert (contents[3].code, contents[3].detail) == (ErrorCode.SOURCE_MISSING, "permission denied")
     assert len(files_of(settings)) == 3
 
-    # And one wake-up for each chunk waits, which names nothing
+    # And one wake-up waits for each chunk; it names no chunk
     for message in map(json.loads, broker.messages()):
         assert message["headers"]["task"] == CLASSIFY_TASK
         args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
@@ -215,19 +215,19 @@ def priorities_of(ledger, job_id) -> list[int]:
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
-    # Given jobs of at most 64 images in one chunk, and larger ones, when none names a priority
+    # Given a job of 64 images in one chunk, and larger jobs, all without a priority
     small, large, two_chunks = (
         run(images(64), chunk_images=100),
         run(images(65), chunk_images=100),
         run(images(4)),
     )
 
-    # Then only the small one has a higher one
+    # Then only the small job has a raised priority
     assert priorities_of(ledger, small.job_id) == [10]
     assert priorities_of(ledger, large.job_id) == [0]
     assert priorities_of(ledger, two_chunks.job_id) == [0, 0]
 
-    # And a priority that is named is what every chunk gets
+    # And a named priority applies to every chunk
     assert priorities_of(ledger, run(images(4), priority=-7).job_id) == [-7, -7]
 
 
@@ -259,12 +259,11 @@ def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkey
     ("count", "sizes"), [(64, [64]), (65, [64, 1]), (400, [64, 120, 181, 35])], ids=lambda given: f"{given}"
 )
 def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
-    # Given images of ten bytes, and one for the name, and first chunks of less than 64 of them
+    # Given images of ten bytes with one-byte names, and a first chunk limit of fewer than 64 such images
     monkeypatch.setattr(chunking, "FIRST_BYTES", 660)
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2_000)
 
-    # When as many are submitted as make a small job, Then that is one chunk; where they are more, the chunks
-    # become larger and larger, until the most
+    # When a small job is submitted, Then it is one chunk; the chunks of larger jobs grow up to the maximum
     ten = [image(f"{n % 10}", b"x" * 10) for n in range(count)]
     assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == sizes
 
@@ -274,31 +273,29 @@ def test_chunks_hold_as_many_bytes_as_they_may(run, ledger, monkeypatch):
     # Given chunks of at most ten bytes
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 10)
 
-    # When images of these sizes are submitted
+    # When images of these sizes are submitted; one byte of each is its name
     sizes = [4, 6, 1, 25, 5, 6, 10, 1, 1, 1]
-    # each with a byte of them in its name
     named = [image(f"{n}", b"x" * (size - 1)) for n, size in enumerate(sizes)]
     job_id = run(named, chunk_images=100).job_id
 
-    # Then a chunk is closed before it would grow over it; what is larger goes alone; what is empty goes along
+    # Then a chunk closes before it would exceed the limit, and a larger image is alone in its chunk
     assert sizes_of(ledger, job_id) == [2, 1, 1, 1, 1, 1, 3]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_names_fill_chunks_too_and_are_no_bytes_of_the_job(run, ledger, monkeypatch):
-    # Given chunks of at most ten bytes, when images are submitted that are nothing but names, one of them of
-    # three letters with two bytes each
+    # Given chunks of at most ten bytes, and images without content; one name has three two-byte letters
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 10)
     names = ["aaaaa", "bbbbb", "ccccc", "\u00e9\u00e9\u00e9", "dd", "ee"]
     job_id = run([image(name, b"") for name in names], chunk_images=100, limits=JobLimits(max_bytes=1)).job_id
 
-    # Then the chunks are full of names, and the job is within its limit of bytes
+    # Then the names fill the chunks, but do not count against the job's limit of bytes
     assert sizes_of(ledger, job_id) == [2, 1, 3]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_images_are_read_no_further_than_the_chunk_at_hand(run):
-    # Given images that are counted as they are read
+    # Given a source that counts the images it yields
     read = []
 
     def source() -> Iterator[SourceImage]:
@@ -306,14 +303,14 @@ def test_images_are_read_no_further_than_the_chunk_at_hand(run):
             read.append(one)
             yield one
 
-    # When they are submitted, Then memory holds one chunk, and the image that did not fit in any more
+    # When they are submitted, Then at most one chunk and the next image have been read
     seen = []
     run(source(), on_progress=lambda stored: seen.append((stored, len(read))))
     assert seen == [(2, 3), (4, 5), (6, 7), (7, 7)]
 
 
 def test_workers_that_are_faster_than_the_producer(run, ledger, worker):
-    # Given workers that finish each chunk as soon as it is there
+    # Given a worker that finishes each chunk as soon as it is stored
     def work(_stored):
         with ledger.reading() as connection:
             [job] = latest_jobs(connection, limit=1)
@@ -330,7 +327,7 @@ def test_workers_that_are_faster_than_the_producer(run, ledger, worker):
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with three files, that look like images by their names."""
+    """Return a folder with three files that are named like images."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     for name in ("a.png", "b.png", "deep/c.png"):
@@ -341,14 +338,14 @@ def photos(tmp_path: Path) -> Path:
 def test_by_reference_a_payload_says_where_images_are_and_holds_none_of_their_bytes(
     run, ledger, store, settings, photos
 ):
-    # Given a folder below a root, with a symlink within it and one that leaves it
+    # Given a folder below a root, with one symlink to a file inside and one that leads out
     (photos / "deep" / "d.png").symlink_to("../a.png")
     (photos / "deep" / "e.png").symlink_to("/etc/hostname")
 
     # When it is submitted by reference
     submitted = run(Sources([str(photos)]), by_reference=Roots([str(photos.parent)]), chunk_images=100)
 
-    # Then the payload has each image's place, SHA-256 and size, and the error of the one that has none
+    # Then the payload has each image's path, SHA-256 and size, and an error for the link that leads out
     [payload] = payloads_of(ledger, store, submitted.job_id)
     assert payload.names == [
         f"{photos}/{name}" for name in ("a.png", "b.png", *map("deep/{}.png".format, "cde"))
@@ -360,18 +357,18 @@ def test_by_reference_a_payload_says_where_images_are_and_holds_none_of_their_by
     ]
     assert payload.contents[4].code == ErrorCode.SOURCE_FORBIDDEN
 
-    # And it is small
+    # And the payload is small
     [file] = files_of(settings)
     assert b"the pixels" not in file.read_bytes()
     assert file.stat().st_size < 2000
 
 
 def test_what_lies_outside_of_the_roots_is_refused_with_all_of_its_submission(run, nothing_is_left, photos):
-    # Given a job whose first chunks lie below the root, and whose last image does not
+    # Given a job whose first chunks are below the root, and whose last image is not
     inside = Sources([str(photos / "deep")] * 3)
     outside = Sources([str(photos / "a.png")])
 
-    # When it is submitted, Then it is said which file, which setting, and what to do, and nothing is stored
+    # When it is submitted, Then the error names file, setting and remedy, and nothing is stored
     def source() -> Iterator[SourceImage]:
         yield from inside
         yield from outside
@@ -401,7 +398,7 @@ def test_what_is_in_an_archive_cannot_be_submitted_by_reference(run, nothing_is_
     with zipfile.ZipFile(archive, "w") as file:
         file.write(photos / "a.png", "a.png")
 
-    # When it is submitted by reference, Then it is said what to do
+    # When it is submitted by reference, Then the error says what to do
     with pytest.raises(SourceError, match=r"all\.zip/a\.png is a part of a file.*unpack it"):
         run(Sources([str(archive)]), by_reference=Roots([str(photos)]))
     assert nothing_is_left()
@@ -409,12 +406,12 @@ def test_what_is_in_an_archive_cannot_be_submitted_by_reference(run, nothing_is_
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger, photos, monkeypatch):
-    # Given chunks of at most twice as many bytes as the first image has, and its name
+    # Given chunks of at most twice the size of the first image and its name
     first = photos / "a.png"
     size = first.stat().st_size + len(str(first))
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2 * size)
 
-    # When the same is submitted in both ways, Then it is divided alike: a worker reads the bytes in both
+    # When they are submitted both ways, Then the chunks are alike: a worker reads the same bytes
     roots = Roots([str(photos)])
     sizes = [
         sizes_of(ledger, run(Sources([str(photos)]), chunk_images=100, by_reference=way).job_id)
@@ -430,7 +427,7 @@ def test_what_is_fetched_from_urls_comes_in_smaller_chunks(run, ledger, monkeypa
     monkeypatch.setattr(chunking, "MAX_CHUNK_URLS", 2)
     source = [SourceImage(f"{n}.png", b"x", None, f"memory://bucket/{n}.png") for n in range(5)]
 
-    # When they are submitted, Then that is how chunks are; but smaller ones stay as they are
+    # When they are submitted, Then no chunk has more than two; a smaller chunk size still applies
     assert sizes_of(ledger, run(source, chunk_images=100, by_reference=roots).job_id) == [2, 2, 1]
     assert sizes_of(ledger, run(source, chunk_images=1, by_reference=roots).job_id) == [1] * 5
 
@@ -444,12 +441,12 @@ def test_the_client_submits_what_an_object_store_holds(settings, ledger, store):
         bucket.pipe_file(f"/shelf/{name}", name.encode())
     settings = settings.model_copy(update={"reference_roots": ("memory://shelf",)})
 
-    # When the client submits them, by their bytes and by reference
+    # When the client submits them by value and by reference
     with Client(settings) as client:
         by_value = client.submit("memory://shelf/")
         by_reference = client.submit("memory://shelf/", by_reference=True)
 
-    # Then the payloads have the bytes, or what leads a worker to them
+    # Then the payloads hold the bytes, or references from which a worker reads the same bytes
     [payload] = payloads_of(ledger, store, by_value)
     assert payload == (["memory://shelf/a.png", "memory://shelf/deep/b.png"], [b"a.png", b"deep/b.png"])
     [referring] = payloads_of(ledger, store, by_reference)
@@ -463,10 +460,10 @@ def test_the_same_content_by_reference_or_not_is_the_same_under_a_key(run, job_c
     roots = {False: None, True: Roots([str(photos)])}
     job_id = run(Sources([str(photos)]), key="mine", by_reference=roots[first]).job_id
 
-    # When the same content comes in the other way, Then it is the same job
+    # When the same content is submitted the other way, Then it is the same job
     assert run(Sources([str(photos)]), key="mine", by_reference=roots[not first]).job_id == job_id
 
-    # And other content is not
+    # And other content conflicts either way
     (photos / "b.png").write_bytes(b"other pixels")
     for way in roots.values():
         with pytest.raises(Conflict):
@@ -474,11 +471,11 @@ def test_the_same_content_by_reference_or_not_is_the_same_under_a_key(run, job_c
     assert job_count() == 1
 
 
-# ---- the order ----------------------------------------------------------------------------------------
+# ---- the order of writes ------------------------------------------------------------------------------
 
 
 class LookingStore(Store):
-    """Keeps the payload, having called `before` with its key."""
+    """A store that calls `before` with the key before it writes a payload."""
 
     def __init__(self, url, before):
         super().__init__(url)
@@ -490,7 +487,7 @@ class LookingStore(Store):
 
 
 class LookingPublisher(Publisher):
-    """Sends wake-ups, having called `before`."""
+    """A publisher that calls `before` before it sends wake-ups."""
 
     def __init__(self, app, before):
         super().__init__(app)
@@ -502,7 +499,7 @@ class LookingPublisher(Publisher):
 
 
 def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settings, app, store):
-    # Given somebody else who looks into ledger and store at every step
+    # Given an observer that reads ledger and store at every step
     onlooker = Ledger(ledger_url)
     steps = []
 
@@ -526,7 +523,7 @@ def test_first_the_payload_then_the_row_then_the_message(run, ledger_url, settin
     )
     onlooker.close()
 
-    # Then no row is there before its payload is, and no message before its row is committed
+    # Then the payload exists before its row, and the row is committed before its message
     assert steps == [("payload", None), ("message", "pending")] * 2
 
 
@@ -546,7 +543,7 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, not
         pytest.fail("nobody needs these images")
         yield
 
-    # When something is submitted, Then it is said what is missing
+    # When images are submitted, Then the error says what to do
     with pytest.raises(NotFound, match="labelmill train"):
         submit(source(), ledger=ledger, store=store, publisher=publisher, chunk_images=2)
     assert nothing_is_left()
@@ -554,23 +551,23 @@ def test_without_a_model_nothing_is_read_or_stored(ledger, store, publisher, not
 
 
 def test_a_job_may_have_as_many_images_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
-    # Given seven images, and a limit of six: three chunks are stored before the seventh comes
+    # Given a limit of six images, and a seventh image after three stored chunks
     stored = []
     with pytest.raises(SourceError, match=r"more than 6 images.*LABELMILL_MAX_JOB_IMAGES higher"):
         run(images(7), limits=JobLimits(max_images=6), on_progress=stored.append)
 
-    # Then they were, and they are not any more
+    # Then the three chunks are removed again
     assert stored == [2, 4, 6]
     assert nothing_is_left()
 
-    # And with one less, or a limit one higher, it is a job
+    # And six images, or a limit of seven, make a job
     assert run(images(6), limits=JobLimits(max_images=6)).images == 6
     assert run(images(7), limits=JobLimits(max_images=7)).images == 7
     assert job_count() == 2
 
 
 def test_a_job_may_have_as_many_bytes_as_are_allowed_and_not_one_more(run, nothing_is_left, job_count):
-    # Given images of 1,000 bytes, an error among them, which has none
+    # Given images of 1,000 bytes, and an error, which counts no bytes
     missing = SourceImage("missing.png", None, ImageError(ErrorCode.SOURCE_MISSING))
     four = [image("1.png", b"1" * 1000), image("2.png", b"2" * 1000), missing, image("3.png", b"3" * 1000)]
     with pytest.raises(SourceError, match=r"more than 2,999 bytes.*LABELMILL_MAX_JOB_BYTES higher"):
@@ -582,13 +579,13 @@ def test_a_job_may_have_as_many_bytes_as_are_allowed_and_not_one_more(run, nothi
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_job_over_its_limits_by_reference_or_under_a_key_is_refused_as_well(run, nothing_is_left, photos):
-    # Given images whose bytes stay where they are, of which a worker reads as many all the same
+    # Given images by reference: their bytes count too, because a worker reads them
     size = sum(path.stat().st_size for path in photos.iterdir())
     with pytest.raises(SourceError, match="LABELMILL_MAX_JOB_BYTES"):
         run(Sources([str(photos)]), by_reference=Roots([str(photos)]), limits=JobLimits(max_bytes=size - 1))
     assert nothing_is_left()
 
-    # And a job whose key has one already, of the same images
+    # And a limit also applies if the key already has a job with the same images
     run(images(3), key="mine")
     with pytest.raises(SourceError, match="LABELMILL_MAX_JOB_IMAGES"):
         run(images(3), key="mine", limits=JobLimits(max_images=2))
@@ -596,14 +593,14 @@ def test_a_job_over_its_limits_by_reference_or_under_a_key_is_refused_as_well(ru
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, nothing_is_left, tmp_path):
-    # Given an archive with good images, and after them what unpacks to a thousand times its size
+    # Given an archive of good images, followed by one that unpacks to a thousand times its size
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(6):
             archive.writestr(f"{number}.png", b"pixels")
         archive.writestr("bomb.png", bytes(20_000_000))
 
-    # When it is submitted, then its good images were stored, and are not any more
+    # When it is submitted, then the good images that were stored are removed again
     stored = []
     with pytest.raises(SourceError, match="LABELMILL_MAX_ARCHIVE_EXPANSION"):
         run(Sources([str(path)]), on_progress=stored.append)
@@ -611,11 +608,11 @@ def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, n
     assert nothing_is_left()
 
 
-# ---- what breaks --------------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------------
 
 
 def breaks_after(count: int, happens) -> Iterator[SourceImage]:
-    """Images, in whose midst something happens."""
+    """Yield images, and call `happens` in the middle."""
     yield from images(count)
     happens()
     yield from images(3, prefix="more ")
@@ -631,35 +628,35 @@ def raises(error: BaseException):
 @pytest.mark.parametrize("error", [ValueError("a broken archive"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_submission_that_is_interrupted_leaves_nothing(run, nothing_is_left, error, count):
-    # Given images whose source breaks before, or after, chunks have been stored
-    # When they are submitted, Then the error comes through and nothing is left
+    # Given a source that fails before or after chunks have been stored
+    # When the images are submitted, Then the error is raised and nothing is left
     with pytest.raises(type(error)):
         run(breaks_after(count, raises(error)), key="mine")
     assert nothing_is_left()
 
-    # And the same can be submitted anew, under the same key
+    # And the same images can be submitted under the same key
     assert run(images(5), key="mine").new
 
 
 def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run, monkeypatch):
-    # Given a ledger that is away when a submission that was interrupted is to be taken back
+    # Given a ledger that is unavailable when an interrupted submission is taken back
     def away(*_: object, **__: object) -> bool:
         raise Unavailable("The ledger cannot be reached: database is locked")
 
     monkeypatch.setattr("producer.submit._Submitter._take_back", away)
-    # When that happens, Then it is the interruption that comes through
+    # When the submission is interrupted, Then the interruption is what is raised
     with pytest.raises(KeyboardInterrupt):
         run(breaks_after(5, raises(KeyboardInterrupt())))
 
 
 def test_an_interruption_that_leaves_a_transaction_open_leaves_nothing(run, ledger, nothing_is_left):
-    # Given Ctrl-C at the moment at which a transaction is about to end: nobody ends it
+    # Given Ctrl-C just before a transaction ends, so that it stays open
     def interrupt(_images: int) -> None:
         transaction = ledger.transaction()
         transaction.__enter__()
         raise KeyboardInterrupt
 
-    # When a submission is broken off by it, Then it is taken back, and waits for nobody
+    # When that interrupts a submission, Then the job is taken back without waiting for the transaction
     with pytest.raises(KeyboardInterrupt):
         run(images(5), on_progress=interrupt)
     assert nothing_is_left()
@@ -682,7 +679,7 @@ def test_a_store_that_cannot_be_written_leaves_nothing(run, nothing_is_left, tmp
 
 
 def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, settings):
-    # Given a store that becomes unwritable when two chunks are in it
+    # Given a store that becomes unwritable after two chunks
     def break_the_store():
         [folder] = (settings.home / "store" / "payloads").iterdir()
         for path in folder.iterdir():
@@ -690,7 +687,7 @@ def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, s
         folder.rmdir()
         folder.write_bytes(b"in the way")
 
-    # When a job is submitted, Then no row is left of it
+    # When a job is submitted, Then no row of it is left
     with pytest.raises(Unavailable, match="store"):
         run(breaks_after(5, break_the_store))
     with ledger.reading() as connection:
@@ -698,7 +695,7 @@ def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, s
         assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 0
 
 
-#: A database that refuses a job's later chunks.
+#: Make the database refuse a job's later chunks.
 REFUSE_LATER_CHUNKS = {
     "sqlite": [
         "CREATE TRIGGER refuse BEFORE INSERT ON chunks WHEN NEW.first_index > 2 "
@@ -714,12 +711,12 @@ REFUSE_LATER_CHUNKS = {
 
 
 def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_left):
-    # Given a database that takes two chunks and no more
+    # Given a database that accepts only two chunks
     with ledger.transaction() as connection:
         for statement in REFUSE_LATER_CHUNKS[connection.dialect.name]:
             connection.exec_driver_sql(statement)
 
-    # When a job of three is submitted, Then neither row nor payload is left
+    # When a job of three chunks is submitted, Then neither a row nor a payload is left
     with pytest.raises(sa.exc.DBAPIError, match="refused"):
         run(images(6))
     assert nothing_is_left()
@@ -730,7 +727,7 @@ def test_a_ledger_that_breaks_halfway_leaves_nothing(run, ledger, nothing_is_lef
 def test_a_last_commit_that_breaks_off_is_read_back(
     run, ledger, store, monkeypatch, nothing_is_left, sealed, count
 ):
-    # Given a connection that breaks in the COMMIT that seals the job, after it went through or before
+    # Given a connection that breaks during the COMMIT that seals the job, after or before it takes effect
     real = Ledger.transaction
     broken: list[bool] = []
 
@@ -748,7 +745,7 @@ def test_a_last_commit_that_breaks_off_is_read_back(
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
 
-    # When a job is submitted, Then it is there with all it needs, or an error and nothing at all
+    # When a job is submitted, Then it is complete, or there is an error and nothing is left
     if sealed:
         job = run(images(count))
         assert job.images == count
@@ -767,7 +764,7 @@ def test_a_last_commit_that_breaks_off_is_read_back(
 
 @pytest.mark.parametrize("key", [None, "mine"])
 def test_a_job_takes_one_commit_a_chunk(run, monkeypatch, key):
-    # Given somebody who counts transactions
+    # Given a count of the transactions
     real = Ledger.transaction
     begun: list[Ledger] = []
 
@@ -777,25 +774,25 @@ def test_a_job_takes_one_commit_a_chunk(run, monkeypatch, key):
 
     monkeypatch.setattr(Ledger, "transaction", counting)
 
-    # When jobs of one chunk and of two are submitted, Then it is one for each chunk
+    # When jobs of one and of two chunks are submitted, Then each chunk takes one transaction
     first = run(images(2), key=key)
     assert len(begun) == 1
     run(images(3))
     assert len(begun) == 1 + 2
 
-    # And the small one is there as any other
+    # And the job of one chunk can be found by its key
     if key:
         assert run(images(2), key=key) == first._replace(new=False)
 
 
 def test_a_job_cancelled_while_it_is_submitted(run, ledger):
-    # Given somebody who cancels the job after its first chunk
+    # Given a job that is cancelled after its first chunk
     def cancel():
         with ledger.transaction() as connection:
             [job] = latest_jobs(connection, limit=1)
             end_job(connection, job.id, JobState.CANCELLED)
 
-    # When its producer goes on, Then it is told, and the job is there, cancelled, with what it had
+    # When its producer goes on, Then it raises Stopped, and the cancelled job keeps its first chunk
     with pytest.raises(Stopped, match="stopped"):
         run(breaks_after(3, cancel))
     with ledger.reading() as connection:
@@ -803,7 +800,7 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     assert (job.state, job.total) == (JobState.CANCELLED, 2)
 
 
-# ---- a producer that is slow --------------------------------------------------------------------------
+# ---- a slow producer ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -817,7 +814,7 @@ def signs_are_given() -> bool:
 
 @pytest.mark.usefixtures("signs_come_fast")
 def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_count):
-    # Given paths that come through a pipe: two, which make one chunk, and then none for long
+    # Given a pipe that delivers two paths, enough for one chunk, and then nothing for a while
     reading, writing = os.pipe()
     with (
         ThreadPoolExecutor(1) as pool,
@@ -828,11 +825,11 @@ def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_
         paths.write(f"{photos}/a.png\n{photos}/b.png\n")
         until(lambda: job_count() == 1, "the first chunk", seconds=30)
 
-        # When its job's row looks as if its producer had been silent for a quarter of an hour
+        # When the row looks as if the producer had been silent for a quarter of an hour
         with ledger.transaction() as connection:
             connection.execute(jobs.update().values(touched_at=db_now(-900)))
 
-        # Then the next sign comes all the same: nobody fails the job or takes its key
+        # Then the next heartbeat still counts: nobody fails the job or takes its key
         def is_alive() -> bool:
             with ledger.reading() as connection:
                 return find_key(connection, "mine").receiving
@@ -841,7 +838,7 @@ def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_
         with ledger.transaction() as connection:
             assert fail_abandoned_jobs(connection) == []
 
-        # And when the last path has come, the job is whole
+        # And when the last path arrives, the job is complete
         paths.write(f"{photos}/deep/c.png\n")
         paths.close()
         assert submitting.result(30).images == 3
@@ -849,7 +846,7 @@ def test_a_producer_that_waits_for_its_source_is_alive(run, ledger, photos, job_
 
 
 def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, job_count):
-    # Given images that look around while they are read, two to a chunk
+    # Given images that record, as they are read, whether a job and heartbeats exist; two to a chunk
     seen: list[tuple[int, bool]] = []
 
     def source() -> Iterator[SourceImage]:
@@ -857,17 +854,17 @@ def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, jo
             seen.append((job_count(), signs_are_given()))
             yield one
 
-    # When they are submitted, Then there is a job when the third was read, and from then on heartbeats
+    # When they are submitted, Then the job and its heartbeats begin once the third image has been read
     run(source())
     assert seen == [(0, False), (0, False), (0, False), (1, True)]
 
 
 def test_who_shows_the_progress_may_take_long(run):
-    # Given somebody to whom the progress is told, as a terminal that stands still
+    # Given a progress callback that records whether heartbeats are running; a slow one may block
     seen: list[bool] = []
 
-    # When a job is submitted, Then heartbeats are given from its first chunk on; with its last it is
-    # received as a whole, and so is a job of one chunk
+    # When a job is submitted, Then heartbeats run from the first chunk until the last, after which the job
+    # is complete; a job of one chunk needs none
     run(images(5), on_progress=lambda _: seen.append(signs_are_given()))
     assert seen == [True, True, False]
     run(images(2), on_progress=lambda _: seen.append(signs_are_given()))
@@ -881,7 +878,7 @@ def test_who_shows_the_progress_may_take_long(run):
     ids=["sealed", "taken back"],
 )
 def test_signs_end_before_the_job_is_received_no_more(run, monkeypatch, step, happens):
-    # Given somebody who looks when the job is sealed, or taken back
+    # Given a look at the heartbeats when the job is sealed or taken back
     real = getattr(submit_module, step)
     seen: list[bool] = []
 
@@ -891,7 +888,7 @@ def test_signs_end_before_the_job_is_received_no_more(run, monkeypatch, step, ha
 
     monkeypatch.setattr(submit_module, step, look)
 
-    # When a submission comes to its end, or is interrupted, Then no sign is given any more
+    # When a submission ends or is interrupted, Then the heartbeats have already stopped
     with contextlib.suppress(KeyboardInterrupt):
         run(breaks_after(5, happens))
     assert seen == [False]
@@ -899,7 +896,7 @@ def test_signs_end_before_the_job_is_received_no_more(run, monkeypatch, step, ha
 
 @pytest.mark.usefixtures("signs_come_fast")
 def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
-    # Given somebody who cancels the job while its producer waits for its source
+    # Given a job that is cancelled while its producer waits for its source
     def cancel():
         assert signs_are_given()
         with ledger.transaction() as connection:
@@ -907,24 +904,24 @@ def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
             end_job(connection, job.id, JobState.CANCELLED)
         until(lambda: not signs_are_given(), "the last sign", seconds=30)
 
-    # When the source goes on, Then its producer is told as ever
+    # When the source goes on, Then the producer raises Stopped as usual
     with pytest.raises(Stopped, match="what is classified is kept"):
         run(breaks_after(3, cancel))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SourceError("the disk is gone")], ids=repr)
 def test_a_job_that_was_stopped_stays_however_its_submission_ends(run, ledger, error):
-    # Given somebody who cancels the job while its producer waits for its source, of which nothing more comes
+    # Given a job that is cancelled while its producer waits for a source that yields nothing more
     def cancel_and_break():
         with ledger.transaction() as connection:
             [job] = latest_jobs(connection, limit=1)
             end_job(connection, job.id, JobState.CANCELLED)
         raise error
 
-    # When the source then ends with an error, or somebody presses Ctrl-C
+    # When the source then raises an error, or the user presses Ctrl-C
     with pytest.raises(type(error)):
         run(breaks_after(3, cancel_and_break))
-    # Then the job is there, as it was stopped.
+    # Then the cancelled job is still there
     with ledger.reading() as connection:
         [job] = latest_jobs(connection, limit=1)
     assert (job.state, job.submitted_at) == (JobState.CANCELLED, None)
@@ -932,7 +929,7 @@ def test_a_job_that_was_stopped_stays_however_its_submission_ends(run, ledger, e
 
 @pytest.mark.usefixtures("signs_come_fast")
 def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run, ledger, monkeypatch):
-    # Given signs that find the ledger away for good, and somebody who cancels the job
+    # Given heartbeats that never reach the ledger, and a job that is cancelled
     def away(*_: object) -> bool:
         raise Unavailable
 
@@ -950,7 +947,7 @@ def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run
 
 @pytest.mark.usefixtures("signs_come_fast")
 def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
-    # Given a ledger that is away for the first three signs
+    # Given a ledger that is unavailable for the first three heartbeats
     real = heartbeat.touch_job
     lost: list[bool] = []
     given = threading.Event()
@@ -964,7 +961,7 @@ def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
 
     monkeypatch.setattr(heartbeat, "touch_job", away_at_first)
 
-    # When a producer waits, Then another one is given, and its job is submitted
+    # When the producer waits, Then a later heartbeat succeeds, and the job is submitted
     assert run(breaks_after(3, lambda: given.wait(30))).images == 6
     assert given.is_set()
 
@@ -973,12 +970,12 @@ def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
 def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     run, ledger_url, nothing_is_left, monkeypatch
 ):
-    # Given a ledger where who waits for a lock, or stands still with it, may do so for longer than usual
+    # Given a ledger with long time limits for locks
     monkeypatch.setattr("jobs.ledger.database.STANDSTILL_SECONDS", 120)
     monkeypatch.setattr("jobs.ledger.database.SQLITE_BUSY_SECONDS", 120)
     own = Ledger(ledger_url)
 
-    # And Ctrl-C in a transaction that holds the job's row, or all of SQLite, and a sign that waits for it
+    # And Ctrl-C in a transaction that holds the job's row, for which a heartbeat waits
     def interrupt(_images: int) -> None:
         transaction = own.transaction()
         connection = transaction.__enter__()
@@ -986,7 +983,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
         time.sleep(0.2)
         raise KeyboardInterrupt
 
-    # When the submission is broken off by it, Then it is taken back at once: nobody waits for the other
+    # When that interrupts the submission, Then the job is taken back at once: neither waits for the other
     began = time.monotonic()
     with contextlib.closing(own), pytest.raises(KeyboardInterrupt):
         run(images(5), ledger=own, on_progress=interrupt)
@@ -994,14 +991,14 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     assert nothing_is_left()
 
 
-# ---- a broker that is away ----------------------------------------------------------------------------
+# ---- an unavailable broker ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_without_a_broker_the_job_is_stored_all_the_same(
     run, ledger, settings, short_folder, broker, monkeypatch
 ):
-    # Given a broker that is not there
+    # Given a broker that cannot be reached
     away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
     publisher = Publisher(away)
     asked: list[None] = []
@@ -1017,7 +1014,7 @@ def test_without_a_broker_the_job_is_stored_all_the_same(
     submitted = run(images(9), publisher=publisher)
     away.close()
 
-    # Then it is in the ledger, the broker was waited for once, and the publisher knows that it was not heard
+    # Then the job is in the ledger, the broker was tried once, and the publisher reports it unavailable
     with ledger.reading() as connection:
         status = job_status(connection, submitted.job_id)
     assert (status.state, status.total) == (JobState.RUNNING, 9)
@@ -1031,7 +1028,7 @@ def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
     # Given room for three messages
     monkeypatch.setattr(queue, "MAX_WAITING", 3)
 
-    # When a job of five chunks is submitted, Then the rest of them waits in the ledger
+    # When a job of five chunks is submitted, Then the other two wait in the ledger only
     job_id = run(images(10)).job_id
     assert sizes_of(ledger, job_id) == [2] * 5
     assert broker.waiting() == 3
@@ -1042,7 +1039,7 @@ def test_a_publisher_with_a_broker_is_available(run, publisher):
     assert not publisher.unavailable
 
 
-# ---- one job to a key ---------------------------------------------------------------------------------
+# ---- submission keys ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -1061,9 +1058,9 @@ def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, set
     first = run(source, key="mine")
     files, messages = files_of(settings), broker.waiting()
 
-    # When the same content comes again: as it was, in another order, in other chunks
+    # When the same content is submitted again: unchanged, in another order, in other chunks
     for again, size in ((source, 2), (source[::-1], 2), (source[2:] + source[:2], 100)):
-        # Then it is the same job, and nothing new was stored or rung for
+        # Then it is the same job, and nothing is stored or published
         assert run(again, key="mine", chunk_images=size) == Submitted(first.job_id, 5, new=False)
     assert job_count() == 1
     assert files_of(settings) == files
@@ -1104,7 +1101,7 @@ def test_other_content_under_the_same_key_is_refused(run, job_count, settings, o
     first = run(images(5), key="mine")
     files = files_of(settings)
 
-    # When other content comes under its key, Then it is refused, the job named, and nothing is stored
+    # When other content is submitted under its key, Then the error names the job, and nothing is stored
     with pytest.raises(Conflict, match=f"(?s)'mine'.*{first.job_id}"):
         run(other, key="mine")
     assert job_count() == 1
@@ -1120,10 +1117,10 @@ def test_an_error_is_not_an_image_that_spells_it(run):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 def test_images_that_are_there_twice_do_not_cancel_each_other(run):
-    # Given a job with an image twice
+    # Given a job that contains an image twice
     run([*images(1), image("x.png", b"x"), image("x.png", b"x")], key="mine")
 
-    # When there is another one twice in its place, or none, Then that is other content
+    # When the pair is replaced by another pair or left out, Then that is other content
     for twice in ([image("y.png", b"y")] * 2, []):
         with pytest.raises(Conflict):
             run([*images(1), *twice], key="mine")
@@ -1143,7 +1140,7 @@ def test_an_empty_submission_under_a_known_key_is_refused(run):
 
 
 def test_two_submit_under_one_key_at_once_and_it_is_one_job(run, ledger_url, settings, broker, job_count):
-    # Given four producers with the same content, who begin together
+    # Given four producers with the same content that start together
     start = threading.Barrier(4, timeout=30)
 
     def source() -> Iterator[SourceImage]:
@@ -1164,7 +1161,7 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(run, ledger_url, set
     with ThreadPoolExecutor(4) as pool:
         submitted = list(pool.map(produce, range(4)))
 
-    # Then it is one job, once, and all have its id
+    # Then there is one job, and all four have its id
     [job_id] = {one.job_id for one in submitted}
     assert sorted(one.new for one in submitted) == [False, False, False, True]
     assert job_count() == 1
@@ -1174,7 +1171,7 @@ def test_two_submit_under_one_key_at_once_and_it_is_one_job(run, ledger_url, set
 
 
 def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch):
-    # Given a producer that has begun, and goes on a while after it is waited for
+    # Given a producer that is submitting, and goes on for a while after another one waits for it
     monkeypatch.setattr(submit_module, "_KEY_POLL_SECONDS", 0.01)
     begun, waited_for, looked = threading.Event(), threading.Event(), threading.Semaphore(0)
     said: list[str] = []
@@ -1190,7 +1187,7 @@ def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch)
         yield from images(5)
         begun.set()
         assert waited_for.wait(30)
-        for _ in range(20):  # looks, of which none may say it again
+        for _ in range(20):  # polls, none of which may report the wait again
             assert looked.acquire(timeout=30)
 
     def say(job_id: str) -> None:
@@ -1201,14 +1198,14 @@ def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch)
         other = pool.submit(run, source(), key="mine")
         assert begun.wait(30)
 
-        # When another submits the same under the same key, Then it says whom it waits for, and has that job
+        # When another one submits the same content, Then it reports the wait once and gets that job
         submitted = run(images(5), key="mine", on_wait=say)
     assert said == [submitted.job_id] == [other.result().job_id]
     assert not submitted.new
 
 
 def test_a_key_taken_between_the_look_and_the_insert(run, settings, job_count):
-    # Given a producer that is overtaken while it stores its first payload, having found its key free
+    # Given a producer that found its key free, and is overtaken while it stores its first payload
     overtaking: list[Submitted] = []
 
     def be_overtaken(_key):
@@ -1218,7 +1215,7 @@ def test_a_key_taken_between_the_look_and_the_insert(run, settings, job_count):
     # When it then opens its job
     submitted = run(images(5), key="mine", store=LookingStore(settings.store, be_overtaken))
 
-    # Then it has the other one's job, and nothing is left of its own
+    # Then it gets the other producer's job, and leaves nothing of its own
     assert submitted == Submitted(overtaking[0].job_id, 5, new=False)
     assert job_count() == 1
     assert folders_of(settings) == [submitted.job_id]
@@ -1238,7 +1235,7 @@ def test_a_key_taken_meanwhile_by_other_content(run, settings, job_count):
 
 
 def test_who_comes_while_the_first_is_still_at_it_waits(run, ledger_url, settings, job_count):
-    # Given a producer that is in the middle of a job with a key
+    # Given a producer in the middle of a job with a key
     halfway, go_on = threading.Event(), threading.Event()
 
     def pause():
@@ -1259,21 +1256,21 @@ def test_who_comes_while_the_first_is_still_at_it_waits(run, ledger_url, setting
             first = pool.submit(produce, breaks_after(3, pause))
             assert halfway.wait(30)
 
-            # When another one submits the same, Then it waits for the first
+            # When another one submits the same content, Then it waits for the first
             second = pool.submit(produce, breaks_after(3, lambda: None))
             time.sleep(0.3)
             assert not second.done()
         finally:
             go_on.set()
 
-        # And has its job, once that is complete
+        # And gets the same job, once that is complete
         assert first.result(30).new
         assert second.result(30) == Submitted(first.result().job_id, 6, new=False)
     assert job_count() == 1
 
 
 def test_a_killed_producers_job_can_be_submitted_again(run, ledger, store, settings, champion, job_count):
-    # Given what a producer leaves that was killed after its first chunk, some time ago
+    # Given what remains of a producer that was killed some time ago, after its first chunk
     job_id, chunk_id = new_id(), new_id()
     store.put(payload_key(job_id, chunk_id), b"half a job")
     with ledger.transaction() as connection:
@@ -1281,10 +1278,10 @@ def test_a_killed_producers_job_can_be_submitted_again(run, ledger, store, setti
         add_chunk(connection, job_id, NewChunk(chunk_id, 0, 2, payload_key(job_id, chunk_id), "0" * 64))
         connection.execute(jobs.update().values(touched_at=db_now(-ABANDONED_SECONDS - 1)))
 
-    # When the same is submitted again
+    # When the same content is submitted again
     submitted = run(images(5), key="mine")
 
-    # Then it is a new job, and nothing is left of the old one
+    # Then it is a new job, and nothing of the old one is left
     assert submitted.new
     assert submitted.job_id != job_id
     assert job_count() == 1

@@ -1,6 +1,4 @@
-"""What people see of names that somebody else gave: written out, never obeyed by the terminal, on both
-databases.
-"""
+"""Names given by others are printed escaped, so that the terminal never obeys them, on both databases."""
 
 from __future__ import annotations
 
@@ -41,23 +39,22 @@ from tests.conftest import Job, JobMaker, Worker
 from tests.kerasfile import keras_file
 from worker.learning.mnist import Mnist
 
-#: Three classes that a terminal would obey: a colour, said in two ways, and the cursor a line up. And one
-#: that rich would.
+#: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
 CLASSES = ("\x1b[31mred", "\x9b31mred too", "up\x1b[1A", "[red]tin[/red]")
 WRITTEN_OUT = ("\\x1b[31mred", "\\x9b31mred too", "up\\x1b[1A", "[red]tin[/red]")
 
-#: Images of each class: enough for a model's health to be told.
+#: Images of each class, enough for the model's health.
 EACH = 60
 
 
 def obeyed(text: str) -> list[str]:
-    """The characters that a terminal would not show."""
+    """Return the characters that a terminal would not print."""
     return [each for each in text if not each.isprintable() and each != "\n"]
 
 
 @pytest.fixture
 def champion(ledger: Ledger, store: Store) -> Model:
-    """A model of these classes, with its evaluation."""
+    """Return a model of these classes, with its evaluation."""
     model = register_model(
         ledger,
         store,
@@ -75,7 +72,7 @@ def champion(ledger: Ledger, store: Store) -> Model:
 
 
 def evaluation() -> Evaluation:
-    """Of a hundred images of each class, each taken for what it is."""
+    """Return an evaluation with a hundred images of each class, all classified correctly."""
     count = len(CLASSES)
     return Evaluation(
         total=100 * count,
@@ -98,7 +95,7 @@ def evaluation() -> Evaluation:
 
 @pytest.fixture
 def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp_path: Path) -> Job:
-    """A finished job whose images have these labels, in folders of another class. The first is corrected."""
+    """Return a finished job with these labels, in folders of other classes, and with four corrections."""
     job = make_job([EACH * len(CLASSES)])
     folders = [tmp_path / f"{number}-x" for number in range(len(CLASSES))]
     for folder in folders:
@@ -121,7 +118,7 @@ def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp
 
 @pytest.fixture
 def run(settings: Settings, monkeypatch) -> Callable[..., str]:
-    """`run("status", job.id)`: what the command prints."""
+    """Return a function: `run("status", job.id)` returns what the command prints."""
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -138,7 +135,7 @@ def run(settings: Settings, monkeypatch) -> Callable[..., str]:
     ["predictions JOB --format table", "correct --list", "models health", "models list"],
 )
 def test_classes_are_written_out(run, job: Job, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # a narrow list of models only has their number
+    monkeypatch.setenv("COLUMNS", "160")  # in a narrower terminal, the list only counts the classes
     said = run(*command.replace("JOB", job.id).split())
     assert obeyed(said) == []
     for each in WRITTEN_OUT:
@@ -156,7 +153,7 @@ def test_json_is_the_same_and_nothing_is_obeyed(run, job: Job, command: str) -> 
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All strings that are values in it."""
+    """Yield all strings among the values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -187,7 +184,7 @@ def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
 def test_what_the_demo_shows_is_written_out(
     settings: Settings, little_mnist: Mnist, job: Job, monkeypatch
 ) -> None:
-    # given a program in a folder that is called like markup
+    # given a program in a folder whose name looks like markup
     monkeypatch.setattr(console, "command_name", lambda: "[bold]/labelmill")
     data = Mnist(
         little_mnist.train_images,
@@ -218,7 +215,7 @@ def test_what_is_beneath_a_picture_is_written_out(tmp_path: Path) -> None:
 
 
 def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMaker) -> None:
-    # given a job and a training run that failed, for a reason that quotes a name
+    # given a job and a training run that failed, with a name in the reason
     failed, run_id = make_job([1]), new_id()
     why = f"there is no {CLASSES[0]}"
     with ledger.transaction() as connection:

@@ -1,4 +1,4 @@
-"""Broker and ledger behind TLS, passwords and users that may do little, by settings alone."""
+"""Broker and ledger work behind TLS, with passwords and restricted users, by settings alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_message_goes_through_tls_as_a_user_of_the_acl(tls_broker: TlsBroker) 
 
 
 def test_an_rediss_url_without_options_checks_the_certificate(tls_broker: TlsBroker) -> None:
-    # given a server whose CA the system does not know; kombu by itself would not look
+    # given a server whose CA the system does not know; kombu alone would not verify it
     with contextlib.closing(bell_of(tls_broker.url(ssl_cert_reqs=None, ssl_ca_certs=None))) as publisher:
         assert publisher.ring([new_id()]) == 0
         assert "certificate verify failed" in publisher.reason
@@ -66,12 +66,12 @@ def test_a_server_that_wants_a_certificate_of_its_client_gets_one(tls_broker: Tl
 def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
     tls_broker: TlsBroker,
 ) -> None:
-    # given two messages, in a database of its own
+    # given two messages, in a database of their own
     app = make_app(Settings.load(broker_url=tls_broker.url(database=1)))
     publisher = Publisher(app)
     assert publisher.ring([new_id(), new_id()]) == 2
 
-    # when they are taken, acknowledged, rejected, put back because a worker was lost, and because it stopped
+    # when they are acknowledged, rejected, and restored after a timeout and after a stop
     with app.connection_for_read() as connection:
         channel = connection.channel()
         got: list[Any] = []
@@ -84,15 +84,17 @@ def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
             take().ack()
             take().reject(requeue=True)
             take()
-            channel.qos.visibility_timeout = -1  # as if it were long ago
+            channel.qos.visibility_timeout = -1  # as if the timeout had passed
             channel.qos.restore_visible(interval=1)
             take()
             channel.qos.restore_unacked_once()
-        channel._lookup(CLASSIFY_QUEUE, CLASSIFY_QUEUE, default="")  # what a message with an exchange asks
-        with pytest.raises(ZeroDivisionError):  # a transaction that breaks off
+        channel._lookup(
+            CLASSIFY_QUEUE, CLASSIFY_QUEUE, default=""
+        )  # kombu looks this up for a message with an exchange
+        with pytest.raises(ZeroDivisionError):  # a transaction that fails
             channel.client.transaction(lambda _pipe: 1 / 0, channel.unacked_key)
 
-    # then none of it was refused, and the message still waits
+    # then no command was refused, and one message still waits
     assert publisher.waiting() == 1
     publisher.close()
     app.close()
@@ -149,11 +151,11 @@ def test_who_asks_for_no_tls_is_not_heard_in_the_clear(tls_ledger: TlsLedger) ->
         ledger.check()
 
 
-# ---- all of it ----------------------------------------------------------------------------------------
+# ---- a whole deployment -------------------------------------------------------------------------------
 
 
 def predictions_of(home: Home, images: Path) -> tuple[list[tuple[str, str]], list[float]]:
-    """Names and labels, and confidences."""
+    """Submit the images, and return names with labels, and confidences."""
     job = home.ok("submit", images, "--watch").split()[-1]
     found = rows(home.ok("predictions", job, "--format", "csv"))
     return [(row["name"], row["label"]) for row in found], [float(row["confidence"]) for row in found]
@@ -169,7 +171,7 @@ def test_a_whole_job_through_tls_with_users_that_may_do_little(
     tls_broker: TlsBroker,
     tls_ledger: TlsLedger,
 ) -> None:
-    # given a deployment: both services behind TLS, and the model that the embedded stack has, too
+    # given a deployment with both services behind TLS, and the same model as in the embedded stack
     home = Home(
         short_folder / "home",
         {
@@ -181,18 +183,18 @@ def test_a_whole_job_through_tls_with_users_that_may_do_little(
     _copy_champion(trained, postgresql_url, home)
     log = short_folder / "up.log"
 
-    # when a job is submitted and done there
+    # when a job is submitted and finished there
     with home.started("up", log=log):
         labels, confidences = predictions_of(home, few_digits)
 
-    # then it is what the embedded stack says of the same images
+    # then its labels are those of the embedded stack for the same images
     expected, as_sure = predictions_of(stack, few_digits)
     assert labels == expected
-    # Nearly: one process of one has more threads to sum up with.
+    # Confidences differ slightly: a single process sums up with more threads.
     assert confidences == pytest.approx(as_sure, abs=1e-5)
     assert len(labels) == 50
 
-    # and nobody was refused anything, nor a secret written down
+    # and no command was refused, and no secret was logged
     assert tls_broker.client.acl_log() == []
     assert "s3cret" not in log.read_text()
 
@@ -215,12 +217,12 @@ def _copy_champion(origin: Home, url: str, home: Home) -> None:
             point_alias(connection, CHAMPION, copy.id)
 
 
-# ---- what does not fit --------------------------------------------------------------------------------
+# ---- wrong settings -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def wrong_broker_url(request: pytest.FixtureRequest, tls_broker: TlsBroker) -> Iterator[str]:
-    """A URL that does not fit the server: its `ca`, its `host` or its `password` is another one."""
+    """Return a URL that does not fit the server: with another `ca`, `host` or `password`."""
     certificates = tls_broker.certificates
     if request.param == "ca":
         yield tls_broker.url(ssl_ca_certs=certificates.other_ca)
@@ -254,7 +256,7 @@ def test_a_broker_that_does_not_fit_is_told_in_a_line(
     assert "waits in the ledger" in line
     assert_tells_no_more_than_it_should(done.stderr)
 
-    # and when a worker starts, then it says why, and goes on trying
+    # and when a worker starts, then it says why, and keeps trying
     log = tmp_path / "worker.log"
     with new_home.started("worker", log=log) as worker:
         until(lambda: reason in log.read_text(), "the worker says what is wrong")
@@ -265,7 +267,7 @@ def test_a_broker_that_does_not_fit_is_told_in_a_line(
 
 @pytest.fixture
 def wrong_ledger_url(request: pytest.FixtureRequest, guest: sa.URL, tls_ledger: TlsLedger) -> Iterator[str]:
-    """A URL that does not fit the server: its `ca`, its `host` or its `password` is another one."""
+    """Return a URL that does not fit the server: with another `ca`, `host` or `password`."""
     certificates = tls_ledger.certificates
     if request.param == "ca":
         yield tls_ledger.url(sslrootcert=certificates.other_ca)

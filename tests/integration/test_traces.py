@@ -1,4 +1,4 @@
-"""One trace from a submission to its rows, with OpenTelemetry's own exporter in memory."""
+"""A submission and the work on its chunks form one trace; OpenTelemetry keeps its spans in memory here."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tests.harness import Harness, digits
 
 
 class Traced(Tracing):
-    """Traces whose spans stay in memory."""
+    """Tracing whose spans stay in memory."""
 
     def __init__(self, service: str) -> None:
         self.exporter = InMemorySpanExporter()
         super().__init__(service, SimpleSpanProcessor(self.exporter))
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
-        """Return the spans that are over, in the order in which they ended."""
+        """Return the finished spans, in the order in which they ended."""
         return [span for span in self.exporter.get_finished_spans() if name in (None, span.name)]
 
 
@@ -51,7 +51,7 @@ def traced() -> Iterator[Traced]:
 
 @pytest.fixture
 def submit_digits(harness: Harness, publisher: Publisher) -> Callable[[Tracing | None, int], str]:
-    """`submit_digits(tracing, 3)`: a job of so many images, the last of them broken, in chunks of two."""
+    """Return a function: `submit_digits(tracing, 3)` submits three images, one broken, in chunks of two."""
 
     def submit_digits(tracing: Tracing | None, count: int) -> str:
         contents = [*digits(count - 1), b"broken"]
@@ -82,11 +82,11 @@ def trace_of(span: ReadableSpan) -> int:
 def test_a_job_is_one_trace_from_its_submission_to_its_rows(
     harness: Harness, traced: Traced, submit_digits: Callable[..., str], broker: Broker
 ) -> None:
-    # given a job that was submitted where traces are made
+    # given a job that was submitted with traces on
     before = time.time_ns()
     job_id = submit_digits(traced, 3)
 
-    # then its row carries the trace, and its messages do not
+    # then its row has the trace, and its messages do not
     [submitted] = traced.spans()
     assert submitted.start_time is not None
     assert before <= submitted.start_time
@@ -100,7 +100,7 @@ def test_a_job_is_one_trace_from_its_submission_to_its_rows(
     ]
     assert not any(traceparent.split("-")[1].encode() in message for message in broker.messages())
 
-    # when a worker that makes traces classifies both chunks in one claim
+    # when a worker with traces on classifies both chunks in one claim
     there = Traced("labelmill-worker")
     harness.context.tracing = there
     assert harness.classify() == 3
@@ -139,7 +139,7 @@ def test_a_job_is_one_trace_from_its_submission_to_its_rows(
             "predict",
             "record",
         ]
-        # and the times are the real ones, one inside the other
+        # and each stage's time lies within its chunk's time
         assert span.start_time is not None
         assert span.end_time is not None
         assert before <= span.start_time <= span.end_time <= time.time_ns()
@@ -151,7 +151,7 @@ def test_a_job_is_one_trace_from_its_submission_to_its_rows(
             seconds = float(child.attributes["labelmill.seconds"])  # type: ignore[arg-type]
             assert 0 <= seconds <= (span.end_time - span.start_time) / 1e9 + 0.001
 
-    # and no image's name is in any of it
+    # and no span has the name of an image
     assert "hers" not in str([span.to_json() for span in [*traced.spans(), *there.spans()]])
 
 
@@ -165,14 +165,14 @@ def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
     elsewhere = folder.rename(folder.with_name("elsewhere"))
     folder.write_text("no folder")
 
-    # when it is tried, and once more when the store is back
+    # when it is tried, and again once the store is back
     assert harness.classify() == 0
     folder.unlink()
     elsewhere.rename(folder)
     harness.make_due()
     assert harness.classify() == 2
 
-    # then there is a span for each attempt, in the same trace
+    # then each attempt has a span, in the same trace
     failed, second = traced.spans("chunk")
     assert failed.status.status_code == StatusCode.ERROR
     assert failed.status.description == "Unavailable"
@@ -186,17 +186,17 @@ def test_an_attempt_that_fails_is_a_failed_span_and_the_next_one_another(
 def test_a_job_without_a_usable_trace_gets_one_for_each_chunk(
     harness: Harness, traced: Traced, submit_digits: Callable[..., str], traceparent: str | None
 ) -> None:
-    # given a job that was submitted without traces, or with a trace that is none
+    # given a job that was submitted without a trace, or with an invalid one
     job_id = submit_digits(None, 3)
     assert traceparent_of(harness.ledger, job_id) is None
     with harness.ledger.transaction() as connection:
         connection.execute(jobs.update().values(traceparent=traceparent))
 
-    # when it is classified where traces are made
+    # when it is classified with traces on
     harness.context.tracing = traced
     assert harness.classify() == 3
 
-    # then each chunk is a trace of its own
+    # then each chunk has a trace of its own
     first, second = traced.spans("chunk")
     assert first.parent is None
     assert trace_of(first) != trace_of(second)
@@ -205,7 +205,7 @@ def test_a_job_without_a_usable_trace_gets_one_for_each_chunk(
 def test_a_submission_that_fails_says_so_without_a_name(
     harness: Harness, publisher: Publisher, traced: Traced
 ) -> None:
-    # given images of which one of a later chunk cannot be read
+    # given images, one of which fails in a later chunk
     def images() -> Iterator[SourceImage]:
         yield from (SourceImage(f"hers-{number}.png", b"1", None, None) for number in range(2))
         raise SourceError("hers-too.png is no file")
@@ -220,7 +220,7 @@ def test_a_submission_that_fails_says_so_without_a_name(
             tracing=traced,
         )
 
-    # then its span has failed, and says no name
+    # then the submission's span has failed, and does not contain the image's name
     [span] = traced.spans()
     assert span.status.status_code == StatusCode.ERROR
     assert span.status.description == "SourceError"
@@ -250,12 +250,12 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
 def test_a_submission_joins_the_trace_of_the_program_that_submits(
     ledger: Ledger, traced: Traced, submit_digits: Callable[..., str]
 ) -> None:
-    # given a program with traces of its own
+    # given a program that makes its own traces
     program = TracerProvider(shutdown_on_exit=False).get_tracer("a program")
     with program.start_as_current_span("its own") as span:
         job_id = submit_digits(traced, 1)
 
-    # then the job is a part of them
+    # then the job belongs to the program's trace
     assert f"{span.get_span_context().trace_id:032x}" in (traceparent_of(ledger, job_id) or "")
 
 
@@ -308,7 +308,7 @@ def _look(hide: str, **environment: str) -> Any:
 
 
 def test_if_traces_are_off_their_exporter_is_not_imported() -> None:
-    # (redis-py imports other parts of OpenTelemetry wherever it finds them)
+    # redis-py imports other parts of OpenTelemetry if they are installed.
     assert _look("").stdout == "None False\n"
 
 
@@ -332,7 +332,7 @@ print(time.monotonic() - began)
 
 
 def _last_span(port: int, logging: str = "") -> tuple[float, str]:
-    """How long a process with one span waits at its end, in seconds; and what it has on stderr."""
+    """Return how many seconds a process with one span takes to close its traces, and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", _LAST_SPAN.format(logging=logging)],
         env=os.environ | {ENDPOINT_VARIABLE: f"http://127.0.0.1:{port}"},
@@ -345,7 +345,7 @@ def _last_span(port: int, logging: str = "") -> tuple[float, str]:
 
 
 def test_a_process_does_not_wait_long_for_a_collector_that_hangs() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections, and never answers
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts connections and never answers
         seconds, _ = _last_span(server.getsockname()[1])
     assert seconds < CLOSE_SECONDS + 1.5
 

@@ -1,4 +1,4 @@
-"""What tests of single modules share."""
+"""Fixtures for the tests of single modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 @pytest.fixture
 def in_time() -> Iterator[None]:
-    """Fail, instead of hanging, where something that blocks is opened."""
+    """Fail instead of hanging if something that blocks is opened."""
 
     def give_up(_number: int, _frame: object) -> None:
         raise AssertionError("opened something that blocks")
@@ -26,7 +26,7 @@ def in_time() -> Iterator[None]:
 
 @pytest.fixture
 def bucket() -> Iterator[MemoryFileSystem]:
-    """An object store in this process, empty, behind memory:// URLs."""
+    """Return an empty object store in this process, for memory:// URLs."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]

@@ -1,4 +1,4 @@
-"""Distorted training images: by how much, which way, and the same way twice for the same seed."""
+"""Distorted training images: by how much, in which way, and the same for the same seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = np.array((3, 1), np.int32)
 
 
 def a_bar() -> np.ndarray:
-    """A white upright bar in the middle of a black picture."""
+    """Return a white upright bar in the middle of a black picture."""
     picture = np.zeros((1, 29, 29), np.uint8)
     picture[0, 5:24, 13:16] = 255
     return picture
@@ -56,7 +56,7 @@ def test_a_bar_is_turned_within_its_limits():
     # Given many bars, when they are turned by up to 30 degrees
     bars = np.repeat(a_bar(), 400, axis=0)
     turned = distorted(bars, Augmentation(rotation=30)).astype(float)
-    # Then their axes of inertia lie between -30 and 30 degrees, and use all of it.
+    # Then their axes of inertia are between -30 and 30 degrees, and use the whole range.
     y, x = np.mgrid[-14:15, -14:15]
     mass = turned.sum(axis=(1, 2))
     xx, yy, xy = ((turned * part).sum(axis=(1, 2)) / mass for part in (x * x, y * y, x * y))
@@ -75,14 +75,14 @@ def test_a_bar_is_zoomed_within_its_limits():
 
 
 def test_points_stray_as_far_as_they_are_told_and_neighbours_together():
-    # Given pictures whose brightness says where a point is
+    # Given pictures whose brightness encodes a point's position
     ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[None, None, :], (2000, 60, 60))
-    # When they are rubbed out of shape
+    # When they are distorted elastically
     strayed = (distorted(np.ascontiguousarray(ramp), Augmentation(elastic=2.0)).astype(float) - ramp) / 4
-    # Then a point strays by two pixels, standard deviation, in the middle and towards the border
+    # Then points move by two pixels (standard deviation), in the middle and towards the border
     for column in (15, 30, 45):
         assert strayed[:, 30, column].std() == pytest.approx(2.0, rel=0.1)
-    # and neighbours stray together, those far away do not.
+    # and neighbours move together, and distant points do not.
     middle = strayed[:, 30, 30]
     assert np.corrcoef(middle, strayed[:, 30, 31])[0, 1] > 0.9
     assert abs(np.corrcoef(middle, strayed[:, 30, 45])[0, 1]) < 0.1
@@ -132,7 +132,7 @@ def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
         recipe_for("mlp", "endless", seed=1)
 
 
-#: Fields of an `Augmentation` that say how, not how much.
+#: Fields of an `Augmentation` that are not amounts.
 HOW = ("smoothness", "at_the_end")
 
 

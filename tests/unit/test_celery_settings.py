@@ -1,4 +1,4 @@
-"""Celery is set as docs/decisions.md says, and nothing is set of which it does not tell."""
+"""Celery is configured as docs/decisions.md says, and every setting is documented there."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from labelmill.stack import worker_command
 
 DECISIONS = Path(__file__).parents[2] / "docs" / "decisions.md"
 
-#: What is set for every application, and needs no reason.
+#: Settings that every application has, which need no reason.
 _PLAIN = {"broker_url", "broker_transport_options", "deprecated_settings"}
 
 LEASE_SECONDS = 200.0
 
 
 def chapter() -> str:
-    """What docs/decisions.md says about Celery's settings."""
+    """Return the section of docs/decisions.md on Celery's settings."""
     [_, rest] = DECISIONS.read_text().split("### Celery's settings\n")
     return rest.partition("\n### ")[0]
 
 
 def table() -> dict[str, str]:
-    """Each setting with its value, in the document's words."""
+    """Return each setting with its value, in the document's words."""
     said: dict[str, str] = {}
     for line in chapter().splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         names = re.findall(r"`(\w+)`", cells[1]) if len(cells) > 3 else []
         values = cells[2].split(", ") if names else []
-        if len(values) != len(names):  # one for all of them
+        if len(values) != len(names):  # one value for all of them
             values = [cells[2]] * len(names)
         said |= dict(zip(names, values, strict=True))
     return said
@@ -43,7 +43,7 @@ def table() -> dict[str, str]:
 
 SAID = table()
 
-#: The words that are no number with its unit.
+#: The values in the document that are not a number with a unit.
 WORDS = {
     "true": lambda value: value is True,
     "false": lambda value: value is False,
@@ -51,13 +51,13 @@ WORDS = {
     "UTC": lambda value: value in ("UTC", True),
     "json only": lambda value: value in ("json", ["json"]),
     "`labelmill:`": lambda value: value == "labelmill:",
-    "8 GiB": lambda value: value == 8 * 1024 * 1024,  # in KiB, as Celery has it
+    "8 GiB": lambda value: value == 8 * 1024 * 1024,  # in KiB, as in Celery
     "two named queues, an exchange each": lambda value: is_of_two_queues(value),
 }
 
 
 def is_of_two_queues(value: Any) -> bool:
-    """The default queue, both, or the task that goes to each."""
+    """Tell whether this is the default queue, both queues, or a route to each."""
     if isinstance(value, str):
         return value == "labelmill.classify"
     if isinstance(value, dict):
@@ -69,7 +69,7 @@ def is_of_two_queues(value: Any) -> bool:
 
 
 def is_said(words: str, value: Any) -> bool:
-    """Whether these words of the document are about this value."""
+    """Tell whether these words of the document describe this value."""
     if words in WORDS:
         return WORDS[words](value)
     number = re.fullmatch(r"([\d.]+)( s| leases| of the lease)?", words)
@@ -87,7 +87,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Celery:
 @pytest.mark.parametrize("name", SAID)
 def test_each_setting_is_what_the_document_says(app: Celery, name: str) -> None:
     transport = app.conf.broker_transport_options
-    # Not by Celery's own default, which another version may change.
+    # Set explicitly, because another version may change Celery's default.
     given = transport if name in transport else app.conf.changes
     assert name in given, f"{name} is not set"
     assert is_said(SAID[name], given[name]), f"{name} is {given[name]!r}, and not {SAID[name]!r}"

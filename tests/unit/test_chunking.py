@@ -21,7 +21,7 @@ IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=MAX_BYTES + 10)), min_size
 
 
 def in_groups(images: list[tuple[str, bytes]], cuts: set[int]) -> Iterator[SourceImage | SourceImages]:
-    """Yield the images in groups that end at these places; a group of one is sometimes a single image."""
+    """Yield the images in groups that end at these indices; a group of one is sometimes a single image."""
     start = 0
     for end in sorted({*(cut for cut in cuts if cut < len(images)), len(images)} - {0}):
         part = images[start:end]
@@ -43,7 +43,7 @@ def chunks(images: Iterable[SourceImage | SourceImages], chunk_images: int) -> l
 
 @contextmanager
 def few_bytes() -> Iterator[None]:
-    """Let chunks have few bytes in here."""
+    """Let chunks have few bytes inside the context."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "MAX_CHUNK_BYTES", MAX_BYTES)
         patch.setattr(chunking, "FIRST_BYTES", MAX_BYTES // 3)
@@ -55,12 +55,12 @@ def few_bytes() -> Iterator[None]:
 def test_images_that_arrive_in_groups_make_the_same_chunks(
     images: list[tuple[str, bytes]], cuts: set[int], chunk_images: int
 ) -> None:
-    # Given images that arrive in groups, when they are chunked, then the chunks are the same as one by one
+    # Given images that arrive in groups, then their chunks are the same as for single images
     with few_bytes():
         found = chunks(in_groups(images, cuts), chunk_images)
         assert found == chunks(one_by_one(images), chunk_images)
 
-    # and no chunk is over its limits, except for a single image
+    # and no chunk exceeds its limits, except with a single image
     for chunk in found:
         held = sum(map(len, chunk.contents)) + sum(len(name.encode()) for name in chunk.names)
         assert (chunk.size + chunk.names_size) == held
@@ -79,7 +79,7 @@ def test_a_jobs_first_chunk_is_small_and_each_one_after_it_up_to_twice_as_large(
 
 
 def test_a_small_job_is_one_chunk_however_large_its_images() -> None:
-    # Given as many photographs as a small job may have, which are more bytes than a first chunk may have
+    # Given as many photographs as a small job may have, with more bytes than a first chunk may have
     photographs = [(f"{number}.jpg", bytes(200_000)) for number in range(SMALL_JOB_IMAGES)]
     assert len(chunks(one_by_one(photographs), 8_192)) == 1
     # When there is one more, then the job is not small

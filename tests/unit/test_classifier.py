@@ -1,4 +1,4 @@
-"""The classifier: one answer per image, in order, the answer Keras itself would give, or a refusal."""
+"""The classifier: one answer per image, in order, as Keras itself gives it, or a refusal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 
 
 def linear(kernel: np.ndarray, activation: str = "softmax") -> keras.Model:
-    """A model of one layer with these weights, unscaled: its answers can be reckoned by hand."""
+    """Return a model of one unscaled layer with these weights, whose answers can be computed by hand."""
     model = keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8"),
@@ -90,7 +90,7 @@ def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
 def test_the_larger_a_picture_the_fewer_are_in_a_batch(
     shape: tuple[int, int, int], sizes: tuple[int, ...]
 ) -> None:
-    # Given a model that says whether a picture's first red is bright
+    # Given a model that says whether the red of a picture's first pixel is bright
     height, width, _ = shape
     model = keras.Sequential(
         [
@@ -104,9 +104,9 @@ def test_the_larger_a_picture_the_fewer_are_in_a_batch(
     model.set_weights([np.array([[-9, 9], [0, 0], [0, 0]], np.float32), np.array([4, -4], np.float32)])
     classifier = Classifier(model, ("dark", "bright"), InputSpec(width=width, height=height, mode="RGB"))
     classifier.warm_up()
-    # Then pictures come in these batches
+    # Then pictures are classified in batches of these sizes
     assert (tuple(classifier._answer), classifier.batch) == (sizes, sizes[-1])
-    # and each of any number of them has its own answer.
+    # and each of any number of pictures has its own answer.
     for count in (0, 1, 33, 130, 161):
         bright = np.random.default_rng(count).integers(2, size=count)
         images = np.zeros((count, *shape), np.uint8)
@@ -115,7 +115,7 @@ def test_the_larger_a_picture_the_fewer_are_in_a_batch(
 
 
 def test_grey_pictures_may_have_an_axis_for_their_channel() -> None:
-    # Given the same network without it and with it
+    # Given the same network without and with a channel axis
     kernel = np.random.default_rng(2).normal(0, 0.01, (784, 10)).astype(np.float32)
     plain = linear(kernel)
     with_axis = keras.Sequential([keras.Input((28, 28, 1)), *plain.layers])
@@ -135,7 +135,7 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
     whole = classifier.predict(images)
     assert len(set(whole.class_index.tolist())) > 1
     for size in (0, 1, *near(SMALL_BATCH), *near(128), 300, *near(BATCH), 1500, *near(LARGE_BATCH), 6000):
-        # When any number of them is classified, not one beside the other in memory either
+        # When any number of them is classified, also from memory that is not contiguous
         for part in (images[:size], images[::-1][:size][::-1]):
             predictions = classifier.predict(part)
             # Then each has its own answer
@@ -143,7 +143,7 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
         start = len(images) - size
         assert (predictions.class_index == whole.class_index[start:]).all()
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
-    # and TensorFlow traced once for each size of batch: every other trace would stay in memory for good.
+    # and TensorFlow traced once per batch size: every further trace would stay in memory.
     traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
     assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
 
@@ -179,7 +179,7 @@ def test_batches_are_nearly_full_but_for_a_few_images(
 
 
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:
-    # Given a model that overflows where the first pixel is lit, and else looks at the second
+    # Given a model that overflows if the first pixel is lit, and otherwise looks at the second
     kernel = np.zeros((784, 10), np.float32)
     kernel[0] = 3e38
     kernel[1, 7] = 1
@@ -187,9 +187,9 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     images = np.zeros((5, 28, 28), np.uint8)
     images[:, 0, 1] = 200
     images[2, 0, 0] = 200
-    # When it classifies
+    # When five images are classified
     predictions = classifier.predict(images)
-    # Then that one has no label, and no NaN gets any further.
+    # Then the one that overflows has no label, and there is no NaN.
     assert predictions.class_index.tolist() == [7, 7, -1, 7, 7]
     assert predictions.confidence.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-6)
 
@@ -218,7 +218,7 @@ def test_a_model_for_colour_is_given_colour() -> None:
     model.set_weights([kernel, np.array([0.5, 0], np.float32)])
     images = np.zeros((2, 2, 3, 3), np.uint8)
     images[1, 0, 0, 2] = 9
-    # Then that decides, also where the model wants floats.
+    # Then blue decides, also if the model takes floats.
     assert Classifier(model, ("no", "yes"), spec).predict(images).class_index.tolist() == [0, 1]
 
 
@@ -256,18 +256,18 @@ def test_a_damaged_or_missing_file_is_refused(file: Path, tmp_path: Path) -> Non
 def test_a_time_limit_that_strikes_while_a_model_is_loaded_is_not_the_models_fault(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given Celery's time limit, which strikes in the middle of Keras
+    # Given Celery's time limit, which is reached while Keras loads a model
     def strike(*_: object, **__: object) -> None:
         raise SoftTimeLimitExceeded
 
     monkeypatch.setattr(keras.saving, "load_model", strike)
-    # Then nobody takes it for a file that cannot be used
+    # Then the exception is passed on, and the file is not refused
     with pytest.raises(SoftTimeLimitExceeded):
         Classifier.load(file, CLASSES, MNIST_INPUT)
 
 
 def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
-    # Given a model with a Lambda layer that would leave a trace
+    # Given a model with a Lambda layer that would create a file
     trace = tmp_path / "trace"
     model = keras.Sequential(
         [
@@ -282,7 +282,7 @@ def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: 
     )
     save(model, tmp_path / "lambda.keras")
     trace.unlink(missing_ok=True)
-    # Then it is refused, and left none.
+    # Then it is refused, and no file was created.
     with pytest.raises(ModelRefused, match="could not be loaded"):
         Classifier.load(tmp_path / "lambda.keras", CLASSES, MNIST_INPUT)
     assert not trace.exists()
@@ -291,7 +291,7 @@ def test_a_model_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path: 
 def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
     file: Path, tmp_path: Path
 ) -> None:
-    # Given a process among more of them than there are cores, and an empty home
+    # Given a process that shares the cores with more processes than there are cores, and an empty home
     program = f"""
 from pathlib import Path
 from jobs.model import MNIST_INPUT
@@ -320,9 +320,9 @@ except RuntimeError:
         check=False,
         timeout=300,
     )
-    # Then it runs on one thread, and can't be changed any more
+    # Then it runs on one thread, and the number cannot be changed
     assert done.stdout.splitlines() == ["1 1", "too late"], done.stderr
-    # and neither says a word nor leaves a file behind.
+    # and it prints nothing to stderr, and leaves no file.
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
 

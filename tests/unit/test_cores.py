@@ -1,4 +1,4 @@
-"""How many cores there are to share: the machine's, or those that a container may use."""
+"""The number of usable cores: the machine's, or those that a container may use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.settings import Settings
     [
         ("max 100000", 8),
         ("200000 100000", 2),
-        ("150000 100000", 2),  # a part of a core counts as one
+        ("150000 100000", 2),  # a part of a core counts as a whole one
         ("10000 100000", 1),
         ("1600000 100000", 8),  # more than the machine has
         ("", 8),
@@ -25,12 +25,12 @@ from jobs.settings import Settings
 def test_a_containers_limit_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, there_are: int
 ) -> None:
-    # Given a machine of eight cores, and what Linux says of the container's share of it
+    # Given a machine of eight cores, and a container's limit as Linux reports it
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     monkeypatch.setattr(cores, "_CONTAINER_CORES", tmp_path / "cpu.max")
 
-    # Then that many processes classify where nothing else is set
+    # Then as many processes classify, unless a setting says otherwise
     assert cores.usable_cores() == there_are
     assert Settings().processes == there_are
 

@@ -1,4 +1,4 @@
-"""The deadline of one image: it interrupts that image's decoding and nothing else."""
+"""The deadline of an image interrupts that image's decoding and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.predicting.deadline import Deadline
 
 
 def compute(seconds: float) -> None:
-    """Keep a core busy for so long, by the thread's own clock."""
+    """Keep a core busy for that long, by the thread's own clock."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -35,7 +35,7 @@ def test_each_image_has_its_own_time() -> None:
 
 
 def test_a_process_that_stands_still_costs_no_image() -> None:
-    # A busy or suspended machine does the same to a process as sleeping: time passes, nothing is computed.
+    # On a busy or suspended machine, time passes without computing, as in a sleep.
     with Deadline(0.1) as deadline:
         deadline.begin()
         time.sleep(0.5)

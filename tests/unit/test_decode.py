@@ -1,4 +1,4 @@
-"""Decoding: each row of the list of bad inputs that concerns a picture's bytes, and each conversion."""
+"""Decoding: each documented kind of bad input gets its error code, and each conversion is exact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 
 def digit() -> np.ndarray:
-    """A light stroke on black, every value different enough to notice a shift, a turn or a clip."""
+    """Return a light stroke on black, with values that reveal any shift, turn or clipping."""
     pixels = np.zeros((28, 28), np.uint8)
     pixels[4:20, 8:14] = np.arange(96, dtype=np.uint8).reshape(16, 6) + 100
     return pixels
@@ -45,7 +45,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(
     width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes = b"", extra: bytes = b""
 ) -> bytes:
-    """A PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
+    """Return a PNG written by hand, with filter bytes in `rows`, and `extra` chunks before the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + chunk(b"IEND", b"")
@@ -126,7 +126,7 @@ def test_a_format_off_the_list_is_told_by_its_bytes_and_refused(data: bytes) -> 
 
 
 def test_no_decoder_off_the_list_is_even_imported() -> None:
-    # Given a fresh process, when it is sent a picture of each kind, a TIFF and what is no picture at all
+    # Given a fresh process that decodes each kind of picture, a TIFF, and data that is not a picture
     inputs = [b"", b"II*\0", b"%!PS", b"GIF89a", b"P5 1 1 255 7", b"RIFF....WEBP", b"BM", PNG]
     program = f"""
 import sys
@@ -143,7 +143,7 @@ print(*(name for name in sys.modules if name.startswith("PIL.") and name.endswit
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    # Then Pillow has loaded the six plugins of the list, quietly.
+    # Then Pillow has only loaded the plugins of the six allowed formats, without a warning.
     names = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
     assert names == {"Png", "Jpeg", "Gif", "Bmp", "WebP", "Ppm"}
     assert done.stderr == ""
@@ -159,12 +159,12 @@ def test_a_wrong_checksum_is_corrupt_wherever_it_is() -> None:
     sound = encode(Image.fromarray(digit()), pnginfo=info)
     kinds = [b"IHDR", b"tEXt", b"IDAT", b"IEND"]
     for kind in kinds:
-        # When one bit of one chunk's checksum is wrong
+        # When one bit of one chunk's checksum is flipped
         at = sound.index(kind)
         (length,) = struct.unpack_from(">I", sound, at - 4)
         broken = bytearray(sound)
         broken[at + 4 + length] ^= 1
-        # Then the picture is corrupt, though Pillow by itself would show it.
+        # Then the picture is corrupt, although Pillow alone would accept it.
         assert code_of(bytes(broken)) == ErrorCode.CORRUPT, kind
     assert decode(sound, GREY).tolist() == digit().tolist()
 
@@ -183,7 +183,7 @@ def test_a_wrong_checksum_is_corrupt_wherever_it_is() -> None:
     ],
 )
 def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[str, object]) -> None:  # noqa: A002
-    # Given a picture whose lower half matters
+    # Given a picture whose lower half is noise
     noise = np.random.default_rng(3).integers(0, 256, (28, 28), dtype=np.uint8)
     whole = encode(Image.fromarray(noise).convert("RGB"), format, **options)
     expected = decode(whole, GREY)
@@ -191,11 +191,11 @@ def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[s
         # When it is cut anywhere
         outcome = outcome_of(whole[:length])
         if isinstance(outcome, ErrorCode):
-            # Then it is corrupt, or, cut within the first bytes that tell its format, nothing at all
+            # Then it is corrupt, or unidentified if the cut is within its first bytes,
             allowed = {ErrorCode.CORRUPT} if length > 32 else {ErrorCode.CORRUPT, ErrorCode.UNIDENTIFIED}
             assert outcome in allowed, length
         else:
-            # or all its pixels are there: only the mark of its end is missing, and of a JPEG not even that.
+            # or it has all its pixels because only its end marker is missing, which never holds for JPEG.
             assert (outcome == expected).all(), length
             assert len(whole) - length <= 4, length
             assert format != "JPEG", length
@@ -203,12 +203,12 @@ def test_a_truncated_picture_is_never_half_an_image(format: str, options: dict[s
 
 
 def noise(side: int = 28) -> Image.Image:
-    """A picture every part of which matters."""
+    """Return a picture of noise, so that any lost part shows."""
     return Image.fromarray(np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def with_preview() -> bytes:
-    """A JPEG with a whole small one among its metadata, as cameras put it there."""
+    """Return a JPEG with a small complete JPEG in its metadata, as cameras write it."""
     preview = encode(Image.new("L", (8, 8), 99), "JPEG")
     words = b"Exif\0\0MM\0*\0\0\0\x08" + bytes(6) + preview
     return after_start(encode(noise(), "JPEG"), b"\xff\xe1" + struct.pack(">H", 2 + len(words)) + words)
@@ -219,13 +219,13 @@ def after_start(jpeg: bytes, what: bytes) -> bytes:
 
 
 def filled(jpeg: bytes) -> bytes:
-    """With 0xFF before each marker of the header and before the end, as the standard allows."""
+    """Add 0xFF bytes before some markers, as the standard allows."""
     for kind in (b"\xe0", b"\xdb", b"\xc0", b"\xc4", b"\xda", b"\xd9"):
         jpeg = jpeg.replace(b"\xff" + kind, b"\xff\xff\xff" + kind, 1)
     return jpeg
 
 
-# 8 x 8 pixels, of which libjpeg's arithmetic encoder made this.
+# 8 x 8 pixels, written by libjpeg's arithmetic encoder.
 ARITHMETIC = bytes.fromhex(
     "ffd8ffdb004300080606070605080707070909080a0c140d0c0b0b0c1912130f141d1a1f1e1d1a1c1c20242e2720222c"
     "231c1c2837292c30313434341f27393d38323c2e333432ffc9000b080008000801011100ffcc000600101005ffda0008"
@@ -233,7 +233,7 @@ ARITHMETIC = bytes.fromhex(
     "c6f2c97cffd9"
 )
 
-# JPEGs in the ways that there are, all of them whole.
+# Complete JPEGs of every kind.
 JPEGS = {
     "baseline": encode(noise(), "JPEG"),
     "grey": encode(noise().convert("L"), "JPEG"),
@@ -253,43 +253,43 @@ JPEGS = {
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_whole_jpeg_is_decoded_and_a_cut_one_is_not_whatever_comes_behind(kind: str) -> None:
-    # Given a whole JPEG: it has the very pixels that Pillow finds, also with anything behind its end
+    # Given a complete JPEG: it has the same pixels as in Pillow, whatever follows its end
     whole = JPEGS[kind]
     pixels = prepare(Image.open(io.BytesIO(whole)), GREY).tolist()
-    no_marker = b"\xff\x01\0\4ab\xff\xd9"  # nothing of a picture's, with the mark of an end behind it
+    no_marker = b"\xff\x01\0\4ab\xff\xd9"  # not a marker of the picture, followed by an end marker
     behind = [bytes(5000), b"\xff" * 5000, b"PK\x03\x04" + whole, b"\xff\xd8\xff", whole, no_marker]
     for more in (b"", *behind):
         assert decode(whole + more, GREY).tolist() == pixels
-    # When its last scan is cut anywhere behind its header, and filled up with any of that
+    # When its last scan is cut anywhere after the header, and filled up with the same data
     scan = whole.rindex(b"\xff\xda")
     pixels_from = scan + 2 + whole[scan + 3]
     for length in range(pixels_from, len(whole) - 1, 3):
         for more in (b"", *behind):
-            # Then it never gets the pixels that libjpeg makes up.
+            # Then it is corrupt, instead of having pixels that libjpeg makes up.
             assert outcome_of(whole[:length] + more) is ErrorCode.CORRUPT, (length, more[:2])
 
 
 def scans(number: int) -> bytes:
-    """A progressive JPEG with its last scan repeated until there are so many."""
+    """Return a progressive JPEG whose last scan is repeated until there are `number` scans."""
     whole = encode(noise().convert("L"), "JPEG", progressive=True)
     last = whole[whole.rindex(b"\xff\xda") : -2]
     return whole[:-2] + last * (number - whole.count(b"\xff\xda")) + whole[-2:]
 
 
 def test_more_scans_than_any_picture_has_use_for_are_too_large() -> None:
-    # Given a hundred scans, which is ten times what there is, and one more: each goes over all pixels
+    # Given a hundred scans, ten times what is usual, and one more: each scan goes over all pixels
     assert decode(scans(100), GREY).shape == (28, 28)
     error = error_of(scans(101))
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 100 scans")
 
 
 def test_a_picture_that_leaves_out_what_it_announces_is_corrupt() -> None:
-    # Given an animation's control chunk with nothing in it: the four bytes behind it are no number of frames
+    # Given an empty animation control chunk: the next four bytes are not a number of frames
     assert code_of(png(28, 28, rows=bytes(29 * 28), extra=chunk(b"acTL", b""))) == ErrorCode.CORRUPT
-    # And the same of a JPEG: a frame header without pixels, before bytes that are no such number
+    # And a JPEG frame header without a size, followed by bytes that are not a size
     short = after_start(JPEGS["baseline"], b"\xff\xc0\0\2\xff\xff\xff\xff\xff\xfe\0\2")
     assert code_of(short) == ErrorCode.CORRUPT
-    # And pixels that are places in a palette, without one
+    # And a palette image without a palette
     error = error_of(png(28, 28, colour=3, rows=bytes(29 * 28)))
     assert (error.code, error.detail) == (ErrorCode.CORRUPT, "no palette")
 
@@ -322,15 +322,15 @@ def test_a_known_format_that_is_broken_is_corrupt(data: bytes) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"])
 def test_any_damage_ends_in_pixels_or_in_an_image_error(format: str) -> None:  # noqa: A002
-    # Given a sound picture of each format
+    # Given a valid picture of each format
     sound = encode(Image.fromarray(digit()).convert("RGB"), format)
     random = np.random.default_rng(11)
     for _ in range(400):
-        # When a few of its bytes are anything
+        # When some of its bytes are random
         damaged = bytearray(sound)
         for at in random.integers(0, len(damaged), random.integers(1, 6)):
             damaged[at] = random.integers(256)
-        # Then nothing but an ImageError comes out: an unexpected exception would end the chunk.
+        # Then only an ImageError is raised: any other exception would crash the chunk.
         outcome = outcome_of(bytes(damaged))
         assert (
             outcome != ErrorCode.FORMAT_NOT_ALLOWED if isinstance(outcome, ErrorCode) else outcome.size == 784
@@ -344,7 +344,7 @@ def zlib_bomb() -> bytes:
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_a_decompression_bomb_beside_the_pixels_is_corrupt_and_bounded(kind: bytes) -> None:
-    # Given 256 MiB of zeros in a quarter megabyte of comment or colour profile
+    # Given 256 MiB of zeros, compressed to a quarter megabyte in a comment or colour profile
     prefix = b"a\0\x01\0\0\0" if kind == b"iTXt" else b"a\0\0"
     bomb = png(28, 28, rows=bytes(29 * 28), extra=chunk(kind, prefix + zlib_bomb()))
     # When it is decoded
@@ -383,12 +383,12 @@ def gif_frame(width: int, height: int, left: int = 0) -> bytes:
     ids=lambda data: repr(data[:24]),
 )
 def test_too_many_pixels_are_refused_from_the_header_alone(data: bytes) -> None:
-    # Given a header that promises more pixels than allowed, and hardly any pixels
+    # Given a header that declares more pixels than allowed, with hardly any pixel data
     tracemalloc.start()
     code = code_of(data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # Then its promise is enough, and nothing was made room for.
+    # Then it is refused without memory being allocated.
     assert code == ErrorCode.TOO_LARGE
     assert peak < 2**20
 
@@ -397,28 +397,28 @@ def test_an_animated_bomb_whose_frame_outgrows_its_screen_is_too_large() -> None
     # Given a GIF with a screen of 1x1 and a first frame of 65535x65535
     screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
     error = error_of(screen + gif_frame(65535, 65535))
-    # Then it is refused by the frame's own words, before Pillow looks at it
+    # Then it is refused by the frame's declared size, before Pillow opens it
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "65,535 x 65,535 pixels, more than 67,108,864")
 
 
 def test_a_picture_exactly_at_the_limit_is_decoded() -> None:
-    # Given as many pixels as are allowed: one bit each, to keep the test small
+    # Given as many pixels as are allowed, with one bit each to keep the test small
     assert DEFAULT_LIMITS.max_pixels == 8192 * 8192
     data = png(8192, 8192, depth=1, rows=(b"\0" + b"\xff" * 1024) * 8192)
-    # Then it gets its pixels
+    # Then it is decoded
     assert (decode(data, GREY) == 255).all()
 
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)
 def test_of_every_format_the_last_pixel_allowed_is_decoded_and_one_more_is_not(format: str) -> None:  # noqa: A002
-    # Given a limit that one picture meets exactly, and another exceeds by a column of one pixel
+    # Given a limit that one picture meets exactly, and another exceeds by one column
     limits = ImageLimits(max_pixels=31)
     at, over = (encode(Image.new("L", (width, 1), 9), format) for width in (31, 32))
-    # When both are decoded, then the one that is allowed comes without a warning
+    # When both are decoded, then the allowed one causes no warning
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(at, GREY, limits).shape == (28, 28)
-    # And the other says what it has and what it may have
+    # And the other one's error names its size and the limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         error = error_of(over, limits)
@@ -429,7 +429,7 @@ LONGEST = 65_535
 
 
 def a_row(format: str, length: int) -> bytes:  # noqa: A002
-    """A picture one pixel high. The GIF's screen is small: its first frame makes it long."""
+    """Return a picture one pixel high; the GIF's screen is small, and its first frame is long."""
     if format == "GIF":
         return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + gif_frame(1, 1, left=length - 1)
     if format == "WEBP":
@@ -440,10 +440,10 @@ def a_row(format: str, length: int) -> bytes:  # noqa: A002
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "PPM", "GIF", "WEBP"])
 def test_a_side_longer_than_any_is_too_large_however_few_the_pixels(format: str) -> None:  # noqa: A002
-    # Given a picture of one row, as long as a side may be: it has its pixels. WebP itself ends far below that
+    # Given a picture of one row with the greatest allowed length, which is decoded; WebP allows less
     if format != "WEBP":
         assert decode(a_row(format, LONGEST), GREY).shape == (28, 28)
-    # And one pixel longer, and the same upright: to shorten it would take many times the memory of its pixels
+    # And a pixel more, or upright, it is too large: resizing takes many times the memory of its pixels
     error = error_of(a_row(format, LONGEST + 1))
     assert error.code == ErrorCode.TOO_LARGE
     assert error.detail == "65,536 x 1 pixels, a side of more than 65,535"
@@ -452,7 +452,7 @@ def test_a_side_longer_than_any_is_too_large_however_few_the_pixels(format: str)
 
 
 def parts(format: str, number: int) -> bytes:  # noqa: A002
-    """A white picture with so many parts that hold no pixels."""
+    """Return a white picture with that many parts without pixels."""
     white = encode(Image.new("L", (28, 28), 255), format)
     if format == "JPEG":
         others = sum(white.count(b"\xff" + kind) for kind in (b"\xe0", b"\xdb", b"\xc4"))
@@ -465,33 +465,33 @@ def parts(format: str, number: int) -> bytes:  # noqa: A002
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF"])
 def test_more_comments_than_any_picture_has_use_for_are_too_large(format: str) -> None:  # noqa: A002
-    # Given ten thousand parts without a pixel, and one more: the decoder would keep each of them
+    # Given ten thousand parts without pixels, and one more: the decoder would keep each of them
     assert (decode(parts(format, 10_000), GREY) == 255).all()
     error = error_of(parts(format, 10_001))
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, "more than 10,000 parts without pixels")
 
 
 def test_pixels_may_come_in_any_number_of_parts() -> None:
-    # Given an animated PNG whose two frames each have their pixels in more chunks than it may have others
+    # Given an animated PNG, both frames of which have more than ten thousand chunks of pixels
     packed = zlib.compress((b"\0" + b"\xff" * 28) * 28)
     frames = [struct.pack(">IIIIIHHBB", number, 28, 28, 0, 0, 1, 1, 0, 0) for number in (0, 1)]
     white = png(28, 28)
     data = white[:33] + chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", frames[0])
     data += b"".join(chunk(b"IDAT", packed[at : at + 1]) for at in range(10_001)) + chunk(b"fcTL", frames[1])
     data += b"".join(chunk(b"fdAT", struct.pack(">I", 2 + at) + packed[at : at + 1]) for at in range(10_001))
-    # Then it has its pixels
+    # Then it is decoded
     assert (decode(data + white[-12:], GREY) == 255).all()
 
 
 def test_of_an_animated_gif_only_what_comes_before_its_first_frame_is_counted() -> None:
-    # Given an extension for each of many later frames, none of which is read
+    # Given many extensions after the first frame, none of which is read
     data = parts("GIF", 1)[:-1] + b"!\xfe\x01a\0" * 10_001 + b";"
     assert (decode(data, GREY) == 255).all()
 
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)
 def test_a_picture_far_over_the_limit_is_refused_in_the_same_way(format: str) -> None:  # noqa: A002
-    # Given a picture that Pillow's own limit would stop, too
+    # Given a picture that Pillow's own limit would also refuse
     data = encode(Image.new("L", (100, 100), 9), format)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -499,25 +499,25 @@ def test_a_picture_far_over_the_limit_is_refused_in_the_same_way(format: str) ->
 
 
 def test_a_limit_above_pillows_own_holds() -> None:
-    # Given a picture of more pixels than Pillow warns of, and a limit just there
+    # Given a picture with more pixels than Pillow warns about, and a limit of exactly that many
     limits = ImageLimits(max_pixels=9500 * 9500)
     data = png(9500, 9500, depth=1, rows=bytes(9500 * (1 + 9504 // 8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (decode(data, GREY, limits) == 0).all()
-    # And not a pixel more
+    # And one row more is too large
     assert code_of(png(9500, 9501, depth=1), limits) == ErrorCode.TOO_LARGE
 
 
 def test_a_second_header_does_not_get_around_the_limit() -> None:
-    # Given a PNG with a small header first, and a huge one after it, which Pillow would believe
+    # Given a PNG with a small header, followed by a huge one that Pillow would use
     huge = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0))
     assert code_of(png(28, 28, rows=bytes(29 * 28), extra=huge)) == ErrorCode.TOO_LARGE
 
 
 def test_a_frame_that_only_pillow_sees_does_not_get_around_the_limit() -> None:
-    # Given an empty extension, after which Pillow skips one block more than the standard says: behind it, a
-    # huge frame hides from whoever follows the standard
+    # Given an empty extension, after which Pillow skips one block more than the standard says, so that only
+    # Pillow sees the huge frame behind it
     hidden = gif_frame(65535, 65535)
     small = gif_frame(1, 1)[:-1]
     data = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"!\xf9\0" + small
@@ -533,7 +533,7 @@ def test_a_file_exactly_at_the_limit_of_bytes_is_decoded_and_one_more_is_too_lar
 
 
 def animation(format: str, frames: int, **options: object) -> bytes:  # noqa: A002
-    """Frames of changing shades, so that none is merged with its neighbour."""
+    """Return frames of different shades, so that no two are merged."""
     shades = [Image.new("L", (28, 28), 40 + 7 * number % 200) for number in range(frames)]
     return encode(
         shades[0], format, save_all=True, append_images=shades[1:], lossless=True, duration=20, **options
@@ -543,11 +543,11 @@ def animation(format: str, frames: int, **options: object) -> bytes:  # noqa: A0
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 @pytest.mark.parametrize("frames", [2, 3, 25])
 def test_as_many_frames_as_are_allowed_and_not_one_more(format: str, frames: int) -> None:  # noqa: A002
-    # Given an animation in which Pillow, too, finds so many frames
+    # Given an animation in which Pillow also finds that many frames
     data = animation(format, frames)
     with Image.open(io.BytesIO(data)) as image:
         assert image.n_frames == frames  # type: ignore[attr-defined]
-    # Then its first frame comes where that many are allowed, and it is refused where they are not
+    # Then its first frame is decoded if that many are allowed, and otherwise it is refused
     assert (decode(data, GREY, ImageLimits(max_frames=frames)) == 40).all()
     error = error_of(data, ImageLimits(max_frames=frames - 1))
     assert (error.code, error.detail) == (ErrorCode.TOO_LARGE, f"more than {frames - 1} frames")
@@ -570,7 +570,7 @@ def bomb_webp(frames: int) -> bytes:
 
 
 def bomb_png(frames: int) -> bytes:
-    """One frame by its own words, and many in truth."""
+    """Return an animation that declares one frame and has many."""
     control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 1, 0, 0))
     return png(1, 1, rows=b"\0\0", extra=chunk(b"acTL", struct.pack(">II", 1, 0)) + control * frames)
 
@@ -596,25 +596,25 @@ def test_an_animation_that_promises_too_many_frames_is_taken_at_its_word() -> No
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)
 def test_a_format_that_is_switched_off_is_not_allowed_whatever_else_is_wrong_with_it(format: str) -> None:  # noqa: A002
-    # Given pictures of a format, sound, cut short and with more pixels than are allowed
+    # Given pictures of a format: a valid one, a truncated one, and one with too many pixels
     others = tuple(name for name in IMAGE_FORMATS if name != format)
     limits = replace(DEFAULT_LIMITS, formats=others, max_pixels=28 * 28)
     sound = encode(Image.fromarray(digit()), format)
     large = encode(Image.new("L", (100, 100)), format)
-    # When the format is switched off, then each is told just that
+    # When the format is switched off, then each gets the same error
     for data in (sound, sound[: len(sound) // 2], large):
         error = error_of(data, limits)
         assert (error.code, error.detail) == (ErrorCode.FORMAT_NOT_ALLOWED, f"{format} is switched off")
-    # And pictures of the other formats are decoded as ever
+    # And pictures of the other formats are decoded
     for other in others:
         assert decode(encode(Image.fromarray(digit()), other), GREY, limits).shape == (28, 28)
 
 
 def test_an_image_file_with_several_pictures_in_it_is_a_jpeg() -> None:
-    # Given what cameras write: a JPEG with a preview, which Pillow calls MPO
+    # Given a JPEG with a preview, as cameras write it; Pillow calls it MPO
     preview = Image.new("L", (8, 8), 99)
     data = encode(Image.new("L", (28, 28), 99), "MPO", save_all=True, append_images=[preview])
-    # Then it is decoded where JPEG is allowed, and only there
+    # Then it is decoded if JPEG is allowed, and only then
     assert abs(decode(data, GREY, ImageLimits(formats=("JPEG",))).astype(int) - 99).max() < 4
     assert code_of(data, ImageLimits(formats=("PNG",))) == ErrorCode.FORMAT_NOT_ALLOWED
 
@@ -648,7 +648,7 @@ def test_lossy_and_progressive_pictures_come_close(format: str, options: dict[st
 
 
 def test_an_interlaced_png_is_decoded() -> None:
-    # Given Adam7's seven passes over a picture all of 77, written by hand
+    # Given the seven passes of Adam7, written by hand, over a picture that is 77 everywhere
     passes = ((4, 4), (3, 4), (7, 3), (7, 7), (14, 7), (14, 14), (28, 14))
     rows = b"".join((b"\0" + b"\x4d" * width) * height for width, height in passes)
     data = bytearray(png(28, 28, rows=rows))
@@ -661,7 +661,7 @@ def test_sixteen_bits_keep_their_upper_byte() -> None:
     # Given every grey from black to white, in 16 bits
     deep = np.linspace(0, 65535, 784).astype(np.uint16).reshape(28, 28)
     expected = (deep >> 8).tolist()
-    # Then none is clipped, in PNG nor in PGM
+    # Then no value is clipped, in PNG or PGM
     assert decode(encode(Image.fromarray(deep)), GREY).tolist() == expected
     assert decode(b"P5 28 28 65535\n" + deep.astype(">u2").tobytes(), GREY).tolist() == expected
     assert prepare(Image.fromarray(deep.astype(np.int32)), GREY).tolist() == expected
@@ -679,7 +679,7 @@ def test_one_bit_is_black_or_white() -> None:
 
 
 def test_a_palette_is_resolved() -> None:
-    # Given red for half the picture, by its place in a palette
+    # Given a palette image whose pixels are red
     image = Image.new("P", (28, 28), 1)
     image.putpalette([0, 0, 255, 255, 0, 0])
     assert decode(encode(image), COLOUR)[0, 0].tolist() == [255, 0, 0]
@@ -700,11 +700,11 @@ def palette(**options: object) -> bytes:
 
 
 def plain(row: bytes, transparent: bytes, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG of 28 rows all alike, with one transparent colour."""
+    """Return a PNG of 28 equal rows, with one transparent colour."""
     return png(28, 28, depth, colour, rows=(b"\0" + row) * 28, extra=chunk(b"tRNS", transparent))
 
 
-# Pictures all transparent and dark underneath, in each of the ways a file can say so.
+# Fully transparent pictures that are dark underneath, in each way in which a file can encode that.
 TRANSPARENT = {
     "grey with alpha": encode(Image.new("LA", (28, 28), 0)),
     "colour with alpha": encode(Image.new("RGBA", (28, 28), 0)),
@@ -733,7 +733,7 @@ def test_half_transparent_black_over_white_is_mid_grey() -> None:
 
 
 def test_opaque_pixels_of_a_picture_with_transparency_stay() -> None:
-    # Given 16-bit grey where one value is transparent and others are not
+    # Given 16-bit grey, where one value is transparent and another is not
     deep = np.full((28, 28), 0x1234, np.uint16)
     deep[3, 3] = 0x1200
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
@@ -745,7 +745,7 @@ def test_opaque_pixels_of_a_picture_with_transparency_stay() -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_turned_as_its_exif_says(format: str, orientation: int) -> None:  # noqa: A002
-    # Given an upright picture with one light quarter, held as a camera would have held it
+    # Given an upright picture with one light quarter, stored as a turned camera would store it
     upright = Image.fromarray(np.kron([[255, 0], [80, 0]], np.ones((14, 14))).astype(np.uint8))
     held = {
         1: None,
@@ -784,7 +784,7 @@ def test_of_an_animation_the_first_frame_counts(format: str) -> None:  # noqa: A
 
 
 def test_another_size_is_resized_as_the_spec_says() -> None:
-    # Given a picture twice as large, chequered
+    # Given a picture of twice the size, with every pixel doubled
     chequered = np.kron(digit(), np.ones((2, 2))).astype(np.uint8)
     data = encode(Image.fromarray(chequered))
     nearest = InputSpec(width=28, height=28, resampling="nearest")
@@ -806,7 +806,7 @@ def test_ink_on_paper_is_inverted_and_mnist_is_not() -> None:
     # Then both become light strokes on black
     assert decode(paper, MNIST_INPUT).tolist() == digit().tolist()
     assert decode(PNG, MNIST_INPUT).tolist() == digit().tolist()
-    # and a spec that never or always inverts does just that.
+    # and a spec that never or always inverts does that.
     assert decode(paper, GREY).tolist() == (255 - digit()).tolist()
     assert decode(PNG, InputSpec(width=28, height=28, invert="always")).tolist() == (255 - digit()).tolist()
 
@@ -821,13 +821,13 @@ def test_only_the_border_decides_on_inversion_and_mid_grey_stays() -> None:
 
 
 def test_transparent_ink_becomes_light_strokes_on_black() -> None:
-    # Given a scribble without paper: black ink whose alpha is the stroke
+    # Given black ink on a transparent background, with the stroke in the alpha channel
     scribble = Image.merge("LA", (Image.new("L", (28, 28), 0), Image.fromarray(digit())))
     assert decode(encode(scribble), MNIST_INPUT).tolist() == digit().tolist()
 
 
 def test_arrays_are_prepared_as_decoded_pictures_are() -> None:
-    # Given raw pixels of another size, light and dark
+    # Given raw pixels of another size, one light and one dark
     pixels = np.stack([np.kron(digit(), np.ones((2, 2))), 255 - np.kron(digit(), np.ones((2, 2)))]).astype(
         np.uint8
     )
@@ -840,14 +840,14 @@ def test_arrays_are_prepared_as_decoded_pictures_are() -> None:
 
 
 class Interrupted(Exception):
-    """What a time limit's signal handler raises."""
+    """Raised by a time limit's signal handler."""
 
 
 @pytest.mark.parametrize("interruption", [Interrupted, TimeoutError, MemoryError, KeyboardInterrupt])
 def test_an_interruption_is_not_taken_for_a_broken_picture(
     interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a time limit that strikes within the decoder: the seam is the picture's own load
+    # Given a time limit that is reached inside the decoder, in the picture's load
     load = PngImagePlugin.PngImageFile.load
 
     def struck(image: PngImagePlugin.PngImageFile) -> object:
@@ -855,6 +855,6 @@ def test_an_interruption_is_not_taken_for_a_broken_picture(
         raise interruption
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", struck)
-    # Then it comes out as it is.
+    # Then the exception is passed on unchanged.
     with pytest.raises(interruption):
-        decode(encode(Image.fromarray(digit()).convert("RGB")), GREY)  # no plain one: it is opened
+        decode(encode(Image.fromarray(digit()).convert("RGB")), GREY)  # Pillow opens RGB

@@ -1,4 +1,4 @@
-"""The documents and the code agree: every setting, command, option, error code and file that is named."""
+"""The documents and the code agree on every setting, command, option, error code and file."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_error_code_is_documented() -> None:
 
 
 def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> None:
-    # given the secrets that a server reads when it sets up its volume, and never again
+    # given the secrets that a server reads only when it creates its volume
     services = yaml.safe_load(read("docker-compose.yml"))["services"]
     read_once = {
         Path(value).name
@@ -114,12 +114,12 @@ def test_passwords_that_are_read_only_once_are_kept_when_the_others_change() -> 
     }
     assert len(read_once) == 2
 
-    # then the page says to keep them when the passwords are changed
+    # then the page says to keep them when other passwords are changed
     page = read("docs/how-to/deploy.md")
     kept = re.search(r"Remove all files in `secrets/` except ([^.]*)\.", page)
     assert kept is not None
     assert set(re.findall(r"`(\w+)`", kept[1])) == read_once
-    # and names a service that exists
+    # and its commands name existing services
     assert set(re.findall(r"exec -T (\w+)", page)) <= set(services)
 
 

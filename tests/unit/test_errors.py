@@ -1,4 +1,4 @@
-"""Errors say whose fault it is, and the codes that people query stay as they are."""
+"""Errors say who must act, and the error codes that people query do not change."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def test_a_mistake_of_the_users_exits_with_2_and_any_other_with_1(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not ImageError])
 def test_an_error_crosses_from_a_pools_child_to_its_parent(kind):
-    """Celery's pool hands a child's exception to the parent: one that cannot be rebuilt there kills it."""
+    """An exception that cannot be rebuilt in the parent would kill Celery's pool."""
     assert str(pickle.loads(pickle.dumps(kind("what happened")))) == "what happened"

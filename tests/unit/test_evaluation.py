@@ -1,4 +1,4 @@
-"""What is measured of a model: each figure against its formula written out, and all on a real model."""
+"""Evaluation: each figure against its formula, and all of them on a real model."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def test_wilsons_interval_ends_where_the_accuracy_would_be_z_deviations_away(cou
     correct, total = counts
     share = correct / total
     low, high = wilson(correct, total)
-    # It holds the accuracy, and nothing that is no accuracy
+    # It contains the accuracy, and stays between 0 and 1
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
-    # and it is what Wilson solved: at either end the deviation is 1.96 of that end's own standard deviations.
+    # and as Wilson defined it, each end is 1.96 of its own standard deviations away.
     for end in (low, high):
         if 1e-9 < end < 1 - 1e-9:
             assert abs(share - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / total), rel=1e-3)
 
 
 def test_wilsons_interval_of_a_textbook():
-    # 98.5 % of 10,000, reckoned by hand
+    # 98.5 % of 10,000, computed by hand
     low, high = wilson(9850, 10_000)
     assert (round(low, 4), round(high, 4)) == (0.9824, 0.9872)
 
@@ -96,7 +96,7 @@ def test_calibration_compares_confidence_and_accuracy_bin_by_bin(answers):
         np.array([confidence for confidence, _ in answers], np.float64),
         np.array([right for _, right in answers], np.bool_),
     )
-    # Each bin has the images above its lower edge and up to its upper one; zero has no bin below
+    # Each bin has the images above its lower edge and up to its upper one; zero is in the first bin
     expected_error = Fraction(0)
     for place, each in enumerate(bins):
         assert (each.low, each.high) == (EDGES[place], EDGES[place + 1])
@@ -112,23 +112,23 @@ def test_calibration_compares_confidence_and_accuracy_bin_by_bin(answers):
             assert each.confidence == pytest.approx(float(confidence))
             assert each.accuracy == pytest.approx(float(accuracy))
             expected_error += len(here) * abs(accuracy - confidence) / len(answers)
-    # and the error is how far apart the two are, weighted by images.
+    # and the error is the mean difference of the two, weighted by images.
     assert calibration_error(bins) == pytest.approx(float(expected_error), abs=1e-9)
 
 
 def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error():
-    # given four images at 0.75, of which three are right; and two at 1, both right
+    # given four images at 0.75, of which three are right, and two at 1, both right
     bins = calibration_of(np.array([0.75] * 4 + [1.0] * 2), np.array([True, True, True, False, True, True]))
     assert calibration_error(bins) == 0
     assert calibration_error(calibration_of(np.array([1.0]), np.array([False]))) == 1
     assert calibration_error(calibration_of(np.array([]), np.array([], np.bool_))) == 0
 
 
-# ---- all of it, on a real model -----------------------------------------------------------------------
+# ---- all figures, on a real model ---------------------------------------------------------------------
 
 
 def reader(scale: float = 0.01) -> Classifier:
-    """A model that takes the brightest of an image's first three pixels for its class."""
+    """Return a model whose class is the brightest of an image's first three pixels."""
     model = keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8"),
@@ -143,7 +143,7 @@ def reader(scale: float = 0.01) -> Classifier:
 
 
 def pictures(rows: np.ndarray) -> np.ndarray:
-    """Images whose first three pixels are these, on black: uint8 (n, 28, 28)."""
+    """Return images whose first three pixels are these, on black: uint8 (n, 28, 28)."""
     images = np.zeros((len(rows), 28, 28), np.uint8)
     images[:, 0, :3] = rows
     return images
@@ -153,7 +153,7 @@ def pictures(rows: np.ndarray) -> np.ndarray:
 def case() -> tuple[np.ndarray, np.ndarray, Evaluated]:
     chance = np.random.default_rng(3)
     rows = chance.integers(0, 256, (700, 3), dtype=np.uint8)
-    # Two of three labels are what the model says, more or less.
+    # About two of three labels are what the model answers.
     labels = np.where(chance.random(700) < 2 / 3, rows.argmax(axis=1), chance.integers(0, 3, 700))
     labels = labels.astype(np.uint8)
     return rows, labels, evaluate(reader(), pictures(rows), labels)
@@ -161,12 +161,12 @@ def case() -> tuple[np.ndarray, np.ndarray, Evaluated]:
 
 def test_every_figure_is_the_one_of_the_models_answers(case):
     rows, labels, evaluated = case
-    # Given the model's answers, reckoned by hand
+    # Given the model's answers, computed by hand
     scores = np.exp(rows.astype(np.float64) * 0.01)
     scores /= scores.sum(axis=1, keepdims=True)
     answers, sure = scores.argmax(axis=1), scores.max(axis=1)
     right = answers == labels
-    # Then all figures are theirs
+    # Then all figures follow from them
     figures = evaluated.evaluation
     assert (figures.total, figures.correct, figures.accuracy) == (700, right.sum(), right.mean())
     assert (figures.accuracy_low, figures.accuracy_high) == wilson(int(right.sum()), 700)
@@ -183,7 +183,7 @@ def test_every_figure_is_the_one_of_the_models_answers(case):
     for place, (low, high) in enumerate(pairwise(CONFIDENCE_EDGES)):
         assert figures.confidence_histogram[place] == ((low <= sure) & (sure < high)).sum()
     assert 0 < figures.image_microseconds < 1e6
-    # and so is the answer to each image, beside what it is.
+    # and so do the stored answers, next to the true labels.
     assert evaluated.answers.dtype == np.uint8
     assert (evaluated.answers == np.stack([answers, labels], axis=1)).all()
 
@@ -192,7 +192,7 @@ def test_the_surest_mistakes_are_kept_with_their_images(case):
     rows, labels, evaluated = case
     mistakes = evaluated.evaluation.mistakes
     wrong = np.flatnonzero(evaluated.answers[:, 0] != labels)
-    # Then there are a few dozen, the surest first, and none that was left out is surer
+    # Then the most confident mistakes are kept, in that order
     assert len(mistakes) == MISTAKES < len(wrong)
     sure = [mistake.confidence for mistake in mistakes]
     assert sure == sorted(sure, reverse=True)
@@ -201,7 +201,7 @@ def test_the_surest_mistakes_are_kept_with_their_images(case):
     assert kept <= set(wrong.tolist())
     assert max(spread[index] for index in set(wrong.tolist()) - kept) <= max(spread[index] for index in kept)
     for mistake in mistakes:
-        # and each says what it is, what it was taken for, and looks like its image.
+        # and each has its true label, its predicted label, and its image.
         assert mistake.truth == CLASSES[labels[mistake.index]]
         assert mistake.label == CLASSES[rows[mistake.index].argmax()] != mistake.truth
         with Image.open(io.BytesIO(base64.b64decode(mistake.png))) as image:
@@ -214,15 +214,15 @@ def test_an_evaluation_goes_through_json_unchanged(case):
 
 
 def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence():
-    # Given a model that answers nothing but NaN
+    # Given a model that only answers NaN
     classifier = reader(math.nan)
     evaluated = evaluate(classifier, pictures(np.eye(3, dtype=np.uint8)), np.arange(3, dtype=np.uint8))
     figures = evaluated.evaluation
-    # Then nothing is right, the last column of the confusion matrix has it all
+    # Then nothing is right, and the last column of the confusion matrix has all images
     assert (figures.accuracy, figures.correct, figures.total) == (0, 0, 3)
     assert figures.confusion == ((0, 0, 0, 1),) * 3
     assert evaluated.answers[:, 0].tolist() == [NO_ANSWER] * 3
-    # and what is a share of nothing is not known.
+    # and a share of nothing is None.
     assert (figures.precision, figures.recall) == ((None,) * 3, (0.0,) * 3)
     assert sum(figures.confidence_histogram) == 0
     assert (figures.calibration_error, figures.mistakes) == (0, ())
@@ -235,18 +235,18 @@ def test_a_class_that_the_images_lack_has_no_recall():
 
 
 def test_probabilities_are_the_whole_of_what_predict_tells_the_best_of():
-    # Given more images than one batch, and one that the model overflows on
+    # Given more images than one batch
     classifier = reader()
     rows = np.random.default_rng(1).integers(0, 256, (600, 3), dtype=np.uint8)
     predictions = classifier.predict(pictures(rows))
     probabilities = classifier.probabilities(pictures(rows))
-    # Then each row is a distribution whose best is the label
+    # Then each row is a distribution whose maximum is the predicted label
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (600, 3)
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert (probabilities.argmax(axis=1) == predictions.class_index).all()
     assert (probabilities.max(axis=1) == predictions.confidence).all()
-    # and where there is no answer there is nothing.
+    # and a row without an answer is all zeros.
     assert (reader(math.nan).probabilities(pictures(rows[:2])) == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON lines, Parquet and a table: every character and every row, in pages."""
+"""Predictions as CSV, JSON lines, Parquet and a table keep every character, in constant memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_csv_gives_back_every_character():
     # When predictions are written and read again
     header, *rows = csv.reader(io.StringIO(text_of(write_csv, ROWS), newline=""))
 
-    # Then they are the same, and what is not there is empty
+    # Then they are the same, and missing values are empty
     assert header == list(COLUMNS)
     assert rows == [
         [
@@ -146,13 +146,13 @@ def test_parquet_of_nothing_has_its_columns():
 
 
 def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, tmp_path, capsys):
-    # Given an export from before, and an environment without pyarrow
+    # Given an earlier export, and an environment without pyarrow
     output = tmp_path / "job.parquet"
     output.write_bytes(b"what was exported before")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
 
-    # When predictions are to be written there
+    # When predictions are exported to the same file
     client = SimpleNamespace(job_id=str, status=lambda _job: None, predictions=lambda *_, **__: iter(ROWS))
     monkeypatch.setattr(command, "Client", lambda: nullcontext(client))
     with pytest.raises(SystemExit) as end:
@@ -160,7 +160,7 @@ def test_without_pyarrow_the_file_that_was_named_is_left_as_it_is(monkeypatch, t
             "a job", None, None, form=Format.PARQUET, limit=None, output=str(output), force=True
         )
 
-    # Then it is said what is missing, and nothing is lost
+    # Then the error says what is missing, and the file is unchanged
     assert end.value.code == 2
     assert "Parquet needs pyarrow" in " ".join(capsys.readouterr().err.split())
     assert output.read_bytes() == b"what was exported before"
@@ -218,11 +218,11 @@ def test_the_table_of_nothing_is_a_header():
 
 @pytest.mark.parametrize("write", [write_csv, write_jsonl, write_table, write_parquet])
 def test_any_number_of_rows_takes_the_same_memory(write, monkeypatch):
-    # Given more rows than should ever be in memory together
+    # Given many pages of rows
     monkeypatch.setattr(export, "PAGE_ROWS", 500)
 
     class Nowhere(io.RawIOBase):
-        """A file that keeps nothing."""
+        """A file that discards everything."""
 
         def writable(self) -> bool:
             return True
@@ -243,5 +243,5 @@ def test_any_number_of_rows_takes_the_same_memory(write, monkeypatch):
     finally:
         tracemalloc.stop()
 
-    # Then they were held a page at a time: all of them would take 6 MB for their names alone
+    # Then only a page was in memory: the names alone would take 6 MB
     assert peak < 2_000_000

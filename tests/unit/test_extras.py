@@ -1,4 +1,4 @@
-"""What is said where an extra is missing."""
+"""The messages if an optional dependency is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program imports from `labelmill`."""
+"""The names that programs import from `labelmill`."""
 
 from __future__ import annotations
 

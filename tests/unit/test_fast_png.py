@@ -1,4 +1,4 @@
-"""Plain PNGs decoded without being opened, alone and together: only plain ones, and with the same pixels."""
+"""Plain PNGs are decoded without Pillow, alone and together, with the same pixels as in Pillow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOUR = replace(GREY, mode="RGB")
 NOISE = np.random.default_rng(1).integers(0, 256, (28, 28), np.uint8)
 NOISE_IN_COLOUR = np.random.default_rng(2).integers(0, 256, (28, 28, 3), np.uint8)
 
-#: 28 rows of 28 pixels, filtered in each of PNG's five ways.
+#: 28 rows of 28 pixels, with each of PNG's five filters.
 ROWS = b"".join(bytes([number % 5]) + row.tobytes() for number, row in enumerate(NOISE))
 PLAIN = png(28, 28, rows=ROWS)
 
@@ -43,7 +43,7 @@ def with_a_byte_changed(place: int) -> bytes:
     return bytes(changed)
 
 
-#: What must be opened, or is no picture.
+#: What only Pillow can decode, and what is not a valid picture.
 NOT_PLAIN = {
     "another size": encode(Image.fromarray(NOISE[:27])),
     "colour": encode(Image.fromarray(NOISE_IN_COLOUR)),
@@ -59,7 +59,7 @@ NOT_PLAIN = {
     "nothing": b"",
 }
 
-#: `decode_one` leaves the check of these to its caller.
+#: `decode_one` leaves these to its caller.
 WRONG = {
     "checksum of the pixels": with_a_byte_changed(60),
     "checksum of the header": with_a_byte_changed(32),
@@ -72,14 +72,14 @@ WRONG = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_are_enough() -> Iterator[None]:
-    """Decode pictures together however few they are."""
+    """Decode even a single picture by the code for many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_png, "_LEAST", 1)
         yield
 
 
 def opened(data: bytes, spec: InputSpec) -> bytes | str:
-    """Return the pixels as if there were no fast way."""
+    """Return the outcome without the fast way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_png, "decode_one", lambda *_: None)
         return outcome(data, spec)
@@ -119,7 +119,7 @@ def test_any_other_picture_is_left_to_be_opened(data: bytes) -> None:
 def test_png_can_be_switched_off() -> None:
     # Given PNG is not allowed
     limits = ImageLimits(formats=tuple(name for name in DEFAULT_LIMITS.formats if name != "PNG"))
-    # then a plain one is refused, alone and among many
+    # then a plain PNG is refused, alone and among many
     with pytest.raises(ImageError, match="PNG is switched off"):
         decode(PLAIN, GREY, limits)
     _, errors = decode_many([PLAIN] * 3, GREY, limits, image_seconds=5)
@@ -145,7 +145,7 @@ def test_any_compressed_bytes_have_the_same_outcome_as_if_opened(compressed: byt
     data = picture(compressed)
     expected = opened(data, GREY)
     assert outcome(data, GREY) == expected
-    # and together a picture is decoded only if it is sound
+    # and together with others, a picture is decoded only if it is valid
     places, found = together([data], GREY)
     assert not places or found[0].tobytes() == expected
 
@@ -169,7 +169,7 @@ def together(
 @pytest.mark.parametrize("invert", ["never", "always", "dark_on_light"])
 @pytest.mark.parametrize("level", [0, 1, 9])
 def test_pictures_have_the_same_pixels_together_and_alone(invert: str, level: int) -> None:
-    # Given noise, paper and gradients, as Pillow writes them, in specs that are not square as well
+    # Given noise, plain shades and gradients, as Pillow writes them, also in sizes that are not square
     for width, height in ((28, 28), (5, 9), (3, 3)):
         spec = replace(GREY, width=width, height=height, invert=invert)
         chance = np.random.default_rng(level)
@@ -180,7 +180,7 @@ def test_pictures_have_the_same_pixels_together_and_alone(invert: str, level: in
         ]
         contents = [encode(Image.fromarray(each), compress_level=level) for each in pixels]
 
-        # when they are decoded together, then all of them are, as each is alone
+        # when they are decoded together, then each has the same pixels as alone
         places, found = together(contents, spec)
         assert places == list(range(len(contents)))
         assert found.shape == (len(contents), *spec.shape)
@@ -194,7 +194,7 @@ def test_pictures_have_the_same_pixels_together_and_alone(invert: str, level: in
     level=st.sampled_from([0, 1, 9]),
 )
 def test_any_rows_of_filters_are_undone_as_pillow_does(filters: list[int], seed: int, level: int) -> None:
-    # Given three pictures with the same filters in other rows; 5 is none of PNG's
+    # Given three pictures with the same filters in different rows; 5 is not a filter of PNG
     noise = np.random.default_rng(seed).integers(0, 256, (3, 28, 28), np.uint8)
     contents = []
     for number, pixels in enumerate(noise):
@@ -210,12 +210,12 @@ def test_any_rows_of_filters_are_undone_as_pillow_does(filters: list[int], seed:
 
 
 def test_the_others_among_many_are_decoded_alone_in_their_places() -> None:
-    # Given plain pictures, each beside one that is not, or that is no picture, or has no bytes
+    # Given plain pictures, each next to one that is not plain, not valid, or without bytes
     others = [*NOT_PLAIN.values(), *WRONG.values(), ImageError(ErrorCode.SOURCE_MISSING, "it is gone")]
     contents = [each for other in others for each in (PLAIN, other)]
     assert together(contents, GREY)[0] == list(range(0, len(contents), 2))
 
-    # when all are decoded, then each has the pixels or the error that it has alone
+    # when all are decoded, then each has the same pixels or error as alone
     pixels, errors = decode_many(contents, GREY, DEFAULT_LIMITS, image_seconds=5)
     for place, content in enumerate(contents):
         if isinstance(content, ImageError):

@@ -1,4 +1,4 @@
-"""Folders for the time being, and what a killed process left in them."""
+"""Temporary folders, and what a killed process left in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAY = 24 * 3600
 
 
 def aged(folder: Path, seconds: float) -> Path:
-    """A folder with a file in it, as a process leaves it that is killed."""
+    """Make a folder with a file in it, as a killed process leaves it."""
     folder.mkdir()
     (folder / "model.keras").write_bytes(b"half a model")
     then = time.time() - seconds
@@ -33,17 +33,17 @@ def test_a_folder_for_now_is_private_and_gone_afterwards(tmp_path: Path) -> None
 
 
 def test_what_was_left_by_a_killed_process_goes_a_day_later(tmp_path: Path) -> None:
-    # Given what killed processes left, of this kind and of another, and what one is at just now
+    # Given folders left by killed processes, of this kind and of another, and a folder in use
     left = aged(tmp_path / "training-abc", DAY + 60)
     others = aged(tmp_path / "mnist", 9 * DAY)
     now = aged(tmp_path / "training-def", DAY - 60)
-    # and a link of that name to a folder of somebody's
+    # and a link with such a name to a foreign folder
     (tmp_path / "training-link").symlink_to(others)
     os.utime(tmp_path / "training-link", (0, 0), follow_symlinks=False)
-    # When the next one needs a folder
+    # When another process makes a folder
     with folder_for_now(tmp_path, "training-"):
         pass
-    # Then the old one is gone, and nothing else
+    # Then only the old one is removed
     assert not left.exists()
     assert (others / "model.keras").exists()
     assert (now / "model.keras").exists()

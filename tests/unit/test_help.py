@@ -1,4 +1,4 @@
-"""The help of the commands."""
+"""The commands' help texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identifiers: short, opaque, in order of their making, and told from anything else."""
+"""Ids are short, opaque and ordered by time, and can be told from anything else."""
 
 from __future__ import annotations
 

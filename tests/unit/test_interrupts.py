@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command, wherever it meets the interpreter."""
+"""Ctrl-C ends a command, even inside an object's finalizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-#: A program that is told to end while the last line of an object's `__del__` is running, and then waits.
+#: A program that gets a signal on the last line of an object's `__del__`, and then sleeps.
 PROGRAM = """
 import os, signal, sys, time
 from labelmill.cli import repeat_lost_interrupts
@@ -25,9 +25,9 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_is_not_lost_at_the_end_of_an_object(signal: str) -> None:
-    # Given a program of ours, and SIGTERM that raises like Ctrl-C, as where a stack runs
+    # Given our handling of lost interrupts, and SIGTERM that raises like Ctrl-C, as in a stack
     before = "repeat_lost_interrupts(); signal.signal(signal.SIGTERM, signal.default_int_handler)"
-    # When it is met where Python drops what is raised, then it ends all the same, and has nothing to say.
+    # When the signal arrives where Python discards exceptions, then the program ends, and prints nothing.
     done = run(before, f"os.kill(os.getpid(), signal.{signal})")
     assert (done.returncode, done.stderr) == (130, "")
 

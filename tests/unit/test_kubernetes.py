@@ -1,5 +1,6 @@
-"""What is in deploy/kubernetes: rendered by kustomize, as kubectl does it, and held to Kubernetes' schemas,
-to the code, to docker-compose.yml and to what docs/how-to/kubernetes.md promises. No cluster is needed.
+"""Check the files in deploy/kubernetes, rendered by kustomize as kubectl does it; no cluster is needed.
+
+They must match Kubernetes' schemas, the code, docker-compose.yml and docs/how-to/kubernetes.md.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ PROJECT: Final = Path(__file__).parents[2]
 KUBERNETES: Final = PROJECT / "deploy" / "kubernetes"
 COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 
-#: Those that are put in by whoever wants them; the others are each a part of an overlay.
+#: The components that users add themselves; each of the others is a part of an overlay.
 WANTED: Final = ("gpu", "keda", "prometheus")
 
-#: An overlay, and what is added to it: nothing, one component, all of them.
+#: Each overlay with no component, with one component, and with all of them.
 INSTALLATIONS: Final = list(product(("local", "production"), [(), *((name,) for name in WANTED), WANTED]))
 
-#: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest there is a schema for.
+#: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest with a schema.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
 
-#: What a process of a worker reached on MNIST, measured.
+#: The measured memory of a worker process on MNIST.
 PROCESS_BYTES: Final = 650 * 2**20
 
-#: Objects of others, whose schemas are not among Kubernetes' own.
+#: Custom resources, whose schemas are not among Kubernetes' own.
 CUSTOM: Final = ("ScaledObject", "ServiceMonitor")
 
 Object = dict[str, Any]
@@ -65,24 +66,24 @@ def render(overlay: str, components: tuple[str, ...], folder: Path) -> list[Obje
 
 
 def _way_to_ours(folder: Path) -> str:
-    # kustomize takes no absolute path.
+    # kustomize accepts no absolute path.
     return os.path.relpath(KUBERNETES.resolve(), folder.resolve())
 
 
 def build(folder: Path) -> list[Object]:
-    """What kustomize makes of the kustomization in a folder."""
+    """Return the objects that kustomize makes of the kustomization in a folder."""
     kustomize = need_program("kustomize", package="kustomize")
     done = subprocess.run(
         [kustomize, "build", str(folder)], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr  # what will not be understood for much longer
+    assert not done.stderr, done.stderr  # no warnings about deprecated fields
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
 @pytest.fixture(scope="module", params=INSTALLATIONS, ids=lambda made: "+".join((made[0], *made[1])))
 def installation(request: pytest.FixtureRequest) -> tuple[str, tuple[str, ...]]:
-    """An overlay's name, and the components that were added to it."""
+    """Return an overlay's name, and the components added to it."""
     made: tuple[str, tuple[str, ...]] = request.param
     return made
 
@@ -91,7 +92,7 @@ def installation(request: pytest.FixtureRequest) -> tuple[str, tuple[str, ...]]:
 def objects(
     installation: tuple[str, tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Object]:
-    """All objects of an installation."""
+    """Return all objects of an installation."""
     return render(*installation, tmp_path_factory.mktemp("installation"))
 
 
@@ -105,13 +106,13 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def workloads(objects: list[Object]) -> dict[str, Object]:
-    """The pod of each Deployment, StatefulSet and Job, by its name."""
+    """Return the pod template of each Deployment, StatefulSet and Job, by name."""
     found = of_kind(objects, "Deployment", "StatefulSet", "Job")
     return {each["metadata"]["name"]: each["spec"]["template"] for each in found}
 
 
 def ours(objects: list[Object]) -> dict[str, Object]:
-    """Those that run an image of ours."""
+    """Return the workloads that run our own images."""
     return {
         name: pod
         for name, pod in workloads(objects).items()
@@ -120,14 +121,14 @@ def ours(objects: list[Object]) -> dict[str, Object]:
 
 
 def containers(objects: list[Object]) -> Iterator[tuple[Object, Object]]:
-    """Each container, also of those that run before the others, with its pod's spec."""
+    """Yield each container with its pod's spec, including init containers."""
     for pod in workloads(objects).values():
         for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
             yield pod["spec"], container
 
 
 def environment(objects: list[Object], container: Object) -> dict[str, str]:
-    """A container's settings: its own, and those of the ConfigMaps it names."""
+    """Return a container's settings: its own, and those of its ConfigMaps."""
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
         if reference := source.get("configMapRef"):
@@ -142,7 +143,7 @@ def quantity(text: str | int) -> float:
 
 
 def texts(value: object) -> Iterator[str]:
-    """Every text in an object."""
+    """Yield every text in an object."""
     if isinstance(value, dict):
         for each in value.values():
             yield from texts(each)
@@ -153,7 +154,7 @@ def texts(value: object) -> Iterator[str]:
         yield value
 
 
-# ---- what Kubernetes and others say -------------------------------------------------------------------
+# ---- schemas ------------------------------------------------------------------------------------------
 
 
 def test_every_component_is_rendered_here() -> None:
@@ -177,12 +178,12 @@ def test_every_object_is_one_that_kubernetes_takes(objects: list[Object]) -> Non
 
 @cache
 def _validate(written: str, version: str) -> None:
-    """Most objects are in every installation, and a schema takes a tenth of a second to be read."""
-    # Strictly: a mistyped field is an error, where Kubernetes would drop it without a word.
+    """Validate an object; cached, because installations share most objects, and a schema loads slowly."""
+    # Strict: a mistyped field is an error, while Kubernetes would silently drop it.
     kubernetes_validate.validate(json.loads(written), version, strict=True)
 
 
-#: The fields that a ScaledObject may have here, as KEDA 2.14 and later have them (keda.sh/v1alpha1).
+#: The fields allowed here in a ScaledObject of KEDA 2.14 and later (keda.sh/v1alpha1).
 SCALED_OBJECT: Final = {
     "scaleTargetRef": {"apiVersion": str, "kind": str, "name": str, "envSourceContainerName": str},
     "pollingInterval": int,
@@ -194,7 +195,7 @@ SCALED_OBJECT: Final = {
     "fallback": {"failureThreshold": int, "replicas": int, "behavior": str},
     "advanced": {
         "restoreToOriginalReplicaCount": bool,
-        # As in a HorizontalPodAutoscaler: the test below has Kubernetes' schema look at it.
+        # As in a HorizontalPodAutoscaler; a test below validates it with Kubernetes' schema.
         "horizontalPodAutoscalerConfig": {"name": str, "behavior": dict},
     },
     "triggers": [
@@ -203,7 +204,7 @@ SCALED_OBJECT: Final = {
             "name": str,
             "metricType": str,
             "useCachedMetrics": bool,
-            # Every value of a trigger's is a text, numbers too.
+            # All metadata values of a trigger are strings, numbers too.
             "metadata": {
                 "url": str,
                 "format": str,
@@ -217,7 +218,7 @@ SCALED_OBJECT: Final = {
     ],
 }
 
-#: And a ServiceMonitor, as the Prometheus operator has them (monitoring.coreos.com/v1).
+#: The fields of a ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1).
 SERVICE_MONITOR: Final = {
     "selector": {"matchLabels": dict},
     "namespaceSelector": {"matchNames": list},
@@ -246,7 +247,7 @@ def test_a_scaled_object_is_one_that_keda_takes(objects: list[Object]) -> None:
         check_fields(spec, SCALED_OBJECT, "spec")
         [trigger] = spec["triggers"]
         assert trigger["type"] == "metrics-api"
-        assert trigger["metricType"] == "AverageValue"  # or every worker would count for all images
+        assert trigger["metricType"] == "AverageValue"  # images per worker
         assert trigger["metadata"]["format"] == "prometheus"
         assert float(trigger["metadata"]["targetValue"]) > 0
         autoscaler = {
@@ -276,7 +277,7 @@ def test_everything_is_in_the_one_namespace(objects: list[Object]) -> None:
             assert each["metadata"].get("namespace") == namespace["metadata"]["name"], each["metadata"]
 
 
-# ---- what a container may -----------------------------------------------------------------------------
+# ---- what a container may do --------------------------------------------------------------------------
 
 
 def test_no_container_may_do_more_than_it_has_to(objects: list[Object]) -> None:
@@ -307,7 +308,7 @@ def test_the_user_and_the_written_folders_are_those_of_the_image(objects: list[O
     [user] = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
     for pod in ours(objects).values():
         assert pod["spec"]["securityContext"]["runAsUser"] == int(user)
-        assert pod["spec"]["securityContext"]["fsGroup"] == int(user)  # or it could not read the secrets
+        assert pod["spec"]["securityContext"]["fsGroup"] == int(user)  # to read the secrets
         empty = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
         [container] = pod["spec"]["containers"]
         home = environment(objects, container)[f"{ENV_PREFIX}HOME"]
@@ -336,13 +337,13 @@ def test_a_worker_has_a_process_a_core_and_room_for_the_largest_image_in_one(obj
         assert quantity(limits["nvidia.com/gpu"]) == 1
         count = 1.0
     else:
-        # Left out it were a process a core of the node, which may have far more than the limit.
+        # The default would be a process per core of the node, which may have far more than the limit.
         assert processes["valueFrom"]["resourceFieldRef"] == {
             "containerName": container["name"],
             "resource": "limits.cpu",
         }
         count = quantity(limits["cpu"])
-    # docs/reference/settings.md: up to 20 bytes a pixel for a moment.
+    # docs/reference/settings.md: up to 20 bytes per pixel for a moment.
     largest = Settings().max_image_pixels * 20
     assert count * PROCESS_BYTES + largest <= quantity(limits["memory"])
     assert count * PROCESS_BYTES <= quantity(container["resources"]["requests"]["memory"])
@@ -359,8 +360,7 @@ def test_a_worker_that_is_told_to_stop_has_time_for_its_chunk(
     lease = environment(objects, container)[f"{ENV_PREFIX}LEASE_SECONDS"]
     monkeypatch.setenv(f"{ENV_PREFIX}LEASE_SECONDS", lease)
     settings = Settings.load()
-    # Five seconds for the processes to end. Longer than Redis waits makes no sense: the message has another
-    # worker then.
+    # Five seconds for the processes to end. After the visibility timeout, another worker has the message.
     assert settings.time_limit + 5 <= pod["terminationGracePeriodSeconds"] < settings.visibility_timeout
 
 
@@ -375,7 +375,7 @@ def test_all_have_the_same_settings_and_they_are_sound(
     for pod in ours(objects).values():
         [container] = pod["spec"]["containers"]
         assert {"configMapRef": {"name": maps[0]["metadata"]["name"]}} in container["envFrom"]
-    # A changed setting is another name, and so other pods.
+    # A changed setting changes the name, and so restarts the pods.
     assert re.fullmatch(r"labelmill-\w{10}", maps[0]["metadata"]["name"])
 
 
@@ -384,20 +384,20 @@ def test_every_process_is_asked_whether_it_works(objects: list[Object]) -> None:
         name = deployment["metadata"]["name"]
         [container] = deployment["spec"]["template"]["spec"]["containers"]
         probes = {kind: container[kind] for kind in container if kind.endswith("Probe")}
-        if name == "producer":  # nothing runs in it but what somebody types
+        if name == "producer":  # it only runs what a user types
             assert not probes
             continue
-        # Whether ledger and broker answer says nothing of beat, and a training goes on without a broker.
+        # Beat need not reach ledger and broker to be alive, and a training run goes on without a broker.
         liveness = set() if name in ("beat", "trainer") else {"livenessProbe"}
         assert set(probes) == {"startupProbe", "readinessProbe"} | liveness, name
         for kind, probe in probes.items():
             if name in ("worker", "trainer", "beat"):
                 assert probe["exec"]["command"] == ["labelmill", "ready", name]
-                # A Python starts in a second, or in several where all cores have work.
+                # Python starts in a second, or in several seconds if all cores are busy.
                 assert probe["timeoutSeconds"] >= 10
                 assert probe["periodSeconds"] >= (10 if kind == "startupProbe" else 30)
         if name == "worker":
-            # While ledger or broker are away nobody is ready; that must not be what ends them.
+            # While ledger or broker is unavailable no worker is ready, but that must not restart workers.
             probe = probes["livenessProbe"]
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
 
@@ -417,7 +417,7 @@ def test_nobody_starts_before_the_migration(objects: list[Object]) -> None:
 
 def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
     [budget] = of_kind(objects, "PodDisruptionBudget")
-    # With minAvailable a node with the only worker could never be emptied.
+    # With minAvailable, a node with the only worker could never be drained.
     assert budget["spec"]["maxUnavailable"] == "25%"
     spread = workloads(objects)["worker"]["spec"]["topologySpreadConstraints"]
     assert {each["topologyKey"] for each in spread} == {
@@ -426,7 +426,7 @@ def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
     }
 
 
-# ---- the same as elsewhere ----------------------------------------------------------------------------
+# ---- agreement with Compose and the code --------------------------------------------------------------
 
 
 def test_images_and_commands_are_those_of_the_compose_file(
@@ -466,7 +466,7 @@ def test_every_setting_that_is_named_exists(objects: list[Object]) -> None:
 
 
 def _typed(objects: list[Object]) -> Iterator[list[str]]:
-    """Every command line of ours that is run in a pod, without `labelmill`."""
+    """Yield every command line of ours that runs in a pod, without `labelmill`."""
     for _, container in containers(objects):
         if not container["image"].startswith("labelmill-"):
             continue
@@ -490,7 +490,7 @@ def test_every_command_exists_and_takes_these_options(objects: list[Object]) -> 
         command = load_command(name)
         if subcommands := getattr(command, "commands", None):
             command = subcommands[options.pop(0)]
-        command.make_context(name, options)  # raises where there is no such option
+        command.make_context(name, options)  # raises if an option does not exist
 
 
 # ---- secrets ------------------------------------------------------------------------------------------
@@ -503,7 +503,7 @@ def test_no_secret_is_here(objects: list[Object]) -> None:
     for _, container in containers(objects):
         for each in container.get("env", []):
             if re.search(r"PASSWORD|SECRET|KEY|TOKEN|(LEDGER|BROKER)_URL", each["name"]):
-                # Nor by the environment, which is shown to everybody who may look at pods' processes.
+                # Not even in the environment, which everybody can see who may list pods.
                 assert each["name"].endswith("_FILE"), each["name"]
                 assert any(
                     each["value"].startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"]
@@ -511,7 +511,7 @@ def test_no_secret_is_here(objects: list[Object]) -> None:
 
 
 def _secret_keys(pod: Object) -> set[tuple[str, str]]:
-    """Secrets and their keys that a pod has to have."""
+    """Return the secrets and keys that a pod needs."""
     return {
         (volume["secret"]["secretName"], item["key"])
         for volume in pod["spec"]["volumes"]
@@ -543,11 +543,11 @@ def test_who_needs_less_gets_less(installation: tuple[str, tuple[str, ...]], obj
     }
 
 
-# ---- who finds and reaches whom -----------------------------------------------------------------------
+# ---- selectors and network policies -------------------------------------------------------------------
 
 
 def selects(selector: Object, labels: dict[str, str]) -> bool:
-    """Whether a label selector means something with these labels."""
+    """Tell whether a label selector matches these labels."""
     assert set(selector) <= {"matchLabels", "matchExpressions"}
     if not selector.get("matchLabels", {}).items() <= labels.items():
         return False
@@ -629,7 +629,7 @@ def test_nobody_is_allowed_anything_by_default(objects: list[Object]) -> None:
 
 
 def _leaves(objects: list[Object], name: str) -> set[tuple[str, str | int]]:
-    """Where a pod may connect to: the pods of this namespace, or `outside`, and the port."""
+    """Return where a pod may connect to: pods of this namespace, or `outside`, each with the port."""
     labels = workloads(objects)[name]["metadata"]["labels"]
     found: set[tuple[str, str | int]] = set()
     for policy in of_kind(objects, "NetworkPolicy"):
@@ -648,7 +648,7 @@ def _leaves(objects: list[Object], name: str) -> set[tuple[str, str | int]]:
 
 
 def _is_entered(objects: list[Object], name: str) -> set[tuple[str, str]]:
-    """Who may connect to a pod: the pods of this namespace, or another namespace, and the port."""
+    """Return who may connect to a pod: pods of this namespace, or another namespace, each with the port."""
     labels = workloads(objects)[name]["metadata"]["labels"]
     found: set[tuple[str, str]] = set()
     for policy in of_kind(objects, "NetworkPolicy"):
@@ -703,7 +703,7 @@ def test_keda_reads_the_exporter_and_scales_the_worker(objects: list[Object]) ->
         spec = scaled["spec"]
         worker = named(objects, "Deployment", spec["scaleTargetRef"]["name"])
         assert worker["metadata"]["name"] == "worker"
-        # The reconciler runs inside the workers: without one nobody rings again.
+        # The reconciler runs inside the workers: without a worker, nobody sends wake-ups.
         assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
         [trigger] = spec["triggers"]
         url = urlsplit(trigger["metadata"]["url"])
@@ -743,7 +743,7 @@ def test_the_document_names_every_secret_overlay_and_component(objects: list[Obj
 
 
 def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
-    # Given the one that the document shows, with all the patches it shows elsewhere
+    # Given the kustomization in the document, with all patches that the document shows elsewhere
     text = (PROJECT / "docs" / "how-to" / "kubernetes.md").read_text()
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```$", text)]
     [shown] = [block for block in blocks if block.startswith("# kustomization.yaml")]
@@ -753,10 +753,10 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     own["patches"] = [patch for block in patches for patch in yaml.safe_load(block)["patches"]]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
 
-    # When kustomize makes it
+    # When kustomize builds it
     objects = build(tmp_path)
 
-    # Then images come from the registry, the setting is there, and the patches have been applied
+    # Then the images come from the registry, and the settings and the patches are applied
     for _, container in containers(objects):
         assert container["image"].startswith("registry.example.org/labelmill-")
     [settings] = of_kind(objects, "ConfigMap")

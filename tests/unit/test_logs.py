@@ -1,4 +1,4 @@
-"""What a line of the log looks like, and what is never in one."""
+"""The format of a log line, and what must never be in one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parsed(line: logging.LogRecord) -> dict[str, Any]:
 
 
 def said(program: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a process of its own, with these arguments and settings."""
+    """Run a program in a process of its own, with these arguments and settings."""
     environment = {ENV_PREFIX + name.upper(): value for name, value in settings.items()}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -50,10 +50,10 @@ def said(program: str, *arguments: str, **settings: str) -> subprocess.Completed
 
 
 def test_a_line_says_when_how_bad_who_and_what() -> None:
-    # when a line is made
+    # when a line is formatted
     line = parsed(record("%d images\nof %s", 3, "a chunk"))
 
-    # then its time is UTC, and a message of several lines is one
+    # then its time is UTC, and a message of several lines is one field
     assert line.pop("time").endswith("Z")
     assert line == {
         "level": "info",
@@ -78,19 +78,19 @@ def test_ids_that_are_bound_are_in_every_line_and_gone_afterwards() -> None:
 
 
 def test_ids_are_forgotten_when_celery_is_done_with_a_task() -> None:
-    # given the ids that a task has bound
+    # given ids that a task has bound
     assert worker.tasks
     bind_contextvars(job="J", chunk="C")
 
-    # when Celery has said what became of it
+    # when Celery is done with the task
     task_postrun.send(sender=None)
 
-    # then the next line is about nothing
+    # then the next line has no ids
     assert "job" not in parsed(record("a line"))
 
 
 def test_a_line_has_our_facts_and_nothing_else_that_hangs_on_it() -> None:
-    # Celery hangs a task's arguments on its lines, as `data`
+    # Celery attaches a task's arguments to its log records, as `data`
     line = parsed(record("a line", images=3, seconds={"read": 0.1}, data={"args": "('secret',)"}))
     assert (line["images"], line["seconds"]) == (3, {"read": 0.1})
     assert "data" not in line
@@ -98,7 +98,7 @@ def test_a_line_has_our_facts_and_nothing_else_that_hangs_on_it() -> None:
 
 
 def test_an_exception_is_a_field() -> None:
-    # given a line about an exception
+    # given a record with an exception
     try:
         raise ZeroDivisionError("a mistake")
     except ZeroDivisionError:
@@ -144,14 +144,14 @@ def test_a_password_in_any_other_url_is_in_no_line(settings_with_passwords: Sett
 
 
 def test_secrets_are_taken_out_of_messages_exceptions_and_ids(settings_with_passwords: Settings) -> None:
-    # given a line with a password wherever it can be
+    # given a record with a password in each of its parts
     try:
         raise OSError("br@ker refused")
     except OSError:
         made = record("no br@ker", job="br@ker")
         made.exc_info = sys.exc_info()
 
-    # then it is nowhere in what is written
+    # then it is nowhere in the line
     line = JsonFormatter(_redactor(settings_with_passwords)).format(made)
     assert "br@ker" not in line
     assert json.loads(line)["message"] == "no ***"
@@ -178,14 +178,14 @@ _SET_UP = "from worker.app import app; import logging; app.log.setup(loglevel='D
 
 
 def test_text_is_as_celery_writes_it_without_secrets() -> None:
-    # given a process that logs as text, which is the default
+    # given a process that logs as text, the default
     done = said(
         _SET_UP + "logging.getLogger('worker.x').info('no redis://:hers@host'); "
         "logging.getLogger('celery.task').warning('nor her%20s')",
         broker_url="redis://:her%20s@127.0.0.1:1/0",
     )
 
-    # then its lines are Celery's
+    # then its lines have Celery's format
     first, second = done.stderr.splitlines()
     assert re.fullmatch(r"\[[\d-]{10} [\d:,]{12}: INFO/MainProcess\] no redis://:\*\*\*@host", first)
     assert re.fullmatch(r"\[.*: WARNING/MainProcess\] .*nor \*\*\*", second)
@@ -204,8 +204,8 @@ def test_other_libraries_begin_at_warning(log_format: str) -> None:
 
 
 def test_in_json_whatever_a_process_says_is_a_line() -> None:
-    # given a process that warns, prints, loses an exception in a thread, and dies of another one, before
-    # Celery has set up anything and after
+    # given a process that warns, prints, has an exception in a thread, and dies of another one, before and
+    # after Celery has set up logging
     done = said(
         """
 import logging, sys, threading, warnings
@@ -226,7 +226,7 @@ raise RuntimeError("the end of ftp://anna:hers@host")
         log_format="json",
     )
 
-    # then each is one line of JSON, once
+    # then each of these is one line of JSON, once
     assert done.returncode == 1
     assert done.stdout == ""
     lines = [json.loads(line) for line in done.stderr.splitlines()]

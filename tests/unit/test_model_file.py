@@ -1,4 +1,4 @@
-"""What a model's file may be: told from its bytes, without Keras, before anything parses it."""
+"""Which model files are accepted, judged by their bytes, without Keras, before anything parses them."""
 
 from __future__ import annotations
 
@@ -180,11 +180,11 @@ def test_what_is_named_is_told() -> None:
 
 
 def test_a_bomb_does_not_go_off() -> None:
-    # given members that would expand to a thousand times their size
+    # given members that would expand to many times their size
     bomb = archive(members(b"[" * 3_000_000), compression=zipfile.ZIP_DEFLATED)
     assert len(bomb) < 10_000
 
-    # when it is looked at, then nothing is expanded
+    # when the file is checked, then nothing is expanded
     tracemalloc.start()
     assert "compressed or encrypted" in refusal(bomb)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -195,7 +195,7 @@ def test_a_bomb_does_not_go_off() -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "metadata.json"])
 @pytest.mark.parametrize("both", [True, False])
 def test_a_member_that_lies_about_its_size_is_refused(name: str, claimed: int, both: bool) -> None:
-    # given a directory that claims another size than there is, of the bytes themselves or of what comes out
+    # given a directory with a wrong size of a member, packed or unpacked
     data = bytearray(keras_file(bytes(1000)))
     at = data.index(b"PK\x01\x02")
     while data[at + 46 : at + 46 + len(name)] != name.encode():
@@ -204,7 +204,7 @@ def test_a_member_that_lies_about_its_size_is_refused(name: str, claimed: int, b
     if both:
         struct.pack_into("<I", data, at + 20, claimed)
 
-    # when it is looked at, then it is refused, and no memory is taken on its word
+    # when the file is checked, then it is refused, without memory for the claimed size
     tracemalloc.start()
     assert refusal(bytes(data))
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -212,17 +212,17 @@ def test_a_member_that_lies_about_its_size_is_refused(name: str, claimed: int, b
 
 
 def test_a_member_that_is_said_to_lie_beyond_all_numbers_is_refused() -> None:
-    # given a directory whose last entry says that its member begins further on than a seek can go
+    # given a directory whose last entry has an offset beyond what seek accepts
     data = keras_file()
     at, end = data.rindex(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
     entry, tail = bytearray(data[at:end]), bytearray(data[end:])
-    far = struct.pack("<HHQ", 1, 8, 2**63 + 5)  # of ZIP64: what has no room in the entry itself
+    far = struct.pack("<HHQ", 1, 8, 2**63 + 5)  # ZIP64, for an offset that does not fit into the entry
     struct.pack_into("<H", entry, 30, len(far))
     struct.pack_into("<I", entry, 42, 2**32 - 1)
     [size] = struct.unpack_from("<I", tail, 12)
     struct.pack_into("<I", tail, 12, size + len(far))
 
-    # when it is looked at, then it is refused
+    # when the file is checked, then it is refused
     assert "not a whole .keras file" in refusal(data[:at] + entry + far + tail)
 
 
@@ -253,12 +253,12 @@ def test_an_encrypted_member_is_refused() -> None:
 
 
 def test_no_damage_gets_past_as_anything_but_a_refusal() -> None:
-    # given a file in which any one byte is another
+    # given a file with any one byte changed
     good = keras_file()
     for place in range(len(good)):
         data = bytearray(good)
         data[place] ^= os.urandom(1)[0] | 1
 
-        # when it is looked at, then it passes or is refused, and nothing else is raised
+        # when the file is checked, then it passes or is refused, and raises nothing else
         with contextlib.suppress(ModelRefused):
             check_model_file(bytes(data))

@@ -1,4 +1,4 @@
-"""The list of models, in terminals of several widths."""
+"""The list of models fits into terminals of several widths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes by columns are what they are one by one."""
+"""Outcomes in columns are the same as single outcomes."""
 
 from __future__ import annotations
 

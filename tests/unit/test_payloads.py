@@ -1,4 +1,4 @@
-"""The payload comes back as it was stored, or not at all."""
+"""A payload is read as it was stored, or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.store import Store
 
 NAMES = st.text()
 ERRORS = st.builds(ImageError, st.sampled_from(ErrorCode), st.text())
-#: Any name that a file can have: bytes.
+#: Any name that a file can have, from any bytes.
 PATHS = st.binary(min_size=1, max_size=20).map(lambda name: os.fsdecode(b"/" + name))
 REFERENCES = st.builds(
     Reference,
@@ -26,7 +26,7 @@ REFERENCES = st.builds(
     st.binary(min_size=32, max_size=32).map(bytes.hex),
     st.integers(0, 2**40),
 )
-#: Of about the size from which on they are pieces of their own.
+#: About the size from which an image is a piece of its own.
 LARGE = st.integers(16_382, 16_386).map(os.urandom)
 IMAGES = st.lists(st.tuples(NAMES, st.binary(max_size=200) | LARGE | ERRORS | REFERENCES), max_size=10)
 
@@ -48,13 +48,13 @@ def packed(names: Sequence[str], contents: Sequence[Content]) -> bytes:
 
 
 def comparable(content: Content):
-    """Return an error's code and detail; bytes and references as they are."""
+    """Return an error's code and detail, or bytes and references unchanged."""
     return (content.code, content.detail) if isinstance(content, ImageError) else content
 
 
 @given(IMAGES)
 def test_a_payload_comes_back_as_it_was_stored(images):
-    # Given images with any names and bytes, and references or errors in place of some
+    # Given images with any names, as bytes, references or errors
     names = [name for name, _ in images]
     contents = [content for _, content in images]
     store = Store("memory://payloads")
@@ -63,7 +63,7 @@ def test_a_payload_comes_back_as_it_was_stored(images):
     key, digest = put(store, *pack_payload(names, contents))
     found = read_payload(store, key, digest)
 
-    # Then they are the same in the same order
+    # Then they are the same, in the same order
     assert found.names == names
     assert [comparable(content) for content in found.contents] == [
         comparable(content) for content in contents
@@ -72,13 +72,13 @@ def test_a_payload_comes_back_as_it_was_stored(images):
 
 @given(IMAGES, st.data())
 def test_a_part_of_a_payload_has_those_images_alone(images, data):
-    # Given a payload, and a chunk that has a part of its images
+    # Given a payload, and a part of its images
     store = Store("memory://parts")
     key, digest = put(store, *(pack_payload(*zip(*images, strict=True)) if images else pack_payload([], [])))
     offset = data.draw(st.integers(0, len(images)))
     count = data.draw(st.integers(0, len(images) - offset))
 
-    # When that part is taken, Then it is those images and no others
+    # When that part is taken, Then it has those images and no others
     found = read_payload(store, key, digest).part(offset, count)
     part = images[offset : offset + count]
     assert found.names == [name for name, _ in part]
@@ -97,7 +97,7 @@ def test_a_payload_has_the_documented_format():
 
 
 def test_the_digest_is_a_blake3():
-    # Given one of the test vectors that BLAKE3's authors publish: so many bytes, 0 to 250 over and over
+    # Given one of the published test vectors of BLAKE3: the numbers 0 to 250, repeated
     stored = bytes(number % 251 for number in range(8192))
     assert payload_digest(stored[:5000], stored[5000:]) == (
         "aae792484c8efe4f19e2ca7d371d8c467ffb10748d8a5a1ae579948f718a2a63"
@@ -106,14 +106,14 @@ def test_the_digest_is_a_blake3():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_payload_of_a_version_before_is_verified_by_its_sha256(store, version):
-    # Given what such a version stored, of which the second has references
+    # Given a payload of an earlier version, the second of which has references
     images = [b"pixels", {"url": "/a.png", "sha256": "0" * 64, "size": 1}][:version]
     names = ["a.png", "b.png"][:version]
     stored = msgpack.packb([version, names, images])
     key = payload_key("job", "old")
     store.put(key, stored)
 
-    # When it is read, Then it is sound; and if other bytes were stored, it is damaged
+    # When it is read, Then it is valid, and with other bytes it is damaged
     found = read_payload(store, key, hashlib.sha256(stored).hexdigest())
     assert found == (names, [b"pixels", Reference("/a.png", "0" * 64, 1)][:version])
     store.put(key, stored.replace(b"pixels", b"pixelz"))
@@ -122,10 +122,10 @@ def test_a_payload_of_a_version_before_is_verified_by_its_sha256(store, version)
 
 
 def test_large_images_are_not_copied():
-    # Given large images and small ones
+    # Given large and small images
     contents = [b"1" * 16_384, b"2", b"3" * 100_000, b"4" * 16_383]
 
-    # When they are packed, Then the large ones are as they were, and what is small is one piece
+    # When they are packed, Then large images are not copied, and everything between them is joined
     pieces = pack_payload(["a", "b", "c", "d"], contents)
     assert [piece for piece in pieces if piece in contents] == [contents[0], contents[2]]
     assert all(any(piece is content for piece in pieces) for content in (contents[0], contents[2]))
@@ -139,7 +139,7 @@ def test_the_same_images_make_the_same_bytes():
 
 @given(st.data())
 def test_a_payload_with_one_byte_changed_is_damaged(data):
-    # Given a stored payload of which one bit has flipped
+    # Given a stored payload with one bit flipped
     stored = packed(["a.png", "b.png"], [b"some pixels", b"more pixels"])
     store = Store("memory://flipped")
     place = data.draw(st.integers(0, len(stored) - 1))
@@ -148,7 +148,7 @@ def test_a_payload_with_one_byte_changed_is_damaged(data):
     flipped[place] ^= 1 << bit
     key, _ = put(store, bytes(flipped))
 
-    # When it is read, Then that is noticed, before it is parsed
+    # When it is read, Then the digest shows that, before the payload is parsed
     with pytest.raises(PayloadDamaged, match="digest"):
         read_payload(store, key, payload_digest(stored))
 
@@ -162,14 +162,14 @@ def test_a_payload_that_is_cut_or_grown_is_damaged(store, damage):
 
 
 def test_a_payload_that_is_gone_is_damaged(store):
-    # Given no such file: trying again would not help, so it ends the job
+    # Given a missing file: another attempt would not help, so the job fails
     with pytest.raises(PayloadDamaged, match="gone") as damaged:
         read_payload(store, "payloads/job/none.msgpack", "0" * 64)
     assert isinstance(damaged.value, JobError)
 
 
 def test_a_store_that_cannot_be_read_is_unavailable(tmp_path):
-    # Given a store that cannot be read at the moment
+    # Given a store that cannot be read for now
     (tmp_path / "payloads").write_bytes(b"a file where a folder should be")
     with pytest.raises(Unavailable):
         read_payload(Store(str(tmp_path)), payload_key("job", "chunk"), "0" * 64)

@@ -1,4 +1,4 @@
-"""The line that shows how far long work is, on a terminal."""
+"""The progress line fits into one line of the terminal."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ NOTE = "3 with an error, waiting for a worker: is `labelmill up` running?"
 def test_numbers_have_room_before_the_bar_and_the_note(
     monkeypatch: pytest.MonkeyPatch, columns: int, bar: bool
 ) -> None:
-    # Given a terminal
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=columns, legacy_windows=False)
     monkeypatch.setattr(progress, "err", console)
 
-    # When much is done, with much to say
+    # When a long job is shown with a long note
     with progress.ProgressLine("submitting again", total=1_000_000) as line:
         line.update(123_456, note=NOTE)
 
-    # Then it is one line, with all its numbers, and what has no room is left out
+    # Then the line has all its numbers, and leaves out what does not fit
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").splitlines()
     last = [each for each in shown if each.strip()][-1]
     assert " 123456/1000000 0:00:0" in last

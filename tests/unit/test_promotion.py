@@ -26,7 +26,7 @@ LIMITS = GateLimits(
     max_image_microseconds=1000,
 )
 
-#: A hundred images, ten of each class, all right.
+#: The labels of a hundred images, ten of each class.
 TRUTH = [number % 10 for number in range(100)]
 
 
@@ -34,7 +34,7 @@ TRUTH = [number % 10 for number in range(100)]
 
 
 def by_hand(gained: int, lost: int) -> Fraction:
-    """Return twice the chance of at most so few heads, from the binomial coefficients one after the other."""
+    """Return twice the chance of at most that many heads, summed from the binomial coefficients."""
     tosses = gained + lost
     tail, ways = 0, 1
     for heads in range(min(gained, lost) + 1):
@@ -70,9 +70,9 @@ def test_mcnemars_p_holds_for_ten_thousand_differences(gained, lost):
 
 
 def test_of_equally_good_models_one_in_a_hundred_looks_better_or_worse_at_the_most():
-    # Given all ways ten images can fall that only one of two equally good models has right
+    # Given all ways in which ten images can be right for one of two equally good models
     falls = [sum(way) for way in product((0, 1), repeat=10)]
-    # Then no more than the significance of them are told apart: the exact test never promises too much.
+    # Then at most `significance` of them look different: the exact test is never too optimistic.
     for significance in (0.05, 0.01):
         told = sum(mcnemar(gained, 10 - gained) < significance for gained in falls)
         assert told / len(falls) <= significance
@@ -82,7 +82,7 @@ def test_of_equally_good_models_one_in_a_hundred_looks_better_or_worse_at_the_mo
 
 
 def answers(*, wrong: int = 0, start: int = 0, without: int = 0) -> bytes:
-    """Of a model that has all right but `wrong` images from `start` on, and has no answer to some more."""
+    """Return right answers, except for `wrong` images from `start` on, followed by `without` missing ones."""
     given_answers = list(TRUTH)
     for index in range(start, start + wrong):
         given_answers[index] = (TRUTH[index] + 1) % 10
@@ -92,7 +92,7 @@ def answers(*, wrong: int = 0, start: int = 0, without: int = 0) -> bytes:
 
 
 def test_better_is_more_right_than_chance_explains():
-    # Given a champion with twelve mistakes and a challenger with two of them
+    # Given a champion with twelve mistakes, and a challenger with two of these
     check = check_better(LIMITS, answers(wrong=2), answers(wrong=12))
     assert check.passed
     assert check.text == (
@@ -110,7 +110,7 @@ def test_a_few_more_right_are_not_enough():
 
 
 def test_clearly_worse_is_not_better_however_small_p_is():
-    # Given p far below the limit, the wrong way round
+    # Given p far below the limit, but for the champion
     check = check_better(LIMITS, answers(wrong=30), answers(wrong=1))
     assert not check.passed
     assert "it gets 0 right that the champion gets wrong and 29 the other way round" in check.text
@@ -122,7 +122,7 @@ def test_the_same_mistakes_are_no_difference():
 
 
 def test_images_that_both_get_wrong_count_for_neither():
-    # Given mistakes that overlap in part: 0 to 9 and 5 to 14
+    # Given mistakes that overlap partly: 0 to 9 and 5 to 14
     check = check_better(LIMITS, answers(wrong=10), answers(wrong=10, start=5))
     assert "it gets 5 right that the champion gets wrong and 5 the other way round, p = 1" in check.text
 
@@ -202,7 +202,7 @@ def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
 
 
 def test_what_just_fails_does_not_read_as_the_limit():
-    # Given 956 of 1,028 sevens right, and a calibration error a hair over
+    # Given 956 of 1,028 images right, and a calibration error just above the limit
     just = replace(GOOD, recall=(956 / 1028, *[0.99] * 9), calibration_error=0.03004)
     assert failed(just, replace(LIMITS, min_class_recall=0.93)) == {
         "class recall": "recall of class 0 is 0.9299, below the minimum of 0.93",
@@ -212,7 +212,7 @@ def test_what_just_fails_does_not_read_as_the_limit():
 
 @given(st.data(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e6))
 def test_what_fails_reads_as_failing(data, least, most, slowest):
-    # Given limits, and a model that is beyond each of them, often by as little as can be
+    # Given limits, and a model that is beyond some of them, often by very little
     def near(limit):
         return st.sampled_from([nextafter(limit, -inf), nextafter(limit, inf), limit - 3e-5, limit + 3e-5])
 
@@ -224,7 +224,7 @@ def test_what_fails_reads_as_failing(data, least, most, slowest):
         image_microseconds=data.draw(near(slowest) | st.floats(0, 1e6)),
     )
     found = failed(evaluation, GateLimits(least, least, 0.01, most, slowest))
-    # Then what is said of it is beyond the limit as well
+    # Then the rounded figure in each text is beyond the limit as well
     for name, text in found.items():
         [said] = re.findall(r" is (\S+), ", text)
         if name in ("accuracy", "class recall"):

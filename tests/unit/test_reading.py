@@ -1,4 +1,4 @@
-"""Reading a file: what is no regular one is refused, however it came to stand there, and nothing blocks."""
+"""Reading a file: anything that is not a regular file is refused, and nothing blocks."""
 
 from __future__ import annotations
 
@@ -55,30 +55,30 @@ def test_a_pipe_is_refused_though_it_holds_a_whole_picture(tmp_path: Path) -> No
     os.mkfifo(pipe)
     assert code_of(pipe) == ErrorCode.SOURCE_FORBIDDEN
 
-    # And then with bytes that wait to be read
+    # And then a pipe with bytes to read
     both_ends = os.open(pipe, os.O_RDWR)
     try:
         os.write(both_ends, b"pixels")
         assert code_of(pipe) == ErrorCode.SOURCE_FORBIDDEN
-        # Nothing was taken out of it
+        # Nothing was read from it
         assert os.read(both_ends, 100) == b"pixels"
     finally:
         os.close(both_ends)
 
 
 def test_several_files_are_read_up_to_the_first_that_cannot_be(tmp_path: Path) -> None:
-    # Given two files, one that is not there, and one after it
+    # Given two files, a missing one, and another one after it
     paths = [str(tmp_path / name) for name in ("a", "b", "absent", "c")]
     for path in (paths[0], paths[1], paths[3]):
         Path(path).write_bytes(path.encode())
     # When they are read together
     contents, error = read_files(paths, max_bytes=LIMIT, follow=False, enough=LIMIT)
-    # Then those before it come, and why it does not; its frames would hold on to the others' bytes
+    # Then the first two are returned with the error, whose traceback would keep their bytes in memory
     assert contents == [paths[0].encode(), paths[1].encode()]
     assert isinstance(error, FileNotFoundError)
     assert error.__traceback__ is None
 
-    # And where a file is forbidden, it is told in our words
+    # And a forbidden file has our own error
     os.mkfifo(paths[2])
     contents, error = read_files(paths, max_bytes=LIMIT, follow=False, enough=LIMIT)
     assert len(contents) == 2
@@ -100,7 +100,7 @@ def test_several_files_are_read_until_they_are_enough(tmp_path: Path) -> None:
 def test_a_file_that_grows_or_shrinks_as_it_is_read_is_read_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, said: int
 ) -> None:
-    # Given a file that says it is shorter, or longer, than it turns out to be
+    # Given a file whose size is reported too small or too large
     content = os.urandom(size)
     (tmp_path / "a.png").write_bytes(content)
     real = os.fstat
@@ -113,6 +113,6 @@ def test_a_file_that_grows_or_shrinks_as_it_is_read_is_read_as_it_is(
     monkeypatch.setattr(reading.os, "fstat", fstat)
     assert read_regular(str(tmp_path / "a.png"), max_bytes=LIMIT) == content
 
-    # And one that grows beyond the limit is too large
+    # And a file that grows beyond the limit is too large
     if said < 0:
         assert code_of(tmp_path / "a.png", max_bytes=size - 1) == ErrorCode.TOO_LARGE

@@ -1,4 +1,4 @@
-"""A reference leads to the very bytes that were submitted, below an allowed root, or says why not."""
+"""A reference leads to the bytes that were submitted, below an allowed root, or says why not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def code_of(action, *arguments, **options) -> ErrorCode:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An allowed folder, with a neighbour whose name begins like its own."""
+    """Return an allowed folder, next to one whose name begins with the same letters."""
     put(tmp_path / "data2" / "a.png")
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
@@ -52,17 +52,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_lies_below_a_root_is_read_and_nothing_else(folder: Path) -> None:
-    # Given a root, and references to files below it and beside it, all with the right SHA-256
+    # Given a root, and references to files below and beside it, all with the right SHA-256
     roots = Roots([str(folder)])
     put(folder / "a.png")
     put(folder / "deep" / "b.png")
     put(folder.parent / "c.png")
 
-    # When they are read, Then those below it are
+    # When they are read, Then only those below the root can be read
     for name in ("a.png", "deep/b.png", "deep/../a.png", "./a.png"):
         assert roots.read(reference(f"{folder}/{name}", b"pixels"), max_bytes=LIMIT) == b"pixels"
 
-    # And nothing that only looks like it, or goes up
+    # And paths that only resemble the root, or lead above it, are forbidden
     for path in (f"{folder}2/a.png", f"{folder}/../c.png", f"{folder}/../data2/a.png", "/c.png", "/"):
         assert code_of(roots.read, reference(path, b"pixels"), max_bytes=LIMIT) == ErrorCode.SOURCE_FORBIDDEN
 
@@ -78,20 +78,20 @@ def test_a_reference_says_where_a_path_leads(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_root_may_be_mounted_elsewhere_on_another_machine(tmp_path: Path) -> None:
-    # Given a producer on whose machine the root is a symlink to a disk
+    # Given a producer's machine on which the root is a symlink to a disk
     put(tmp_path / "disk1" / "photos" / "a.png")
     root = tmp_path / "data"
     root.symlink_to("disk1")
     roots = Roots([str(root)])
     submitted = reference(roots.locate(str(tmp_path / "disk1" / "photos" / "a.png")), b"pixels")
 
-    # When it is another disk on the worker's, or that disk comes while the worker runs
+    # When the root is a symlink to another disk, as on a worker's machine
     put(tmp_path / "disk2" / "photos" / "a.png")
     root.unlink()
     root.symlink_to("disk2")
     (tmp_path / "disk1" / "photos" / "a.png").unlink()
 
-    # Then the reference leads there
+    # Then the reference leads to that disk
     assert submitted.url == f"{root}/photos/a.png"
     assert roots.read(submitted, max_bytes=LIMIT) == b"pixels"
 
@@ -113,15 +113,15 @@ def test_no_way_through_the_tree_leads_out_of_the_root(
     tree: Path,
     steps: list[str],
 ) -> None:
-    # Given any way through folders and symlinks, some of which lead out, and the SHA-256 of a secret there
+    # Given any path through folders and symlinks, some of which lead out, and the SHA-256 of a secret there
     roots = Roots([f"{tree}/data"])
     path = "/".join([f"{tree}/data", *steps])
 
-    # When it is read, Then the secret never comes
+    # When it is read, Then the secret is never returned
     with pytest.raises(ImageError):
         roots.read(reference(path, b"secret"), max_bytes=LIMIT)
 
-    # And what can be referenced lies below the root
+    # And whatever can be referenced is below the root
     try:
         located = roots.locate(path)
     except ImageError:
@@ -153,13 +153,13 @@ def test_without_roots_nothing_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_file_url_is_a_path(folder: Path) -> None:
-    # Given a root and files named by such URLs
+    # Given a root and files named by file URLs
     put(folder / "a b.png")
     roots = Roots([folder.as_uri()])
     assert roots.locate((folder / "a b.png").as_uri()) == f"{folder}/a b.png"
     assert roots.locate(f"LOCAL://localhost{folder}/a b.png") == f"{folder}/a b.png"
 
-    # Then encodings do not lead out of it
+    # Then encoded dots do not lead out of the root
     for way in ("..", "%2e%2e", "%2E."):
         assert code_of(roots.locate, f"file://{folder}/{way}/data2/a.png") == ErrorCode.SOURCE_FORBIDDEN
     assert code_of(roots.locate, f"file://{folder}/%00.png") == ErrorCode.SOURCE_FORBIDDEN
@@ -173,7 +173,7 @@ def test_a_file_url_of_another_machine_is_refused(folder: Path) -> None:
     assert code_of(Roots([str(folder)]).locate, f"file://server{folder}/a.png") == ErrorCode.SOURCE_FORBIDDEN
 
 
-# ---- what became of a file ----------------------------------------------------------------------------
+# ---- files that have changed --------------------------------------------------------------------------
 
 
 def test_a_file_that_is_gone_is_missing(folder: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_file_with_other_bytes_is_changed(folder: Path, now: bytes) -> None:
 
 
 def test_of_a_file_that_grew_nothing_is_read(folder: Path) -> None:
-    # Given a file of 100 MB where there was a small one
+    # Given a file that has grown to 100 MB
     submitted = reference(put(folder / "a.png"), b"pixels")
     os.truncate(folder / "a.png", 100_000_000)
 
@@ -215,7 +215,7 @@ def test_a_file_at_the_limit_is_read_and_one_over_it_is_not_opened(folder: Path)
 
 @pytest.mark.usefixtures("in_time")
 def test_what_is_no_regular_file_is_forbidden_and_never_blocks(short_folder: Path) -> None:
-    # Given a FIFO, a socket, a folder and a device where files were
+    # Given a FIFO, a socket, a folder and a device in the place of files
     os.mkfifo(short_folder / "fifo.png")
     (short_folder / "folder.png").mkdir()
     roots = Roots([str(short_folder), "/dev"])
@@ -229,12 +229,12 @@ def test_what_is_no_regular_file_is_forbidden_and_never_blocks(short_folder: Pat
 
 
 def test_a_root_that_is_not_mounted_is_no_fault_of_the_files(folder: Path) -> None:
-    # Given a worker on which the root is not there
+    # Given a worker on which the root is not mounted
     submitted = reference(put(folder / "a.png"), b"pixels")
     roots = Roots([str(folder)])
     folder.rename(folder.with_name("elsewhere"))
 
-    # When it reads, Then the chunk is to be given back, for another worker or a later time
+    # When it reads, Then the error is Unavailable: another worker, or a later attempt, may succeed
     with pytest.raises(Unavailable, match="mounted"):
         roots.read(submitted, max_bytes=LIMIT)
     folder.with_name("elsewhere").rename(folder)
@@ -362,7 +362,7 @@ def test_a_url_is_shown_without_what_is_secret() -> None:
     assert shown_url("s3://bucket/what?#.png") == "s3://bucket/what?#.png"
 
 
-# ---- what became of an object -------------------------------------------------------------------------
+# ---- objects that have changed ------------------------------------------------------------------------
 
 
 ROOTS = Roots(["memory://bucket/photos", "odd://bucket/"])
@@ -390,7 +390,7 @@ def test_an_object_with_other_bytes_is_changed(bucket: MemoryFileSystem, now: by
 
 
 class OddFileSystem(MemoryFileSystem):
-    """An object store that raises what it is told to, and counts what is asked of it."""
+    """An object store that raises a given error, and counts the requested bytes."""
 
     protocol = "odd"
     raises: BaseException | None = None
@@ -403,7 +403,7 @@ class OddFileSystem(MemoryFileSystem):
 
     def read(self, size: int) -> bytes:
         OddFileSystem.asked += size
-        return b"x" * min(size, 3)  # without end, in small parts
+        return b"x" * min(size, 3)  # endless, in small parts
 
     def __enter__(self):
         return self
@@ -421,7 +421,7 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OddFileSystem]]:
 
 
 class Answer(Exception):
-    """What a package for HTTP raises; no OSError."""
+    """An HTTP package's error, which is not an OSError."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"https://anna:sesame@host answered {status}")
@@ -429,16 +429,16 @@ class Answer(Exception):
 
 
 def because(error: Exception, cause: Exception) -> Exception:
-    """What `raise error from cause` raises."""
+    """Return the error that `raise error from cause` raises."""
     error.__cause__ = cause
     return error
 
 
 def test_of_an_object_that_grew_one_byte_more_is_read_and_no_other(odd: type[OddFileSystem]) -> None:
-    # Given an object without end, that comes in parts of three bytes, where there was one of ten
+    # Given an endless object, in parts of three bytes, in the place of one of ten bytes
     submitted = reference("odd://bucket/a.png", b"x" * 10)
 
-    # When it is read, Then no more than eleven bytes were ever asked for
+    # When it is read, Then it is read only up to the eleventh byte
     assert code_of(ROOTS.read, submitted, max_bytes=LIMIT) == ErrorCode.SOURCE_CHANGED
     assert odd.asked == 11 + 8 + 5 + 2
 
@@ -492,7 +492,7 @@ def test_an_alarm_that_rings_meanwhile_is_not_the_networks(odd, monkeypatch, ala
 
 
 def test_a_server_that_does_not_answer_is_tried_again() -> None:
-    # Given a real protocol, and a port on which nobody listens
+    # Given a real protocol, and a port without a server
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         root = f"ftp://127.0.0.1:{unused.getsockname()[1]}"

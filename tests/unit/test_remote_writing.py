@@ -1,4 +1,4 @@
-"""Objects that are written: whole or not at all, and never over another one by accident."""
+"""Objects are written completely or not at all, and never overwritten by accident."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URL = "shelf://bucket/deep/job.csv"
 
 
 class Shelf(MemoryFileSystem):
-    """An object store in this process that is taken for one that outlives it."""
+    """An object store in this process that counts as a permanent one."""
 
     protocol = "shelf"
     store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
@@ -30,7 +30,7 @@ class Shelf(MemoryFileSystem):
 
 @pytest.fixture
 def shelf() -> MemoryFileSystem:
-    """An empty one."""
+    """Return an empty store."""
     fsspec.register_implementation("shelf", Shelf, clobber=True)
     Shelf.store.clear()
     Shelf.pseudo_dirs[:] = [""]
@@ -45,7 +45,7 @@ def write(url: str, text: str, *, force: bool = False, failure: BaseException | 
 
 
 def test_an_object_is_there_when_all_of_it_is(shelf: MemoryFileSystem) -> None:
-    # Given an object that is being written, Then it is not there before its end
+    # Given an object that is being written, Then it does not exist before it is complete
     with writing_object(URL, over=False) as file:
         file.write(b"half")
         assert not shelf.exists(URL)
@@ -55,11 +55,11 @@ def test_an_object_is_there_when_all_of_it_is(shelf: MemoryFileSystem) -> None:
 
 @pytest.mark.parametrize("failure", [Unavailable("gone"), KeyboardInterrupt()])
 def test_half_of_an_object_is_nothing(shelf: MemoryFileSystem, failure: BaseException) -> None:
-    # Given an object, and another that takes its place, when what is written into that fails halfway
+    # Given an object, when writing its replacement fails halfway
     write(URL, "before")
     with pytest.raises(type(failure)):
         write(URL, "half", force=True, failure=failure)
-    # Then the first one is there, as it was, and the next is written as ever.
+    # Then the first one is unchanged, and can be replaced later.
     assert shelf.cat_file(URL) == b"before"
     write(URL, "after", force=True)
     assert shelf.cat_file(URL) == b"after"
@@ -77,7 +77,7 @@ def test_what_is_there_stays_unless_it_is_to_go(shelf: MemoryFileSystem) -> None
 
 
 def test_one_that_is_written_elsewhere_meanwhile_is_seen(shelf: MemoryFileSystem) -> None:
-    # A package may keep what it has listed
+    # The fsspec package may cache its listings
     forgotten: list[Any] = []
     shelf.invalidate_cache = lambda path=None: forgotten.append(path)
     try:
@@ -88,7 +88,7 @@ def test_one_that_is_written_elsewhere_meanwhile_is_seen(shelf: MemoryFileSystem
 
 
 class Odd(MemoryFileSystem):
-    """An object store that fails where it is told to."""
+    """An object store that fails at a given step."""
 
     protocol = "odd"
     store: dict[str, Any] = {}  # noqa: RUF012 -- as its parent has it
@@ -135,7 +135,7 @@ def test_what_a_package_raises_is_told(monkeypatch, at, failure, meant, words):
         write("odd://bucket/job.csv", "x")
     assert words in str(told.value)
     assert "sesame" not in str(told.value)
-    # And once it works, it works
+    # And once there is no failure, the object is written
     monkeypatch.setattr(Odd, "at", "")
     write("odd://bucket/job.csv", "x", force=True)
 

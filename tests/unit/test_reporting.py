@@ -1,4 +1,4 @@
-"""The report page, from facts made by hand: what is on it, and that nothing in the data leaves its place."""
+"""The report page, made from given facts: what it shows, and that no data can inject markup."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOSTILE = (
     "-->",
 )
 
-#: Elements that have no end.
+#: Elements without an end tag.
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 #: Elements that begin a line or a cell of their own.
@@ -49,7 +49,7 @@ BLOCKS = {"p", "li", "br", "h1", "h2", "h3", "tr", "th", "td", "caption", "summa
 
 
 class Page(HTMLParser):
-    """A page as a browser reads it; fails where an element is not closed in its turn."""
+    """Parses a page as a browser does, and fails if elements are not properly nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -80,16 +80,16 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All words, with single spaces between them."""
+        """Return all words, with single spaces between them."""
         return " ".join("".join(self.words).split())
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of each element of this kind."""
+        """Return the attributes of each element of this kind."""
         return [attributes for name, attributes in self.elements if name == tag]
 
 
 def answers_of(truth, *, wrong):
-    """The right answers, but for every n-th image."""
+    """Return the right answers, except for every n-th image."""
     return [(label + 1) % 10 if n % wrong == 0 else label for n, label in enumerate(truth)]
 
 
@@ -169,7 +169,7 @@ TRUTH = [n % 10 for n in range(1000)]
 
 
 def make_facts(**changes):
-    """A model that is better than the champion, with everything known of it."""
+    """Return the facts of a model that is better than the champion, with everything known about it."""
     facts = Facts(
         model=make_model(),
         stored=stored(TRUTH, answers_of(TRUTH, wrong=100)),
@@ -190,7 +190,7 @@ def make_facts(**changes):
 
 
 def bare(**changes):
-    """A model of which nothing is known but its evaluation."""
+    """Return the facts of a model of which only the evaluation is known."""
     return make_facts(**{"rival": None, "verdict": None, "run": None, "epochs": ()} | changes)
 
 
@@ -202,19 +202,19 @@ def test_the_page_is_whole_and_stands_alone(facts):
     # Given a page
     text = render(facts)
 
-    # Then every element is closed in its turn, and every id is there once and named rightly
+    # Then all elements are nested properly, and every id is unique and every reference to an id valid
     page = Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
         assert set(attributes.get("aria-labelledby", "").split()) <= set(ids)
 
-    # And it has a picture's worth of words for each picture, and each heading in its order
+    # And every picture has an alternative text, and there is one main heading
     assert all(picture["alt"] for picture in page.all("img"))
     assert [tag for tag, _ in page.elements if tag == "h1"] == ["h1"]
     assert page.all("html") == [{"lang": "en"}]
 
-    # And it runs nothing and fetches nothing
+    # And it runs no code and loads nothing
     assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe", text)
     assert all(picture["src"].startswith("data:image/png;base64,") for picture in page.all("img"))
     policy = next(each for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
@@ -222,7 +222,7 @@ def test_the_page_is_whole_and_stands_alone(facts):
 
 
 def test_nothing_in_the_data_gets_out_of_its_place():
-    # Given classes, an alias, a source, a recipe and a verdict as somebody would write them who means harm
+    # Given names with markup in classes, alias, source, recipe and verdict
     evil = "<img src=x onerror=alert(4)>"
     own = stored(TRUTH, answers_of(TRUTH, wrong=7), classes=HOSTILE)
     mistakes = tuple(replace(each, png='"><script>alert(5)</script>') for each in own.evaluation.mistakes)
@@ -244,7 +244,7 @@ def test_nothing_in_the_data_gets_out_of_its_place():
     # When the page is made
     page = Page(render(facts))
 
-    # Then they stand there as text, letter by letter
+    # Then they are shown as text, letter by letter
     assert page.text.count(evil) >= 6
     for name in HOSTILE:
         assert " ".join(name.split()) in page.text
@@ -273,7 +273,7 @@ def test_the_page_of_a_whole_evaluation_is_small():
         epochs=make_epochs(300),
     )
 
-    # When the page is made, Then it is no burden to a mail
+    # When the page is made, Then it is small enough for an e-mail
     text = render(facts)
     assert len(Page(text).all("img")) == 96
     assert len(text.encode()) < 500_000
@@ -298,7 +298,7 @@ def test_a_refusal_shows_which_check_failed():
 
 
 def test_a_promotion_by_force_is_marked_as_one():
-    # Given a model that a person wanted whatever the gate said
+    # Given a model whose promotion was forced
     promotion = Promotion("a", "06h0w99y8275b8s6", None, "promote", True, "v", NOON)
     facts = make_facts(verdict=make_verdict(forced=True), promotion=promotion)
 
@@ -309,11 +309,11 @@ def test_a_promotion_by_force_is_marked_as_one():
 
 
 def test_a_model_that_was_kept_beside_the_champion_says_so():
-    # Given a run whose model was not even compared
+    # Given a run whose model was not compared
     run = replace(make_run(), verdict="kept: it is the champion 06h0w0000000000a once more")
     facts = make_facts(run=run, verdict=make_verdict(promote=False, checks=[], run_id=run.id))
 
-    # Then the page has the run's own words
+    # Then the page has the run's own verdict
     assert "The gate: kept: it is the champion 06h0w0000000000a once more." in Page(render(facts)).text
 
 
@@ -354,16 +354,16 @@ def test_the_recipe_is_told_whole():
 
 
 def test_what_is_not_known_is_left_out_and_said_so():
-    # Given a registered file without a run, that was never judged, where there is no champion
+    # Given a registered file without a run or a verdict, and no champion
     page = Page(render(bare()))
 
-    # Then each gap has its sentence
+    # Then a sentence says what is missing
     assert "There is no champion to compare it with." in page.text
     assert "Nobody has asked the gate about this model yet" in page.text
     assert "No training run made it: its file was registered." in page.text
     assert "No epochs are recorded of this model." in page.text
 
-    # And what needs the other model is not there
+    # And there is nothing that needs another model
     for words in ("McNemar", "difference", "Recipe", "Figures by epoch"):
         assert words not in page.text
 
@@ -434,7 +434,7 @@ def test_one_mistake_among_thousands_is_seen():
     truth = [0] * 5000 + [1] * 5000
     evaluation, _ = made_evaluation(truth, [1, *truth[1:]], classes=("a", "b"))
 
-    # Then the wrong one has its full colour, and where nothing is there is none
+    # Then the wrong one has its full colour, and an empty cell has none
     rows = tables.confusion_matrix(evaluation)
     assert rows[0].cells[1] == tables.Cell(1, 1.0, "wrong")
     assert rows[1].cells[0] == tables.Cell(0, 0.0, "none")
@@ -454,12 +454,12 @@ def test_images_without_an_answer_have_a_column_where_there_are_some():
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_listed():
-    # Given 100 classes, one of which is taken for another three times
+    # Given 100 classes, one of which is confused with another three times
     classes = tuple(f"class {n}" for n in range(100))
     truth = list(range(100)) + [7] * 3 + [9]
     answers = list(range(100)) + [8] * 3 + [10]
 
-    # When the page is made, Then it lists them, in place of ten thousand cells
+    # When the page is made, Then it lists the confusions instead of ten thousand cells
     page = Page(render(bare(stored=stored(truth, answers, classes=classes))))
     assert "class 7 class 8 3" in page.text
     assert not any(attributes.get("class") == "matrix" for attributes in page.all("table"))
@@ -469,14 +469,14 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed():
 
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=60))
 def test_two_models_are_compared_image_by_image(images):
-    # Given truths and the answers of two models
+    # Given labels, and the answers of two models
     ours = bytes(value for truth, one, _ in images for value in (one, truth))
     theirs = bytes(value for truth, _, other in images for value in (other, truth))
 
     # When they are compared
     pair = tables.compare_answers(ours, theirs)
 
-    # Then each image is in one of the four places
+    # Then each image is in one of the four groups
     assert pair.both == sum(truth == one == other for truth, one, other in images)
     assert pair.gained == sum(truth == one != other for truth, one, other in images)
     assert pair.lost == sum(truth == other != one for truth, one, other in images)
@@ -485,11 +485,11 @@ def test_two_models_are_compared_image_by_image(images):
 
 
 def test_a_mistake_is_shown_with_what_the_other_model_made_of_it():
-    # Given four images that this model got wrong; the other one is right, right, wrong, and without an answer
+    # Given four wrong answers, for which the other model is right, right, wrong, and without an answer
     evaluation, _ = made_evaluation([0, 0, 0, 0], [1, 1, 1, 1], confidences=[0.9, 0.8, 0.7, 0.6])
     theirs = bytes([0, 0, 0, 0, 2, 0, NO_ANSWER, 0])
 
-    # Then
+    # Then each has the other model's answer
     shown = tables.shown_mistakes(evaluation, theirs)
     assert [(each.theirs, each.they_are_right) for each in shown] == [
         ("0", True),
@@ -510,7 +510,7 @@ def test_a_class_that_was_never_seen_has_no_shares():
 
 
 def inside(svg: str) -> bool:
-    """Whether all marks lie within the picture."""
+    """Tell whether all marks are within the picture."""
     width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
     across = [float(n) for n in re.findall(r'\b(?:x|cx|x1|x2)="([-\d.]+)"', svg)]
     down = [float(n) for n in re.findall(r'\b(?:y|cy|y1|y2)="([-\d.]+)"', svg)]
@@ -523,11 +523,11 @@ def inside(svg: str) -> bool:
 @pytest.mark.parametrize("epochs", [1, 2, 7, 30, 31, 300, 1000])
 @pytest.mark.parametrize("draw", [charts.loss_curves, charts.accuracy_curves])
 def test_curves_of_any_length_fit_their_picture(draw, epochs):
-    # Given a training of so many epochs
+    # Given a training run of that many epochs
     values = [0.9 / epoch for epoch in range(1, epochs + 1)]
     svg = str(draw("x", [charts.Line("training", "theirs", values), charts.Line("held-out", "ours", values)]))
 
-    # Then it is drawn whole, within the picture, with numbers on both axes; few epochs have a dot each
+    # Then the curves are within the picture, with numbers on both axes, and dots only for few epochs
     assert inside(svg)
     assert Page(svg).all("svg")
     assert [len(line.split()) for line in re.findall(r'points="([^"]*)"', svg)] == [epochs, epochs]
@@ -550,7 +550,7 @@ def test_a_training_that_ran_away_is_drawn_all_the_same(values, draw):
 
 @given(st.floats(1e-9, 1e6), st.floats(1.000001, 1e9))
 def test_ticks_are_round_few_and_within_their_axis(low, factor):
-    # Given any axis, Then the numbers on it
+    # Given any axis, Then its ticks are sorted, few and within its range
     high = low * factor
     for ticks in (charts.log_ticks(low, high), charts.linear_ticks(low, high)):
         assert 1 <= len(ticks) <= 12
@@ -567,12 +567,12 @@ def test_ticks_are_written_as_people_write_them():
 
 
 def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
-    # Given images in two bins: 900 sure ones, all right, and 100 others, half of them
+    # Given images in two bins: 900 with high confidence, all right, and 100 with 0.5, half of them right
     truth = [0] * 1000
     answers = [0] * 950 + [1] * 50
     evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
 
-    # When they are drawn, Then there are two marks, the first bin's a third as wide as the other's
+    # When they are drawn, Then there are two marks, and the area follows the number of images
     svg = str(charts.calibration_diagram("x", [charts.Marks("this model", "ours", evaluation.calibration)]))
     assert inside(svg)
     marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
@@ -583,14 +583,14 @@ def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
 
 
 def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
-    # Given counts of two models, nothing in the first range
+    # Given counts of two models, with none in the first range
     counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
     series = [charts.Bars("this model", "ours", counts), charts.Bars("champion", "theirs", counts)]
 
-    # Then no bar stands for nothing, and every number is there
+    # Then there is no bar for zero, and every other count has its number
     svg = str(charts.confidence_bars("x", series))
     assert inside(svg)
-    assert svg.count('<rect class="bar ours"') == len(counts) - 1 + 1  # and the legend's
+    assert svg.count('<rect class="bar ours"') == len(counts) - 1 + 1  # and one in the legend
     assert svg.count(">12,345<") == 2
     assert ">0.999 to 1<" in svg
     lengths = [float(width) for width in re.findall(r'bar ours"[^>]*width="([\d.]+)"', svg)]

@@ -1,4 +1,4 @@
-"""Settings: what is left out is embedded, what is wrong is named, what is secret stays so."""
+"""Settings: embedded services by default, clear errors, and secrets that are never shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_environment(monkeypatch):
 
 @pytest.fixture
 def setenv(monkeypatch):
-    """`setenv(CHUNK_IMAGES="5")` sets LABELMILL_CHUNK_IMAGES."""
+    """Return a function: `setenv(CHUNK_IMAGES="5")` sets LABELMILL_CHUNK_IMAGES."""
 
     def setenv(**values: str) -> None:
         for name, value in values.items():
@@ -35,17 +35,17 @@ def setenv(monkeypatch):
     return setenv
 
 
-# ---- what is left out ---------------------------------------------------------------------------------
+# ---- defaults -----------------------------------------------------------------------------------------
 
 
 def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
-    # Given a home folder and nothing else
+    # Given a user's home folder and no settings
     monkeypatch.setenv("HOME", str(short_folder))
 
     # When the settings are read
     settings = Settings.load()
 
-    # Then all that is written lies in one folder there
+    # Then everything is stored in one folder there
     home = short_folder / ".labelmill"
     assert settings.home == home
     assert make_url(settings.ledger).database == str(home / "ledger.sqlite3")
@@ -56,7 +56,7 @@ def test_without_a_setting_everything_is_embedded(monkeypatch, short_folder):
     assert settings.embedded_broker
     assert settings.embedded_ledger
 
-    # And the rest is what it is documented to be
+    # And the other settings have their documented defaults
     assert (settings.chunk_images, settings.lease_seconds, settings.mnist_dir) == (16384, 60.0, None)
     assert settings.processes == usable_cores()
     assert settings.retrain_cron == "0 3 * * 0"
@@ -126,7 +126,7 @@ def test_postgresql_by_any_name_goes_through_the_driver_we_ship(scheme):
 
 
 def test_a_home_is_the_same_from_everywhere(setenv, monkeypatch, tmp_path):
-    # Given a home named in relation to the current folder, and to the user's
+    # Given a home relative to the current folder, and one relative to the user's home
     monkeypatch.chdir(tmp_path)
     setenv(HOME="state")
     assert Settings.load().home == tmp_path / "state"
@@ -141,13 +141,13 @@ def test_settings_do_not_change():
 
 
 def test_limits_follow_from_the_lease():
-    """A process is stopped before its chunk can be claimed, and Redis is the last to act."""
+    """A process is stopped before its lease expires, and Redis redelivers last of all."""
     for lease in (1.0, 60.0, 86_400.0):
         settings = Settings(lease_seconds=lease)
         assert settings.soft_time_limit < settings.time_limit < lease < settings.visibility_timeout
 
 
-# ---- what is wrong ------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_named_and_no_secret_with_it(setenv, name, value):
 
 
 def test_what_was_given_is_never_quoted(setenv):
-    # Any setting may be the wrong one for a password.
+    # A password may end up in the wrong setting.
     setenv(CHUNK_IMAGES="secret", RETRAIN_PROFILE="secret", LEASE_SECONDS="secret", STORE_URL="secret")
     with pytest.raises(SettingsError) as wrong:
         Settings.load()
@@ -241,7 +241,7 @@ def test_a_setting_that_is_not_ours_is_left_alone(setenv):
     assert Settings.load() == Settings()
 
 
-# ---- what is secret -----------------------------------------------------------------------------------
+# ---- secrets ------------------------------------------------------------------------------------------
 
 
 def test_no_secret_is_shown():
@@ -257,7 +257,7 @@ def test_no_secret_is_shown():
 
 
 def test_no_secret_is_shown_by_settings_that_are_wrong():
-    # given URLs that are refused, by who makes settings in a program
+    # given a program that passes URLs that are refused
     with pytest.raises(ValueError, match="ledger_url") as wrong:
         Settings(
             ledger_url="mysql://user:secret@host/db", broker_url="amqp://:secret@host", store_url=["secret"]
@@ -267,7 +267,7 @@ def test_no_secret_is_shown_by_settings_that_are_wrong():
 
 
 def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch, tmp_path):
-    # Given settings, some left out
+    # Given settings, some of them defaults
     settings = Settings(
         home=tmp_path,
         ledger_url="postgresql://user:pa%40ss@host/db",
@@ -277,17 +277,17 @@ def test_the_processes_of_a_stack_have_the_settings_of_their_parent(monkeypatch,
         max_image_pixels=99,
     )
 
-    # When another process reads what it is given
+    # When another process reads them from its environment
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
-    # Then it has the same
+    # Then it has the same settings
     assert Settings.load() == settings
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
-    # Given a file as an editor leaves it, with a line's end
+    # Given a file with a line end, as an editor writes it
     urls = {
         "ledger_url": "postgresql+psycopg://user:secret@host/db",
         "broker_url": "redis://:secret@host:6379/0",
@@ -296,10 +296,10 @@ def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
     (tmp_path / name).write_text(urls[name] + "\n")
     setenv(**{f"{name.upper()}_FILE": str(tmp_path / name)})
 
-    # When the settings are read, then that is what it is set to
+    # When the settings are read, then they have the file's content
     assert getattr(Settings.load(), name) == urls[name]
 
-    # and what a program sets goes before it
+    # And an argument takes precedence over the file
     assert getattr(Settings.load(**{name: None}), name) is None
 
 
@@ -336,12 +336,12 @@ def test_a_secret_and_a_file_with_it_are_one_too_many(setenv, tmp_path):
 
 
 def test_the_processes_of_a_stack_do_not_read_a_secrets_file_again(setenv, monkeypatch, tmp_path):
-    # Given a stack whose broker is in a file
+    # Given a stack whose broker URL is in a file
     (tmp_path / "url").write_text("redis://:secret@host:6379/0")
     setenv(BROKER_URL_FILE=str(tmp_path / "url"))
     settings = Settings.load()
 
-    # When its processes read what they are given, with what they inherit
+    # When its processes read the settings that they are given, together with the inherited ones
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
 
@@ -359,11 +359,11 @@ def test_two_homes_do_not_meet(tmp_path):
 
 
 def test_a_long_home_has_a_short_socket(tmp_path):
-    # Given two homes with paths longer than a Unix socket's may be
+    # Given two homes whose paths are longer than a Unix socket's may be
     long = tmp_path / ("x" * 120)
     one, two = Settings(home=long / "one"), Settings(home=long / "two")
 
-    # Then their sockets are short, in the temporary folder, their own, and always the same
+    # Then their sockets are short, in the temporary folder, distinct, and always the same
     for settings in (one, two):
         assert len(os.fsencode(settings.broker_socket)) <= 100
         assert settings.broker_socket.is_relative_to(tempfile.gettempdir())
@@ -371,12 +371,12 @@ def test_a_long_home_has_a_short_socket(tmp_path):
     assert one.broker_socket != two.broker_socket
     assert one.broker_socket == Settings(home=long / "one").broker_socket
 
-    # And the rest stays where it was
+    # And everything else stays in the home
     assert make_url(one.ledger).database == str(long / "one" / "ledger.sqlite3")
 
 
 def test_a_path_is_as_long_as_its_bytes():
-    # Given a home of 60 letters, and one of 60 that take two bytes each
+    # Given a home of 60 one-byte letters, and one of 60 two-byte letters
     short, long = Settings(home=Path("/" + "e" * 60)), Settings(home=Path("/" + "é" * 60))
     assert short.broker_socket.is_relative_to(short.home)
     assert not long.broker_socket.is_relative_to(long.home)
@@ -399,10 +399,10 @@ def test_the_embedded_services_lie_in_any_home_at_all(tmp_path, name):
 
 @pytest.mark.parametrize("name", ODD_HOMES)
 def test_the_store_lies_in_any_home(tmp_path, name):
-    # Given a home with an odd name, and a store in it
+    # Given a home with an odd name
     settings = Settings(home=tmp_path / name)
 
-    # When something is stored, Then nothing is written outside of the home
+    # When a file is stored, Then nothing is written outside the home
     Store(settings.store).put("payloads/a", b"x")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (settings.home / "store" / "payloads" / "a").read_bytes() == b"x"

@@ -1,4 +1,4 @@
-"""Files, folders and stdin as sources: what is taken, what it is called, and what stops only itself."""
+"""Files, folders and stdin as sources: which files are taken, their names, and errors of single images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = (
 
 
 def png(shade: int = 0) -> bytes:
-    """A whole PNG of one grey pixel."""
+    """Return a valid PNG of one grey pixel."""
 
     def part(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -44,7 +44,7 @@ def png(shade: int = 0) -> bytes:
 
 
 def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
-    """A name with its bytes, or with its error's code."""
+    """Return an image's name with its bytes, or with its error's code."""
     assert (image.data is None) != (image.error is None)
     return image.name, image.error.code if image.error else image.data
 
@@ -60,13 +60,13 @@ def put(path: str, data: bytes = b"x") -> None:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources are named as a person in tmp_path would name them."""
+    """Run in tmp_path, so that sources can be named by relative paths."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a folder are read when they are asked for, and not some before."""
+    """Read files of a folder one by one, not ahead."""
     monkeypatch.setattr(files, "_MANY", 1)
 
 
@@ -78,9 +78,9 @@ def test_a_named_file_is_taken_whatever_its_extension() -> None:
     put("one.png", png(1))
     put("two.txt", png(2))
     put("three", b"")
-    # When they are named
+    # When all are named
     sources = Sources(["one.png", "two.txt", "three"])
-    # Then each one's bytes come, in the order given, and nothing was passed over
+    # Then all are read, in the order given, and none is skipped
     assert outcomes(sources) == [("one.png", png(1)), ("two.txt", png(2)), ("three", b"")]
     assert sources.skipped == 0
 
@@ -114,7 +114,7 @@ def test_what_is_behind_a_folder_that_may_not_be_entered_is_not_called_misspelt(
     def refuse(_path: str) -> NoReturn:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(sources_module, "_mode", refuse)  # whoever runs the tests
+    monkeypatch.setattr(sources_module, "_mode", refuse)  # patched, because the tests may run as root
     with pytest.raises(SourceError, match=r"cannot find .* \(Permission denied\): check the permissions"):
         Sources(["locked/a.png"])
 
@@ -136,23 +136,23 @@ def test_a_huge_file_is_never_read() -> None:
     # Given a file of 100 MB
     put("huge.png")
     os.truncate("huge.png", 100_000_000)
-    # When it is its turn
+    # When it is read
     tracemalloc.start()
     found = outcomes(Sources(["huge.png"], max_bytes=1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # Then it's refused without its bytes ever having been in memory
+    # Then it is refused without its bytes being in memory
     assert found == [("huge.png", ErrorCode.TOO_LARGE)]
     assert peak < 1_000_000
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="no /proc there")
 def test_a_file_longer_than_it_says_is_read_to_its_end_or_to_the_limit() -> None:
-    # Given a file that says it has 0 bytes, and has more
+    # Given a file whose size is reported as 0, and which has content
     path = "/proc/version"
     content = Path(path).read_bytes()
     assert Path(path).stat().st_size == 0
-    # Then all of it comes, as long as that is no more than the limit
+    # Then all of it is read, if it is within the limit
     assert outcomes(Sources([path], max_bytes=len(content))) == [(path, content)]
     assert outcomes(Sources([path], max_bytes=len(content) - 1)) == [(path, ErrorCode.TOO_LARGE)]
 
@@ -235,7 +235,7 @@ def test_a_folder_is_read_to_the_bottom_in_name_order() -> None:
 
 
 def test_of_a_folder_only_files_called_images_are_taken() -> None:
-    # Given images of every kind that is read or will be refused later, a file without extension, and others
+    # Given images of every known kind, a file without extension, and other files
     taken = KINDS.split()
     for kind in taken:
         put(f"photos/{kind}/image.{kind}")
@@ -245,13 +245,13 @@ def test_of_a_folder_only_files_called_images_are_taken() -> None:
     # When the folder is read
     sources = Sources(["photos"])
     found = [image.name for image in sources]
-    # Then the images and what has no extension come, the others are counted
+    # Then the images and the file without extension are taken, and the others are counted
     assert sorted(found) == sorted([f"photos/{kind}/image.{kind}" for kind in taken] + ["photos/image"])
     assert sources.skipped == 4
 
 
 def test_svg_files_are_passed_over_in_a_folder_or_archive_and_taken_if_named() -> None:
-    # Given drawings beside an image, in a folder and in an archive: no setting lets a worker decode them
+    # Given SVG drawings beside an image, in a folder and in an archive: no worker can decode them
     put("page/logo.svg")
     put("page/photo.png")
     with zipfile.ZipFile("page.zip", "w") as archive:
@@ -259,10 +259,10 @@ def test_svg_files_are_passed_over_in_a_folder_or_archive_and_taken_if_named() -
         archive.writestr("photo.png", b"")
     # When both are read
     sources = Sources(["page", "page.zip"])
-    # Then the drawings are counted as no images
+    # Then the drawings are counted as skipped
     assert [image.name for image in sources] == ["page/photo.png", "page.zip/photo.png"]
     assert sources.skipped == 2
-    # And one that is named itself is submitted, so that its owner learns that it is not allowed
+    # And a drawing that is named itself is submitted, so that its owner gets an error
     assert [image.name for image in Sources(["page/logo.svg"])] == ["page/logo.svg"]
 
 
@@ -295,10 +295,10 @@ def test_a_folders_entries_are_sorted_in_windows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "WINDOW", 4)
     for number in range(10):
         put(f"photos/{number}.png")
-    # When it is read, twice
+    # When it is read twice
     sources = Sources(["photos"])
     found = [image.name for image in sources]
-    # Then each window is in order, nothing is lost, and the second time is as the first
+    # Then each window is sorted, nothing is missing, and both readings are equal
     listed = [entry.path for entry in os.scandir("photos")]
     assert found == sorted(listed[:4]) + sorted(listed[4:8]) + sorted(listed[8:])
     assert [image.name for image in sources] == found
@@ -317,12 +317,12 @@ def test_a_large_folder_takes_the_memory_of_one_window(monkeypatch: pytest.Monke
         tracemalloc.stop()
         return used
 
-    peak(2000)  # what the first run imports and caches is no matter here
+    peak(2000)  # the first run also imports and caches
     assert peak(100) < peak(2000) / 4
 
 
 def test_files_of_a_folder_are_handed_on_together_so_many_and_so_many_bytes() -> None:
-    # Given small files, large ones, and between them what is no file with an image's bytes
+    # Given small files, large files, and a pipe between them
     for number in range(600):
         put(f"photos/a{number:03}.png")
     os.mkfifo("photos/b.png")
@@ -331,13 +331,13 @@ def test_files_of_a_folder_are_handed_on_together_so_many_and_so_many_bytes() ->
     put("photos/d/1.png")
     put("photos/e.png", b"x" * 3_000_000)
 
-    # When they are read, Then no more come together than may, and nothing with what has no bytes
+    # When they are read, Then each group keeps both limits, and an image without bytes is alone
     found = list(Sources(["photos"]).together())
     sizes = [len(one.names) if isinstance(one, SourceImages) else 1 for one in found]
     assert sizes == [256, 256, 88, 1, 3, 2, 1, 1]
     assert [type(one) for one in found].index(SourceImage) == 3
 
-    # And one by one they are the same in the same order
+    # And read one by one, they are the same in the same order
     each = chain.from_iterable(one.one_by_one() if isinstance(one, SourceImages) else [one] for one in found)
     alone = outcomes(Sources(["photos"]))
     assert alone == [outcome(image) for image in each]
@@ -359,7 +359,7 @@ def test_a_file_of_a_folder_that_vanishes_stops_only_itself() -> None:
 
 
 def test_an_entry_of_a_folder_that_cannot_be_told_stops_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some file systems list names alone, and then to ask what an entry is may fail."""
+    """Some file systems list only names, and asking for an entry's type can fail."""
 
     class Untold:
         name, path = "b.png", "photos/b.png"
@@ -367,7 +367,7 @@ def test_an_entry_of_a_folder_that_cannot_be_told_stops_only_itself(monkeypatch:
         def is_file(self, *, follow_symlinks: bool) -> bool:
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.path, follow_symlinks)
 
-    # Given a folder with an entry of which the system does not say what it is; and which is a pipe
+    # Given a folder with an entry of unknown type, which is a pipe
     for name in ["a.png", "c.png"]:
         put(f"photos/{name}")
     os.mkfifo("photos/b.png")
@@ -378,7 +378,7 @@ def test_an_entry_of_a_folder_that_cannot_be_told_stops_only_itself(monkeypatch:
             yield [Untold() if entry.name == Untold.name else entry for entry in window]
 
     monkeypatch.setattr(files, "_windows", windows)
-    # When it is read, Then its neighbours come, and to open it has told
+    # When the folder is read, Then the pipe is recognised when it is opened, and its neighbours are read
     assert outcomes(Sources(["photos"])) == [
         ("photos/a.png", b"x"),
         ("photos/b.png", ErrorCode.SOURCE_FORBIDDEN),
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_listed_is_one_missing_image() -> None:
     assert outcome(next(reading)) == ("gone", ErrorCode.SOURCE_MISSING)
     assert outcome(next(reading)) == ("photos/a.png", b"x")
     shutil.rmtree("photos/b")
-    # Then it's one error under its own name, and its neighbours go on
+    # Then each is one error under its own name, and its neighbours are read
     assert [outcome(image) for image in reading] == [
         ("photos/b", ErrorCode.SOURCE_MISSING),
         ("photos/c.png", b"x"),
@@ -426,10 +426,10 @@ def test_a_symlink_within_the_folder_is_read_and_one_that_leaves_it_is_forbidden
     }
     for name, target in links.items():
         Path("photos", name).symlink_to(target)
-    # When the folder is named through a symlink itself
+    # When the folder is named through a symlink
     Path("named").symlink_to("photos")
     sources = Sources(["named"])
-    # Then what stays inside is read, what leads out is an error, symlinked folders are not followed
+    # Then links to files inside are read, links out are errors, and links to folders are not followed
     assert outcomes(sources) == [
         ("named/a.png", b"inside"),
         ("named/deep/b.png", b"deep"),
@@ -496,17 +496,17 @@ def test_a_file_over_the_limit_in_a_folder_stops_only_itself() -> None:
 
 
 def test_a_tree_deeper_than_pythons_stack_is_read() -> None:
-    # Given a tree deeper than the stack may grow
+    # Given a tree deeper than the recursion limit
     name = "photos/" + "a/" * 200 + "1.png"
     put(name)
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 100)
-    # When it's read as a folder, and through a pattern
+    # When it is read as a folder and through a pattern
     try:
         found = outcomes(Sources(["photos", "photos/**/*.png"]))
     finally:
         sys.setrecursionlimit(before)
-    # Then what is at its bottom comes
+    # Then the file at its bottom is found
     assert found == [(name, b"x")] * 2
 
 
@@ -564,13 +564,13 @@ def test_stdin_cannot_be_read_again() -> None:
 
 
 def test_stdin_is_bytes_as_the_file_system_has_them() -> None:
-    # Given files with names in UTF-8, in Latin-1 and with a space at the end, all of them on stdin, some of
-    # the lines ended as on Windows and the last one not at all
+    # Given files with names in UTF-8, in Latin-1, and with a trailing space; some lines of stdin end as on
+    # Windows, and the last one has no end
     put("\u00e9.png", b"u")
     put("\udce9.png", b"l")
     put("a.png ", b"s")
     stdin = io.BytesIO("\u00e9.png\n".encode() + b"\xe9.png\r\n\r\na.png \r\na.png ")
-    # When they are read, then each is found, and called as in a folder
+    # When they are read, then each is found, with the same name as in a folder
     assert outcomes(Sources(["-"], stdin=read_lines(stdin))) == [
         ("\u00e9.png", b"u"),
         ("\\xe9.png", b"l"),
@@ -581,7 +581,7 @@ def test_stdin_is_bytes_as_the_file_system_has_them() -> None:
 
 
 class _Endless(io.RawIOBase):
-    """One byte again and again, a million times."""
+    """A stream of the same byte, which fails after a million of them."""
 
     left = 1_000_000
 
@@ -596,9 +596,9 @@ class _Endless(io.RawIOBase):
 
 
 def test_a_line_of_stdin_without_end_is_refused() -> None:
-    # Given the longest line there may be, when it is read, then it is one
+    # Given the longest allowed line, it is read
     assert [len(line) for line in read_lines(io.BytesIO(b"x" * 65_536 + b"\r\n" + b"y\n"))] == [65_536, 1]
-    # Given one that never ends, then it is refused
+    # Given a longer line, or one that never ends, it is refused
     for too_long in (io.BytesIO(b"x" * 65_537 + b"\n"), io.BufferedReader(_Endless())):
         with pytest.raises(SourceError, match="line 1 of stdin has more than 65,536 bytes: stdin must be"):
             list(read_lines(too_long))

@@ -1,4 +1,4 @@
-"""ZIP archives as sources: members by their names, bounded by what really comes out of them."""
+"""ZIP archives as sources: members with their names, bounded by what is actually unpacked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from producer.sources import SourceImage, Sources
 
-# Where a member's entry in the archive's directory has its fields.
+# The positions of fields in a member's entry in the archive's directory.
 FLAGS = (8, "<H")
 CHECKSUM = (16, "<I")
 PACKED = (20, "<I")
@@ -109,7 +109,7 @@ def test_a_members_name_that_leaves_the_archive_is_forbidden(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["evil.txt\0.png", "\0.png"])
 def test_a_members_name_with_a_nul_is_forbidden_and_storable(name: str) -> None:
-    # Given a name that zipfile would cut at the NUL (and not write, so that it's put in afterwards)
+    # Given a name that zipfile would cut at the NUL; zipfile cannot write it, so it is replaced afterwards
     pack("photos.zip", {name.replace("\0", "N"): b"1", "b.png": b"2"})
     content = Path("photos.zip").read_bytes()
     Path("photos.zip").write_bytes(content.replace(name.replace("\0", "N").encode(), name.encode()))
@@ -158,14 +158,14 @@ def test_an_archive_that_vanishes_is_told_of() -> None:
 def test_an_archive_that_may_not_be_read_is_not_called_damaged(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    # Given an archive that the system does not give out (a test's own user may be root, who may read all)
+    # Given an archive without permission to read it, patched because the tests may run as root
     Path(name).write_bytes(b"whatever it holds")
 
     def refuse(path: str, _flags: int) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(os, "open", refuse)
-    # When it's named, then its permissions are spoken of, and not a new archive
+    # When it is named, then the error is about permissions, and does not ask for a new archive
     with pytest.raises(SourceError) as refused:
         Sources([name])
     assert str(refused.value) == f"{name} cannot be read (Permission denied): check its permissions"
@@ -229,12 +229,12 @@ def test_a_member_that_is_called_otherwise_in_the_directory_is_corrupt() -> None
 
 @pytest.mark.parametrize("size", [0, 5, 49, 51, 2**31])
 def test_an_archive_that_lies_about_a_size_is_refused(size: int) -> None:
-    # Given a sound member of 50 bytes, by its checksum, of which the directory says that it has others
+    # Given a valid member of 50 bytes, whose size in the directory is wrong
     pack("photos.zip", {"a.png": b"a" * 50, "b.png": b"b" * 50, "c.png": b"c" * 50})
     lie("photos.zip", "b.png", SIZE, size)
     sources = iter(Sources(["photos.zip"]))
     assert next(sources).data == b"a" * 50
-    # When it is read, then that is known by what really came out
+    # When it is read, then the actual size shows
     with pytest.raises(SourceError, match=rf"lies about sizes: b\.png does not have the {size:,} bytes"):
         next(sources)
 
@@ -247,7 +247,7 @@ def test_a_stored_member_of_two_sizes_is_known_before_anything_is_read() -> None
 
 
 def test_members_that_overlap_are_refused_before_anything_is_read() -> None:
-    # Given a second member that is said to lie where the first one does, as in a bomb
+    # Given a second member at the position of the first one, as in a zip bomb
     pack("photos.zip", {"a.png": b"a" * 50, "b.png": b"b" * 50, "c.png": b"c" * 50})
     lie("photos.zip", "b.png", OFFSET, 0)
     with pytest.raises(SourceError, match=r"photos\.zip has members that overlap"):
@@ -255,7 +255,7 @@ def test_members_that_overlap_are_refused_before_anything_is_read() -> None:
 
 
 def test_a_member_that_is_said_to_reach_into_the_next_is_refused() -> None:
-    # Given a first member that takes all the bytes up to the last, by the directory
+    # Given a first member whose packed size in the directory reaches into the second
     pack("photos.zip", {"a.png": b"a" * 50, "b.png": b"b" * 50, "c.png": b"c" * 50})
     lie("photos.zip", "a.png", PACKED, 60)
     with pytest.raises(SourceError, match="overlap"):
@@ -263,12 +263,12 @@ def test_a_member_that_is_said_to_reach_into_the_next_is_refused() -> None:
 
 
 def test_a_member_that_reaches_into_the_next_by_its_own_header_is_corrupt() -> None:
-    # Given two members without room in between, and the first's own header says that its content begins later
+    # Given two adjacent members, where the first one's own header shifts its content into the second
     pack("photos.zip", {"a.png": b"a" * 50, "b.png": b"b" * 50})
     content = bytearray(Path("photos.zip").read_bytes())
     struct.pack_into("<H", content, 28, 5)
     Path("photos.zip").write_bytes(content)
-    # Then it is not read as an image. It cannot make much of little: the directory's sizes do not overlap.
+    # Then it is an error: it cannot expand the archive much, because the directory's sizes do not overlap.
     assert outcomes(Sources(["photos.zip"])) == [
         ("photos.zip/a.png", ErrorCode.CORRUPT),
         ("photos.zip/b.png", b"b" * 50),
@@ -283,7 +283,7 @@ def test_a_member_behind_the_archives_end_is_refused() -> None:
 
 
 def test_members_may_lie_in_any_order_and_have_gaps_between_them() -> None:
-    # Given an archive of which some members were replaced: their old bytes are still there
+    # Given an archive with a replaced member, whose old bytes are still in it
     pack("photos.zip", {name: name.encode() for name in ("a.png", "b.png", "c.png")})
     with zipfile.ZipFile("photos.zip", "a") as archive:
         del archive.NameToInfo["a.png"]
@@ -301,7 +301,7 @@ def test_members_may_lie_in_any_order_and_have_gaps_between_them() -> None:
 
 
 def test_what_stands_before_and_behind_an_archive_does_not_matter() -> None:
-    # Given an archive behind a program that unpacks it, with a comment, and something that follows
+    # Given an archive after a self-extracting script, with a comment, and a byte after its end
     pack("photos.zip", {"a.png": b"1"})
     with zipfile.ZipFile("photos.zip", "a") as archive:
         archive.comment = b"a comment"
@@ -310,7 +310,7 @@ def test_what_stands_before_and_behind_an_archive_does_not_matter() -> None:
 
 
 def test_a_large_archives_records_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an archive whose every number is where those of archives over 4 GB are
+    # Given an archive with all numbers in ZIP64 fields, as in archives over 4 GB
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
     with zipfile.ZipFile("photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -323,7 +323,7 @@ def test_a_large_archives_records_are_read(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class _OneWay(io.RawIOBase):
-    """What cannot be gone back in, so that sizes and checksums follow each member's content."""
+    """A stream that cannot seek, so that sizes and checksums follow each member's content."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -358,14 +358,14 @@ def test_a_directory_that_zipfile_cannot_read_is_refused() -> None:
 
 
 def count_in_end(path: str, count: int) -> None:
-    """Let the archive's end say that it has so many members."""
+    """Set the number of members in the archive's end record."""
     content = bytearray(Path(path).read_bytes())
     struct.pack_into("<HH", content, content.rindex(b"PK\x05\x06") + 8, count, count)
     Path(path).write_bytes(content)
 
 
 def test_as_many_members_as_are_allowed_and_not_one_more() -> None:
-    # Given an archive of four members, of which a folder is one and a text another
+    # Given an archive of four members, one of which is a folder and another a text file
     pack("photos.zip", {"a/": b"", "a/b.png": b"1", "c.txt": b"2", "d.png": b"3"})
     allowed = Sources(["photos.zip"], archives=ArchiveLimits(max_members=4))
     assert [name for name, _ in outcomes(allowed)] == ["photos.zip/a/b.png", "photos.zip/d.png"]
@@ -383,7 +383,7 @@ def test_members_are_counted_whatever_the_archive_says(said: int) -> None:
 
 
 def test_a_directory_of_too_many_members_is_never_unpacked_in_memory() -> None:
-    # Given 20,000 members, a directory of 1 MB, of which zipfile would make 12 MB
+    # Given 20,000 members in a directory of 1 MB, from which zipfile would make 12 MB of objects
     pack("photos.zip", {str(number): b"" for number in range(20_000)}, zipfile.ZIP_STORED)
     tracemalloc.start()
     try:
@@ -402,19 +402,19 @@ def test_a_directory_with_huge_entries_is_not_read() -> None:
             member = zipfile.ZipInfo(f"{number}.png")
             member.comment = b"c" * 65_535
             archive.writestr(member, b"")
-    # Then an archive of so few members is refused, and one of more may be so large
+    # Then so large a directory is refused for a limit of 100 members, and allowed for the default limit
     with pytest.raises(SourceError, match=r"directory of 2,\d+,\d+ bytes, too much for 100 members: unpack"):
         Sources(["photos.zip"], archives=ArchiveLimits(max_members=100))
     assert len(outcomes(Sources(["photos.zip"]))) == 40
 
 
 def test_what_comes_out_of_an_archive_is_bounded_by_its_size() -> None:
-    # Given members that unpack to many times what the archive has
+    # Given members that unpack to many times the archive's size
     pack("bomb.zip", {f"{number}.png": bytes(100_000) for number in range(100)})
     times = 100 * 100_000 // Path("bomb.zip").stat().st_size
-    # When so many times its size is allowed, all of it comes out
+    # When that expansion is allowed, everything is read
     assert len(outcomes(Sources(["bomb.zip"], archives=ArchiveLimits(max_expansion=times + 1)))) == 100
-    # And when it is not, reading stops there
+    # And when it is not, reading stops at the limit
     came: list[SourceImage] = []
     with pytest.raises(SourceError, match=f"more than {times // 2} times its own size.*_EXPANSION higher"):
         came.extend(Sources(["bomb.zip"], archives=ArchiveLimits(max_expansion=times // 2)))
@@ -435,7 +435,7 @@ def test_members_that_are_passed_over_are_not_unpacked() -> None:
 
 
 def test_whatever_is_wrong_with_an_archive_is_a_source_error_or_a_members() -> None:
-    # Given an archive with some bytes overwritten, anywhere and in 500 ways that are the same each time
+    # Given an archive with some bytes overwritten, in 500 reproducible ways
     pack("photos.zip", {"a.png": b"a" * 50, "b/c.png": bytes(range(50)), "dé.png": b"d"})
     whole = Path("photos.zip").read_bytes()
     chance = random.Random(7)
@@ -444,14 +444,14 @@ def test_whatever_is_wrong_with_an_archive_is_a_source_error_or_a_members() -> N
         for _ in range(chance.randint(1, 4)):
             content[chance.randrange(len(content))] = chance.choice((0, 1, 0x7F, 0xFF, chance.randrange(256)))
         Path("photos.zip").write_bytes(content)
-        # Then reading it raises nothing else
+        # Then reading it raises nothing but a SourceError
         with suppress(SourceError):
             outcomes(Sources(["photos.zip"]))
 
 
 @pytest.mark.parametrize("declared", [None, 2**32 - 2])
 def test_a_zip_bomb_is_too_large_in_bounded_memory(declared: int | None) -> None:
-    # Given a member of 64 MiB packed into some 64 KiB, whatever the directory says of it
+    # Given a member of 64 MiB packed into about 64 KiB, whatever size the directory declares
     with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("bomb.png", "w") as member:
             for _ in range(64):
@@ -459,13 +459,13 @@ def test_a_zip_bomb_is_too_large_in_bounded_memory(declared: int | None) -> None
         archive.writestr("good.png", b"1")
     if declared is not None:
         lie("bomb.zip", "bomb.png", SIZE, declared)
-    # When it's read with a limit of 1 MiB
+    # When it is read with a limit of 1 MiB
     limit = 1024 * 1024
     tracemalloc.start()
     found = outcomes(Sources(["bomb.zip"], max_bytes=limit))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # Then it is refused on what came out of it, and little more than the limit was ever in memory
+    # Then it is too large by its actual size, and memory holds little more than the limit
     assert found == [("bomb.zip/bomb.png", ErrorCode.TOO_LARGE), ("bomb.zip/good.png", b"1")]
     assert peak < 5 * limit
 

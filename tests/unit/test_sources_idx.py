@@ -1,4 +1,4 @@
-"""IDX files, MNIST's own, as sources: every image a PGM, and clear words where there are none."""
+"""IDX files, MNIST's own format, as sources: every image becomes a PGM, and errors say what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from producer.sources import SourceImage, Sources
 
 
 def idx(count: int, rows: int = 2, columns: int = 3) -> bytes:
-    """As many images, each filled with its number."""
+    """Return an IDX file with that many images, each filled with its number."""
     pixels = b"".join(bytes([number % 256]) * (rows * columns) for number in range(count))
     return struct.pack(">IIII", 0x0803, count, rows, columns) + pixels
 
@@ -34,16 +34,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["t10k-images-idx3-ubyte", "t10k-images-idx3-ubyte.gz", "t10k.idx3-ubyte", "x.bin", "x.gz"]
 )
 def test_every_image_becomes_a_pgm(name: str) -> None:
-    # Given an IDX file, gzipped where its name says so, known by its name or only by what it holds
+    # Given an IDX file, gzipped or not, recognised by its name or by its content
     content = idx(3)
     Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    # When it's read, twice
+    # When it is read twice
     sources = Sources([f"./{name}"])
     expected = [
         SourceImage(f"{name}/{number:05}", b"P5\n3 2\n255\n" + bytes([number]) * 6, None)
         for number in range(3)
     ]
-    # Then each image is a PGM of its own, three columns wide and two rows high
+    # Then each image is a PGM, three columns wide and two rows high
     assert list(sources) == expected
     assert list(sources) == expected
 
@@ -57,7 +57,7 @@ def test_numbers_are_as_wide_as_the_last_one_needs() -> None:
 
 
 def test_images_are_streamed() -> None:
-    # Given a file that declares four billion images, and has two
+    # Given a file that declares four billion images and has two
     Path("images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 2**32 - 1, 1, 1) + b"ab")
     found = islice(Sources(["images-idx3-ubyte"]), 2)
     assert [image.data for image in found] == [b"P5\n1 1\n255\na", b"P5\n1 1\n255\nb"]
@@ -119,14 +119,14 @@ def test_a_file_that_is_no_idx_is_refused(content: bytes) -> None:
 def test_a_file_that_may_not_or_cannot_be_read_is_not_called_damaged(
     monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
-    # Given an IDX file that the system does not give out (a test's own user may be root, who may read all)
+    # Given an IDX file that cannot be opened, patched because the tests may run as root
     Path("images-idx3-ubyte").write_bytes(idx(3))
 
     def refuse(path: str) -> BinaryIO:
         raise OSError(number, os.strerror(number), path)
 
     monkeypatch.setattr("producer.sources.idx._open", refuse)
-    # When it's named, then the system's own words say why, and no new copy is asked for
+    # When it is named, then the error has the system's reason, and does not ask for a new copy
     with pytest.raises(SourceError) as refused:
         Sources(["images-idx3-ubyte"])
     assert str(refused.value).startswith(message)
@@ -155,10 +155,10 @@ def test_a_header_that_would_fill_the_memory_or_the_job_is_refused() -> None:
 
 
 def test_what_comes_out_is_bounded_by_the_files_size() -> None:
-    # Given 200,000 images that gzip has packed into a thousandth
+    # Given 200,000 images that gzip has compressed to a thousandth
     content = struct.pack(">IIII", 0x0803, 200_000, 4, 5) + bytes(4_000_000)
     Path("bomb.gz").write_bytes(gzip.compress(content))
-    # When they're read, then only so many come as may come out of an archive of this size
+    # When they are read, then reading stops at the allowed expansion
     came: list[SourceImage] = []
     with pytest.raises(SourceError, match="more than 200 times its own size"):
         came.extend(Sources(["bomb.gz"]))

@@ -1,4 +1,4 @@
-"""Globs as sources: what they match, and that they neither wander off nor fill the memory."""
+"""Globs as sources: what they match, that they stay in their folder, and that they need little memory."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_two_stars_follow_no_symlinked_folders() -> None:
 
 
 def _a_folder_with_links() -> None:
-    """`named` leads to a folder with good images and with links: to what is in it, out of it, to nowhere."""
+    """Make `named`, a link to a folder with images, and with links inside it, out of it, and to nowhere."""
     put("photos/a.png", "photos/deep/b.png", "secret.png", "elsewhere/c.png")
     Path("named").symlink_to("photos")
     for name, target in {
@@ -118,11 +118,11 @@ def _outcomes(source: str) -> dict[str, bytes | ErrorCode | None]:
 
 @pytest.mark.parametrize("pattern", ["photos/*", "named/*", "./named/*", "photos/**", "named/**/*"])
 def test_a_pattern_and_its_folder_agree_about_symlinks(pattern: str) -> None:
-    # Given links that stay in the folder and links that leave it, some of them dangling
+    # Given links that stay in the folder, and links that leave it, some of them dangling
     _a_folder_with_links()
-    # When the folder is named, and when a pattern names all that is in it
+    # When the folder is named, and when a pattern matches everything in it
     by_pattern = _outcomes(pattern)
-    # Then they give the same: what leaves is forbidden, nothing of what is outside is read
+    # Then both give the same: links out are forbidden, and nothing outside is read
     folder = pattern.removeprefix("./").partition("/")[0]
     assert by_pattern == _outcomes(folder)
     assert {name.removeprefix(f"{folder}/"): found for name, found in by_pattern.items()} == {
@@ -152,28 +152,28 @@ def test_a_pattern_and_its_folder_agree_about_symlinks(pattern: str) -> None:
 def test_what_a_pattern_names_through_a_link_out_of_its_folder_is_forbidden(
     pattern: str, forbidden: list[str], tmp_path: Path
 ) -> None:
-    # Given links to a file and a folder beside the pattern's folder, when the pattern is read
+    # Given links out of the pattern's folder, when the pattern is read
     _a_folder_with_links()
     found = _outcomes(pattern)
-    # Then they are forbidden, and not looked into
+    # Then they are forbidden, and not followed
     assert sorted(name for name, code in found.items() if code == ErrorCode.SOURCE_FORBIDDEN) == forbidden
     assert not {b"secret.png", b"elsewhere/c.png"} & set(found.values())
-    # And by an absolute path it is the same
+    # And it is the same with an absolute path
     absolute = _outcomes(f"{tmp_path}/{pattern}")
     assert {name.removeprefix(f"{tmp_path}/"): each for name, each in absolute.items()} == found
 
 
 def test_a_link_that_stays_in_the_folder_a_pattern_begins_with_leaves_nothing() -> None:
-    # Given the same links, when a pattern begins in the folder above all of them
+    # Given the same links, when a pattern begins in the folder above
     _a_folder_with_links()
-    # Then a link to a file is read, and one to a folder is not followed
+    # Then a link to a file is read, and a link to a folder is not followed
     assert _outcomes("p*/out.png") == {"photos/out.png": b"secret.png"}
     with pytest.raises(SourceError, match="no file matches"):
         Sources(["p*/folder-out/*.png"])
 
 
 def test_a_match_swapped_for_another_link_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a link within the folder whose target becomes a link out of it after it was looked at
+    # Given a link whose target is replaced by a link out of the folder after the check
     put("photos/a.png", "secret.png")
     Path("photos/link.png").symlink_to("a.png")
     sources = Sources(["photos/l*"])
@@ -187,7 +187,7 @@ def test_a_match_swapped_for_another_link_is_not_followed(monkeypatch: pytest.Mo
 
     # When it is read
     monkeypatch.setattr(sources_module, "_mode", swapped)
-    # Then what is outside is not
+    # Then nothing outside is read
     assert [image.data for image in sources] == [None]
 
 
@@ -224,7 +224,7 @@ def test_a_pattern_sorts_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_wrong_with_a_match_stops_only_itself() -> None:
-    # Given a symlink to nowhere and a ZIP that is none, beside good files
+    # Given a dangling symlink and an invalid ZIP file beside good files
     put("a.png", "b.zip", "d.png")
     Path("c.png").symlink_to("absent.png")
     found = {image.name: image.error and image.error.code for image in Sources(["*"])}
@@ -238,7 +238,7 @@ def test_what_is_wrong_with_a_match_stops_only_itself() -> None:
 
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders called `locked` may not be listed, whoever runs the tests."""
+    """Make folders called `locked` unreadable, also for root."""
 
     def scandir(folder: str) -> Iterator[os.DirEntry[str]]:
         if Path(folder).name == "locked":

@@ -1,4 +1,4 @@
-"""URLs as sources: the same rules as on a disk, for objects and for all below a prefix."""
+"""URLs as sources follow the same rules as paths, for single objects and for prefixes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def put(bucket: MemoryFileSystem, *names: str, data: bytes = b"x") -> None:
 
 
 def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
-    """A name with its bytes, or with its error's code."""
+    """Return an image's name with its bytes, or with its error's code."""
     assert (image.data is None) != (image.error is None)
     return image.name, image.error.code if image.error else image.data
 
@@ -37,11 +37,11 @@ def test_one_object_is_taken_whatever_it_is_called(bucket: MemoryFileSystem) -> 
 def test_all_below_a_prefix_is_read_folder_by_folder_in_name_order(
     bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    # Given objects below a prefix, and beside it
+    # Given objects below a prefix, and objects beside it
     put(bucket, "photos/b.png", "photos/a/2.png", "photos/a/10.png", "photos/c/d/e.png", "photos/a.png")
     put(bucket, "photos2/f.png", "g.png")
 
-    # And somebody who looks which folders are listed
+    # And a record of the folders that are listed
     listed = []
     ls = bucket.ls
 
@@ -54,7 +54,7 @@ def test_all_below_a_prefix_is_read_folder_by_folder_in_name_order(
     # When the prefix is read
     images = list(Sources([named]))
 
-    # Then the names are in the order of a folder, each can be read again, and no listing was of more than one
+    # Then the order is that of a folder, each image has a URL, and each folder was listed once
     expected = ["a/10.png", "a/2.png", "a.png", "b.png", "c/d/e.png"]
     assert [image.name for image in images] == [f"memory://bucket/photos/{name}" for name in expected]
     assert [image.url for image in images] == [image.name for image in images]
@@ -75,7 +75,7 @@ def test_below_a_prefix_names_rule_as_in_a_folder(bucket: MemoryFileSystem) -> N
 def test_an_object_at_the_limit_is_read_and_one_over_it_is_not_opened(
     bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two objects in a folder, and one of them named by itself
+    # Given two objects in a folder, the larger of which is also named by itself
     put(bucket, "photos/at.png", data=b"x" * 10)
     put(bucket, "photos/over.png", data=b"x" * 11)
     opened = []
@@ -90,7 +90,7 @@ def test_an_object_at_the_limit_is_read_and_one_over_it_is_not_opened(
     # When they are read
     sources = Sources(["memory://bucket/photos", "memory://bucket/photos/over.png"], max_bytes=10)
 
-    # Then one is an image, and the listing is enough to tell that the other is too large
+    # Then one is an image, and the listing's size is enough to refuse the other without opening it
     assert [outcome(image)[1] for image in sources] == [
         b"x" * 10,
         ErrorCode.TOO_LARGE,
@@ -199,12 +199,12 @@ def test_stdin_may_name_urls_and_what_is_wrong_with_one_stops_only_itself(
 
 
 def test_the_colons_of_an_ipv6_address_chain_nothing() -> None:
-    # Given URLs whose host is an IPv6 address, with a port and a user, and a chained one behind such a host
+    # Given URLs with an IPv6 host, some chained and some not
     assert not is_chained("http://[::1]:8000/x.png")
     assert not is_chained("https://user:word@[2001:db8::1]/x.png")
     assert is_chained("zip://a.png::http://[::1]/photos.zip")
     assert is_chained("http://[::1]/photos.zip::zip://a.png")
-    # When one is opened, then it is the whole address that is meant
+    # When one is opened, then its whole address is used
     filesystem, path = open_remote("memory://[::1]:8000/x.png")
     assert isinstance(filesystem, MemoryFileSystem)
     assert path.lstrip("/") == "[::1]:8000/x.png"

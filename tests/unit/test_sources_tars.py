@@ -1,4 +1,4 @@
-"""TAR archives as sources: one pass, forwards only, in constant memory, whatever the headers say."""
+"""TAR archives as sources: one forward pass in constant memory, whatever the headers say."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ END = bytes(2 * BLOCK)
 
 
 def pack(path: str, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> None:  # noqa: A002
-    """A TAR, gzipped where its name says so."""
+    """Write a TAR file, gzipped if its name ends in gz."""
     with tarfile.open(path, "w:gz" if path.endswith("gz") else "w", format=format) as archive:
         for name, data in members.items():
             member = tarfile.TarInfo(name)
@@ -38,7 +38,7 @@ def header(
     format: int = tarfile.GNU_FORMAT,  # noqa: A002
     link: str = "",
 ) -> bytes:
-    """One member's header, whose size may be any."""
+    """Return a member's header with any size."""
     member = tarfile.TarInfo(name)
     member.type = type
     member.size = size
@@ -51,7 +51,7 @@ def padded(data: bytes) -> bytes:
 
 
 def pax(records: bytes, type: bytes = tarfile.XHDTYPE) -> bytes:  # noqa: A002
-    """An extended header with these records."""
+    """Return an extended header with these records."""
     return header("pax", len(records), type) + padded(records)
 
 
@@ -68,7 +68,7 @@ def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
 
 
 def peak_of(read: Callable[[], object]) -> int:
-    """The most memory, in bytes, that Python held while something was read."""
+    """Return the peak of Python's memory, in bytes, during a call."""
     tracemalloc.start()
     try:
         read()
@@ -90,7 +90,7 @@ GOOD = header("good.png", 4) + padded(b"good")
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("path", ["photos.tar", "photos.tar.gz", "photos.tgz"])
 def test_members_come_in_the_archives_order_under_its_name(path: str, format: int) -> None:  # noqa: A002
-    # Given members with short names and long ones, empty and of more than a block
+    # Given members with short and long names, one of them empty, and one of several blocks
     long = "x" * 90 + "/" + "y" * 60 + ".png"
     pack(path, {"b.png": b"1", "a/c.png": b"2" * 1000, "./d.png": b"", long: b"3" * 512}, format)
     expected = [
@@ -164,7 +164,7 @@ def test_a_members_name_that_leaves_the_archive_is_forbidden(path: str, name: st
 
 
 def test_a_members_name_with_a_nul_is_forbidden_and_storable() -> None:
-    # Given a name with a NUL, which only an extended header can hold
+    # Given a name with a NUL, which only an extended header can contain
     Path("photos.tar").write_bytes(pax(record("path", "evil.txt\0.png")) + header("x", 0) + GOOD + END)
     assert outcomes(Sources(["photos.tar"])) == [
         ("photos.tar/evil.txt\ufffd.png", ErrorCode.SOURCE_FORBIDDEN),
@@ -184,7 +184,7 @@ def test_a_members_name_with_a_nul_is_forbidden_and_storable() -> None:
     ],
 )
 def test_a_member_that_is_a_link_a_device_or_unknown_is_forbidden(kind: bytes) -> None:
-    # Given one that points to a file that is there
+    # Given a member that links to an existing file
     Path("secret.png").write_bytes(b"secret")
     Path("photos.tar").write_bytes(header("a.png", type=kind, link="secret.png") + GOOD + END)
     assert outcomes(Sources(["photos.tar"])) == [
@@ -194,7 +194,7 @@ def test_a_member_that_is_a_link_a_device_or_unknown_is_forbidden(kind: bytes) -
 
 
 def sparse_old() -> bytes:
-    """A member with holes in GNU tar's first way: a map of many pieces in blocks of its own."""
+    """Return a sparse member in GNU tar's oldest format, with a map in blocks of its own."""
     head = bytearray(header("a.png", 512, tarfile.GNUTYPE_SPARSE))
     head[482] = 1
     head[483:495] = b"%011o\0" % 10**9
@@ -252,7 +252,7 @@ def test_a_member_at_the_limit_is_read_and_one_byte_more_is_too_large(path: str)
 @pytest.mark.parametrize(
     "content",
     [b"", b"not a TAR at all", b"x" * 2000, gzip.compress(b"something else")],
-    # Named, since gzip writes the clock: the test's name would be another in each process that collects it.
+    # Named, because gzip writes the time: otherwise each test process would collect other names.
     ids=["empty", "text", "letters", "gzip of text"],
 )
 def test_a_file_that_is_no_archive_is_refused_before_anything_is_read(suffix: str, content: bytes) -> None:
@@ -306,12 +306,12 @@ def test_an_archive_on_stdin_that_cannot_be_read_stops_only_itself() -> None:
 @pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_an_archive_that_is_cut_short_is_refused_when_that_is_known(path: str, share: float) -> None:
-    # Given an archive of random bytes, which gzip leaves as they are, that ends too early
+    # Given an archive of random bytes, which gzip cannot compress, that is cut off
     chance = random.Random(3)
     pack(path, {f"{number}.png": chance.randbytes(5000) for number in range(10)})
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: int(len(content) * share)])
-    # When it is read, then what came before the cut has come, and no image is half there
+    # When it is read, then all images before the cut are returned, and no partial one
     reading = iter(Sources([path]))
     came = [next(reading)]
     with pytest.raises(SourceError, match="not a TAR archive that can be read to its end"):
@@ -327,7 +327,7 @@ def test_an_archive_that_lacks_its_end_is_refused_though_its_members_are_whole()
 
 
 def test_a_broken_header_in_the_middle_is_not_taken_for_the_end() -> None:
-    # Given a header whose checksum is wrong, at which tarfile itself would simply end
+    # Given a header with a wrong checksum, which tarfile itself would take for the end
     broken = bytearray(GOOD)
     broken[5] ^= 1
     Path("photos.tar").write_bytes(GOOD + broken + GOOD + END)
@@ -346,7 +346,7 @@ def test_gzips_checksum_is_looked_at() -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_whatever_is_wrong_with_an_archive_is_a_source_error_or_a_members(zipped: bool) -> None:
-    # Given an archive with some bytes overwritten, anywhere and in 500 ways that are the same each time
+    # Given an archive with some bytes overwritten, in 500 reproducible ways
     whole = pax(record("path", "é" * 80 + ".png")) + header("x", 3) + padded(b"abc")
     whole += SPARSE["1.0"] + SPARSE["old"] + header("a/" * 60 + "b.png", 3) + padded(b"abc") + GOOD + END
     chance = random.Random(7)
@@ -357,7 +357,7 @@ def test_whatever_is_wrong_with_an_archive_is_a_source_error_or_a_members(zipped
                 (0, 48, 57, 0x7F, 0xFF, chance.randrange(256))
             )
         Path("photos.tar").write_bytes(gzip.compress(content, 1) if zipped else content)
-        # Then reading it raises nothing else
+        # Then reading it raises nothing but a SourceError
         with suppress(SourceError):
             outcomes(Sources(["photos.tar"]))
 
@@ -375,7 +375,7 @@ def test_as_many_members_as_are_allowed_and_not_one_more(path: str) -> None:
 
 
 def test_what_comes_out_of_an_archive_is_bounded_by_its_size_whether_it_is_read_or_not() -> None:
-    # Given images, or what is none, that gzip has packed into a thousandth
+    # Given an image, or another file, that gzip has compressed to a thousandth
     for name in ("image.png", "text.txt"):
         pack("bomb.tgz", {name: bytes(20_000_000)})
         with pytest.raises(SourceError, match=r"more than 200 times its own size.*_EXPANSION higher"):
@@ -392,7 +392,7 @@ def test_what_follows_the_end_counts_too() -> None:
 
 
 def test_a_large_member_takes_no_memory_unless_it_is_read() -> None:
-    # Given 30 MB that are no image, and 30 MB that are too large for one
+    # Given a film of 30 MB, and an image of 30 MB that is too large
     pack("photos.tgz", {"film.mp4": bytes(30_000_000), "film.png": bytes(30_000_000), "a.png": b"1"})
     sources = Sources(["photos.tgz"], max_bytes=1000, archives=ArchiveLimits(max_expansion=2000))
     assert peak_of(lambda: list(sources)) < 2_000_000
@@ -400,11 +400,11 @@ def test_a_large_member_takes_no_memory_unless_it_is_read() -> None:
 
 
 def test_a_name_longer_than_a_path_may_be_is_forbidden_and_its_neighbours_go_on() -> None:
-    # Given members with names at the limit and over it, in one byte a letter and in two
+    # Given members with names at and over the limit, in one-byte and two-byte letters
     short, long = "n" * (4096 - len("a.tar/")), "n" * (4097 - len("a.tar/"))
     wide = "\u00e9" * 2048
     pack("a.tar", {"a.png": b"a", short: b"s", long: b"l", wide: b"w", "z.png": b"z"})
-    # When the archive is read, then what is too long has no more than a beginning of its name
+    # When the archive is read, then names that are too long are shortened
     assert outcomes(Sources(["a.tar"])) == [
         ("a.tar/a.png", b"a"),
         (f"a.tar/{short}", b"s"),
@@ -418,13 +418,13 @@ def test_long_names_that_take_no_room_in_the_archive_take_none_in_memory() -> No
     # Given a small archive of many members, each with a name of 200 KB
     pack("a.tgz", {f"{number}{'n' * 200_000}.png": b"x" for number in range(100)})
     assert Path("a.tgz").stat().st_size < 200_000
-    # When all its images are held at once, as in a chunk
+    # When all its images are held at once, as in a chunk, then memory stays small
     archives = ArchiveLimits(max_expansion=100_000)
     assert peak_of(lambda: list(Sources(["a.tgz"], archives=archives))) < 3_000_000
 
 
 def test_members_are_forgotten_when_they_were_read() -> None:
-    # Given thousands of members, each with attributes that are said to be those of all that follow
+    # Given thousands of members, each with a global header for all that follow
     def archive(members: int) -> None:
         body = b"".join(
             pax(record(f"mine.{number}", "x" * 300), tarfile.XGLTYPE) + header(f"{number}.png")
@@ -436,13 +436,13 @@ def test_members_are_forgotten_when_they_were_read() -> None:
         archive(members)
         return peak_of(lambda: sum(1 for _ in Sources(["photos.tar"])))
 
-    peak(10)  # what the first run imports and caches is no matter here
+    peak(10)  # the first run also imports and caches
     assert peak(1500) < peak(150) + 500_000
 
 
 HUGE = 2**33 - 1
 
-# Headers that promise more than anybody should hold in memory, or that never end.
+# Headers that declare more than should be held in memory, or that never end.
 ENDLESS = {
     "a long name": header("././@LongLink", HUGE, tarfile.GNUTYPE_LONGNAME),
     "a long link": header("././@LongLink", HUGE, tarfile.GNUTYPE_LONGLINK),
@@ -462,7 +462,7 @@ ENDLESS = {
     [*((kind, False) for kind in ENDLESS), ("a long name", True), ("a map without end", True)],
 )
 def test_a_header_without_end_is_refused_in_bounded_memory(kind: str, zipped: bool) -> None:
-    # Given such a header, and as much behind it as it promises, or at least a lot
+    # Given such a header, followed by 30 MB
     content = GOOD + ENDLESS[kind] + bytes(30_000_000)
     Path("photos.tar").write_bytes(gzip.compress(content, 1) if zipped else content)
     sources = Sources(["photos.tar"], archives=ArchiveLimits(max_expansion=10_000))
@@ -475,7 +475,7 @@ def test_a_header_without_end_is_refused_in_bounded_memory(kind: str, zipped: bo
 
 
 def test_a_number_without_end_costs_no_time() -> None:
-    # Given an extended header of digits, over which tarfile's search would take seconds
+    # Given an extended header of digits, which tarfile would search for seconds
     Path("photos.tar").write_bytes(pax(b"1" * 200_000) + GOOD + END)
     begun = time.process_time()
     with pytest.raises(SourceError, match="a number without end"):

@@ -1,4 +1,4 @@
-"""The object store: a file is there whole or not at all, and nobody else's to read."""
+"""The object store: a file is there completely or not at all, and only its owner can read it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.store import Store, write_whole
 
 @pytest.fixture(params=["folder", "file URL", "memory"])
 def store(request, tmp_path) -> Store:
-    """A store of each kind, with nothing in it."""
+    """Return an empty store of each kind."""
     return Store(
         {
             "folder": str(tmp_path / "store"),
@@ -46,14 +46,13 @@ def test_what_was_put_comes_back(store, data):
 
 @pytest.mark.parametrize("at_once", [None, 1, 7_000], ids=lambda bytes_: f"{bytes_ or 'all'} at once")
 def test_what_was_put_in_pieces_comes_back_as_one(store, monkeypatch, at_once):
-    # Given more pieces than the system takes at a time, some of them empty, some large; and a system that
-    # may take less than it is given
+    # Given more pieces than the system writes at once, some empty, some large, and partial writes
     pieces = [bytes([number % 256]) * (number % 3) for number in range(3_000)] + [b"", b"x" * 20_000, b""]
     if at_once is not None:
         real = os.writev
         monkeypatch.setattr(os, "writev", lambda file, given: real(file, [b"".join(given)[:at_once]]))
 
-    # When they are kept, Then they are one file
+    # When they are stored, Then they are one file
     store.put("a/b", *pieces)
     assert store.get("a/b") == b"".join(pieces)
 
@@ -80,18 +79,18 @@ def test_whether_a_file_is_there_is_asked_without_reading_it(store):
 
 @pytest.mark.parametrize("store", ["folder", "file URL"], indirect=True)
 def test_a_folder_without_anything_of_the_kind_is_a_disk_that_is_not_mounted(store, tmp_path):
-    # Given a store in use, and where its disk is not mounted: there is no folder, or an empty one
+    # Given a store in use whose disk is not mounted: its folder is missing or empty
     store.put("payloads/one/a", b"x")
     (tmp_path / "store").rename(tmp_path / "elsewhere")
 
-    # Then nothing is said to be lost
+    # Then the error is Unavailable, instead of a lost file
     with pytest.raises(Unavailable, match=r"no .*/payloads on this machine. Is its disk mounted"):
         store.get("payloads/one/a")
     (tmp_path / "store").mkdir()
     with pytest.raises(Unavailable, match=r"no .*/payloads on this machine. Is its disk mounted"):
         store.get("payloads/one/a")
 
-    # And when it is mounted, all is there
+    # And once the disk is mounted, everything is there
     (tmp_path / "store").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "store")
     assert store.get("payloads/one/a") == b"x"
@@ -99,12 +98,12 @@ def test_a_folder_without_anything_of_the_kind_is_a_disk_that_is_not_mounted(sto
 
 @pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_a_bucket_without_anything_of_the_kind_is_not_the_one_that_was_written_to(store, tmp_path):
-    # Given a store in use, and a worker whose setting names another bucket, with something else in it
+    # Given a store in use, and a worker with another bucket that has other files
     store.put("payloads/one/a", b"x")
     other = Store(f"memory://{tmp_path}/other")
     other.put("models/a", b"x")
 
-    # Then nothing is said to be lost, and what to look at
+    # Then the error is Unavailable, and names the setting
     with pytest.raises(Unavailable, match=r"it has no payloads at all. Is LABELMILL_STORE_URL the same"):
         other.get("payloads/one/a")
 
@@ -114,11 +113,11 @@ def test_a_folder_is_removed_and_its_neighbours_stay(store):
     for key in ("payloads/one/a", "payloads/one/b", "payloads/one2/a", "models/a"):
         store.put(key, b"x")
 
-    # When one is removed, and once more
+    # When one is removed, twice
     store.remove_folder("payloads/one")
     store.remove_folder("payloads/one")
 
-    # Then it is gone, and no other
+    # Then it is gone, and the others stay
     for key in ("payloads/one/a", "payloads/one/b"):
         with pytest.raises(FileNotFoundError):
             store.get(key)
@@ -138,7 +137,7 @@ def test_a_store_can_be_written_again_where_a_folder_was_removed(store):
 
 
 def test_everything_is_its_owners_alone(folder):
-    # Given a process that would share its files with everybody
+    # Given a process whose umask would share its files with everybody
     before = os.umask(0)
     try:
         Store(str(folder)).put("payloads/job/chunk", b"x")
@@ -179,7 +178,7 @@ def test_a_url_nobody_knows_names_its_setting(url):
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    # Given a file, and a disk with no room for another: a limit on this process's files, in truth
+    # Given a file, and a limit on the process's file size that acts like a full disk
     path = tmp_path / "file"
     write_whole(path, b"before")
     script = (
@@ -190,17 +189,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         "except OSError: sys.exit(7)"
     )
 
-    # When it is written over
+    # When the file is overwritten
     ended = subprocess.run([sys.executable, "-c", script, str(path)], timeout=30, check=False)
 
-    # Then the write fails, and the file is as it was, alone
+    # Then the write fails, and the file is unchanged, without a partial file beside it
     assert ended.returncode == 7
     assert path.read_bytes() == b"before"
     assert files_under(tmp_path) == ["file"]
 
 
 def test_a_writer_that_is_killed_leaves_whole_files_only(tmp_path):
-    # Given a process that writes the same file, all ones or all twos, again and again
+    # Given a process that overwrites a file repeatedly, with all ones or all twos
     path = tmp_path / "file"
     script = (
         "import sys\nfrom itertools import cycle\nfrom pathlib import Path\n"
@@ -214,19 +213,19 @@ def test_a_writer_that_is_killed_leaves_whole_files_only(tmp_path):
             while not path.exists() and time.monotonic() < deadline:
                 time.sleep(0.005)
 
-            # When somebody reads it meanwhile, Then they see one or the other, never half of each
+            # When the file is read meanwhile, Then it has one or the other, never a part of each
             for _ in range(30):
                 assert path.read_bytes() in (b"1" * 300_000, b"2" * 300_000)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
-        # And so they do after the process is killed
+        # And so it has after the process is killed
         assert path.read_bytes() in (b"1" * 300_000, b"2" * 300_000)
 
 
 def test_a_new_folder_survives_a_power_cut_as_well_as_the_file_in_it(folder, monkeypatch):
-    # Given a store of which not even the folder is there, and what is waited for until it is on the disk
+    # Given a store whose folder does not exist yet, and a record of what is synced to the disk
     synced: list[int] = []
 
     def sync(descriptor: int) -> None:
@@ -241,25 +240,25 @@ def test_a_new_folder_survives_a_power_cut_as_well_as_the_file_in_it(folder, mon
     monkeypatch.setattr(os, "fsync", sync)
     store = Store(str(folder))
 
-    # When the first file is written, Then so is each new folder's entry in the one above it
+    # When the first file is written, Then each new folder's entry in its parent is synced too
     store.put("payloads/job/one", b"x")
     assert paths() == ["store/payloads/job/one", "store/payloads/job", ".", "store", "store/payloads"]
 
-    # And where the folder is there, nothing more than the file's own
+    # And for an existing folder, only the file and its own entry are
     synced.clear()
     store.put("payloads/job/two", b"x")
     assert paths() == ["store/payloads/job/two", "store/payloads/job"]
 
 
 def test_readers_never_see_the_file_that_is_being_written(folder, monkeypatch):
-    # Given a file that is written for the first time, and once more
+    # Given a file that is written twice
     store = Store(str(folder))
     seen: list[tuple[list[str], bytes | None]] = []
     original = os.fsync
 
     def look(descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # all of it is written, and it has not its name yet
-            # Not hidden: what lies there beside them starts with a dot.
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # the content is written, but the file has no name yet
+            # Not hidden: the partial file's name starts with a dot.
             shown = [name for name in files_under(folder) if not Path(name).name.startswith(".")]
             seen.append((shown, store.get(shown[0]) if shown else None))
             assert len(files_under(folder)) == len(shown) + 1
@@ -269,17 +268,17 @@ def test_readers_never_see_the_file_that_is_being_written(folder, monkeypatch):
     store.put("payloads/job/chunk", b"first")
     store.put("payloads/job/chunk", b"second")
 
-    # Then who looks meanwhile sees nothing at first, then what was there before, and at the end nothing else
+    # Then readers first see no file, then the earlier one, and never the partial one
     assert seen == [([], None), (["payloads/job/chunk"], b"first")]
     assert files_under(folder) == ["payloads/job/chunk"]
     assert store.get("payloads/job/chunk") == b"second"
 
 
-# ---- what is in it ------------------------------------------------------------------------------------
+# ---- listing ------------------------------------------------------------------------------------------
 
 
 def test_folders_are_listed_by_name(store):
-    # Given folders, a folder in one of them, and a file beside them
+    # Given folders, a folder inside one of them, and a file beside them
     for key in ("payloads/one/a", "payloads/two/b/c", "payloads/file", "models/a"):
         store.put(key, b"x")
     assert sorted(store.folders("payloads")) == ["one", "two"]
@@ -303,7 +302,7 @@ def test_a_folder_has_the_bytes_of_all_files_below_it(store):
 
 
 def test_files_are_listed_by_name(store):
-    # Given files, a folder beside them, and a file of another kind
+    # Given files, a folder beside them, and a file in another folder
     for key in ("corrections/one", "corrections/two", "corrections/b/c", "models/a"):
         store.put(key, b"x")
     assert sorted(store.files("corrections")) == ["one", "two"]
@@ -312,21 +311,21 @@ def test_files_are_listed_by_name(store):
 
 def test_a_file_is_as_old_as_its_last_writing(store):
     # Given a file that is written twice
-    before = time.time() - 1  # file systems count in steps
+    before = time.time() - 1  # file systems round times
     store.put("a/b", b"x")
     first = store.written_at("a/b")
     store.put("a/b", b"y")
 
-    # Then its time is that of the second
+    # Then its time is that of the second write
     assert before <= first <= store.written_at("a/b") <= time.time() + 1
 
-    # And what is not there has none
+    # And a missing file has no time
     assert store.written_at("a/c") is None
     assert store.written_at("b/c") is None
 
 
 def test_a_store_that_does_not_know_the_time_says_so(store, monkeypatch):
-    # Given one of the protocols that do not tell when a file was written
+    # Given a protocol that does not tell when a file was written
     def untold(*_):
         raise NotImplementedError
 
@@ -336,7 +335,7 @@ def test_a_store_that_does_not_know_the_time_says_so(store, monkeypatch):
 
 
 def test_what_a_killed_writer_leaves_is_known_by_its_name(folder, monkeypatch):
-    # Given what lies in the folder while a file is written
+    # Given the names in the folder while a file is written
     seen = []
     original = os.fsync
 
@@ -348,6 +347,6 @@ def test_what_a_killed_writer_leaves_is_known_by_its_name(folder, monkeypatch):
     monkeypatch.setattr(os, "fsync", look)
     Store(str(folder)).put("a/b.bin", b"x")
 
-    # Then it is known as a part of that file, and the file itself is none
+    # Then the partial file is recognised as a part of that file, and the file itself is not
     assert [unfinished(name) for name in seen] == ["b.bin", None]
     assert unfinished(".b.bin") is unfinished(".b.bin.xyz") is None

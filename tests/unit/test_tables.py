@@ -1,4 +1,4 @@
-"""Tables for people, in terminals of several widths."""
+"""Tables fit into terminals of several widths."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_a_wide_terminal_shows_everything_in_columns():
 
 def test_in_a_narrow_terminal_texts_are_cut_and_columns_left_out():
     assert table_lines(COLUMNS, ROWS, 40)[1] == "a1       7  noon      here   a name o..."
-    # then columns go, the highest number first, as few as possible
+    # then as few columns as possible are left out, the highest number first
     assert table_lines(COLUMNS, ROWS, 33)[1] == "a1       7  noon      a name o..."
     assert table_lines(COLUMNS, ROWS, 24)[1] == "a1       7  a name of..."
-    # and where nothing helps, lines end at the edge
+    # and if that is not enough, lines are cut at the edge
     assert table_lines(COLUMNS, ROWS, 8)[1] == "a1      "
 
 

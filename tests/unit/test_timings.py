@@ -1,4 +1,4 @@
-"""Where a claim's time goes."""
+"""Timings: how long each stage of a claim takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_stage_has_the_seconds_of_all_its_pieces() -> None:
     with timings.timed("record"):
         time.sleep(0.02)
 
-    # then each has its own seconds, in the order in which they began, and they add up
+    # then each has its own seconds, in the order in which they began, and they add up to the total
     seconds = timings.seconds()
     assert list(seconds) == ["decode", "predict", "record", "total"]
     assert seconds["decode"] >= 0.04
@@ -33,14 +33,14 @@ def test_a_stage_has_the_seconds_of_all_its_pieces() -> None:
     )
     assert timings.longest() == "predict"
 
-    # and what the ledger gets for its counters is the same
+    # and the ledger's counters get the same
     spent = timings.spent()
     assert {name: round(value, 3) for name, value in spent.stages.items()} | {"total": 0} == seconds | {
         "total": 0
     }
     assert spent.began <= time.perf_counter() - seconds["total"] + 0.1
 
-    # and a trace gets the times of its first beginning and its last end
+    # and a trace gets each stage's first beginning and last end
     decode, predict = timings.stages["decode"], timings.stages["predict"]
     assert timings.began <= decode.began <= predict.began <= decode.ended <= predict.ended
 

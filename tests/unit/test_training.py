@@ -1,4 +1,4 @@
-"""Training: small real runs, what they report, what they leave on disk."""
+"""Training: small real runs, what they report, and the model file they write."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def trained(data: mnist.Mnist) -> tuple[keras.Model, list[EpochResult], list[tup
 
 
 def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type: ignore[no-untyped-def]
-    # Given two epochs over 700 of 800 digits, 32 at a time
+    # Given two epochs over 700 of 800 digits, in batches of 32
     _, epochs, batches = trained
-    # Then each step and each epoch was reported, in order
+    # Then each step and each epoch is reported, in order
     assert batches == [(epoch, step, 22) for epoch in (1, 2) for step in range(1, 23)]
     assert [result.epoch for result in epochs] == [1, 2]
-    # and the model learned: guessing gets one in ten.
+    # and the model has learned: guessing gets one in ten right.
     assert epochs[1].loss < epochs[0].loss
     assert epochs[1].val_accuracy > 0.7
     assert all(result.seconds > 0 for result in epochs)
@@ -68,7 +68,7 @@ def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type:
 def test_no_batch_is_a_remainder(
     data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch, images: int, sizes: dict[int, int]
 ) -> None:
-    # Given so many images, 32 at a time, nothing held out
+    # Given that many images, in batches of about 32, with none held out
     few = replace(data, train_images=data.train_images[:images], train_labels=data.train_labels[:images])
     given: list[int] = []
 
@@ -82,16 +82,16 @@ def test_no_batch_is_a_remainder(
         return counted
 
     monkeypatch.setattr(training, "one_step", watched)
-    # When they are learnt from, twice
+    # When the model is trained for two epochs
     train(few, replace(RECIPE, held_out=0.0))
-    # Then all are, in batches that differ by one image at the most.
+    # Then all images are used in each, in batches whose sizes differ by at most one.
     assert Counter(given) == {size: 2 * times for size, times in sizes.items()}
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist.Mnist, trained) -> None:  # type: ignore[no-untyped-def]
     model, epochs, _ = trained
     again: list[EpochResult] = []
-    # When it is trained once more, this time without following the steps
+    # When the model is trained again, without reporting the steps
     repeated = train(data, RECIPE, on_epoch=again.append)
     # Then it is the same to the last bit
     assert [replace(result, seconds=0) for result in again] == [
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist
     ]
     for one, other in zip(model.get_weights(), repeated.get_weights(), strict=True):
         assert (one == other).all()
-    # and with another seed it is not.
+    # and with another seed it differs.
     other_seed = train(data, replace(RECIPE, seed=4, epochs=1))
     assert not (other_seed.get_weights()[0] == model.get_weights()[0]).all()
 
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist
 def test_the_network_is_the_one_described_with_its_scaling_inside() -> None:
     # Given the network
     model = build("mlp", MNIST_INPUT, 10)
-    # Then it is 784-512-512-10, takes bytes and scales them itself
+    # Then it is 784-512-512-10, takes bytes, and scales them itself
     assert model.input_shape == (None, 28, 28)
     assert model.inputs[0].dtype == "uint8"
     assert [type(layer).__name__ for layer in model.layers] == [
@@ -120,7 +120,7 @@ def test_the_network_is_the_one_described_with_its_scaling_inside() -> None:
     assert model.count_params() == 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
     white = np.full((1, 28, 28), 255, np.uint8)
     assert float(model.layers[0](white).numpy().max()) == pytest.approx(1.0)
-    # and its answers are probabilities.
+    # and its outputs are probabilities.
     assert model.predict(white, verbose=0).sum() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_an_unknown_architecture_is_a_mistake() -> None:
 
 
 def test_convolutions_learn_as_well(data: mnist.Mnist) -> None:
-    # Given the other network, for a data set of three classes
+    # Given the convolutional network, for data of three classes
     chosen = data.train_labels < 3
     three = replace(
         data,
@@ -138,27 +138,27 @@ def test_convolutions_learn_as_well(data: mnist.Mnist) -> None:
         train_labels=data.train_labels[chosen],
         classes=("zero", "one", "two"),
     )
-    # When it has learnt for a moment, with averaged weights
+    # When it is trained briefly, with averaged weights
     epochs: list[EpochResult] = []
     recipe = Recipe(architecture="cnn", epochs=6, batch_size=16, held_out=1 / 4, averaging=0.9, seed=3)
     model = train(three, recipe, on_epoch=epochs.append)
-    # Then it tells them apart far better than one in three, and has an answer for each class.
+    # Then it is far better than guessing, and has an output for each class.
     assert epochs[-1].val_accuracy > 0.8
     assert model.output_shape == (None, 3)
 
-    # It is made of Keras's own layers alone: whoever loads its file needs nothing of ours.
+    # It uses only Keras's own layers, so that its file can be loaded without our code.
     assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
 
 
 def test_normalisation_trains_as_keras_has_it() -> None:
-    # Given a normalisation of Keras's, and the one that trains faster
+    # Given Keras's batch normalisation, and ours, which trains faster
     inputs = keras.Input((5, 6, 4))
     plain = keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.9)(inputs))
     dice = np.random.default_rng(1)
     plain.set_weights([dice.uniform(0.5, 2, 4) for _ in plain.get_weights()])
     quick = quick_to_train(plain, "float32")
     assert type(quick.layers[1]) is not type(plain.layers[1])
-    # When both see the same batch
+    # When both get the same batch
     seen = tf.constant(dice.normal(3, 2, (32, 5, 6, 4)).astype(np.float32))
     weigh = dice.normal(size=(32, 5, 6, 4)).astype(np.float32)
     learnt = []
@@ -169,8 +169,8 @@ def test_normalisation_trains_as_keras_has_it() -> None:
             loss = tf.reduce_sum(outputs**2 * weigh)
         gradients = tape.gradient(loss, [seen, *model.trainable_variables])
         learnt.append([outputs, *gradients, *model.get_weights(), model(seen, training=False)])
-    # Then they give the same, learn the same, remember the same and afterwards answer the same: TensorFlow
-    # takes the variance as that of a sample of 960, which is a thousandth more.
+    # Then outputs, gradients and later answers agree. TensorFlow uses the sample variance of 960 values,
+    # which is a thousandth larger.
     for one, other in zip(*learnt, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=2e-3)
 
@@ -182,17 +182,17 @@ def test_convolutions_are_computed_in_half_the_bytes_where_that_is_faster(
     few = replace(data, train_images=data.train_images[:64], train_labels=data.train_labels[:64])
     weights = {}
     for does in (True, False):
-        # Given a processor that multiplies bfloat16, or does not
+        # Given a processor that multiplies bfloat16, or one that does not
         monkeypatch.setattr(training, "multiplies_bfloat16", lambda does=does: does)
         assert training.precision("cnn") == ("bfloat16" if does else "float32")
         assert training.precision("mlp") == "float32"
         # When the same training is done
         model = train(few, recipe)
-        # Then what comes out is a float32 model all over
+        # Then the model is float32 throughout
         assert {layer.compute_dtype for layer in model.layers} == {"float32"}
         assert {weight.dtype for weight in model.weights} == {"float32"}
         weights[does] = model.layers[-1].get_weights()[0]
-    # and it was computed in another precision, no more.
+    # and only its computation had another precision.
     assert 0 < np.abs(weights[True] - weights[False]).max() < 0.05
 
 
@@ -202,23 +202,23 @@ def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
     flags = tmp_path / "cpuinfo"
     monkeypatch.setattr(runtime, "_CPU_INFO", flags)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
-    assert not runtime.multiplies_bfloat16()  # there is no such file: not Linux
+    assert not runtime.multiplies_bfloat16()  # the file does not exist, as outside Linux
     flags.write_text("flags\t\t: fpu avx512_vnni amx_tile amx_int8\n")
     assert not runtime.multiplies_bfloat16()
     flags.write_text("flags\t\t: fpu avx512_vnni amx_bf16 amx_tile\n")
     assert runtime.multiplies_bfloat16()
     flags.write_text("flags\t\t: fpu avx512_bf16\n")
     assert runtime.multiplies_bfloat16()
-    # and of a GPU it is not known
+    # and with a GPU the answer is no
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: ["a GPU"])
     assert not runtime.multiplies_bfloat16()
 
 
 def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:
-    # Given a training in which half of the images are held out
+    # Given a training with half of the images held out
     recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
     held_out = np.random.default_rng(recipe.seed).permutation(len(data.train_labels))[:400]
-    # When all the labels of these are other ones
+    # When all labels of the held-out images change
     labels = data.train_labels.copy()
     labels[held_out] = (labels[held_out] + 1) % 10
     one = train(data, recipe)
@@ -229,39 +229,39 @@ def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:
 
 
 def test_what_people_corrected_is_never_held_out(data: mnist.Mnist) -> None:
-    # Given a training in which half of the images are held out, the last hundred are corrected ones
+    # Given a training with half of the images held out, where the last hundred images are corrections
     recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
     corrected = replace(data, corrections=100)
     one = train(corrected, recipe).get_weights()
     for place in (700, 750, 799):
-        # When the label of any of these is another one
+        # When the label of any correction changes
         labels = data.train_labels.copy()
         labels[place] = (labels[place] + 1) % 10
         other = train(replace(corrected, train_labels=labels), recipe).get_weights()
-        # Then the model is another one.
+        # Then the model changes.
         assert any((weights != same).any() for weights, same in zip(one, other, strict=True)), place
 
 
 def test_the_test_images_are_not_looked_at(data: mnist.Mnist) -> None:
-    # Given the same training images, and no test images at all
+    # Given the same training images with and without test images
     without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
-    # When both are trained on
+    # When a model is trained on each
     said: list[list[EpochResult]] = [[], []]
     models = [
         train(each, RECIPE, on_epoch=results.append)
         for each, results in zip((data, without), said, strict=True)
     ]
-    # Then they are told the same on the way, and the models are the same.
+    # Then their reports and weights are the same.
     assert [replace(each, seconds=0) for each in said[0]] == [replace(each, seconds=0) for each in said[1]]
     for weights, same in zip(*(model.get_weights() for model in models), strict=True):
         assert (weights == same).all()
 
 
 def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
-    # Given a rate at which the weights are beyond all numbers after a few steps
+    # Given a learning rate that makes the weights overflow after a few steps
     epochs: list[EpochResult] = []
     recipe = replace(RECIPE, learning_rate=1e30)
-    # When it is trained, then it ends with the first epoch, which nobody is told of.
+    # When a model is trained, then training ends with the first epoch, which is not reported.
     with pytest.raises(TrainingDiverged, match="after epoch 1 its loss is not a number"):
         train(data, recipe, on_epoch=epochs.append)
     assert epochs == []
@@ -270,9 +270,9 @@ def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
 def test_weights_that_the_last_step_spoils_are_noticed(
     data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a training whose loss is a number to the end, and whose weights answer none
+    # Given a training whose loss stays finite, and whose final weights answer NaN
     monkeypatch.setattr(training, "_look", lambda *_: (float("nan"), 0.1))
-    # When it is trained, then that is told as well.
+    # When a model is trained, then that is noticed too.
     with pytest.raises(TrainingDiverged):
         train(data, replace(RECIPE, epochs=1))
 
@@ -284,14 +284,14 @@ def test_without_held_out_images_there_is_nothing_to_say_of_them(data: mnist.Mni
 
 
 def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) -> None:
-    # Given a network, and another that averages its weights, forgetting nine tenths at each step
+    # Given a network, and a second one for averaged weights that keeps a tenth at each step
     recipe = replace(RECIPE, averaging=0.1)
     model, averaged = build("mlp", MNIST_INPUT, 10), build("mlp", MNIST_INPUT, 10)
     averaged.set_weights(model.get_weights())
     optimizer = keras.optimizers.AdamW(0.01)
     optimizer.build(model.trainable_variables)
     step = one_step(model, averaged, optimizer, recipe, MNIST_INPUT)
-    # When it learns for three steps, then the other one is that mean after each.
+    # When the first is trained for three steps, then the second has the running mean after each.
     expected = model.get_weights()[1:]
     pixels = prepare_arrays(data.train_images[:32], MNIST_INPUT)
     labels = data.train_labels[:32].astype(np.int32)
@@ -310,11 +310,11 @@ def test_the_last_fifth_of_a_training_is_distorted_less() -> None:
 
 
 def test_pictures_are_bent_in_training_and_only_there(data: mnist.Mnist) -> None:
-    # Given a recipe that distorts
+    # Given a recipe with distortions
     recipe = replace(RECIPE, epochs=1, augmentation=Augmentation(shift=1, rotation=10, elastic=1.0))
     # When a model is trained by it
     model = train(data, recipe)
-    # Then what it is made of is what any other is made of: nothing in it distorts.
+    # Then the model has the usual layers, and does not distort.
     assert [type(layer).__name__ for layer in model.layers][:2] == ["Rescaling", "Flatten"]
     pixels = prepare_arrays(data.test_images[:5], MNIST_INPUT)
     assert (model(pixels).numpy() == model(pixels).numpy()).all()
@@ -324,7 +324,7 @@ def test_training_goes_through_the_conversion_of_its_spec(data: mnist.Mnist) -> 
     # Given a spec of another size, when a model is trained for it
     spec = InputSpec(width=10, height=12)
     model = train(data, replace(RECIPE, epochs=1), spec)
-    # Then it takes that size.
+    # Then the model takes that size.
     assert model.input_shape == (None, 12, 10)
 
 
@@ -343,16 +343,16 @@ def test_whoever_follows_a_training_can_end_it(data: mnist.Mnist) -> None:
 def test_a_model_is_saved_whole_or_not_at_all(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, _, _ = trained
     path = tmp_path / "model.keras"
-    # Given a model already there
+    # Given a saved model
     save(model, path)
     before = path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    # When the next save fails: its folder is gone, or what it is to write cannot be written
+    # When a save fails, because the folder is missing or the model cannot be written
     with pytest.raises(OSError, match="elsewhere"):
         save(model, tmp_path / "elsewhere" / "model.keras")
     with pytest.raises(AttributeError):
         save(None, path)
-    # Then the old one is untouched, and nothing half-written lies beside it.
+    # Then the file is unchanged, and no partial file is beside it.
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]
 

@@ -1,4 +1,4 @@
-"""The URLs of ledger and broker: what would be silently without effect is refused, and no secret repeated."""
+"""URLs of ledger and broker: settings without effect are refused, and no secret is repeated."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_what_libpq_knows_is_left_to_it(query: str) -> None:
         assert option.partition("=")[0] in checked
 
 
-# ---- what is secret -----------------------------------------------------------------------------------
+# ---- secrets ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("letter", list("@:/?#;%[]&=+ "))
@@ -163,11 +163,11 @@ def test_what_libpq_knows_is_left_to_it(query: str) -> None:
     ],
 )
 def test_a_password_that_is_not_escaped_is_not_repeated(url: str, place: str, letter: str) -> None:
-    # given a password with a letter in it that means something in a URL
+    # given a password with an unescaped letter that has a meaning in URLs
     text = url.format(place.format(letter))
     check = check_ledger_url if url.startswith("postgresql") else check_broker_url
 
-    # when the URL is read, or refused, then no piece of the password is in the message or after the host
+    # when the URL is checked, then no part of the password is in the error or after the host
     try:
         said = check(text).partition("@")[2]
     except ValueError as refused:
