@@ -299,7 +299,7 @@ def test_the_image_of_a_producer_is_small() -> None:
     sizes = {name: size_of(name) for name in (BASE, "labelmill-producer", "labelmill-worker")}
     for name, size in sizes.items():
         print(f"\n{name}: {size:.0f} MB")  # noqa: T201 -- for who reads the run
-    # The base is what this machine has by that name; the official one has no more than 130 MB. 14 MB are SQLite.
+    # The base is what this machine has by that name; the official one has no more than 130 MB.
     assert sizes["labelmill-producer"] - sizes[BASE] < 260 - 130
 
 
