@@ -108,7 +108,7 @@ def test_an_empty_key_is_none_and_stdin_is_no_image(idle: Home, few_digits: Path
         done = idle.run("submit", "-", stdin=endless)
         # then that is refused, with what stdin must be
         assert (done.returncode, done.stdout) == (2, "")
-        assert "stdin must be paths and URLs, one a line" in done.stderr
+        assert "stdin must be paths and URLs, one per line" in done.stderr
 
 
 def test_who_waits_for_another_that_submits_under_the_same_key_is_told(

@@ -27,7 +27,7 @@ from jobs.ledger.workers import GONE_SECONDS
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import jobs
 from tests.console import Home, stop, until
-from tests.faults.harness import Mill
+from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.programs import need_program
 from tests.scraping import exporter, scrape
@@ -45,31 +45,31 @@ scrape_configs:
 
 
 @pytest.fixture
-def mill() -> Iterator[Mill]:
-    """A mill without a worker yet."""
+def harness() -> Iterator[Harness]:
+    """A harness without a worker."""
     folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
     try:
         # A pace at which a job lasts for some scrapes.
-        with Mill(folder / "home", workers=0, lease_seconds=10.0, FAULT_PACE_SECONDS="0.05") as mill:
-            yield mill
+        with Harness(folder / "home", workers=0, lease_seconds=10.0, FAULT_PACE_SECONDS="0.05") as harness:
+            yield harness
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_exporter_tells_a_job_as_it_goes(mill: Mill) -> None:
+def test_the_exporter_tells_a_job_as_it_goes(harness: Harness) -> None:
     # given a job that waits, and the exporter
-    with exporter(mill.settings) as port:
-        job = mill.submit(pictures(IMAGES), chunk_images=CHUNK_IMAGES)
+    with exporter(harness.settings) as port:
+        job = harness.submit(pictures(IMAGES), chunk_images=CHUNK_IMAGES)
         before = scrape(port)
         assert (before["pending_images"], before["claimed_images"]) == (IMAGES, 0)
         assert before.by("jobs") == {"running": 1}
         assert before.by("workers") == {}
 
         # when a worker comes, then it is seen, and images go from waiting to done
-        mill.add_worker("worker")
+        harness.add_worker("worker")
         until(lambda: scrape(port).by("worker_processes") == {CLASSIFY_QUEUE: 2}, "the worker is seen")
         seen = []
-        while not mill.is_over(job):
+        while not harness.is_over(job):
             seen.append(scrape(port))
         after = scrape(port)
     assert any(now["claimed_chunks"] for now in seen)
@@ -80,7 +80,7 @@ def test_the_exporter_tells_a_job_as_it_goes(mill: Mill) -> None:
     # and in the end each image is counted once, and its time, by stage
     assert after.by("images_total") == {"ok": IMAGES}
     # One chunk more for each part that a process had from another, which had more to do at the end.
-    with mill.ledger.reading() as connection:
+    with harness.ledger.reading() as connection:
         done_chunks = connection.scalar(sa.select(jobs.c.chunks_done).where(jobs.c.id == job))
     assert after.by("attempts_total")["done"] == done_chunks == after["chunk_seconds_count"]
     assert done_chunks >= IMAGES / CHUNK_IMAGES
@@ -93,48 +93,48 @@ def test_the_exporter_tells_a_job_as_it_goes(mill: Mill) -> None:
     assert stages["predict"] >= IMAGES / 16 * 0.05
 
 
-def test_messages_that_come_twice_count_once(mill: Mill) -> None:
+def test_messages_that_come_twice_count_once(harness: Harness) -> None:
     # given a job whose every message is there three times
-    job = mill.submit(pictures(200), chunk_images=20)
-    with mill.redis() as client:
+    job = harness.submit(pictures(200), chunk_images=20)
+    with harness.redis() as client:
         key = f"labelmill:{CLASSIFY_QUEUE}"
         messages: Any = client.lrange(key, 0, -1)
         client.lpush(key, *messages, *messages)
 
     # when workers go through them
-    mill.add_worker("worker")
-    mill.wait(job)
-    mill.wait_for_silence()
+    harness.add_worker("worker")
+    harness.wait(job)
+    harness.wait_for_silence()
 
     # then each image is counted once
-    with mill.ledger.reading() as connection:
+    with harness.ledger.reading() as connection:
         counted = totals(connection)
     assert counted[CounterName.IMAGES, "ok"] == 200
     assert counted[CounterName.ATTEMPTS, "done"] == 10
     assert counted[CounterName.JOBS, "done"] == 1
 
 
-def test_a_worker_is_ready_until_it_stops_or_is_killed(mill: Mill) -> None:
+def test_a_worker_is_ready_until_it_stops_or_is_killed(harness: Harness) -> None:
     # given a worker
-    home = Home(mill.settings.home)
+    home = Home(harness.settings.home)
     assert home.run("ready", "worker").returncode == 1
-    worker = mill.add_worker("worker")
+    worker = harness.add_worker("worker")
     until(lambda: home.run("ready", "worker").returncode == 0, "the worker is ready")
     [listed] = home.json("workers")
     assert (listed["processes"], listed["alive"], listed["queue"]) == (2, True, CLASSIFY_QUEUE)
     assert home.ok("ready", "producer") == "ready: ledger and broker answer\n"
 
     # when it is told to stop, then it is gone at once
-    assert mill.remove_worker(worker) == 0
+    assert harness.remove_worker(worker) == 0
     done = home.run("ready", "worker")
     assert done.returncode == 1
     assert done.stdout.startswith("not ready: no worker of this host")
     assert home.json("workers") == []
 
     # and when one is killed, in a while
-    worker = mill.add_worker("worker")
+    worker = harness.add_worker("worker")
     until(lambda: home.run("ready", "worker").returncode == 0, "the second worker is ready")
-    mill.remove_worker(worker, signal.SIGKILL)
+    harness.remove_worker(worker, signal.SIGKILL)
     until(lambda: home.run("ready", "worker").returncode == 1, "it is not ready", seconds=GONE_SECONDS + 60)
     assert "and not since" in home.run("ready", "worker").stdout
     assert "gone" in home.ok("workers")
@@ -199,22 +199,22 @@ def _running(program: str, folder: Path, exporter_port: int) -> Iterator[Prometh
         stop(process, seconds=60)
 
 
-def test_prometheus_sees_the_backlog_rise_and_fall(mill: Mill, prometheus: str, tmp_path: Path) -> None:
-    # given Prometheus, which scrapes an idle mill
+def test_prometheus_sees_the_backlog_rise_and_fall(harness: Harness, prometheus: str, tmp_path: Path) -> None:
+    # given Prometheus, which scrapes an idle harness
     with (
-        exporter(mill.settings) as port,
+        exporter(harness.settings) as port,
         _running(prometheus, tmp_path, port) as server,
     ):
-        until(lambda: server.ask("labelmill_ledger_up") == [1], "the mill is scraped")
+        until(lambda: server.ask("labelmill_ledger_up") == [1], "the harness is scraped")
         assert server.ask("labelmill_pending_images") == [0]
 
         # when a job is submitted, then its images are seen to wait
-        job = mill.submit(pictures(IMAGES), chunk_images=CHUNK_IMAGES)
+        job = harness.submit(pictures(IMAGES), chunk_images=CHUNK_IMAGES)
         until(lambda: server.ask("labelmill_pending_images") == [IMAGES], "the backlog has risen")
 
         # and when a worker comes, they are seen to go
-        mill.add_worker("worker")
-        mill.wait(job)
+        harness.add_worker("worker")
+        harness.wait(job)
         until(lambda: server.ask("labelmill_pending_images") == [0], "the backlog has fallen")
         until(
             lambda: server.ask('labelmill_images_total{outcome="ok"}') == [IMAGES], "all images are counted"

@@ -34,9 +34,9 @@ from jobs.ledger.runs import (
     interrupt_runs_of,
     latest_runs,
     make_way,
+    pending_run,
     renew_run,
     request_run,
-    run_to_ring,
     was_finished_by,
 )
 from jobs.ledger.workers import WorkerRow, forget_worker, report_worker
@@ -467,7 +467,7 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
     assert fenced(ledger, claim, champion) == []
     with ledger.transaction() as connection:
         assert claim_run(connection, claim.run_id, owner="host/2") is None
-        assert run_to_ring(connection) is None
+        assert pending_run(connection) is None
     assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 

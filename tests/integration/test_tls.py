@@ -13,7 +13,6 @@ import redis
 import sqlalchemy as sa
 
 from jobs.errors import Unavailable
-from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.messages import CLASSIFY_QUEUE
@@ -29,27 +28,29 @@ from tests.tls import tls_before
 # ---- the broker ---------------------------------------------------------------------------------------
 
 
-def bell_of(url: str) -> Publisher:
+def publisher_for(url: str) -> Publisher:
     return Publisher(make_app(Settings.load(broker_url=url)))
 
 
 def test_a_message_goes_through_tls_as_a_user_of_the_acl(tls_broker: TlsBroker) -> None:
-    with contextlib.closing(bell_of(tls_broker.url())) as publisher:
-        assert publisher.ring([new_id()]) == 1
+    with contextlib.closing(publisher_for(tls_broker.url())) as publisher:
+        assert publisher.wake_up() == 1
         assert publisher.waiting() == 1
 
 
 def test_an_rediss_url_without_options_checks_the_certificate(tls_broker: TlsBroker) -> None:
     # given a server whose CA the system does not know; kombu alone would not verify it
-    with contextlib.closing(bell_of(tls_broker.url(ssl_cert_reqs=None, ssl_ca_certs=None))) as publisher:
-        assert publisher.ring([new_id()]) == 0
+    with contextlib.closing(
+        publisher_for(tls_broker.url(ssl_cert_reqs=None, ssl_ca_certs=None))
+    ) as publisher:
+        assert publisher.wake_up() == 0
         assert "certificate verify failed" in publisher.reason
 
 
 def test_who_wants_no_check_has_to_say_so(tls_broker: TlsBroker) -> None:
     unchecked = tls_broker.url(ssl_cert_reqs="none", ssl_ca_certs=None)
-    with contextlib.closing(bell_of(unchecked)) as publisher:
-        assert publisher.ring([new_id()]) == 1
+    with contextlib.closing(publisher_for(unchecked)) as publisher:
+        assert publisher.wake_up() == 1
 
 
 def test_a_server_that_wants_a_certificate_of_its_client_gets_one(tls_broker: TlsBroker) -> None:
@@ -57,10 +58,10 @@ def test_a_server_that_wants_a_certificate_of_its_client_gets_one(tls_broker: Tl
     with tls_before(tls_broker.socket, certificates.server(wants_client=True), "redis") as port:
         server = replace(tls_broker, port=port)
         ours = {"ssl_certfile": certificates.client_cert, "ssl_keyfile": certificates.client_key}
-        with contextlib.closing(bell_of(server.url(**ours))) as publisher:
-            assert publisher.ring([new_id()]) == 1
-        with contextlib.closing(bell_of(server.url())) as publisher:
-            assert publisher.ring([new_id()]) == 0
+        with contextlib.closing(publisher_for(server.url(**ours))) as publisher:
+            assert publisher.wake_up() == 1
+        with contextlib.closing(publisher_for(server.url())) as publisher:
+            assert publisher.wake_up() == 0
 
 
 def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
@@ -69,7 +70,7 @@ def test_the_documented_rights_are_enough_for_all_that_kombu_does_with_messages(
     # given two messages, in a database of their own
     app = make_app(Settings.load(broker_url=tls_broker.url(database=1)))
     publisher = Publisher(app)
-    assert publisher.ring([new_id(), new_id()]) == 2
+    assert publisher.wake_up(2) == 2
 
     # when they are acknowledged, rejected, and restored after a timeout and after a stop
     with app.connection_for_read() as connection:
@@ -129,8 +130,8 @@ def test_the_documented_rights_are_not_for_anything_else(tls_broker: TlsBroker, 
 
 def test_a_user_who_may_not_send_messages_is_told_and_loses_nothing(tls_broker: TlsBroker) -> None:
     tls_broker.client.execute_command("ACL", "SETUSER", USER, "-lpush")
-    with contextlib.closing(bell_of(tls_broker.url())) as publisher:
-        assert publisher.ring([new_id()]) == 0
+    with contextlib.closing(publisher_for(tls_broker.url())) as publisher:
+        assert publisher.wake_up() == 0
         assert "lpush" in publisher.reason
 
 

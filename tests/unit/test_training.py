@@ -25,7 +25,7 @@ from worker.learning.training import (
     share_of_distortion,
     train,
 )
-from worker.predicting import runtime
+from worker.predicting import tensorflow_runtime
 from worker.predicting.decode import prepare_arrays
 from worker.predicting.tensorflow_runtime import keras, tf
 
@@ -200,18 +200,18 @@ def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = tmp_path / "cpuinfo"
-    monkeypatch.setattr(runtime, "_CPU_INFO", flags)
+    monkeypatch.setattr(tensorflow_runtime, "_CPU_INFO", flags)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
-    assert not runtime.multiplies_bfloat16()  # the file does not exist, as outside Linux
+    assert not tensorflow_runtime.multiplies_bfloat16()  # the file does not exist, as outside Linux
     flags.write_text("flags\t\t: fpu avx512_vnni amx_tile amx_int8\n")
-    assert not runtime.multiplies_bfloat16()
+    assert not tensorflow_runtime.multiplies_bfloat16()
     flags.write_text("flags\t\t: fpu avx512_vnni amx_bf16 amx_tile\n")
-    assert runtime.multiplies_bfloat16()
+    assert tensorflow_runtime.multiplies_bfloat16()
     flags.write_text("flags\t\t: fpu avx512_bf16\n")
-    assert runtime.multiplies_bfloat16()
+    assert tensorflow_runtime.multiplies_bfloat16()
     # and with a GPU the answer is no
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: ["a GPU"])
-    assert not runtime.multiplies_bfloat16()
+    assert not tensorflow_runtime.multiplies_bfloat16()
 
 
 def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:
