@@ -34,7 +34,7 @@ from jobs.urls import secrets_of
 OURS: Final = ("celery", "jobs", "labelmill", "producer", "worker")
 
 #: The fields that a line may have besides its message. Celery's own additions are left out.
-FIELDS: Final = ("job", "chunk", "model", "run", "images", "errors", "attempt", "seconds")
+FIELDS: Final = ("job", "chunk", "trace", "model", "run", "images", "errors", "attempt", "seconds")
 
 #: A password in a URL, for URLs that are not in the settings.
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")

@@ -81,6 +81,9 @@ faulthandler.register(STACK_SIGNAL)
 worker.reconcile.RECONCILE_SECONDS = float(os.environ.get("FAULT_RECONCILE_SECONDS", "0.5"))  # type: ignore[misc]
 AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.5})
 
+# The light classifier is so fast that one claim would take a whole job: then no fault could meet its middle.
+worker.context.FIRST_CLAIM_IMAGES = worker.context.MAX_CLAIM_IMAGES = 32  # type: ignore[misc]
+
 plan = Plan(Path(os.environ[FOLDER_VARIABLE]))
 
 #: The parent of the pool: children inherit it, and it stays what it is when their parent is gone.

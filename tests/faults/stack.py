@@ -24,7 +24,7 @@ from tests.console import (
 
 #: Small chunks and a short lease: a fault is sure to come in the middle, and nobody waits long for it.
 FAST: Final = {
-    ENV_PREFIX + "CHUNK_IMAGES": "50",
+    ENV_PREFIX + "CHUNK_IMAGES": "10",
     ENV_PREFIX + "LEASE_SECONDS": "5",
     ENV_PREFIX + "PROCESSES": "2",
 }

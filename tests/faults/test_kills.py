@@ -29,7 +29,7 @@ def test_killing_processes_that_hold_tensorflow_loses_nothing(
 ) -> None:
     with matrix.trials("SIGKILL at a random instant, TensorFlow", "I1-I5", short=4, long=60) as trials:
         # slow enough that a kill comes while a job is under way, not only while TensorFlow starts
-        keras_harness.plan.set(Rule("after predict", "sleep", times=10**9, every=1, value=0.2))
+        keras_harness.plan.set(Rule("after predict", "sleep", times=10**9, every=1, value=1.0))
         _kill_at_random([keras_harness], trials, little_digits, chunk_images=5, pause_seconds=(1.0, 6.0))
 
 

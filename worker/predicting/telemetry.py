@@ -43,9 +43,12 @@ def bind_ids(claims: Sequence[Claim]) -> None:
     bind_contextvars(model=claim.model_id)
     if len(claims) > 1:  # of several jobs: each chunk's own line names its job
         return
-    bind_contextvars(chunk=claim.chunk_id, job=claim.job_id)
-    if claim.traceparent is not None:
-        bind_contextvars(trace=claim.traceparent[_TRACE_ID])
+    bind_contextvars(**_ids_of(claim))
+
+
+def _ids_of(claim: Claim) -> dict[str, str]:
+    ids = {"chunk": claim.chunk_id, "job": claim.job_id}
+    return ids if claim.traceparent is None else ids | {"trace": claim.traceparent[_TRACE_ID]}
 
 
 def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
@@ -60,7 +63,7 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
             outcomes.failed,
             claim.attempts,
             ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
-            extra=facts | {"errors": outcomes.failed, "chunk": claim.chunk_id, "job": claim.job_id},
+            extra=facts | {"errors": outcomes.failed} | _ids_of(claim),
         )
     return sum(claim.images for claim, _ in recorded)
 
