@@ -211,10 +211,10 @@ def test_a_purge_takes_nothing_from_a_running_job(
         assert "purged" in refused.stderr
         assert len(rows(new_home.ok("predictions", small[0], "--format", "csv"))) == 50
 
-        # when they are removed as a whole, while workers are at the other job
-        running.client.resume(big.id)  # no command, which would take a part of the time that the job has left
+        # when they are removed as a whole, while the other job is half done
         removed = new_home.run("purge", "--jobs", "0")
         running.check_under_way()
+        running.client.resume(big.id)
         assert "removed: 2 jobs with 100 predictions" in removed.stderr, removed.stderr
 
         # then that job ends well
