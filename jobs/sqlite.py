@@ -40,8 +40,8 @@ def driver() -> ModuleType:
         import pysqlite3
     except ImportError:
         return sqlite3
-    # The package reports the SQLite that was loaded, which is not its own if another was preloaded for the
-    # process.
+    # The package reports the SQLite that it uses. After `import tensorflow` that is the one in TensorFlow's
+    # libraries, which has the bug, too.
     if not is_repaired(pysqlite3.sqlite_version_info):
         return sqlite3
     # Register an adapter for None: the search for one, for each None, takes longer than the row's INSERT.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -71,8 +72,9 @@ def test_a_paused_job_stands_still_and_ends_well(
         assert (before["paused"], after["paused"]) == (True, True)
         assert (after["succeeded"], after["eta_seconds"]) == (before["succeeded"], None)
         assert after["state"] in ("receiving", "running")
-        assert f"{after['state']}, paused" in new_home.ok("status", status.id)
-        assert f"{after['state']}, paused" in new_home.ok("jobs")
+        # The submission may end meanwhile.
+        assert re.search(r"(receiving|running), paused", new_home.ok("status", status.id))
+        assert re.search(r"(receiving|running), paused", new_home.ok("jobs"))
 
         # when it is resumed, then it goes on, and every image has its row
         new_home.ok("resume", status.id)
