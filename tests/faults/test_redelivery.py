@@ -39,7 +39,7 @@ def nobody_reconciles(harness: Harness) -> Iterator[None]:
 
 
 def test_the_message_of_a_process_that_dies_comes_back_by_itself(sqlite_harness: Harness) -> None:
-    harness, images = sqlite_harness, pictures(60)
+    harness, images = sqlite_harness, pictures(30)
     with nobody_reconciles(harness):
         # given a process that dies with its chunk claimed
         harness.plan.set(Rule("after claim", "kill", times=1, every=1))

@@ -57,7 +57,7 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
             harness.plan.set(Rule("after claim", "SIGQUIT", times=1, every=1, value=60.0))
             worker = harness.add_worker(f"stopped{number}", processes=1)
             worker.supervised = False
-            job = harness.submit(pictures(60), chunk_images=60)
+            job = harness.submit(pictures(30), chunk_images=30)
 
             # when it is shut down cold
             worker.popen.wait(60)
