@@ -55,9 +55,6 @@ FINISHED: Final = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 #: The states of jobs that have not ended.
 UNFINISHED: Final = (JobState.RECEIVING, JobState.RUNNING)
 
-#: The states of jobs that ended before all their images had outcomes.
-STOPPED: Final = (JobState.FAILED, JobState.CANCELLED)
-
 
 class ChunkState(StrEnum):
     """The state of a chunk."""

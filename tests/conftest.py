@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +50,7 @@ from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.migrating import upgrade
 from labelmill.stack import _broker_command, broker_answers
+from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
 
 if TYPE_CHECKING:
@@ -165,19 +165,10 @@ def little_mnist(mnist_dir: Path) -> Mnist:
     )
 
 
-@contextlib.contextmanager
-def _short_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder of the test's own whose path is short enough for a Unix socket in it; `tmp_path` is not."""
-    with _short_folder() as folder:
+    with folder_for_sockets() as folder:
         yield folder
 
 
@@ -219,7 +210,7 @@ class PostgresqlServer:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgresqlServer]:
     """A PostgreSQL on a Unix socket, for the whole session."""
-    with _short_folder() as folder, pytest.MonkeyPatch.context() as patch:
+    with folder_for_sockets() as folder, pytest.MonkeyPatch.context() as patch:
         # Read when the package is imported: where it keeps a lock file. Left alone it warns where there is no
         # login session, and then all users of this machine share one lock, which only the first can open.
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
@@ -383,7 +374,7 @@ class Broker:
 @pytest.fixture(scope="session")
 def _valkey() -> Iterator[Broker]:
     """The same server as the embedded stack starts, with the same options."""
-    with _short_folder() as home:
+    with folder_for_sockets() as home:
         settings = Settings(home=home)
         process = subprocess.Popen(
             _broker_command(settings),

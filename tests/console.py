@@ -149,12 +149,21 @@ def has_tensorflow(pid: int) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def folder_for_sockets() -> Iterator[Path]:
+    """Make a folder whose path is short enough for a Unix socket in it; pytest's `tmp_path` is not."""
+    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def session_folder() -> Iterator[Path]:
     """For what many tests share; its path is short enough for a Unix socket."""
-    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with folder_for_sockets() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -175,10 +184,9 @@ def accuracy(trained: Home) -> float:
 @pytest.fixture
 def new_home(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:  # noqa: ARG001
     """A home of the test's own that already has the trained model."""
-    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
-    shutil.copytree(trained.path, folder / "home", ignore=shutil.ignore_patterns("broker", "logs"))
-    yield Home(folder / "home")
-    shutil.rmtree(folder, ignore_errors=True)
+    with folder_for_sockets() as folder:
+        shutil.copytree(trained.path, folder / "home", ignore=shutil.ignore_patterns("broker", "logs"))
+        yield Home(folder / "home")
 
 
 @pytest.fixture(scope="session")

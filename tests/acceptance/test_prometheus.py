@@ -6,11 +6,9 @@ The workers have the classifier of the fault tests, which starts in no time (`te
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,7 +24,7 @@ from jobs.ledger.counters import CounterName, totals
 from jobs.ledger.workers import GONE_SECONDS
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.schema import chunks
-from tests.console import Home, stop, until
+from tests.console import Home, folder_for_sockets, stop, until
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.programs import need_program
@@ -47,13 +45,12 @@ scrape_configs:
 @pytest.fixture
 def harness() -> Iterator[Harness]:
     """A harness without a worker."""
-    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
-    try:
-        # A pace at which a job lasts for some scrapes.
-        with Harness(folder / "home", workers=0, lease_seconds=10.0, FAULT_PACE_SECONDS="0.05") as harness:
-            yield harness
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # A pace at which a job lasts for some scrapes.
+    with (
+        folder_for_sockets() as folder,
+        Harness(folder / "home", workers=0, lease_seconds=10.0, FAULT_PACE_SECONDS="0.05") as harness,
+    ):
+        yield harness
 
 
 def test_the_exporter_tells_a_job_as_it_goes(harness: Harness) -> None:

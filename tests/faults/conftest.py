@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PostgresqlServer
-from tests.console import Home
+from tests.console import Home, folder_for_sockets
 from tests.faults.harness import Harness
 from tests.faults.pictures import Picture
 from tests.faults.servers import FaultyPostgresql
-
-
-@contextlib.contextmanager
-def short_folder() -> Iterator[Path]:
-    """Its path is short enough for a Unix socket in it."""
-    folder = Path(tempfile.mkdtemp(prefix="lm-")).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +21,20 @@ def faulty_postgresql(postgresql_server: PostgresqlServer) -> Iterator[FaultyPos
     """A second PostgreSQL: the session's own is not to be broken. That one is asked for because starting it
     tells the package where to keep its files.
     """
-    with short_folder() as folder, contextlib.closing(FaultyPostgresql(folder / "pg")) as server:
+    with folder_for_sockets() as folder, contextlib.closing(FaultyPostgresql(folder / "pg")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def _sqlite_harness() -> Iterator[Harness]:
-    with short_folder() as folder, Harness(folder / "home") as harness:
+    with folder_for_sockets() as folder, Harness(folder / "home") as harness:
         yield harness
 
 
 @pytest.fixture(scope="session")
 def _postgresql_harness(faulty_postgresql: FaultyPostgresql) -> Iterator[Harness]:
     url = faulty_postgresql.create("harness")
-    with short_folder() as folder, Harness(folder / "home", ledger_url=url) as harness:
+    with folder_for_sockets() as folder, Harness(folder / "home", ledger_url=url) as harness:
         yield harness
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX
-from tests.console import until
+from tests.console import folder_for_sockets, until
 from tests.faults.checker import chunk_rows
-from tests.faults.conftest import short_folder
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.plan import Rule
@@ -47,7 +46,7 @@ def test_a_cold_shutdown_does_not_acknowledge_what_is_unfinished(matrix: Matrix)
     # message is Celery's affair alone
     with (
         matrix.trials("SIGQUIT in mid-chunk, nobody wakes up again", "I1", short=3, long=20) as trials,
-        short_folder() as folder,
+        folder_for_sockets() as folder,
         Harness(folder / "home", workers=0, lease_seconds=120.0, FAULT_RECONCILE_SECONDS="86400") as harness,
     ):
         for number in range(trials.wanted):

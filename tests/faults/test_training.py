@@ -20,8 +20,7 @@ from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import ENV_PREFIX
 from jobs.sqlite import driver
-from tests.console import until
-from tests.faults.conftest import short_folder
+from tests.console import folder_for_sockets, until
 from tests.faults.harness import HEALED_SECONDS, Harness
 from tests.faults.plan import Rule
 from tests.faults.servers import FaultyPostgresql
@@ -44,7 +43,7 @@ def trainers(
     with ExitStack() as stack:
         harnesses = []
         for url in (None, faulty_postgresql.create("training")):
-            folder = stack.enter_context(short_folder())
+            folder = stack.enter_context(folder_for_sockets())
             harness = stack.enter_context(Harness(folder / "home", ledger_url=url, **settings))
             harness.add_worker("trainer", processes=1, queue=RETRAIN_QUEUE)
             harnesses.append(harness)
