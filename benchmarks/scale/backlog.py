@@ -52,17 +52,18 @@ _CHUNKS: Final = sa.text(
     " 'payloads/' || n, repeat('0', 64), 'pending', now() - interval '1 hour' + n * interval '1 ms'"
     " FROM generate_series(0, :chunks - 1) AS n"
 )
-#: Jobs of one image, of which one in a hundred was cancelled.
+#: Jobs of one image, a second apart, of which one in a hundred was cancelled.
 _FINISHED: Final = (
     sa.text(
         "INSERT INTO jobs (id, state, model_id, total, created_at, touched_at, submitted_at, finished_at)"
         " SELECT lpad(n::text, 16, '0'), CASE WHEN n % 100 = 0 THEN 'cancelled' ELSE 'done' END,"
-        " :model, 1, now(), now(), now(), now() FROM generate_series(1, :jobs) AS n"
+        " :model, 1, t, t, t, t FROM generate_series(1, :jobs) AS n,"
+        " LATERAL (SELECT now() - n * interval '1 s') AS ended (t)"
     ),
     sa.text(
         "INSERT INTO chunks (id, job_id, first_index, images, payload, payload_sha256, state, attempts,"
         " created_at, finished_at) SELECT id, id, 0, 1, 'payloads/' || id, repeat('0', 64),"
-        " CASE WHEN state = 'cancelled' THEN 'dropped' ELSE 'done' END, 1, now(), now() FROM jobs"
+        " CASE WHEN state = 'cancelled' THEN 'dropped' ELSE 'done' END, 1, created_at, finished_at FROM jobs"
     ),
 )
 
