@@ -30,5 +30,7 @@ html_css_files = ["site.css"]
 # The sources are in the checkout; the site need not repeat them.
 html_copy_source = False
 html_show_sourcelink = False
+# There is no copyright line to show.
+html_show_copyright = False
 html_extra_path = ["reports"]
 exclude_patterns = ["reports"]
