@@ -90,15 +90,15 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
         return image.data
     if image.url is None:
         raise SourceError(
-            f"{image.name} is a part of a file, and only whole files can be submitted by reference: unpack "
-            "it and name the folder, or leave out --by-reference."
+            f"{image.name} is part of a file, and only whole files can be submitted by reference: unpack the "
+            "file and name the folder, or leave out --by-reference."
         )
     try:
         url = roots.locate(image.url)
     except ImageError as error:
         raise SourceError(
             f"{image.name} cannot be submitted by reference: {error.detail} (LABELMILL_REFERENCE_ROOTS is "
-            f"{roots}). Add its folder there, for producers and workers alike, or leave out --by-reference."
+            f"{roots}). Add its folder there, for producers and workers, or leave out --by-reference."
         ) from None
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 
@@ -142,21 +142,21 @@ def _size_of(content: Content) -> int:
     return content.size if isinstance(content, Reference) else 0
 
 
-def within(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+def enforce_limits(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Yield the same chunks. Raises SourceError at the first one that exceeds a job's limits."""
     images = size = 0
     for chunk in chunks:
         images += len(chunk.names)
         size += chunk.size
         if images > limits.max_images:
-            raise _too_much(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
+            raise _limit_exceeded(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
         if size > limits.max_bytes:
-            raise _too_much(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
+            raise _limit_exceeded(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
         yield chunk
 
 
-def _too_much(most: str, setting: str) -> SourceError:
+def _limit_exceeded(most: str, setting: str) -> SourceError:
     return SourceError(
-        f"What was named has more than {most}, which is the most that a job may have: submit it in parts, as "
-        f"several jobs, or set {setting} higher. Nothing of it is stored."
+        f"The sources have more than {most}, the limit for one job: submit them as several jobs, or set "
+        f"{setting} higher. Nothing was submitted."
     )

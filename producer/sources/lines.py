@@ -31,7 +31,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
         number += 1
         line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
         if b"\0" in line:
-            raise SourceError(f"line {number} of stdin holds a NUL, as no path does: {_WANTED}")
+            raise SourceError(f"line {number} of stdin contains a NUL byte: {_WANTED}")
         if len(line) > MAX_LINE_BYTES:
             raise SourceError(f"line {number} of stdin has more than {MAX_LINE_BYTES:,} bytes: {_WANTED}")
         yield os.fsdecode(line)

@@ -58,7 +58,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     try:
         is_folder = kind_of(filesystem, path, url=url) == "directory"
     except PermissionError:
-        raise SourceError(f"may not read {shown}: check the credentials in the environment") from None
+        raise SourceError(f"access to {shown} is denied: check the credentials in the environment") from None
     except _NOT_THERE:
         raise SourceError(f"cannot find {shown}: check the spelling") from None
     if url.endswith("/") and not is_folder:

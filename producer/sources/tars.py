@@ -22,7 +22,7 @@ from jobs.text import storable
 from producer.sources.files import head, no_access, shown
 from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import Output, choose, too_many_members
+from producer.sources.members import OutputLimit, choose, too_many_members
 
 #: Number of a file's first bytes that show whether it is an archive: one header.
 HEAD_BYTES: Final = tarfile.BLOCKSIZE
@@ -112,9 +112,9 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
 class _Stream:
     """The file that tarfile reads: an archive's unpacked bytes, forwards only, and counted."""
 
-    def __init__(self, source: BinaryIO, output: Output) -> None:
+    def __init__(self, source: BinaryIO, output_limit: OutputLimit) -> None:
         self._source = source
-        self._output = output
+        self._output_limit = output_limit
         self._at = 0
         #: Bytes that the current member's headers may still have.
         self.header_bytes = _HEADER_BYTES
@@ -161,7 +161,7 @@ class _Stream:
             raise tarfile.ReadError("a negative size")
         data = self._source.read(size)
         self._at += len(data)
-        self._output.add(len(data))
+        self._output_limit.add(len(data))
         return data
 
 
@@ -196,9 +196,9 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
         with open(os.open(path, OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
             if first.startswith(GZIP_MAGIC):
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    yield _Stream(cast(BinaryIO, unpacked), Output(path, limits))
+                    yield _Stream(cast(BinaryIO, unpacked), OutputLimit(path, limits))
             else:
-                yield _Stream(file, Output(path, limits))
+                yield _Stream(file, OutputLimit(path, limits))
     except _DAMAGE as error:
         # gzip's own errors are OSErrors too, without a number: they mean damage.
         if isinstance(error, OSError) and error.errno is not None:

@@ -25,7 +25,7 @@ from jobs.reading import OPEN, too_large, why
 from jobs.text import storable
 from producer.sources.files import no_access, shown
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import Output, choose, too_many_members
+from producer.sources.members import OutputLimit, choose, too_many_members
 
 MAGIC: Final = b"PK\x03\x04"
 
@@ -74,7 +74,7 @@ def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
     """
     prefix = shown(path)
     with _opened(path, reading.archives) as archive:
-        output = Output(path, reading.archives)
+        output_limit = OutputLimit(path, reading.archives)
         for member in archive.infolist():
             # Not `filename`, which zipfile truncates at a NUL.
             if member.orig_filename.endswith("/"):
@@ -86,7 +86,7 @@ def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
                 yield chosen
             elif chosen:
                 try:
-                    data = _content(path, archive, member, reading.max_bytes, output)
+                    data = _content(path, archive, member, reading.max_bytes, output_limit)
                 except ImageError as error:
                     yield SourceImage(name, None, error)
                 else:
@@ -142,7 +142,7 @@ def _check_members(path: str, archive: zipfile.ZipFile) -> None:
         if member.flag_bits & _ENCRYPTED:
             raise SourceError(f"{shown(path)} is encrypted: unpack it with its password and name the folder")
         if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
-            raise _lies(path, member, member.file_size)
+            raise _wrong_size(path, member, member.file_size)
         if member.header_offset < end:
             raise SourceError(
                 f"{shown(path)} has members that overlap, as in a zip bomb: pack it again, or unpack it "
@@ -155,7 +155,7 @@ def _check_members(path: str, archive: zipfile.ZipFile) -> None:
 
 
 def _content(
-    path: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int, output: Output
+    path: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int, output_limit: OutputLimit
 ) -> bytes:
     """Return a member's bytes.
 
@@ -174,7 +174,7 @@ def _content(
             while found <= max_bytes and (piece := stream.read(_PIECE_BYTES)):
                 parts.append(piece)
                 found += len(piece)
-                output.add(len(piece))
+                output_limit.add(len(piece))
     except OSError as error:
         raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from error
     except _DAMAGE as error:
@@ -183,11 +183,11 @@ def _content(
         raise too_large(max_bytes)
     # The checksum was right, otherwise the member would count as damaged. So the declared size is wrong.
     if found != declared:
-        raise _lies(path, member, declared)
+        raise _wrong_size(path, member, declared)
     return b"".join(parts)
 
 
-def _lies(path: str, member: zipfile.ZipInfo, declared: int) -> SourceError:
+def _wrong_size(path: str, member: zipfile.ZipInfo, declared: int) -> SourceError:
     return SourceError(
         f"{shown(path)} lies about sizes: {storable(member.orig_filename)[:_SHOWN_NAME]} does not have the "
         f"{declared:,} bytes that it declares. Pack it again, or unpack it where you trust it and name the "

@@ -117,7 +117,7 @@ def test_submit_says_what_was_passed_over_if_there_was_nothing_else(
     (tmp_path / "notes" / "a.txt").write_text("a")
     done = labelmill("submit", tmp_path / "notes")
     assert done.returncode == 2
-    assert "no image in what was named, only files that are none by their names (1)" in done.stderr
+    assert "contain no images (files skipped because of their names: 1)" in done.stderr
 
 
 def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -> None:
