@@ -23,7 +23,7 @@ class _Entry(NamedTuple):
 
 
 #: Delay before a lost Ctrl-C is repeated. The finalizer that swallowed it has ended by then.
-_PRESSED_AGAIN_SECONDS: Final = 0.05
+_REPEAT_DELAY_SECONDS: Final = 0.05
 
 COMMANDS: Final = {
     "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, show the results."),
@@ -145,7 +145,7 @@ def main() -> None:
     if sys.stdout is None:
         # The caller closed stdout. The next file that is opened must not take its place and get the data.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- till the end
-    _speak_utf8()
+    _use_utf8()
     repeat_lost_interrupts()
     try:
         app()
@@ -170,14 +170,14 @@ def repeat_lost_interrupts() -> None:
             other_losses(lost)
             return
         # Not at once: the finalizer that swallows exceptions is still running.
-        again = threading.Timer(_PRESSED_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        again = threading.Timer(_REPEAT_DELAY_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
 
     sys.unraisablehook = hook
 
 
-def _speak_utf8() -> None:
+def _use_utf8() -> None:
     """Use UTF-8 on pipes and files, as in the files that the commands read and write themselves.
 
     A terminal keeps its encoding. Characters that it does not have are escaped, as Python does on stderr.

@@ -32,19 +32,19 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
                 note = _note(status, own_stack=own_stack is not None, embedded=embedded)
                 progress.update(status.done, total=status.total, note=note)
                 if own_stack is not None and not status.finished:
-                    own_stack.must_run()
+                    own_stack.check_running()
     except KeyboardInterrupt:
-        say(f"Interrupted; {_how_it_goes_on(job_id, own_stack=own_stack is not None)}")
+        say(f"Interrupted; {_how_to_continue(job_id, own_stack=own_stack is not None)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
     except Unavailable:
         if own_stack is not None:
-            say(_how_it_goes_on(job_id, own_stack=True))
+            say(_how_to_continue(job_id, own_stack=True))
         raise
     say(closing_line(status))
     return status
 
 
-def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> None:
+def report_broker_unavailable(client: Client, waits: str, *, starts: str = "workers") -> None:
     """Say so if the latest messages could not be sent, and why.
 
     `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides a broker.
@@ -71,7 +71,7 @@ def closing_line(status: JobStatus) -> str:
     return counts
 
 
-def state_words(status: JobStatus) -> str:
+def format_state(status: JobStatus) -> str:
     """Return a job's state, for people."""
     if status.paused:
         return f"{status.state}, paused"
@@ -90,7 +90,7 @@ def status_to_json(status: JobStatus) -> dict[str, Any]:
     return asdict(status) | derived
 
 
-def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
+def _how_to_continue(job_id: str, *, own_stack: bool) -> str:
     when = "goes on when `labelmill up` runs" if own_stack else "goes on"
     return (
         f"job {job_id} {when}.\n"
@@ -99,7 +99,7 @@ def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
     )
 
 
-def who_may_be_missing(part: str, *, embedded: bool) -> str:
+def waiting_note(part: str, *, embedded: bool) -> str:
     """Return the note to show if work waits for a worker or a trainer and none takes it."""
     if embedded:
         return f"waiting for a {part}: is `labelmill up` running?"
@@ -119,5 +119,5 @@ def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")
     elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
-        parts.append(who_may_be_missing("worker", embedded=embedded))
+        parts.append(waiting_note("worker", embedded=embedded))
     return ", ".join(parts)

@@ -39,7 +39,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
-from labelmill.probes import brief_ledger, broker_client, check_there, words_of
+from labelmill.probes import broker_client, check_ledger_exists, ledger_with_timeouts, redacted_message
 
 #: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.
 PATIENCE_SECONDS: Final = 5.0
@@ -144,7 +144,7 @@ class _Part:
             trouble = ""
         except Exception as error:  # any error of a driver: the scrape must be answered
             self._found = None
-            trouble = words_of(error, self._settings)
+            trouble = redacted_message(error, self._settings)
         self._tell(trouble)
 
     def _tell(self, trouble: str) -> None:
@@ -167,11 +167,11 @@ class _LedgerMetrics:
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
-        check_there(self._settings)
+        check_ledger_exists(self._settings)
         if self._ledger is None:
             # Each scrape opens a connection of its own: between scrapes, a server may be restarted or a file
             # replaced.
-            self._ledger = brief_ledger(self._settings, pooled=False)
+            self._ledger = ledger_with_timeouts(self._settings, pooled=False)
         self._ledger.check()
         with self._ledger.reading() as connection:
             return [

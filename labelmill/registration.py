@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
 from jobs.text import is_plain, storable
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -61,13 +61,13 @@ def register(
         raise UserError(f"The classes {told!r} cannot be used: each class needs its own name.")
     if not all(map(is_plain, classes)):
         raise UserError(f"The classes {told!r} cannot be used: a name cannot contain control characters.")
-    need_tensorflow("Registering")
+    require_tensorflow("Registering")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        input_spec = _try_out(settings.cache_dir, data, classes, resampling, invert)
+        input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert)
     except ModelRefused as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     check_store(ledger, store)
@@ -105,7 +105,7 @@ def describe_input(spec: InputSpec) -> str:
     return f"{colours} bytes, {spec.width} x {spec.height}, {spec.resampling}, {inverted[spec.invert]}"
 
 
-def _try_out(
+def _test_run(
     cache_dir: Path, data: bytes, classes: tuple[str, ...], resampling: Resampling, invert: Invert | None
 ) -> InputSpec:
     """Load the model and run it. Return how images are prepared for it. Raises ModelRefused."""

@@ -43,7 +43,7 @@ RESTART_SECONDS: Final = 2.0
 _LAST_LINES_SECONDS: Final = 2.0
 
 #: The signals that stop a stack.
-_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not load a library
@@ -185,7 +185,7 @@ class Stack:
                     self._events.put(Event(service.name, text, "error"))
                 self._start(service)
 
-    def must_run(self) -> None:
+    def check_running(self) -> None:
         """Raise Unavailable if one of the processes has ended.
 
         For a command that waits for one piece of work: a process that dies would probably die again, and the
@@ -234,7 +234,7 @@ class Stack:
                     as_json=self._settings.log_format == "json",
                     events=self._events,
                 )
-            with _signals_held():
+            with _signals_blocked():
                 service.process = subprocess.Popen(  # noqa: S603 -- our own command line
                     service.command,
                     env=os.environ | self._environment,
@@ -286,15 +286,15 @@ def _broker_command(settings: Settings) -> list[str]:
 
 def _die_with_parent() -> None:
     """Make Linux stop this child if its parent is killed. Runs in the child, before its program starts."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Hold signals back around a fork: an exception in one of Python's fork hooks is ignored and lost."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def takes_numbers(method: Callable[P, R]) -> Callable[P, R]:
+def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
     """Convert the NumPy numbers among a method's arguments to Python numbers.
 
     Python's SQLite driver would store and compare a NumPy number as its bytes, without an error.

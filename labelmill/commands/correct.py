@@ -14,7 +14,7 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_json, say, tells_errors
+from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 from producer.export import printable
 
@@ -45,7 +45,7 @@ _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from
         "labelmill correct --list --json",
     )
 )
-@tells_errors
+@report_errors
 def correct(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
     index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's index, from 0.")] = None,
@@ -74,28 +74,32 @@ def correct(
         if one and not list_all and source is None and undo == (label is None):
             assert job is not None  # noqa: S101 -- tells the type checker
             assert index is not None  # noqa: S101
-            _one(client, client.job_id(job), index, label, as_json=as_json)
+            _correct_one(client, client.job_id(job), index, label, as_json=as_json)
         elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
             raise UserError(_USAGE)
         elif source is not None:
-            _file(client, source, client.job_id(job) if job is not None else None, as_json=as_json)
+            _correct_from_file(
+                client, source, client.job_id(job) if job is not None else None, as_json=as_json
+            )
         else:
-            _list(client.corrections(), as_json=as_json)
+            _list_corrections(client.corrections(), as_json=as_json)
 
 
-def _one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
+def _correct_one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
     if label is None:
         found = client.undo_correction(job, index)
         say(f"image {index} of job {job} ({printable(found.name)}) is no longer {found.label}")
     else:
         found = client.correct(job, index, label)
-        say(f"image {index} of job {job} ({printable(found.name)}) is {label}, {_taken_for(found)}")
-        _say_what_is_not_learnt(client, [found])
+        say(
+            f"image {index} of job {job} ({printable(found.name)}) is {label}, {_compare_with_prediction(found)}"
+        )
+        _report_skipped(client, [found])
     if as_json:
         print_json(asdict(found))
 
 
-def _taken_for(correction: Correction) -> str:
+def _compare_with_prediction(correction: Correction) -> str:
     if correction.predicted is None:
         return "and had an error"
     if correction.predicted == correction.label:
@@ -103,19 +107,19 @@ def _taken_for(correction: Correction) -> str:
     return f"and was taken for {correction.predicted}"
 
 
-def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
+def _correct_from_file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
         with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
             stored = client.correct_from(file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
-    say(f"{counted(len(stored), 'correction')} stored")
-    _say_what_is_not_learnt(client, stored)
+    say(f"{pluralize(len(stored), 'correction')} stored")
+    _report_skipped(client, stored)
     if as_json:
         print_json([asdict(each) for each in stored])
 
 
-def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
+def _report_skipped(client: Client, stored: list[Correction]) -> None:
     """Print how many corrections the next training run will skip, if its data has the same classes."""
     learnt = client.classes_learnt()
     if learnt is None:
@@ -143,7 +147,7 @@ def _stdin() -> Iterator[str]:
         yield line if number else line.removeprefix("\ufeff")
 
 
-def _list(found: list[Correction], *, as_json: bool) -> None:
+def _list_corrections(found: list[Correction], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(each) for each in found])
         return

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.text import storable
-from labelmill.console import Console, ExitCode, examples, print_json, printable_lines, tells_errors
+from labelmill.console import Console, ExitCode, examples, print_json, printable_lines, report_errors
 from labelmill.doctor import Finding, Level, examine
 
 app = typer.Typer(add_completion=False)
@@ -21,7 +21,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red
 
 
 @app.command(epilog=examples("labelmill doctor", "labelmill doctor --json"))
-@tells_errors
+@report_errors
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:

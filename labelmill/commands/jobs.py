@@ -8,8 +8,8 @@ import typer
 
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import examples, print_json, tells_errors
-from labelmill.follow import state_words, status_to_json
+from labelmill.console import examples, print_json, report_errors
+from labelmill.follow import format_state, status_to_json
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
@@ -26,7 +26,7 @@ _COLUMNS: Final = (
 
 
 @app.command(epilog=examples("labelmill jobs", "labelmill jobs --state running --json"))
-@tells_errors
+@report_errors
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
@@ -43,7 +43,7 @@ def jobs(
         [
             (
                 status.id,
-                state_words(status),
+                format_state(status),
                 f"{status.total:,}",
                 f"{status.done:,}",
                 f"{status.failed:,}",

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, print_json, say, tells_errors
+from labelmill.console import examples, print_json, report_errors, say
 from labelmill.follow import status_to_json
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill pause 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def pause(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,

@@ -15,8 +15,8 @@ from jobs.errors import UserError
 from jobs.ledger.queries import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import counted, examples, say, tells_errors
-from labelmill.follow import state_words
+from labelmill.console import examples, pluralize, report_errors, say
+from labelmill.follow import format_state
 from labelmill.output import STDOUT, as_text, opened, output_option, shown
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -40,7 +40,7 @@ _BY_ENDING: Final = {
         "labelmill predictions JOB --output s3://bucket/predictions/job.parquet",
     )
 )
-@tells_errors
+@report_errors
 def predictions(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     label: Annotated[str | None, typer.Option(help="Only images with this label.")] = None,
@@ -90,16 +90,16 @@ def predictions(
         # Read one row before opening the file, which empties it: if reading fails, it keeps its contents.
         first = list(islice(found, 1))
 
-        def remembering_the_last() -> Iterator[Prediction]:
+        def track_last() -> Iterator[Prediction]:
             nonlocal last
             for prediction in chain(first, found):
                 last = prediction
                 yield prediction
 
-        count = _write(remembering_the_last(), chosen, output, force=force)
+        count = _write(track_last(), chosen, output, force=force)
         if status.done < status.total or status.state == JobState.RECEIVING:
             say(
-                f"a part: job {job} is {state_words(status)}; {status.done:,} of its {status.total:,} images "
+                f"a part: job {job} is {format_state(status)}; {status.done:,} of its {status.total:,} images "
                 "were done at the start"
             )
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
@@ -114,7 +114,7 @@ def predictions(
             if next(rest, None) is not None:
                 say(f"more: --after {last.index}")
     if output is not None:
-        say(f"{counted(count, 'prediction')} written to {shown(output)}")
+        say(f"{pluralize(count, 'prediction')} written to {shown(output)}")
 
 
 def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:

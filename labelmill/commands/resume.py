@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, print_json, say, tells_errors
-from labelmill.follow import say_broker_away, status_to_json
+from labelmill.console import examples, print_json, report_errors, say
+from labelmill.follow import report_broker_unavailable, status_to_json
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill resume 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def resume(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
@@ -25,6 +25,6 @@ def resume(
         status = client.resume(job)
         say(f"job {job} goes on: {status.done:,} of {status.total:,} images done")
         say(f"  follow it:  labelmill status {job} --watch")
-        say_broker_away(client, "the job waits in the ledger")
+        report_broker_unavailable(client, "the job waits in the ledger")
     if as_json:
         print_json(status_to_json(status))

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
-from labelmill.follow import say_broker_away, status_to_json, watch
+from labelmill.console import examples, exit_code_of, print_data, print_json, report_errors, say
+from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill retry 06h0w4r0rf0dkckt --watch", "labelmill retry JOB --failed"))
-@tells_errors
+@report_errors
 def retry(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job that has finished.")],
     failed: Annotated[
@@ -52,7 +52,7 @@ def retry(
             if as_json:
                 print_json(None)
             return
-        say_broker_away(client, "the job waits in the ledger")
+        report_broker_unavailable(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)

@@ -11,17 +11,25 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import examples, print_data, print_json, printable_lines, say, tells_errors, time_words
+from labelmill.console import (
+    examples,
+    format_time,
+    print_data,
+    print_json,
+    printable_lines,
+    report_errors,
+    say,
+)
 from labelmill.drawing import curve
 from labelmill.retraining import (
-    asked_by,
     closing_lines,
     data_line,
     exit_code_of_run,
-    run_in_full,
-    run_state_words,
+    format_run_state,
+    requested_by,
+    run_details_to_json,
     run_to_json,
-    silence_words,
+    silence_note,
     watch_run,
 )
 from labelmill.tables import Column, print_table, short_time
@@ -49,7 +57,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
 @app.callback(epilog=examples("labelmill runs", "labelmill runs show RUN --watch"))
-@tells_errors
+@report_errors
 def runs(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
@@ -71,18 +79,18 @@ def _row(run: Run) -> tuple[str, ...]:
         run.id,
         run.state,
         short_time(run.requested_at or run.started_at),
-        asked_by(run),
+        requested_by(run),
         f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
         f"{run.epochs_done}/{run.recipe.get('epochs', '-')}",
         "-" if run.accuracy is None else f"{run.accuracy:.4f}",
-        run.verdict or run.error or (silence_words(run) if run.silent_since else ""),
+        run.verdict or run.error or (silence_note(run) if run.silent_since else ""),
     )
 
 
 @app.command(
     epilog=examples("labelmill runs show 06h0w4r0rf0dkckt --watch", "labelmill runs show RUN --json")
 )
-@tells_errors
+@report_errors
 def show(
     run: RunId,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
@@ -94,7 +102,7 @@ def show(
         found = watch_run(client, run) if watch_it else client.run(run)
         verdict = client.verdict_on(run)
         if as_json:
-            print_json(run_in_full(client, found))
+            print_json(run_details_to_json(client, found))
         else:
             print_data(printable_lines(_for_people(found, client.epochs(run), verdict)))
     if watch_it:
@@ -102,7 +110,7 @@ def show(
 
 
 @app.command(epilog=examples("labelmill runs cancel 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def cancel(run: RunId, as_json: AsJson = False) -> None:
     """Stop a training run; it changes nothing.
 
@@ -119,15 +127,15 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
 def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
     lines = [
         ("run", run.id),
-        ("state", run_state_words(run)),
-        ("requested by", asked_by(run)),
-        ("recipe", ", ".join(f"{name} {value}" for name, value in _told(run.recipe).items())),
+        ("state", format_run_state(run)),
+        ("requested by", requested_by(run)),
+        ("recipe", ", ".join(f"{name} {value}" for name, value in _options_in_use(run.recipe).items())),
         ("data", data_line(run) if run.data else "-"),
         ("fingerprint", run.data_fingerprint or "-"),
         ("trainer", run.owner or "-"),
-        ("requested", time_words(run.requested_at)),
-        ("started", time_words(run.started_at)),
-        ("finished", time_words(run.finished_at)),
+        ("requested", format_time(run.requested_at)),
+        ("started", format_time(run.started_at)),
+        ("finished", format_time(run.finished_at)),
     ]
     told = [f"{what:<16}{value}" for what, value in lines]
     if epochs:
@@ -150,7 +158,7 @@ def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
     return "\n".join(told)
 
 
-def _told(recipe: dict[str, Any]) -> dict[str, Any]:
+def _options_in_use(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe without the steps that it does not use."""
     flat = {**recipe, **(recipe.get("augmentation") or {}), "augmentation": None}
     return {

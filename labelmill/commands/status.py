@@ -8,15 +8,15 @@ import typer
 
 from jobs.ledger.queries import JobStatus
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors, time_words
-from labelmill.follow import state_words, status_to_json, watch
+from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
+from labelmill.follow import format_state, status_to_json, watch
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill status 06h0w4r0rf0dkckt --watch", "labelmill status JOB --json"))
-@tells_errors
+@report_errors
 def status(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -37,7 +37,7 @@ def status(
 def _for_people(status: JobStatus) -> str:
     lines = [
         ("job", status.id),
-        ("state", state_words(status) + (f": {printable(status.error)}" if status.error else "")),
+        ("state", format_state(status) + (f": {printable(status.error)}" if status.error else "")),
         ("model", status.model),
         *([("key", printable(status.key))] if status.key is not None else []),
         *([("retry of", status.retry_of)] if status.retry_of else []),
@@ -58,7 +58,7 @@ def _for_people(status: JobStatus) -> str:
         ("started", status.started_at),
         ("finished", status.finished_at),
     ]:
-        lines.append((what, time_words(moment)))
+        lines.append((what, format_time(moment)))
     if status.purged_at is not None:
-        lines.append(("payloads", f"removed {time_words(status.purged_at)}"))
+        lines.append(("payloads", f"removed {format_time(status.purged_at)}"))
     return "\n".join(f"{what:<16}{value}" for what, value in lines)

@@ -11,10 +11,10 @@ from rich.text import Text
 from jobs.settings import Settings
 from jobs.urls import without_secrets
 from labelmill.client import Client
-from labelmill.console import counted, err, examples, next_steps, printable_lines, say, tells_errors
+from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.stack import Stack, settings_with
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -25,7 +25,7 @@ _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 
 @app.command(epilog=examples("labelmill up", "LABELMILL_HOME=/data/mill labelmill up --processes 8"))
-@tells_errors
+@report_errors
 def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
@@ -37,13 +37,13 @@ def up(
     started again. Unfinished jobs continue.
     """
     settings = settings_with(processes)
-    need_tensorflow("A worker")
+    require_tensorflow("A worker")
     with Client(settings) as client:
         has_model = bool(client.models())
     stack = Stack(settings, logs=settings.home / "logs", trainer=True, beat=True, with_events=True)
     try:
         with stack:
-            for line in _what_runs(settings, has_model=has_model):
+            for line in _startup_lines(settings, has_model=has_model):
                 say(line)
             try:
                 while True:
@@ -59,7 +59,7 @@ def up(
     say("all ended")
 
 
-def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
+def _startup_lines(settings: Settings, *, has_model: bool) -> list[str]:
     """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
     ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
@@ -69,7 +69,7 @@ def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
     return [
         f"up in {settings.home}",
         f"  broker   {broker}",
-        f"  worker   {counted(settings.processes, 'process', 'processes')} to classify images",
+        f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
         f"  beat     schedule: {retrain}",
         f"  ledger   {ledger}",

@@ -10,9 +10,9 @@ import typer
 
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from labelmill.console import examples, tells_errors
+from labelmill.console import examples, report_errors
 from labelmill.stack import settings_with, worker_command
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -27,7 +27,7 @@ class LogLevel(StrEnum):
 
 
 @app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
-@tells_errors
+@report_errors
 def worker(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
@@ -45,7 +45,7 @@ def worker(
     LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
-    need_tensorflow("A worker")
+    require_tensorflow("A worker")
     ledger = Ledger(settings.ledger)
     ledger.check()
     ledger.close()

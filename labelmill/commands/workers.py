@@ -9,7 +9,7 @@ import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_json, tells_errors
+from labelmill.console import examples, pluralize, print_json, report_errors
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
@@ -25,7 +25,7 @@ _COLUMNS: Final = (
 
 
 @app.command(epilog=examples("labelmill workers", "labelmill workers --json"))
-@tells_errors
+@report_errors
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -44,19 +44,19 @@ def workers(
                 f"{worker.processes}",
                 short_time(worker.started_at),
                 f"{worker.seen_seconds:,.0f} s ago",
-                _at(worker),
+                _current_work(worker),
             )
             for worker in found
         ],
     )
 
 
-def _at(worker: WorkerStatus) -> str:
+def _current_work(worker: WorkerStatus) -> str:
     if not worker.alive:
         return "gone"
     if worker.run is not None:
         return f"training run {worker.run}"
-    return counted(len(worker.chunks), "chunk") if worker.chunks else "-"
+    return pluralize(len(worker.chunks), "chunk") if worker.chunks else "-"
 
 
 def _to_json(worker: WorkerStatus) -> dict[str, object]:

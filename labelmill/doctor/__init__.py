@@ -18,7 +18,7 @@ from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -62,5 +62,5 @@ def _run(name: str, check: Check, settings: Settings, found: list[Finding]) -> N
         for finding in check(settings):
             found.append(finding)
     except Exception as error:  # a package's own exception, unknown here, must not hide the other areas
-        reason = f"{type(error).__name__}: {words_of(error, settings)}"
+        reason = f"{type(error).__name__}: {redacted_message(error, settings)}"
         found.append(Area(name).problem(f"the check failed: {reason}", fix="see what this error says"))

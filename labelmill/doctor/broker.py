@@ -14,7 +14,7 @@ from jobs.ids import new_id
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
 from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import broker_client, words_of
+from labelmill.probes import broker_client, redacted_message
 
 _area = Area("broker")
 
@@ -42,7 +42,7 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
             yield from _policy(client, settings)
             yield _shared_database(client)
     except (OperationalError, redis.RedisError, OSError) as error:
-        reason = words_of(error, settings)
+        reason = redacted_message(error, settings)
         if settings.embedded_broker and "connecting to" in reason:
             yield _area.warning("the embedded broker is not running; jobs will wait", fix="labelmill up")
         else:
@@ -60,7 +60,7 @@ def _accepts_messages(client: redis.Redis, settings: Settings) -> Finding:
             probe.execute()
     except redis.ResponseError as error:
         # redis-py puts the command before the server's own words.
-        reason = words_of(error, settings).rpartition(" of pipeline caused error: ")[2]
+        reason = redacted_message(error, settings).rpartition(" of pipeline caused error: ")[2]
         return _area.problem(f"accepts no messages: {reason}", fix=_fix(reason, settings))
     return _area.ok("answers and accepts messages")
 
@@ -69,7 +69,7 @@ def _policy(client: redis.Redis, settings: Settings) -> Iterator[Finding]:
     try:
         info = client.info()
     except redis.exceptions.NoPermissionError as error:
-        fix = _fix(words_of(error, settings), settings)
+        fix = _fix(redacted_message(error, settings), settings)
         yield _area.warning("eviction and persistence not checked: the user cannot ask", fix=fix)
         return
     policy = info.get("maxmemory_policy", "noeviction")

@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from jobs.errors import SettingsError
 from jobs.settings import ENV_PREFIX, SOFT_TIME_LIMIT_SHARE, Settings, unknown_variables
 from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 from worker.schedule import beat_schedule
 
 _settings = Area("settings")
@@ -82,7 +82,7 @@ def _schedule(settings: Settings) -> Finding:
         schedule = beat_schedule(settings)
     except SettingsError as error:
         return _settings.problem(
-            words_of(error, settings), fix="LABELMILL_RETRAIN_CRON='0 3 * * 0', or never"
+            redacted_message(error, settings), fix="LABELMILL_RETRAIN_CRON='0 3 * * 0', or never"
         )
     return _settings.ok(f"retraining at {settings.retrain_cron} (cron, UTC)" if schedule else "no retraining")
 

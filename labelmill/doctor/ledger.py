@@ -17,7 +17,7 @@ from jobs.settings import Settings
 from jobs.sqlite import is_repaired
 from labelmill.doctor.configuration import SEE_HOME, can_be_used
 from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import NoLedgerYet, ledger_as_it_is, words_of
+from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
 
 _area = Area("ledger")
 
@@ -42,7 +42,7 @@ _POSTGRESQL_FIXES: Final = (
 def check_ledger(settings: Settings) -> Iterator[Finding]:
     """Check the database itself. Its jobs are an area of their own."""
     try:
-        with ledger_as_it_is(settings) as ledger:
+        with existing_ledger(settings) as ledger:
             with ledger.reading() as connection:
                 yield _migrated(revision(connection), settings)
                 if ledger.is_sqlite:
@@ -57,7 +57,7 @@ def check_ledger(settings: Settings) -> Iterator[Finding]:
             yield _area.problem("does not exist, and the state folder cannot be used", fix=SEE_HOME)
     except (Unavailable, DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        reason = words_of(cause, settings).removeprefix("The ledger cannot be reached: ")
+        reason = redacted_message(cause, settings).removeprefix("The ledger cannot be reached: ")
         yield _area.problem(f"the ledger cannot be used: {reason}", fix=_fix(reason, settings))
 
 
@@ -66,7 +66,7 @@ def check_in_ledger(
 ) -> Iterator[Finding]:
     """Run another area's check in one transaction. Yield `if_none` if there is no ledger yet."""
     try:
-        with ledger_as_it_is(settings) as ledger:
+        with existing_ledger(settings) as ledger:
             ledger.check()
             with ledger.reading() as connection:
                 yield from check(connection)

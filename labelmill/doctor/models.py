@@ -15,10 +15,10 @@ from jobs.model import Model
 from jobs.registry import model_key
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.console import counted
+from labelmill.console import pluralize
 from labelmill.doctor.findings import Area, Finding
 from labelmill.doctor.ledger import check_in_ledger
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 
 _area = Area("models")
 _NO_MODEL = _area.problem("there is no model, so nothing can be submitted", fix="labelmill train")
@@ -41,15 +41,15 @@ def check_models(settings: Settings) -> Iterator[Finding]:
 def _files(models: list[Model], settings: Settings) -> Iterator[Finding]:
     try:
         store = Store(settings.store)
-        wrong = [(model, _what_is_wrong(model, store)) for model in models]
+        wrong = [(model, _file_problem(model, store)) for model in models]
     except (SettingsError, Unavailable) as error:
-        yield _area.warning(f"files not checked: {words_of(error, settings)}", fix="see store")
+        yield _area.warning(f"files not checked: {redacted_message(error, settings)}", fix="see store")
         return
     for model, reason in wrong:
         if reason is not None:
             yield _area.problem(f"the file of model {model.id} {reason}", fix=_fix(model, store, settings))
     if not any(reason for _, reason in wrong):
-        yield _area.ok(f"{counted(len(models), 'file')} in use, with the registered SHA-256")
+        yield _area.ok(f"{pluralize(len(models), 'file')} in use, with the registered SHA-256")
 
 
 def _champion(models: list[Model]) -> Finding:
@@ -64,7 +64,7 @@ def _champion(models: list[Model]) -> Finding:
     )
 
 
-def _what_is_wrong(model: Model, store: Store) -> str | None:
+def _file_problem(model: Model, store: Store) -> str | None:
     """Return what is wrong with the model's file in the store, or None. Raises Unavailable."""
     try:
         data = store.get(model_key(model.sha256))

@@ -12,7 +12,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.doctor.configuration import SEE_HOME, can_be_used
 from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 
 _area = Area("store")
 
@@ -24,7 +24,9 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     try:
         store = Store(settings.store)
     except (SettingsError, Unavailable) as error:
-        yield _area.problem(words_of(error, settings), fix="LABELMILL_STORE_URL, or install what it names")
+        yield _area.problem(
+            redacted_message(error, settings), fix="LABELMILL_STORE_URL, or install what it names"
+        )
         return
     folder = store.folder
     if folder is None or folder.exists():
@@ -52,7 +54,7 @@ def _probe(store: Store, settings: Settings) -> Finding:
         kept = store.get(key)
         store.remove_folder(folder)
     except (Unavailable, OSError) as error:
-        return _area.problem(words_of(error, settings), fix=fix)
+        return _area.problem(redacted_message(error, settings), fix=fix)
     if kept != _PROBE:
         return _area.problem("returns something else than was written", fix=fix)
     return _area.ok("an object was written, read and removed")

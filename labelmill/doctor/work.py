@@ -13,7 +13,7 @@ from jobs.ledger.metrics import OpenJob
 from jobs.ledger.runs import Run, find_active_run, latest_runs
 from jobs.schema import RunState
 from jobs.settings import Settings
-from labelmill.console import counted
+from labelmill.console import pluralize
 from labelmill.doctor.findings import Area, Finding, duration
 from labelmill.doctor.ledger import check_in_ledger
 
@@ -96,7 +96,7 @@ def _paused(jobs: list[OpenJob]) -> Finding:
 
 def _names(jobs: list[OpenJob]) -> str:
     more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
-    return f"{counted(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_NAMED])}{more}"
+    return f"{pluralize(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_NAMED])}{more}"
 
 
 def check_training(settings: Settings) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
-_TOLD_ELSEWHERE: Final = ("architecture", "profile", "force")
+_SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 
 # A no-break space.
@@ -63,7 +63,7 @@ def _parts(facts: Facts) -> dict[str, Any]:
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),
         "mistakes": tables.shown_mistakes(evaluation, theirs.answers if theirs else None),
         "their_mistakes": tables.shown_mistakes(theirs.evaluation, facts.stored.answers) if theirs else (),
-        "recipe": {name: value for name, value in recipe.items() if name not in _TOLD_ELSEWHERE},
+        "recipe": {name: value for name, value in recipe.items() if name not in _SHOWN_ELSEWHERE},
         "calibration_diagram": _calibration_diagram(facts),
         "confidence_bars": _confidence_bars(facts),
         **_curves(facts),

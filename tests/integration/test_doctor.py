@@ -37,7 +37,7 @@ from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 
@@ -125,7 +125,7 @@ def test_every_finding_that_is_not_ok_names_a_fix(settings):
     ],
 )
 def test_no_finding_repeats_a_secret(url, text):
-    words = words_of(RuntimeError(text), Settings.load(**url))
+    words = redacted_message(RuntimeError(text), Settings.load(**url))
     assert "cret" not in words
     assert "***" in words
 

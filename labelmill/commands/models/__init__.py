@@ -8,7 +8,7 @@ import typer
 
 from labelmill.commands.groups import ListingGroup
 from labelmill.commands.models import health, listing, promoting, registering, report, shadow
-from labelmill.console import examples, tells_errors
+from labelmill.console import examples, report_errors
 
 app = typer.Typer(
     add_completion=False,
@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 @app.callback(epilog=examples("labelmill models", "labelmill models show MODEL"))
-@tells_errors
+@report_errors
 def models(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,

@@ -9,7 +9,7 @@ import typer
 from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, printable_lines, tells_errors
+from labelmill.console import examples, print_data, print_json, printable_lines, report_errors
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -19,7 +19,7 @@ _BAR_WIDTH: Final = 40
 
 
 @app.command(epilog=examples("labelmill models health", "labelmill models health MODEL --json"))
-@tells_errors
+@report_errors
 def health(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")

@@ -11,14 +11,14 @@ from jobs.evaluation import Evaluation
 from jobs.model import Model
 from labelmill.client import Client
 from labelmill.commands.models.table import COLUMNS, model_row
-from labelmill.console import examples, print_json, tells_errors
+from labelmill.console import examples, print_json, report_errors
 from labelmill.tables import print_table
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command("list", epilog=examples("labelmill models list --json"))
-@tells_errors
+@report_errors
 def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -32,7 +32,7 @@ def list_all(
 
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; it always does.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from labelmill.client import Client
-from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors
+from labelmill.console import ExitCode, examples, fail, print_data, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _COLUMNS: Final = (
         "labelmill models promote 06h0w4r0rf0dkckt", "labelmill models promote 06h0w4r0rf0dkckt --force"
     )
 )
-@tells_errors
+@report_errors
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     force: Annotated[bool, typer.Option("--force", help="Overrule the gate; that is recorded.")] = False,
@@ -44,7 +44,7 @@ def promote(
         verdict = client.promote(model, force=force)
     if as_json:
         print_json({"model": model, **asdict(verdict)})
-    say_checks(verdict)
+    print_checks(verdict)
     if not verdict.promote:
         fail(f"model {model} is {verdict.reason}", ExitCode.WITH_ERRORS)
     say(f"model {model} is {verdict.reason}")
@@ -53,7 +53,7 @@ def promote(
 
 
 @app.command(epilog=examples("labelmill models rollback"))
-@tells_errors
+@report_errors
 def rollback(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
@@ -68,7 +68,7 @@ def rollback(
 
 
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
-@tells_errors
+@report_errors
 def history(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
@@ -93,7 +93,7 @@ def history(
     )
 
 
-def say_checks(verdict: Verdict) -> None:
+def print_checks(verdict: Verdict) -> None:
     """Print the gate's checks, one per line."""
     for check in verdict.checks:
         say(f"  {'passed' if check.passed else 'FAILED'}  {check.name + ':':<14}{check.text}")

@@ -11,7 +11,7 @@ import typer
 from jobs.model import Invert, Resampling
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
-from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.registration import DIGITS, describe_input
 from producer.export import printable
 
@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False)
         "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
     )
 )
-@tells_errors
+@report_errors
 def register(
     file: Annotated[
         Path,
@@ -85,7 +85,7 @@ def register(
 
 
 @app.command(epilog=examples("labelmill models evaluate 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, print_data, tells_errors
+from labelmill.console import examples, print_data, report_errors
 from labelmill.output import STDOUT, opened, output_option, shown
 
 app = typer.Typer(add_completion=False)
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
         "labelmill models report 06h0w4r0rf0dkckt --output report.html --force",
     )
 )
-@tells_errors
+@report_errors
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[

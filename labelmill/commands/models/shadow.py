@@ -10,7 +10,7 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreed
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.tables import Column, print_table
 
 app = typer.Typer(add_completion=False)
@@ -29,7 +29,7 @@ _COLUMNS: Final = (
         "labelmill models shadow 06h0w4r0rf0dkckt", "labelmill models shadow", "labelmill models shadow --off"
     )
 )
-@tells_errors
+@report_errors
 def shadow(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The challenger. Left out: show how it compares.")

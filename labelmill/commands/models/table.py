@@ -33,11 +33,11 @@ def model_row(model: Model) -> tuple[str, ...]:
         "-" if model.accuracy is None else f"{model.accuracy:.4f}",
         f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}",
         str(model.metrics.get("file", "-")),  # of a registered model
-        _in_short(model.classes),
+        _class_summary(model.classes),
         short_time(model.created_at),
     )
 
 
-def _in_short(classes: Sequence[str]) -> str:
+def _class_summary(classes: Sequence[str]) -> str:
     named = ", ".join(classes[:_NAMED])
     return f"{len(classes)}: {named}{', ...' if len(classes) > _NAMED else ''}"
