@@ -124,6 +124,16 @@ def format_time(moment: datetime | None) -> str:
     return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: 48 s, 9 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
     """Print what is wrong, and exit."""
     err.print("[bold red]labelmill:[/] ", end="")
@@ -145,8 +155,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             _check_arguments(kwargs)
-            if command.__name__ != "doctor":  # it reports them among its findings
-                _report_unknown_settings()
+            _report_unknown_settings()
             command(*args, **kwargs)
         except LabelmillError as error:
             fail(str(error), ExitCode(error.exit_code))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.evaluation import Evaluation
+from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
 
@@ -39,7 +40,7 @@ def render(facts: Facts) -> str:
         "points": points,
         "interval": interval,
         "moment": moment,
-        "duration": duration,
+        "duration": format_duration,
         "setting": setting,
         "p_value": p_value,
     }
@@ -152,16 +153,6 @@ def points(difference: float) -> str:
 def moment(when: datetime | None) -> str:
     """Return a time to the minute, in UTC; a dash if it is None."""
     return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people: 48 s, 9 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def setting(value: Any) -> str:

@@ -230,8 +230,8 @@ def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMa
 
 
 def test_what_the_doctor_finds_is_written_out(capsys) -> None:
-    findings = [Finding("store", Level.PROBLEM, f"no folder {each}", fix=f"mkdir {each}") for each in CLASSES]
-    doctor._print_for_people(findings, Counter(each.level for each in findings))
+    findings = [Finding(Level.PROBLEM, f"no folder {each}", fix=f"mkdir {each}") for each in CLASSES]
+    doctor._print_for_people([("store", each) for each in findings], Counter(each.level for each in findings))
     said = capsys.readouterr().out
     assert obeyed(said) == []
     for each in WRITTEN_OUT:

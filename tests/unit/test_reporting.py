@@ -20,9 +20,10 @@ from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model
 from jobs.promotion import mcnemar
 from jobs.schema import RunState
+from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts, Rival
-from labelmill.reporting.page import duration, interval, percent, points, render, setting
+from labelmill.reporting.page import interval, percent, points, render, setting
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -608,7 +609,7 @@ def test_values_are_written_for_people():
         "±0.00",
         "±0.00",
     ]
-    assert [duration(4.24), duration(48), duration(125), duration(7620)] == [
+    assert [format_duration(seconds) for seconds in (4.24, 48, 125, 7620)] == [
         "4.2 s",
         "48 s",
         "2 min 05 s",
