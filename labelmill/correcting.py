@@ -89,7 +89,7 @@ class Corrector:
                 first = requests.setdefault((request.job_id, request.index), request)
                 if first.label != request.label:
                     batch.problems[line] = UserError(
-                        f"it says {request.label!r}, and line {first.line} {first.label!r}."
+                        f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
                     )
             batch.look_up(list(requests.values()))
             if batch.problems:
@@ -247,7 +247,7 @@ class _Batch:
         if outcome.error in _DANGEROUS:
             raise Conflict(
                 f"Image {request.index} of job {status.id} stopped its worker ({outcome.error}): "
-                "it would stop the trainer as well."
+                "it would stop the trainer, too."
             )
         if outcome.error in _NOT_DECODABLE:
             raise Conflict(

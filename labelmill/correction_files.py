@@ -107,5 +107,5 @@ def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> Correctio
         raise UserError(f"its index is {index!r}, not a whole number from 0.")
     job = job.strip().lower()  # as on the command line
     if job_id not in (None, job):
-        raise UserError(f"it is of job {job}, not of {job_id}.")
+        raise UserError(f"it belongs to job {job}, not to {job_id}.")
     return CorrectionRequest(job, int(index), label, line)

@@ -165,7 +165,7 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
             "To use all of MNIST, set LABELMILL_MNIST_DIR to a folder with its four IDX files."
         )
 
-    console.print("Some that are right, and the most confident mistakes:")
+    console.print("Some correct predictions, and the most confident mistakes:")
     shown = good[::3][:DRAWN] + wrong[:DRAWN]
     draw([_picture(prediction, _truth(prediction, data.classes)) for prediction in shown], console)
     steps = next_steps(

@@ -45,14 +45,14 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
 
 
 def report_broker_unavailable(client: Client, waits: str, *, starts: str = "workers") -> None:
-    """Say so if the latest messages could not be sent, and why.
+    """Print why the latest messages could not be sent; nothing if they were sent.
 
-    `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides a broker.
+    `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides the broker.
     """
     if not client.broker_unavailable:
         return
     if client.settings.embedded_broker:
-        say(f"No broker answers: {waits}. `labelmill up` starts one with {starts}.")
+        say(f"The broker does not answer: {waits}. `labelmill up` starts it, and {starts}.")
     else:
         say(f"The broker cannot be used ({client.broker_error}): {waits}.")
 
@@ -91,7 +91,7 @@ def status_to_json(status: JobStatus) -> dict[str, Any]:
 
 
 def _how_to_continue(job_id: str, *, own_stack: bool) -> str:
-    when = "goes on when `labelmill up` runs" if own_stack else "goes on"
+    when = "continues when `labelmill up` runs" if own_stack else "continues"
     return (
         f"job {job_id} {when}.\n"
         f"  follow it:  labelmill status {job_id} --watch\n"

@@ -150,7 +150,7 @@ class _Part:
     def _tell(self, trouble: str) -> None:
         """Print one line when trouble begins and one when it ends, not one per scrape."""
         if bool(trouble) != bool(self._trouble):
-            say(f"{self.name}: {trouble}" if trouble else f"{self.name}: it answers again")
+            say(f"{self.name}: {trouble}" if trouble else f"{self.name}: answers again")
         self._trouble = trouble
 
 

@@ -69,7 +69,7 @@ def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
     """Return the readiness of this host's worker or trainer; of several, the one that was seen last."""
     mine = [worker for worker in found if worker.queue == _QUEUES[part]]
     if not mine:
-        return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has had a heartbeat")
+        return Readiness(False, f"no {part} on this host, {socket.gethostname()}, has sent a heartbeat")
     last = min(mine, key=lambda worker: worker.seen_seconds)
     seen = f"{last.name} was seen {last.seen_seconds:.0f} s ago"
     if not last.alive:

@@ -85,11 +85,13 @@ def register(
     )
     if model.classes != classes:
         raise Conflict(
-            f"This file is model {model.id} already, with other classes: {', '.join(model.classes)}."
+            f"This file is already registered as model {model.id}, with other classes: "
+            f"{', '.join(model.classes)}."
         )
     if model.input_spec != input_spec:
         raise Conflict(
-            f"This file is model {model.id} already, with another input: {describe_input(model.input_spec)}."
+            f"This file is already registered as model {model.id}, with another input: "
+            f"{describe_input(model.input_spec)}."
         )
     return Registered(model, model.id not in known, _is_measurable(settings, classes))
 

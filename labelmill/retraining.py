@@ -55,10 +55,10 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     except KeyboardInterrupt:
         if own_stack is not None:
             client.cancel_run(run_id)
-            say(f"Interrupted; training run {run_id} is cancelled and changes nothing.")
+            say(f"Interrupted; training run {run_id} is cancelled; nothing has changed.")
         else:
             say(
-                f"Interrupted; training run {run_id} goes on.\n"
+                f"Interrupted; training run {run_id} continues.\n"
                 f"  follow it:  labelmill runs show {run_id} --watch\n"
                 f"  stop it:    labelmill runs cancel {run_id}"
             )

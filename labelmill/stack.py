@@ -181,7 +181,7 @@ class Stack:
                 continue
             if time.monotonic() - service.started_at >= RESTART_SECONDS:
                 if self._events is not None:
-                    text = f"error: ended with {process.returncode}; starting it again"
+                    text = f"error: ended with {process.returncode}; restarting it"
                     self._events.put(Event(service.name, text, "error"))
                 self._start(service)
 
@@ -211,7 +211,7 @@ class Stack:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     service.process.wait(max(0.1, deadline - time.monotonic()))
         except KeyboardInterrupt:
-            say("stopping at once; unfinished work will be done again")
+            say("stopping at once; unfinished work will be retried")
         finally:
             for service in self._services:
                 if service.process is not None:

@@ -43,7 +43,7 @@ def train_with_progress(
 ) -> Retrained:
     """Execute one training run and show its progress.
 
-    Raises Conflict if another run is under way, UserError without TensorFlow, DataUnavailable, Unavailable.
+    Raises Conflict if another run is active, UserError without TensorFlow, DataUnavailable, Unavailable.
     """
     data = data or load_mnist(settings)
     # Imported here: importing TensorFlow takes seconds, and --help should not wait for it.
@@ -68,10 +68,10 @@ def train_with_progress(
 
 
 def report_silent_trainer(run: Run) -> None:
-    """Say why a requested run does not begin at once."""
+    """Print why a requested run does not start at once."""
     say(
-        f"training run {run.id} is under way, but its trainer gave no sign of life since "
-        f"{format_time(run.silent_since)}: waiting for one, for {RUN_GRACE_SECONDS:g} seconds at the most"
+        f"training run {run.id} is running, but its trainer has sent no heartbeat since "
+        f"{format_time(run.silent_since)}: waiting up to {RUN_GRACE_SECONDS:g} seconds for one"
     )
 
 

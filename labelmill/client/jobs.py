@@ -317,4 +317,4 @@ class JobMethods(Session):
 
 
 def _had_finished(status: JobStatus) -> Conflict:
-    return Conflict(f"Job {status.id} had finished before: it is {status.state}.")
+    return Conflict(f"Job {status.id} has already finished: it is {status.state}.")

@@ -1,4 +1,4 @@
-"""`labelmill correct`: store what an image really is."""
+"""`labelmill correct`: store the true label of an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS: Final = (
     Column("job"),
     Column("index", right=True),
     Column("label", least=10),
-    Column("taken for", least=10),
+    Column("predicted", least=10),
     Column("model", leave_out=2),
     Column("corrected (UTC)", leave_out=1),
     Column("name", least=10),
@@ -49,7 +49,7 @@ _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from
 def correct(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
     index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's index, from 0.")] = None,
-    label: Annotated[str | None, typer.Argument(metavar="LABEL", help="What it is.")] = None,
+    label: Annotated[str | None, typer.Argument(metavar="LABEL", help="The true label.")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Remove the correction of this image.")] = False,
     source: Annotated[
         Path | None,
@@ -64,9 +64,9 @@ def correct(
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, latest first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """Store what an image really is. The next training run learns from it.
+    """Store the true label of an image. The next training run learns from it.
 
-    A copy of the image is kept, also when the job is purged. The label of the prediction itself confirms the
+    A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
     prediction. All rows of a file are stored, or none if one is wrong.
     """
     one = job is not None and index is not None
@@ -88,23 +88,22 @@ def correct(
 def _correct_one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
     if label is None:
         found = client.undo_correction(job, index)
-        say(f"image {index} of job {job} ({printable(found.name)}) is no longer {found.label}")
+        say(f"image {index} of job {job} ({printable(found.name)}) has no correction now")
     else:
         found = client.correct(job, index, label)
-        say(
-            f"image {index} of job {job} ({printable(found.name)}) is {label}, {_compare_with_prediction(found)}"
-        )
+        prediction = _describe_prediction(found)
+        say(f"image {index} of job {job} ({printable(found.name)}) is {label}; {prediction}")
         _report_skipped(client, [found])
     if as_json:
         print_json(asdict(found))
 
 
-def _compare_with_prediction(correction: Correction) -> str:
+def _describe_prediction(correction: Correction) -> str:
     if correction.predicted is None:
-        return "and had an error"
+        return "its prediction was an error"
     if correction.predicted == correction.label:
-        return "as it was classified"
-    return f"and was taken for {correction.predicted}"
+        return "the prediction is confirmed"
+    return f"the prediction was {correction.predicted}"
 
 
 def _correct_from_file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:

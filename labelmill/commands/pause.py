@@ -19,7 +19,7 @@ def pause(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Hold a job up until it is resumed; other jobs go on.
+    """Pause a job until it is resumed; other jobs continue.
 
     Chunks that workers have begun are still recorded.
     """
@@ -27,6 +27,6 @@ def pause(
         job = client.job_id(job)
         status = client.pause(job)
     say(f"job {job} is paused: {status.done:,} of {status.total:,} images done")
-    say(f"  go on:  labelmill resume {job}")
+    say(f"  resume it:  labelmill resume {job}")
     if as_json:
         print_json(status_to_json(status))

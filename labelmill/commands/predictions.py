@@ -99,8 +99,8 @@ def predictions(
         count = _write(track_last(), chosen, output, force=force)
         if status.done < status.total or status.state == JobState.RECEIVING:
             say(
-                f"a part: job {job} is {format_state(status)}; {status.done:,} of its {status.total:,} images "
-                "were done at the start"
+                f"incomplete: job {job} is {format_state(status)}; {status.done:,} of its {status.total:,} "
+                "images were done at the start"
             )
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
             # The glob may be meant for the last part of a path.
@@ -129,7 +129,7 @@ def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format
     meant = {what: each for what, each in named.items() if each is not None}
     if len(set(meant.values())) > 1:
         words = " and ".join(f"{each} by {what}" for what, each in meant.items())
-        raise UserError(f"Two formats are asked for, {words}: leave one of them out, or name another file.")
+        raise UserError(f"Two formats are given, {words}: leave one of them out, or name another file.")
     if not meant and ending:
         raise UserError(
             f"No format ends in {ending}: choose one with --format ({', '.join(Format)}), or end the "

@@ -108,12 +108,12 @@ def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
         predictions = pluralize(purged.predictions, "prediction")
         lines.append(f"{removed}: {pluralize(purged.jobs, 'job')} with {predictions}")
     if purged.payloads or purged.strays:
-        strays = f" and {purged.strays:,} left by something that was interrupted" if purged.strays else ""
+        strays = f" and {purged.strays:,} left over from interrupted commands" if purged.strays else ""
         jobs = pluralize(purged.payloads, "job")
         lines.append(f"{removed}: the payloads of {jobs}{strays}, {decimal(purged.bytes)}")
     if purged.copies:
         copies = pluralize(purged.copies, "copy", "copies")
-        lines.append(f"{removed}: {copies} of images that no correction is about")
+        lines.append(f"{removed}: {copies} of images without a correction")
     if purged.in_work:
-        lines.append(f"kept: {pluralize(len(purged.in_work), 'job')} of which a worker still has images")
+        lines.append(f"kept: {pluralize(len(purged.in_work), 'job')} that a worker is still processing")
     return lines or ["nothing is old enough to be removed"]

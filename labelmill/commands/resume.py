@@ -19,11 +19,11 @@ def resume(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Let a paused job go on where it was."""
+    """Resume a paused job where it stopped."""
     with Client() as client:
         job = client.job_id(job)
         status = client.resume(job)
-        say(f"job {job} goes on: {status.done:,} of {status.total:,} images done")
+        say(f"job {job} is resumed: {status.done:,} of {status.total:,} images done")
         say(f"  follow it:  labelmill status {job} --watch")
         report_broker_unavailable(client, "the job waits in the ledger")
     if as_json:

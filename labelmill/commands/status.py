@@ -1,4 +1,4 @@
-"""`labelmill status`: how far a job is."""
+"""`labelmill status`: show the progress of a job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def status(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how far a job is: counts, rate, time left, and how long its oldest chunk has waited."""
+    """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited."""
     with Client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)

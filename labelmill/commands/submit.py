@@ -118,7 +118,7 @@ def submit(
         if submitted.new:
             _report_unreadable(images, submitted)
         else:
-            say(f"the key {key!r} was used before for the same content: this is its job")
+            say(f"the key {key!r} already has a job with the same content: this one")
         report_broker_unavailable(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
@@ -135,7 +135,7 @@ def _report_unreadable(images: Sources, submitted: Submitted) -> None:
     if first is None or first.error is None:
         return
     say(
-        f"{images.unreadable:,} of {pluralize(submitted.images, 'image')} could not be read, and will have an "
-        f"error; the first: {first.name}, {first.error.code}"
+        f"{images.unreadable:,} of {pluralize(submitted.images, 'image')} could not be read, and will get "
+        f"an error; the first: {first.name}, {first.error.code}"
         + (f": {first.error.detail}" if first.error.detail else "")
     )

@@ -200,7 +200,7 @@ def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: 
     [job] = home.json("jobs")
     assert ended.returncode == 1, ended.stderr
     assert f"The worker ended with -9: see {home.path / 'logs' / 'worker.log'}" in ended.stderr
-    assert f"job {job['id']} goes on when `labelmill up` runs" in ended.stderr
+    assert f"job {job['id']} continues when `labelmill up` runs" in ended.stderr
     assert job["state"] != "done"
 
 

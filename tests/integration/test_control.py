@@ -480,9 +480,9 @@ def test_a_person_is_told_why_not(client, ledger, make_job):
     cancel(ledger, cancelled)
     with pytest.raises(Conflict, match="is not paused: it is running"):
         client.resume(running.id)
-    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+    with pytest.raises(Conflict, match="has already finished: it is cancelled"):
         client.resume(cancelled.id)
-    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+    with pytest.raises(Conflict, match="has already finished: it is cancelled"):
         client.pause(cancelled.id)
     for action in (client.pause, client.resume):
         with pytest.raises(NotFound):

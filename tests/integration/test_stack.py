@@ -78,7 +78,7 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
 
         # when ended parts are restarted, then that is an event, and the part runs again
         stack.restart_ended()
-        died = Event("broker", "error: ended with -9; starting it again", "error")
+        died = Event("broker", "error: ended with -9; restarting it", "error")
         assert [stack.next_event(30), stack.next_event(30)] == [died, Event("broker", "ready")]
 
     # and its log has everything from the first start to the last line, and only its owner can read it

@@ -283,9 +283,9 @@ def test_the_page_of_a_whole_evaluation_is_small():
 def test_the_headline_says_how_good_and_how_it_was_judged():
     page = Page(render(make_facts()))
     assert "99.00 %" in page.text
-    assert "of the 1,000 evaluation images are right: 990, and 10 wrong." in page.text
+    assert "of the 1,000 evaluation images are correct: 990, and 10 wrong." in page.text
     assert "95 % interval: 98.00–100.00 %" in page.text
-    assert "The champion, 06h0w0000000000a, has 96.60 % of the same images." in page.text
+    assert "The champion, 06h0w0000000000a, reaches 96.60 % on the same images." in page.text
     assert "Promoted" in page.text
     assert "✓ accuracy: accuracy is 0.9871, 0.967 or more" in page.text
     assert "forced" not in page.text
@@ -360,9 +360,9 @@ def test_what_is_not_known_is_left_out_and_said_so():
 
     # Then a sentence says what is missing
     assert "There is no champion to compare it with." in page.text
-    assert "Nobody has asked the gate about this model yet" in page.text
-    assert "No training run made it: its file was registered." in page.text
-    assert "No epochs are recorded of this model." in page.text
+    assert "The gate has not judged this model yet" in page.text
+    assert "No training run produced this model: its file was registered." in page.text
+    assert "No epochs are recorded for this model." in page.text
 
     # And there is nothing that needs another model
     for words in ("McNemar", "difference", "Recipe", "Figures by epoch"):
@@ -374,7 +374,7 @@ def test_what_is_not_known_is_left_out_and_said_so():
     [
         (
             Rival(make_model("o", classes=tuple("ab")), True, stored(TRUTH, TRUTH), False),
-            "knows other classes",
+            "has other classes",
         ),
         (Rival(make_model("o"), True, stored(TRUTH, TRUTH), False), "was evaluated on other images"),
         (Rival(make_model("o"), True, None, False), "was not evaluated"),
@@ -407,12 +407,12 @@ def test_what_was_seen_at_work_is_told():
         shadowing=Comparison("06h0w99y8275b8s6", chunks=12, images=6_000, disagreements=30),
     )
     page = Page(render(facts))
-    assert "true label of 60; 45 of them were right (75.00 %)" in page.text
+    assert "true label of 60 of its predictions in jobs; 45 of them were right (75.00 %)" in page.text
     assert (
-        "seen 6,000 images of jobs, in 12 chunks, and disagreed with the model of the job on 30 (0.50 %)"
+        "classified 6,000 images of jobs, in 12 chunks, and disagreed with the job's model on 30 (0.50 %)"
         in page.text
     )
-    assert "At work" not in Page(render(make_facts())).text
+    assert "In production" not in Page(render(make_facts())).text
 
 
 def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
@@ -423,7 +423,7 @@ def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
 
 def test_a_perfect_model_has_no_mistakes_to_show():
     page = Page(render(bare(stored=stored(TRUTH, TRUTH))))
-    assert "There is not one wrong answer." in page.text
+    assert "There are no mistakes." in page.text
     assert page.all("img") == []
 
 

@@ -1,4 +1,4 @@
-"""`labelmill models health`: how a model has done since it was evaluated."""
+"""`labelmill models health`: how a model has performed since it was evaluated."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def health(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how a model has done since it was evaluated.
+    """Show how a model has performed since it was evaluated.
 
-    That is how often it was right by people's corrections, and if labels and confidences of recent jobs are
-    spread as they were on the evaluation images.
+    That is how often it was right, judged by people's corrections, and whether the labels and confidences of
+    recent jobs are distributed as they were on the evaluation images.
     """
     with Client() as client:
         found = client.health(model)
@@ -84,7 +84,7 @@ def _for_people(health: Health) -> list[str]:
                 f"{what}: {shift.drift}, population stability index {shift.index:.3f}",
                 *_bars(shift),
             ]
-    return [*lines, "", *(health.warnings or ["Recent images are what the model was evaluated on."])]
+    return [*lines, "", *(health.warnings or ["Recent images are like the evaluation images."])]
 
 
 def _bars(shift: Shift) -> list[str]:

@@ -57,7 +57,7 @@ def promote(
 def rollback(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make the previous champion the champion again. Running it twice goes two back."""
+    """Make the previous champion the champion again. Running it twice goes back two champions."""
     with Client() as client:
         move = client.rollback()
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
@@ -73,7 +73,7 @@ def history(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the promotions, latest first: which model became the champion, when, how, and after which."""
+    """List the promotions, latest first: which model became the champion, when, how, and instead of which."""
     with Client() as client:
         moves = client.promotions(limit=limit)
     if as_json:

@@ -36,8 +36,10 @@ def register(
     classes: Annotated[
         str, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
     ] = ",".join(DIGITS),
-    architecture: Annotated[str, typer.Option(metavar="NAME", help="What to call its kind.")] = "custom",
-    resampling: Annotated[Resampling, typer.Option(help="How images are brought to its size.")] = "bilinear",
+    architecture: Annotated[
+        str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
+    ] = "custom",
+    resampling: Annotated[Resampling, typer.Option(help="How images are resized for it.")] = "bilinear",
     invert: Annotated[
         Invert | None,
         typer.Option(
@@ -47,10 +49,10 @@ def register(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Register a model that was trained elsewhere; prints its id. It becomes the champion by `promote` only.
+    """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
-    The size and the colours of its images are read from the file. It is given bytes, 0 to 255, and must scale
-    them itself. It is loaded and run once, to see that workers can use it.
+    The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
+    scale itself. It is loaded and run once, to check that workers can use it.
     """
     with Client() as client:
         registered = client.register(

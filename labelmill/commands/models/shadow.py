@@ -38,16 +38,16 @@ def shadow(
     limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Let a challenger classify a share of the chunks as well, or show where it disagrees.
+    """Let a challenger also classify a share of the chunks, or show where it disagrees with the champion.
 
-    Nobody gets its labels, and its errors never affect a job.
+    Its labels are only compared, and its errors never affect a job.
     """
     if off and model is not None:
         raise UserError("Give MODEL or --off, not both.")
     with Client() as client:
         if off:
             client.end_shadow()
-            say("no model is in the shadow now")
+            say("the challenger is stopped")
             if as_json:
                 print_json(None)
             return
@@ -56,8 +56,8 @@ def shadow(
             client.begin_shadow(model)
             share = client.settings.shadow_share
             say(
-                f"model {model} classifies {100 * share:.6g} % of the chunks from now on "
-                "(LABELMILL_SHADOW_SHARE)"
+                f"model {model} is the challenger and also classifies {100 * share:.6g} % of the chunks of "
+                "new jobs (LABELMILL_SHADOW_SHARE)"
             )
         comparison, disagreed = client.shadow(limit=limit)
     if as_json:
