@@ -65,7 +65,7 @@ def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
     """Return a stack to start, or nothing if one is up. Raises UserError, SettingsError if none can start."""
     if settings.embedded_broker and broker_answers(settings):
         return nullcontext()
-    return Stack(settings, logs=settings.home / "logs")
+    return Stack(settings)
 
 
 def _find_or_train_model(data: Mnist, settings: Settings, client: Client) -> Model:

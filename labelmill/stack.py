@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Self
 
@@ -105,13 +104,14 @@ class Stack:
         self,
         settings: Settings,
         *,
-        logs: Path,
         worker: bool = True,
         trainer: bool = False,
         beat: bool = False,
         with_events: bool = False,
     ) -> None:
-        """Describe the stack. Each process logs to `<logs>/<name>.log`; `with_events` is for `next_event`.
+        """Describe the stack, whose processes log to `logs/` in the state folder.
+
+        `with_events` is for `next_event`.
 
         Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
@@ -122,7 +122,7 @@ class Stack:
 
         beat_schedule(settings)
         self._settings = settings
-        self._logs = logs
+        self._logs = settings.home / "logs"
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None
         # The processes always log as JSON, so that their lines can be parsed; `PartLog` writes the files.
         self._environment = settings.environment() | {f"{ENV_PREFIX}LOG_FORMAT": "json"}

@@ -68,4 +68,4 @@ def _missing_stack(settings: Settings) -> Stack | nullcontext[None]:
     if not settings.embedded_broker or broker_answers(settings):
         return nullcontext()
     require_tensorflow("No stack is up here, and starting a worker")
-    return Stack(settings.model_copy(update={"processes": 1}), logs=settings.home / "logs")
+    return Stack(settings.model_copy(update={"processes": 1}))

@@ -75,7 +75,7 @@ def retrain(
 def _trainer(settings: Settings) -> Stack:
     """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot start."""
     require_tensorflow()
-    return Stack(settings, logs=settings.home / "logs", worker=False, trainer=True)
+    return Stack(settings, worker=False, trainer=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def up(
     require_tensorflow("A worker")
     with Client(settings) as client:
         has_model = bool(client.models())
-    stack = Stack(settings, logs=settings.home / "logs", trainer=True, beat=True, with_events=True)
+    stack = Stack(settings, trainer=True, beat=True, with_events=True)
     try:
         with stack:
             for line in _startup_lines(settings, has_model=has_model):
