@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from markupsafe import Markup
 
@@ -35,35 +35,21 @@ _MOST_TICKS: Final = 7
 # About this many are enough if they are evenly spread.
 _LINEAR_TICKS: Final = 5
 
+T = TypeVar("T")
+
 #: How a series is drawn, by its class in `page.css`.
 Style = Literal["ours", "theirs"]
 
 
-class Line(NamedTuple):
-    """A curve: one value for each epoch."""
+class Series(NamedTuple, Generic[T]):
+    """The values that belong together in a chart, and their name in the legend."""
 
     name: str
     style: Style
-    values: Sequence[float]
+    values: Sequence[T]
 
 
-class Marks(NamedTuple):
-    """A model's calibration."""
-
-    name: str
-    style: Style
-    bins: Sequence[CalibrationBin]
-
-
-class Bars(NamedTuple):
-    """A model's confidences: one count for each bin of CONFIDENCE_EDGES."""
-
-    name: str
-    style: Style
-    counts: Sequence[int]
-
-
-def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
+def loss_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """Draw losses by epoch on a logarithmic axis. `name` makes the ids of the title unique in the page."""
 
     def place(loss: float) -> float:
@@ -75,7 +61,7 @@ def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
     return _curves(name, "Loss by epoch", "loss", lines, place, ticks)
 
 
-def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
+def accuracy_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """Draw accuracies by epoch.
 
     Each tenfold reduction of the error takes the same height, so that differences above 0.99 are visible.
@@ -91,7 +77,7 @@ def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
     return _curves(name, "Accuracy by epoch", "accuracy", lines, place, ticks)
 
 
-def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
+def calibration_diagram(name: str, series: Sequence[Series[CalibrationBin]]) -> Markup:
     """Draw accuracy by confidence: a mark for each bin with images, its area proportional to their number.
 
     On the diagonal, a model is right as often as its confidence says.
@@ -106,8 +92,8 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
         ),
     ]
     for marks in series:
-        most = max((each.images for each in marks.bins), default=0)
-        for each in marks.bins:
+        most = max((each.images for each in marks.values), default=0)
+        for each in marks.values:
             if not each.images:
                 continue
             radius = max(_SMALLEST_MARK, _LARGEST_MARK * math.sqrt(each.images / most))
@@ -126,20 +112,20 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
     return _svg(name, "Calibration", description, HEIGHT, parts)
 
 
-def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
-    """Draw a histogram of the confidences: a bar for each bin and model, with its count beside it.
+def confidence_bars(name: str, series: Sequence[Series[int]]) -> Markup:
+    """Draw a histogram of the confidences: a bar for each bin of CONFIDENCE_EDGES and model, with its count.
 
     The lengths of the bars are logarithmic.
     """
     thick, gap, left, right = 11, 8, 96, 52
     row = thick * len(series) + gap
-    longest = math.log10(1 + max(1, *(count for bars in series for count in bars.counts)))
+    longest = math.log10(1 + max(1, *(count for bars in series for count in bars.values)))
     parts: list[Markup] = []
     for place, (low, high) in enumerate(pairwise(CONFIDENCE_EDGES)):
         top = _TOP + place * row
         parts.append(_text(left - 8, top + (row - gap) / 2 + 3, f"{low:g} to {high:g}", "end"))
         for below, bars in enumerate(series):
-            count = bars.counts[place]
+            count = bars.values[place]
             length = (WIDTH - left - right) * math.log10(1 + count) / longest
             y = top + below * thick
             if count:
@@ -206,7 +192,7 @@ def _curves(
     name: str,
     title: str,
     unit: str,
-    lines: Sequence[Line],
+    lines: Sequence[Series[float]],
     place: Callable[[float], float],
     ticks: Callable[[float, float], list[tuple[float, str]]],
 ) -> Markup:

@@ -51,7 +51,11 @@ def _parts(facts: Facts) -> dict[str, Any]:
     evaluation, rival = facts.evaluation, facts.rival
     # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
-    recipe = {**facts.run.recipe, **_precision(facts)} if facts.run else {}
+    recipe = dict(facts.run.recipe) if facts.run else {}
+    if facts.run and "precision" in facts.model.metrics:
+        # The trainer's processor determines it, not the recipe.
+        recipe["precision"] = facts.model.metrics["precision"]
+    models = _compared_models(facts)
     return {
         "evaluation": evaluation,
         "rival": rival,
@@ -65,31 +69,33 @@ def _parts(facts: Facts) -> dict[str, Any]:
         "mistakes": tables.shown_mistakes(evaluation, theirs.answers if theirs else None),
         "their_mistakes": tables.shown_mistakes(theirs.evaluation, facts.stored.answers) if theirs else (),
         "recipe": {name: value for name, value in recipe.items() if name not in _SHOWN_ELSEWHERE},
-        "calibration_diagram": _calibration_diagram(facts),
-        "confidence_bars": _confidence_bars(facts),
+        "calibration_diagram": charts.calibration_diagram(
+            "calibration-diagram",
+            [charts.Series(name, style, evaluation.calibration) for name, style, evaluation in models],
+        ),
+        "confidence_bars": charts.confidence_bars(
+            "confidence-bars",
+            [
+                charts.Series(name, style, evaluation.confidence_histogram)
+                for name, style, evaluation in reversed(models)
+            ],
+        ),
         **_curves(facts),
     }
-
-
-def _precision(facts: Facts) -> dict[str, str]:
-    """Return the precision that the model was trained in, if it is recorded.
-
-    The trainer's processor determines it, not the recipe.
-    """
-    return {name: value for name, value in facts.model.metrics.items() if name == "precision"}
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
     epochs = facts.epochs
     # Without held-out images there are no figures to draw.
-    held_out = bool(epochs) and _held_out(facts)
+    data = (facts.run and facts.run.data) or {}
+    held_out = bool(epochs) and data.get("validation_images") != 0
     both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
     if held_out:
         both.append(("held-out", "ours", "val_"))
 
-    def lines(measure: str) -> list[charts.Line]:
+    def lines(measure: str) -> list[charts.Series[float]]:
         return [
-            charts.Line(name, style, [getattr(epoch, prefix + measure) for epoch in epochs])
+            charts.Series(name, style, [getattr(epoch, prefix + measure) for epoch in epochs])
             for name, style, prefix in both
         ]
 
@@ -100,35 +106,13 @@ def _curves(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _held_out(facts: Facts) -> bool:
-    data = (facts.run and facts.run.data) or {}
-    return data.get("validation_images") != 0
-
-
-def _names(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
+def _compared_models(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
     """Return the models to draw: the rival first, so that this model is drawn over it."""
     drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", facts.evaluation)]
     if facts.rival and facts.rival.same_images:
         name = "champion" if facts.rival.is_champion else "champion before"
         drawn.insert(0, (name, "theirs", facts.rival.evaluation))
     return drawn
-
-
-def _calibration_diagram(facts: Facts) -> str:
-    return charts.calibration_diagram(
-        "calibration-diagram",
-        [charts.Marks(name, style, evaluation.calibration) for name, style, evaluation in _names(facts)],
-    )
-
-
-def _confidence_bars(facts: Facts) -> str:
-    return charts.confidence_bars(
-        "confidence-bars",
-        [
-            charts.Bars(name, style, evaluation.confidence_histogram)
-            for name, style, evaluation in reversed(_names(facts))
-        ],
-    )
 
 
 # ---- how values are written ---------------------------------------------------------------------------

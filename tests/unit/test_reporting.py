@@ -526,7 +526,9 @@ def inside(svg: str) -> bool:
 def test_curves_of_any_length_fit_their_picture(draw, epochs):
     # Given a training run of that many epochs
     values = [0.9 / epoch for epoch in range(1, epochs + 1)]
-    svg = str(draw("x", [charts.Line("training", "theirs", values), charts.Line("held-out", "ours", values)]))
+    svg = str(
+        draw("x", [charts.Series("training", "theirs", values), charts.Series("held-out", "ours", values)])
+    )
 
     # Then the curves are within the picture, with numbers on both axes, and dots only for few epochs
     assert inside(svg)
@@ -544,7 +546,7 @@ def test_curves_of_any_length_fit_their_picture(draw, epochs):
     st.sampled_from([charts.loss_curves, charts.accuracy_curves]),
 )
 def test_a_training_that_ran_away_is_drawn_all_the_same(values, draw):
-    svg = str(draw("x", [charts.Line("training", "theirs", values)]))
+    svg = str(draw("x", [charts.Series("training", "theirs", values)]))
     assert inside(svg)
     assert not re.search(r'(?:points|x|y|cx|cy)="[^"]*(?:nan|inf)', svg)
 
@@ -574,7 +576,7 @@ def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
     evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
 
     # When they are drawn, Then there are two marks, and the area follows the number of images
-    svg = str(charts.calibration_diagram("x", [charts.Marks("this model", "ours", evaluation.calibration)]))
+    svg = str(charts.calibration_diagram("x", [charts.Series("this model", "ours", evaluation.calibration)]))
     assert inside(svg)
     marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
     assert [(float(radius), words) for radius, words in marks] == [
@@ -586,7 +588,7 @@ def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
 def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
     # Given counts of two models, with none in the first range
     counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
-    series = [charts.Bars("this model", "ours", counts), charts.Bars("champion", "theirs", counts)]
+    series = [charts.Series("this model", "ours", counts), charts.Series("champion", "theirs", counts)]
 
     # Then there is no bar for zero, and every other count has its number
     svg = str(charts.confidence_bars("x", series))
