@@ -99,13 +99,6 @@ def _how_to_continue(job_id: str, *, own_stack: bool) -> str:
     )
 
 
-def waiting_note(part: str, *, embedded: bool) -> str:
-    """Return the note to show if work waits for a worker or a trainer and none takes it."""
-    if embedded:
-        return f"waiting for a {part}: is `labelmill up` running?"
-    return f"waiting for a {part}: `labelmill workers` lists those that run"
-
-
 def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
     parts = []
     if status.failed:
@@ -119,5 +112,6 @@ def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")
     elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
-        parts.append(waiting_note("worker", embedded=embedded))
+        advice = "is `labelmill up` running?" if embedded else "`labelmill workers` lists those that run"
+        parts.append(f"waiting for a worker: {advice}")
     return ", ".join(parts)

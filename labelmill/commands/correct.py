@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Final, TextIO
 
@@ -24,13 +25,13 @@ app = typer.Typer(add_completion=False)
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 
 _COLUMNS: Final = (
-    Column("job"),
-    Column("index", right=True),
-    Column("label", least=10),
-    Column("predicted", least=10),
-    Column("model", leave_out=2),
-    Column("corrected (UTC)", leave_out=1),
-    Column("name", least=10),
+    Column("job", attrgetter("job_id")),
+    Column("index", lambda correction: f"{correction.index}", right=True),
+    Column("label", attrgetter("label"), least=10),
+    Column("predicted", lambda correction: correction.predicted or "-", least=10),
+    Column("model", attrgetter("model_id"), leave_out=2),
+    Column("corrected (UTC)", lambda correction: short_time(correction.created_at), leave_out=1),
+    Column("name", attrgetter("name"), least=10),
 )
 
 _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
@@ -69,11 +70,14 @@ def correct(
     A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
     prediction. All rows of a file are stored, or none if one is wrong.
     """
-    one = job is not None and index is not None
     with Client() as client:
-        if one and not list_all and source is None and undo == (label is None):
-            assert job is not None  # noqa: S101 -- tells the type checker
-            assert index is not None  # noqa: S101
+        if (
+            job is not None
+            and index is not None
+            and not list_all
+            and source is None
+            and undo == (label is None)
+        ):
             _correct_one(client, client.job_id(job), index, label, as_json=as_json)
         elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
             raise UserError(_USAGE)
@@ -81,8 +85,10 @@ def correct(
             _correct_from_file(
                 client, source, client.job_id(job) if job is not None else None, as_json=as_json
             )
+        elif as_json:
+            print_json([asdict(each) for each in client.corrections()])
         else:
-            _list_corrections(client.corrections(), as_json=as_json)
+            print_table(_COLUMNS, client.corrections())
 
 
 def _correct_one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
@@ -144,24 +150,3 @@ def _stdin() -> Iterator[str]:
         raise UserError("stdin is closed: name a file with --from.")
     for number, line in enumerate(sys.stdin):
         yield line if number else line.removeprefix("\ufeff")
-
-
-def _list_corrections(found: list[Correction], *, as_json: bool) -> None:
-    if as_json:
-        print_json([asdict(each) for each in found])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                each.job_id,
-                f"{each.index}",
-                each.label,
-                each.predicted or "-",
-                each.model_id,
-                short_time(each.created_at),
-                each.name,
-            )
-            for each in found
-        ],
-    )

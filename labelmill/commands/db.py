@@ -23,11 +23,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Bring the ledger's schema up to date."""
-
-
 @app.command(epilog=_EXAMPLE)
 @report_errors
 def upgrade() -> None:

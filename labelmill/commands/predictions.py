@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Final
@@ -143,8 +142,7 @@ def _write(found: Iterator[Prediction], form: Format, output: str | None, *, for
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is not text: add --output FILE, or redirect stdout.")
         check_parquet()
-        to_stdout = nullcontext(sys.stdout.buffer)
-        with to_stdout if output is None else opened(output, force=force) as file:
+        with opened(output or STDOUT, force=force) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
     if output is not None:

@@ -81,7 +81,9 @@ def purge(
             client.ledger,
             store,
             dry_run=dry_run,
-            on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
+            on_progress=lambda purged: progress.update(
+                run.done, note=f"{decimal(purged.bytes)}, {pluralize(purged.predictions, 'prediction')}"
+            ),
         )
         if job is not None:
             run.one_job(client.job_id(job))
@@ -95,10 +97,6 @@ def purge(
         say(line)
     if as_json:
         print_json(asdict(run.purged) | {"dry_run": dry_run})
-
-
-def _note(purged: Purged) -> str:
-    return f"{decimal(purged.bytes)}, {pluralize(purged.predictions, 'prediction')}"
 
 
 def _summary(purged: Purged, *, dry_run: bool) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import typer
@@ -25,14 +27,10 @@ from labelmill.retraining import (
     closing_lines,
     data_line,
     exit_code_of_run,
-    format_run_state,
-    requested_by,
     run_details_to_json,
-    run_to_json,
-    silence_note,
     watch_run,
 )
-from labelmill.tables import Column, print_table, short_time
+from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,
@@ -41,15 +39,28 @@ app = typer.Typer(
     help="List the training runs, show one, or stop one.",
 )
 
+
+def _requested_by(run: Run) -> str:
+    return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
+
+
+def _heartbeat_note(run: Run) -> str:
+    return f"no heartbeat since {format_time(run.silent_since)}" if run.silent_since else ""
+
+
 _COLUMNS: Final = (
-    Column("run"),
-    Column("state"),
-    Column("requested (UTC)", leave_out=2),
-    Column("by", leave_out=3),
-    Column("recipe", leave_out=1),
-    Column("epochs", right=True),
-    Column("accuracy", right=True),
-    Column("verdict", least=20),
+    Column("run", attrgetter("id")),
+    Column("state", attrgetter("state")),
+    Column("requested (UTC)", lambda run: short_time(run.requested_at or run.started_at), leave_out=2),
+    Column("by", _requested_by, leave_out=3),
+    Column(
+        "recipe",
+        lambda run: f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
+        leave_out=1,
+    ),
+    Column("epochs", lambda run: f"{run.epochs_done}/{run.recipe.get('epochs', '-')}", right=True),
+    Column("accuracy", lambda run: "-" if run.accuracy is None else f"{run.accuracy:.4f}", right=True),
+    Column("verdict", lambda run: run.verdict or run.error or _heartbeat_note(run), least=20),
 )
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -69,22 +80,9 @@ def runs(
     with Client() as client:
         found = client.runs(limit=limit)
     if as_json:
-        print_json([run_to_json(run) for run in found])
-        return
-    print_table(_COLUMNS, map(_row, found))
-
-
-def _row(run: Run) -> tuple[str, ...]:
-    return (
-        run.id,
-        run.state,
-        short_time(run.requested_at or run.started_at),
-        requested_by(run),
-        f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
-        f"{run.epochs_done}/{run.recipe.get('epochs', '-')}",
-        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
-        run.verdict or run.error or (silence_note(run) if run.silent_since else ""),
-    )
+        print_json([asdict(run) for run in found])
+    else:
+        print_table(_COLUMNS, found)
 
 
 @app.command(
@@ -121,14 +119,15 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
         found = client.cancel_run(run)
     say(f"training run {run} is cancelled")
     if as_json:
-        print_json(run_to_json(found))
+        print_json(asdict(found))
 
 
 def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
-    lines = [
+    silence = _heartbeat_note(run)
+    lines = field_lines(
         ("run", run.id),
-        ("state", format_run_state(run)),
-        ("requested by", requested_by(run)),
+        ("state", f"{run.state}, but {silence}" if silence else str(run.state)),
+        ("requested by", _requested_by(run)),
         ("recipe", ", ".join(f"{name} {value}" for name, value in _options_in_use(run.recipe).items())),
         ("data", data_line(run) if run.data else "-"),
         ("fingerprint", run.data_fingerprint or "-"),
@@ -136,26 +135,25 @@ def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
         ("requested", format_time(run.requested_at)),
         ("started", format_time(run.started_at)),
         ("finished", format_time(run.finished_at)),
-    ]
-    told = [f"{what:<16}{value}" for what, value in lines]
+    )
     if epochs:
-        told += [
+        lines += [
             "",
             f"{'epoch':>5}{'loss':>10}{'accuracy':>10}{'held-out':>10}{'accuracy':>10}{'seconds':>9}",
         ]
-        told += [
+        lines += [
             f"{epoch.epoch:>5}{epoch.loss:>10.4f}{epoch.accuracy:>10.4f}{epoch.val_loss:>10.4f}"
             f"{epoch.val_accuracy:>10.4f}{epoch.seconds:>9.1f}"
             for epoch in epochs
         ]
-        told += [
+        lines += [
             "",
             f"{'loss':<20}{curve([epoch.loss for epoch in epochs])}",
             f"{'held-out accuracy':<20}{curve([epoch.val_accuracy for epoch in epochs])}",
         ]
     if run.finished:
-        told += ["", *closing_lines(run, verdict)]
-    return "\n".join(told)
+        lines += ["", *closing_lines(run, verdict)]
+    return "\n".join(lines)
 
 
 def _options_in_use(recipe: dict[str, Any]) -> dict[str, Any]:

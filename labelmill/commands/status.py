@@ -10,6 +10,7 @@ from jobs.ledger.queries import JobStatus
 from labelmill.client import Client
 from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
 from labelmill.follow import format_state, status_to_json, watch
+from labelmill.tables import field_lines
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -35,7 +36,7 @@ def status(
 
 
 def _for_people(status: JobStatus) -> str:
-    lines = [
+    fields = [
         ("job", status.id),
         ("state", format_state(status) + (f": {printable(status.error)}" if status.error else "")),
         ("model", status.model),
@@ -48,7 +49,7 @@ def _for_people(status: JobStatus) -> str:
     ]
     if not status.finished:
         eta, waiting = status.eta_seconds, status.oldest_waiting_seconds
-        lines += [
+        fields += [
             ("time left", f"{eta:,.0f} s" if eta is not None else "-"),
             ("oldest waiting", f"{waiting:,.0f} s" if waiting is not None else "-"),
         ]
@@ -58,7 +59,7 @@ def _for_people(status: JobStatus) -> str:
         ("started", status.started_at),
         ("finished", status.finished_at),
     ]:
-        lines.append((what, format_time(moment)))
+        fields.append((what, format_time(moment)))
     if status.purged_at is not None:
-        lines.append(("payloads", f"removed {format_time(status.purged_at)}"))
-    return "\n".join(f"{what:<16}{value}" for what, value in lines)
+        fields.append(("payloads", f"removed {format_time(status.purged_at)}"))
+    return "\n".join(field_lines(*fields))

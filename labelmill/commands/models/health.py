@@ -10,6 +10,7 @@ from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, printable_lines, report_errors
+from labelmill.tables import field_lines
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -69,12 +70,12 @@ def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
 def _for_people(health: Health) -> list[str]:
     live = health.live
     said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
-    lines = [
-        f"{'model':<16}{health.model}",
-        f"{'accuracy':<16}{'-' if health.accuracy is None else f'{health.accuracy:.4f}'}",
-        f"{'live accuracy':<16}{said}, {live.right:,} right of {live.labelled:,} labelled",
-        f"{'recent':<16}{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days",
-    ]
+    lines = field_lines(
+        ("model", health.model),
+        ("accuracy", "-" if health.accuracy is None else f"{health.accuracy:.4f}"),
+        ("live accuracy", f"{said}, {live.right:,} right of {live.labelled:,} labelled"),
+        ("recent", f"{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days"),
+    )
     if health.unknown is not None:
         return [*lines, "", health.unknown]
     for what, shift in (("labels", health.labels), ("confidences", health.confidences)):

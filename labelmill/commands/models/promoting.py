@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
-    Column("champion since (UTC)"),
-    Column("model"),
-    Column("before"),
-    Column("how"),
+    Column("champion since (UTC)", lambda move: short_time(move.created_at)),
+    Column("model", attrgetter("model_id")),
+    Column("before", lambda move: move.previous_id or "-"),
+    Column("how", lambda move: f"{move.how}, by force" if move.forced else move.how),
 )
 
 
@@ -78,19 +79,8 @@ def history(
         moves = client.promotions(limit=limit)
     if as_json:
         print_json([asdict(move) for move in moves])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                short_time(move.created_at),
-                move.model_id,
-                move.previous_id or "-",
-                f"{move.how}, by force" if move.forced else move.how,
-            )
-            for move in moves
-        ],
-    )
+    else:
+        print_table(_COLUMNS, moves)
 
 
 def print_checks(verdict: Verdict) -> None:

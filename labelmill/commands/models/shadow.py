@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Annotated, Final
 
 import typer
@@ -11,16 +12,18 @@ from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreed
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.tables import Column, print_table
+from labelmill.tables import Column, field_lines, print_table
 
 app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
-    Column("job"),
-    Column("index", right=True),
-    Column("name", least=10),
-    Column("champion", least=12),
-    Column("challenger", least=12),
+    Column("job", attrgetter("job")),
+    Column("index", lambda image: f"{image.index}", right=True),
+    Column("name", attrgetter("name"), least=10),
+    Column("champion", lambda image: f"{image.label or '-'} {image.confidence:.4f}", least=12),
+    Column(
+        "challenger", lambda image: f"{image.challenger_label} {image.challenger_confidence:.4f}", least=12
+    ),
 )
 
 
@@ -71,24 +74,14 @@ def shadow(
 
 def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
-    print_data(f"{'challenger':<16}{comparison.model}")
-    print_data(f"{'champion':<16}{comparison.beside}")
-    print_data(f"{'chunks':<16}{comparison.chunks:,}")
-    print_data(f"{'images':<16}{comparison.images:,}")
-    print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
-    if not disagreed:
-        return
-    print_data("")
-    print_table(
-        _COLUMNS,
-        [
-            (
-                each.job,
-                f"{each.index}",
-                each.name,
-                f"{each.label or '-'} {each.confidence:.4f}",
-                f"{each.challenger_label} {each.challenger_confidence:.4f}",
-            )
-            for each in disagreed
-        ],
+    lines = field_lines(
+        ("challenger", comparison.model),
+        ("champion", comparison.beside or ""),
+        ("chunks", f"{comparison.chunks:,}"),
+        ("images", f"{comparison.images:,}"),
+        ("disagreements", f"{comparison.disagreements:,}{share}"),
     )
+    print_data("\n".join(lines))
+    if disagreed:
+        print_data("")
+        print_table(_COLUMNS, disagreed)
