@@ -56,10 +56,10 @@ class TrainingMethods(Session):
         - `profile`: "quick" or "long". Default: from the settings.
         - `seed`: the seed of all random numbers. Default: a different one each time.
         - `force`: promote the new model even if it fails the gate.
-        - `on_wait`: called with the run under way if its trainer sends no heartbeats, before this method
-          waits some seconds for them.
+        - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
+          some seconds for one.
 
-        Raises UserError for an unknown architecture or profile, Conflict if another run is under way.
+        Raises UserError for an unknown architecture or profile, Conflict if another run is active.
         """
         from worker.learning.recipes import recipe_for
 

@@ -71,13 +71,8 @@ def correct(
     prediction. All rows of a file are stored, or none if one is wrong.
     """
     with Client() as client:
-        if (
-            job is not None
-            and index is not None
-            and not list_all
-            and source is None
-            and undo == (label is None)
-        ):
+        is_one = not list_all and source is None and undo == (label is None)
+        if job is not None and index is not None and is_one:
             _correct_one(client, client.job_id(job), index, label, as_json=as_json)
         elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
             raise UserError(_USAGE)

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.errors import Conflict, LabelmillError
-from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable
@@ -50,8 +49,10 @@ def retrain(
     """
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
-        # Made before there is a run: if it cannot start, there is no run.
-        stack = _trainer(client.settings) if wait and alone else None
+        stack = None
+        if wait and alone:  # before there is a run: if the stack cannot start, there is no run
+            require_tensorflow()
+            stack = Stack(client.settings, worker=False, trainer=True)
         run_id = client.retrain(
             architecture=architecture, profile=profile, seed=seed, force=force, on_wait=report_silent_trainer
         )
@@ -70,12 +71,6 @@ def retrain(
         if as_json:
             print_json(run_details_to_json(client, run))
         raise SystemExit(exit_code_of_run(run, client.verdict_on(run_id)))
-
-
-def _trainer(settings: Settings) -> Stack:
-    """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot start."""
-    require_tensorflow()
-    return Stack(settings, worker=False, trainer=True)
 
 
 @contextmanager

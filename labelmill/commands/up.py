@@ -31,10 +31,10 @@ def up(
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C ends it all.
+    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C stops everything.
 
-    Prints one line per event. All that the parts say is in the state folder's logs/. A part that dies is
-    started again. Unfinished jobs continue.
+    Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
+    restarted. Unfinished jobs continue.
     """
     settings = settings_with(processes)
     require_tensorflow("A worker")
@@ -56,7 +56,7 @@ def up(
         pass  # while it was starting
     while event := stack.next_event(0):
         _show(event, settings)
-    say("all ended")
+    say("all stopped")
 
 
 def _startup_lines(settings: Settings, *, has_model: bool) -> list[str]:
@@ -83,7 +83,7 @@ def _startup_lines(settings: Settings, *, has_model: bool) -> list[str]:
             *([model] if has_model else []),
             ("doctor", "find out what is wrong"),
         ),
-        "Ctrl-C ends it all.",
+        "Ctrl-C stops everything.",
     ]
 
 

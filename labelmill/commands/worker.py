@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,15 +16,6 @@ from labelmill.training import require_tensorflow
 app = typer.Typer(add_completion=False)
 
 
-class LogLevel(StrEnum):
-    """The log levels that Celery's worker accepts by these names."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 @app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
 @report_errors
 def worker(
@@ -36,8 +26,9 @@ def worker(
         bool, typer.Option("--trainer", help="Execute training runs instead of classifying.")
     ] = False,
     loglevel: Annotated[
-        LogLevel, typer.Option(case_sensitive=False, help="Log this level and above.")
-    ] = LogLevel.INFO,
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(case_sensitive=False, help="Log this level and above."),
+    ] = "info",
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 

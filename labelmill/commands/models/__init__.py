@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     cls=ListingGroup,
     invoke_without_command=True,
-    help="List the models, show one, promote one, or take a promotion back.",
+    help="List the models, show one, promote one, or roll back a promotion.",
 )
 
 
@@ -24,7 +24,7 @@ def models(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the models, newest first; or show one, promote one, or take a promotion back."""
+    """List the models, newest first; or show one, promote one, or roll back a promotion."""
     if context.invoked_subcommand is None:
         listing.list_all(as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""`labelmill models report`: write a page on how good a model is."""
+"""`labelmill models report`: write a report on a model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a page on how good a model is, beside the champion; prints the path of its file.
+    """Write a report on a model, compared with the champion; prints the path of its file.
 
-    The page is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
+    The report is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
     """
     with Client() as client:
         model = client.model(model).id
