@@ -100,11 +100,11 @@ def load_command(name: str) -> Any:
         command = command.commands[name]
     command.name = name
     for each in (command, *getattr(command, "commands", {}).values()):
-        each.help = _unfolded(each.help or "")
+        each.help = _unwrap(each.help or "")
     return command
 
 
-def _unfolded(text: str) -> str:
+def _unwrap(text: str) -> str:
     """Return a docstring with each paragraph on one line.
 
     Typer keeps line breaks in all paragraphs but the first, and terminals have other widths.

@@ -80,7 +80,7 @@ def print_data(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document, for programs."""
-    print_data(printable_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
+    print_data(printable_json(json.dumps(value, default=_json_default, ensure_ascii=False, indent=2)))
 
 
 def examples(*lines: str) -> str:
@@ -173,15 +173,15 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def _fail_os_error(error: OSError) -> NoReturn:
     """Print what the system reports, such as a read-only folder or a full disk, and exit."""
-    words = error.strerror or str(error)
+    message = error.strerror or str(error)
     if isinstance(error.filename, str):
-        words = f"{words}: {error.filename}"
+        message = f"{message}: {error.filename}"
         if error.errno in _NOT_WRITABLE and _is_in_home(error.filename):
             advice = "LABELMILL_HOME says where the state folder is, and `labelmill doctor` checks it"
-            fail(f"{words}; {advice}", ExitCode.USAGE)
+            fail(f"{message}; {advice}", ExitCode.USAGE)
     elif error.errno in _DISK_FULL:
-        words += ": make room where the output goes, and run it again"
-    fail(words)
+        message += ": make room where the output goes, and run it again"
+    fail(message)
 
 
 def _is_in_home(path: str) -> bool:
@@ -214,7 +214,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _plain(value: Any) -> Any:
+def _json_default(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is not JSON")

@@ -56,11 +56,11 @@ def register(
     workers use; Unavailable.
     """
     classes, path = tuple(classes), Path(file)
-    told = ",".join(classes)
+    names = ",".join(classes)
     if not all(classes) or len(set(classes)) != len(classes):
-        raise UserError(f"The classes {told!r} cannot be used: each class needs its own name.")
+        raise UserError(f"The classes {names!r} cannot be used: each class needs its own name.")
     if not all(map(is_plain, classes)):
-        raise UserError(f"The classes {told!r} cannot be used: a name cannot contain control characters.")
+        raise UserError(f"The classes {names!r} cannot be used: a name cannot contain control characters.")
     require_tensorflow("Registering")
     try:
         data = path.read_bytes()

@@ -27,7 +27,7 @@ class Column:
     text: Callable[[Any], str]  # of a row's item
     right: bool = False  # for numbers
     leave_out: int = 0  # the column with the highest number is left out first; 0: never
-    least: int | None = None  # longer texts may be cut to this many characters
+    min_width: int | None = None  # longer texts may be cut to this many characters
 
 
 def print_table(columns: Sequence[Column], items: Iterable[Any]) -> None:
@@ -48,7 +48,7 @@ def table_lines(columns: Sequence[Column], items: Iterable[Any], width: int) -> 
         *([printable(column.text(item)) for column in columns] for item in items),
     ]
     widths = [max(map(cell_len, cells)) for cells in zip(*table, strict=True)]
-    least = [min(each, column.least or each) for column, each in zip(columns, widths, strict=True)]
+    least = [min(each, column.min_width or each) for column, each in zip(columns, widths, strict=True)]
 
     shown = list(range(len(columns)))
     while (spare := width - sum(least[place] + len(_GAP) for place in shown) + len(_GAP)) < 0:
@@ -62,7 +62,7 @@ def table_lines(columns: Sequence[Column], items: Iterable[Any], width: int) -> 
 
     lines = []
     for cells in table:
-        fitted = [_fitted(cells[place], widths[place], right=columns[place].right) for place in shown]
+        fitted = [_fit(cells[place], widths[place], right=columns[place].right) for place in shown]
         line = _GAP.join(fitted).rstrip()
         lines.append(line if cell_len(line) <= width else set_cell_size(line, width))
     return lines
@@ -73,7 +73,7 @@ def short_time(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "-"
 
 
-def _fitted(text: str, width: int, *, right: bool) -> str:
+def _fit(text: str, width: int, *, right: bool) -> str:
     missing = width - cell_len(text)
     if missing < 0:
         return set_cell_size(text, width - 3) + "..."

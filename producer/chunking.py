@@ -45,17 +45,17 @@ class Chunk:
     is_last: bool = False  # of its job
 
     def add(
-        self, names: Sequence[str], contents: Sequence[Content], size: int, *, most: int, most_bytes: int
+        self, names: Sequence[str], contents: Sequence[Content], size: int, *, max_images: int, max_bytes: int
     ) -> bool:
-        """Add images, of `size` bytes together, unless the chunk would exceed `most` images or `most_bytes`.
+        """Add images, of `size` bytes together, unless the chunk would exceed `max_images` or `max_bytes`.
 
         Return whether they were added. An empty chunk always accepts a single image.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
         images, held = len(self.names) + len(names), self.size + self.names_size + size + named
         if images <= SMALL_JOB_IMAGES:
-            most_bytes = MAX_CHUNK_BYTES
-        if (images > most or held > most_bytes) and (self.names or len(names) > 1):
+            max_bytes = MAX_CHUNK_BYTES
+        if (images > max_images or held > max_bytes) and (self.names or len(names) > 1):
             return False
         self.names += names
         self.contents += contents
@@ -116,11 +116,13 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
             found = waiting.pop()
             if isinstance(found, SourceImages):
                 size = sum(map(len, found.data))
-                added = chunk.add(found.names, found.data, size, most=room, most_bytes=room_bytes)
+                added = chunk.add(found.names, found.data, size, max_images=room, max_bytes=room_bytes)
             else:
                 name, content, url = found
-                most = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = chunk.add((name,), (content,), _size_of(content), most=most, most_bytes=room_bytes)
+                max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
+                added = chunk.add(
+                    (name,), (content,), _size_of(content), max_images=max_images, max_bytes=room_bytes
+                )
             if added:
                 continue
             if isinstance(found, SourceImages) and len(found.names) > 1:

@@ -146,11 +146,11 @@ class ModelMethods(Session):
             Path("report.html").write_text(client.report(), encoding="utf-8")
         """
         # Imported here: importing the template engine takes as long as a whole command.
-        from labelmill.reporting.facts import gather
+        from labelmill.reporting.facts import load_facts
         from labelmill.reporting.page import render
 
         with self.ledger.reading() as connection:
-            return render(gather(connection, model_named(connection, model).id))
+            return render(load_facts(connection, model_named(connection, model).id))
 
     def promote(self, model: str, *, force: bool = False) -> Verdict:
         """Make the model the champion if it passes the gate, and return the gate's verdict.

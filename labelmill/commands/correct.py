@@ -27,11 +27,11 @@ _JSON_LINES: Final = (".jsonl", ".ndjson")
 _COLUMNS: Final = (
     Column("job", attrgetter("job_id")),
     Column("index", lambda correction: f"{correction.index}", right=True),
-    Column("label", attrgetter("label"), least=10),
-    Column("predicted", lambda correction: correction.predicted or "-", least=10),
+    Column("label", attrgetter("label"), min_width=10),
+    Column("predicted", lambda correction: correction.predicted or "-", min_width=10),
     Column("model", attrgetter("model_id"), leave_out=2),
     Column("corrected (UTC)", lambda correction: short_time(correction.created_at), leave_out=1),
-    Column("name", attrgetter("name"), least=10),
+    Column("name", attrgetter("name"), min_width=10),
 )
 
 _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."

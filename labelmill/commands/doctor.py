@@ -45,7 +45,7 @@ def doctor(
             }
         )
     else:
-        _print_for_people(findings, levels)
+        _print_findings(findings, levels)
     raise SystemExit(ExitCode.FAILED if levels[Level.PROBLEM] else ExitCode.OK)
 
 
@@ -54,7 +54,7 @@ def _storable(finding: Finding) -> Finding:
     return replace(finding, what=storable(finding.what), fix=finding.fix and storable(finding.fix))
 
 
-def _print_for_people(findings: list[tuple[str, Finding]], levels: Counter[Level]) -> None:
+def _print_findings(findings: list[tuple[str, Finding]], levels: Counter[Level]) -> None:
     """Print a line for each finding, and its fix below it.
 
     On a terminal, long findings are wrapped and indented. Fixes are not, because people copy them.

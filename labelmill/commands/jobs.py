@@ -17,12 +17,12 @@ app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
     Column("job", attrgetter("id")),
-    Column("state", format_state, least=15),
+    Column("state", format_state, min_width=15),
     Column("images", lambda job: f"{job.total:,}", right=True),
     Column("done", lambda job: f"{job.done:,}", right=True),
     Column("failed", lambda job: f"{job.failed:,}", right=True),
     Column("created (UTC)", lambda job: short_time(job.created_at), leave_out=1),
-    Column("key", lambda job: "-" if job.key is None else job.key, least=8),
+    Column("key", lambda job: "-" if job.key is None else job.key, min_width=8),
 )
 
 

@@ -64,7 +64,7 @@ def retrain(
                 print_json(run_details_to_json(client, client.run(run_id)))
             return
         if stack is not None:
-            with _started_for(client, run_id, stack):
+            with _running_for(client, run_id, stack):
                 run = watch_run(client, run_id, own_stack=stack)
         else:
             run = watch_run(client, run_id)
@@ -74,7 +74,7 @@ def retrain(
 
 
 @contextmanager
-def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
+def _running_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
     """Run the stack for this run alone. Any error cancels the run: no other trainer would execute it."""
     try:
         with stack:

@@ -60,7 +60,7 @@ _COLUMNS: Final = (
     ),
     Column("epochs", lambda run: f"{run.epochs_done}/{run.recipe.get('epochs', '-')}", right=True),
     Column("accuracy", lambda run: "-" if run.accuracy is None else f"{run.accuracy:.4f}", right=True),
-    Column("verdict", lambda run: run.verdict or run.error or _heartbeat_note(run), least=20),
+    Column("verdict", lambda run: run.verdict or run.error or _heartbeat_note(run), min_width=20),
 )
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -102,7 +102,7 @@ def show(
         if as_json:
             print_json(run_details_to_json(client, found))
         else:
-            print_data(printable_lines(_for_people(found, client.epochs(run), verdict)))
+            print_data(printable_lines(_format_run(found, client.epochs(run), verdict)))
     if watch_it:
         raise SystemExit(exit_code_of_run(found, verdict))
 
@@ -122,7 +122,7 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
         print_json(asdict(found))
 
 
-def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
+def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
     silence = _heartbeat_note(run)
     lines = field_lines(
         ("run", run.id),

@@ -30,12 +30,12 @@ def status(
     if as_json:
         print_json(status_to_json(found))
     else:
-        print_data(_for_people(found))
+        print_data(_format_status(found))
     if watch_it:
         raise SystemExit(exit_code_of(found))
 
 
-def _for_people(status: JobStatus) -> str:
+def _format_status(status: JobStatus) -> str:
     fields = [
         ("job", status.id),
         ("state", format_state(status) + (f": {printable(status.error)}" if status.error else "")),

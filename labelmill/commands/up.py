@@ -49,13 +49,13 @@ def up(
                 while True:
                     stack.restart_ended()
                     if event := stack.next_event(_CHECK_SECONDS):
-                        _show(event, settings)
+                        _print_event(event, settings)
             except KeyboardInterrupt:
                 say("stopping when the current chunks are done; Ctrl-C again stops at once")
     except KeyboardInterrupt:
         pass  # while it was starting
     while event := stack.next_event(0):
-        _show(event, settings)
+        _print_event(event, settings)
     say("all stopped")
 
 
@@ -91,7 +91,7 @@ def _without_secrets(url: str | None) -> str:
     return without_secrets(str(url), url)
 
 
-def _show(event: Event, settings: Settings) -> None:
+def _print_event(event: Event, settings: Settings) -> None:
     """Print an event in one line; on a terminal, cut it to the width. The log file has all of it."""
     if settings.log_format == "json" and event.text.startswith("{"):
         sys.stderr.write(f"{event.text}\n")

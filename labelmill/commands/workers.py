@@ -39,7 +39,7 @@ def _current_work(worker: WorkerStatus) -> str:
 
 
 _COLUMNS: Final = (
-    Column("worker", attrgetter("name"), least=16),
+    Column("worker", attrgetter("name"), min_width=16),
     Column("queue", attrgetter("queue")),
     Column("processes", lambda worker: f"{worker.processes}", right=True, leave_out=1),
     Column("since (UTC)", lambda worker: short_time(worker.started_at), leave_out=2),

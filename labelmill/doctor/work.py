@@ -26,7 +26,7 @@ _MANY_RELEASES: Final = 5
 _LONG_WAIT_SECONDS: Final = 300.0
 
 #: A finding names at most this many jobs.
-_NAMED: Final = 3
+_MAX_NAMED: Final = 3
 
 
 def check_jobs(settings: Settings) -> Iterator[Finding]:
@@ -79,8 +79,8 @@ def _releases(jobs: list[OpenJob]) -> Finding:
 
 
 def _names(jobs: list[OpenJob]) -> str:
-    more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
-    return f"{pluralize(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_NAMED])}{more}"
+    more = f" and {len(jobs) - _MAX_NAMED} more" if len(jobs) > _MAX_NAMED else ""
+    return f"{pluralize(len(jobs), 'job')}, {', '.join(job.id for job in jobs[:_MAX_NAMED])}{more}"
 
 
 def check_training(settings: Settings) -> Iterator[Finding]:

@@ -23,14 +23,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
 _LARGEST_MARK, _SMALLEST_MARK = 13.0, 2.5
 
 # Curves with at most this many points get a dot for each, so that a single epoch is visible too.
-_MOST_DOTS: Final = 30
+_MAX_DOTS: Final = 30
 
 # A logarithmic axis has no zero, and a diverging loss has no bounds: values outside are drawn at the edge.
 _LOSSES: Final = (1e-6, 1e6)
 _ERRORS: Final = (1e-5, 1.0)
 
 # More ticks than this on an axis overlap.
-_MOST_TICKS: Final = 7
+_MAX_TICKS: Final = 7
 
 # About this many are enough if they are evenly spread.
 _LINEAR_TICKS: Final = 5
@@ -53,7 +53,7 @@ def loss_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """Draw losses by epoch on a logarithmic axis. `name` makes the ids of the title unique in the page."""
 
     def place(loss: float) -> float:
-        return math.log10(_within(_LOSSES, loss))
+        return math.log10(_clamp(_LOSSES, loss))
 
     def ticks(low: float, high: float) -> list[tuple[float, str]]:
         return [(place(value), f"{value:g}") for value in log_ticks(10**low, 10**high)]
@@ -68,7 +68,7 @@ def accuracy_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """
 
     def place(accuracy: float) -> float:
-        return -math.log10(_within(_ERRORS, 1.0 - accuracy))
+        return -math.log10(_clamp(_ERRORS, 1.0 - accuracy))
 
     def ticks(low: float, high: float) -> list[tuple[float, str]]:
         errors = log_ticks(10**-high, 10**-low)
@@ -88,7 +88,7 @@ def calibration_diagram(name: str, series: Sequence[Series[CalibrationBin]]) -> 
     parts = [
         *_grid(across, shares, up, shares, "confidence", "accuracy"),
         Markup('<line class="diagonal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-            _n(across(0)), _n(up(0)), _n(across(1)), _n(up(1))
+            _number(across(0)), _number(up(0)), _number(across(1)), _number(up(1))
         ),
     ]
     for marks in series:
@@ -100,9 +100,9 @@ def calibration_diagram(name: str, series: Sequence[Series[CalibrationBin]]) -> 
             parts.append(
                 Markup('<circle class="mark {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
                     marks.style,
-                    _n(across(each.confidence)),
-                    _n(up(each.accuracy)),
-                    _n(radius),
+                    _number(across(each.confidence)),
+                    _number(up(each.accuracy)),
+                    _number(radius),
                     f"{marks.name}: {each.images:,} images, confidence {each.confidence:.3f}, "
                     f"accuracy {each.accuracy:.3f}",
                 )
@@ -131,7 +131,7 @@ def confidence_bars(name: str, series: Sequence[Series[int]]) -> Markup:
             if count:
                 parts.append(
                     Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                        bars.style, left, _n(y), _n(max(length, 1.0)), thick - 2
+                        bars.style, left, _number(y), _number(max(length, 1.0)), thick - 2
                     )
                 )
             parts.append(_text(left + length + 5, y + thick - 2.5, f"{count:,}", "start"))
@@ -166,11 +166,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         found = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
         ticks = [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         if len(ticks) >= 3:
-            return ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]
+            return ticks[:: math.ceil(len(ticks) / _MAX_TICKS)]
     return linear_ticks(low, high)
 
 
-def _within(bounds: tuple[float, float], value: float) -> float:
+def _clamp(bounds: tuple[float, float], value: float) -> float:
     return min(max(value, bounds[0]), bounds[1])
 
 
@@ -212,13 +212,13 @@ def _curves(
         del numbers[1]  # it would overlap the 1
     parts = _grid(across, [(n, f"{n:g}") for n in numbers], up, ticks(low, high), "epoch", unit)
     for line, points in curves:
-        at = [(_n(across(n)), _n(up(height))) for n, height in points]
+        at = [(_number(across(n)), _number(up(height))) for n, height in points]
         parts.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
                 line.style, " ".join(f"{x},{y}" for x, y in at)
             )
         )
-        if epochs <= _MOST_DOTS:
+        if epochs <= _MAX_DOTS:
             parts.extend(
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.6"/>').format(line.style, x, y)
                 for x, y in at
@@ -240,11 +240,11 @@ def _grid(
     left, right, bottom, top = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM, _TOP
     parts = []
     for value, words in heights:
-        y = _n(up(value))
+        y = _number(up(value))
         parts.append(Markup('<line class="grid" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(left, y, right, y))
         parts.append(_text(left - 6, up(value) + 3.5, words, "end"))
     for value, words in numbers:
-        x = _n(across(value))
+        x = _number(across(value))
         parts.append(
             Markup('<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(x, bottom, x, bottom + 4)
         )
@@ -265,13 +265,13 @@ def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
         x = right - 6.2 * len(name) - 24  # text cannot be measured here: letters are about that wide
         if kind == "line":
             sample = Markup('<line class="line {}" x1="{}" y1="8" x2="{}" y2="8"/>')
-            parts.append(sample.format(style, _n(x), _n(x + 18)))
+            parts.append(sample.format(style, _number(x), _number(x + 18)))
         elif kind == "bar":
             sample = Markup('<rect class="bar {}" x="{}" y="3.5" width="18" height="9"/>')
-            parts.append(sample.format(style, _n(x)))
+            parts.append(sample.format(style, _number(x)))
         else:
             sample = Markup('<circle class="mark {}" cx="{}" cy="8" r="5"/>')
-            parts.append(sample.format(style, _n(x + 11)))
+            parts.append(sample.format(style, _number(x + 11)))
         parts.append(_text(x + 22, 12, name, "start", "name"))
         right = x - 10
     return parts
@@ -279,7 +279,7 @@ def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
 
 def _text(x: float, y: float, words: str, anchor: str, kind: str = "number") -> Markup:
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        kind, _n(x), _n(y), anchor, words
+        kind, _number(x), _number(y), anchor, words
     )
 
 
@@ -288,9 +288,9 @@ def _svg(name: str, title: str, description: str, height: float, parts: Sequence
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-text">'
         '<title id="{}-title">{}</title><desc id="{}-text">{}</desc>{}</svg>'
-    ).format(WIDTH, _n(height), name, name, name, title, name, description, Markup().join(parts))
+    ).format(WIDTH, _number(height), name, name, name, title, name, description, Markup().join(parts))
 
 
-def _n(number: float) -> str:
+def _number(number: float) -> str:
     """Return a coordinate as text, to a tenth of a pixel."""
     return f"{number:.1f}".removesuffix(".0")

@@ -23,7 +23,7 @@ _SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 
 # A no-break space.
-_NO_BREAK: Final = "\u00a0"
+_NO_BREAK_SPACE: Final = "\u00a0"
 
 
 def render(facts: Facts) -> str:
@@ -44,10 +44,10 @@ def render(facts: Facts) -> str:
         "setting": setting,
         "p_value": p_value,
     }
-    return environment.get_template("page.html").render(facts=facts, **_parts(facts))
+    return environment.get_template("page.html").render(facts=facts, **_template_values(facts))
 
 
-def _parts(facts: Facts) -> dict[str, Any]:
+def _template_values(facts: Facts) -> dict[str, Any]:
     evaluation, rival = facts.evaluation, facts.rival
     # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
@@ -62,7 +62,7 @@ def _parts(facts: Facts) -> dict[str, Any]:
         "theirs": theirs.evaluation if theirs else None,
         "pair": tables.compare_answers(facts.stored.answers, theirs.answers) if theirs else None,
         "matrix": tables.confusion_matrix(evaluation)
-        if len(evaluation.classes) <= tables.MOST_CLASSES
+        if len(evaluation.classes) <= tables.MAX_MATRIX_CLASSES
         else None,
         "confused": tables.most_confused(evaluation),
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),
@@ -120,12 +120,12 @@ def _compared_models(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
 
 def percent(share: float | None, digits: int = 2) -> str:
     """Return a share (0 to 1) as percent; a dash if it is None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK}%"
+    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK_SPACE}%"
 
 
 def interval(evaluation: Evaluation) -> str:
     """Return the confidence interval of the accuracy, as percent."""
-    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK}%"
+    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK_SPACE}%"
 
 
 def points(difference: float) -> str:

@@ -59,7 +59,7 @@ def head(path: str, size: int) -> bytes:
         os.close(descriptor)
 
 
-def no_access(path: str, error: OSError) -> SourceError:
+def access_error(path: str, error: OSError) -> SourceError:
     """Return the SourceError for a file that cannot be opened or read."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
@@ -109,21 +109,21 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     whole = shown(path)
     result_names = _ResultNames("" if whole == "." else whole.rstrip("/") + "/", len(os.path.join(path, "")))
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    levels = [(path, _steps(path))]
+    levels = [(path, _entry_groups(path))]
     while levels:
-        folder, steps = levels[-1]
+        folder, items = levels[-1]
         try:
-            for step in steps:
-                if isinstance(step, list):
-                    yield from _read(step, result_names, reading.max_bytes)
-                elif is_hidden(step.name):
+            for item in items:
+                if isinstance(item, list):
+                    yield from _read(item, result_names, reading.max_bytes)
+                elif is_hidden(item.name):
                     continue
-                elif step.is_dir(follow_symlinks=False):
-                    levels.append((step.path, _steps(step.path)))
+                elif item.is_dir(follow_symlinks=False):
+                    levels.append((item.path, _entry_groups(item.path)))
                     break
-                elif step.is_file(follow_symlinks=False):
+                elif item.is_file(follow_symlinks=False):
                     reading.skipped += 1
-                elif (other := _special(step, result_names(step.path), root, reading)) is not None:
+                elif (other := _read_other_entry(item, result_names(item.path), root, reading)) is not None:
                     yield other
             else:
                 levels.pop()
@@ -132,7 +132,7 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
             yield failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error))
 
 
-def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
+def _entry_groups(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
     """Yield a folder's entries, each window sorted by name.
 
     Consecutive images are one list of paths; any other entry is yielded by itself. Raises OSError if the
@@ -222,7 +222,7 @@ def _read(
         start += number
 
 
-def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
+def _read_other_entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
     """Return the image or error of an entry that is neither file nor folder, or None if it is skipped."""
     path = entry.path
     if entry.is_symlink():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jobs.errors import SourceError
-from producer.sources.files import head, no_access, shown
+from producer.sources.files import access_error, head, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import OutputLimit
 
@@ -49,7 +49,7 @@ def check_idx(path: str, max_bytes: int) -> None:
     except _DAMAGE as error:
         # gzip's own errors are OSErrors too, without a number: they mean damage.
         if isinstance(error, OSError) and error.errno is not None:
-            raise no_access(path, error) from error
+            raise access_error(path, error) from error
         raise SourceError(f"{shown(path)} cannot be read ({error}): fetch it again") from error
 
 

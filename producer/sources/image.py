@@ -25,7 +25,7 @@ USUAL_ENDINGS = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS if l
 MAX_NAME_BYTES: Final = 4096
 
 #: Characters of a longer name that are kept.
-_SHORTENED_NAME: Final = 200
+_SHORTENED_NAME_LENGTH: Final = 200
 
 
 class SourceImage(NamedTuple):
@@ -86,7 +86,7 @@ def check_name_length(image: SourceImage) -> SourceImage:
     """Return the image, or an error under a shortened name if its name is too long."""
     if is_short(image.name) or name_bytes(image.name) <= MAX_NAME_BYTES:
         return image
-    name = f"{image.name[:_SHORTENED_NAME]}..."
+    name = f"{image.name[:_SHORTENED_NAME_LENGTH]}..."
     return failed(name, ErrorCode.SOURCE_FORBIDDEN, f"a name of more than {MAX_NAME_BYTES:,} bytes")
 
 

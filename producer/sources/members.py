@@ -48,7 +48,7 @@ def too_many_members(path: str, limits: ArchiveLimits) -> SourceError:
     )
 
 
-def choose(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
+def select_member(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
     """Return whether to read a member that is not a folder, or the error of one that must not be read.
 
     Names are treated as in a folder: hidden members are skipped silently, and members without an image's name

@@ -23,9 +23,9 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large, why
 from jobs.text import storable
-from producer.sources.files import no_access, shown
+from producer.sources.files import access_error, shown
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import OutputLimit, choose, too_many_members
+from producer.sources.members import OutputLimit, select_member, too_many_members
 
 MAGIC: Final = b"PK\x03\x04"
 
@@ -47,7 +47,7 @@ _PIECE_BYTES: Final = 64 * 1024
 #: Flags of an encrypted member: plain encryption, strong encryption, an encrypted directory.
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 
-_SHOWN_NAME: Final = 200  # characters, in a message
+_SHOWN_NAME_LENGTH: Final = 200  # characters, in a message
 
 #: Errors that zipfile raises on damaged or malicious bytes, according to its source.
 _DAMAGE: Final = (
@@ -81,7 +81,7 @@ def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
                 continue
             name = storable(f"{prefix}/{member.orig_filename}")
             regular = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
-            chosen = choose(member.orig_filename, name, reading, regular=regular)
+            chosen = select_member(member.orig_filename, name, reading, regular=regular)
             if isinstance(chosen, SourceImage):
                 yield chosen
             elif chosen:
@@ -127,7 +127,7 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[zipfile.ZipFile]:
             _check_members(path, archive)
             yield archive
     except OSError as error:
-        raise no_access(path, error) from error
+        raise access_error(path, error) from error
     except _DAMAGE as error:
         raise SourceError(
             f"{shown(path)} is not a ZIP archive that can be read ({error}): "
@@ -188,8 +188,8 @@ def _content(
 
 
 def _wrong_size(path: str, member: zipfile.ZipInfo, declared: int) -> SourceError:
+    name = storable(member.orig_filename)[:_SHOWN_NAME_LENGTH]
     return SourceError(
-        f"{shown(path)} lies about sizes: {storable(member.orig_filename)[:_SHOWN_NAME]} does not have the "
-        f"{declared:,} bytes that it declares. Pack it again, or unpack it where you trust it and name the "
-        "folder"
+        f"{shown(path)} lies about sizes: {name} does not have the {declared:,} bytes that it declares. "
+        "Pack it again, or unpack it where you trust it and name the folder"
     )

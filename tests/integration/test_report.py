@@ -16,7 +16,7 @@ from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console import ExitCode
 from labelmill.migrating import open_ledger
-from labelmill.reporting.facts import gather
+from labelmill.reporting.facts import load_facts
 from labelmill.reporting.page import render
 from tests.console import Home
 from tests.evaluations import DIGITS, made_evaluation
@@ -65,7 +65,7 @@ def promote(ledger, model_id, before=None, **verdict):
 
 def facts_of(ledger, model_id):
     with ledger.reading() as connection:
-        return gather(connection, model_id)
+        return load_facts(connection, model_id)
 
 
 def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger):

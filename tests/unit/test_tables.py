@@ -14,7 +14,7 @@ COLUMNS = (
     Column("count", itemgetter(1), right=True),
     Column("when", itemgetter(2), leave_out=1),
     Column("where", itemgetter(3), leave_out=2),
-    Column("name", itemgetter(4), least=6),
+    Column("name", itemgetter(4), min_width=6),
 )
 ROWS = [("a1", "7", "noon", "here", "a name of some length"), ("b22", "1,000", "midnight", "there", "x")]
 

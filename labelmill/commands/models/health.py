@@ -37,7 +37,7 @@ def health(
     if as_json:
         print_json(_to_json(found))
     else:
-        print_data(printable_lines("\n".join(_for_people(found))))
+        print_data(printable_lines("\n".join(_format_health(found))))
 
 
 def _to_json(health: Health) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
     }
 
 
-def _for_people(health: Health) -> list[str]:
+def _format_health(health: Health) -> list[str]:
     live = health.live
     said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
     lines = field_lines(

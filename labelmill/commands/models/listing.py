@@ -17,7 +17,7 @@ from labelmill.tables import Column, print_table, short_time
 app = typer.Typer(add_completion=False)
 
 #: At most this many classes are named.
-_NAMED: Final = 10
+_MAX_NAMED: Final = 10
 
 
 def _describe_input(model: Model) -> str:
@@ -26,8 +26,8 @@ def _describe_input(model: Model) -> str:
 
 
 def _describe_classes(model: Model) -> str:
-    more = ", ..." if len(model.classes) > _NAMED else ""
-    return f"{len(model.classes)}: {', '.join(model.classes[:_NAMED])}{more}"
+    more = ", ..." if len(model.classes) > _MAX_NAMED else ""
+    return f"{len(model.classes)}: {', '.join(model.classes[:_MAX_NAMED])}{more}"
 
 
 COLUMNS: Final = (
@@ -36,8 +36,8 @@ COLUMNS: Final = (
     Column("kind", attrgetter("architecture")),
     Column("accuracy", lambda model: "-" if model.accuracy is None else f"{model.accuracy:.4f}", right=True),
     Column("input", _describe_input),
-    Column("file", lambda model: str(model.metrics.get("file", "-")), least=8),  # of a registered model
-    Column("classes", _describe_classes, least=12),
+    Column("file", lambda model: str(model.metrics.get("file", "-")), min_width=8),  # of a registered model
+    Column("classes", _describe_classes, min_width=12),
     Column("created (UTC)", lambda model: short_time(model.created_at), leave_out=1),
 )
 

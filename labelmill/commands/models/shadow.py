@@ -19,10 +19,12 @@ app = typer.Typer(add_completion=False)
 _COLUMNS: Final = (
     Column("job", attrgetter("job")),
     Column("index", lambda image: f"{image.index}", right=True),
-    Column("name", attrgetter("name"), least=10),
-    Column("champion", lambda image: f"{image.label or '-'} {image.confidence:.4f}", least=12),
+    Column("name", attrgetter("name"), min_width=10),
+    Column("champion", lambda image: f"{image.label or '-'} {image.confidence:.4f}", min_width=12),
     Column(
-        "challenger", lambda image: f"{image.challenger_label} {image.challenger_confidence:.4f}", least=12
+        "challenger",
+        lambda image: f"{image.challenger_label} {image.challenger_confidence:.4f}",
+        min_width=12,
     ),
 )
 
@@ -69,10 +71,10 @@ def shadow(
             | {"share": comparison.share, "first_disagreements": [asdict(each) for each in disagreed]}
         )
     else:
-        _for_people(comparison, disagreed)
+        _print_comparison(comparison, disagreed)
 
 
-def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
+def _print_comparison(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
     lines = field_lines(
         ("challenger", comparison.model),
