@@ -179,12 +179,12 @@ class Purge:
         with self._ledger.reading() as connection:
             shadows = shadows_of(connection, job_id)
         for each in (*shadows, job_id):
-            self._delete_rows(each)
+            self._delete_results(each)
         if not self._dry_run:
             with self._ledger.transaction() as connection:
                 delete_job(connection, job_id)  # and its shadows
 
-    def _delete_rows(self, job_id: str) -> None:
+    def _delete_results(self, job_id: str) -> None:
         """Delete the job's chunks and predictions."""
         with self._ledger.reading() as connection:
             ranges = prediction_ranges(connection, job_id)

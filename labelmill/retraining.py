@@ -53,7 +53,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     except KeyboardInterrupt:
         if own_stack is not None:
             client.cancel_run(run_id)
-            say(f"Interrupted; training run {run_id} is cancelled; nothing has changed.")
+            say(f"Interrupted; training run {run_id} is cancelled and has changed nothing.")
         else:
             say(
                 f"Interrupted; training run {run_id} continues.\n"

@@ -126,22 +126,18 @@ class Stack:
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None
         # The processes always log as JSON, so that their lines can be parsed; `PartLog` writes the files.
         self._environment = settings.environment() | {f"{ENV_PREFIX}LOG_FORMAT": "json"}
-        self._services: list[_Service] = []
+        commands: dict[str, list[str]] = {}
         if settings.embedded_broker:
-            self._services.append(_Service("broker", _broker_command(settings)))
+            commands["broker"] = _broker_command(settings)
         if worker:
-            self._services.append(
-                _Service(
-                    "worker",
-                    worker_command(queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"),
-                )
+            commands["worker"] = worker_command(
+                queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"
             )
         if trainer:
-            self._services.append(
-                _Service("trainer", worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer"))
-            )
+            commands["trainer"] = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer")
         if beat:
-            self._services.append(_Service("beat", beat_command()))
+            commands["beat"] = beat_command()
+        self._services = [_Service(name, command) for name, command in commands.items()]
         self._signals = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

@@ -23,13 +23,7 @@ from labelmill.console import (
     say,
 )
 from labelmill.drawing import curve
-from labelmill.retraining import (
-    closing_lines,
-    data_line,
-    exit_code_of_run,
-    run_details_to_json,
-    watch_run,
-)
+from labelmill.retraining import closing_lines, data_line, exit_code_of_run, run_details_to_json, watch_run
 from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
