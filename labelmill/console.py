@@ -180,7 +180,7 @@ def _fail_os_error(error: OSError) -> NoReturn:
             advice = "LABELMILL_HOME says where the state folder is, and `labelmill doctor` checks it"
             fail(f"{message}; {advice}", ExitCode.USAGE)
     elif error.errno in _DISK_FULL:
-        message += ": make room where the output goes, and run it again"
+        message += ": free some space, and run the command again"
     fail(message)
 
 

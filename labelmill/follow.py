@@ -63,7 +63,7 @@ def closing_line(status: JobStatus) -> str:
     if status.failed:
         counts += f", {status.failed:,} with an error (labelmill predictions {status.id} --errors)"
     if status.rate:
-        counts += f", {status.rate:,.0f} a second"
+        counts += f", {status.rate:,.0f} per second"
     if status.state == JobState.FAILED:
         return f"job {status.id} failed: {status.error}\n{counts}"
     if status.state == JobState.CANCELLED:
@@ -107,7 +107,7 @@ def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
         parts.append(f"paused: labelmill resume {status.id}")
         return ", ".join(parts)
     if status.rate:
-        parts.append(f"{status.rate:,.0f} a second")
+        parts.append(f"{status.rate:,.0f} per second")
     waited = status.oldest_waiting_seconds
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")

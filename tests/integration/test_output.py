@@ -274,7 +274,7 @@ def test_a_disk_that_is_full_is_no_number(tmp_path):
         )
     assert done.returncode == 1
     assert done.stderr == (
-        "labelmill: No space left on device: make room where the output goes, and run it again\n"
+        "labelmill: No space left on device: free some space, and run the command again\n"
     )
 
 
