@@ -65,7 +65,7 @@ class Sources:
         self._stdin_read = False
         self._limits = max_bytes, archives
         self._reading = Reading(*self._limits)
-        self._sources = [(source, self._reader_of(source)) for source in map(_path, sources)]
+        self._sources = [(source, self._source_reader(source)) for source in map(_path, sources)]
 
     @property
     def skipped(self) -> int:
@@ -96,7 +96,7 @@ class Sources:
             for found in reader(source, reading):
                 yield found if isinstance(found, SourceImages) else reading.count(found)
 
-    def _reader_of(self, source: str) -> _Reader:
+    def _source_reader(self, source: str) -> _Reader:
         """Return the reader of a named source. Raises SourceError if there is none."""
         if not source:
             raise SourceError("an empty name is not a source: name a file or folder, `.` for the current one")
@@ -117,7 +117,7 @@ class Sources:
                 raise SourceError(f"cannot find {shown(source)} ({why(error)}): {advice}") from error
             _check_pattern(source, advice)
             return _read_pattern
-        return _reader_for(source, mode, self._reading)
+        return _file_reader(source, mode, self._reading)
 
     def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:
@@ -143,7 +143,7 @@ def _mode(path: str) -> int:
     return os.stat(path).st_mode  # noqa: PTH116 - faster, and stdin may name millions
 
 
-def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
+def _file_reader(path: str, mode: int, reading: Reading) -> _Reader:
     """Return the reader of an existing file or folder. Raises SourceError if an archive cannot be read."""
     if stat.S_ISDIR(mode):
         return read_folder
@@ -208,7 +208,7 @@ def _read_unchecked(
         yield failed(shown(path), ErrorCode.SOURCE_MISSING, why(error))
         return
     try:
-        reader = _reader_for(path, mode, reading)
+        reader = _file_reader(path, mode, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
         return

@@ -273,9 +273,7 @@ def test_a_disk_that_is_full_is_no_number(tmp_path):
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == (
-        "labelmill: No space left on device: free some space, and run the command again\n"
-    )
+    assert done.stderr == ("labelmill: No space left on device: free some space, and run the command again\n")
 
 
 @pytest.mark.parametrize(
