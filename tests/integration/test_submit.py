@@ -234,7 +234,7 @@ def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("priority", [-101, 101])
 def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
-    with pytest.raises(UserError, match="between -100 and 100"):
+    with pytest.raises(UserError, match="from -100 to 100"):
         run(images(1), priority=priority)
     assert nothing_is_left()
 

@@ -447,7 +447,7 @@ def test_images_without_an_answer_have_a_column_where_there_are_some():
     assert [len(row.cells) for row in tables.confusion_matrix(evaluation)] == [3, 3]
     assert tables.confusion_matrix(evaluation)[1].cells[2].count == 1
     assert (
-        "The last column has the images without an answer."
+        "The last column counts the images without an answer."
         in Page(render(bare(stored=stored([0, 1], [0, NO_ANSWER])))).text
     )
     evaluation, _ = made_evaluation([0, 1], [0, 1], classes=("a", "b"))

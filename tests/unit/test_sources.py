@@ -67,7 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files of a folder one by one, not ahead."""
-    monkeypatch.setattr(files, "_MANY", 1)
+    monkeypatch.setattr(files, "_GROUP_FILES", 1)
 
 
 # Files
