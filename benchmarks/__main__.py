@@ -33,7 +33,7 @@ from benchmarks.setup import (
 from benchmarks.timings import PROFILE_IMAGES, profile_timings
 from jobs.ledger import Ledger
 from jobs.settings import Settings
-from labelmill.console import Console, say, tells_errors
+from labelmill.console import Console, report_errors, say
 
 ROUNDS: Final = 5
 
@@ -46,7 +46,7 @@ class Choice(StrEnum):
     ALL = "all"
 
 
-@tells_errors
+@report_errors
 def main(
     work: Annotated[Choice, typer.Option(help="Which database the rows go to.")] = Choice.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How many pairs count; one more comes first.")] = ROUNDS,

@@ -39,7 +39,7 @@ from benchmarks.setup import (
 )
 from benchmarks.slow_model import build_slow_model, register_slow_model
 from labelmill.client import Client
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 from producer.sources import Sources
 from worker.context import FIRST_CLAIM_IMAGES
 
@@ -59,7 +59,7 @@ class _Sizes(NamedTuple):
     slow_ms: float
 
 
-@tells_errors
+@report_errors
 def main(
     works: Works = None,
     jobs: Annotated[int, typer.Option(min=2, help="Jobs of one image, of each kind.")] = 300,

@@ -34,7 +34,7 @@ from benchmarks.setup import (
     settle,
     short_folder,
 )
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 
 #: The turns, in order.
 _TURNS: Final = ("small", "large", "small")
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
         return 1e6 * self.seconds / self.images
 
 
-@tells_errors
+@report_errors
 def main(
     works: Works = None,
     images: Annotated[int, typer.Option(min=1, help="Images of the large job.")] = 1_000_000,

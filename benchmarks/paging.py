@@ -27,7 +27,7 @@ from jobs.ledger.queries import Filter, page_of_predictions
 from jobs.schema import predictions
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 
 PAGE: Final = 100
 
@@ -42,7 +42,7 @@ class NoIndexScan(LabelmillError):
     """PostgreSQL does not read the page by the primary key."""
 
 
-@tells_errors
+@report_errors
 def main(
     rows: Annotated[int, typer.Option(min=1_000, help="Predictions of the job.")] = 10_000_000,
     repeats: Annotated[int, typer.Option(min=2, help="How often each is asked.")] = 200,

@@ -54,7 +54,7 @@ class Pipeline:
         """The ledger must be migrated. The stack's logs lie in the state folder."""
         self._settings = settings
         self._model = model
-        self._stack = Stack(settings, logs=settings.home / "logs")
+        self._stack = Stack(settings)
         self.client = Client(settings)
 
     def __enter__(self) -> Self:

@@ -49,7 +49,7 @@ from jobs.ledger import Ledger
 from jobs.payloads import pack_payload, payload_digest, payload_key, read_payload
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.console import Console, say, tells_errors
+from labelmill.console import Console, report_errors, say
 from producer.chunking import FIRST_BYTES, FIRST_IMAGES, MAX_CHUNK_BYTES
 
 ROUNDS: Final = 5
@@ -168,7 +168,7 @@ class _Round(NamedTuple):
     bare_loop: _Turn
 
 
-@tells_errors
+@report_errors
 def main(
     work: Annotated[Work, typer.Option(help="Which database the rows go to.")] = Work.POSTGRESQL,
     pictures: Annotated[Pictures, typer.Option(help="What is on the images.")] = Pictures.DIGITS,

@@ -40,13 +40,13 @@ from benchmarks.setup import (
 )
 from jobs.ledger import Ledger
 from labelmill.client import Client
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 
 #: Number of files; each job takes one of them.
 IMAGES: Final = 10_000
 
 
-@tells_errors
+@report_errors
 def main(
     works: Works = None,
     number: Annotated[int, typer.Option("--jobs", min=1, help="Jobs of one image.")] = 10_000,

@@ -23,7 +23,7 @@ import typer
 from jobs.ledger.models import CHAMPION
 from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 from labelmill.migrating import open_ledger
 from worker.learning import mnist
 from worker.learning.evaluation import evaluate
@@ -38,7 +38,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
 @app.command()
-@tells_errors
+@report_errors
 def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 5) -> None:
     """Train with the plain and the quick recipe in turns, from data in memory to a trained model.
 
@@ -67,7 +67,7 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
 
 
 @app.command()
-@tells_errors
+@report_errors
 def seeds(repeats: Annotated[int, typer.Option(min=1, help="Trainings after the first.")] = 20) -> None:
     """Retrain repeatedly with the quick recipe, each time with another seed; count the promotions."""
     logging.basicConfig(level=logging.WARNING)

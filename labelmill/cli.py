@@ -9,47 +9,43 @@ import threading
 from importlib import import_module, metadata
 from inspect import cleandoc
 from io import TextIOWrapper
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-
-class _Entry(NamedTuple):
-    """A command's module in `labelmill.commands`, and its line in the list of commands."""
-
-    module: str
-    help: str
-
-
 #: Delay before a lost Ctrl-C is repeated. The finalizer that swallowed it has ended by then.
-_PRESSED_AGAIN_SECONDS: Final = 0.05
+_REPEAT_DELAY_SECONDS: Final = 0.05
 
+#: The commands, and the help text of each in their list.
 COMMANDS: Final = {
-    "demo": _Entry("demo", "See it work: train on MNIST, classify 10,000 digits, show the results."),
-    "up": _Entry("up", "Run the local stack in the foreground: broker, workers, trainer and beat."),
-    "submit": _Entry("submit", "Submit images as one job; prints the job's id."),
-    "classify": _Entry("classify", "Submit images, wait, and print their labels."),
-    "status": _Entry("status", "Show how far a job is."),
-    "jobs": _Entry("jobs", "List the latest jobs."),
-    "predictions": _Entry("predictions", "Print or export a job's predictions."),
-    "pause": _Entry("pause", "Hold a job up until it is resumed."),
-    "resume": _Entry("resume", "Let a paused job go on."),
-    "cancel": _Entry("cancel", "Stop a job; images that were classified keep their labels."),
-    "retry": _Entry("retry", "Submit the images of a job that got no label again."),
-    "correct": _Entry("correct", "Store what an image really is, for the next training run."),
-    "train": _Entry("train", "Train a model on MNIST."),
-    "retrain": _Entry("retrain", "Request a training run; its model is promoted if it is better."),
-    "runs": _Entry("runs", "List the training runs, show one, or stop one."),
-    "models": _Entry("models", "List, show, register, evaluate, compare and promote models."),
-    "worker": _Entry("worker", "Run one Celery worker, for your own deployment."),
-    "workers": _Entry("workers", "List the workers, and what they work on."),
-    "ready": _Entry("ready", "A health check for one process of a deployment."),
-    "metrics": _Entry("metrics", "Serve metrics for Prometheus."),
-    "purge": _Entry("purge", "Remove old jobs, or what they no longer need."),
-    "doctor": _Entry("doctor", "Check that everything works, and say how to fix what does not."),
-    "db": _Entry("db", "Migrate the ledger, or record its object store."),
+    "demo": "See it work: train on MNIST, classify 10,000 digits, show the results.",
+    "up": "Run the local stack in the foreground: broker, workers, trainer and beat.",
+    "submit": "Submit images as one job; prints the job's id.",
+    "classify": "Submit images, wait, and print their labels.",
+    "status": "Show the progress of a job.",
+    "jobs": "List the latest jobs.",
+    "predictions": "Print or export a job's predictions.",
+    "pause": "Pause a job until it is resumed.",
+    "resume": "Resume a paused job.",
+    "cancel": "Stop a job; images that were classified keep their labels.",
+    "retry": "Submit again the images of a job that got no label.",
+    "correct": "Store the true label of an image, for the next training run.",
+    "train": "Train a model on MNIST.",
+    "retrain": "Request a training run; its model is promoted if it is better.",
+    "runs": "List the training runs, show one, or stop one.",
+    "models": "List, show, register, evaluate, compare and promote models.",
+    "worker": "Run one Celery worker, for your own deployment.",
+    "workers": "List the workers, and what they work on.",
+    "ready": "A health check for one process of a deployment.",
+    "metrics": "Serve metrics for Prometheus.",
+    "purge": "Remove old jobs, or what they no longer need.",
+    "doctor": "Check that everything works, and say how to fix what does not.",
+    "db": "Migrate the ledger, or record its object store.",
 }
+
+#: The module in `labelmill.commands`, for commands whose module has another name.
+_MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
 #: Commands that are groups of commands.
 GROUPS: Final = ("models", "runs", "db")
@@ -61,7 +57,7 @@ class _LazyGroup(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         # Placeholders: the list and the hint for a mistyped name show only the names and one line each.
-        self.commands = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Reword what Pydantic says about a wrong option in plain English."""
@@ -98,15 +94,17 @@ def subcommands(name: str) -> dict[str, Any]:
 
 def load_command(name: str) -> Any:
     """Import the command with this name and return it."""
-    entry = COMMANDS[name]
-    command: Any = typer.main.get_command(import_module(f"labelmill.commands.{entry.module}").app)
+    module = _MODULES.get(name, name)
+    command: Any = typer.main.get_command(import_module(f"labelmill.commands.{module}").app)
+    if name in _MODULES:
+        command = command.commands[name]
     command.name = name
     for each in (command, *getattr(command, "commands", {}).values()):
-        each.help = _unfolded(each.help or "")
+        each.help = _unwrap(each.help or "")
     return command
 
 
-def _unfolded(text: str) -> str:
+def _unwrap(text: str) -> str:
     """Return a docstring with each paragraph on one line.
 
     Typer keeps line breaks in all paragraphs but the first, and terminals have other widths.
@@ -145,7 +143,7 @@ def main() -> None:
     if sys.stdout is None:
         # The caller closed stdout. The next file that is opened must not take its place and get the data.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- till the end
-    _speak_utf8()
+    _use_utf8()
     repeat_lost_interrupts()
     try:
         app()
@@ -170,14 +168,14 @@ def repeat_lost_interrupts() -> None:
             other_losses(lost)
             return
         # Not at once: the finalizer that swallows exceptions is still running.
-        again = threading.Timer(_PRESSED_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        again = threading.Timer(_REPEAT_DELAY_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
 
     sys.unraisablehook = hook
 
 
-def _speak_utf8() -> None:
+def _use_utf8() -> None:
     """Use UTF-8 on pipes and files, as in the files that the commands read and write themselves.
 
     A terminal keeps its encoding. Characters that it does not have are escaped, as Python does on stderr.

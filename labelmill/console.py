@@ -26,26 +26,26 @@ from producer.export import printable, printable_json
 P = ParamSpec("P")
 
 #: The largest integer that both databases can store.
-_LARGEST: Final = 2**63 - 1
+_MAX_INTEGER: Final = 2**63 - 1
 
 #: System errors that mean that a file cannot be written here at all.
-_NO_PLACE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
 
 #: System errors that mean that there is not enough space.
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 #: The width of a terminal that all output must fit.
 _COLUMNS: Final = 80
 
 #: Arguments that are lists of paths. On disk, a name may be any bytes.
-_PATHS: Final = ("sources",)
+_PATH_ARGUMENTS: Final = ("sources",)
 
 
 class Console(rich.console.Console):
     """Rich's console, except that closing the pipe early (head, less) is not an error."""
 
     def on_broken_pipe(self) -> None:
-        """On stdout, raise BrokenPipeError, which `tells_errors` handles; on stderr, stop writing and go on.
+        """On stdout, raise BrokenPipeError, which `report_errors` handles; on stderr, stop writing and go on.
 
         Rich itself would exit with 1.
         """
@@ -80,7 +80,7 @@ def print_data(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document, for programs."""
-    print_data(printable_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
+    print_data(printable_json(json.dumps(value, default=_json_default, ensure_ascii=False, indent=2)))
 
 
 def examples(*lines: str) -> str:
@@ -114,14 +114,24 @@ def say(text: str) -> None:
     err.print(printable_lines(text), markup=False)
 
 
-def counted(number: int, thing: str, things: str | None = None) -> str:
+def pluralize(number: int, thing: str, things: str | None = None) -> str:
     """Return a number of things for people: `1 file`, `2 files`."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
-def time_words(moment: datetime | None) -> str:
+def format_time(moment: datetime | None) -> str:
     """Return a point in time for people; a dash if there is none."""
     return moment.isoformat(sep=" ", timespec="seconds") if moment else "-"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: 48 s, 9 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def fail(text: str, code: ExitCode = ExitCode.FAILED) -> NoReturn:
@@ -138,15 +148,14 @@ def exit_code_of(status: JobStatus) -> ExitCode:
     return ExitCode.WITH_ERRORS if status.failed else ExitCode.OK
 
 
-def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn a command's errors into a message and an exit code instead of a stack trace."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             _check_arguments(kwargs)
-            if command.__name__ != "doctor":  # it reports them among its findings
-                _say_unknown_settings()
+            _report_unknown_settings()
             command(*args, **kwargs)
         except LabelmillError as error:
             fail(str(error), ExitCode(error.exit_code))
@@ -157,22 +166,22 @@ def tells_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.stdout = None
             raise SystemExit(ExitCode.OK) from None
         except OSError as error:
-            _fail_with(error)
+            _fail_os_error(error)
 
     return run
 
 
-def _fail_with(error: OSError) -> NoReturn:
+def _fail_os_error(error: OSError) -> NoReturn:
     """Print what the system reports, such as a read-only folder or a full disk, and exit."""
-    words = error.strerror or str(error)
+    message = error.strerror or str(error)
     if isinstance(error.filename, str):
-        words = f"{words}: {error.filename}"
-        if error.errno in _NO_PLACE and _is_in_home(error.filename):
+        message = f"{message}: {error.filename}"
+        if error.errno in _NOT_WRITABLE and _is_in_home(error.filename):
             advice = "LABELMILL_HOME says where the state folder is, and `labelmill doctor` checks it"
-            fail(f"{words}; {advice}", ExitCode.USAGE)
-    elif error.errno in _NO_ROOM:
-        words += ": make room where the output goes, and run it again"
-    fail(words)
+            fail(f"{message}; {advice}", ExitCode.USAGE)
+    elif error.errno in _DISK_FULL:
+        message += ": free some space, and run the command again"
+    fail(message)
 
 
 def _is_in_home(path: str) -> bool:
@@ -183,7 +192,7 @@ def _is_in_home(path: str) -> bool:
 
 
 @cache  # once per process: a group runs before its command
-def _say_unknown_settings() -> None:
+def _report_unknown_settings() -> None:
     """Report variables that are no settings: a mistyped name would silently select another ledger."""
     for name, meant in unknown_variables().items():
         say(f"{name} is not a setting and has no effect" + (f": did you mean {meant}?" if meant else ""))
@@ -192,9 +201,9 @@ def _say_unknown_settings() -> None:
 def _check_arguments(arguments: Mapping[str, object]) -> None:
     """Raise UserError for numbers and texts that no ledger can store. Paths may be any bytes."""
     for name, value in arguments.items():
-        if isinstance(value, int) and not -_LARGEST - 1 <= value <= _LARGEST:
-            raise UserError(f"{value} is too large: the largest number is {_LARGEST:,}.")
-        texts = [] if name in _PATHS else value if isinstance(value, list) else [value]
+        if isinstance(value, int) and not -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER:
+            raise UserError(f"{value} is too large: the largest number is {_MAX_INTEGER:,}.")
+        texts = [] if name in _PATH_ARGUMENTS else value if isinstance(value, list) else [value]
         for text in texts:
             if isinstance(text, str) and storable(text) != text:
                 raise UserError(f"{storable(text)} is not UTF-8: ids, keys, names and labels must be.")
@@ -205,7 +214,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _plain(value: Any) -> Any:
+def _json_default(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is not JSON")

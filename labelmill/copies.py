@@ -64,13 +64,13 @@ def _remove(ledger: Ledger, store: Store, unneeded: list[str]) -> None:
             held += len(removed[sha256])
             store.remove(key)
             if held > _PAGE_BYTES:
-                _put_back(ledger, store, removed)
+                _restore(ledger, store, removed)
                 removed, held = {}, 0
     finally:  # also if the store fails halfway
-        _put_back(ledger, store, removed)
+        _restore(ledger, store, removed)
 
 
-def _put_back(ledger: Ledger, store: Store, removed: dict[str, bytes]) -> None:
+def _restore(ledger: Ledger, store: Store, removed: dict[str, bytes]) -> None:
     """Write those of the removed copies again that a correction needs by now.
 
     The same bytes may have been corrected since the ledger was read, and the correction may have checked for

@@ -89,11 +89,11 @@ class Corrector:
                 first = requests.setdefault((request.job_id, request.index), request)
                 if first.label != request.label:
                     batch.problems[line] = UserError(
-                        f"it says {request.label!r}, and line {first.line} {first.label!r}."
+                        f"its label is {request.label!r}, but line {first.line} says {first.label!r}."
                     )
             batch.look_up(list(requests.values()))
             if batch.problems:
-                raise UserError(_all_that_is_wrong(batch.problems))
+                raise UserError(_summarize_problems(batch.problems))
             return batch.save()
 
     def undo(self, job_id: str, index: int) -> Correction:
@@ -151,10 +151,10 @@ class _Batch:
 
     def look_up(self, requests: list[CorrectionRequest]) -> None:
         """Find the images, and copy those that have no copy yet. Raises Unavailable."""
-        copying: list[_Copying] = []
+        copying: list[_CopyTask] = []
         for job_id, of_job in groupby(sorted(requests), key=lambda request: request.job_id):
             requests_of_job = list(of_job)
-            with self._noting(*requests_of_job), self._ledger.reading() as connection:
+            with self._collecting_errors(*requests_of_job), self._ledger.reading() as connection:
                 copying += self._look_up_job(connection, job_id, requests_of_job)
         # Last, because copying takes most of the time, and nothing is stored if any row is wrong.
         for each in copying:
@@ -165,10 +165,10 @@ class _Batch:
         with self._ledger.transaction() as connection:
             saved = save_corrections(connection, self._made)
         for correction in saved:
-            self._keep_copy(correction)
+            self._restore_copy(correction)
         return saved
 
-    def _keep_copy(self, correction: Correction) -> None:
+    def _restore_copy(self, correction: Correction) -> None:
         """Write the copy again if another process removed it before the row was stored.
 
         That happens if a correction of the same bytes is removed meanwhile. Raises Unavailable.
@@ -191,7 +191,7 @@ class _Batch:
                 self._store.put(key, data)
 
     @contextmanager
-    def _noting(self, *requests: CorrectionRequest) -> Iterator[None]:
+    def _collecting_errors(self, *requests: CorrectionRequest) -> Iterator[None]:
         """Note a UserError as the problem of these requests."""
         try:
             yield
@@ -200,7 +200,7 @@ class _Batch:
 
     def _look_up_job(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
-    ) -> list[_Copying]:
+    ) -> list[_CopyTask]:
         """Return the images to copy, by chunk, in the order of the images. Earlier copies are reused."""
         if not is_id(job_id):
             raise _no_job(job_id)
@@ -209,27 +209,27 @@ class _Batch:
         before = find_corrections(connection, job_id, indices)
         for request in requests:
             if request.index in before:
-                with self._noting(request):
+                with self._collecting_errors(request):
                     self._check_label(connection, request, before[request.index].model_id)
                     self._made.append(replace(before[request.index], label=request.label))
         new = [request for request in requests if request.index not in before]
-        with self._noting(*new):
+        with self._collecting_errors(*new):
             return self._look_up_new(connection, job_id, new) if new else []
         return []
 
     def _look_up_new(
         self, connection: Connection, job_id: str, requests: list[CorrectionRequest]
-    ) -> list[_Copying]:
+    ) -> list[_CopyTask]:
         """Return the images to copy for new corrections. Raises NotFound if there is no such job."""
-        found: list[_Copying] = []
+        found: list[_CopyTask] = []
         status = job_status(connection, job_id)
         indices = [request.index for request in requests if 0 <= request.index < status.total]
         outcomes = outcomes_of(connection, job_id, indices)
         for request in requests:
-            with self._noting(request):
+            with self._collecting_errors(request):
                 correction = self._correction(connection, request, status, outcomes.get(request.index))
                 if not found or request.index >= found[-1].chunk.first_index + found[-1].chunk.images:
-                    found.append(_Copying(_chunk(connection, request), []))
+                    found.append(_CopyTask(_chunk(connection, request), []))
                 found[-1].images.append((request, correction))
         return found
 
@@ -247,7 +247,7 @@ class _Batch:
         if outcome.error in _DANGEROUS:
             raise Conflict(
                 f"Image {request.index} of job {status.id} stopped its worker ({outcome.error}): "
-                "it would stop the trainer as well."
+                "it would stop the trainer, too."
             )
         if outcome.error in _NOT_DECODABLE:
             raise Conflict(
@@ -276,16 +276,16 @@ class _Batch:
             self._models[model_id] = get_model(connection, model_id)
         self._models[model_id].check_class(request.label)
 
-    def _copy(self, copying: _Copying) -> None:
+    def _copy(self, copying: _CopyTask) -> None:
         """Copy the images of one chunk into the store. Raises Unavailable.
 
         If some row is already known to be wrong, only read the images, to find what else is wrong.
         """
         chunk, images = copying
-        with self._noting(*(request for request, _ in images)):
+        with self._collecting_errors(*(request for request, _ in images)):
             contents = self._contents(chunk)
             for request, correction in images:
-                with self._noting(request):
+                with self._collecting_errors(request):
                     data = self._read(request, contents[request.index - chunk.first_index])
                     if self.problems:
                         continue
@@ -316,7 +316,7 @@ class _Batch:
         return content
 
 
-class _Copying(NamedTuple):
+class _CopyTask(NamedTuple):
     """Images of one chunk, with the corrections to store."""
 
     chunk: FinishedChunk
@@ -334,7 +334,7 @@ def _no_job(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
 
 
-def _all_that_is_wrong(problems: dict[int, UserError]) -> str:
+def _summarize_problems(problems: dict[int, UserError]) -> str:
     count = "1 row is wrong" if len(problems) == 1 else f"{len(problems):,} rows are wrong"
     lines = [f"line {line}: {error}" for line, error in sorted(problems.items())]
     return "\n".join([f"{count}, and nothing is stored:", *lines])

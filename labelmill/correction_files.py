@@ -12,7 +12,7 @@ from jobs.errors import UserError
 
 #: The columns of a file; others are ignored. `job_id` is an alias of `job`, because `--json` prints it so.
 COLUMNS: Final = ("job", "index", "label")
-_JOB_TOO: Final = "job_id"
+_JOB_ALIAS: Final = "job_id"
 
 #: The largest integer that the ledger can hold.
 MAX_INDEX: Final = 2**63 - 1
@@ -55,8 +55,10 @@ def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[
         for row in reader:
             more = len(row.pop(None, ()))  # cells of a row that is too long
             if more:  # an unquoted comma in a name: the label may be in another column
-                told = f"it has {len(columns) + more} cells, and the first line names {len(columns)} columns."
-                yield reader.line_num, UserError(told)
+                message = (
+                    f"it has {len(columns) + more} cells, and the first line names {len(columns)} columns."
+                )
+                yield reader.line_num, UserError(message)
             else:
                 yield reader.line_num, row
     except csv.Error as error:
@@ -66,7 +68,7 @@ def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[
 def _check_header(columns: list[str], job_id: str | None) -> None:
     """Raise UserError unless the columns name job, index and label, each once."""
     needed = COLUMNS if job_id is None else COLUMNS[1:]
-    named = {COLUMNS[0] if name == _JOB_TOO else name for name in columns}
+    named = {COLUMNS[0] if name == _JOB_ALIAS else name for name in columns}
     if not named.issuperset(needed):
         if columns and columns[0].startswith("{"):
             hint = ". JSON lines are read from a file whose name ends in .jsonl or .ndjson"
@@ -77,7 +79,7 @@ def _check_header(columns: list[str], job_id: str | None) -> None:
         else:
             hint = ""
         raise UserError(f"The first line must name the columns {', '.join(needed)}{hint}.")
-    for name in (*COLUMNS, _JOB_TOO):
+    for name in (*COLUMNS, _JOB_ALIAS):
         if columns.count(name) > 1:
             raise UserError(f"The first line names the column {name} twice.")
 
@@ -98,7 +100,7 @@ def _objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | UserE
 
 def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> CorrectionRequest:
     """Return the request of a row. Raises UserError."""
-    row = {**row, "job": row.get("job") or row.get(_JOB_TOO) or job_id}
+    row = {**row, "job": row.get("job") or row.get(_JOB_ALIAS) or job_id}
     missing = [column for column in COLUMNS if row.get(column) in (None, "")]
     if missing:
         raise UserError(f"it has no {' and no '.join(missing)}.")
@@ -107,5 +109,5 @@ def _to_request(row: dict[str, Any], line: int, job_id: str | None) -> Correctio
         raise UserError(f"its index is {index!r}, not a whole number from 0.")
     job = job.strip().lower()  # as on the command line
     if job_id not in (None, job):
-        raise UserError(f"it is of job {job}, not of {job_id}.")
+        raise UserError(f"it belongs to job {job}, not to {job_id}.")
     return CorrectionRequest(job, int(index), label, line)

@@ -48,8 +48,8 @@ def run_demo(settings: Settings) -> None:
     _stack_unless_up(settings)  # fail now, not after a download and a training
     data = load_mnist(settings, allow_sample=True)
     with Client(settings) as client:
-        model = _a_model_of(data, settings, client)
-        folder = _write_images(data, settings.home / "demo" / _name_of(data))
+        model = _find_or_train_model(data, settings, client)
+        folder = _write_images(data, settings.home / "demo" / _data_name(data))
         with _stack_unless_up(settings) as stack:
             say("starting the workers" if stack else f"using the stack that is up in {settings.home}")
             with ProgressLine("submitting") as progress:
@@ -65,10 +65,10 @@ def _stack_unless_up(settings: Settings) -> Stack | nullcontext[None]:
     """Return a stack to start, or nothing if one is up. Raises UserError, SettingsError if none can start."""
     if settings.embedded_broker and broker_answers(settings):
         return nullcontext()
-    return Stack(settings, logs=settings.home / "logs")
+    return Stack(settings)
 
 
-def _a_model_of(data: Mnist, settings: Settings, client: Client) -> Model:
+def _find_or_train_model(data: Mnist, settings: Settings, client: Client) -> Model:
     """Return the champion if it was trained on the same data, else a model that is trained now."""
     for model in client.models():
         if "champion" in model.aliases and (evaluated := _evaluated_on(data, model, client)):
@@ -95,13 +95,13 @@ def _evaluated_on(data: Mnist, model: Model, client: Client) -> Evaluation | Non
     return found.evaluation if found else None
 
 
-def _name_of(data: Mnist) -> str:
+def _data_name(data: Mnist) -> str:
     """Return a name that is unique to these test images and their classes."""
     known_by = "\n".join((data.evaluation_fingerprint, *data.classes))
     return f"{data.source}-{hashlib.sha256(known_by.encode()).hexdigest()[:12]}"
 
 
-def _folder_of(label: int, name: str) -> str:
+def _class_folder(label: int, name: str) -> str:
     """Return a class's folder: its number, which identifies it, and a readable part of its name."""
     return str(label) if name == str(label) else f"{label}-{_NOT_IN_PATHS.sub('_', name)[:_NAME_LENGTH]}"
 
@@ -115,7 +115,7 @@ def _write_images(data: Mnist, folder: Path) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     with private_umask(), ProgressLine("writing PNG files", total=len(data.test_images)) as progress:
-        folders = [folder / _folder_of(label, name) for label, name in enumerate(data.classes)]
+        folders = [folder / _class_folder(label, name) for label, name in enumerate(data.classes)]
         for each in folders:
             each.mkdir(parents=True)
         for number, (pixels, label) in enumerate(zip(data.test_images, data.test_labels, strict=True)):
@@ -165,7 +165,7 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
             "To use all of MNIST, set LABELMILL_MNIST_DIR to a folder with its four IDX files."
         )
 
-    console.print("Some that are right, and the most confident mistakes:")
+    console.print("Some correct predictions, and the most confident mistakes:")
     shown = good[::3][:DRAWN] + wrong[:DRAWN]
     draw([_picture(prediction, _truth(prediction, data.classes)) for prediction in shown], console)
     steps = next_steps(

@@ -32,27 +32,27 @@ def watch(client: Client, job_id: str, *, own_stack: Stack | None = None) -> Job
                 note = _note(status, own_stack=own_stack is not None, embedded=embedded)
                 progress.update(status.done, total=status.total, note=note)
                 if own_stack is not None and not status.finished:
-                    own_stack.must_run()
+                    own_stack.check_running()
     except KeyboardInterrupt:
-        say(f"Interrupted; {_how_it_goes_on(job_id, own_stack=own_stack is not None)}")
+        say(f"Interrupted; {_how_to_continue(job_id, own_stack=own_stack is not None)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
     except Unavailable:
         if own_stack is not None:
-            say(_how_it_goes_on(job_id, own_stack=True))
+            say(_how_to_continue(job_id, own_stack=True))
         raise
     say(closing_line(status))
     return status
 
 
-def say_broker_away(client: Client, waits: str, *, starts: str = "workers") -> None:
-    """Say so if the latest messages could not be sent, and why.
+def report_broker_unavailable(client: Client, waits: str, *, starts: str = "workers") -> None:
+    """Print why the latest messages could not be sent; nothing if they were sent.
 
-    `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides a broker.
+    `waits`: what happens to the work meanwhile; `starts`: what `labelmill up` starts besides the broker.
     """
     if not client.broker_unavailable:
         return
     if client.settings.embedded_broker:
-        say(f"No broker answers: {waits}. `labelmill up` starts one with {starts}.")
+        say(f"The broker does not answer: {waits}. `labelmill up` starts it, and {starts}.")
     else:
         say(f"The broker cannot be used ({client.broker_error}): {waits}.")
 
@@ -63,7 +63,7 @@ def closing_line(status: JobStatus) -> str:
     if status.failed:
         counts += f", {status.failed:,} with an error (labelmill predictions {status.id} --errors)"
     if status.rate:
-        counts += f", {status.rate:,.0f} a second"
+        counts += f", {status.rate:,.0f} per second"
     if status.state == JobState.FAILED:
         return f"job {status.id} failed: {status.error}\n{counts}"
     if status.state == JobState.CANCELLED:
@@ -71,7 +71,7 @@ def closing_line(status: JobStatus) -> str:
     return counts
 
 
-def state_words(status: JobStatus) -> str:
+def format_state(status: JobStatus) -> str:
     """Return a job's state, for people."""
     if status.paused:
         return f"{status.state}, paused"
@@ -90,20 +90,13 @@ def status_to_json(status: JobStatus) -> dict[str, Any]:
     return asdict(status) | derived
 
 
-def _how_it_goes_on(job_id: str, *, own_stack: bool) -> str:
-    when = "goes on when `labelmill up` runs" if own_stack else "goes on"
+def _how_to_continue(job_id: str, *, own_stack: bool) -> str:
+    when = "continues when `labelmill up` runs" if own_stack else "continues"
     return (
         f"job {job_id} {when}.\n"
         f"  follow it:  labelmill status {job_id} --watch\n"
         f"  stop it:    labelmill cancel {job_id}"
     )
-
-
-def who_may_be_missing(part: str, *, embedded: bool) -> str:
-    """Return the note to show if work waits for a worker or a trainer and none takes it."""
-    if embedded:
-        return f"waiting for a {part}: is `labelmill up` running?"
-    return f"waiting for a {part}: `labelmill workers` lists those that run"
 
 
 def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
@@ -114,10 +107,11 @@ def _note(status: JobStatus, *, own_stack: bool, embedded: bool) -> str:
         parts.append(f"paused: labelmill resume {status.id}")
         return ", ".join(parts)
     if status.rate:
-        parts.append(f"{status.rate:,.0f} a second")
+        parts.append(f"{status.rate:,.0f} per second")
     waited = status.oldest_waiting_seconds
     if status.started_at is None and own_stack:
         parts.append("the workers are loading the model")
     elif status.started_at is None and waited is not None and waited > _NO_WORKER_SECONDS:
-        parts.append(who_may_be_missing("worker", embedded=embedded))
+        advice = "is `labelmill up` running?" if embedded else "`labelmill workers` lists those that run"
+        parts.append(f"waiting for a worker: {advice}")
     return ", ".join(parts)

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import IO, Any, Final
 
 from jobs.files import append_privately, make_private_folder
-from labelmill.console import counted
+from labelmill.console import pluralize
 
 #: A log file that would grow beyond this is renamed to `<name>.1`, so a part keeps at most twice as much.
 MAX_LOG_BYTES: Final = 8 * 1024**2
@@ -80,7 +80,7 @@ class PartLog:
         self._events = events
         self._file = LogFile(folder / f"{part}.log")
         self._threads: list[threading.Thread] = []
-        self._complained = False
+        self._write_error_reported = False
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         """Read the process's stdout, a pipe, in a thread until its last writer closes it."""
@@ -102,17 +102,17 @@ class PartLog:
             for line in pipe:
                 # Whatever the line is, the pipe must be emptied: a process blocks when its pipe is full.
                 try:
-                    text, event = self._understand(line)
+                    text, event = self._parse(line)
                 except (KeyError, TypeError, ValueError):  # JSON that is not a log record
                     text, event = line, None
                 try:
                     self._file.write(text)
                 except OSError as error:
-                    self._complain(error)
+                    self._report_write_error(error)
                 if event is not None and self._events is not None:
                     self._events.put(event)
 
-    def _understand(self, line: bytes) -> tuple[bytes, Event | None]:
+    def _parse(self, line: bytes) -> tuple[bytes, Event | None]:
         """Return the text for the file, and the event or None. Raises KeyError, TypeError, ValueError."""
         if not line.startswith(b"{"):  # written past the log, or by the broker
             found = (
@@ -124,9 +124,9 @@ class PartLog:
             return line, Event(self._part, line.decode().rstrip())
         return _as_text(record), None if self._events is None else event_of(self._part, record)
 
-    def _complain(self, error: OSError) -> None:
-        if self._events is not None and not self._complained:
-            self._complained = True
+    def _report_write_error(self, error: OSError) -> None:
+        if self._events is not None and not self._write_error_reported:
+            self._write_error_reported = True
             text = f"warning: its log cannot be written: {error.strerror}"
             self._events.put(Event(self._part, text, "warning"))
 
@@ -146,7 +146,7 @@ def event_of(part: str, record: dict[str, Any]) -> Event | None:
         return Event(part, "ready") if _STARTED.fullmatch(message) else None
     if {"job", "images", "errors"} <= record.keys():  # a chunk is done
         seconds = (record.get("seconds") or {}).get("total", 0.0)
-        done = f"{counted(record['images'], 'image')} done, {counted(record['errors'], 'error')}"
+        done = f"{pluralize(record['images'], 'image')} done, {pluralize(record['errors'], 'error')}"
         return Event(part, f"job {record['job']}: {done}, {seconds:.1f} s")
     return Event(part, message)
 

@@ -39,10 +39,10 @@ from jobs.queue import KEY_PREFIX
 from jobs.schema import FINISHED, RunState
 from jobs.settings import Settings
 from labelmill.console import say
-from labelmill.probes import brief_ledger, broker_client, check_there, words_of
+from labelmill.probes import broker_client, check_ledger_exists, ledger_with_timeouts, redacted_message
 
 #: How long a scrape waits for ledger and broker. Prometheus waits ten seconds by default.
-PATIENCE_SECONDS: Final = 5.0
+TIMEOUT_SECONDS: Final = 5.0
 
 #: How long the live accuracy is cached: computing it reads all corrections of the champion.
 LIVE_SECONDS: Final = 60.0
@@ -95,7 +95,7 @@ class LabelmillCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; for a service that does not answer, only that it is down."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         for part in self._parts:
             part.begin()
         for part in self._parts:
@@ -119,7 +119,7 @@ class _Part:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._found: list[Metric] | None = None
-        self._trouble = ""
+        self._problem = ""
 
     def begin(self) -> None:
         """Start reading, unless a thread is still reading."""
@@ -134,24 +134,24 @@ class _Part:
         assert thread is not None  # noqa: S101 -- begun before
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
-            self._tell("no answer")
+            self._report("no answer")
             return None
         return self._found
 
     def _run(self) -> None:
         try:
             self._found = self._read()
-            trouble = ""
+            problem = ""
         except Exception as error:  # any error of a driver: the scrape must be answered
             self._found = None
-            trouble = words_of(error, self._settings)
-        self._tell(trouble)
+            problem = redacted_message(error, self._settings)
+        self._report(problem)
 
-    def _tell(self, trouble: str) -> None:
-        """Print one line when trouble begins and one when it ends, not one per scrape."""
-        if bool(trouble) != bool(self._trouble):
-            say(f"{self.name}: {trouble}" if trouble else f"{self.name}: it answers again")
-        self._trouble = trouble
+    def _report(self, problem: str) -> None:
+        """Print one line when a problem begins and one when it ends, not one per scrape."""
+        if bool(problem) != bool(self._problem):
+            say(f"{self.name}: {problem}" if problem else f"{self.name}: answers again")
+        self._problem = problem
 
 
 # ---- the ledger ---------------------------------------------------------------------------------------
@@ -167,11 +167,11 @@ class _LedgerMetrics:
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
-        check_there(self._settings)
+        check_ledger_exists(self._settings)
         if self._ledger is None:
             # Each scrape opens a connection of its own: between scrapes, a server may be restarted or a file
             # replaced.
-            self._ledger = brief_ledger(self._settings, pooled=False)
+            self._ledger = ledger_with_timeouts(self._settings, pooled=False)
         self._ledger.check()
         with self._ledger.reading() as connection:
             return [
@@ -292,7 +292,8 @@ def _broker_metrics(settings: Settings) -> Iterator[Metric]:
             "labelmill_broker_messages", "Messages that wait on a queue.", labels=["queue"]
         )
         for queue in QUEUES:
-            messages.add_metric([queue], _as_number(client.llen(KEY_PREFIX + queue)))
+            waiting: Any = client.llen(KEY_PREFIX + queue)
+            messages.add_metric([queue], waiting)
         yield messages
         yield from _server_metrics(client)
 
@@ -307,7 +308,3 @@ def _server_metrics(client: redis.Redis) -> Iterator[Metric]:
         "Keys that the broker evicted for lack of memory, messages among them.",
         value=stats["evicted_keys"],
     )
-
-
-def _as_number(answer: Any) -> int:
-    return int(answer)

@@ -50,8 +50,8 @@ def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
         ) from None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         # Some errors have no text, such as those of a missing bucket.
-        untold = "Permission denied" if isinstance(error, PermissionError) else "No such file or directory"
-        reason = error.strerror or untold
+        default = "Permission denied" if isinstance(error, PermissionError) else "No such file or directory"
+        reason = error.strerror or default
         raise UserError(f"{name} cannot be written ({reason}): name another file with --output.") from None
     except (ValueError, ImportError) as error:
         raise UserError(f"{name} cannot be written ({error}): name another file with --output.") from None

@@ -32,17 +32,17 @@ class NoLedgerYet(LabelmillError):
 
 
 @contextmanager
-def ledger_as_it_is(settings: Settings) -> Iterator[Ledger]:
+def existing_ledger(settings: Settings) -> Iterator[Ledger]:
     """Yield the ledger. Raises NoLedgerYet, and OSError if its folder cannot be entered."""
-    check_there(settings)
-    ledger = brief_ledger(settings)
+    check_ledger_exists(settings)
+    ledger = ledger_with_timeouts(settings)
     try:
         yield ledger
     finally:
         ledger.close()
 
 
-def check_there(settings: Settings) -> None:
+def check_ledger_exists(settings: Settings) -> None:
     """Raise NoLedgerYet if the ledger's file does not exist, because opening it would create it.
 
     Raises OSError if its folder cannot be entered.
@@ -52,14 +52,14 @@ def check_there(settings: Settings) -> None:
         raise NoLedgerYet
 
 
-def brief_ledger(settings: Settings, *, pooled: bool = True) -> Ledger:
+def ledger_with_timeouts(settings: Settings, *, pooled: bool = True) -> Ledger:
     """Return the ledger, with ANSWER_SECONDS as the limit for a statement or the wait for a lock."""
     ledger = Ledger(settings.ledger, pooled=pooled)
-    sa.event.listen(ledger.engine, "connect", partial(_be_brief, ledger.is_sqlite), insert=True)
+    sa.event.listen(ledger.engine, "connect", partial(_set_timeouts, ledger.is_sqlite), insert=True)
     return ledger
 
 
-def _be_brief(is_sqlite: bool, connection: Any, _record: Any) -> None:
+def _set_timeouts(is_sqlite: bool, connection: Any, _record: Any) -> None:
     if is_sqlite:
         connection.execute(f"PRAGMA busy_timeout = {ANSWER_SECONDS * 1000:.0f}")
     else:
@@ -91,7 +91,7 @@ def broker_client(settings: Settings) -> Iterator[redis.Redis]:
         connection.close()
 
 
-def words_of(error: BaseException, settings: Settings) -> str:
+def redacted_message(error: BaseException, settings: Settings) -> str:
     """Return the first line of another library's error, without the secrets in the settings."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return without_secrets(text, settings.ledger_url, settings.broker_url, settings.store_url).rstrip(".")

@@ -86,7 +86,7 @@ class Purge:
         with self._ledger.reading() as connection:
             job_ids = finished_jobs(connection, days=days)
         for job_id in job_ids:
-            self._whole_job(job_id)
+            self._purge_job(job_id)
 
     def one_job(self, job_id: str) -> None:
         """Remove this job with everything that belongs to it, whenever it finished.
@@ -99,7 +99,7 @@ class Purge:
                 f"Job {job_id} has not finished, it is {status.state}: stop it first, "
                 f"`labelmill cancel {job_id}`."
             )
-        if not self._whole_job(job_id):
+        if not self._purge_job(job_id):
             self._status(job_id)  # raises NotFound if another purge has removed it
             raise still_at_work(job_id)
 
@@ -109,7 +109,7 @@ class Purge:
             job_ids = finished_jobs(connection, days=days, with_payloads=True)
         for job_id in job_ids:
             if job_id not in self._seen:
-                self._payloads_of(job_id)
+                self._purge_payloads(job_id)
 
     def strays(self) -> None:
         """Remove payloads that no job needs and copies that no correction needs.
@@ -142,16 +142,16 @@ class Purge:
         with self._ledger.reading() as connection:
             return job_status(connection, job_id)
 
-    def _whole_job(self, job_id: str) -> bool:
+    def _purge_job(self, job_id: str) -> bool:
         """Remove the job. Return False if a worker still has a chunk of it."""
-        free = self._payloads_of(job_id)
+        free = self._purge_payloads(job_id)
         if free:
-            self._rows_of(job_id)
+            self._delete_job_rows(job_id)
             self.purged.jobs += 1
             self._on_progress(self.purged)
         return free
 
-    def _payloads_of(self, job_id: str) -> bool:
+    def _purge_payloads(self, job_id: str) -> bool:
         """Remove the job's payloads. Return False if a worker still has a chunk of it."""
         self._seen.add(job_id)
         if self._dry_run:
@@ -175,16 +175,16 @@ class Purge:
         self.purged.bytes += size
         return size
 
-    def _rows_of(self, job_id: str) -> None:
+    def _delete_job_rows(self, job_id: str) -> None:
         with self._ledger.reading() as connection:
             shadows = shadows_of(connection, job_id)
         for each in (*shadows, job_id):
-            self._delete_rows(each)
+            self._delete_results(each)
         if not self._dry_run:
             with self._ledger.transaction() as connection:
                 delete_job(connection, job_id)  # and its shadows
 
-    def _delete_rows(self, job_id: str) -> None:
+    def _delete_results(self, job_id: str) -> None:
         """Delete the job's chunks and predictions."""
         with self._ledger.reading() as connection:
             ranges = prediction_ranges(connection, job_id)

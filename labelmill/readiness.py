@@ -11,7 +11,7 @@ from jobs.errors import LabelmillError
 from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.settings import Settings
-from labelmill.probes import broker_client, ledger_as_it_is, words_of
+from labelmill.probes import broker_client, existing_ledger, redacted_message
 
 
 class Part(StrEnum):
@@ -42,14 +42,14 @@ def readiness(settings: Settings, part: Part) -> Readiness:
     ledger and broker answer here.
     """
     try:
-        with ledger_as_it_is(settings) as ledger:
+        with existing_ledger(settings) as ledger:
             # A worker keeps working after a migration, until the next version's worker starts.
             ledger.check(or_newer=part in _QUEUES)
             if part in _QUEUES:
                 with ledger.reading() as connection:
                     return _worker(part, list_workers(connection, host=socket.gethostname()))
     except (LabelmillError, OSError) as error:
-        return Readiness(False, words_of(error, settings))
+        return Readiness(False, redacted_message(error, settings))
     return _broker(settings)
 
 
@@ -61,7 +61,7 @@ def _broker(settings: Settings) -> Readiness:
         with broker_client(settings) as client:
             client.ping()
     except (OperationalError, RedisError, OSError) as error:
-        return Readiness(False, f"the broker does not answer: {words_of(error, settings)}")
+        return Readiness(False, f"the broker does not answer: {redacted_message(error, settings)}")
     return Readiness(True, "ledger and broker answer")
 
 
@@ -69,7 +69,7 @@ def _worker(part: Part, found: list[WorkerStatus]) -> Readiness:
     """Return the readiness of this host's worker or trainer; of several, the one that was seen last."""
     mine = [worker for worker in found if worker.queue == _QUEUES[part]]
     if not mine:
-        return Readiness(False, f"no {part} of this host, {socket.gethostname()}, has had a heartbeat")
+        return Readiness(False, f"no {part} on this host, {socket.gethostname()}, has sent a heartbeat")
     last = min(mine, key=lambda worker: worker.seen_seconds)
     seen = f"{last.name} was seen {last.seen_seconds:.0f} s ago"
     if not last.alive:

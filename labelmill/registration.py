@@ -18,7 +18,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
 from jobs.text import is_plain, storable
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
@@ -56,18 +56,18 @@ def register(
     workers use; Unavailable.
     """
     classes, path = tuple(classes), Path(file)
-    told = ",".join(classes)
+    names = ",".join(classes)
     if not all(classes) or len(set(classes)) != len(classes):
-        raise UserError(f"The classes {told!r} cannot be used: each class needs its own name.")
+        raise UserError(f"The classes {names!r} cannot be used: each class needs its own name.")
     if not all(map(is_plain, classes)):
-        raise UserError(f"The classes {told!r} cannot be used: a name cannot contain control characters.")
-    need_tensorflow("Registering")
+        raise UserError(f"The classes {names!r} cannot be used: a name cannot contain control characters.")
+    require_tensorflow("Registering")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        input_spec = _try_out(settings.cache_dir, data, classes, resampling, invert)
+        input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert)
     except ModelRefused as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     check_store(ledger, store)
@@ -85,11 +85,13 @@ def register(
     )
     if model.classes != classes:
         raise Conflict(
-            f"This file is model {model.id} already, with other classes: {', '.join(model.classes)}."
+            f"This file is already registered as model {model.id}, with other classes: "
+            f"{', '.join(model.classes)}."
         )
     if model.input_spec != input_spec:
         raise Conflict(
-            f"This file is model {model.id} already, with another input: {describe_input(model.input_spec)}."
+            f"This file is already registered as model {model.id}, with another input: "
+            f"{describe_input(model.input_spec)}."
         )
     return Registered(model, model.id not in known, _is_measurable(settings, classes))
 
@@ -105,7 +107,7 @@ def describe_input(spec: InputSpec) -> str:
     return f"{colours} bytes, {spec.width} x {spec.height}, {spec.resampling}, {inverted[spec.invert]}"
 
 
-def _try_out(
+def _test_run(
     cache_dir: Path, data: bytes, classes: tuple[str, ...], resampling: Resampling, invert: Invert | None
 ) -> InputSpec:
     """Load the model and run it. Return how images are prepared for it. Raises ModelRefused."""

@@ -10,8 +10,7 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.schema import RunState
 from labelmill.client import Client
-from labelmill.console import ExitCode, counted, say, time_words
-from labelmill.follow import who_may_be_missing
+from labelmill.console import ExitCode, pluralize, say
 from labelmill.progress import ProgressLine
 from labelmill.training import epoch_line
 
@@ -31,34 +30,33 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
     `own_stack`: the stack that was started for this run, so Ctrl-C cancels the run. Raises Unavailable if one
     of its processes ends before the run does.
     """
-    told = 0
-    data_told = advised = False
-    embedded = client.settings.embedded_broker
+    epochs_shown = 0
+    data_shown = advised = False
     try:
         with ProgressLine("training") as progress:
             for run in client.follow_run(run_id):
-                if run.data is not None and not data_told:
+                if run.data is not None and not data_shown:
                     say(data_line(run))
-                    data_told = True
-                if run.epochs_done > told:
-                    for epoch in client.epochs(run_id)[told:]:
+                    data_shown = True
+                if run.epochs_done > epochs_shown:
+                    for epoch in client.epochs(run_id)[epochs_shown:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
-                        told = epoch.epoch
-                if own_stack is None and not advised and _waits_long(run) and not client.trainer_is_there():
+                        epochs_shown = epoch.epoch
+                if own_stack is None and not advised and _is_overdue(run) and not client.trainer_is_there():
+                    embedded = client.settings.embedded_broker
                     start = "labelmill up" if embedded else "labelmill worker --trainer"
                     say(f"No trainer is running, so training run {run_id} waits: `{start}` starts one.")
                     advised = True
-                note = _note(run, own_stack=own_stack is not None, embedded=embedded)
-                progress.update(told, total=run.recipe["epochs"], note=note)
+                progress.update(epochs_shown, total=run.recipe["epochs"], note=_note(run))
                 if own_stack is not None and not run.finished:
-                    own_stack.must_run()
+                    own_stack.check_running()
     except KeyboardInterrupt:
         if own_stack is not None:
             client.cancel_run(run_id)
-            say(f"Interrupted; training run {run_id} is cancelled and changes nothing.")
+            say(f"Interrupted; training run {run_id} is cancelled and has changed nothing.")
         else:
             say(
-                f"Interrupted; training run {run_id} goes on.\n"
+                f"Interrupted; training run {run_id} continues.\n"
                 f"  follow it:  labelmill runs show {run_id} --watch\n"
                 f"  stop it:    labelmill runs cancel {run_id}"
             )
@@ -82,11 +80,11 @@ def data_line(run: Run) -> str:
     data = run.data or {}
     source = _SOURCES.get(run.data_source, run.data_source)
     line = (
-        f"{counted(data['train_images'], 'training image')} from {source}, "
+        f"{pluralize(data['train_images'], 'training image')} from {source}, "
         f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate"
     )
     if data["corrections"] or data["left_out"]:
-        line += f"; {counted(data['corrections'], 'correction')} included, {data['left_out']:,} skipped"
+        line += f"; {pluralize(data['corrections'], 'correction')} included, {data['left_out']:,} skipped"
     return line
 
 
@@ -97,35 +95,13 @@ def exit_code_of_run(run: Run, verdict: StoredVerdict | None) -> ExitCode:
     return ExitCode.OK if verdict is not None and verdict.promote else ExitCode.WITH_ERRORS
 
 
-def asked_by(run: Run) -> str:
-    """Return who requested the run: the schedule, with its time, or a person."""
-    return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
-
-
-def run_state_words(run: Run) -> str:
-    """Return a run's state, for people."""
-    if run.silent_since is None:
-        return str(run.state)
-    return f"{run.state}, but {silence_words(run)}"
-
-
-def silence_words(run: Run) -> str:
-    """Return since when a run's trainer has sent no heartbeat."""
-    return f"no heartbeat since {time_words(run.silent_since)}"
-
-
-def run_to_json(run: Run) -> dict[str, Any]:
-    """Return a run as a dictionary, for `--json`."""
-    return asdict(run)
-
-
-def run_in_full(client: Client, run: Run) -> dict[str, Any]:
+def run_details_to_json(client: Client, run: Run) -> dict[str, Any]:
     """Return a run as a dictionary with its epochs and the gate's verdict, for `--json`."""
     verdict = client.verdict_on(run.id)
     epochs = [dict(epoch._mapping) for epoch in client.epochs(run.id)]
     for epoch in epochs:
         del epoch["run_id"]
-    return run_to_json(run) | {
+    return asdict(run) | {
         "promoted": None if verdict is None else verdict.promote,
         "forced": None if verdict is None else verdict.forced,
         "checks": _checks(verdict),
@@ -137,11 +113,9 @@ def _checks(verdict: StoredVerdict | None) -> list[dict[str, Any]]:
     return [] if verdict is None else verdict.checks
 
 
-def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
+def _note(run: Run) -> str:
     if run.state == RunState.PENDING:
-        if own_stack or not _waits_long(run):
-            return "waiting for the trainer"
-        return who_may_be_missing("trainer", embedded=embedded)
+        return "waiting for a trainer"
     if run.state != RunState.RUNNING:
         return ""
     if run.silent_since is not None:
@@ -152,7 +126,7 @@ def _note(run: Run, *, own_stack: bool, embedded: bool) -> str:
     return f"epoch {run.epochs_done + 1} of {epochs}" if run.epochs_done < epochs else "evaluating"
 
 
-def _waits_long(run: Run) -> bool:
+def _is_overdue(run: Run) -> bool:
     """Return whether a trainer would have claimed the run by now."""
     if run.state != RunState.PENDING or run.requested_at is None:
         return False

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Self
 
@@ -43,7 +42,7 @@ RESTART_SECONDS: Final = 2.0
 _LAST_LINES_SECONDS: Final = 2.0
 
 #: The signals that stop a stack.
-_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None)  # loaded now, because a forked child must not load a library
@@ -105,13 +104,14 @@ class Stack:
         self,
         settings: Settings,
         *,
-        logs: Path,
         worker: bool = True,
         trainer: bool = False,
         beat: bool = False,
         with_events: bool = False,
     ) -> None:
-        """Describe the stack. Each process logs to `<logs>/<name>.log`; `with_events` is for `next_event`.
+        """Describe the stack, whose processes log to `logs/` in the state folder.
+
+        `with_events` is for `next_event`.
 
         Raises SettingsError if its processes would refuse to start, UserError if the embedded broker is not
         installed.
@@ -122,26 +122,22 @@ class Stack:
 
         beat_schedule(settings)
         self._settings = settings
-        self._logs = logs
+        self._logs = settings.home / "logs"
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None
         # The processes always log as JSON, so that their lines can be parsed; `PartLog` writes the files.
         self._environment = settings.environment() | {f"{ENV_PREFIX}LOG_FORMAT": "json"}
-        self._services: list[_Service] = []
+        commands: dict[str, list[str]] = {}
         if settings.embedded_broker:
-            self._services.append(_Service("broker", _broker_command(settings)))
+            commands["broker"] = _broker_command(settings)
         if worker:
-            self._services.append(
-                _Service(
-                    "worker",
-                    worker_command(queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"),
-                )
+            commands["worker"] = worker_command(
+                queue=CLASSIFY_QUEUE, processes=settings.processes, name="worker"
             )
         if trainer:
-            self._services.append(
-                _Service("trainer", worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer"))
-            )
+            commands["trainer"] = worker_command(queue=RETRAIN_QUEUE, processes=1, name="trainer")
         if beat:
-            self._services.append(_Service("beat", beat_command()))
+            commands["beat"] = beat_command()
+        self._services = [_Service(name, command) for name, command in commands.items()]
         self._signals = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -181,11 +177,11 @@ class Stack:
                 continue
             if time.monotonic() - service.started_at >= RESTART_SECONDS:
                 if self._events is not None:
-                    text = f"error: ended with {process.returncode}; starting it again"
+                    text = f"error: ended with {process.returncode}; restarting it"
                     self._events.put(Event(service.name, text, "error"))
                 self._start(service)
 
-    def must_run(self) -> None:
+    def check_running(self) -> None:
         """Raise Unavailable if one of the processes has ended.
 
         For a command that waits for one piece of work: a process that dies would probably die again, and the
@@ -211,7 +207,7 @@ class Stack:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     service.process.wait(max(0.1, deadline - time.monotonic()))
         except KeyboardInterrupt:
-            say("stopping at once; unfinished work will be done again")
+            say("stopping at once; unfinished work will be retried")
         finally:
             for service in self._services:
                 if service.process is not None:
@@ -234,7 +230,7 @@ class Stack:
                     as_json=self._settings.log_format == "json",
                     events=self._events,
                 )
-            with _signals_held():
+            with _signals_blocked():
                 service.process = subprocess.Popen(  # noqa: S603 -- our own command line
                     service.command,
                     env=os.environ | self._environment,
@@ -286,15 +282,15 @@ def _broker_command(settings: Settings) -> list[str]:
 
 def _die_with_parent() -> None:
     """Make Linux stop this child if its parent is killed. Runs in the child, before its program starts."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Hold signals back around a fork: an exception in one of Python's fork hooks is ignored and lost."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
 
@@ -21,25 +21,34 @@ _PIPED_WIDTH: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table, and how it shrinks on a narrow terminal."""
+    """A column of a table: the text of its cells, and how it shrinks on a narrow terminal."""
 
     heading: str
+    text: Callable[[Any], str]  # of a row's item
     right: bool = False  # for numbers
     leave_out: int = 0  # the column with the highest number is left out first; 0: never
-    least: int | None = None  # longer texts may be cut to this many characters
+    min_width: int | None = None  # longer texts may be cut to this many characters
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[Column], items: Iterable[Any]) -> None:
     """Print a table that fits the terminal. Control characters in it are written out."""
     width = shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
-    print_data("\n".join(table_lines(columns, rows, width)))
+    print_data("\n".join(table_lines(columns, items, width)))
 
 
-def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """Return a line of headings and a line per row, none of them wider than `width` characters."""
-    table = [[column.heading for column in columns], *([printable(cell) for cell in row] for row in rows)]
+def field_lines(*fields: tuple[str, str]) -> list[str]:
+    """Return a line for each name and value."""
+    return [f"{name:<16}{value}" for name, value in fields]
+
+
+def table_lines(columns: Sequence[Column], items: Iterable[Any], width: int) -> list[str]:
+    """Return a line of headings and a line per item, none of them wider than `width` characters."""
+    table = [
+        [column.heading for column in columns],
+        *([printable(column.text(item)) for column in columns] for item in items),
+    ]
     widths = [max(map(cell_len, cells)) for cells in zip(*table, strict=True)]
-    least = [min(each, column.least or each) for column, each in zip(columns, widths, strict=True)]
+    least = [min(each, column.min_width or each) for column, each in zip(columns, widths, strict=True)]
 
     shown = list(range(len(columns)))
     while (spare := width - sum(least[place] + len(_GAP) for place in shown) + len(_GAP)) < 0:
@@ -53,7 +62,7 @@ def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width:
 
     lines = []
     for cells in table:
-        fitted = [_fitted(cells[place], widths[place], right=columns[place].right) for place in shown]
+        fitted = [_fit(cells[place], widths[place], right=columns[place].right) for place in shown]
         line = _GAP.join(fitted).rstrip()
         lines.append(line if cell_len(line) <= width else set_cell_size(line, width))
     return lines
@@ -64,7 +73,7 @@ def short_time(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "-"
 
 
-def _fitted(text: str, width: int, *, right: bool) -> str:
+def _fit(text: str, width: int, *, right: bool) -> str:
     missing = width - cell_len(text)
     if missing < 0:
         return set_cell_size(text, width - 3) + "..."

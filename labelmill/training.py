@@ -10,7 +10,7 @@ from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
 from jobs.settings import Settings
-from labelmill.console import say, time_words
+from labelmill.console import format_time, say
 from labelmill.progress import ProgressLine
 from labelmill.signals import sigterm_like_ctrl_c
 
@@ -32,7 +32,7 @@ def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[
     `say` is called with messages for the user, for example about a download. Raises DataUnavailable, and
     UserError without TensorFlow.
     """
-    need_tensorflow()
+    require_tensorflow()
     from worker.learning import mnist
 
     return mnist.load(settings.mnist_dir, settings.cache_dir, allow_sample=allow_sample, say=say)
@@ -43,7 +43,7 @@ def train_with_progress(
 ) -> Retrained:
     """Execute one training run and show its progress.
 
-    Raises Conflict if another run is under way, UserError without TensorFlow, DataUnavailable, Unavailable.
+    Raises Conflict if another run is active, UserError without TensorFlow, DataUnavailable, Unavailable.
     """
     data = data or load_mnist(settings)
     # Imported here: importing TensorFlow takes seconds, and --help should not wait for it.
@@ -51,7 +51,7 @@ def train_with_progress(
 
     # On SIGTERM, the run is recorded as interrupted; otherwise it seems to go on until its lease expires.
     with sigterm_like_ctrl_c():
-        claim = begin_run(settings, recipe, on_wait=say_silent)
+        claim = begin_run(settings, recipe, on_wait=report_silent_trainer)
         with ProgressLine("training") as progress:
 
             def on_batch(epoch: int, done: int, total: int) -> None:
@@ -67,11 +67,11 @@ def train_with_progress(
             return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
 
 
-def say_silent(run: Run) -> None:
-    """Say why a requested run does not begin at once."""
+def report_silent_trainer(run: Run) -> None:
+    """Print why a requested run does not start at once."""
     say(
-        f"training run {run.id} is under way, but its trainer gave no sign of life since "
-        f"{time_words(run.silent_since)}: waiting for one, for {RUN_GRACE_SECONDS:g} seconds at the most"
+        f"training run {run.id} is running, but its trainer has sent no heartbeat since "
+        f"{format_time(run.silent_since)}: waiting up to {RUN_GRACE_SECONDS:g} seconds for one"
     )
 
 
@@ -83,7 +83,7 @@ def epoch_line(epoch: EpochResult | Row[Any], epochs: int) -> str:
     )
 
 
-def need_tensorflow(what: str = "Training", *more: str) -> None:
+def require_tensorflow(what: str = "Training", *more: str) -> None:
     """Raise UserError if TensorFlow is not installed. Its advice includes the `more` extras."""
     if find_spec("tensorflow") is None:
         raise UserError(f"{what} needs TensorFlow: {install_hint('worker', *more)}.")

@@ -45,17 +45,17 @@ class Chunk:
     is_last: bool = False  # of its job
 
     def add(
-        self, names: Sequence[str], contents: Sequence[Content], size: int, *, most: int, most_bytes: int
+        self, names: Sequence[str], contents: Sequence[Content], size: int, *, max_images: int, max_bytes: int
     ) -> bool:
-        """Add images, of `size` bytes together, unless the chunk would exceed `most` images or `most_bytes`.
+        """Add images, of `size` bytes together, unless the chunk would exceed `max_images` or `max_bytes`.
 
         Return whether they were added. An empty chunk always accepts a single image.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
         images, held = len(self.names) + len(names), self.size + self.names_size + size + named
         if images <= SMALL_JOB_IMAGES:
-            most_bytes = MAX_CHUNK_BYTES
-        if (images > most or held > most_bytes) and (self.names or len(names) > 1):
+            max_bytes = MAX_CHUNK_BYTES
+        if (images > max_images or held > max_bytes) and (self.names or len(names) > 1):
             return False
         self.names += names
         self.contents += contents
@@ -90,15 +90,15 @@ def _content(image: SourceImage, roots: Roots | None) -> Content:
         return image.data
     if image.url is None:
         raise SourceError(
-            f"{image.name} is a part of a file, and only whole files can be submitted by reference: unpack "
-            "it and name the folder, or leave out --by-reference."
+            f"{image.name} is part of a file, and only whole files can be submitted by reference: unpack the "
+            "file and name the folder, or leave out --by-reference."
         )
     try:
         url = roots.locate(image.url)
     except ImageError as error:
         raise SourceError(
             f"{image.name} cannot be submitted by reference: {error.detail} (LABELMILL_REFERENCE_ROOTS is "
-            f"{roots}). Add its folder there, for producers and workers alike, or leave out --by-reference."
+            f"{roots}). Add its folder there, for producers and workers, or leave out --by-reference."
         ) from None
     return Reference(url, hashlib.sha256(image.data).hexdigest(), len(image.data))
 
@@ -116,11 +116,13 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
             found = waiting.pop()
             if isinstance(found, SourceImages):
                 size = sum(map(len, found.data))
-                added = chunk.add(found.names, found.data, size, most=room, most_bytes=room_bytes)
+                added = chunk.add(found.names, found.data, size, max_images=room, max_bytes=room_bytes)
             else:
                 name, content, url = found
-                most = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = chunk.add((name,), (content,), _size_of(content), most=most, most_bytes=room_bytes)
+                max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
+                added = chunk.add(
+                    (name,), (content,), _size_of(content), max_images=max_images, max_bytes=room_bytes
+                )
             if added:
                 continue
             if isinstance(found, SourceImages) and len(found.names) > 1:
@@ -142,21 +144,21 @@ def _size_of(content: Content) -> int:
     return content.size if isinstance(content, Reference) else 0
 
 
-def within(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+def enforce_limits(limits: JobLimits, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Yield the same chunks. Raises SourceError at the first one that exceeds a job's limits."""
     images = size = 0
     for chunk in chunks:
         images += len(chunk.names)
         size += chunk.size
         if images > limits.max_images:
-            raise _too_much(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
+            raise _limit_exceeded(f"{limits.max_images:,} images", "LABELMILL_MAX_JOB_IMAGES")
         if size > limits.max_bytes:
-            raise _too_much(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
+            raise _limit_exceeded(f"{limits.max_bytes:,} bytes", "LABELMILL_MAX_JOB_BYTES")
         yield chunk
 
 
-def _too_much(most: str, setting: str) -> SourceError:
+def _limit_exceeded(most: str, setting: str) -> SourceError:
     return SourceError(
-        f"What was named has more than {most}, which is the most that a job may have: submit it in parts, as "
-        f"several jobs, or set {setting} higher. Nothing of it is stored."
+        f"The sources have more than {most}, the limit for one job: submit them as several jobs, or set "
+        f"{setting} higher. Nothing was submitted."
     )

@@ -19,7 +19,7 @@ from jobs.ledger.queries import PAGE_ROWS, Prediction
 NAME_WIDTH: Final = 60
 
 #: The control characters that JSON does not escape.
-_TAKEN_BY_JSON: Final = re.compile("[\x7f-\x9f]")
+_UNESCAPED_BY_JSON: Final = re.compile("[\x7f-\x9f]")
 
 COLUMNS: Final = ("index", "name", "label", "confidence", "error", "detail", "model")
 _row: Final = attrgetter(*COLUMNS)
@@ -43,11 +43,11 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """Write a header row and one row per prediction; missing values are empty. Return the number of rows."""
     writer = csv.writer(out, lineterminator="\n")
     # Before Python 3.13, a lone carriage return is not quoted, and readers end the row there.
-    careful = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(COLUMNS)
     count = 0
     for count, prediction in enumerate(predictions, 1):  # noqa: B007 -- it is the result
-        (careful if "\r" in prediction.name else writer).writerow(_row(prediction))
+        (quoting if "\r" in prediction.name else writer).writerow(_row(prediction))
     return count
 
 
@@ -67,7 +67,7 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     """
     pages = _pages(predictions)
     page = next(pages, [])
-    width = name_width(prediction.name for prediction in page)
+    width = min(NAME_WIDTH, max([4, *(len(printable(prediction.name)) for prediction in page)]))
     out.write(f"{'index':>8}  {'name':<{width}}  {'label':<12}  confidence\n")
     count = 0
     while page:
@@ -83,11 +83,6 @@ def write_table(predictions: Iterable[Prediction], out: IO[str]) -> int:
     return count
 
 
-def name_width(names: Iterable[str]) -> int:
-    """Return the width of a table's column for these names, in characters."""
-    return min(NAME_WIDTH, max([4, *(len(printable(name)) for name in names)]))
-
-
 def printable(text: str) -> str:
     """Return the text with control characters escaped: a file's or class's name must not move the cursor."""
     if text.isprintable():
@@ -97,7 +92,7 @@ def printable(text: str) -> str:
 
 def printable_json(text: str) -> str:
     """Return the JSON document with those control characters escaped that JSON permits unescaped."""
-    return _TAKEN_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNESCAPED_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_parquet() -> None:

@@ -17,7 +17,7 @@ _PAUSE_GROWTH: Final = 1.3
 
 
 class NotFinished(LabelmillError):
-    """The job had not finished when the time was up; it goes on."""
+    """The job did not finish in time; it continues."""
 
 
 def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iterator[JobStatus]:
@@ -34,6 +34,6 @@ def follow(ledger: Ledger, job_id: str, *, timeout: float | None = None) -> Iter
         if status.finished:
             return
         if deadline is not None and time.monotonic() + pause > deadline:
-            raise NotFinished(f"Job {job_id} has not finished after {timeout:g} seconds; it goes on.")
+            raise NotFinished(f"Job {job_id} has not finished after {timeout:g} seconds; it continues.")
         time.sleep(pause)
         pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE_SECONDS)

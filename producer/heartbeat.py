@@ -24,7 +24,7 @@ class ProducerHeartbeat:
         """Start nothing yet. The caller can go on using `ledger`: the thread has its own connection."""
         self._ledger = ledger
         self._job_id = job_id
-        self._over = threading.Event()
+        self._stop = threading.Event()
         # A daemon, so that it does not keep the process alive if the producer is interrupted twice.
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -38,12 +38,12 @@ class ProducerHeartbeat:
 
         The caller must have no transaction open, because the thread may be waiting for it.
         """
-        self._over.set()
+        self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 with self._ledger.transaction() as connection:
                     if not touch_job(connection, self._job_id):

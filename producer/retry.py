@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.errors import ImageError, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger.queries import Unlabelled, check_not_purged, check_retry, images_without_label
-from jobs.payloads import Content, Payload, read_payload
+from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher
+from jobs.references import Reference
 from jobs.store import Store
-from producer.submit import Submitted, submit_again
+from producer.chunking import Item, chunks_of
+from producer.submit import JobOptions, Submitted, Submitter
 
 if TYPE_CHECKING:
     from jobs.traces import Tracing
@@ -48,23 +51,17 @@ def retry(
     with ledger.transaction() as connection:
         model_id = check_retry(connection, job_id)
     images = _Images(ledger, store, job_id, failed_only=failed_only)
-    submitted = submit_again(
-        images,
-        model_id=model_id,
-        retry_of=job_id,
-        ledger=ledger,
-        store=store,
-        publisher=publisher,
-        chunk_images=chunk_images,
-        shadow_share=shadow_share,
-        on_progress=on_progress,
-        tracing=tracing,
-    )
+    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
+    chunks = chunks_of(images, chunk_images)
+    first = next(chunks, None)
+    if first is None:
+        return Retried(None, images.unreadable)
+    submitted = submitter.submit(JobOptions(model_id, retry_of=job_id), chain([first], chunks))
     return Retried(submitted, images.unreadable)
 
 
 class _Images:
-    """The names and contents of the images to retry, read chunk by chunk."""
+    """The images to retry, read chunk by chunk."""
 
     def __init__(self, ledger: Ledger, store: Store, job_id: str, *, failed_only: bool) -> None:
         self._ledger = ledger
@@ -73,15 +70,16 @@ class _Images:
         self._failed_only = failed_only
         self.unreadable = 0
 
-    def __iter__(self) -> Iterator[tuple[str, Content]]:
+    def __iter__(self) -> Iterator[Item]:
         for chunk in images_without_label(self._ledger, self._job_id, failed_only=self._failed_only):
             names, contents = self._read(chunk)
             for place in chunk.places:
+                content = contents[place]
                 # An unreadable image without an outcome is submitted too: it must get one.
-                if chunk.failed and isinstance(contents[place], ImageError):
+                if chunk.failed and isinstance(content, ImageError):
                     self.unreadable += 1
                 else:
-                    yield names[place], contents[place]
+                    yield names[place], content, content.url if isinstance(content, Reference) else None
 
     def _read(self, chunk: Unlabelled) -> Payload:
         try:

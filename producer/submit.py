@@ -11,7 +11,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -35,13 +35,13 @@ from jobs.ledger.submission import (
     sealed_images,
 )
 from jobs.limits import ErrorLimits, JobLimits
-from jobs.payloads import Content, pack_payload, payload_digest, payload_folder, payload_key
+from jobs.payloads import pack_payload, payload_digest, payload_folder, payload_key
 from jobs.queue import Publisher
 from jobs.references import Reference, Roots
 from jobs.schema import SMALL_JOB_IMAGES
 from jobs.store import Store
 from jobs.store_identity import check_store
-from producer.chunking import Chunk, chunks_of, items_of, within
+from producer.chunking import Chunk, chunks_of, enforce_limits, items_of
 from producer.heartbeat import ProducerHeartbeat
 from producer.sources import SourceImage, Sources
 
@@ -70,8 +70,8 @@ class Submitted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
-    """The properties of a new job, besides its images."""
+class JobOptions:
+    """The properties of a new job, apart from its images."""
 
     model_id: str
     key: str | None = None
@@ -93,18 +93,15 @@ class _Fingerprint:
 
     def add(self, chunk: Chunk) -> None:
         for name, content in zip(chunk.names, chunk.contents, strict=True):
-            self._add(name, content)
-
-    def _add(self, name: str, content: Content) -> None:
-        if isinstance(content, ImageError):
-            kind, data = b"e", str(content.code).encode()
-        elif isinstance(content, Reference):
-            kind, data = b"i", bytes.fromhex(content.sha256)
-        else:
-            kind, data = b"i", hashlib.sha256(content).digest()
-        encoded = name.encode()
-        digest = hashlib.sha256(kind + len(encoded).to_bytes(8, "big") + encoded + data).digest()
-        self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
+            if isinstance(content, ImageError):
+                kind, data = b"e", str(content.code).encode()
+            elif isinstance(content, Reference):
+                kind, data = b"i", bytes.fromhex(content.sha256)
+            else:
+                kind, data = b"i", hashlib.sha256(content).digest()
+            encoded = name.encode()
+            digest = hashlib.sha256(kind + len(encoded).to_bytes(8, "big") + encoded + data).digest()
+            self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
 
     def hex(self) -> str:
         return f"{self._sum:064x}"
@@ -148,106 +145,71 @@ def submit(
     stays as it is.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters, and this one {len(key):,}.")
+        raise UserError(f"A submission key has 1 to {MAX_KEY_LENGTH} characters; this one has {len(key):,}.")
     if priority is not None and not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise UserError(f"A priority is between {-MAX_PRIORITY} and {MAX_PRIORITY}, not {priority}.")
-    began = time.time_ns()
+        raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
+    submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
     with ledger.reading() as connection:
         pinned_to = model_or_champion(connection, model_id).id
     check_store(ledger, store)
 
     if by_reference is not None and not by_reference:
         raise SourceError(
-            "Nothing may be submitted by reference: set LABELMILL_REFERENCE_ROOTS to the folders and URLs "
-            "that every worker reaches, for producers and workers alike, or leave out --by-reference."
+            "Submitting by reference is not enabled: set LABELMILL_REFERENCE_ROOTS to folders and URLs that "
+            "every worker can reach, for producers and workers, or leave out --by-reference."
         )
 
-    found = images.together() if isinstance(images, Sources) else images
-    chunks = within(limits, chunks_of(items_of(found, by_reference), chunk_images))
+    found = images.batches() if isinstance(images, Sources) else images
+    chunks = enforce_limits(limits, chunks_of(items_of(found, by_reference), chunk_images))
     first = next(chunks, None)
     if first is None:
-        raise SourceError(f"There is no image in what was named{_passed_over(images)}: nothing is submitted.")
-    chunks = chain([first], chunks)
+        skipped = images.skipped if isinstance(images, Sources) else 0
+        hint = f" (files skipped because of their names: {skipped:,})" if skipped else ""
+        raise SourceError(f"The sources contain no images{hint}: name other sources. Nothing was submitted.")
 
-    submitter = _Submitter(ledger, store, publisher, on_progress, tracing, began, shadow_share)
     while True:
-        if key is not None and (holder := submitter.job_with_key(key, on_wait)) is not None:
-            return _same_job(holder, key, model_id, chunks)
+        if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
+            return _compare_with_holder(holder, key, model_id, chain([first], chunks))
         try:
-            return submitter.submit(_Terms(pinned_to, key, error_limits, priority), chunks)
-        except _KeyTaken as taken:
-            # Another producer was faster: nothing of this job is stored, so compare with the other one.
-            chunks = chain([taken.chunk], chunks)
+            return submitter.submit(
+                JobOptions(pinned_to, key, error_limits, priority), chain([first], chunks)
+            )
+        except _KeyInUse:
+            continue  # another producer was faster: nothing of this job is stored, only `first` was read
 
 
-def submit_again(
-    images: Iterable[tuple[str, Content]],
-    *,
-    model_id: str,
-    retry_of: str,
-    ledger: Ledger,
-    store: Store,
-    publisher: Publisher,
-    chunk_images: int,
-    shadow_share: float = 0.0,
-    on_progress: Callable[[int], None] = lambda _images: None,
-    tracing: Tracing | None = None,
-) -> Submitted | None:
-    """Submit names and contents from the payloads of the job `retry_of`, pinned to that job's model.
-
-    Return None if there is no image. Exceptions, and what they leave behind, are those of `submit`.
-    """
-    began = time.time_ns()
-    items = (
-        (name, content, content.url if isinstance(content, Reference) else None) for name, content in images
-    )
-    chunks = chunks_of(items, chunk_images)
-    first = next(chunks, None)
-    if first is None:
-        return None
-    submitter = _Submitter(ledger, store, publisher, on_progress, tracing, began, shadow_share)
-    return submitter.submit(_Terms(model_id, retry_of=retry_of), chain([first], chunks))
-
-
-def _passed_over(images: Iterable[SourceImage]) -> str:
-    """Return words for the error message about files that were skipped, or ""."""
-    skipped = images.skipped if isinstance(images, Sources) else 0
-    return f", only files that are none by their names ({skipped:,})" if skipped else ""
-
-
-class _KeyTaken(Conflict):
+class _KeyInUse(Conflict):
     """Another producer created a job with this key at the same time."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__()
-        self.chunk = chunk
 
 
 @dataclass(frozen=True, slots=True)
-class _Submitter:
-    """The services that a submission uses, and its steps."""
+class Submitter:
+    """Submits chunks as one job, for `submit` and `producer.retry`."""
 
     ledger: Ledger
     store: Store
     publisher: Publisher
     on_progress: Callable[[int], None]
     tracing: Tracing | None
-    began: int  # nanoseconds since the epoch, for the span
     shadow_share: float
+    began: int = field(default_factory=time.time_ns)  # nanoseconds since the epoch, for the span
 
-    def submit(self, terms: _Terms, chunks: Iterator[Chunk]) -> Submitted:
-        """Submit one job of these chunks, in a span if there is tracing. Raises _KeyTaken."""
+    def submit(self, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
+        """Submit one job of these chunks, in a span if there is tracing.
+
+        Exceptions, and what they leave behind, are those of the function `submit`, and _KeyInUse.
+        """
         job_id = new_id()
         if self.tracing is None:
-            return self._store_job(job_id, terms, chunks)
+            return self._store_job(job_id, options, chunks)
         from jobs.traces import traceparent_of
 
-        with self.tracing.span("submit", began=self.began, job=job_id, model=terms.model_id) as span:
-            submitted = self._store_job(job_id, replace(terms, traceparent=traceparent_of(span)), chunks)
+        with self.tracing.span("submit", began=self.began, job=job_id, model=options.model_id) as span:
+            submitted = self._store_job(job_id, replace(options, traceparent=traceparent_of(span)), chunks)
             span.set_attribute("labelmill.images", submitted.images)
             return submitted
 
-    def job_with_key(self, key: str, on_wait: Callable[[str], None]) -> KeyHolder | None:
+    def find_job_by_key(self, key: str, on_wait: Callable[[str], None]) -> KeyHolder | None:
         """Return the submitted job that owns the key, or None.
 
         If another producer is still submitting under this key, wait for it. If that producer has died,
@@ -265,12 +227,12 @@ class _Submitter:
                     on_wait(waiting_for)
                 time.sleep(_KEY_POLL_SECONDS)
             else:
-                self._take_back(holder.job_id)
+                self._discard_job(holder.job_id)
 
-    def _store_job(self, job_id: str, terms: _Terms, chunks: Iterator[Chunk]) -> Submitted:
+    def _store_job(self, job_id: str, options: JobOptions, chunks: Iterator[Chunk]) -> Submitted:
         heartbeat = ProducerHeartbeat(self.ledger, job_id)
         try:
-            images = self._store_chunks(job_id, terms, chunks, heartbeat)
+            images = self._store_chunks(job_id, options, chunks, heartbeat)
         except Stopped:
             heartbeat.end()
             raise  # the job was stopped on purpose, so it is kept
@@ -280,10 +242,10 @@ class _Submitter:
             traceback.clear_frames(error.__traceback__)
             heartbeat.end()  # only now, because the thread may be waiting for that transaction
             try:
-                sealed = self._taken_back_or_sealed(job_id)
-            except Unavailable as trouble:
+                sealed = self._discard_unless_sealed(job_id)
+            except Unavailable as unavailable:
                 # The first error is the one to report. The reconciler ends the abandoned job.
-                raise error from trouble
+                raise error from unavailable
             if sealed is None:
                 raise
             # The last COMMIT went through although its answer was lost: the job is submitted.
@@ -291,13 +253,13 @@ class _Submitter:
         return Submitted(job_id, images, new=True)
 
     def _store_chunks(
-        self, job_id: str, terms: _Terms, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat
+        self, job_id: str, options: JobOptions, chunks: Iterator[Chunk], heartbeat: ProducerHeartbeat
     ) -> int:
         """Open the job, add its chunks, seal it. Return its number of images."""
-        fingerprint = _Fingerprint() if terms.key is not None else None
+        fingerprint = _Fingerprint() if options.key is not None else None
         total = 0
         for chunk in chunks:
-            priority = _priority(terms, chunk, first=total == 0)
+            priority = _priority(options, chunk, first=total == 0)
             row = self._store_payload(job_id, total, chunk, priority)
             if fingerprint is not None:
                 fingerprint.add(chunk)
@@ -305,7 +267,7 @@ class _Submitter:
                 heartbeat.end()
             with self.ledger.transaction() as connection:
                 if total == 0:
-                    _open_job(connection, job_id, terms, chunk)
+                    _open_job(connection, job_id, options)
                 add_chunk(connection, job_id, row)
                 if chunk.is_last:  # in the same COMMIT: this halves their number for small jobs
                     seal_job(connection, job_id, fingerprint=fingerprint.hex() if fingerprint else None)
@@ -324,17 +286,17 @@ class _Submitter:
         self.store.put(key, *pieces)
         return NewChunk(chunk_id, first_index, len(chunk.names), key, payload_digest(*pieces), priority)
 
-    def _taken_back_or_sealed(self, job_id: str) -> int | None:
+    def _discard_unless_sealed(self, job_id: str) -> int | None:
         """Return the number of images if the job turns out to be sealed.
 
         Otherwise discard the job, unless it was stopped during its submission, and return None.
         """
-        if self._take_back(job_id, keep_stopped=True):
+        if self._discard_job(job_id, keep_stopped=True):
             return None
         with self.ledger.reading() as connection:
             return sealed_images(connection, job_id)
 
-    def _take_back(self, job_id: str, *, keep_stopped: bool = False) -> bool:
+    def _discard_job(self, job_id: str, *, keep_stopped: bool = False) -> bool:
         """Discard the job with its payloads. Return False, and change nothing, if it turns out to be sealed.
 
         With `keep_stopped`, also keep a job that was stopped.
@@ -346,30 +308,33 @@ class _Submitter:
         return True
 
 
-def _priority(terms: _Terms, chunk: Chunk, *, first: bool) -> int:
-    if terms.priority is not None:
-        return terms.priority
+def _priority(options: JobOptions, chunk: Chunk, *, first: bool) -> int:
+    if options.priority is not None:
+        return options.priority
     is_small = first and chunk.is_last and len(chunk.names) <= SMALL_JOB_IMAGES
     return SMALL_JOB_PRIORITY if is_small else DEFAULT_PRIORITY
 
 
-def _open_job(connection: Connection, job_id: str, terms: _Terms, chunk: Chunk) -> None:
-    """Open the job. Raises _KeyTaken, with the job's first chunk, if the key has a job already."""
+def _open_job(connection: Connection, job_id: str, options: JobOptions) -> None:
+    """Open the job. Raises _KeyInUse if the key has a job already."""
     try:
         open_job(
             connection,
             job_id,
-            model_id=terms.model_id,
-            key=terms.key,
-            error_limits=terms.error_limits,
-            retry_of=terms.retry_of,
-            traceparent=terms.traceparent,
+            model_id=options.model_id,
+            key=options.key,
+            error_limits=options.error_limits,
+            retry_of=options.retry_of,
+            traceparent=options.traceparent,
         )
     except Conflict:
-        raise _KeyTaken(chunk) from None
+        raise _KeyInUse from None
 
 
-def _same_job(holder: KeyHolder, key: str, model_id: str | None, chunks: Iterator[Chunk]) -> Submitted:
+def _compare_with_holder(
+    holder: KeyHolder, key: str, model_id: str | None, chunks: Iterator[Chunk]
+) -> Submitted:
+    """Return the job that owns the key if it has the same model and content. Raises Conflict otherwise."""
     if model_id not in (None, holder.model_id):
         raise Conflict(
             f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for model "

@@ -26,13 +26,13 @@ from benchmarks.setup import (
     short_folder,
 )
 from jobs.store import Store
-from labelmill.console import say, tells_errors
+from labelmill.console import report_errors, say
 
 #: Images of the chunks whose messages are counted: small, so that there are many.
 _SMALL_CHUNK: Final = 200
 
 
-@tells_errors
+@report_errors
 def main(
     rows: Annotated[int, typer.Option(min=1_000, help="Rows of the large table.")] = 10_000_000,
     first_rows: Annotated[int, typer.Option(min=1_000, help="Rows written as workers do.")] = 1_000_000,

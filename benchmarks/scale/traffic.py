@@ -46,7 +46,7 @@ _OURS: Final = frozenset(("info", "config|resetstat"))
 
 def measure_messages(prepared: PreparedLedger, settings: Settings, *, ticks: int) -> dict[str, Any]:
     """Return bytes per message, and milliseconds of the reconciler. The ledger must have a backlog."""
-    with Stack(settings, logs=settings.home / "logs", worker=False), _redis(settings) as client:
+    with Stack(settings, worker=False), _redis(settings) as client:
         publisher = Publisher(make_app(settings))
         reconciler = Reconciler(prepared.ledger, publisher, holder="benchmark")
         publisher.waiting()

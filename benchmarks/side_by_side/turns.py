@@ -81,7 +81,7 @@ def turn_of(way: Way, python: Path) -> Callable[[TurnSetup], Turn]:
     """Return the function that runs another way's turn."""
 
     def turn(setup: TurnSetup) -> Turn:
-        with setup.opened() as (both, settings), Stack(settings, logs=settings.home / "logs", worker=False):
+        with setup.opened() as (both, settings), Stack(settings, worker=False):
             scratch = settings.home / "s"  # a short name: Ray has sockets below it
             scratch.mkdir()
             places = Places(

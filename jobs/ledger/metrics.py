@@ -165,10 +165,9 @@ def reconciling(connection: Connection) -> Reconciling | None:
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """An unfinished job and its chunks that are not done."""
+    """An unfinished job that is not paused, and its chunks that are not done."""
 
     id: str
-    paused_seconds: float | None  # None if it is not paused
     pending: int
     pending_seconds: float | None  # since the oldest pending chunk was created
     working: int  # claimed, under a lease that has not expired
@@ -178,7 +177,7 @@ class OpenJob:
 
 
 def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int) -> list[OpenJob]:
-    """Return the unfinished jobs, oldest first.
+    """Return the unfinished jobs that are not paused, oldest first.
 
     A chunk is lost if its lease expired more than `lost_seconds` ago.
     """
@@ -189,7 +188,6 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
     rows = connection.execute(
         sa.select(
             jobs.c.id,
-            jobs.c.paused_at,
             db_now().label("now"),
             _count(is_pending),
             sa.func.min(sa.case((is_pending, chunks.c.created_at))).label("oldest"),
@@ -199,19 +197,13 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
             sa.func.max(sa.case((chunks.c.releases >= many_releases, chunks.c.error))),
         )
         .select_from(jobs.outerjoin(chunks, sa.and_(chunks.c.job_id == jobs.c.id, is_open_chunk)))
-        .where(JOB_GOES_ON)
-        .group_by(jobs.c.id, jobs.c.paused_at)
+        .where(JOB_GOES_ON, jobs.c.paused_at.is_(None))
+        .group_by(jobs.c.id)
         .order_by(jobs.c.id)
     )
     return [
-        OpenJob(
-            job_id,
-            paused_at and _seconds(paused_at, now),
-            pending,
-            oldest and _seconds(oldest, now),
-            *rest,
-        )
-        for job_id, paused_at, now, pending, oldest, *rest in rows
+        OpenJob(job_id, pending, oldest and _seconds(oldest, now), *rest)
+        for job_id, now, pending, oldest, *rest in rows
     ]
 
 

@@ -24,7 +24,7 @@ from jobs.ledger.workers import WorkerStatus, list_workers
 from jobs.limits import ErrorLimits
 from jobs.reading import too_large
 from jobs.schema import JobState
-from labelmill.client.session import Session, takes_numbers
+from labelmill.client.session import Session, accept_numpy_numbers
 from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
@@ -156,7 +156,7 @@ class JobMethods(Session):
         with self.ledger.reading() as connection:
             return job_status(connection, job_id)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def jobs(self, *, limit: int = 20, state: JobState | None = None) -> list[JobStatus]:
         """Return the latest jobs, newest first; with `state`, only jobs in this state."""
         with self.ledger.reading() as connection:
@@ -250,7 +250,7 @@ class JobMethods(Session):
             tracing=self._tracing,
         )
 
-    @takes_numbers
+    @accept_numpy_numbers
     def predictions(
         self,
         job_id: str,
@@ -317,4 +317,4 @@ class JobMethods(Session):
 
 
 def _had_finished(status: JobStatus) -> Conflict:
-    return Conflict(f"Job {status.id} had finished before: it is {status.state}.")
+    return Conflict(f"Job {status.id} has already finished: it is {status.state}.")

@@ -35,7 +35,7 @@ from jobs.ledger.shadows import (
 from jobs.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import check_stored
-from labelmill.client.session import Session, takes_numbers
+from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.registration import DIGITS, Registered, register
 
 
@@ -146,11 +146,11 @@ class ModelMethods(Session):
             Path("report.html").write_text(client.report(), encoding="utf-8")
         """
         # Imported here: importing the template engine takes as long as a whole command.
-        from labelmill.reporting.facts import gather
+        from labelmill.reporting.facts import load_facts
         from labelmill.reporting.page import render
 
         with self.ledger.reading() as connection:
-            return render(gather(connection, model_named(connection, model).id))
+            return render(load_facts(connection, model_named(connection, model).id))
 
     def promote(self, model: str, *, force: bool = False) -> Verdict:
         """Make the model the champion if it passes the gate, and return the gate's verdict.
@@ -178,7 +178,7 @@ class ModelMethods(Session):
         with self.ledger.transaction() as connection:
             return roll_back(connection, model.id)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def promotions(self, *, limit: int | None = None) -> list[Promotion]:
         """Return the changes of champion, latest first; without `limit`, all of them."""
         with self.ledger.reading() as connection:
@@ -212,7 +212,7 @@ class ModelMethods(Session):
             if not end_shadow(connection):
                 raise Conflict(NO_SHADOW)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
         """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
 

@@ -20,20 +20,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def takes_numbers(method: Callable[P, R]) -> Callable[P, R]:
+def accept_numpy_numbers(method: Callable[P, R]) -> Callable[P, R]:
     """Convert the NumPy numbers among a method's arguments to Python numbers.
 
     Python's SQLite driver would store and compare a NumPy number as its bytes, without an error.
     """
 
-    def plain(value: object) -> object:
+    def to_python(value: object) -> object:
         if isinstance(value, Integral) and not isinstance(value, int):
             return int(value)
         return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return method(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+        return method(*map(to_python, args), **{name: to_python(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
 
     return call
 

@@ -28,7 +28,7 @@ from jobs.ledger.runs import (
     verdict_on,
 )
 from jobs.ledger.workers import trainer_is_there
-from labelmill.client.session import Session, takes_numbers
+from labelmill.client.session import Session, accept_numpy_numbers
 
 if TYPE_CHECKING:
     from labelmill.correcting import Corrector
@@ -40,7 +40,7 @@ RUN_POLL_SECONDS: Final = 0.2
 class TrainingMethods(Session):
     """The client's methods for training runs and corrections."""
 
-    @takes_numbers
+    @accept_numpy_numbers
     def retrain(
         self,
         *,
@@ -56,10 +56,10 @@ class TrainingMethods(Session):
         - `profile`: "quick" or "long". Default: from the settings.
         - `seed`: the seed of all random numbers. Default: a different one each time.
         - `force`: promote the new model even if it fails the gate.
-        - `on_wait`: called with the run under way if its trainer sends no heartbeats, before this method
-          waits some seconds for them.
+        - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
+          some seconds for one.
 
-        Raises UserError for an unknown architecture or profile, Conflict if another run is under way.
+        Raises UserError for an unknown architecture or profile, Conflict if another run is active.
         """
         from worker.learning.recipes import recipe_for
 
@@ -94,7 +94,7 @@ class TrainingMethods(Session):
         with self.ledger.reading() as connection:
             return get_run(connection, run_id)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def runs(self, *, limit: int = 20) -> list[Run]:
         """Return the latest training runs, newest first."""
         with self.ledger.reading() as connection:
@@ -135,7 +135,7 @@ class TrainingMethods(Session):
         with self.ledger.transaction() as connection:
             return cancel_run(connection, run_id)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def correct(self, job_id: str, index: int, label: str) -> Correction:
         """Store the true label of an image. The next training run learns from it.
 
@@ -160,7 +160,7 @@ class TrainingMethods(Session):
         """
         return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id)
 
-    @takes_numbers
+    @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
         """Remove the correction of an image, and return the removed correction. Raises NotFound."""
         return self._corrector().undo(job_id, index)

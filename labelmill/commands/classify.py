@@ -10,10 +10,10 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, say, tells_errors
-from labelmill.follow import say_broker_away, watch
+from labelmill.console import examples, exit_code_of, report_errors, say
+from labelmill.follow import report_broker_unavailable, watch
 from labelmill.stack import Stack, broker_answers
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 from producer.export import write_jsonl, write_table
 from producer.sources.lines import paths_on_stdin
 
@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False)
         "labelmill classify birds/ --model 06h0w4r0rf0dkckt",
     )
 )
-@tells_errors
+@report_errors
 def classify(
     sources: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="The same sources as for `labelmill submit`.")
@@ -53,7 +53,7 @@ def classify(
                 say("starting a worker for this (`labelmill up` keeps one running)")
             job_id = client.submission(images, model=model).job_id
             if stack is None:
-                say_broker_away(client, "the job waits in the ledger")
+                report_broker_unavailable(client, "the job waits in the ledger")
             status = watch(client, job_id, own_stack=stack)
         found = client.predictions(job_id)
         (write_jsonl if as_json else write_table)(found, sys.stdout)
@@ -67,5 +67,5 @@ def _missing_stack(settings: Settings) -> Stack | nullcontext[None]:
     """
     if not settings.embedded_broker or broker_answers(settings):
         return nullcontext()
-    need_tensorflow("No stack is up here, and starting a worker")
-    return Stack(settings.model_copy(update={"processes": 1}), logs=settings.home / "logs")
+    require_tensorflow("No stack is up here, and starting a worker")
+    return Stack(settings.model_copy(update={"processes": 1}))

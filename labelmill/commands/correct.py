@@ -1,4 +1,4 @@
-"""`labelmill correct`: store what an image really is."""
+"""`labelmill correct`: store the true label of an image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Final, TextIO
 
@@ -14,7 +15,7 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_json, say, tells_errors
+from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 from producer.export import printable
 
@@ -24,13 +25,13 @@ app = typer.Typer(add_completion=False)
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 
 _COLUMNS: Final = (
-    Column("job"),
-    Column("index", right=True),
-    Column("label", least=10),
-    Column("taken for", least=10),
-    Column("model", leave_out=2),
-    Column("corrected (UTC)", leave_out=1),
-    Column("name", least=10),
+    Column("job", attrgetter("job_id")),
+    Column("index", lambda correction: f"{correction.index}", right=True),
+    Column("label", attrgetter("label"), min_width=10),
+    Column("predicted", lambda correction: correction.predicted or "-", min_width=10),
+    Column("model", attrgetter("model_id"), leave_out=2),
+    Column("corrected (UTC)", lambda correction: short_time(correction.created_at), leave_out=1),
+    Column("name", attrgetter("name"), min_width=10),
 )
 
 _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from FILE, or --list."
@@ -45,11 +46,11 @@ _USAGE: Final = "Give JOB INDEX LABEL, JOB INDEX --undo, --from FILE, JOB --from
         "labelmill correct --list --json",
     )
 )
-@tells_errors
+@report_errors
 def correct(
     job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job's id.")] = None,
     index: Annotated[int | None, typer.Argument(metavar="INDEX", help="The image's index, from 0.")] = None,
-    label: Annotated[str | None, typer.Argument(metavar="LABEL", help="What it is.")] = None,
+    label: Annotated[str | None, typer.Argument(metavar="LABEL", help="The true label.")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Remove the correction of this image.")] = False,
     source: Annotated[
         Path | None,
@@ -64,58 +65,61 @@ def correct(
     list_all: Annotated[bool, typer.Option("--list", help="List all corrections, latest first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """Store what an image really is. The next training run learns from it.
+    """Store the true label of an image. The next training run learns from it.
 
-    A copy of the image is kept, also when the job is purged. The label of the prediction itself confirms the
+    A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
     prediction. All rows of a file are stored, or none if one is wrong.
     """
-    one = job is not None and index is not None
     with Client() as client:
-        if one and not list_all and source is None and undo == (label is None):
-            assert job is not None  # noqa: S101 -- tells the type checker
-            assert index is not None  # noqa: S101
-            _one(client, client.job_id(job), index, label, as_json=as_json)
+        is_one = not list_all and source is None and undo == (label is None)
+        if job is not None and index is not None and is_one:
+            _correct_one(client, client.job_id(job), index, label, as_json=as_json)
         elif index is not None or undo or list_all == (source is not None) or (list_all and job is not None):
             raise UserError(_USAGE)
         elif source is not None:
-            _file(client, source, client.job_id(job) if job is not None else None, as_json=as_json)
+            _correct_from_file(
+                client, source, client.job_id(job) if job is not None else None, as_json=as_json
+            )
+        elif as_json:
+            print_json([asdict(each) for each in client.corrections()])
         else:
-            _list(client.corrections(), as_json=as_json)
+            print_table(_COLUMNS, client.corrections())
 
 
-def _one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
+def _correct_one(client: Client, job: str, index: int, label: str | None, *, as_json: bool) -> None:
     if label is None:
         found = client.undo_correction(job, index)
-        say(f"image {index} of job {job} ({printable(found.name)}) is no longer {found.label}")
+        say(f"image {index} of job {job} ({printable(found.name)}) has no correction now")
     else:
         found = client.correct(job, index, label)
-        say(f"image {index} of job {job} ({printable(found.name)}) is {label}, {_taken_for(found)}")
-        _say_what_is_not_learnt(client, [found])
+        prediction = _describe_prediction(found)
+        say(f"image {index} of job {job} ({printable(found.name)}) is {label}; {prediction}")
+        _report_skipped(client, [found])
     if as_json:
         print_json(asdict(found))
 
 
-def _taken_for(correction: Correction) -> str:
+def _describe_prediction(correction: Correction) -> str:
     if correction.predicted is None:
-        return "and had an error"
+        return "its prediction was an error"
     if correction.predicted == correction.label:
-        return "as it was classified"
-    return f"and was taken for {correction.predicted}"
+        return "the prediction is confirmed"
+    return f"the prediction was {correction.predicted}"
 
 
-def _file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
+def _correct_from_file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
         with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
             stored = client.correct_from(file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
-    say(f"{counted(len(stored), 'correction')} stored")
-    _say_what_is_not_learnt(client, stored)
+    say(f"{pluralize(len(stored), 'correction')} stored")
+    _report_skipped(client, stored)
     if as_json:
         print_json([asdict(each) for each in stored])
 
 
-def _say_what_is_not_learnt(client: Client, stored: list[Correction]) -> None:
+def _report_skipped(client: Client, stored: list[Correction]) -> None:
     """Print how many corrections the next training run will skip, if its data has the same classes."""
     learnt = client.classes_learnt()
     if learnt is None:
@@ -141,24 +145,3 @@ def _stdin() -> Iterator[str]:
         raise UserError("stdin is closed: name a file with --from.")
     for number, line in enumerate(sys.stdin):
         yield line if number else line.removeprefix("\ufeff")
-
-
-def _list(found: list[Correction], *, as_json: bool) -> None:
-    if as_json:
-        print_json([asdict(each) for each in found])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                each.job_id,
-                f"{each.index}",
-                each.label,
-                each.predicted or "-",
-                each.model_id,
-                short_time(each.created_at),
-                each.name,
-            )
-            for each in found
-        ],
-    )

@@ -10,7 +10,7 @@ from jobs import store_identity
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.console import examples, say, tells_errors
+from labelmill.console import examples, report_errors, say
 from labelmill.migrating import upgrade as run_migrations
 
 _EXAMPLE: Final = examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmill labelmill db upgrade")
@@ -23,13 +23,8 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Bring the ledger's schema up to date."""
-
-
 @app.command(epilog=_EXAMPLE)
-@tells_errors
+@report_errors
 def upgrade() -> None:
     """Run the missing migrations. It is safe to run this again, and before every start."""
     ledger = Ledger(Settings.load().ledger)
@@ -42,7 +37,7 @@ def upgrade() -> None:
 
 
 @app.command(epilog=examples("LABELMILL_STORE_URL=s3://bucket/labelmill labelmill db adopt-store"))
-@tells_errors
+@report_errors
 def adopt_store() -> None:
     """Record that the ledger's files are in the store that LABELMILL_STORE_URL names.
 

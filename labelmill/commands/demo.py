@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import examples, tells_errors
-from labelmill.training import need_tensorflow
+from labelmill.console import examples, report_errors
+from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples("labelmill demo", "LABELMILL_MNIST_DIR=mnist/ LABELMILL_HOME=/tmp/mill labelmill demo")
 )
-@tells_errors
+@report_errors
 def demo() -> None:
     """See it work: train on MNIST, classify 10,000 digits, look at the results.
 
@@ -23,7 +23,7 @@ def demo() -> None:
     sample of it and says so. Writes only into the state folder (LABELMILL_HOME). Ends every process that it
     has started.
     """
-    need_tensorflow("The demo", "local")
+    require_tensorflow("The demo", "local")
     from labelmill.demo import run_demo
 
     run_demo(Settings.load())

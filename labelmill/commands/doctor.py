@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jobs.settings import Settings
 from jobs.text import storable
-from labelmill.console import Console, ExitCode, examples, print_json, printable_lines, tells_errors
+from labelmill.console import Console, ExitCode, examples, print_json, printable_lines, report_errors
 from labelmill.doctor import Finding, Level, examine
 
 app = typer.Typer(add_completion=False)
@@ -21,7 +21,7 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red
 
 
 @app.command(epilog=examples("labelmill doctor", "labelmill doctor --json"))
-@tells_errors
+@report_errors
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
@@ -30,8 +30,10 @@ def doctor(
     Changes nothing. Exit code 0: no problem, though perhaps warnings. 1: there is a problem. 2: a setting is
     malformed, and nothing was checked.
     """
-    findings = [_storable(finding) for finding in examine(Settings.load())]
-    levels = Counter(finding.level for finding in findings)
+    findings = [
+        (area, _storable(finding)) for area, found in examine(Settings.load()).items() for finding in found
+    ]
+    levels = Counter(finding.level for _, finding in findings)
     if as_json:
         print_json(
             {
@@ -39,11 +41,11 @@ def doctor(
                 "checks": len(findings),
                 "warnings": levels[Level.WARNING],
                 "problems": levels[Level.PROBLEM],
-                "findings": [asdict(finding) for finding in findings],
+                "findings": [{"area": area, **asdict(finding)} for area, finding in findings],
             }
         )
     else:
-        _print_for_people(findings, levels)
+        _print_findings(findings, levels)
     raise SystemExit(ExitCode.FAILED if levels[Level.PROBLEM] else ExitCode.OK)
 
 
@@ -52,15 +54,15 @@ def _storable(finding: Finding) -> Finding:
     return replace(finding, what=storable(finding.what), fix=finding.fix and storable(finding.fix))
 
 
-def _print_for_people(findings: list[Finding], levels: Counter[Level]) -> None:
+def _print_findings(findings: list[tuple[str, Finding]], levels: Counter[Level]) -> None:
     """Print a line for each finding, and its fix below it.
 
     On a terminal, long findings are wrapped and indented. Fixes are not, because people copy them.
     """
     out = Console(highlight=False, soft_wrap=True)
-    for finding in findings:
+    for area, finding in findings:
         level = Text(f"{finding.level:<8}", style=_COLOURS[finding.level])
-        what = f"{finding.area:<9}{printable_lines(finding.what)}"
+        what = f"{area:<9}{printable_lines(finding.what)}"
         if out.is_terminal:
             what = textwrap.fill(
                 what, out.width - len(level), subsequent_indent=" " * 17, break_long_words=False

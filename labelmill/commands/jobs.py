@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Final
 
 import typer
 
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import examples, print_json, tells_errors
-from labelmill.follow import state_words, status_to_json
+from labelmill.console import examples, print_json, report_errors
+from labelmill.follow import format_state, status_to_json
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
-    Column("job"),
-    Column("state", least=15),
-    Column("images", right=True),
-    Column("done", right=True),
-    Column("failed", right=True),
-    Column("created (UTC)", leave_out=1),
-    Column("key", least=8),
+    Column("job", attrgetter("id")),
+    Column("state", format_state, min_width=15),
+    Column("images", lambda job: f"{job.total:,}", right=True),
+    Column("done", lambda job: f"{job.done:,}", right=True),
+    Column("failed", lambda job: f"{job.failed:,}", right=True),
+    Column("created (UTC)", lambda job: short_time(job.created_at), leave_out=1),
+    Column("key", lambda job: "-" if job.key is None else job.key, min_width=8),
 )
 
 
 @app.command(epilog=examples("labelmill jobs", "labelmill jobs --state running --json"))
-@tells_errors
+@report_errors
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
@@ -37,19 +38,5 @@ def jobs(
         found = client.jobs(limit=limit, state=state)
     if as_json:
         print_json([status_to_json(status) for status in found])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                status.id,
-                state_words(status),
-                f"{status.total:,}",
-                f"{status.done:,}",
-                f"{status.failed:,}",
-                short_time(status.created_at),
-                status.key if status.key is not None else "-",
-            )
-            for status in found
-        ],
-    )
+    else:
+        print_table(_COLUMNS, found)

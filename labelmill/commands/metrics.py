@@ -11,13 +11,13 @@ import typer
 
 from jobs.errors import UserError
 from jobs.settings import Settings
-from labelmill.console import examples, say, tells_errors
+from labelmill.console import examples, report_errors, say
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill metrics", "labelmill metrics --listen 0.0.0.0:9187"))
-@tells_errors
+@report_errors
 def metrics(
     listen: Annotated[
         str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen. Port 0: any free port.")

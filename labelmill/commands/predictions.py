@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,8 +14,8 @@ from jobs.errors import UserError
 from jobs.ledger.queries import Prediction
 from jobs.schema import JobState
 from labelmill.client import Client
-from labelmill.console import counted, examples, say, tells_errors
-from labelmill.follow import state_words
+from labelmill.console import examples, pluralize, report_errors, say
+from labelmill.follow import format_state
 from labelmill.output import STDOUT, as_text, opened, output_option, shown
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
@@ -40,7 +39,7 @@ _BY_ENDING: Final = {
         "labelmill predictions JOB --output s3://bucket/predictions/job.parquet",
     )
 )
-@tells_errors
+@report_errors
 def predictions(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     label: Annotated[str | None, typer.Option(help="Only images with this label.")] = None,
@@ -90,17 +89,17 @@ def predictions(
         # Read one row before opening the file, which empties it: if reading fails, it keeps its contents.
         first = list(islice(found, 1))
 
-        def remembering_the_last() -> Iterator[Prediction]:
+        def track_last() -> Iterator[Prediction]:
             nonlocal last
             for prediction in chain(first, found):
                 last = prediction
                 yield prediction
 
-        count = _write(remembering_the_last(), chosen, output, force=force)
+        count = _write(track_last(), chosen, output, force=force)
         if status.done < status.total or status.state == JobState.RECEIVING:
             say(
-                f"a part: job {job} is {state_words(status)}; {status.done:,} of its {status.total:,} images "
-                "were done at the start"
+                f"incomplete: job {job} is {format_state(status)}; {status.done:,} of its {status.total:,} "
+                "images were done at the start"
             )
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
             # The glob may be meant for the last part of a path.
@@ -114,7 +113,7 @@ def predictions(
             if next(rest, None) is not None:
                 say(f"more: --after {last.index}")
     if output is not None:
-        say(f"{counted(count, 'prediction')} written to {shown(output)}")
+        say(f"{pluralize(count, 'prediction')} written to {shown(output)}")
 
 
 def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:
@@ -129,7 +128,7 @@ def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format
     meant = {what: each for what, each in named.items() if each is not None}
     if len(set(meant.values())) > 1:
         words = " and ".join(f"{each} by {what}" for what, each in meant.items())
-        raise UserError(f"Two formats are asked for, {words}: leave one of them out, or name another file.")
+        raise UserError(f"Two formats are given, {words}: leave one of them out, or name another file.")
     if not meant and ending:
         raise UserError(
             f"No format ends in {ending}: choose one with --format ({', '.join(Format)}), or end the "
@@ -143,8 +142,7 @@ def _write(found: Iterator[Prediction], form: Format, output: str | None, *, for
         if output is None and sys.stdout.isatty():
             raise UserError("Parquet is not text: add --output FILE, or redirect stdout.")
         check_parquet()
-        to_stdout = nullcontext(sys.stdout.buffer)
-        with to_stdout if output is None else opened(output, force=force) as file:
+        with opened(output or STDOUT, force=force) as file:
             return write_parquet(found, file)
     write = {Format.CSV: write_csv, Format.JSONL: write_jsonl, Format.TABLE: write_table}[form]
     if output is not None:

@@ -12,7 +12,7 @@ from jobs.errors import UserError
 from jobs.store import Store
 from jobs.store_identity import check_store
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_json, say, tells_errors
+from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.progress import ProgressLine
 from labelmill.purging import Purge, Purged
 
@@ -32,7 +32,7 @@ MAX_DAYS: Final = 36_500
         "labelmill purge 06h0w4r0rf0dkckt",
     )
 )
-@tells_errors
+@report_errors
 def purge(
     job: Annotated[
         str | None,
@@ -81,7 +81,9 @@ def purge(
             client.ledger,
             store,
             dry_run=dry_run,
-            on_progress=lambda purged: progress.update(run.done, note=_note(purged)),
+            on_progress=lambda purged: progress.update(
+                run.done, note=f"{decimal(purged.bytes)}, {pluralize(purged.predictions, 'prediction')}"
+            ),
         )
         if job is not None:
             run.one_job(client.job_id(job))
@@ -97,23 +99,19 @@ def purge(
         print_json(asdict(run.purged) | {"dry_run": dry_run})
 
 
-def _note(purged: Purged) -> str:
-    return f"{decimal(purged.bytes)}, {counted(purged.predictions, 'prediction')}"
-
-
 def _summary(purged: Purged, *, dry_run: bool) -> list[str]:
     removed = "to remove" if dry_run else "removed"
     lines = []
     if purged.jobs:
-        predictions = counted(purged.predictions, "prediction")
-        lines.append(f"{removed}: {counted(purged.jobs, 'job')} with {predictions}")
+        predictions = pluralize(purged.predictions, "prediction")
+        lines.append(f"{removed}: {pluralize(purged.jobs, 'job')} with {predictions}")
     if purged.payloads or purged.strays:
-        strays = f" and {purged.strays:,} left by something that was interrupted" if purged.strays else ""
-        jobs = counted(purged.payloads, "job")
+        strays = f" and {purged.strays:,} left over from interrupted commands" if purged.strays else ""
+        jobs = pluralize(purged.payloads, "job")
         lines.append(f"{removed}: the payloads of {jobs}{strays}, {decimal(purged.bytes)}")
     if purged.copies:
-        copies = counted(purged.copies, "copy", "copies")
-        lines.append(f"{removed}: {copies} of images that no correction is about")
+        copies = pluralize(purged.copies, "copy", "copies")
+        lines.append(f"{removed}: {copies} of images without a correction")
     if purged.in_work:
-        lines.append(f"kept: {counted(len(purged.in_work), 'job')} of which a worker still has images")
+        lines.append(f"kept: {pluralize(len(purged.in_work), 'job')} that a worker is still processing")
     return lines or ["nothing is old enough to be removed"]

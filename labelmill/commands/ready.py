@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import ExitCode, examples, print_data, tells_errors
+from labelmill.console import ExitCode, examples, print_data, report_errors
 from labelmill.readiness import Part, readiness
 from producer.export import printable
 
@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill ready worker", "labelmill ready beat"))
-@tells_errors
+@report_errors
 def ready(
     part: Annotated[Part, typer.Argument(help="The process to check.")],
 ) -> None:

@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.errors import Conflict, LabelmillError
-from jobs.settings import Settings
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, say, tells_errors
-from labelmill.follow import say_broker_away
-from labelmill.retraining import exit_code_of_run, run_in_full, watch_run
+from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.follow import report_broker_unavailable
+from labelmill.retraining import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.stack import Stack, broker_answers
-from labelmill.training import MAX_SEED, need_tensorflow, say_silent
+from labelmill.training import MAX_SEED, report_silent_trainer, require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -23,7 +22,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples("labelmill retrain --wait", "labelmill retrain --architecture cnn --profile long")
 )
-@tells_errors
+@report_errors
 def retrain(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
     architecture: Annotated[
@@ -50,36 +49,32 @@ def retrain(
     """
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
-        # Made before there is a run: if it cannot start, there is no run.
-        stack = _trainer(client.settings) if wait and alone else None
+        stack = None
+        if wait and alone:  # before there is a run: if the stack cannot start, there is no run
+            require_tensorflow()
+            stack = Stack(client.settings, worker=False, trainer=True)
         run_id = client.retrain(
-            architecture=architecture, profile=profile, seed=seed, force=force, on_wait=say_silent
+            architecture=architecture, profile=profile, seed=seed, force=force, on_wait=report_silent_trainer
         )
         if not as_json:
             print_data(run_id)
         if not wait:
-            say_broker_away(client, "the run waits in the ledger", starts="a trainer")
+            report_broker_unavailable(client, "the run waits in the ledger", starts="a trainer")
             if as_json:
-                print_json(run_in_full(client, client.run(run_id)))
+                print_json(run_details_to_json(client, client.run(run_id)))
             return
         if stack is not None:
-            with _started_for(client, run_id, stack):
+            with _running_for(client, run_id, stack):
                 run = watch_run(client, run_id, own_stack=stack)
         else:
             run = watch_run(client, run_id)
         if as_json:
-            print_json(run_in_full(client, run))
+            print_json(run_details_to_json(client, run))
         raise SystemExit(exit_code_of_run(run, client.verdict_on(run_id)))
 
 
-def _trainer(settings: Settings) -> Stack:
-    """Return a broker and a trainer to start. Raises UserError or SettingsError if they cannot start."""
-    need_tensorflow()
-    return Stack(settings, logs=settings.home / "logs", worker=False, trainer=True)
-
-
 @contextmanager
-def _started_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
+def _running_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
     """Run the stack for this run alone. Any error cancels the run: no other trainer would execute it."""
     try:
         with stack:

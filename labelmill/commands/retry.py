@@ -1,4 +1,4 @@
-"""`labelmill retry`: submit the unlabelled images of a job again."""
+"""`labelmill retry`: submit again the images of a job that got no label."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, say, tells_errors
-from labelmill.follow import say_broker_away, status_to_json, watch
+from labelmill.console import examples, exit_code_of, print_data, print_json, report_errors, say
+from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill retry 06h0w4r0rf0dkckt --watch", "labelmill retry JOB --failed"))
-@tells_errors
+@report_errors
 def retry(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job that has finished.")],
     failed: Annotated[
@@ -27,7 +27,7 @@ def retry(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Submit the images of a job that got no label again; prints the new job's id.
+    """Submit again the images of a job that got no label; prints the new job's id.
 
     The new job uses the same model, so its predictions belong with those of the first job.
     """
@@ -52,7 +52,7 @@ def retry(
             if as_json:
                 print_json(None)
             return
-        say_broker_away(client, "the job waits in the ledger")
+        report_broker_unavailable(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,20 +13,18 @@ from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
 from labelmill.commands.groups import ListingGroup
-from labelmill.console import examples, print_data, print_json, printable_lines, say, tells_errors, time_words
-from labelmill.drawing import curve
-from labelmill.retraining import (
-    asked_by,
-    closing_lines,
-    data_line,
-    exit_code_of_run,
-    run_in_full,
-    run_state_words,
-    run_to_json,
-    silence_words,
-    watch_run,
+from labelmill.console import (
+    examples,
+    format_time,
+    print_data,
+    print_json,
+    printable_lines,
+    report_errors,
+    say,
 )
-from labelmill.tables import Column, print_table, short_time
+from labelmill.drawing import curve
+from labelmill.retraining import closing_lines, data_line, exit_code_of_run, run_details_to_json, watch_run
+from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,
@@ -33,15 +33,28 @@ app = typer.Typer(
     help="List the training runs, show one, or stop one.",
 )
 
+
+def _requested_by(run: Run) -> str:
+    return "a person" if run.slot is None else f"schedule {run.slot:%Y-%m-%d %H:%M}"
+
+
+def _heartbeat_note(run: Run) -> str:
+    return f"no heartbeat since {format_time(run.silent_since)}" if run.silent_since else ""
+
+
 _COLUMNS: Final = (
-    Column("run"),
-    Column("state"),
-    Column("requested (UTC)", leave_out=2),
-    Column("by", leave_out=3),
-    Column("recipe", leave_out=1),
-    Column("epochs", right=True),
-    Column("accuracy", right=True),
-    Column("verdict", least=20),
+    Column("run", attrgetter("id")),
+    Column("state", attrgetter("state")),
+    Column("requested (UTC)", lambda run: short_time(run.requested_at or run.started_at), leave_out=2),
+    Column("by", _requested_by, leave_out=3),
+    Column(
+        "recipe",
+        lambda run: f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
+        leave_out=1,
+    ),
+    Column("epochs", lambda run: f"{run.epochs_done}/{run.recipe.get('epochs', '-')}", right=True),
+    Column("accuracy", lambda run: "-" if run.accuracy is None else f"{run.accuracy:.4f}", right=True),
+    Column("verdict", lambda run: run.verdict or run.error or _heartbeat_note(run), min_width=20),
 )
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -49,7 +62,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
 @app.callback(epilog=examples("labelmill runs", "labelmill runs show RUN --watch"))
-@tells_errors
+@report_errors
 def runs(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
@@ -61,28 +74,15 @@ def runs(
     with Client() as client:
         found = client.runs(limit=limit)
     if as_json:
-        print_json([run_to_json(run) for run in found])
-        return
-    print_table(_COLUMNS, map(_row, found))
-
-
-def _row(run: Run) -> tuple[str, ...]:
-    return (
-        run.id,
-        run.state,
-        short_time(run.requested_at or run.started_at),
-        asked_by(run),
-        f"{run.recipe.get('architecture', '-')} {run.recipe.get('profile', '-')}",
-        f"{run.epochs_done}/{run.recipe.get('epochs', '-')}",
-        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
-        run.verdict or run.error or (silence_words(run) if run.silent_since else ""),
-    )
+        print_json([asdict(run) for run in found])
+    else:
+        print_table(_COLUMNS, found)
 
 
 @app.command(
     epilog=examples("labelmill runs show 06h0w4r0rf0dkckt --watch", "labelmill runs show RUN --json")
 )
-@tells_errors
+@report_errors
 def show(
     run: RunId,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
@@ -94,15 +94,15 @@ def show(
         found = watch_run(client, run) if watch_it else client.run(run)
         verdict = client.verdict_on(run)
         if as_json:
-            print_json(run_in_full(client, found))
+            print_json(run_details_to_json(client, found))
         else:
-            print_data(printable_lines(_for_people(found, client.epochs(run), verdict)))
+            print_data(printable_lines(_format_run(found, client.epochs(run), verdict)))
     if watch_it:
         raise SystemExit(exit_code_of_run(found, verdict))
 
 
 @app.command(epilog=examples("labelmill runs cancel 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def cancel(run: RunId, as_json: AsJson = False) -> None:
     """Stop a training run; it changes nothing.
 
@@ -113,44 +113,44 @@ def cancel(run: RunId, as_json: AsJson = False) -> None:
         found = client.cancel_run(run)
     say(f"training run {run} is cancelled")
     if as_json:
-        print_json(run_to_json(found))
+        print_json(asdict(found))
 
 
-def _for_people(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
-    lines = [
+def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | None) -> str:
+    silence = _heartbeat_note(run)
+    lines = field_lines(
         ("run", run.id),
-        ("state", run_state_words(run)),
-        ("requested by", asked_by(run)),
-        ("recipe", ", ".join(f"{name} {value}" for name, value in _told(run.recipe).items())),
+        ("state", f"{run.state}, but {silence}" if silence else str(run.state)),
+        ("requested by", _requested_by(run)),
+        ("recipe", ", ".join(f"{name} {value}" for name, value in _options_in_use(run.recipe).items())),
         ("data", data_line(run) if run.data else "-"),
         ("fingerprint", run.data_fingerprint or "-"),
         ("trainer", run.owner or "-"),
-        ("requested", time_words(run.requested_at)),
-        ("started", time_words(run.started_at)),
-        ("finished", time_words(run.finished_at)),
-    ]
-    told = [f"{what:<16}{value}" for what, value in lines]
+        ("requested", format_time(run.requested_at)),
+        ("started", format_time(run.started_at)),
+        ("finished", format_time(run.finished_at)),
+    )
     if epochs:
-        told += [
+        lines += [
             "",
             f"{'epoch':>5}{'loss':>10}{'accuracy':>10}{'held-out':>10}{'accuracy':>10}{'seconds':>9}",
         ]
-        told += [
+        lines += [
             f"{epoch.epoch:>5}{epoch.loss:>10.4f}{epoch.accuracy:>10.4f}{epoch.val_loss:>10.4f}"
             f"{epoch.val_accuracy:>10.4f}{epoch.seconds:>9.1f}"
             for epoch in epochs
         ]
-        told += [
+        lines += [
             "",
             f"{'loss':<20}{curve([epoch.loss for epoch in epochs])}",
             f"{'held-out accuracy':<20}{curve([epoch.val_accuracy for epoch in epochs])}",
         ]
     if run.finished:
-        told += ["", *closing_lines(run, verdict)]
-    return "\n".join(told)
+        lines += ["", *closing_lines(run, verdict)]
+    return "\n".join(lines)
 
 
-def _told(recipe: dict[str, Any]) -> dict[str, Any]:
+def _options_in_use(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe without the steps that it does not use."""
     flat = {**recipe, **(recipe.get("augmentation") or {}), "augmentation": None}
     return {

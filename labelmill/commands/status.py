@@ -1,4 +1,4 @@
-"""`labelmill status`: how far a job is."""
+"""`labelmill status`: show the progress of a job."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import typer
 
 from jobs.ledger.queries import JobStatus
 from labelmill.client import Client
-from labelmill.console import examples, exit_code_of, print_data, print_json, tells_errors, time_words
-from labelmill.follow import state_words, status_to_json, watch
+from labelmill.console import examples, exit_code_of, format_time, print_data, print_json, report_errors
+from labelmill.follow import format_state, status_to_json, watch
+from labelmill.tables import field_lines
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("labelmill status 06h0w4r0rf0dkckt --watch", "labelmill status JOB --json"))
-@tells_errors
+@report_errors
 def status(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how far a job is: counts, rate, time left, and how long its oldest chunk has waited."""
+    """Show the progress of a job: counts, rate, time left, and how long its oldest chunk has waited."""
     with Client() as client:
         job = client.job_id(job)
         found = watch(client, job) if watch_it else client.status(job)
     if as_json:
         print_json(status_to_json(found))
     else:
-        print_data(_for_people(found))
+        print_data(_format_status(found))
     if watch_it:
         raise SystemExit(exit_code_of(found))
 
 
-def _for_people(status: JobStatus) -> str:
-    lines = [
+def _format_status(status: JobStatus) -> str:
+    fields = [
         ("job", status.id),
-        ("state", state_words(status) + (f": {printable(status.error)}" if status.error else "")),
+        ("state", format_state(status) + (f": {printable(status.error)}" if status.error else "")),
         ("model", status.model),
         *([("key", printable(status.key))] if status.key is not None else []),
         *([("retry of", status.retry_of)] if status.retry_of else []),
@@ -48,7 +49,7 @@ def _for_people(status: JobStatus) -> str:
     ]
     if not status.finished:
         eta, waiting = status.eta_seconds, status.oldest_waiting_seconds
-        lines += [
+        fields += [
             ("time left", f"{eta:,.0f} s" if eta is not None else "-"),
             ("oldest waiting", f"{waiting:,.0f} s" if waiting is not None else "-"),
         ]
@@ -58,7 +59,7 @@ def _for_people(status: JobStatus) -> str:
         ("started", status.started_at),
         ("finished", status.finished_at),
     ]:
-        lines.append((what, time_words(moment)))
+        fields.append((what, format_time(moment)))
     if status.purged_at is not None:
-        lines.append(("payloads", f"removed {time_words(status.purged_at)}"))
-    return "\n".join(f"{what:<16}{value}" for what, value in lines)
+        fields.append(("payloads", f"removed {format_time(status.purged_at)}"))
+    return "\n".join(field_lines(*fields))

@@ -10,8 +10,8 @@ from jobs.errors import UserError
 from jobs.limits import ErrorLimits
 from jobs.schema import SMALL_JOB_IMAGES
 from labelmill.client import Client
-from labelmill.console import counted, examples, exit_code_of, print_data, print_json, say, tells_errors
-from labelmill.follow import say_broker_away, status_to_json, watch
+from labelmill.console import examples, exit_code_of, pluralize, print_data, print_json, report_errors, say
+from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
 from producer.sources import Sources
 from producer.sources.lines import paths_on_stdin
@@ -31,7 +31,7 @@ app = typer.Typer(add_completion=False)
         "labelmill submit birds/ --model 06h0w4r0rf0dkckt",
     )
 )
-@tells_errors
+@report_errors
 def submit(
     sources: Annotated[
         list[str],
@@ -114,12 +114,12 @@ def submit(
                 on_wait=lambda job_id: say(f"waiting: job {job_id} is being submitted under this key"),
             )
         if images.skipped:
-            say(f"skipped {counted(images.skipped, 'file')}: not images by their names")
+            say(f"skipped {pluralize(images.skipped, 'file')}: not images by their names")
         if submitted.new:
-            _say_unreadable(images, submitted)
+            _report_unreadable(images, submitted)
         else:
-            say(f"the key {key!r} was used before for the same content: this is its job")
-        say_broker_away(client, "the job waits in the ledger")
+            say(f"the key {key!r} already has a job with the same content: this one")
+        report_broker_unavailable(client, "the job waits in the ledger")
         if not as_json:
             print_data(submitted.job_id)
         status = watch(client, submitted.job_id) if watch_it else client.status(submitted.job_id)
@@ -129,13 +129,13 @@ def submit(
             raise SystemExit(exit_code_of(status))
 
 
-def _say_unreadable(images: Sources, submitted: Submitted) -> None:
+def _report_unreadable(images: Sources, submitted: Submitted) -> None:
     """Report unreadable images now: workers may record their errors much later."""
     first = images.first_unreadable
     if first is None or first.error is None:
         return
     say(
-        f"{images.unreadable:,} of {counted(submitted.images, 'image')} could not be read, and will have an "
-        f"error; the first: {first.name}, {first.error.code}"
+        f"{images.unreadable:,} of {pluralize(submitted.images, 'image')} could not be read, and will get "
+        f"an error; the first: {first.name}, {first.error.code}"
         + (f": {first.error.detail}" if first.error.detail else "")
     )

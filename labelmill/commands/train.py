@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.settings import Settings
-from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.training import MAX_SEED, train_with_progress
 from worker.learning.recipes import recipe_for
@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=examples("LABELMILL_MNIST_DIR=mnist/ labelmill train"))
-@tells_errors
+@report_errors
 def train(
     architecture: Annotated[Literal["mlp", "cnn"], typer.Option(help="The network.")] = "mlp",
     profile: Annotated[Literal["quick", "long"], typer.Option(help="How long it is trained.")] = "quick",

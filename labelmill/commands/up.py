@@ -11,10 +11,10 @@ from rich.text import Text
 from jobs.settings import Settings
 from jobs.urls import without_secrets
 from labelmill.client import Client
-from labelmill.console import counted, err, examples, next_steps, printable_lines, say, tells_errors
+from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.stack import Stack, settings_with
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
@@ -25,41 +25,41 @@ _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 
 
 @app.command(epilog=examples("labelmill up", "LABELMILL_HOME=/data/mill labelmill up --processes 8"))
-@tells_errors
+@report_errors
 def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
     ] = None,
 ) -> None:
-    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C ends it all.
+    """Run the local stack in the foreground: broker, worker, trainer and beat. Ctrl-C stops everything.
 
-    Prints one line per event. All that the parts say is in the state folder's logs/. A part that dies is
-    started again. Unfinished jobs continue.
+    Prints one line per event. The complete logs are in the state folder's logs/. A process that dies is
+    restarted. Unfinished jobs continue.
     """
     settings = settings_with(processes)
-    need_tensorflow("A worker")
+    require_tensorflow("A worker")
     with Client(settings) as client:
         has_model = bool(client.models())
-    stack = Stack(settings, logs=settings.home / "logs", trainer=True, beat=True, with_events=True)
+    stack = Stack(settings, trainer=True, beat=True, with_events=True)
     try:
         with stack:
-            for line in _what_runs(settings, has_model=has_model):
+            for line in _startup_lines(settings, has_model=has_model):
                 say(line)
             try:
                 while True:
                     stack.restart_ended()
                     if event := stack.next_event(_CHECK_SECONDS):
-                        _show(event, settings)
+                        _print_event(event, settings)
             except KeyboardInterrupt:
                 say("stopping when the current chunks are done; Ctrl-C again stops at once")
     except KeyboardInterrupt:
         pass  # while it was starting
     while event := stack.next_event(0):
-        _show(event, settings)
-    say("all ended")
+        _print_event(event, settings)
+    say("all stopped")
 
 
-def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
+def _startup_lines(settings: Settings, *, has_model: bool) -> list[str]:
     """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
     ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
@@ -69,7 +69,7 @@ def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
     return [
         f"up in {settings.home}",
         f"  broker   {broker}",
-        f"  worker   {counted(settings.processes, 'process', 'processes')} to classify images",
+        f"  worker   {pluralize(settings.processes, 'process', 'processes')} to classify images",
         "  trainer  1 process to train models",
         f"  beat     schedule: {retrain}",
         f"  ledger   {ledger}",
@@ -83,7 +83,7 @@ def _what_runs(settings: Settings, *, has_model: bool) -> list[str]:
             *([model] if has_model else []),
             ("doctor", "find out what is wrong"),
         ),
-        "Ctrl-C ends it all.",
+        "Ctrl-C stops everything.",
     ]
 
 
@@ -91,7 +91,7 @@ def _without_secrets(url: str | None) -> str:
     return without_secrets(str(url), url)
 
 
-def _show(event: Event, settings: Settings) -> None:
+def _print_event(event: Event, settings: Settings) -> None:
     """Print an event in one line; on a terminal, cut it to the width. The log file has all of it."""
     if settings.log_format == "json" and event.text.startswith("{"):
         sys.stderr.write(f"{event.text}\n")

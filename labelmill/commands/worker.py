@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from labelmill.console import examples, tells_errors
+from labelmill.console import examples, report_errors
 from labelmill.stack import settings_with, worker_command
-from labelmill.training import need_tensorflow
+from labelmill.training import require_tensorflow
 
 app = typer.Typer(add_completion=False)
 
 
-class LogLevel(StrEnum):
-    """The log levels that Celery's worker accepts by these names."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 @app.command(epilog=examples("labelmill worker --processes 4", "labelmill worker --trainer"))
-@tells_errors
+@report_errors
 def worker(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many processes classify. Default: LABELMILL_PROCESSES.")
@@ -36,8 +26,9 @@ def worker(
         bool, typer.Option("--trainer", help="Execute training runs instead of classifying.")
     ] = False,
     loglevel: Annotated[
-        LogLevel, typer.Option(case_sensitive=False, help="Log this level and above.")
-    ] = LogLevel.INFO,
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(case_sensitive=False, help="Log this level and above."),
+    ] = "info",
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 
@@ -45,7 +36,7 @@ def worker(
     LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
-    need_tensorflow("A worker")
+    require_tensorflow("A worker")
     ledger = Ledger(settings.ledger)
     ledger.check()
     ledger.close()

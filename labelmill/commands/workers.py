@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Annotated, Final
 
 import typer
 
 from jobs.ledger.workers import WorkerStatus
 from labelmill.client import Client
-from labelmill.console import counted, examples, print_json, tells_errors
+from labelmill.console import examples, pluralize, print_json, report_errors
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
 
-_COLUMNS: Final = (
-    Column("worker", least=16),
-    Column("queue"),
-    Column("processes", right=True, leave_out=1),
-    Column("since (UTC)", leave_out=2),
-    Column("seen", right=True),
-    Column("at"),
-)
-
 
 @app.command(epilog=examples("labelmill workers", "labelmill workers --json"))
-@tells_errors
+@report_errors
 def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -33,31 +25,24 @@ def workers(
     with Client() as client:
         found = client.workers()
     if as_json:
-        print_json([_to_json(worker) for worker in found])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                worker.name,
-                worker.queue,
-                f"{worker.processes}",
-                short_time(worker.started_at),
-                f"{worker.seen_seconds:,.0f} s ago",
-                _at(worker),
-            )
-            for worker in found
-        ],
-    )
+        print_json([asdict(worker) | {"alive": worker.alive} for worker in found])
+    else:
+        print_table(_COLUMNS, found)
 
 
-def _at(worker: WorkerStatus) -> str:
+def _current_work(worker: WorkerStatus) -> str:
     if not worker.alive:
         return "gone"
     if worker.run is not None:
         return f"training run {worker.run}"
-    return counted(len(worker.chunks), "chunk") if worker.chunks else "-"
+    return pluralize(len(worker.chunks), "chunk") if worker.chunks else "-"
 
 
-def _to_json(worker: WorkerStatus) -> dict[str, object]:
-    return asdict(worker) | {"alive": worker.alive}
+_COLUMNS: Final = (
+    Column("worker", attrgetter("name"), min_width=16),
+    Column("queue", attrgetter("queue")),
+    Column("processes", lambda worker: f"{worker.processes}", right=True, leave_out=1),
+    Column("since (UTC)", lambda worker: short_time(worker.started_at), leave_out=2),
+    Column("seen", lambda worker: f"{worker.seen_seconds:,.0f} s ago", right=True),
+    Column("at", _current_work),
+)

@@ -1,6 +1,6 @@
-"""`labelmill doctor`: one module for each area. Each is a generator of findings.
+"""`labelmill doctor`: one module for each area. Each check is a generator of findings.
 
-The areas are checked side by side, so that one that hangs does not hide the others.
+The areas are checked in parallel, so that one that hangs does not hide the others.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 from jobs.settings import Settings
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_home, check_settings
-from labelmill.doctor.findings import Area, Finding, Level
+from labelmill.doctor.findings import Finding, Level, problem
 from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -35,32 +35,32 @@ AREAS: Final[dict[str, Check]] = {
     "jobs": check_jobs,
 }
 
-#: How long all checks together may take. Name servers and network disks have no limit of their own.
-PATIENCE_SECONDS: Final = 20.0
+#: Maximum time for all checks. Name servers and network disks have no limit of their own.
+TIMEOUT_SECONDS: Final = 20.0
 
 
-def examine(settings: Settings, *, patience: float = PATIENCE_SECONDS) -> list[Finding]:
-    """Return the findings of all areas, in their order. An area that fails or hangs is a finding, too."""
+def examine(settings: Settings, *, timeout: float = TIMEOUT_SECONDS) -> dict[str, list[Finding]]:
+    """Return the findings of each area, in order. An area that fails or hangs is a finding, too."""
     found: dict[str, list[Finding]] = {name: [] for name in AREAS}
     threads = {
-        name: threading.Thread(target=_run, args=(name, check, settings, found[name]), daemon=True)
+        name: threading.Thread(target=_run, args=(check, settings, found[name]), daemon=True)
         for name, check in AREAS.items()
     }
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     for thread in threads.values():
         thread.start()
     for name, thread in threads.items():
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():  # it is abandoned, with a list that only it uses
-            fix = f"see whether the host or disk of the {name} answers"
-            found[name] = [*found[name], Area(name).problem(f"no answer within {patience:g} s", fix=fix)]
-    return [finding for name in AREAS for finding in found[name]]
+            fix = f"check whether the host or disk of the {name} responds"
+            found[name] = [*found[name], problem(f"no answer within {timeout:g} s", fix=fix)]
+    return found
 
 
-def _run(name: str, check: Check, settings: Settings, found: list[Finding]) -> None:
+def _run(check: Check, settings: Settings, found: list[Finding]) -> None:
     try:
         for finding in check(settings):
             found.append(finding)
-    except Exception as error:  # a package's own exception, unknown here, must not hide the other areas
-        reason = f"{type(error).__name__}: {words_of(error, settings)}"
-        found.append(Area(name).problem(f"the check failed: {reason}", fix="see what this error says"))
+    except Exception as error:  # an unknown exception of a package must not hide the other areas
+        reason = f"{type(error).__name__}: {redacted_message(error, settings)}"
+        found.append(problem(f"the check failed: {reason}", fix="read the error message"))

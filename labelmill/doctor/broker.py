@@ -13,15 +13,10 @@ from kombu.exceptions import OperationalError
 from jobs.ids import new_id
 from jobs.queue import KEY_PREFIX
 from jobs.settings import Settings
-from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import broker_client, words_of
+from labelmill.doctor.findings import Finding, ok, problem, warning
+from labelmill.probes import broker_client, redacted_message
 
-_area = Area("broker")
-
-#: The keys that another Celery application uses in a database if it has no prefix.
-_KEYS_OF_OTHERS: Final = ("unacked", "unacked_index", "unacked_mutex", "celery", "_kombu.binding.celery")
-
-#: What helps, by a pattern in the reason, which is the server's or the library's own words.
+#: The fix for each pattern in an error message of the server or of the library. The first match counts.
 _FIXES: Final = (
     (r"maxmemory", "raise maxmemory on the server; FLUSHDB is safe if only Labelmill uses the database"),
     (r"read only replica", "LABELMILL_BROKER_URL=the primary's URL"),
@@ -39,18 +34,17 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
         with broker_client(settings) as client:
             client.ping()
             yield _accepts_messages(client, settings)
-            yield from _policy(client, settings)
-            yield _shared_database(client)
+            yield _policy(client, settings)
     except (OperationalError, redis.RedisError, OSError) as error:
-        reason = words_of(error, settings)
+        reason = redacted_message(error, settings)
         if settings.embedded_broker and "connecting to" in reason:
-            yield _area.warning("the embedded broker is not running; jobs will wait", fix="labelmill up")
+            yield warning("the embedded broker is not running; jobs will wait", fix="labelmill up")
         else:
-            yield _area.problem(f"the broker cannot be used: {reason}", fix=_fix(reason, settings))
+            yield problem(f"the broker cannot be used: {reason}", fix=_fix(reason, settings))
 
 
 def _accepts_messages(client: redis.Redis, settings: Settings) -> Finding:
-    """Send a message that nobody receives: replicas, full servers and missing permissions refuse it."""
+    """Send a message to no queue: a replica, a full server and missing permissions refuse it."""
     key = f"{KEY_PREFIX}doctor.{new_id()}"
     try:
         # In one transaction: nothing is left even if the doctor is killed at this moment.
@@ -59,44 +53,23 @@ def _accepts_messages(client: redis.Redis, settings: Settings) -> Finding:
             probe.delete(key)
             probe.execute()
     except redis.ResponseError as error:
-        # redis-py puts the command before the server's own words.
-        reason = words_of(error, settings).rpartition(" of pipeline caused error: ")[2]
-        return _area.problem(f"accepts no messages: {reason}", fix=_fix(reason, settings))
-    return _area.ok("answers and accepts messages")
+        # redis-py puts the command before the server's own message.
+        reason = redacted_message(error, settings).rpartition(" of pipeline caused error: ")[2]
+        return problem(f"accepts no messages: {reason}", fix=_fix(reason, settings))
+    return ok("answers and accepts messages")
 
 
-def _policy(client: redis.Redis, settings: Settings) -> Iterator[Finding]:
+def _policy(client: redis.Redis, settings: Settings) -> Finding:
     try:
-        info = client.info()
+        policy = client.info("memory").get("maxmemory_policy", "noeviction")
     except redis.exceptions.NoPermissionError as error:
-        fix = _fix(words_of(error, settings), settings)
-        yield _area.warning("eviction and persistence not checked: the user cannot ask", fix=fix)
-        return
-    policy = info.get("maxmemory_policy", "noeviction")
+        fix = _fix(redacted_message(error, settings), settings)
+        return warning("maxmemory-policy was not checked: the user may not run INFO", fix=fix)
     if policy == "noeviction":
-        yield _area.ok("maxmemory-policy is noeviction")
-    else:
-        yield _area.problem(
-            f"maxmemory-policy is {policy}: messages are lost when memory is short",
-            fix="redis-cli CONFIG SET maxmemory-policy noeviction; set it in its configuration, too",
-        )
-    failed = [name for name in ("rdb_last_bgsave_status", "aof_last_write_status") if info.get(name) == "err"]
-    if failed:
-        yield _area.problem(f"cannot save to its disk ({', '.join(failed)})", fix=_fix("misconf", settings))
-    else:
-        yield _area.ok("saves to its disk, or does not need to")
-
-
-def _shared_database(client: redis.Redis) -> Finding:
-    try:
-        found = [key for key in _KEYS_OF_OTHERS if client.exists(key)]
-    except redis.exceptions.NoPermissionError:
-        return _area.ok("its user sees only Labelmill's keys")
-    if not found:
-        return _area.ok("no other Celery application in its database")
-    return _area.warning(
-        f"another Celery application uses the same database ({', '.join(found)})",
-        fix="LABELMILL_BROKER_URL with another database number, such as /1, for every process",
+        return ok("maxmemory-policy is noeviction")
+    return problem(
+        f"maxmemory-policy is {policy}: messages are lost when memory is short",
+        fix="redis-cli CONFIG SET maxmemory-policy noeviction; set it in its configuration, too",
     )
 
 

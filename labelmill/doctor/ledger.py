@@ -15,17 +15,14 @@ from jobs.ledger import Ledger, metrics
 from jobs.ledger.database import REVISION, revision
 from jobs.settings import Settings
 from jobs.sqlite import is_repaired
-from labelmill.doctor.configuration import SEE_HOME, can_be_used
-from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import NoLedgerYet, ledger_as_it_is, words_of
-
-_area = Area("ledger")
+from labelmill.doctor.findings import Finding, ok, problem, warning
+from labelmill.probes import NoLedgerYet, existing_ledger, redacted_message
 
 _GRANT: Final = (
     "as the tables' owner: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ROLE"
 )
 
-#: What helps, by a pattern in the reason, which is the database's own words.
+#: The fix for each pattern in the database's error message. The first match counts.
 _SQLITE_FIXES: Final = (
     (r"not a database|malformed", "restore {file} from its backup"),
     (r"locked", "end the process that locks it: fuser {file}"),
@@ -42,56 +39,54 @@ _POSTGRESQL_FIXES: Final = (
 def check_ledger(settings: Settings) -> Iterator[Finding]:
     """Check the database itself. Its jobs are an area of their own."""
     try:
-        with ledger_as_it_is(settings) as ledger:
+        with existing_ledger(settings) as ledger:
             with ledger.reading() as connection:
                 yield _migrated(revision(connection), settings)
                 if ledger.is_sqlite:
                     yield _sqlite_version(metrics.sqlite_version(connection))
             yield _can_be_written(ledger)
     except NoLedgerYet:
-        if not settings.embedded_ledger:
-            yield _area.problem("LABELMILL_LEDGER_URL names no file", fix="labelmill db upgrade")
-        elif can_be_used(settings.home):
-            yield _area.ok("does not exist yet; the first command makes it")
+        if settings.embedded_ledger:
+            yield ok("does not exist yet; the first command creates it")
         else:
-            yield _area.problem("does not exist, and the state folder cannot be used", fix=SEE_HOME)
+            yield problem("LABELMILL_LEDGER_URL names no file", fix="labelmill db upgrade")
     except (Unavailable, DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        reason = words_of(cause, settings).removeprefix("The ledger cannot be reached: ")
-        yield _area.problem(f"the ledger cannot be used: {reason}", fix=_fix(reason, settings))
+        reason = redacted_message(cause, settings).removeprefix("The ledger cannot be reached: ")
+        yield problem(f"the ledger cannot be used: {reason}", fix=_fix(reason, settings))
 
 
 def check_in_ledger(
-    area: Area, settings: Settings, check: Callable[[Connection], Iterator[Finding]], *, if_none: Finding
+    settings: Settings, check: Callable[[Connection], Iterator[Finding]], *, if_none: Finding
 ) -> Iterator[Finding]:
     """Run another area's check in one transaction. Yield `if_none` if there is no ledger yet."""
     try:
-        with ledger_as_it_is(settings) as ledger:
+        with existing_ledger(settings) as ledger:
             ledger.check()
             with ledger.reading() as connection:
                 yield from check(connection)
     except NoLedgerYet:
         yield if_none
     except (LedgerNotReady, Unavailable, DBAPIError, OSError):
-        yield area.warning("not checked, because the ledger cannot be used", fix="see ledger")
+        yield warning("not checked, because the ledger cannot be used", fix="see ledger")
 
 
 def _migrated(found: str | None, settings: Settings) -> Finding:
     if found == REVISION:
-        return _area.ok(f"answers, and is at migration {found}")
+        return ok(f"answers, and is at migration {found}")
     what = f"is at migration {found}, this Labelmill at {REVISION}" if found else "was never migrated"
     if found and found > REVISION:
-        return _area.problem(what, fix="upgrade Labelmill on this machine")
+        return problem(what, fix="upgrade Labelmill on this machine")
     if settings.embedded_ledger:
-        return _area.warning(f"{what}; the next command migrates it", fix="labelmill db upgrade")
-    return _area.problem(what, fix="labelmill db upgrade")
+        return warning(f"{what}; the next command migrates it", fix="labelmill db upgrade")
+    return problem(what, fix="labelmill db upgrade")
 
 
 def _sqlite_version(found: tuple[int, ...]) -> Finding:
     name = f"SQLite {'.'.join(map(str, found))}"
     if is_repaired(found):
-        return _area.ok(name)
-    return _area.warning(
+        return ok(name)
+    return warning(
         f"{name} can, very rarely, damage a database that several processes write",
         fix="pip install pysqlite3 (Linux x86-64, macOS arm64), a newer Python, or PostgreSQL",
     )
@@ -102,10 +97,10 @@ def _can_be_written(ledger: Ledger) -> Finding:
     with ledger.transaction() as connection:
         read_only, tables = (False, []) if ledger.is_sqlite else metrics.missing_privileges(connection)
     if read_only:
-        return _area.problem("is read-only", fix="LABELMILL_LEDGER_URL=the primary's URL")
+        return problem("is read-only", fix="LABELMILL_LEDGER_URL=the primary's URL")
     if tables:
-        return _area.problem(f"its role cannot read and write {', '.join(tables)}", fix=_GRANT)
-    return _area.ok("can be written")
+        return problem(f"its role cannot read and write {', '.join(tables)}", fix=_GRANT)
+    return ok("can be written")
 
 
 def _fix(reason: str, settings: Settings) -> str:

@@ -10,11 +10,8 @@ from jobs.errors import SettingsError, Unavailable
 from jobs.ids import new_id
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill.doctor.configuration import SEE_HOME, can_be_used
-from labelmill.doctor.findings import Area, Finding
-from labelmill.probes import words_of
-
-_area = Area("store")
+from labelmill.doctor.findings import Finding, ok, problem, warning
+from labelmill.probes import redacted_message
 
 _PROBE: Final = b"written by `labelmill doctor`, which removes it"
 
@@ -24,20 +21,19 @@ def check_store(settings: Settings) -> Iterator[Finding]:
     try:
         store = Store(settings.store)
     except (SettingsError, Unavailable) as error:
-        yield _area.problem(words_of(error, settings), fix="LABELMILL_STORE_URL, or install what it names")
+        fix = "LABELMILL_STORE_URL, or install the package that it needs"
+        yield problem(redacted_message(error, settings), fix=fix)
         return
     folder = store.folder
     if folder is None or folder.exists():
         yield _probe(store, settings)
     elif settings.store_url is not None:
-        yield _area.warning(
-            f"{folder} does not exist and would be made: is its disk mounted?",
+        yield warning(
+            f"{folder} does not exist and would be created: is its disk mounted?",
             fix=f"mount it, or mkdir -m 700 {shlex.quote(str(folder))}",
         )
-    elif can_be_used(settings.home):
-        yield _area.ok("does not exist yet; the first model or submission makes it")
     else:
-        yield _area.problem("does not exist, and the state folder cannot be used", fix=SEE_HOME)
+        yield ok("does not exist yet; the first model or submission creates it")
 
 
 def _probe(store: Store, settings: Settings) -> Finding:
@@ -49,10 +45,10 @@ def _probe(store: Store, settings: Settings) -> Finding:
         fix = f"make it writable, with free space: ls -ld {shlex.quote(str(store.folder))}; df -h"
     try:
         store.put(key, _PROBE)
-        kept = store.get(key)
+        stored = store.get(key)
         store.remove_folder(folder)
     except (Unavailable, OSError) as error:
-        return _area.problem(words_of(error, settings), fix=fix)
-    if kept != _PROBE:
-        return _area.problem("returns something else than was written", fix=fix)
-    return _area.ok("an object was written, read and removed")
+        return problem(redacted_message(error, settings), fix=fix)
+    if stored != _PROBE:
+        return problem("returns other bytes than were written", fix=fix)
+    return ok("an object was written, read and removed")

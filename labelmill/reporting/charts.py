@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from markupsafe import Markup
 
@@ -23,51 +23,37 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
 _LARGEST_MARK, _SMALLEST_MARK = 13.0, 2.5
 
 # Curves with at most this many points get a dot for each, so that a single epoch is visible too.
-_MOST_DOTS: Final = 30
+_MAX_DOTS: Final = 30
 
 # A logarithmic axis has no zero, and a diverging loss has no bounds: values outside are drawn at the edge.
 _LOSSES: Final = (1e-6, 1e6)
 _ERRORS: Final = (1e-5, 1.0)
 
 # More ticks than this on an axis overlap.
-_MOST_TICKS: Final = 7
+_MAX_TICKS: Final = 7
 
 # About this many are enough if they are evenly spread.
 _LINEAR_TICKS: Final = 5
+
+T = TypeVar("T")
 
 #: How a series is drawn, by its class in `page.css`.
 Style = Literal["ours", "theirs"]
 
 
-class Line(NamedTuple):
-    """A curve: one value for each epoch."""
+class Series(NamedTuple, Generic[T]):
+    """The values that belong together in a chart, and their name in the legend."""
 
     name: str
     style: Style
-    values: Sequence[float]
+    values: Sequence[T]
 
 
-class Marks(NamedTuple):
-    """A model's calibration."""
-
-    name: str
-    style: Style
-    bins: Sequence[CalibrationBin]
-
-
-class Bars(NamedTuple):
-    """A model's confidences: one count for each bin of CONFIDENCE_EDGES."""
-
-    name: str
-    style: Style
-    counts: Sequence[int]
-
-
-def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
+def loss_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """Draw losses by epoch on a logarithmic axis. `name` makes the ids of the title unique in the page."""
 
     def place(loss: float) -> float:
-        return math.log10(_within(_LOSSES, loss))
+        return math.log10(_clamp(_LOSSES, loss))
 
     def ticks(low: float, high: float) -> list[tuple[float, str]]:
         return [(place(value), f"{value:g}") for value in log_ticks(10**low, 10**high)]
@@ -75,14 +61,14 @@ def loss_curves(name: str, lines: Sequence[Line]) -> Markup:
     return _curves(name, "Loss by epoch", "loss", lines, place, ticks)
 
 
-def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
+def accuracy_curves(name: str, lines: Sequence[Series[float]]) -> Markup:
     """Draw accuracies by epoch.
 
     Each tenfold reduction of the error takes the same height, so that differences above 0.99 are visible.
     """
 
     def place(accuracy: float) -> float:
-        return -math.log10(_within(_ERRORS, 1.0 - accuracy))
+        return -math.log10(_clamp(_ERRORS, 1.0 - accuracy))
 
     def ticks(low: float, high: float) -> list[tuple[float, str]]:
         errors = log_ticks(10**-high, 10**-low)
@@ -91,7 +77,7 @@ def accuracy_curves(name: str, lines: Sequence[Line]) -> Markup:
     return _curves(name, "Accuracy by epoch", "accuracy", lines, place, ticks)
 
 
-def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
+def calibration_diagram(name: str, series: Sequence[Series[CalibrationBin]]) -> Markup:
     """Draw accuracy by confidence: a mark for each bin with images, its area proportional to their number.
 
     On the diagonal, a model is right as often as its confidence says.
@@ -102,21 +88,21 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
     parts = [
         *_grid(across, shares, up, shares, "confidence", "accuracy"),
         Markup('<line class="diagonal" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-            _n(across(0)), _n(up(0)), _n(across(1)), _n(up(1))
+            _number(across(0)), _number(up(0)), _number(across(1)), _number(up(1))
         ),
     ]
     for marks in series:
-        most = max((each.images for each in marks.bins), default=0)
-        for each in marks.bins:
+        most = max((each.images for each in marks.values), default=0)
+        for each in marks.values:
             if not each.images:
                 continue
             radius = max(_SMALLEST_MARK, _LARGEST_MARK * math.sqrt(each.images / most))
             parts.append(
                 Markup('<circle class="mark {}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
                     marks.style,
-                    _n(across(each.confidence)),
-                    _n(up(each.accuracy)),
-                    _n(radius),
+                    _number(across(each.confidence)),
+                    _number(up(each.accuracy)),
+                    _number(radius),
                     f"{marks.name}: {each.images:,} images, confidence {each.confidence:.3f}, "
                     f"accuracy {each.accuracy:.3f}",
                 )
@@ -126,26 +112,26 @@ def calibration_diagram(name: str, series: Sequence[Marks]) -> Markup:
     return _svg(name, "Calibration", description, HEIGHT, parts)
 
 
-def confidence_bars(name: str, series: Sequence[Bars]) -> Markup:
-    """Draw a histogram of the confidences: a bar for each bin and model, with its count beside it.
+def confidence_bars(name: str, series: Sequence[Series[int]]) -> Markup:
+    """Draw a histogram of the confidences: a bar for each bin of CONFIDENCE_EDGES and model, with its count.
 
     The lengths of the bars are logarithmic.
     """
     thick, gap, left, right = 11, 8, 96, 52
     row = thick * len(series) + gap
-    longest = math.log10(1 + max(1, *(count for bars in series for count in bars.counts)))
+    longest = math.log10(1 + max(1, *(count for bars in series for count in bars.values)))
     parts: list[Markup] = []
     for place, (low, high) in enumerate(pairwise(CONFIDENCE_EDGES)):
         top = _TOP + place * row
         parts.append(_text(left - 8, top + (row - gap) / 2 + 3, f"{low:g} to {high:g}", "end"))
         for below, bars in enumerate(series):
-            count = bars.counts[place]
+            count = bars.values[place]
             length = (WIDTH - left - right) * math.log10(1 + count) / longest
             y = top + below * thick
             if count:
                 parts.append(
                     Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                        bars.style, left, _n(y), _n(max(length, 1.0)), thick - 2
+                        bars.style, left, _number(y), _number(max(length, 1.0)), thick - 2
                     )
                 )
             parts.append(_text(left + length + 5, y + thick - 2.5, f"{count:,}", "start"))
@@ -180,11 +166,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         found = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
         ticks = [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         if len(ticks) >= 3:
-            return ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]
+            return ticks[:: math.ceil(len(ticks) / _MAX_TICKS)]
     return linear_ticks(low, high)
 
 
-def _within(bounds: tuple[float, float], value: float) -> float:
+def _clamp(bounds: tuple[float, float], value: float) -> float:
     return min(max(value, bounds[0]), bounds[1])
 
 
@@ -206,7 +192,7 @@ def _curves(
     name: str,
     title: str,
     unit: str,
-    lines: Sequence[Line],
+    lines: Sequence[Series[float]],
     place: Callable[[float], float],
     ticks: Callable[[float, float], list[tuple[float, str]]],
 ) -> Markup:
@@ -226,13 +212,13 @@ def _curves(
         del numbers[1]  # it would overlap the 1
     parts = _grid(across, [(n, f"{n:g}") for n in numbers], up, ticks(low, high), "epoch", unit)
     for line, points in curves:
-        at = [(_n(across(n)), _n(up(height))) for n, height in points]
+        at = [(_number(across(n)), _number(up(height))) for n, height in points]
         parts.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
                 line.style, " ".join(f"{x},{y}" for x, y in at)
             )
         )
-        if epochs <= _MOST_DOTS:
+        if epochs <= _MAX_DOTS:
             parts.extend(
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.6"/>').format(line.style, x, y)
                 for x, y in at
@@ -254,11 +240,11 @@ def _grid(
     left, right, bottom, top = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM, _TOP
     parts = []
     for value, words in heights:
-        y = _n(up(value))
+        y = _number(up(value))
         parts.append(Markup('<line class="grid" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(left, y, right, y))
         parts.append(_text(left - 6, up(value) + 3.5, words, "end"))
     for value, words in numbers:
-        x = _n(across(value))
+        x = _number(across(value))
         parts.append(
             Markup('<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(x, bottom, x, bottom + 4)
         )
@@ -279,13 +265,13 @@ def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
         x = right - 6.2 * len(name) - 24  # text cannot be measured here: letters are about that wide
         if kind == "line":
             sample = Markup('<line class="line {}" x1="{}" y1="8" x2="{}" y2="8"/>')
-            parts.append(sample.format(style, _n(x), _n(x + 18)))
+            parts.append(sample.format(style, _number(x), _number(x + 18)))
         elif kind == "bar":
             sample = Markup('<rect class="bar {}" x="{}" y="3.5" width="18" height="9"/>')
-            parts.append(sample.format(style, _n(x)))
+            parts.append(sample.format(style, _number(x)))
         else:
             sample = Markup('<circle class="mark {}" cx="{}" cy="8" r="5"/>')
-            parts.append(sample.format(style, _n(x + 11)))
+            parts.append(sample.format(style, _number(x + 11)))
         parts.append(_text(x + 22, 12, name, "start", "name"))
         right = x - 10
     return parts
@@ -293,7 +279,7 @@ def _legend(entries: Sequence[tuple[str, str, str]]) -> list[Markup]:
 
 def _text(x: float, y: float, words: str, anchor: str, kind: str = "number") -> Markup:
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        kind, _n(x), _n(y), anchor, words
+        kind, _number(x), _number(y), anchor, words
     )
 
 
@@ -302,9 +288,9 @@ def _svg(name: str, title: str, description: str, height: float, parts: Sequence
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-text">'
         '<title id="{}-title">{}</title><desc id="{}-text">{}</desc>{}</svg>'
-    ).format(WIDTH, _n(height), name, name, name, title, name, description, Markup().join(parts))
+    ).format(WIDTH, _number(height), name, name, name, title, name, description, Markup().join(parts))
 
 
-def _n(number: float) -> str:
+def _number(number: float) -> str:
     """Return a coordinate as text, to a tenth of a pixel."""
     return f"{number:.1f}".removesuffix(".0")

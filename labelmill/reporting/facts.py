@@ -1,4 +1,4 @@
-"""The facts about a model that the report shows, read from the ledger by `gather`."""
+"""The facts about a model that the report shows, read from the ledger by `load_facts`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Facts:
         return CHAMPION in self.model.aliases
 
 
-def gather(connection: Connection, model_id: str) -> Facts:
+def load_facts(connection: Connection, model_id: str) -> Facts:
     """Read all facts. Raises NotFound if the model does not exist or was never evaluated."""
     model = get_model(connection, model_id)
     stored = find_evaluation(connection, model_id)

@@ -14,15 +14,16 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.evaluation import Evaluation
+from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
 
 #: Fields of recipes that the page shows elsewhere, or that say nothing about the model.
-_TOLD_ELSEWHERE: Final = ("architecture", "profile", "force")
+_SHOWN_ELSEWHERE: Final = ("architecture", "profile", "force")
 
 
 # A no-break space.
-_NO_BREAK: Final = "\u00a0"
+_NO_BREAK_SPACE: Final = "\u00a0"
 
 
 def render(facts: Facts) -> str:
@@ -39,56 +40,62 @@ def render(facts: Facts) -> str:
         "points": points,
         "interval": interval,
         "moment": moment,
-        "duration": duration,
+        "duration": format_duration,
         "setting": setting,
         "p_value": p_value,
     }
-    return environment.get_template("page.html").render(facts=facts, **_parts(facts))
+    return environment.get_template("page.html").render(facts=facts, **_template_values(facts))
 
 
-def _parts(facts: Facts) -> dict[str, Any]:
+def _template_values(facts: Facts) -> dict[str, Any]:
     evaluation, rival = facts.evaluation, facts.rival
     # Figures from other images cannot be compared with these.
     theirs = rival.stored if rival and rival.same_images else None
-    recipe = {**facts.run.recipe, **_precision(facts)} if facts.run else {}
+    recipe = dict(facts.run.recipe) if facts.run else {}
+    if facts.run and "precision" in facts.model.metrics:
+        # The trainer's processor determines it, not the recipe.
+        recipe["precision"] = facts.model.metrics["precision"]
+    models = _compared_models(facts)
     return {
         "evaluation": evaluation,
         "rival": rival,
         "theirs": theirs.evaluation if theirs else None,
         "pair": tables.compare_answers(facts.stored.answers, theirs.answers) if theirs else None,
         "matrix": tables.confusion_matrix(evaluation)
-        if len(evaluation.classes) <= tables.MOST_CLASSES
+        if len(evaluation.classes) <= tables.MAX_MATRIX_CLASSES
         else None,
         "confused": tables.most_confused(evaluation),
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),
         "mistakes": tables.shown_mistakes(evaluation, theirs.answers if theirs else None),
         "their_mistakes": tables.shown_mistakes(theirs.evaluation, facts.stored.answers) if theirs else (),
-        "recipe": {name: value for name, value in recipe.items() if name not in _TOLD_ELSEWHERE},
-        "calibration_diagram": _calibration_diagram(facts),
-        "confidence_bars": _confidence_bars(facts),
+        "recipe": {name: value for name, value in recipe.items() if name not in _SHOWN_ELSEWHERE},
+        "calibration_diagram": charts.calibration_diagram(
+            "calibration-diagram",
+            [charts.Series(name, style, evaluation.calibration) for name, style, evaluation in models],
+        ),
+        "confidence_bars": charts.confidence_bars(
+            "confidence-bars",
+            [
+                charts.Series(name, style, evaluation.confidence_histogram)
+                for name, style, evaluation in reversed(models)
+            ],
+        ),
         **_curves(facts),
     }
-
-
-def _precision(facts: Facts) -> dict[str, str]:
-    """Return the precision that the model was trained in, if it is recorded.
-
-    The trainer's processor determines it, not the recipe.
-    """
-    return {name: value for name, value in facts.model.metrics.items() if name == "precision"}
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
     epochs = facts.epochs
     # Without held-out images there are no figures to draw.
-    held_out = bool(epochs) and _held_out(facts)
+    data = (facts.run and facts.run.data) or {}
+    held_out = bool(epochs) and data.get("validation_images") != 0
     both: list[tuple[str, charts.Style, str]] = [("training", "theirs", "")]
     if held_out:
         both.append(("held-out", "ours", "val_"))
 
-    def lines(measure: str) -> list[charts.Line]:
+    def lines(measure: str) -> list[charts.Series[float]]:
         return [
-            charts.Line(name, style, [getattr(epoch, prefix + measure) for epoch in epochs])
+            charts.Series(name, style, [getattr(epoch, prefix + measure) for epoch in epochs])
             for name, style, prefix in both
         ]
 
@@ -99,12 +106,7 @@ def _curves(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _held_out(facts: Facts) -> bool:
-    data = (facts.run and facts.run.data) or {}
-    return data.get("validation_images") != 0
-
-
-def _names(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
+def _compared_models(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
     """Return the models to draw: the rival first, so that this model is drawn over it."""
     drawn: list[tuple[str, charts.Style, Any]] = [("this model", "ours", facts.evaluation)]
     if facts.rival and facts.rival.same_images:
@@ -113,34 +115,17 @@ def _names(facts: Facts) -> list[tuple[str, charts.Style, Any]]:
     return drawn
 
 
-def _calibration_diagram(facts: Facts) -> str:
-    return charts.calibration_diagram(
-        "calibration-diagram",
-        [charts.Marks(name, style, evaluation.calibration) for name, style, evaluation in _names(facts)],
-    )
-
-
-def _confidence_bars(facts: Facts) -> str:
-    return charts.confidence_bars(
-        "confidence-bars",
-        [
-            charts.Bars(name, style, evaluation.confidence_histogram)
-            for name, style, evaluation in reversed(_names(facts))
-        ],
-    )
-
-
 # ---- how values are written ---------------------------------------------------------------------------
 
 
 def percent(share: float | None, digits: int = 2) -> str:
     """Return a share (0 to 1) as percent; a dash if it is None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK}%"
+    return "–" if share is None else f"{100 * share:.{digits}f}{_NO_BREAK_SPACE}%"
 
 
 def interval(evaluation: Evaluation) -> str:
     """Return the confidence interval of the accuracy, as percent."""
-    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK}%"
+    return f"{100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}{_NO_BREAK_SPACE}%"
 
 
 def points(difference: float) -> str:
@@ -152,16 +137,6 @@ def points(difference: float) -> str:
 def moment(when: datetime | None) -> str:
     """Return a time to the minute, in UTC; a dash if it is None."""
     return "–" if when is None else when.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people: 48 s, 9 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def setting(value: Any) -> str:

@@ -11,10 +11,10 @@ from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
 from jobs.promotion import mcnemar
 
 #: With more classes than this, the page lists only the most frequent confusions and draws no matrix.
-MOST_CLASSES: Final = 40
+MAX_MATRIX_CLASSES: Final = 40
 
 #: How many confusions are listed.
-_LISTED: Final = 15
+_MAX_CONFUSIONS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
 
 
 def most_confused(evaluation: Evaluation) -> list[Confused]:
-    """Return the confusions in descending order of frequency, at most _LISTED of them."""
+    """Return the confusions in descending order of frequency, at most _MAX_CONFUSIONS of them."""
     names = evaluation.classes
     found = [
         Confused(names[truth], names[place], count)
@@ -112,7 +112,7 @@ def most_confused(evaluation: Evaluation) -> list[Confused]:
         for place, count in enumerate(row[:-1])
         if count and place != truth
     ]
-    return sorted(found, key=lambda each: -each.count)[:_LISTED]
+    return sorted(found, key=lambda each: -each.count)[:_MAX_CONFUSIONS]
 
 
 def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow]:

@@ -15,7 +15,15 @@ from jobs.limits import ArchiveLimits, ImageLimits
 from jobs.reading import why
 from jobs.remote import is_url, local_path, shown_url
 from jobs.text import storable
-from producer.sources.files import head, leaving, read_file, read_folder, read_link, read_special, shown
+from producer.sources.files import (
+    head,
+    leaving_symlink,
+    read_file,
+    read_folder,
+    read_link,
+    read_special,
+    shown,
+)
 from producer.sources.idx import check_idx, is_idx, read_idx
 from producer.sources.image import IMAGE_EXTENSIONS, Reading, SourceImage, SourceImages, extension, failed
 from producer.sources.patterns import Pattern, is_pattern
@@ -57,7 +65,7 @@ class Sources:
         self._stdin_read = False
         self._limits = max_bytes, archives
         self._reading = Reading(*self._limits)
-        self._sources = [(source, self._reader_of(source)) for source in map(_path, sources)]
+        self._sources = [(source, self._source_reader(source)) for source in map(_path, sources)]
 
     @property
     def skipped(self) -> int:
@@ -75,20 +83,20 @@ class Sources:
         return self._reading.first_unreadable
 
     def __iter__(self) -> Iterator[SourceImage]:
-        for found in self.together():
+        for found in self.batches():
             if isinstance(found, SourceImages):
                 yield from found.one_by_one()
             else:
                 yield found
 
-    def together(self) -> Iterator[SourceImage | SourceImages]:
-        """Yield the same images in the same order, but those that were read together as SourceImages."""
+    def batches(self) -> Iterator[SourceImage | SourceImages]:
+        """Yield the same images in the same order. Those that were read together are one SourceImages."""
         self._reading = reading = Reading(*self._limits)
         for source, reader in self._sources:
             for found in reader(source, reading):
-                yield found if isinstance(found, SourceImages) else reading.taken(found)
+                yield found if isinstance(found, SourceImages) else reading.count(found)
 
-    def _reader_of(self, source: str) -> _Reader:
+    def _source_reader(self, source: str) -> _Reader:
         """Return the reader of a named source. Raises SourceError if there is none."""
         if not source:
             raise SourceError("an empty name is not a source: name a file or folder, `.` for the current one")
@@ -109,7 +117,7 @@ class Sources:
                 raise SourceError(f"cannot find {shown(source)} ({why(error)}): {advice}") from error
             _check_pattern(source, advice)
             return _read_pattern
-        return _reader_for(source, mode, self._reading)
+        return _file_reader(source, mode, self._reading)
 
     def _read_stdin(self, source: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:  # noqa: ARG002 - a reader's signature
         if self._stdin_read:
@@ -135,7 +143,7 @@ def _mode(path: str) -> int:
     return os.stat(path).st_mode  # noqa: PTH116 - faster, and stdin may name millions
 
 
-def _reader_for(path: str, mode: int, reading: Reading) -> _Reader:
+def _file_reader(path: str, mode: int, reading: Reading) -> _Reader:
     """Return the reader of an existing file or folder. Raises SourceError if an archive cannot be read."""
     if stat.S_ISDIR(mode):
         return read_folder
@@ -162,23 +170,23 @@ def _check_pattern(pattern: str, advice: str) -> None:
 
     The error names a folder that could not be listed, if there is one, and gives `advice` otherwise.
     """
-    trouble = None
+    unlisted = None
     for match in Pattern(pattern).matches():
-        if match.trouble is None:
+        if match.error is None:
             return
-        trouble = trouble or match
-    if trouble is not None:
-        advice = f"{shown(trouble.path)} cannot be listed ({trouble.trouble}), check its permissions"
+        unlisted = unlisted or match
+    if unlisted is not None:
+        advice = f"{shown(unlisted.path)} cannot be listed ({unlisted.error}), check its permissions"
     raise SourceError(f"no file matches {shown(pattern)}: {advice}")
 
 
 def _read_pattern(pattern: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
     found = Pattern(pattern)
-    for path, resolved, leaves, trouble in found.matches():
-        if trouble is not None:
-            yield failed(shown(path), ErrorCode.SOURCE_MISSING, trouble)
+    for path, resolved, leaves, error in found.matches():
+        if error is not None:
+            yield failed(shown(path), ErrorCode.SOURCE_MISSING, error)
         elif leaves:
-            yield leaving(path)
+            yield leaving_symlink(path)
         else:
             yield from _read_unchecked(path, reading, root=found.folder, resolved=resolved)
 
@@ -200,7 +208,7 @@ def _read_unchecked(
         yield failed(shown(path), ErrorCode.SOURCE_MISSING, why(error))
         return
     try:
-        reader = _reader_for(path, mode, reading)
+        reader = _file_reader(path, mode, reading)
     except SourceError as error:
         yield failed(shown(path), ErrorCode.FORMAT_NOT_ALLOWED, str(error))
         return

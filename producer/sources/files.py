@@ -32,8 +32,8 @@ from producer.sources.image import (
 WINDOW = 65_536
 
 #: Files of a folder are read and yielded in groups. A group ends at this many files or bytes.
-_MANY: Final = 256
-_MANY_BYTES: Final = 1024 * 1024
+_GROUP_FILES: Final = 256
+_GROUP_BYTES: Final = 1024 * 1024
 
 _LEAVES: Final = "a symlink that leaves its folder"
 
@@ -59,7 +59,7 @@ def head(path: str, size: int) -> bytes:
         os.close(descriptor)
 
 
-def no_access(path: str, error: OSError) -> SourceError:
+def access_error(path: str, error: OSError) -> SourceError:
     """Return the SourceError for a file that cannot be opened or read."""
     if isinstance(error, PermissionError):
         advice = "check its permissions"
@@ -86,7 +86,7 @@ def read_link(path: str, resolved: str, reading: Reading) -> Iterator[SourceImag
     yield _load(resolved, shown(path), reading.max_bytes, follow=False)
 
 
-def leaving(path: str) -> SourceImage:
+def leaving_symlink(path: str) -> SourceImage:
     """Return the error for a symlink that leads out of its folder."""
     return failed(shown(path), ErrorCode.SOURCE_FORBIDDEN, _LEAVES)
 
@@ -107,23 +107,23 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
     """
     root = os.path.realpath(path if root is None else root)
     whole = shown(path)
-    called = _Called("" if whole == "." else whole.rstrip("/") + "/", len(os.path.join(path, "")))
+    result_names = _ResultNames("" if whole == "." else whole.rstrip("/") + "/", len(os.path.join(path, "")))
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    levels = [(path, _steps(path))]
+    levels = [(path, _entry_groups(path))]
     while levels:
-        folder, steps = levels[-1]
+        folder, items = levels[-1]
         try:
-            for step in steps:
-                if isinstance(step, list):
-                    yield from _read(step, called, reading.max_bytes)
-                elif is_hidden(step.name):
+            for item in items:
+                if isinstance(item, list):
+                    yield from _read(item, result_names, reading.max_bytes)
+                elif is_hidden(item.name):
                     continue
-                elif step.is_dir(follow_symlinks=False):
-                    levels.append((step.path, _steps(step.path)))
+                elif item.is_dir(follow_symlinks=False):
+                    levels.append((item.path, _entry_groups(item.path)))
                     break
-                elif step.is_file(follow_symlinks=False):
+                elif item.is_file(follow_symlinks=False):
                     reading.skipped += 1
-                elif (other := _special(step, called(step.path), root, reading)) is not None:
+                elif (other := _read_other_entry(item, result_names(item.path), root, reading)) is not None:
                     yield other
             else:
                 levels.pop()
@@ -132,7 +132,7 @@ def read_folder(path: str, reading: Reading, root: str | None = None) -> Iterato
             yield failed(shown(folder), ErrorCode.SOURCE_MISSING, why(error))
 
 
-def _steps(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
+def _entry_groups(folder: str) -> Iterator[list[str] | os.DirEntry[str]]:
     """Yield a folder's entries, each window sorted by name.
 
     Consecutive images are one list of paths; any other entry is yielded by itself. Raises OSError if the
@@ -186,7 +186,7 @@ def _windows(folder: str) -> Iterator[list[os.DirEntry[str]]]:
             yield window
 
 
-class _Called(NamedTuple):
+class _ResultNames(NamedTuple):
     """Converts the paths of files below a named folder to their names in the results."""
 
     prefix: str  # the folder, as it was named
@@ -201,26 +201,28 @@ class _Called(NamedTuple):
         return all_storable([prefix + path[cut:] for path in paths])
 
 
-def _read(paths: list[str], called: _Called, max_bytes: int) -> Iterator[SourceImage | SourceImages]:
+def _read(
+    paths: list[str], result_names: _ResultNames, max_bytes: int
+) -> Iterator[SourceImage | SourceImages]:
     """Yield files of a folder, in order: readable ones together, and the errors of the others."""
     start = 0
-    while many := paths[start : start + _MANY]:
-        contents, error = read_files(many, max_bytes=max_bytes, follow=False, enough=_MANY_BYTES)
+    while many := paths[start : start + _GROUP_FILES]:
+        contents, error = read_files(many, max_bytes=max_bytes, follow=False, enough=_GROUP_BYTES)
         number = len(contents)
         if contents:
             read = many[:number]
-            found = SourceImages(called.all(read), contents, read)
+            found = SourceImages(result_names.all(read), contents, read)
             if is_short(max(found.names, key=len)):
                 yield found
             else:
                 yield from found.one_by_one()
         if error is not None:
-            yield _unread(called(many[number]), error)
+            yield _read_error(result_names(many[number]), error)
             number += 1
         start += number
 
 
-def _special(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
+def _read_other_entry(entry: os.DirEntry[str], name: str, root: str, reading: Reading) -> SourceImage | None:
     """Return the image or error of an entry that is neither file nor folder, or None if it is skipped."""
     path = entry.path
     if entry.is_symlink():
@@ -246,11 +248,11 @@ def _load(path: str, name: str, max_bytes: int, *, follow: bool = True) -> Sourc
     try:
         data = read_regular(path, max_bytes=max_bytes, follow=follow)
     except (ImageError, OSError) as error:
-        return _unread(name, error)
+        return _read_error(name, error)
     return SourceImage(name, data, None, path)
 
 
-def _unread(name: str, error: ImageError | OSError) -> SourceImage:
+def _read_error(name: str, error: ImageError | OSError) -> SourceImage:
     """Return the error of a file that could not be read."""
     if isinstance(error, ImageError):
         return SourceImage(name, None, error)

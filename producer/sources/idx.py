@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jobs.errors import SourceError
-from producer.sources.files import head, no_access, shown
+from producer.sources.files import access_error, head, shown
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import Output
+from producer.sources.members import OutputLimit
 
 IMAGES_MAGIC = b"\x00\x00\x08\x03"  # unsigned bytes in three dimensions
 LABELS_MAGIC = b"\x00\x00\x08\x01"
@@ -49,7 +49,7 @@ def check_idx(path: str, max_bytes: int) -> None:
     except _DAMAGE as error:
         # gzip's own errors are OSErrors too, without a number: they mean damage.
         if isinstance(error, OSError) and error.errno is not None:
-            raise no_access(path, error) from error
+            raise access_error(path, error) from error
         raise SourceError(f"{shown(path)} cannot be read ({error}): fetch it again") from error
 
 
@@ -66,10 +66,10 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
         count, rows, columns = _read_header(path, stream, reading.max_bytes)
         header = _pgm_header(rows, columns)
         size = rows * columns
-        output = Output(path, reading.archives)
+        output_limit = OutputLimit(path, reading.archives)
         width = max(5, len(str(count - 1)))
         while found < count and len(pixels := stream.read(size)) == size:
-            output.add(size)
+            output_limit.add(size)
             yield SourceImage(f"{name}/{found:0{width}d}", header + pixels, None)
             found += 1
         stream.read(1)  # gzip checks its checksum only at the end

@@ -10,11 +10,11 @@ from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ArchiveLimits
 
 #: Extensions of images that are read.
-_READ = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
+_SUPPORTED = "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm"
 #: Extensions of images that the worker refuses. They are submitted too, so that their owner sees the error.
 #: Not SVG: no setting makes a worker decode it, and folders of web pages contain many.
-_REFUSED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
-IMAGE_EXTENSIONS = frozenset((_READ + " " + _REFUSED).split())
+_UNSUPPORTED = "tif tiff psd eps ps fits fit jp2 j2k wmf emf pdf ico heic heif avif tga"
+IMAGE_EXTENSIONS = frozenset((_SUPPORTED + " " + _UNSUPPORTED).split())
 
 
 #: The usual endings of images' names: comparing with these is cheap.
@@ -25,7 +25,7 @@ USUAL_ENDINGS = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS if l
 MAX_NAME_BYTES: Final = 4096
 
 #: Characters of a longer name that are kept.
-_KEPT_NAME: Final = 200
+_SHORTENED_NAME_LENGTH: Final = 200
 
 
 class SourceImage(NamedTuple):
@@ -34,7 +34,7 @@ class SourceImage(NamedTuple):
     name: str  # as its owner named it
     data: bytes | None  # the file's bytes; None if there is an error
     error: ImageError | None
-    url: str | None = None  # the path or URL that it was read from; None if it is a part of a file
+    url: str | None = None  # the path or URL that it was read from; None if it is part of a file
 
 
 class SourceImages(NamedTuple):
@@ -68,9 +68,9 @@ class Reading:
     unreadable: int = 0  # images without bytes
     first_unreadable: SourceImage | None = None
 
-    def taken(self, image: SourceImage) -> SourceImage:
-        """Return the image as `well_named` does, and count it if it has no bytes."""
-        image = well_named(image)
+    def count(self, image: SourceImage) -> SourceImage:
+        """Count the image if it has no bytes. Return it, or an error if its name is too long."""
+        image = check_name_length(image)
         if image.data is None:
             self.unreadable += 1
             self.first_unreadable = self.first_unreadable or image
@@ -82,11 +82,11 @@ def failed(name: str, code: ErrorCode, detail: str = "") -> SourceImage:
     return SourceImage(name, None, ImageError(code, detail))
 
 
-def well_named(image: SourceImage) -> SourceImage:
+def check_name_length(image: SourceImage) -> SourceImage:
     """Return the image, or an error under a shortened name if its name is too long."""
     if is_short(image.name) or name_bytes(image.name) <= MAX_NAME_BYTES:
         return image
-    name = f"{image.name[:_KEPT_NAME]}..."
+    name = f"{image.name[:_SHORTENED_NAME_LENGTH]}..."
     return failed(name, ErrorCode.SOURCE_FORBIDDEN, f"a name of more than {MAX_NAME_BYTES:,} bytes")
 
 

@@ -12,7 +12,7 @@ from jobs.errors import SourceError
 #: Far more than the longest path (4,096 bytes) or a signed URL.
 MAX_LINE_BYTES: Final = 65_536
 
-_WANTED: Final = "stdin must be paths and URLs, one per line, such as `find photos -name '*.png'` prints"
+_FORMAT: Final = "stdin must be paths and URLs, one per line, such as `find photos -name '*.png'` prints"
 
 
 def paths_on_stdin() -> Iterator[str] | None:
@@ -31,7 +31,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
         number += 1
         line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
         if b"\0" in line:
-            raise SourceError(f"line {number} of stdin holds a NUL, as no path does: {_WANTED}")
+            raise SourceError(f"line {number} of stdin contains a NUL byte: {_FORMAT}")
         if len(line) > MAX_LINE_BYTES:
-            raise SourceError(f"line {number} of stdin has more than {MAX_LINE_BYTES:,} bytes: {_WANTED}")
+            raise SourceError(f"line {number} of stdin has more than {MAX_LINE_BYTES:,} bytes: {_FORMAT}")
         yield os.fsdecode(line)

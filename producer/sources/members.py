@@ -17,17 +17,17 @@ from producer.sources.image import Reading, SourceImage, failed, is_hidden, is_i
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
 #: Bytes that even the smallest archive may unpack to: gzip packs an empty TAR of 10 KB into 45 bytes.
-_ALWAYS_BYTES: Final = 64 * 1024
+_MIN_OUTPUT_BYTES: Final = 64 * 1024
 
 
-class Output:
+class OutputLimit:
     """Counts the bytes that one archive really unpacks to, whatever it declares."""
 
     def __init__(self, path: str, limits: ArchiveLimits) -> None:
         self._path = path
         self._times = limits.max_expansion
         size = os.stat(path).st_size  # noqa: PTH116 - paths are strings here
-        self._left = max(_ALWAYS_BYTES, limits.max_expansion * size)
+        self._left = max(_MIN_OUTPUT_BYTES, limits.max_expansion * size)
 
     def add(self, size: int) -> None:
         """Count `size` more bytes. Raises SourceError if the archive unpacks to too many."""
@@ -48,7 +48,7 @@ def too_many_members(path: str, limits: ArchiveLimits) -> SourceError:
     )
 
 
-def choose(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
+def select_member(member: str, name: str, reading: Reading, *, regular: bool) -> SourceImage | bool:
     """Return whether to read a member that is not a folder, or the error of one that must not be read.
 
     Names are treated as in a folder: hidden members are skipped silently, and members without an image's name

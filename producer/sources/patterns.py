@@ -31,7 +31,7 @@ class Match(NamedTuple):
     #: Whether it is a symlink that leads out of the pattern's folder.
     leaves: bool = False
     #: For a folder that cannot be listed: the reason.
-    trouble: str | None = None
+    error: str | None = None
 
 
 def is_pattern(text: str) -> bool:
@@ -48,12 +48,10 @@ class Pattern:
         #: Everything before the first part with a wildcard. Symlinks in it are followed: the user named it.
         self.folder = "/" * text.startswith("/") + "/".join(parts[:first])
         parts = parts[first:]
-        self._any_depth = "**" in parts
-        levels = parts.index("**") if self._any_depth else len(parts) - 1
+        self._recursive = "**" in parts
+        levels = parts.index("**") if self._recursive else len(parts) - 1
         # For each level before the first `**`: the folders on the way to a match.
-        self._on_the_way = [
-            glob.compile("/".join(parts[: level + 1]), flags=_FLAGS) for level in range(levels)
-        ]
+        self._parents = [glob.compile("/".join(parts[: level + 1]), flags=_FLAGS) for level in range(levels)]
         self._whole = glob.compile("/".join(parts) + "/" * text.endswith("/"), flags=_FLAGS)
         self._with_hidden = any(part.startswith(".") for part in parts)
 
@@ -63,7 +61,7 @@ class Pattern:
         Names are sorted in windows (see `entries`). A pattern with `**` yields only files, because it also
         matches each file of a folder that it matches. Symlinks to folders are not followed. A
         symlink that leads out of the pattern's folder is yielded with `leaves`, but not followed. A folder
-        that cannot be listed is always yielded with `trouble`, because it may contain matches.
+        that cannot be listed is always yielded with `error`, because it may contain matches.
         """
         root = os.path.realpath(self.folder)
         levels = [("", entries(self.folder))]
@@ -75,7 +73,7 @@ class Pattern:
                 entry = None
             except OSError as error:
                 entry = None
-                yield Match(os.path.join(self.folder, prefix) or ".", trouble=why(error))
+                yield Match(os.path.join(self.folder, prefix) or ".", error=why(error))
             if entry is None:
                 levels.pop()
                 continue
@@ -83,20 +81,22 @@ class Pattern:
             path = os.path.join(self.folder, name)
             is_folder, is_link = os.path.isdir(path), os.path.islink(path)
             matched = self._whole.match(name + "/" * is_folder)
-            leads_on = is_folder and self._leads_into(name, entry.name, len(levels) - 1, is_link=is_link)
+            descends = is_folder and self._may_contain_matches(
+                name, entry.name, len(levels) - 1, is_link=is_link
+            )
             if is_link:
                 resolved = os.path.realpath(path)
-                if (matched or leads_on) and not is_below(resolved, root):
+                if (matched or descends) and not is_below(resolved, root):
                     yield Match(path, leaves=True)
                 elif matched and not is_folder:
                     yield Match(path, resolved)
-            elif matched and not (is_folder and self._any_depth):
+            elif matched and not (is_folder and self._recursive):
                 yield Match(path)
-            elif leads_on:
+            elif descends:
                 levels.append((name + "/", entries(path)))
 
-    def _leads_into(self, name: str, base: str, level: int, *, is_link: bool) -> bool:
+    def _may_contain_matches(self, name: str, base: str, level: int, *, is_link: bool) -> bool:
         """Return whether this folder may contain matches."""
-        if level < len(self._on_the_way):
-            return self._on_the_way[level].match(name)
-        return self._any_depth and not is_link and (self._with_hidden or not is_hidden(base))
+        if level < len(self._parents):
+            return self._parents[level].match(name)
+        return self._recursive and not is_link and (self._with_hidden or not is_hidden(base))

@@ -24,7 +24,7 @@ _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 def check_remote(url: str) -> None:
     """Raise SourceError if this URL cannot be read, Unavailable if that cannot be determined now."""
-    _kind(url)
+    _resolve(url)
 
 
 def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
@@ -33,15 +33,15 @@ def read_remote(url: str, reading: Reading) -> Iterator[SourceImage]:
     Memory holds the listings of one folder and of the folders above it. Raises the errors of `check_remote`,
     and Unavailable if the network fails during the reading.
     """
-    filesystem, path, is_folder = _kind(url)
+    filesystem, path, is_folder = _resolve(url)
     name = storable(shown_url(url))
     if is_folder:
-        yield from _below(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
+        yield from _walk(filesystem, path, url.rstrip("/"), name.rstrip("/"), reading)
     else:
         yield _load(filesystem, path, url, name, reading.max_bytes)
 
 
-def _kind(url: str) -> tuple[Any, str, bool]:
+def _resolve(url: str) -> tuple[Any, str, bool]:
     """Return the file system, the path there, and whether that is a folder."""
     shown = storable(shown_url(url))
     if is_chained(url):
@@ -58,7 +58,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     try:
         is_folder = kind_of(filesystem, path, url=url) == "directory"
     except PermissionError:
-        raise SourceError(f"may not read {shown}: check the credentials in the environment") from None
+        raise SourceError(f"access to {shown} is denied: check the credentials in the environment") from None
     except _NOT_THERE:
         raise SourceError(f"cannot find {shown}: check the spelling") from None
     if url.endswith("/") and not is_folder:
@@ -66,7 +66,7 @@ def _kind(url: str) -> tuple[Any, str, bool]:
     return filesystem, path, is_folder
 
 
-def _below(filesystem: Any, path: str, url: str, name: str, reading: Reading) -> Iterator[SourceImage]:
+def _walk(filesystem: Any, path: str, url: str, name: str, reading: Reading) -> Iterator[SourceImage]:
     # A stack instead of recursion, as for folders on a disk.
     levels = [(path, url, name, _entries(filesystem, path, url))]
     while levels:

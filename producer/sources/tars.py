@@ -19,10 +19,10 @@ from jobs.errors import SourceError
 from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large
 from jobs.text import storable
-from producer.sources.files import head, no_access, shown
+from producer.sources.files import access_error, head, shown
 from producer.sources.idx import GZIP_MAGIC
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import Output, choose, too_many_members
+from producer.sources.members import OutputLimit, select_member, too_many_members
 
 #: Number of a file's first bytes that show whether it is an archive: one header.
 HEAD_BYTES: Final = tarfile.BLOCKSIZE
@@ -99,7 +99,7 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
                 continue
             name = storable(f"{prefix}/{member.name}")
             regular = member.isreg() and not member.issparse()
-            chosen = choose(member.name, name, reading, regular=regular)
+            chosen = select_member(member.name, name, reading, regular=regular)
             if isinstance(chosen, SourceImage):
                 yield chosen
             elif chosen and member.size > reading.max_bytes:
@@ -112,9 +112,9 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
 class _Stream:
     """The file that tarfile reads: an archive's unpacked bytes, forwards only, and counted."""
 
-    def __init__(self, source: BinaryIO, output: Output) -> None:
+    def __init__(self, source: BinaryIO, output_limit: OutputLimit) -> None:
         self._source = source
-        self._output = output
+        self._output_limit = output_limit
         self._at = 0
         #: Bytes that the current member's headers may still have.
         self.header_bytes = _HEADER_BYTES
@@ -126,7 +126,7 @@ class _Stream:
         self.header_bytes -= size
         if self.header_bytes < 0:
             raise tarfile.ReadError("a header without end")
-        data = self._more(size)
+        data = self._read_bytes(size)
         if len(data) > tarfile.BLOCKSIZE and _LONG_NUMBER.search(data):
             raise tarfile.ReadError("a number without end")
         self.ended = data == _END
@@ -141,27 +141,27 @@ class _Stream:
         if place < self._at:
             raise tarfile.ReadError("a member before the one before it")
         while self._at < place:
-            if not self._more(min(place - self._at, _PIECE_BYTES)):
+            if not self._read_bytes(min(place - self._at, _PIECE_BYTES)):
                 raise EOFError("the end is missing")
 
     def finish(self) -> None:
         """Read to the end, because gzip checks its checksum only there."""
-        while self._more(_PIECE_BYTES):
+        while self._read_bytes(_PIECE_BYTES):
             pass
 
     def take(self, size: int) -> bytes:
         """Return a member's content."""
-        data = self._more(size)
+        data = self._read_bytes(size)
         if len(data) < size:
             raise EOFError("the end is missing")
         return data
 
-    def _more(self, size: int) -> bytes:
+    def _read_bytes(self, size: int) -> bytes:
         if size < 0:  # would make a file read everything
             raise tarfile.ReadError("a negative size")
         data = self._source.read(size)
         self._at += len(data)
-        self._output.add(len(data))
+        self._output_limit.add(len(data))
         return data
 
 
@@ -196,13 +196,13 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[_Stream]:
         with open(os.open(path, OPEN), "rb") as file:  # noqa: PTH123 - a descriptor
             if first.startswith(GZIP_MAGIC):
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    yield _Stream(cast(BinaryIO, unpacked), Output(path, limits))
+                    yield _Stream(cast(BinaryIO, unpacked), OutputLimit(path, limits))
             else:
-                yield _Stream(file, Output(path, limits))
+                yield _Stream(file, OutputLimit(path, limits))
     except _DAMAGE as error:
         # gzip's own errors are OSErrors too, without a number: they mean damage.
         if isinstance(error, OSError) and error.errno is not None:
-            raise no_access(path, error) from error
+            raise access_error(path, error) from error
         raise SourceError(
             f"{shown(path)} is not a TAR archive that can be read to its end ({error}): "
             "pack it again, or unpack it and name the folder"

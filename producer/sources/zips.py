@@ -23,9 +23,9 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.limits import ArchiveLimits
 from jobs.reading import OPEN, too_large, why
 from jobs.text import storable
-from producer.sources.files import no_access, shown
+from producer.sources.files import access_error, shown
 from producer.sources.image import Reading, SourceImage
-from producer.sources.members import Output, choose, too_many_members
+from producer.sources.members import OutputLimit, select_member, too_many_members
 
 MAGIC: Final = b"PK\x03\x04"
 
@@ -47,7 +47,7 @@ _PIECE_BYTES: Final = 64 * 1024
 #: Flags of an encrypted member: plain encryption, strong encryption, an encrypted directory.
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 
-_SHOWN_NAME: Final = 200  # characters, in a message
+_SHOWN_NAME_LENGTH: Final = 200  # characters, in a message
 
 #: Errors that zipfile raises on damaged or malicious bytes, according to its source.
 _DAMAGE: Final = (
@@ -74,19 +74,19 @@ def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
     """
     prefix = shown(path)
     with _opened(path, reading.archives) as archive:
-        output = Output(path, reading.archives)
+        output_limit = OutputLimit(path, reading.archives)
         for member in archive.infolist():
             # Not `filename`, which zipfile truncates at a NUL.
             if member.orig_filename.endswith("/"):
                 continue
             name = storable(f"{prefix}/{member.orig_filename}")
             regular = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
-            chosen = choose(member.orig_filename, name, reading, regular=regular)
+            chosen = select_member(member.orig_filename, name, reading, regular=regular)
             if isinstance(chosen, SourceImage):
                 yield chosen
             elif chosen:
                 try:
-                    data = _content(path, archive, member, reading.max_bytes, output)
+                    data = _content(path, archive, member, reading.max_bytes, output_limit)
                 except ImageError as error:
                     yield SourceImage(name, None, error)
                 else:
@@ -127,7 +127,7 @@ def _opened(path: str, limits: ArchiveLimits) -> Iterator[zipfile.ZipFile]:
             _check_members(path, archive)
             yield archive
     except OSError as error:
-        raise no_access(path, error) from error
+        raise access_error(path, error) from error
     except _DAMAGE as error:
         raise SourceError(
             f"{shown(path)} is not a ZIP archive that can be read ({error}): "
@@ -142,7 +142,7 @@ def _check_members(path: str, archive: zipfile.ZipFile) -> None:
         if member.flag_bits & _ENCRYPTED:
             raise SourceError(f"{shown(path)} is encrypted: unpack it with its password and name the folder")
         if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
-            raise _lies(path, member, member.file_size)
+            raise _wrong_size(path, member, member.file_size)
         if member.header_offset < end:
             raise SourceError(
                 f"{shown(path)} has members that overlap, as in a zip bomb: pack it again, or unpack it "
@@ -155,7 +155,7 @@ def _check_members(path: str, archive: zipfile.ZipFile) -> None:
 
 
 def _content(
-    path: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int, output: Output
+    path: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int, output_limit: OutputLimit
 ) -> bytes:
     """Return a member's bytes.
 
@@ -174,7 +174,7 @@ def _content(
             while found <= max_bytes and (piece := stream.read(_PIECE_BYTES)):
                 parts.append(piece)
                 found += len(piece)
-                output.add(len(piece))
+                output_limit.add(len(piece))
     except OSError as error:
         raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from error
     except _DAMAGE as error:
@@ -183,13 +183,13 @@ def _content(
         raise too_large(max_bytes)
     # The checksum was right, otherwise the member would count as damaged. So the declared size is wrong.
     if found != declared:
-        raise _lies(path, member, declared)
+        raise _wrong_size(path, member, declared)
     return b"".join(parts)
 
 
-def _lies(path: str, member: zipfile.ZipInfo, declared: int) -> SourceError:
+def _wrong_size(path: str, member: zipfile.ZipInfo, declared: int) -> SourceError:
+    name = storable(member.orig_filename)[:_SHOWN_NAME_LENGTH]
     return SourceError(
-        f"{shown(path)} lies about sizes: {storable(member.orig_filename)[:_SHOWN_NAME]} does not have the "
-        f"{declared:,} bytes that it declares. Pack it again, or unpack it where you trust it and name the "
-        "folder"
+        f"{shown(path)} lies about sizes: {name} does not have the {declared:,} bytes that it declares. "
+        "Pack it again, or unpack it where you trust it and name the folder"
     )

@@ -245,7 +245,7 @@ def test_cancel_keeps_what_there_is(idle: Home, few_digits: Path) -> None:
     assert idle.run("status", job, "--watch").returncode == 1
     again = idle.run("cancel", job)
     assert again.returncode == 2
-    assert "had finished before" in again.stderr
+    assert "has already finished" in again.stderr
 
 
 def test_json_is_for_programs(stack: Home, few_digits: Path) -> None:

@@ -78,8 +78,8 @@ def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_pa
     # when one image is corrected and another confirmed, then each is said in a line
     done = home.run("correct", job, "0", other[0])
     assert (done.returncode, done.stdout) == (0, "")
-    assert f"image 0 of job {job} ({folder}/00.png) is {other[0]}, and was taken for" in done.stderr
-    assert "as it was classified" in home.run("correct", job, "1", predicted[1]).stderr
+    assert f"image 0 of job {job} ({folder}/00.png) is {other[0]}; the prediction was" in done.stderr
+    assert "the prediction is confirmed" in home.run("correct", job, "1", predicted[1]).stderr
     assert home.json("correct", job, "2", other[2])["label"] == other[2]
 
     # when more come by files, CSV and JSON lines and stdin
@@ -115,7 +115,7 @@ def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_pa
     home.ok("purge", "--payloads", "0")
     copies = home.path / "store" / "corrections"
     assert len(list(copies.iterdir())) == 13
-    assert f"is no longer {other[0]}" in home.run("correct", job, "0", "--undo").stderr
+    assert "has no correction now" in home.run("correct", job, "0", "--undo").stderr
     assert len(list(copies.iterdir())) == len(home.json("correct", "--list")) == 12
     done = home.run("correct", job, "0", other[0])
     assert done.returncode == 2

@@ -88,7 +88,7 @@ def test_a_paused_job_stands_still_and_ends_well(
     for command in ("pause", "resume"):
         done = new_home.run(command, status.id)
         assert done.returncode == 2
-        assert "had finished before: it is done" in done.stderr
+        assert "has already finished: it is done" in done.stderr
 
 
 def test_what_is_not_paused_is_not_resumed(new_home: Home, few_digits: Path) -> None:

@@ -258,7 +258,7 @@ def test_the_stack_logs_in_json_with_real_models(
     # then all but the words of the command itself are JSON
     text = log.read_text().splitlines()
     people = [line for line in text if not line.startswith("{")]
-    assert (people[0].split()[0], people[-1]) == ("up", "all ended"), people
+    assert (people[0].split()[0], people[-1]) == ("up", "all stopped"), people
     assert len(people) < 25, people
     lines = [json.loads(line) for line in text if line.startswith("{")]
     loggers = {line["logger"] for line in lines}

@@ -74,7 +74,7 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
 
     # then it has said what runs, where, and what to type next
     lines = log.read_text().splitlines()
-    end = lines.index("Ctrl-C ends it all.")
+    end = lines.index("Ctrl-C stops everything.")
     assert lines[0] == f"up in {home.path}"
     named = {line.split()[0] for line in lines[1:end]}
     assert {"broker", "worker", "trainer", "beat", "ledger", "store", "logs"} <= named
@@ -83,7 +83,7 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
     # and then one line per event (also that this model cannot be loaded), and no banner or warning of others
     events = lines[end + 1 :]
     assert sorted(events[:4]) == ["beat     ready", "broker   ready", "trainer  ready", "worker   ready"]
-    assert {line[:18] for line in events[4:]} == {"worker   warning: ", "stopping when the ", "all ended"}
+    assert {line[:18] for line in events[4:]} == {"worker   warning: ", "stopping when the ", "all stopped"}
     assert any("dropped a message that is not ours" in line for line in events)
     assert max(map(len, lines[: end + 5])) <= 80
 
@@ -126,7 +126,7 @@ def test_up_in_a_terminal_fits_80_columns_and_ends_on_ctrl_c(home: Home) -> None
 
     # then no line is longer, and the last one says that all has ended
     lines = said.decode().splitlines()
-    assert lines[-1] == "all ended"
+    assert lines[-1] == "all stopped"
     assert [line for line in lines if len(line) > 80 and str(home.path) not in line] == []
 
 
@@ -200,7 +200,7 @@ def test_a_worker_that_dies_ends_the_command_that_started_it(home: Home, image: 
     [job] = home.json("jobs")
     assert ended.returncode == 1, ended.stderr
     assert f"The worker ended with -9: see {home.path / 'logs' / 'worker.log'}" in ended.stderr
-    assert f"job {job['id']} goes on when `labelmill up` runs" in ended.stderr
+    assert f"job {job['id']} continues when `labelmill up` runs" in ended.stderr
     assert job["state"] != "done"
 
 

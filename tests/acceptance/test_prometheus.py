@@ -125,7 +125,7 @@ def test_a_worker_is_ready_until_it_stops_or_is_killed(harness: Harness) -> None
     assert harness.remove_worker(worker) == 0
     done = home.run("ready", "worker")
     assert done.returncode == 1
-    assert done.stdout.startswith("not ready: no worker of this host")
+    assert done.stdout.startswith("not ready: no worker on this host")
     assert home.json("workers") == []
 
     # and when one is killed, in a while

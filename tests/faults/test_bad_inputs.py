@@ -345,7 +345,7 @@ def test_a_bad_archive_is_refused_in_little_memory_and_nothing_is_left(
 def test_an_empty_job_is_refused_and_nothing_is_left(refused: Home, tmp_path: Path) -> None:
     done = refused.run("submit", tmp_path)
     assert done.returncode == 2
-    assert "There is no image in what was named" in done.stderr
+    assert "The sources contain no images" in done.stderr
 
 
 @pytest.mark.parametrize("limit", ["IMAGES", "BYTES"])

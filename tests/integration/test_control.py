@@ -27,7 +27,7 @@ from jobs.queue import Publisher
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
-from labelmill.commands.resume import app as resume_command
+from labelmill.commands.control import app as control_command
 from worker.reconcile import Reconciler
 
 PENDING, CLAIMED, HELD, DONE, DROPPED = (
@@ -465,7 +465,7 @@ def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, br
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # When the job is resumed, Then a line says what is wrong with the broker, and that the job waits
-    done = CliRunner().invoke(resume_command, [job.id])
+    done = CliRunner().invoke(control_command, ["resume", job.id])
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert line.startswith("The broker cannot be used (")
@@ -480,9 +480,9 @@ def test_a_person_is_told_why_not(client, ledger, make_job):
     cancel(ledger, cancelled)
     with pytest.raises(Conflict, match="is not paused: it is running"):
         client.resume(running.id)
-    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+    with pytest.raises(Conflict, match="has already finished: it is cancelled"):
         client.resume(cancelled.id)
-    with pytest.raises(Conflict, match="had finished before: it is cancelled"):
+    with pytest.raises(Conflict, match="has already finished: it is cancelled"):
         client.pause(cancelled.id)
     for action in (client.pause, client.resume):
         with pytest.raises(NotFound):

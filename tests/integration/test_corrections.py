@@ -514,7 +514,7 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     for name in copies(store):
         age(store, name)
     done = CliRunner().invoke(purge_command, ["--json"])
-    assert "removed: 1 copy of images that no correction is about" in done.stderr
+    assert "removed: 1 copy of images without a correction" in done.stderr
     assert json.loads(done.stdout)["copies"] == 1
     assert copies(store) == {sha256(b"pixels 0")}
 
@@ -700,7 +700,7 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
     assert {each.label for each in client.correct_from(lines, jsonl=True)} == {"2"}
     assert len(client.correct_from(lines, jsonl=True, job_id=job.id)) == 3
     other = submitted(3)
-    with pytest.raises(UserError, match=f"line 1: it is of job {job.id}, not of {other.id}"):
+    with pytest.raises(UserError, match=f"line 1: it belongs to job {job.id}, not to {other.id}"):
         client.correct_from(lines, jsonl=True, job_id=other.id)
     assert client.correct_from(["job_id,index,label\n", f"{job.id.upper()},1,5\n"])[0].label == "5"
 
@@ -781,7 +781,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
             f"There is no job '{stranger}'",
             "it has no label",
             "stopped its worker",
-            "it says '2', and line 2 '1'",
+            "its label is '2', but line 2 says '1'",
             "it has no index and no label",
         ],
         strict=True,

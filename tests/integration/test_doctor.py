@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ from labelmill.doctor import Finding, Level
 from labelmill.doctor import ledger as ledger_checks
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_home, check_settings
-from labelmill.doctor.findings import Area
+from labelmill.doctor.findings import ok
 from labelmill.doctor.ledger import check_ledger
 from labelmill.doctor.models import check_models
 from labelmill.doctor.store import check_store
 from labelmill.doctor.work import check_jobs, check_training
-from labelmill.probes import words_of
+from labelmill.probes import redacted_message
 from tests.conftest import Broker, PostgresqlServer, plans_of
 from tests.console import until
 
@@ -79,32 +78,28 @@ def test_an_area_that_fails_or_hangs_does_not_hide_the_others(fresh, monkeypatch
     hangs = threading.Event()
 
     def fails(_settings: Settings) -> Iterator[Finding]:
-        yield Area("first").ok("so far so good")
+        yield ok("so far so good")
         raise RuntimeError("a package's own")
 
     def waits(_settings: Settings) -> Iterator[Finding]:
         hangs.wait(60)
-        yield Area("second").ok("too late")
+        yield ok("too late")
 
     def speaks(_settings: Settings) -> Iterator[Finding]:
-        yield Area("third").ok("all is well")
+        yield ok("all is well")
 
     monkeypatch.setattr(doctor, "AREAS", {"first": fails, "second": waits, "third": speaks})
-    findings = doctor.examine(fresh, patience=0.2)
+    findings = doctor.examine(fresh, timeout=0.2)
     hangs.set()
-    assert [(finding.area, finding.level) for finding in findings] == [
-        ("first", OK),
-        ("first", PROBLEM),
-        ("second", PROBLEM),
-        ("third", OK),
-    ]
-    assert "RuntimeError: a package's own" in findings[1].what
-    assert "no answer within 0.2 s" in findings[2].what
+    levels = {area: [finding.level for finding in found] for area, found in findings.items()}
+    assert levels == {"first": [OK, PROBLEM], "second": [PROBLEM], "third": [OK]}
+    assert "RuntimeError: a package's own" in findings["first"][1].what
+    assert "no answer within 0.2 s" in findings["second"][0].what
 
 
 def test_where_there_is_nothing_yet_the_doctor_says_what_comes_first_and_makes_nothing(fresh):
     findings = doctor.examine(fresh)
-    assert [(finding.area, finding.fix) for finding in findings if finding.fix] == [
+    assert [(area, finding.fix) for area, found in findings.items() for finding in found if finding.fix] == [
         ("broker", "labelmill up"),
         ("models", "labelmill train"),
     ]
@@ -112,7 +107,7 @@ def test_where_there_is_nothing_yet_the_doctor_says_what_comes_first_and_makes_n
 
 
 def test_every_finding_that_is_not_ok_names_a_fix(settings):
-    for finding in doctor.examine(settings):
+    for finding in chain.from_iterable(doctor.examine(settings).values()):
         assert (finding.fix is None) == (finding.level == OK), finding
 
 
@@ -125,7 +120,7 @@ def test_every_finding_that_is_not_ok_names_a_fix(settings):
     ],
 )
 def test_no_finding_repeats_a_secret(url, text):
-    words = words_of(RuntimeError(text), Settings.load(**url))
+    words = redacted_message(RuntimeError(text), Settings.load(**url))
     assert "cret" not in words
     assert "***" in words
 
@@ -141,17 +136,6 @@ def test_an_image_that_can_take_longer_than_its_chunk(short_folder):
     settings = Settings.load(home=short_folder, lease_seconds=10, image_seconds=10)
     find(check_settings, settings, "an image can take 10 s", WARNING, "everywhere LABELMILL_LEASE_SECONDS=29")
     assert is_well(check_settings, Settings.load(home=short_folder, lease_seconds=29, image_seconds=10))
-
-
-def test_a_variable_that_is_no_setting(fresh, monkeypatch):
-    monkeypatch.setenv("LABELMILL_LEASE_SECOND", "300")
-    find(check_settings, fresh, "LABELMILL_LEASE_SECOND", WARNING, "did you mean LABELMILL_LEASE_SECONDS?")
-
-
-def test_a_schedule_that_is_no_cron_line(fresh):
-    settings = fresh.model_copy(update={"retrain_cron": "every day"})
-    find(check_settings, settings, "every day", PROBLEM, "LABELMILL_RETRAIN_CRON=")
-    find(check_settings, fresh.model_copy(update={"retrain_cron": "never"}), "no retraining", OK)
 
 
 LEDGER, BROKER = "postgresql://db.example.org/mill", "redis://redis.example.org/0"
@@ -181,21 +165,10 @@ def test_a_state_folder_that_others_can_use(fresh):
     assert is_well(check_home, fresh)
 
 
-def test_a_state_folder_that_cannot_be_used(fresh, short_folder, monkeypatch):
+def test_a_state_folder_that_cannot_be_used(short_folder):
     (short_folder / "file").write_text("")
-    settings = Settings.load(home=short_folder / "file" / "below")
-    for check, fix in (
-        (check_home, "LABELMILL_HOME="),
-        (check_ledger, "see home"),
-        (check_store, "see home"),
-    ):
-        [finding] = check(settings)
-        assert finding.level == PROBLEM
-        assert fix in (finding.fix or "")
-    fresh.home.mkdir(mode=0o700)
-    me = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
-    find(check_home, fresh, "belongs to user", PROBLEM, f"run as user {me}")
+    for home in (short_folder / "file", short_folder / "file" / "below"):
+        find(check_home, Settings.load(home=home), "not a folder", PROBLEM, "LABELMILL_HOME=")
 
 
 # ---- the broker ---------------------------------------------------------------------------------------
@@ -260,7 +233,7 @@ def test_a_user_of_the_broker_who_lacks_rights(as_anna, broker):
     )
     assert "wrong" not in repr(finding)
     find(check_broker, as_anna("+@all", "~other:*"), "accepts no messages", PROBLEM, f"'~{KEY_PREFIX}*'")
-    find(check_broker, as_anna("+@all", "~*", "-info"), "not checked", WARNING, "SETUSER anna '+info'")
+    find(check_broker, as_anna("+@all", "~*", "-info"), "was not checked", WARNING, "SETUSER anna '+info'")
     settings = as_anna("+@all", f"~{KEY_PREFIX}*", "-lpush")
     find(check_broker, settings, "accepts no messages", PROBLEM, "redis-cli ACL SETUSER anna '+lpush'")
     broker.client.execute_command("ACL", "SETUSER", "anna", "+lpush")
@@ -283,13 +256,14 @@ def test_a_broker_that_accepts_no_messages(at_broker, broker, configure):
         broker.client.replicaof("NO", "ONE")
 
 
-def test_a_broker_that_cannot_save(at_broker, broker):
-    # Given a folder in the place of the dump file
+def test_a_broker_that_cannot_save_cannot_be_used(at_broker, broker, configure):
+    # Given a broker that saves, and a folder in the place of its dump file
+    configure("save", "3600 1")
     file = Path(broker.client.config_get("dir")["dir"]) / "dump.rdb"
     file.mkdir()
     broker.client.bgsave()
     until(lambda: broker.client.info()["rdb_last_bgsave_status"] == "err", "it has failed to save")
-    find(check_broker, at_broker, "cannot save", PROBLEM, "free space")
+    find(check_broker, at_broker, "cannot be used: MISCONF", PROBLEM, "free space")
 
     # When the broker can save again, then all is well
     file.rmdir()
@@ -297,11 +271,6 @@ def test_a_broker_that_cannot_save(at_broker, broker):
     until(lambda: broker.client.info()["rdb_last_bgsave_status"] == "ok", "it has saved")
     assert is_well(check_broker, at_broker)
     file.unlink()
-
-
-def test_another_celery_application_in_the_same_database(at_broker, broker):
-    broker.client.hset("unacked", "tag", "message")
-    find(check_broker, at_broker, "another Celery application", WARNING, "another database number")
 
 
 # ---- the ledger ---------------------------------------------------------------------------------------
@@ -341,11 +310,9 @@ def test_a_ledger_file_that_does_not_exist(fresh):
 def test_a_ledger_file_that_is_locked_or_no_database(settings, sqlite_url, monkeypatch):
     monkeypatch.setattr(probes, "ANSWER_SECONDS", 0.1)
     path = sqlite_url.removeprefix("sqlite:///")
-    Ledger(sqlite_url).check()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
-        holder.execute("BEGIN IMMEDIATE")
+    # Not sqlite3: it can be another copy of SQLite than the ledger's, which ignores its locks.
+    with contextlib.closing(Ledger(sqlite_url)) as holder, holder.transaction():
         find(check_ledger, settings, "locked", PROBLEM, f"fuser {path}")
-        holder.execute("ROLLBACK")
     find(check_ledger, settings, "can be written", OK)
     Path(path).write_bytes(b"not a database, by any means" * 100)
     find(check_ledger, settings, "not a database", PROBLEM, f"restore {path} from its backup")
@@ -431,7 +398,7 @@ class Forgetful(MemoryFileSystem):
 def test_a_store_that_returns_something_else(fresh):
     fsspec.register_implementation("forgetful", Forgetful, clobber=True)
     settings = fresh.model_copy(update={"store_url": "forgetful://mill"})
-    find(check_store, settings, "something else than was written", PROBLEM, "credentials")
+    find(check_store, settings, "other bytes than were written", PROBLEM, "credentials")
 
 
 # ---- the models ---------------------------------------------------------------------------------------
@@ -482,41 +449,15 @@ def test_the_model_of_an_unfinished_job_is_needed(settings, ledger, make_model, 
 # ---- training -----------------------------------------------------------------------------------------
 
 
-def requested(ledger: Ledger, **values: object) -> str:
-    """Request a training run with these values, and return its id."""
-    run_id = new_id()
+def test_a_training_run_that_waits_for_a_trainer(settings, ledger):
+    run = new_id()
     with ledger.transaction() as connection:
-        request_run(connection, run_id, recipe={})
-    if values:
-        change(ledger, training_runs, **values)
-    return run_id
-
-
-def test_a_training_run_that_waits_or_whose_trainer_is_silent(settings, ledger):
-    run = requested(ledger)
+        request_run(connection, run, recipe={})
     assert is_well(check_training, settings)
     change(ledger, training_runs, requested_at=db_now(-1_000))
-    find(check_training, settings, "waited for a trainer for 17 minutes", WARNING, f"runs cancel {run}")
+    find(check_training, settings, "waited for a trainer for 16 min 4", WARNING, f"runs cancel {run}")
     change(ledger, training_runs, state=RunState.RUNNING, owner="host/3", lease_until=db_now(60))
     assert is_well(check_training, settings)
-    change(ledger, training_runs, lease_until=db_now(-7 * 86_400))
-    find(check_training, settings, "its trainer host/3 for 7 days", WARNING, f"runs show {run} --watch")
-
-
-def test_the_latest_training_run_failed(settings, ledger):
-    run = requested(ledger, state=RunState.FAILED, active=None, error="no memory", data_source="mnist")
-    find(check_training, settings, f"{run} is failed: no memory", WARNING, f"labelmill runs show {run}")
-    change(ledger, training_runs, state=RunState.INTERRUPTED)
-    assert is_well(check_training, settings)
-
-
-def test_a_training_run_without_mnist_says_which_setting_helps(settings, ledger):
-    # Given a run that failed offline, before it had its data
-    requested(ledger, state=RunState.FAILED, active=None, error="MNIST cannot be loaded: set ...")
-
-    # Then the doctor says so, and does not suggest a download
-    find(check_training, settings, "MNIST could not be loaded", WARNING, "LABELMILL_MNIST_DIR=")
-    assert not any("download" in finding.what for finding in check_training(settings))
 
 
 # ---- the jobs -----------------------------------------------------------------------------------------
@@ -537,7 +478,7 @@ def claimed(ledger: Ledger, chunk_id: str, *, lease_seconds: float) -> None:
 def test_no_worker_is_running(settings, ledger, make_job):
     find(check_jobs, settings, "no worker is running (none has ever run)", WARNING, "labelmill worker")
     reconciled(ledger, until=-7200)
-    find(check_jobs, settings, "the last one ended 2 hours ago", WARNING)
+    find(check_jobs, settings, "the last one ended 2 h 00 min ago", WARNING)
     make_job([1])
     find(check_jobs, settings, "and jobs are waiting", PROBLEM, "labelmill worker")
     embedded = settings.model_copy(update={"broker_url": None})
@@ -551,7 +492,7 @@ def test_chunks_that_wait_while_none_is_done(settings, ledger, make_job):
     reconciled(ledger)
     job = make_job([1, 1, 1])
     change(ledger, chunks, created_at=db_now(-300))
-    find(check_jobs, settings, f"none done for 3 minutes: 1 job, {job.id}", PROBLEM, "read its log")
+    find(check_jobs, settings, f"none done for 3 min 00 s: 1 job, {job.id}", PROBLEM, "read its log")
 
     # When a chunk is claimed or was just finished, or the lease is longer, then the job is only slow
     claimed(ledger, job.chunks[0].id, lease_seconds=60)
@@ -574,23 +515,26 @@ def test_a_chunk_of_a_dead_worker(settings, ledger, make_job):
     assert "and 2 more" in find(check_jobs, settings, made[0].id, PROBLEM).what
 
 
-def test_a_chunk_that_is_given_back_again_and_again(settings, ledger, make_job):
+def test_a_chunk_that_is_released_again_and_again(settings, ledger, make_job):
     reconciled(ledger)
     job = make_job([2])
-    change(ledger, chunks, releases=4, error="the store is away")
+    change(ledger, chunks, releases=4, error="the store is down")
     assert is_well(check_jobs, settings)
     change(ledger, chunks, releases=5)
-    find(check_jobs, settings, f"up to 5 times (the store is away): 1 job, {job.id}", WARNING, "service")
+    find(check_jobs, settings, f"up to 5 times (the store is down): 1 job, {job.id}", WARNING, "service")
 
 
-def test_a_job_that_has_been_paused_for_long(settings, ledger, make_job):
-    reconciled(ledger)
-    job = make_job([1])
-    change(ledger, chunks, state=ChunkState.HELD, created_at=db_now(-90_000))
-    change(ledger, jobs, paused_at=db_now(-60))
-    assert is_well(check_jobs, settings)
+def test_a_paused_job_is_not_stuck(settings, ledger, make_job):
+    # Given no worker, and a job that waits for long
+    make_job([1])
+    change(ledger, chunks, created_at=db_now(-90_000))
+    find(check_jobs, settings, "none done for", PROBLEM)
+
+    # When it is paused, then no job waits
+    change(ledger, chunks, state=ChunkState.HELD)
     change(ledger, jobs, paused_at=db_now(-90_000))
-    find(check_jobs, settings, "paused for more than a day", WARNING, f"labelmill resume {job.id}")
+    find(check_jobs, settings, "no worker is running (none has ever run)", WARNING)
+    find(check_jobs, settings, "chunks: 0 pending", OK)
 
 
 def test_the_doctor_reads_only_unfinished_jobs(ledger, make_job):

@@ -177,7 +177,7 @@ def test_a_process_of_the_same_name_is_another_worker(ledger):
 
 def test_a_worker_is_ready_while_it_has_a_recent_heartbeat_and_a_process(ledger, settings):
     # given no worker, then one whose processes are loading, then a ready one, then one that is gone
-    assert "no worker of this host" in answer(settings, Part.WORKER, ready=False)
+    assert "no worker on this host" in answer(settings, Part.WORKER, ready=False)
     report(ledger, "host/1", children=0)
     assert "without a process" in answer(settings, Part.WORKER, ready=False)
     report(ledger, "host/1", children=2)

@@ -230,7 +230,7 @@ def mute_port() -> Iterator[int]:
 def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkeypatch):
     # Given a ledger that accepts connections and never answers
     monkeypatch.setattr("jobs.ledger.database.CONNECT_SECONDS", 60)
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(metrics, "TIMEOUT_SECONDS", 0.5)
     mute = settings.model_copy(update={"ledger_url": f"postgresql+psycopg://127.0.0.1:{mute_port}/x"})
     collector = LabelmillCollector(mute)
 

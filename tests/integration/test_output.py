@@ -234,7 +234,7 @@ def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
     said["LABELMILL_QQQQ"] = "1"
 
     # When any command runs, Then stderr says once for each that it has no effect
-    for command in (["jobs"], ["runs", "show", "nothing"], ["worker", "--processes", "5000"]):
+    for command in (["jobs"], ["runs", "show", "nothing"], ["worker", "--processes", "5000"], ["doctor"]):
         done = subprocess.run(
             [LABELMILL, *command], env=os.environ | said, capture_output=True, text=True, check=False
         )
@@ -273,9 +273,7 @@ def test_a_disk_that_is_full_is_no_number(tmp_path):
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == (
-        "labelmill: No space left on device: make room where the output goes, and run it again\n"
-    )
+    assert done.stderr == ("labelmill: No space left on device: free some space, and run the command again\n")
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,7 @@ def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job
     # Given a job with three of five images done
     job = make_job([3, 2])
     worker.work(job.chunks[0])
-    part = f"a part: job {job.id} is running; 3 of its 5 images were done at the start\n"
+    part = f"incomplete: job {job.id} is running; 3 of its 5 images were done at the start\n"
 
     # When it is exported, Then the three are there, and stderr says that this is a part of the job
     rows, said = export(job)

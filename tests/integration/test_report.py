@@ -16,7 +16,7 @@ from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
 from labelmill.console import ExitCode
 from labelmill.migrating import open_ledger
-from labelmill.reporting.facts import gather
+from labelmill.reporting.facts import load_facts
 from labelmill.reporting.page import render
 from tests.console import Home
 from tests.evaluations import DIGITS, made_evaluation
@@ -65,7 +65,7 @@ def promote(ledger, model_id, before=None, **verdict):
 
 def facts_of(ledger, model_id):
     with ledger.reading() as connection:
-        return gather(connection, model_id)
+        return load_facts(connection, model_id)
 
 
 def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger):
@@ -153,7 +153,7 @@ def test_the_champion_is_shown_beside_the_one_before(ledger):
     facts = facts_of(ledger, first)
     assert facts.rival is None
     page = " ".join(render(facts).split())
-    assert f"It was brought back by a rollback from <code>{second}</code>. No other model was the" in page
+    assert f"It was restored by a rollback from <code>{second}</code>. No other model was the" in page
     assert "No other model was the champion before it," not in page
 
 
@@ -204,8 +204,9 @@ def test_corrections_of_its_predictions_are_told(ledger):
         )
 
     # Then the page counts them
-    assert "people have said the true label of 2; 1 of them were right" in " ".join(
-        render(facts_of(ledger, model)).split()
+    assert (
+        "People have given the true label of 2 of its predictions in jobs; 1 of them were right"
+        in " ".join(render(facts_of(ledger, model)).split())
     )
 
 

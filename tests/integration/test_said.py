@@ -48,7 +48,7 @@ def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Pat
     done = labelmill("submit", photos, "/dev/null")
     assert done.returncode == 0
     assert "skipped 1 file: not images by their names" in done.stderr
-    assert "2 of 4 images could not be read, and will have an error" in done.stderr
+    assert "2 of 4 images could not be read, and will get an error" in done.stderr
     assert f"the first: {photos}/gone.png, source_missing: No such file or directory" in done.stderr
 
     # and if all images can be read, stderr does not mention it
@@ -93,7 +93,7 @@ def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos
     job = labelmill("submit", photos, "--key", "a key").stdout
     again = labelmill("submit", photos, "--key", "a key")
     assert again.stdout == job
-    assert again.stderr == "the key 'a key' was used before for the same content: this is its job\n"
+    assert again.stderr == "the key 'a key' already has a job with the same content: this one\n"
 
     # and a purge without anything to remove only says that
     assert labelmill("purge").stderr == "nothing is old enough to be removed\n"
@@ -117,7 +117,7 @@ def test_submit_says_what_was_passed_over_if_there_was_nothing_else(
     (tmp_path / "notes" / "a.txt").write_text("a")
     done = labelmill("submit", tmp_path / "notes")
     assert done.returncode == 2
-    assert "no image in what was named, only files that are none by their names (1)" in done.stderr
+    assert "contain no images (files skipped because of their names: 1)" in done.stderr
 
 
 def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -> None:

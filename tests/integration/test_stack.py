@@ -35,7 +35,7 @@ def send_once():
 
 os.register_at_fork(after_in_parent=send_once)
 try:
-    with Stack(Settings.load(home=home), logs=home / "logs", worker=False):
+    with Stack(Settings.load(home=home), worker=False):
         print("goes on")
 except KeyboardInterrupt:
     print("stopped")
@@ -56,7 +56,7 @@ def test_a_signal_in_the_middle_of_a_fork_is_not_lost(short_folder: Path, number
 
 def test_the_processes_of_a_stack_can_be_told_to_stop(short_folder: Path) -> None:
     """The signals that are blocked during the fork are not blocked in the child."""
-    with Stack(Settings.load(home=short_folder / "home"), logs=short_folder / "logs", worker=False) as stack:
+    with Stack(Settings.load(home=short_folder / "home"), worker=False) as stack:
         [broker] = [service.process for service in stack._services]
         assert broker is not None
         broker.terminate()
@@ -68,7 +68,7 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
 ) -> None:
     monkeypatch.setattr("labelmill.stack.RESTART_SECONDS", 0.0)
     settings = Settings.load(home=short_folder / "home")
-    with Stack(settings, logs=short_folder / "logs", worker=False, with_events=True) as stack:
+    with Stack(settings, worker=False, with_events=True) as stack:
         # given a stack whose broker was killed
         assert stack.next_event(30) == Event("broker", "ready")
         [service] = stack._services
@@ -78,11 +78,11 @@ def test_a_part_that_dies_is_started_again_and_its_log_is_complete(
 
         # when ended parts are restarted, then that is an event, and the part runs again
         stack.restart_ended()
-        died = Event("broker", "error: ended with -9; starting it again", "error")
+        died = Event("broker", "error: ended with -9; restarting it", "error")
         assert [stack.next_event(30), stack.next_event(30)] == [died, Event("broker", "ready")]
 
     # and its log has everything from the first start to the last line, and only its owner can read it
-    log = short_folder / "logs" / "broker.log"
+    log = settings.home / "logs" / "broker.log"
     assert log.read_text().count("Ready to accept connections") == 2
     assert log.read_text().rstrip().endswith("bye bye...")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600

@@ -234,7 +234,7 @@ def test_a_small_job_goes_first_unless_a_priority_is_named(run, ledger):
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("priority", [-101, 101])
 def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
-    with pytest.raises(UserError, match="between -100 and 100"):
+    with pytest.raises(UserError, match="from -100 to 100"):
         run(images(1), priority=priority)
     assert nothing_is_left()
 
@@ -399,7 +399,7 @@ def test_what_is_in_an_archive_cannot_be_submitted_by_reference(run, nothing_is_
         file.write(photos / "a.png", "a.png")
 
     # When it is submitted by reference, Then the error says what to do
-    with pytest.raises(SourceError, match=r"all\.zip/a\.png is a part of a file.*unpack it"):
+    with pytest.raises(SourceError, match=r"all\.zip/a\.png is part of a file.*unpack"):
         run(Sources([str(archive)]), by_reference=Roots([str(photos)]))
     assert nothing_is_left()
 
@@ -643,7 +643,7 @@ def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run,
     def away(*_: object, **__: object) -> bool:
         raise Unavailable("The ledger cannot be reached: database is locked")
 
-    monkeypatch.setattr("producer.submit._Submitter._take_back", away)
+    monkeypatch.setattr("producer.submit.Submitter._discard_job", away)
     # When the submission is interrupted, Then the interruption is what is raised
     with pytest.raises(KeyboardInterrupt):
         run(breaks_after(5, raises(KeyboardInterrupt())))

@@ -170,7 +170,7 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
 def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
     registering._print_figures(evaluation())
     figures = capsys.readouterr().out
-    shadow._for_people(
+    shadow._print_comparison(
         Comparison(new_id(), 1, 4, 4),
         [Disagreed(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
     )
@@ -230,8 +230,8 @@ def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMa
 
 
 def test_what_the_doctor_finds_is_written_out(capsys) -> None:
-    findings = [Finding("store", Level.PROBLEM, f"no folder {each}", fix=f"mkdir {each}") for each in CLASSES]
-    doctor._print_for_people(findings, Counter(each.level for each in findings))
+    findings = [Finding(Level.PROBLEM, f"no folder {each}", fix=f"mkdir {each}") for each in CLASSES]
+    doctor._print_findings([("store", each) for each in findings], Counter(each.level for each in findings))
     said = capsys.readouterr().out
     assert obeyed(said) == []
     for each in WRITTEN_OUT:

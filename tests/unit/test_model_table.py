@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from jobs.model import MNIST_INPUT, InputSpec, Model
-from labelmill.commands.models.table import COLUMNS, model_row
+from labelmill.commands.models.listing import COLUMNS
 from labelmill.tables import table_lines
 
 WHEN = datetime(2026, 11, 24, 15, 20, 51, tzinfo=UTC)
@@ -26,7 +26,7 @@ ODD = model(3, tuple(f"class {n}" for n in range(1000)), metrics={"file": "of a 
 
 
 def model_table(models: list[Model], width: int) -> list[str]:
-    return table_lines(COLUMNS, map(model_row, models), width)
+    return table_lines(COLUMNS, models, width)
 
 
 def test_models_are_told_apart_by_what_they_take_and_answer():

@@ -20,9 +20,10 @@ from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model
 from jobs.promotion import mcnemar
 from jobs.schema import RunState
+from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts, Rival
-from labelmill.reporting.page import duration, interval, percent, points, render, setting
+from labelmill.reporting.page import interval, percent, points, render, setting
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -282,9 +283,9 @@ def test_the_page_of_a_whole_evaluation_is_small():
 def test_the_headline_says_how_good_and_how_it_was_judged():
     page = Page(render(make_facts()))
     assert "99.00 %" in page.text
-    assert "of the 1,000 evaluation images are right: 990, and 10 wrong." in page.text
+    assert "of the 1,000 evaluation images are correct: 990, and 10 wrong." in page.text
     assert "95 % interval: 98.00–100.00 %" in page.text
-    assert "The champion, 06h0w0000000000a, has 96.60 % of the same images." in page.text
+    assert "The champion, 06h0w0000000000a, reaches 96.60 % on the same images." in page.text
     assert "Promoted" in page.text
     assert "✓ accuracy: accuracy is 0.9871, 0.967 or more" in page.text
     assert "forced" not in page.text
@@ -359,9 +360,9 @@ def test_what_is_not_known_is_left_out_and_said_so():
 
     # Then a sentence says what is missing
     assert "There is no champion to compare it with." in page.text
-    assert "Nobody has asked the gate about this model yet" in page.text
-    assert "No training run made it: its file was registered." in page.text
-    assert "No epochs are recorded of this model." in page.text
+    assert "The gate has not judged this model yet" in page.text
+    assert "No training run produced this model: its file was registered." in page.text
+    assert "No epochs are recorded for this model." in page.text
 
     # And there is nothing that needs another model
     for words in ("McNemar", "difference", "Recipe", "Figures by epoch"):
@@ -373,7 +374,7 @@ def test_what_is_not_known_is_left_out_and_said_so():
     [
         (
             Rival(make_model("o", classes=tuple("ab")), True, stored(TRUTH, TRUTH), False),
-            "knows other classes",
+            "has other classes",
         ),
         (Rival(make_model("o"), True, stored(TRUTH, TRUTH), False), "was evaluated on other images"),
         (Rival(make_model("o"), True, None, False), "was not evaluated"),
@@ -406,12 +407,12 @@ def test_what_was_seen_at_work_is_told():
         shadowing=Comparison("06h0w99y8275b8s6", chunks=12, images=6_000, disagreements=30),
     )
     page = Page(render(facts))
-    assert "true label of 60; 45 of them were right (75.00 %)" in page.text
+    assert "true label of 60 of its predictions in jobs; 45 of them were right (75.00 %)" in page.text
     assert (
-        "seen 6,000 images of jobs, in 12 chunks, and disagreed with the model of the job on 30 (0.50 %)"
+        "classified 6,000 images of jobs, in 12 chunks, and disagreed with the job's model on 30 (0.50 %)"
         in page.text
     )
-    assert "At work" not in Page(render(make_facts())).text
+    assert "In production" not in Page(render(make_facts())).text
 
 
 def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
@@ -422,7 +423,7 @@ def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
 
 def test_a_perfect_model_has_no_mistakes_to_show():
     page = Page(render(bare(stored=stored(TRUTH, TRUTH))))
-    assert "There is not one wrong answer." in page.text
+    assert "There are no mistakes." in page.text
     assert page.all("img") == []
 
 
@@ -446,7 +447,7 @@ def test_images_without_an_answer_have_a_column_where_there_are_some():
     assert [len(row.cells) for row in tables.confusion_matrix(evaluation)] == [3, 3]
     assert tables.confusion_matrix(evaluation)[1].cells[2].count == 1
     assert (
-        "The last column has the images without an answer."
+        "The last column counts the images without an answer."
         in Page(render(bare(stored=stored([0, 1], [0, NO_ANSWER])))).text
     )
     evaluation, _ = made_evaluation([0, 1], [0, 1], classes=("a", "b"))
@@ -525,7 +526,9 @@ def inside(svg: str) -> bool:
 def test_curves_of_any_length_fit_their_picture(draw, epochs):
     # Given a training run of that many epochs
     values = [0.9 / epoch for epoch in range(1, epochs + 1)]
-    svg = str(draw("x", [charts.Line("training", "theirs", values), charts.Line("held-out", "ours", values)]))
+    svg = str(
+        draw("x", [charts.Series("training", "theirs", values), charts.Series("held-out", "ours", values)])
+    )
 
     # Then the curves are within the picture, with numbers on both axes, and dots only for few epochs
     assert inside(svg)
@@ -543,7 +546,7 @@ def test_curves_of_any_length_fit_their_picture(draw, epochs):
     st.sampled_from([charts.loss_curves, charts.accuracy_curves]),
 )
 def test_a_training_that_ran_away_is_drawn_all_the_same(values, draw):
-    svg = str(draw("x", [charts.Line("training", "theirs", values)]))
+    svg = str(draw("x", [charts.Series("training", "theirs", values)]))
     assert inside(svg)
     assert not re.search(r'(?:points|x|y|cx|cy)="[^"]*(?:nan|inf)', svg)
 
@@ -573,7 +576,7 @@ def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
     evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
 
     # When they are drawn, Then there are two marks, and the area follows the number of images
-    svg = str(charts.calibration_diagram("x", [charts.Marks("this model", "ours", evaluation.calibration)]))
+    svg = str(charts.calibration_diagram("x", [charts.Series("this model", "ours", evaluation.calibration)]))
     assert inside(svg)
     marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
     assert [(float(radius), words) for radius, words in marks] == [
@@ -585,7 +588,7 @@ def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
 def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
     # Given counts of two models, with none in the first range
     counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
-    series = [charts.Bars("this model", "ours", counts), charts.Bars("champion", "theirs", counts)]
+    series = [charts.Series("this model", "ours", counts), charts.Series("champion", "theirs", counts)]
 
     # Then there is no bar for zero, and every other count has its number
     svg = str(charts.confidence_bars("x", series))
@@ -608,7 +611,7 @@ def test_values_are_written_for_people():
         "±0.00",
         "±0.00",
     ]
-    assert [duration(4.24), duration(48), duration(125), duration(7620)] == [
+    assert [format_duration(seconds) for seconds in (4.24, 48, 125, 7620)] == [
         "4.2 s",
         "48 s",
         "2 min 05 s",

@@ -67,7 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files of a folder one by one, not ahead."""
-    monkeypatch.setattr(files, "_MANY", 1)
+    monkeypatch.setattr(files, "_GROUP_FILES", 1)
 
 
 # Files
@@ -332,7 +332,7 @@ def test_files_of_a_folder_are_handed_on_together_so_many_and_so_many_bytes() ->
     put("photos/e.png", b"x" * 3_000_000)
 
     # When they are read, Then each group keeps both limits, and an image without bytes is alone
-    found = list(Sources(["photos"]).together())
+    found = list(Sources(["photos"]).batches())
     sizes = [len(one.names) if isinstance(one, SourceImages) else 1 for one in found]
     assert sizes == [256, 256, 88, 1, 3, 2, 1, 1]
     assert [type(one) for one in found].index(SourceImage) == 3
@@ -606,7 +606,5 @@ def test_a_line_of_stdin_without_end_is_refused() -> None:
 
 @pytest.mark.parametrize("found", [b"a.png\0b.png\0", b"\0" * 100_000, b"PNG\r\n\x1a\n\0\0\0\rIHDR"])
 def test_what_is_no_list_of_paths_is_refused(found: bytes) -> None:
-    with pytest.raises(
-        SourceError, match=r"line \d of stdin holds a NUL, as no path does: stdin must be paths"
-    ):
+    with pytest.raises(SourceError, match=r"line \d of stdin contains a NUL byte: stdin must be paths"):
         list(read_lines(io.BytesIO(found)))

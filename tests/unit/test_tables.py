@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import pytest
 from rich.cells import cell_len
 
 from labelmill.tables import Column, table_lines
 
 COLUMNS = (
-    Column("id"),
-    Column("count", right=True),
-    Column("when", leave_out=1),
-    Column("where", leave_out=2),
-    Column("name", least=6),
+    Column("id", itemgetter(0)),
+    Column("count", itemgetter(1), right=True),
+    Column("when", itemgetter(2), leave_out=1),
+    Column("where", itemgetter(3), leave_out=2),
+    Column("name", itemgetter(4), min_width=6),
 )
 ROWS = [("a1", "7", "noon", "here", "a name of some length"), ("b22", "1,000", "midnight", "there", "x")]
 

@@ -8,23 +8,23 @@ import typer
 
 from labelmill.commands.groups import ListingGroup
 from labelmill.commands.models import health, listing, promoting, registering, report, shadow
-from labelmill.console import examples, tells_errors
+from labelmill.console import examples, report_errors
 
 app = typer.Typer(
     add_completion=False,
     cls=ListingGroup,
     invoke_without_command=True,
-    help="List the models, show one, promote one, or take a promotion back.",
+    help="List the models, show one, promote one, or roll back a promotion.",
 )
 
 
 @app.callback(epilog=examples("labelmill models", "labelmill models show MODEL"))
-@tells_errors
+@report_errors
 def models(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the models, newest first; or show one, promote one, or take a promotion back."""
+    """List the models, newest first; or show one, promote one, or roll back a promotion."""
     if context.invoked_subcommand is None:
         listing.list_all(as_json=as_json)
 

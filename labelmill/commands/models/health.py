@@ -1,4 +1,4 @@
-"""`labelmill models health`: how a model has done since it was evaluated."""
+"""`labelmill models health`: how a model has performed since it was evaluated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import typer
 from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, printable_lines, tells_errors
+from labelmill.console import examples, print_data, print_json, printable_lines, report_errors
+from labelmill.tables import field_lines
 from producer.export import printable
 
 app = typer.Typer(add_completion=False)
@@ -19,24 +20,24 @@ _BAR_WIDTH: Final = 40
 
 
 @app.command(epilog=examples("labelmill models health", "labelmill models health MODEL --json"))
-@tells_errors
+@report_errors
 def health(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show how a model has done since it was evaluated.
+    """Show how a model has performed since it was evaluated.
 
-    That is how often it was right by people's corrections, and if labels and confidences of recent jobs are
-    spread as they were on the evaluation images.
+    That is how often it was right, judged by people's corrections, and whether the labels and confidences of
+    recent jobs are distributed as they were on the evaluation images.
     """
     with Client() as client:
         found = client.health(model)
     if as_json:
         print_json(_to_json(found))
     else:
-        print_data(printable_lines("\n".join(_for_people(found))))
+        print_data(printable_lines("\n".join(_format_health(found))))
 
 
 def _to_json(health: Health) -> dict[str, Any]:
@@ -66,15 +67,15 @@ def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
     }
 
 
-def _for_people(health: Health) -> list[str]:
+def _format_health(health: Health) -> list[str]:
     live = health.live
     said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
-    lines = [
-        f"{'model':<16}{health.model}",
-        f"{'accuracy':<16}{'-' if health.accuracy is None else f'{health.accuracy:.4f}'}",
-        f"{'live accuracy':<16}{said}, {live.right:,} right of {live.labelled:,} labelled",
-        f"{'recent':<16}{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days",
-    ]
+    lines = field_lines(
+        ("model", health.model),
+        ("accuracy", "-" if health.accuracy is None else f"{health.accuracy:.4f}"),
+        ("live accuracy", f"{said}, {live.right:,} right of {live.labelled:,} labelled"),
+        ("recent", f"{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days"),
+    )
     if health.unknown is not None:
         return [*lines, "", health.unknown]
     for what, shift in (("labels", health.labels), ("confidences", health.confidences)):
@@ -84,7 +85,7 @@ def _for_people(health: Health) -> list[str]:
                 f"{what}: {shift.drift}, population stability index {shift.index:.3f}",
                 *_bars(shift),
             ]
-    return [*lines, "", *(health.warnings or ["Recent images are what the model was evaluated on."])]
+    return [*lines, "", *(health.warnings or ["Recent images are like the evaluation images."])]
 
 
 def _bars(shift: Shift) -> list[str]:

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from operator import attrgetter
+from typing import Annotated, Any, Final
 
 import typer
 
 from jobs.evaluation import Evaluation
 from jobs.model import Model
 from labelmill.client import Client
-from labelmill.commands.models.table import COLUMNS, model_row
-from labelmill.console import examples, print_json, tells_errors
-from labelmill.tables import print_table
+from labelmill.console import examples, print_json, report_errors
+from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
 
+#: At most this many classes are named.
+_MAX_NAMED: Final = 10
+
+
+def _describe_input(model: Model) -> str:
+    spec = model.input_spec
+    return f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}"
+
+
+def _describe_classes(model: Model) -> str:
+    more = ", ..." if len(model.classes) > _MAX_NAMED else ""
+    return f"{len(model.classes)}: {', '.join(model.classes[:_MAX_NAMED])}{more}"
+
+
+COLUMNS: Final = (
+    Column("model", attrgetter("id")),
+    Column("aliases", lambda model: ", ".join(model.aliases) or "-"),
+    Column("kind", attrgetter("architecture")),
+    Column("accuracy", lambda model: "-" if model.accuracy is None else f"{model.accuracy:.4f}", right=True),
+    Column("input", _describe_input),
+    Column("file", lambda model: str(model.metrics.get("file", "-")), min_width=8),  # of a registered model
+    Column("classes", _describe_classes, min_width=12),
+    Column("created (UTC)", lambda model: short_time(model.created_at), leave_out=1),
+)
+
 
 @app.command("list", epilog=examples("labelmill models list --json"))
-@tells_errors
+@report_errors
 def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
@@ -26,13 +51,13 @@ def list_all(
     with Client() as client:
         found = client.models()
     if as_json:
-        print_json([_to_json(model) for model in found])
-        return
-    print_table(COLUMNS, map(model_row, found))
+        print_json([asdict(model) for model in found])
+    else:
+        print_table(COLUMNS, found)
 
 
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; it always does.")] = False,
@@ -52,7 +77,7 @@ def show(
             "created_at": stored.created_at,
             **evaluation_to_json(stored.evaluation),
         }
-    print_json({**_to_json(found), "evaluation": evaluation, "verdict": asdict(verdict) if verdict else None})
+    print_json({**asdict(found), "evaluation": evaluation, "verdict": asdict(verdict) if verdict else None})
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -64,7 +89,3 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
             for mistake in evaluation.mistakes
         ],
     }
-
-
-def _to_json(model: Model) -> dict[str, Any]:
-    return asdict(model)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from labelmill.client import Client
-from labelmill.console import ExitCode, examples, fail, print_data, print_json, say, tells_errors
+from labelmill.console import ExitCode, examples, fail, print_data, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
-    Column("champion since (UTC)"),
-    Column("model"),
-    Column("before"),
-    Column("how"),
+    Column("champion since (UTC)", lambda move: short_time(move.created_at)),
+    Column("model", attrgetter("model_id")),
+    Column("before", lambda move: move.previous_id or "-"),
+    Column("how", lambda move: f"{move.how}, by force" if move.forced else move.how),
 )
 
 
@@ -29,7 +30,7 @@ _COLUMNS: Final = (
         "labelmill models promote 06h0w4r0rf0dkckt", "labelmill models promote 06h0w4r0rf0dkckt --force"
     )
 )
-@tells_errors
+@report_errors
 def promote(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     force: Annotated[bool, typer.Option("--force", help="Overrule the gate; that is recorded.")] = False,
@@ -44,7 +45,7 @@ def promote(
         verdict = client.promote(model, force=force)
     if as_json:
         print_json({"model": model, **asdict(verdict)})
-    say_checks(verdict)
+    print_checks(verdict)
     if not verdict.promote:
         fail(f"model {model} is {verdict.reason}", ExitCode.WITH_ERRORS)
     say(f"model {model} is {verdict.reason}")
@@ -53,11 +54,11 @@ def promote(
 
 
 @app.command(epilog=examples("labelmill models rollback"))
-@tells_errors
+@report_errors
 def rollback(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make the previous champion the champion again. Running it twice goes two back."""
+    """Make the previous champion the champion again. Running it twice goes back two champions."""
     with Client() as client:
         move = client.rollback()
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
@@ -68,32 +69,21 @@ def rollback(
 
 
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
-@tells_errors
+@report_errors
 def history(
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """List the promotions, latest first: which model became the champion, when, how, and after which."""
+    """List the promotions, latest first: which model became the champion, when, how, and instead of which."""
     with Client() as client:
         moves = client.promotions(limit=limit)
     if as_json:
         print_json([asdict(move) for move in moves])
-        return
-    print_table(
-        _COLUMNS,
-        [
-            (
-                short_time(move.created_at),
-                move.model_id,
-                move.previous_id or "-",
-                f"{move.how}, by force" if move.forced else move.how,
-            )
-            for move in moves
-        ],
-    )
+    else:
+        print_table(_COLUMNS, moves)
 
 
-def say_checks(verdict: Verdict) -> None:
+def print_checks(verdict: Verdict) -> None:
     """Print the gate's checks, one per line."""
     for check in verdict.checks:
         say(f"  {'passed' if check.passed else 'FAILED'}  {check.name + ':':<14}{check.text}")

@@ -11,7 +11,7 @@ import typer
 from jobs.model import Invert, Resampling
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
-from labelmill.console import examples, print_data, print_json, say, tells_errors
+from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.registration import DIGITS, describe_input
 from producer.export import printable
 
@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False)
         "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
     )
 )
-@tells_errors
+@report_errors
 def register(
     file: Annotated[
         Path,
@@ -36,8 +36,10 @@ def register(
     classes: Annotated[
         str, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
     ] = ",".join(DIGITS),
-    architecture: Annotated[str, typer.Option(metavar="NAME", help="What to call its kind.")] = "custom",
-    resampling: Annotated[Resampling, typer.Option(help="How images are brought to its size.")] = "bilinear",
+    architecture: Annotated[
+        str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
+    ] = "custom",
+    resampling: Annotated[Resampling, typer.Option(help="How images are resized for it.")] = "bilinear",
     invert: Annotated[
         Invert | None,
         typer.Option(
@@ -47,10 +49,10 @@ def register(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Register a model that was trained elsewhere; prints its id. It becomes the champion by `promote` only.
+    """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
-    The size and the colours of its images are read from the file. It is given bytes, 0 to 255, and must scale
-    them itself. It is loaded and run once, to see that workers can use it.
+    The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
+    scale itself. It is loaded and run once, to check that workers can use it.
     """
     with Client() as client:
         registered = client.register(
@@ -85,7 +87,7 @@ def register(
 
 
 @app.command(epilog=examples("labelmill models evaluate 06h0w4r0rf0dkckt"))
-@tells_errors
+@report_errors
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,

@@ -1,4 +1,4 @@
-"""`labelmill models report`: write a page on how good a model is."""
+"""`labelmill models report`: write a report on a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
-from labelmill.console import examples, print_data, tells_errors
+from labelmill.console import examples, print_data, report_errors
 from labelmill.output import STDOUT, opened, output_option, shown
 
 app = typer.Typer(add_completion=False)
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
         "labelmill models report 06h0w4r0rf0dkckt --output report.html --force",
     )
 )
-@tells_errors
+@report_errors
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
     output: Annotated[
@@ -28,9 +28,9 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a page on how good a model is, beside the champion; prints the path of its file.
+    """Write a report on a model, compared with the champion; prints the path of its file.
 
-    The page is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
+    The report is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
     """
     with Client() as client:
         model = client.model(model).id

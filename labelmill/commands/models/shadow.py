@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Annotated, Final
 
 import typer
@@ -10,17 +11,21 @@ import typer
 from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreed
 from labelmill.client import Client
-from labelmill.console import examples, print_data, print_json, say, tells_errors
-from labelmill.tables import Column, print_table
+from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.tables import Column, field_lines, print_table
 
 app = typer.Typer(add_completion=False)
 
 _COLUMNS: Final = (
-    Column("job"),
-    Column("index", right=True),
-    Column("name", least=10),
-    Column("champion", least=12),
-    Column("challenger", least=12),
+    Column("job", attrgetter("job")),
+    Column("index", lambda image: f"{image.index}", right=True),
+    Column("name", attrgetter("name"), min_width=10),
+    Column("champion", lambda image: f"{image.label or '-'} {image.confidence:.4f}", min_width=12),
+    Column(
+        "challenger",
+        lambda image: f"{image.challenger_label} {image.challenger_confidence:.4f}",
+        min_width=12,
+    ),
 )
 
 
@@ -29,7 +34,7 @@ _COLUMNS: Final = (
         "labelmill models shadow 06h0w4r0rf0dkckt", "labelmill models shadow", "labelmill models shadow --off"
     )
 )
-@tells_errors
+@report_errors
 def shadow(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The challenger. Left out: show how it compares.")
@@ -38,16 +43,16 @@ def shadow(
     limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Let a challenger classify a share of the chunks as well, or show where it disagrees.
+    """Let a challenger also classify a share of the chunks, or show where it disagrees with the champion.
 
-    Nobody gets its labels, and its errors never affect a job.
+    Its labels are only compared, and its errors never affect a job.
     """
     if off and model is not None:
         raise UserError("Give MODEL or --off, not both.")
     with Client() as client:
         if off:
             client.end_shadow()
-            say("no model is in the shadow now")
+            say("the challenger is stopped")
             if as_json:
                 print_json(None)
             return
@@ -56,8 +61,8 @@ def shadow(
             client.begin_shadow(model)
             share = client.settings.shadow_share
             say(
-                f"model {model} classifies {100 * share:.6g} % of the chunks from now on "
-                "(LABELMILL_SHADOW_SHARE)"
+                f"model {model} is the challenger and also classifies {100 * share:.6g} % of the chunks of "
+                "new jobs (LABELMILL_SHADOW_SHARE)"
             )
         comparison, disagreed = client.shadow(limit=limit)
     if as_json:
@@ -66,29 +71,19 @@ def shadow(
             | {"share": comparison.share, "first_disagreements": [asdict(each) for each in disagreed]}
         )
     else:
-        _for_people(comparison, disagreed)
+        _print_comparison(comparison, disagreed)
 
 
-def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
+def _print_comparison(comparison: Comparison, disagreed: list[Disagreed]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
-    print_data(f"{'challenger':<16}{comparison.model}")
-    print_data(f"{'champion':<16}{comparison.beside}")
-    print_data(f"{'chunks':<16}{comparison.chunks:,}")
-    print_data(f"{'images':<16}{comparison.images:,}")
-    print_data(f"{'disagreements':<16}{comparison.disagreements:,}{share}")
-    if not disagreed:
-        return
-    print_data("")
-    print_table(
-        _COLUMNS,
-        [
-            (
-                each.job,
-                f"{each.index}",
-                each.name,
-                f"{each.label or '-'} {each.confidence:.4f}",
-                f"{each.challenger_label} {each.challenger_confidence:.4f}",
-            )
-            for each in disagreed
-        ],
+    lines = field_lines(
+        ("challenger", comparison.model),
+        ("champion", comparison.beside or ""),
+        ("chunks", f"{comparison.chunks:,}"),
+        ("images", f"{comparison.images:,}"),
+        ("disagreements", f"{comparison.disagreements:,}{share}"),
     )
+    print_data("\n".join(lines))
+    if disagreed:
+        print_data("")
+        print_table(_COLUMNS, disagreed)

@@ -1,0 +1,61 @@
+"""`labelmill pause`, `resume` and `cancel`: control a job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import examples, print_json, report_errors, say
+from labelmill.follow import closing_line, report_broker_unavailable, status_to_json
+
+app = typer.Typer(add_completion=False)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+
+
+@app.command(epilog=examples("labelmill pause 06h0w4r0rf0dkckt"))
+@report_errors
+def pause(job: JobId, as_json: AsJson = False) -> None:
+    """Pause a job until it is resumed; other jobs continue.
+
+    Chunks that workers have begun are still recorded.
+    """
+    with Client() as client:
+        job = client.job_id(job)
+        status = client.pause(job)
+    say(f"job {job} is paused: {status.done:,} of {status.total:,} images done")
+    say(f"  resume it:  labelmill resume {job}")
+    if as_json:
+        print_json(status_to_json(status))
+
+
+@app.command(epilog=examples("labelmill resume 06h0w4r0rf0dkckt"))
+@report_errors
+def resume(job: JobId, as_json: AsJson = False) -> None:
+    """Resume a paused job where it stopped."""
+    with Client() as client:
+        job = client.job_id(job)
+        status = client.resume(job)
+        say(f"job {job} is resumed: {status.done:,} of {status.total:,} images done")
+        say(f"  follow it:  labelmill status {job} --watch")
+        report_broker_unavailable(client, "the job waits in the ledger")
+    if as_json:
+        print_json(status_to_json(status))
+
+
+@app.command(epilog=examples("labelmill cancel 06h0w4r0rf0dkckt"))
+@report_errors
+def cancel(job: JobId, as_json: AsJson = False) -> None:
+    """Stop a job. Images that were classified keep their predictions.
+
+    Chunks that workers have begun are given up, unless their results are just being recorded. A job with a
+    key that was still being submitted stays until the next submission under that key.
+    """
+    with Client() as client:
+        status = client.cancel(client.job_id(job))
+    say(closing_line(status))
+    if as_json:
+        print_json(status_to_json(status))
