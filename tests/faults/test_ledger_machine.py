@@ -496,7 +496,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _release(self, which: sa.ColumnElement[bool], reason: Reason, lost: list[ChunkModel]) -> None:
         with self.ledger.transaction() as connection:
-            assert release_claims(connection, which, reason) == len(lost)
+            assert release_claims(connection, which, reason, "released by a test") == len(lost)
             if reason is Reason.UNAVAILABLE:  # however slow the machine is, until `time_passes`
                 ids = [chunk.id for chunk in lost]
                 put_off = chunks.update().where(chunks.c.id.in_(ids))

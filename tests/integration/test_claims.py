@@ -420,8 +420,8 @@ def test_a_claim_whose_commit_lost_its_answer_is_released_by_its_token(ledger, s
     submit([LARGE])
     (claim,) = worker.claim_next()
     with ledger.transaction() as connection:
-        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE) == 1
-        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE) == 0
+        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE, "") == 1
+        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE, "") == 0
     assert row_of(ledger, claim.chunk_id).state == ChunkState.PENDING
 
 

@@ -88,8 +88,9 @@ def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
     worker.must_claim(job.chunks[2], lease_seconds=-1)
     worker.must_claim(job.chunks[3])
     with ledger.transaction() as connection:
-        release_claims(connection, claimed_by(worker.name), Reason.CRASHED)
-        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE)  # its COMMIT was never made
+        release_claims(connection, claimed_by(worker.name), Reason.CRASHED, "it died")
+        # A claim whose COMMIT was never made
+        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE, "no ledger")
     worker.work(job.chunks[4])
     worker.must_claim(job.chunks[5])
 
