@@ -15,11 +15,12 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.settings import Settings
 from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shutdown
+from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import ours_or_none
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
-from worker.tasks import close_process_context, process_context, register_tasks
+from worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
 

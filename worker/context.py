@@ -188,3 +188,22 @@ class WorkerContext:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_context: WorkerContext | None = None
+
+
+def process_context(settings: Settings, processes: int) -> WorkerContext:
+    """Return this process's context; create it at the first call."""
+    global _context
+    if _context is None:
+        _context = WorkerContext(settings, processes=processes)
+    return _context
+
+
+def close_process_context() -> None:
+    """Close this process's context if there is one."""
+    global _context
+    if _context is not None:
+        _context.close()
+        _context = None

@@ -60,9 +60,9 @@ import jobs.ledger.claims
 import jobs.ledger.results
 import worker.celery_patches
 import worker.context
+import worker.learning.task
 import worker.predicting.decode
 import worker.reconcile
-import worker.tasks
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
 from jobs.settings import Settings
@@ -378,7 +378,7 @@ def _decoding(original: Callable[..., Any], data: bytes, *args: Any) -> Any:
     return original(data, *args)
 
 
-@_wrap(worker.tasks, "_claim_run")
+@_wrap(worker.learning.task, "_claim_run")
 def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
     claim = original(*args)
     if claim is not None:

@@ -24,12 +24,12 @@ from jobs.ledger.claims import (
 )
 from jobs.ledger.control import end_job
 from jobs.ledger.results import Classified, record_results
-from jobs.outcomes import Outcomes
-from jobs.payloads import Payload
+from jobs.outcomes import Outcome, Outcomes
+from jobs.payloads import Content, Payload
 from jobs.schema import JobState
 from worker.context import WorkerContext
 from worker.predicting import telemetry
-from worker.predicting.batches import classify_images, fetch_references, with_errors
+from worker.predicting.batches import classify_images, fetch_references
 from worker.predicting.time_limit import time_limit_unmasked
 from worker.predicting.timings import Timings
 from worker.retry import retry
@@ -68,7 +68,7 @@ def classify_next(context: WorkerContext) -> int:
     except LeaseLost:
         logger.warning("%s: another worker has it; nothing was recorded", telemetry.subject_of(claims))
     except Unavailable as error:
-        _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
+        _release(token, Reason.UNAVAILABLE, str(error), context, claims, timings)
     except SoftTimeLimitExceeded:
         # The slowest stage shows the cause: slow images, or a service that did not answer.
         slowest, reason = timings.longest(), Reason.UNAVAILABLE
@@ -76,16 +76,16 @@ def classify_next(context: WorkerContext) -> int:
             reason = Reason.TIMED_OUT
             images = sum(claim.images for claim in claims)
             context.note_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
-        _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
+        _release(token, reason, f"the time limit struck in stage {slowest!r}", context, claims, timings)
         context.drop_fetchers()
     except MemoryError:
         # Not raised: if a child raises MemoryError, Celery stops the whole worker.
-        _release(token, Reason.OUT_OF_MEMORY, context, claims, timings)
+        _release(token, Reason.OUT_OF_MEMORY, "it ran out of memory", context, claims, timings)
     except (SystemExit, KeyboardInterrupt):
-        _release(token, Reason.INTERRUPTED, context, claims, timings)
+        _release(token, Reason.INTERRUPTED, "its worker was told to stop", context, claims, timings)
         raise
     except BaseException as error:
-        _release(token, Reason.CRASHED, context, claims, timings, repr(error))
+        _release(token, Reason.CRASHED, repr(error), context, claims, timings)
         raise
     return 0
 
@@ -109,6 +109,7 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
 
 
 def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
+    """Classify the claims' images and return what was recorded: nothing if their jobs fail."""
     try:
         with time_limit_unmasked():  # the time limit must not fail a job
             return _classify(claims, context, timings)
@@ -118,29 +119,25 @@ def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timi
 
 
 def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
-    """Classify the claims' images and return what was recorded. Raises whatever ends the attempt."""
     with timings.timed("read"):
         claims, payloads = _read_payloads(claims, context)
     if not claims:
         return []
+    names = [name for payload in payloads for name in payload.names]
     with timings.timed("fetch"):
         contents = _fetch(claims, payloads, context)
-    names = [name for payload in payloads for name in payload.names]
-    errors = {place: each for place, each in enumerate(contents) if isinstance(each, ImageError)}
+    errors = [content for content in contents if isinstance(content, ImageError)]
     if len(errors) == len(contents):  # no model needed, so a chunk also ends if loading its model crashes
-        outcomes = with_errors(names, [None] * len(names), [None] * len(names), errors)
-    else:
-        with timings.timed("load"):
-            classifier = context.classifier(claims[0].model_id)
-        outcomes = classify_images(
-            names,
-            contents,
-            classifier,
-            limits=context.settings.image_limits,
-            image_seconds=context.settings.image_seconds,
-            timings=timings,
+        outcomes = Outcomes.of(
+            Outcome(name, None, None, error.code, error.detail or None)
+            for name, error in zip(names, errors, strict=True)
         )
-        context.note_speed(claims[0].model_id, len(names), timings.of("fetch", "decode", "predict"))
+    else:
+        model_id = claims[0].model_id
+        with timings.timed("load"):
+            classifier = context.classifier(model_id)
+        outcomes = classify_images(names, contents, classifier, context.settings, timings)
+        context.note_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
 
@@ -164,30 +161,34 @@ def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext)
     Raises Unavailable if an image cannot be reached now; in the last attempt, the image gets an error
     instead.
     """
-    last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
-    contents: list[bytes | ImageError] = []
+    contents: list[Content] = []
     for claim, payload in zip(claims, payloads, strict=True):
         if claim.gives_up:
-            contents.append(ImageError(claim.crash_code or ErrorCode.QUARANTINED, claim.error or ""))
-            continue
-        fetched = fetch_references(
-            payload.contents,
-            context.roots,
-            context.fetchers,
-            max_bytes=context.settings.image_limits.max_bytes,
-            seconds=FETCH_SHARE * context.settings.soft_time_limit,
-            apart=last_attempt,
-        )
-        if any(isinstance(content, Unavailable) for content in fetched):
-            context.drop_fetchers()
-        for content in fetched:
-            if not isinstance(content, Unavailable):
-                contents.append(content)
-            elif last_attempt:
-                contents.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
-            else:
+            contents.append(
+                ImageError(ErrorCode(claim.crash_code or ErrorCode.QUARANTINED), claim.error or "")
+            )
+        else:
+            contents += payload.contents
+    # A chunk that was released before is claimed alone.
+    is_last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
+    fetched = fetch_references(
+        contents,
+        context.roots,
+        context.fetchers,
+        max_bytes=context.settings.image_limits.max_bytes,
+        seconds=FETCH_SHARE * context.settings.soft_time_limit,
+        one_per_task=is_last_attempt,
+    )
+    found: list[bytes | ImageError] = []
+    for content in fetched:
+        if isinstance(content, Unavailable):
+            context.drop_fetchers()  # one of them may wait for ever
+            if not is_last_attempt:
                 raise content
-    return contents
+            found.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
+        else:
+            found.append(content)
+    return found
 
 
 def _record(
@@ -214,25 +215,15 @@ def _record(
 
 
 def _release(
-    token: str,
-    reason: Reason,
-    context: WorkerContext,
-    claims: list[Claim],
-    timings: Timings,
-    error: str | None = None,
+    token: str, reason: Reason, error: str, context: WorkerContext, claims: list[Claim], timings: Timings
 ) -> None:
     """Release everything that was claimed under the token.
 
     That can be more than `claims`, because the answer to the claim's COMMIT may have been lost. If the ledger
     is unavailable, the lease runs out.
     """
-    logger.warning(
-        "%s: released, %s%s",
-        telemetry.subject_of(claims),
-        reason,
-        f": {error}" if error else "",
-        extra=telemetry.facts_of(claims, timings),
-    )
+    line = f"{telemetry.subject_of(claims)}: released, {reason}: {error}"
+    logger.warning("%s", line, extra=telemetry.facts_of(claims, timings))
     for _ in range(2):  # the time limit strikes only once, but it may strike here
         try:
             with time_limit_unmasked(), context.ledger.transaction() as connection:
@@ -240,19 +231,15 @@ def _release(
         except SoftTimeLimitExceeded:
             continue
         except Unavailable as problem:
-            logger.warning("not released, the lease has to run out: %s", problem)
+            logger.warning("not released; its lease will expire: %s", problem)
         return
 
 
 def _fail_jobs(claims: list[Claim], error: JobError, context: WorkerContext) -> None:
     """End the claims' jobs as failed. Raises Unavailable."""
     for claim in claims:
-        logger.error(
-            "job %s cannot go on: %s",
-            claim.job_id,
-            error,
-            extra={"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts},
-        )
+        ids = {"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts}
+        logger.error("job %s failed: %s", claim.job_id, error, extra=ids)
         with context.ledger.transaction() as connection:
             # Chunks are locked before jobs, as everywhere: another order could deadlock.
             release_claims(connection, claimed_as([claim]), Reason.INTERRUPTED, str(error))
