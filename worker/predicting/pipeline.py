@@ -103,8 +103,6 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
             )
         if claims and claims[0].was_cut:
             context.publisher.reset().wake_up()  # for the rest of the chunk
-    if claims:
-        telemetry.bind_ids(claims)
     return claims
 
 

@@ -37,15 +37,6 @@ def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
     return {"images": images, "attempt": claims[0].attempts, "seconds": timings.seconds()}
 
 
-def bind_ids(claims: Sequence[Claim]) -> None:
-    """Add the claims' ids to all further log lines of this task."""
-    claim = claims[0]
-    bind_contextvars(model=claim.model_id)
-    if len(claims) > 1:  # of several jobs: each chunk's own line names its job
-        return
-    bind_contextvars(**_ids_of(claim))
-
-
 def _ids_of(claim: Claim) -> dict[str, str]:
     ids = {"chunk": claim.chunk_id, "job": claim.job_id}
     return ids if claim.traceparent is None else ids | {"trace": claim.traceparent[_TRACE_ID]}
@@ -70,10 +61,13 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
 
 @contextmanager
 def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -> Iterator[list[Classified]]:
-    """Record a span of the enclosed code for each claim.
+    """Record a span of the enclosed code for each claim, and add their ids to this task's log lines.
 
     The enclosed code adds the chunks that it recorded to the list.
     """
+    bind_contextvars(model=claims[0].model_id)
+    if len(claims) == 1:  # of several jobs, each chunk's own line names its job
+        bind_contextvars(**_ids_of(claims[0]))
     recorded: list[Classified] = []
     failed: str | None = None
     try:
