@@ -277,7 +277,8 @@ def claimed_by(owner: str) -> sa.ColumnElement[bool]:
 def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
     """Mark the chunks of claims under one token done: the fence. Return the ids of those still ours.
 
-    Nothing may be recorded for any other. Raises LeaseLost if none is ours: the caller must roll back.
+    Nothing may be recorded for any other. Return none if they are done already: an earlier COMMIT went
+    through, and only its answer was lost. Raises LeaseLost if none is ours: the caller must roll back.
     """
     finish = (
         chunks.update()
@@ -286,16 +287,14 @@ def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
         .returning(chunks.c.id)
     )
     finished = set(connection.scalars(finish))
-    if not finished:
+    if finished:
+        count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
+    elif not were_finished(connection, claims):
         raise LeaseLost
-    count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
     return finished
 
 
 def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
-    """Return whether any of the chunks was finished under these claims' token, and so all that were ours.
-
-    This resolves a COMMIT whose answer was lost.
-    """
+    """Return whether any of the chunks was finished under these claims' token, and so all that were ours."""
     finished = sa.select(chunks.c.id).where(claimed_as(claims), chunks.c.state == ChunkState.DONE)
     return connection.scalar(finished.limit(1)) is not None

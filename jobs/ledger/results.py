@@ -49,9 +49,9 @@ def record_results(
 ) -> list[Classified]:
     """End claims under one token with their outcomes; return those that were recorded.
 
-    Nothing is recorded for a chunk that another worker has claimed meanwhile. `spent` is added to the
-    counters. Raises LeaseLost if that is so for all: the caller must roll back. Raises ValueError if the
-    number of outcomes is not that of the images.
+    It is safe to repeat after a COMMIT whose answer was lost. Nothing is recorded for a chunk that another
+    worker has claimed meanwhile. `spent` is added to the counters. Raises LeaseLost if all chunks are lost:
+    the caller must roll back. Raises ValueError if the number of outcomes is not that of the images.
     """
     for claim, outcomes in classified:
         if len(outcomes) != claim.images:
@@ -59,6 +59,8 @@ def record_results(
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
     ours = finish_claims(connection, [each.claim for each in classified])
+    if not ours:  # recorded before
+        return list(classified)
     # In key order: two transactions that insert the same keys in different orders deadlock.
     recorded = sorted(
         (each for each in classified if each.claim.chunk_id in ours),

@@ -13,15 +13,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger.claims import (
-    Claim,
-    Reason,
-    claim_next,
-    claimed_as,
-    claimed_under,
-    release_claims,
-    were_finished,
-)
+from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
 from jobs.ledger.control import end_job
 from jobs.ledger.results import Classified, record_results
 from jobs.outcomes import Outcome, Outcomes
@@ -192,7 +184,7 @@ def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext)
 def _record(
     claims: list[Claim], outcomes: Outcomes, context: WorkerContext, timings: Timings
 ) -> list[Classified]:
-    """Record the results in one transaction. Raises LeaseLost, Unavailable."""
+    """Record the results in one transaction, which is safe to repeat. Raises LeaseLost, Unavailable."""
     classified, start = [], 0
     for claim in claims:
         classified.append(Classified(claim, outcomes[start : start + claim.images]))
@@ -202,14 +194,7 @@ def _record(
         with context.ledger.transaction() as connection:
             return record_results(connection, classified, timings.spent())
 
-    try:
-        return retry(record, _RECORD_PAUSES)
-    except LeaseLost:
-        # An earlier COMMIT may have gone through although its answer was lost: the token in the row shows it.
-        with context.ledger.reading() as connection:
-            if were_finished(connection, claims):
-                return classified
-        raise
+    return retry(record, _RECORD_PAUSES)
 
 
 def _release(
