@@ -1,23 +1,20 @@
-"""Claims: how a worker takes the next due chunk, and how it releases one without results.
+"""Claims: how a worker takes the next due chunk.
 
 A claim writes a fresh token into the chunk's row. Every later statement about the chunk carries the token and
 changes nothing if the row has another one, so a worker that was declared dead and comes back does no harm.
-`jobs.ledger.results` ends a claim with results.
+`jobs.ledger.results` ends a claim with results, `jobs.ledger.releases` without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
-from jobs.ledger.counters import AttemptEnd, CounterName, count
 from jobs.schema import SMALL_JOB_IMAGES, UNFINISHED, ChunkState, chunks, db_now, jobs
 
 #: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
@@ -30,10 +27,6 @@ CRASHES_TO_SPLIT: Final = 2
 #: is final: a good image that was near two unrelated deaths must still get its label.
 CRASHES_TO_GIVE_UP: Final = 3
 
-#: Seconds before a chunk is due again after a service was unavailable, by the releases before; then the last.
-RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-_BACK_OFF: Final = sa.case(dict(enumerate(RETRY_SECONDS)), value=chunks.c.releases, else_=RETRY_SECONDS[-1])
-
 #: The conditions of the indexes on chunks, literally: with parameters instead of the states, neither database
 #: sees that the index applies, and reads the whole table.
 IS_PENDING: Final = sa.text("chunks.state = 'pending'")
@@ -44,17 +37,6 @@ IS_DUE: Final = sa.and_(IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks
 
 #: Who is next: the order of the index on pending chunks.
 _IN_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
-
-
-class Reason(StrEnum):
-    """Why a claim ended without results. From CRASHED on, it counts against the chunk as a crash."""
-
-    INTERRUPTED = "interrupted"  # the worker was told to stop
-    UNAVAILABLE = "unavailable"  # a service could not be reached; the chunk waits with back-off
-    CRASHED = "crashed"  # the process died, or raised an error that no image explains
-    TIMED_OUT = "timed_out"
-    OUT_OF_MEMORY = "out_of_memory"
-    EXPIRED = "expired"  # the lease ran out without a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +69,11 @@ class Claim:
     def gives_up(self) -> bool:
         """Whether its only image gets its error code without another attempt."""
         return self.images == 1 and self.crashes >= CRASHES_TO_GIVE_UP
+
+
+def claimed_as(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
+    """Return the condition for the chunks of these claims, which are all under one token."""
+    return sa.and_(chunks.c.id.in_([claim.chunk_id for claim in claims]), chunks.c.token == claims[0].token)
 
 
 def next_due(limit: int) -> sa.Select[tuple[str]]:
@@ -222,79 +209,3 @@ def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) 
     connection.execute(
         chunks.update().where(chunks.c.id == chunk.id).values(images=keep, crashes=crashes if keep > 1 else 0)
     )
-
-
-def release_claims(connection: Connection, which: sa.ColumnElement[bool], reason: Reason, error: str) -> int:
-    """Release claims without results; return how many there were.
-
-    `which` is `claimed_under`, `claimed_as`, `claimed_by`, or a narrower condition than IS_CLAIMED. Nothing
-    happens to a chunk that another worker has claimed meanwhile. The chunk is pending again, or dropped if
-    its job was stopped.
-    """
-    values: dict[str, Any] = {}
-    if reason in (Reason.INTERRUPTED, Reason.UNAVAILABLE):
-        end = AttemptEnd.RELEASED
-        values["releases"] = chunks.c.releases + 1
-    else:
-        end = AttemptEnd.EXPIRED if reason is Reason.EXPIRED else AttemptEnd.CRASHED
-        values["crashes"] = chunks.c.crashes + 1
-        values["crash_code"] = ErrorCode.TIMEOUT if reason is Reason.TIMED_OUT else ErrorCode.QUARANTINED
-    if reason is Reason.UNAVAILABLE:
-        values["not_before"] = db_now(_BACK_OFF)
-    released = connection.execute(
-        chunks.update()
-        .where(IS_CLAIMED, which)
-        .values(
-            # A paused job's chunk is not held here: the job may be resumed at this moment, which would pass
-            # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.control`).
-            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
-            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
-            lease_until=None,
-            error=error,
-            **values,
-        )
-    ).rowcount
-    if released:
-        count(connection, {(CounterName.ATTEMPTS, end): released})
-    return released
-
-
-def claimed_under(token: str) -> sa.ColumnElement[bool]:
-    """Return the condition for all chunks that were claimed under this token."""
-    return chunks.c.token == token
-
-
-def claimed_as(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
-    """Return the condition for the chunks of these claims, which are all under one token."""
-    return sa.and_(chunks.c.id.in_([claim.chunk_id for claim in claims]), chunks.c.token == claims[0].token)
-
-
-def claimed_by(owner: str) -> sa.ColumnElement[bool]:
-    """Return the condition for all chunks that this process has claimed."""
-    return chunks.c.owner == owner
-
-
-def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
-    """Mark the chunks of claims under one token done: the fence. Return the ids of those still ours.
-
-    Nothing may be recorded for any other. Return none if they are done already: an earlier COMMIT went
-    through, and only its answer was lost. Raises LeaseLost if none is ours: the caller must roll back.
-    """
-    finish = (
-        chunks.update()
-        .where(IS_CLAIMED, claimed_as(claims))
-        .values(state=ChunkState.DONE, lease_until=None, finished_at=db_now())
-        .returning(chunks.c.id)
-    )
-    finished = set(connection.scalars(finish))
-    if finished:
-        count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
-    elif not were_finished(connection, claims):
-        raise LeaseLost
-    return finished
-
-
-def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
-    """Return whether any of the chunks was finished under these claims' token, and so all that were ours."""
-    finished = sa.select(chunks.c.id).where(claimed_as(claims), chunks.c.state == ChunkState.DONE)
-    return connection.scalar(finished.limit(1)) is not None

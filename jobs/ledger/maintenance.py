@@ -13,9 +13,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import IS_CLAIMED, Reason, next_due, release_claims
+from jobs.ledger.claims import IS_CLAIMED, next_due
 from jobs.ledger.control import JOB_GOES_ON, end_job, end_shadows, settle_job
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
+from jobs.ledger.releases import Reason, release_claims
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
 

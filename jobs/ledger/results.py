@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Unavailable
-from jobs.ledger.claims import Claim, finish_claims
+from jobs.errors import LeaseLost, Unavailable
+from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
 from jobs.ledger.control import drop_waiting_chunks, end_shadows
-from jobs.ledger.counters import OK, CounterName, bucket_of, count
+from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
 from jobs.outcomes import Outcomes
-from jobs.schema import UNFINISHED, JobState, db_now, jobs
+from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
@@ -72,8 +72,37 @@ def record_results(
     codes = sum((each.outcomes.codes for each in recorded), Counter[str | None]())
     count(connection, {(CounterName.IMAGES, code or OK): number for code, number in codes.items()})
     if spent is not None:
-        _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
+        _count_seconds(connection, spent, number=len(recorded), recording_since=began)
     return recorded
+
+
+# ---- the fence ------------------------------------------------------------------------------------
+
+
+def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Mark the chunks of claims under one token done: the fence. Return the ids of those still ours.
+
+    Nothing may be recorded for any other. Return none if they are done already: an earlier COMMIT went
+    through, and only its answer was lost. Raises LeaseLost if none is ours: the caller must roll back.
+    """
+    finish = (
+        chunks.update()
+        .where(IS_CLAIMED, claimed_as(claims))
+        .values(state=ChunkState.DONE, lease_until=None, finished_at=db_now())
+        .returning(chunks.c.id)
+    )
+    finished = set(connection.scalars(finish))
+    if finished:
+        count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
+    elif not were_finished(connection, claims):
+        raise LeaseLost
+    return finished
+
+
+def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
+    """Return whether any of the chunks was finished under these claims' token, and so all that were ours."""
+    finished = sa.select(chunks.c.id).where(claimed_as(claims), chunks.c.state == ChunkState.DONE)
+    return connection.scalar(finished.limit(1)) is not None
 
 
 # ---- the predictions ------------------------------------------------------------------------------
@@ -206,11 +235,11 @@ def _too_many(job: sa.Row[Any]) -> str:
     return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
 
 
-def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recording_since: float) -> None:
+def _count_seconds(connection: Connection, spent: Spent, *, number: int, recording_since: float) -> None:
     """Count the process's seconds by stage; each chunk took as long as all that were claimed with it."""
     now = time.perf_counter()
     seconds, stages = now - spent.began, {**spent.stages, RECORD_STAGE: now - recording_since}
     counts = {(CounterName.STAGE_SECONDS, stage): each for stage, each in stages.items()}
-    counts[CounterName.CHUNK_BUCKET, bucket_of(seconds)] = chunks
-    counts[CounterName.CHUNK_SECONDS, ""] = seconds * chunks
+    counts[CounterName.CHUNK_BUCKET, bucket_of(seconds)] = number
+    counts[CounterName.CHUNK_SECONDS, ""] = seconds * number
     count(connection, counts)

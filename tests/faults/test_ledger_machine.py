@@ -37,16 +37,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import ErrorCode, LeaseLost, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import (
-    Claim,
-    Reason,
-    claim_next,
-    claimed_as,
-    claimed_by,
-    claimed_under,
-    release_claims,
-    were_finished,
-)
+from jobs.ledger.claims import Claim, claim_next, claimed_as
 from jobs.ledger.control import (
     drop_leftover_chunks,
     end_job,
@@ -57,7 +48,8 @@ from jobs.ledger.control import (
 )
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims, take_lock
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.results import Classified, record_results
+from jobs.ledger.releases import Reason, claimed_by, claimed_under, release_claims
+from jobs.ledger.results import Classified, record_results, were_finished
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome, Outcomes

@@ -21,18 +21,14 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
     CRASHES_TO_GIVE_UP,
-    RETRY_SECONDS,
     TOGETHER_IMAGES,
     Claim,
-    Reason,
     claim_next,
-    claimed_by,
-    claimed_under,
-    release_claims,
-    were_finished,
 )
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.releases import RETRY_SECONDS, Reason, claimed_by, claimed_under, release_claims
+from jobs.ledger.results import were_finished
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
 from tests.conftest import plans_of

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
-from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
+from jobs.ledger.releases import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import (
     Silence,

@@ -1,7 +1,8 @@
 """Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
 `jobs.ledger.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
-`jobs.ledger.results` records those. `worker.predicting.telemetry` writes the log and traces.
+`jobs.ledger.results` records those. `jobs.ledger.releases` ends a claim without results, and
+`worker.predicting.telemetry` writes the log and traces.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
+from jobs.ledger.claims import Claim, claim_next, claimed_as
 from jobs.ledger.control import end_job
+from jobs.ledger.releases import Reason, claimed_under, release_claims
 from jobs.ledger.results import Classified, record_results
 from jobs.outcomes import Outcome, Outcomes
-from jobs.payloads import Content, Payload
+from jobs.payloads import Content
 from jobs.schema import JobState
 from worker.context import WorkerContext
 from worker.predicting import telemetry
@@ -110,14 +112,14 @@ def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timi
 
 def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
     with timings.timed("read"):
-        claims, payloads = _read_payloads(claims, context)
+        claims, names, contents = _read_payloads(claims, context)
     if not claims:
         return []
-    names = [name for payload in payloads for name in payload.names]
     with timings.timed("fetch"):
-        contents = _fetch(claims, payloads, context)
-    errors = [content for content in contents if isinstance(content, ImageError)]
-    if len(errors) == len(contents):  # no model needed, so a chunk also ends if loading its model crashes
+        # A chunk that was released before is claimed alone.
+        fetched = _fetch(contents, context, is_last=claims[0].releases + 1 >= ATTEMPTS_TO_REACH)
+    errors = [content for content in fetched if isinstance(content, ImageError)]
+    if len(errors) == len(fetched):  # no model needed, so a chunk also ends if loading its model crashes
         outcomes = Outcomes.of(
             Outcome(name, None, None, error.code, error.detail or None)
             for name, error in zip(names, errors, strict=True)
@@ -126,54 +128,53 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         model_id = claims[0].model_id
         with timings.timed("load"):
             classifier = context.classifier(model_id)
-        outcomes = classify_images(names, contents, classifier, context.settings, timings)
+        outcomes = classify_images(names, fetched, classifier, context.settings, timings)
         context.note_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
 
 
-def _read_payloads(claims: list[Claim], context: WorkerContext) -> tuple[list[Claim], list[Payload]]:
-    """Return the claims with intact payloads, and these payloads; end the jobs of the others as failed."""
-    sound, payloads = [], []
+def _read_payloads(
+    claims: list[Claim], context: WorkerContext
+) -> tuple[list[Claim], list[str], list[Content]]:
+    """Return the claims with intact payloads, and their images' names and contents; fail the other jobs."""
+    intact: list[Claim] = []
+    names: list[str] = []
+    contents: list[Content] = []
     for claim in claims:
         try:
-            payloads.append(context.payload(claim))
+            payload = context.payload(claim)
         except PayloadDamaged as error:
             _fail_jobs([claim], error, context)
-        else:
-            sound.append(claim)
-    return sound, payloads
-
-
-def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext) -> list[bytes | ImageError]:
-    """Return the bytes or the error of each image.
-
-    Raises Unavailable if an image cannot be reached now; in the last attempt, the image gets an error
-    instead.
-    """
-    contents: list[Content] = []
-    for claim, payload in zip(claims, payloads, strict=True):
+            continue
+        intact.append(claim)
+        names += payload.names
         if claim.gives_up:
-            contents.append(
-                ImageError(ErrorCode(claim.crash_code or ErrorCode.QUARANTINED), claim.error or "")
-            )
+            code = claim.crash_code or ErrorCode.QUARANTINED
+            contents.append(ImageError(ErrorCode(code), claim.error or ""))
         else:
             contents += payload.contents
-    # A chunk that was released before is claimed alone.
-    is_last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
+    return intact, names, contents
+
+
+def _fetch(contents: list[Content], context: WorkerContext, *, is_last: bool) -> list[bytes | ImageError]:
+    """Return the bytes or the error of each image.
+
+    Raises Unavailable if an image cannot be reached now; in the last attempt, it gets an error instead.
+    """
     fetched = fetch_references(
         contents,
         context.roots,
         context.fetchers,
-        max_bytes=context.settings.image_limits.max_bytes,
+        max_bytes=context.settings.max_image_bytes,
         seconds=FETCH_SHARE * context.settings.soft_time_limit,
-        one_per_task=is_last_attempt,
+        one_per_task=is_last,
     )
     found: list[bytes | ImageError] = []
     for content in fetched:
         if isinstance(content, Unavailable):
             context.drop_fetchers()  # one of them may wait for ever
-            if not is_last_attempt:
+            if not is_last:
                 raise content
             found.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
         else:
