@@ -72,7 +72,7 @@ class ClaimingRequest(LastingRequest):
             with ledger.transaction() as connection:
                 self._end_claims(connection, owner_name(self.worker_pid), reason, error)
         except LabelmillError as problem:
-            logger.warning("the lease of a dead process has to run out: %s", problem)
+            logger.warning("not released; the dead process's lease will expire: %s", problem)
         finally:
             ledger.close()
 

@@ -171,7 +171,7 @@ def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_
         let_its_process_die(request)
 
     # then the message is back on the queue, and the reconciler counts the crash once the lease has expired
-    assert "has to run out: The ledger cannot be reached" in caplog.text
+    assert "lease will expire: The ledger cannot be reached" in caplog.text
     assert broker.waiting() == 1
     assert (row_of(ledger, job).state, row_of(ledger, job).crashes) == (ChunkState.CLAIMED, 0)
     with ledger.transaction() as connection:

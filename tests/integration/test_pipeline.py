@@ -646,7 +646,7 @@ def test_a_claim_whose_commit_lost_its_answer_is_released(
 
 
 @on_one_database
-def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
+def test_if_the_ledger_stays_unavailable_the_lease_expires(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a ledger that becomes unavailable while the chunk is decoded
@@ -662,7 +662,7 @@ def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
 
         # when the chunk is tried, then nothing is raised
         assert harness.classify() == 0
-    assert "not released, the lease has to run out: The ledger cannot be reached" in caplog.text
+    assert "not released; the lease will expire: The ledger cannot be reached" in caplog.text
     assert harness.chunk(job_id).state == ChunkState.CLAIMED
 
 

@@ -215,7 +215,7 @@ def _release(
         except SoftTimeLimitExceeded:
             continue
         except Unavailable as problem:
-            logger.warning("not released; its lease will expire: %s", problem)
+            logger.warning("not released; the lease will expire: %s", problem)
         return
 
 
