@@ -142,7 +142,7 @@ def _interrupt_training(settings: Settings, pids: list[int]) -> None:
         try:
             with ledger.transaction() as connection:
                 interrupt_runs_of(
-                    connection, [owner_name(pid) for pid in pids], error="its trainer was told to stop"
+                    connection, [owner_name(pid) for pid in pids], error="its trainer was stopped"
                 )
         except LabelmillError as error:
             logger.warning("the training run was not interrupted: %s", error)

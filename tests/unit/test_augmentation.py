@@ -128,7 +128,7 @@ def test_the_plain_recipe_has_no_tricks():
 
 
 def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
-    with pytest.raises(UserError, match="no recipe mlp endless: there are mlp quick, mlp long, cnn"):
+    with pytest.raises(UserError, match=r"no recipe mlp endless\. The recipes are: mlp quick, mlp long, cnn"):
         recipe_for("mlp", "endless", seed=1)
 
 
@@ -138,4 +138,4 @@ HOW = ("smoothness", "at_the_end")
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
 def test_whatever_is_more_than_a_shift_bends(name):
-    assert Augmentation(**{name: 1}).bends == (name != "shift")
+    assert Augmentation(**{name: 1}).distorts == (name != "shift")

@@ -252,9 +252,9 @@ def test_probabilities_are_the_whole_of_what_predict_tells_the_best_of():
 
 def test_there_is_nothing_to_evaluate_without_images_or_with_foreign_labels():
     classifier, images = reader(), pictures(np.zeros((2, 3), np.uint8))
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="cannot be compared"):
         evaluate(classifier, images[:0], np.zeros(0, np.uint8))
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="cannot be compared"):
         evaluate(classifier, images, np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="not one of the model's 3 classes"):
         evaluate(classifier, images, np.array([0, 3], np.uint8))

@@ -76,7 +76,7 @@ def classify_next(context: WorkerContext) -> int:
         # Not raised: if a child raises MemoryError, Celery stops the whole worker.
         _release(token, Reason.OUT_OF_MEMORY, "it ran out of memory", context, claims, timings)
     except (SystemExit, KeyboardInterrupt):
-        _release(token, Reason.INTERRUPTED, "its worker was told to stop", context, claims, timings)
+        _release(token, Reason.INTERRUPTED, "its worker was stopped", context, claims, timings)
         raise
     except BaseException as error:
         _release(token, Reason.CRASHED, repr(error), context, claims, timings)
