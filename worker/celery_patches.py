@@ -23,7 +23,7 @@ from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 COLD_SHUTDOWN_SECONDS: Final = 5
 
 
-class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
+class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
     """A request that frees its prefetch slot even if its acknowledgement failed.
 
     A worker has as many unacknowledged messages as processes. When Redis restarts, kombu often reconnects
@@ -35,14 +35,14 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
     def acknowledge(self) -> None:
         """Acknowledge the message, and free its slot even if that failed."""
         super().acknowledge()
-        self._free_place()
+        self._free_slot()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject the message, and free its slot even if that failed."""
         super().reject(requeue)
-        self._free_place()
+        self._free_slot()
 
-    def _free_place(self) -> None:
+    def _free_slot(self) -> None:
         channel, tag = self.message.channel, self.message.delivery_tag
         if channel is None:
             return

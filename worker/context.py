@@ -61,20 +61,20 @@ def owner_name(pid: int) -> str:
 
 
 @contextmanager
-def _time_limit_later() -> Iterator[None]:
+def _time_limit_deferred() -> Iterator[None]:
     """Delay Celery's soft time limit until the enclosed code has ended. Use it in the main thread only.
 
     If the limit interrupted the import of TensorFlow, this process could never import it again, and all its
     jobs would fail.
     """
     frames: list[Any] = []
-    strike = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
+    handler = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
     try:
         yield
     finally:
-        signal.signal(SIG_SOFT_TIMEOUT, strike)
-    if frames and callable(strike):
-        strike(SIG_SOFT_TIMEOUT, frames[0])
+        signal.signal(SIG_SOFT_TIMEOUT, handler)
+    if frames and callable(handler):
+        handler(SIG_SOFT_TIMEOUT, frames[0])
 
 
 class WorkerContext:
@@ -162,7 +162,7 @@ class WorkerContext:
 
         The import is here because the parent of a fork must not import TensorFlow.
         """
-        with _time_limit_later():
+        with _time_limit_deferred():
             try:
                 from worker.predicting.classifier import Classifier, configure_threads
             except ImportError as error:  # a fault of this worker's environment, not of an image

@@ -19,13 +19,13 @@ from jobs.ledger import Ledger
 from jobs.ledger.releases import Reason, claimed_by, release_claims
 from jobs.ledger.runs import interrupt_runs_of
 from jobs.messages import MessageError, run_id_of
-from worker.celery_patches import LastingRequest
+from worker.celery_patches import SlotFreeingRequest
 from worker.context import owner_name
 
 logger = logging.getLogger(__name__)
 
 
-class ClaimingRequest(LastingRequest):
+class ClaimingRequest(SlotFreeingRequest):
     """A request whose task claims something in the ledger.
 
     If the child process dies, the main process releases the claim, so that the lease need not run out.
@@ -39,14 +39,14 @@ class ClaimingRequest(LastingRequest):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):  # billiard wraps errors, even within one process
             error = error.exc
-        with self._naming_it():
+        with self._run_bound():
             if isinstance(error, WorkerLostError):
-                self._release(Reason.CRASHED, _how_it_died(error))
+                self._release(Reason.CRASHED, _cause_of_death(error))
             return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """Kill the child at the hard time limit, when no exception can reach it, and release its claims."""
-        with self._naming_it():
+        with self._run_bound():
             if not soft:
                 # Celery kills the process only after this method, and until then it may hold locks on the
                 # rows to be changed. So it is killed here.
@@ -56,7 +56,7 @@ class ClaimingRequest(LastingRequest):
             return super().on_timeout(soft, timeout)
 
     @contextmanager
-    def _naming_it(self) -> Iterator[None]:
+    def _run_bound(self) -> Iterator[None]:
         """Add the run that the message names, if any, to the log lines."""
         ids: dict[str, str] = {}
         with suppress(MessageError):
@@ -94,6 +94,6 @@ class RunRequest(ClaimingRequest):
         interrupt_runs_of(connection, [owner], error=error)
 
 
-def _how_it_died(error: WorkerLostError) -> str:
+def _cause_of_death(error: WorkerLostError) -> str:
     """Return billiard's message without its internal job number."""
     return f"its process died: {str(error).removeprefix('Worker exited prematurely: ').partition(' Job:')[0]}"

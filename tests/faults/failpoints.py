@@ -364,7 +364,7 @@ def _written(original: Callable[..., Any], *args: Any) -> Any:
     return recorded
 
 
-@_wrap(worker.celery_patches.LastingRequest, "acknowledge")
+@_wrap(worker.celery_patches.SlotFreeingRequest, "acknowledge")
 def _acknowledging(original: Callable[..., None], *args: Any) -> None:
     passing("before ack")
     original(*args)

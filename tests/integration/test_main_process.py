@@ -284,7 +284,7 @@ def test_a_worker_stops_whether_the_ledger_answers_or_not(
     # then it stops; what it could not write is logged, and others will notice that its heartbeat is missing
     assert main.cancelled
     is_trainer = queue == RETRAIN_QUEUE
-    assert ("this worker still counts as alive for a while" in caplog.text) != is_available
+    assert ("this worker counts as alive until its heartbeat expires" in caplog.text) != is_available
     assert ("the training run was not interrupted" in caplog.text) == (not is_available and is_trainer)
     with ledger.reading() as connection:
         assert len(list_workers(connection)) == int(not is_available)

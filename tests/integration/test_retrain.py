@@ -682,7 +682,7 @@ def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
         until(lambda: _lasts(ledger), "the lease is renewed")
         heart.check()
     assert len(beats) > 3
-    said = f"no sign of life of training run {claim.run_id}: The ledger cannot be reached"
+    said = f"the heartbeat of training run {claim.run_id} failed: The ledger cannot be reached"
     assert [record.getMessage() for record in caplog.records].count(said) == 3
 
 

@@ -213,8 +213,8 @@ def _checked_class_names(folder: Path, highest: int) -> tuple[str, ...]:
         )
     if not highest < len(names) <= _MAX_CLASSES:
         raise DataUnavailable(
-            f"{path} lists {len(names)} classes; it must list at least {highest + 1}, for the label {highest}, "
-            f"and at most {_MAX_CLASSES}"
+            f"{path} lists {len(names)} classes; it must list at least {highest + 1} for the label "
+            f"{highest}, and at most {_MAX_CLASSES}"
         )
     return names
 

@@ -14,7 +14,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.runs import RunClaim, claim_run, get_run
 from jobs.settings import Settings
 from worker.context import owner_name
-from worker.message_filter import note_dropped
+from worker.message_filter import log_dropped
 
 logger = logging.getLogger(__name__)
 
@@ -37,5 +37,5 @@ def _claim_run(run_id: str, settings: Settings) -> RunClaim | None:
                 state = get_run(connection, run_id).state
                 logger.info("training run %s cannot be claimed: it is %s", run_id, state)
             except NotFound:
-                note_dropped("it names no training run of this ledger")
+                log_dropped("it names no training run of this ledger")
         return claim

@@ -60,7 +60,7 @@ def classify_next(context: WorkerContext) -> int:
                 recorded += _classify_or_fail(claims, context, timings)
             return telemetry.log_recorded(recorded, timings)
     except LeaseLost:
-        logger.warning("%s: another worker has it; nothing was recorded", telemetry.subject_of(claims))
+        logger.warning("%s: another worker has it; nothing was recorded", telemetry.describe(claims))
     except Unavailable as error:
         _release(token, Reason.UNAVAILABLE, str(error), context, claims, timings)
     except SoftTimeLimitExceeded:
@@ -206,8 +206,8 @@ def _release(
     That can be more than `claims`, because the answer to the claim's COMMIT may have been lost. If the ledger
     is unavailable, the lease runs out.
     """
-    line = f"{telemetry.subject_of(claims)}: released, {reason}: {error}"
-    logger.warning("%s", line, extra=telemetry.facts_of(claims, timings))
+    line = f"{telemetry.describe(claims)}: released, {reason}: {error}"
+    logger.warning("%s", line, extra=telemetry.log_fields(claims, timings))
     for _ in range(2):  # the time limit strikes only once, but it may strike here
         try:
             with time_limit_unmasked(), context.ledger.transaction() as connection:

@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 _TRACE_ID: Final = slice(3, 35)
 
 
-def subject_of(claims: Sequence[Claim]) -> str:
-    """Return the words that name these claims in a log line."""
+def describe(claims: Sequence[Claim]) -> str:
+    """Return what a log line calls these claims."""
     if not claims:
         return "claim"
     others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
     return f"chunk {claims[0].chunk_id}{others}"
 
 
-def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
+def log_fields(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
     """Return the fields of a log line about claims, besides its message (`worker.logs.FIELDS`)."""
     if not claims:
         return {"seconds": timings.seconds()}
@@ -45,7 +45,7 @@ def _ids_of(claim: Claim) -> dict[str, str]:
 def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
     """Log a line for each recorded chunk. Return the total number of their images."""
     for claim, outcomes in recorded:
-        facts = facts_of([claim], timings)
+        fields = log_fields([claim], timings)
         logger.info(
             "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
             claim.chunk_id,
@@ -53,8 +53,8 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
             claim.images,
             outcomes.failed,
             claim.attempts,
-            ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
-            extra=facts | {"errors": outcomes.failed} | _ids_of(claim),
+            ", ".join(f"{name} {seconds:.3f}" for name, seconds in fields["seconds"].items()),
+            extra=fields | {"errors": outcomes.failed} | _ids_of(claim),
         )
     return sum(claim.images for claim, _ in recorded)
 
