@@ -6,12 +6,11 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
-from sqlalchemy.engine import Connection
 from structlog.contextvars import bound_contextvars
 
 from jobs.errors import LabelmillError
@@ -26,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class ClaimingRequest(SlotFreeingRequest):
-    """A request whose task claims something in the ledger.
+    """A request whose task claims chunks or a training run in the ledger.
 
-    If the child process dies, the main process releases the claim, so that the lease need not run out.
+    If the child process dies, the main process releases its chunks and interrupts its run, which is not
+    restarted. Otherwise their leases would have to expire.
     """
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,31 +67,17 @@ class ClaimingRequest(SlotFreeingRequest):
     def _release(self, reason: Reason, error: str) -> None:
         if not self.worker_pid:
             return
-        ledger = Ledger.of_a_main_loop(self.app.labelmill_settings.ledger)
+        owner = owner_name(self.worker_pid)
+        settings = self.app.labelmill_settings
         try:
-            with ledger.transaction() as connection:
-                self._end_claims(connection, owner_name(self.worker_pid), reason, error)
+            with (
+                closing(Ledger.of_a_main_loop(settings.ledger)) as ledger,
+                ledger.transaction() as connection,
+            ):
+                release_claims(connection, claimed_by(owner), reason, error)
+                interrupt_runs_of(connection, [owner], error=error)
         except LabelmillError as problem:
             logger.warning("not released; the dead process's lease will expire: %s", problem)
-        finally:
-            ledger.close()
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
-        raise NotImplementedError
-
-
-class ChunkRequest(ClaimingRequest):
-    """A wake-up; if its process dies, the claimed chunks are released."""
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
-        release_claims(connection, claimed_by(owner), reason, error)
-
-
-class RunRequest(ClaimingRequest):
-    """A training run's message; if its process dies, the run is interrupted and not restarted."""
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:  # noqa: ARG002
-        interrupt_runs_of(connection, [owner], error=error)
 
 
 def _cause_of_death(error: WorkerLostError) -> str:

@@ -17,7 +17,7 @@ from jobs.messages import CLASSIFY_TASK, RETRAIN_TASK, check_wake_up, run_id_of
 from jobs.settings import Settings
 from worker.context import process_context
 from worker.learning.task import execute_run
-from worker.requests import ChunkRequest, RunRequest
+from worker.requests import ClaimingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def register_tasks(app: Celery, settings: Settings) -> None:
     app.labelmill_settings = settings
 
     # Not shared: another application in this process has its own tasks.
-    @app.task(name=CLASSIFY_TASK, Request=ChunkRequest, shared=False)
+    @app.task(name=CLASSIFY_TASK, Request=ClaimingRequest, shared=False)
     def classify(*args: Any, **kwargs: Any) -> None:
         """Classify the next due chunk."""
         try:
@@ -51,7 +51,7 @@ def register_tasks(app: Celery, settings: Settings) -> None:
 
     @app.task(
         name=RETRAIN_TASK,
-        Request=RunRequest,
+        Request=ClaimingRequest,
         shared=False,
         acks_late=False,  # it outlives the visibility timeout; the run's row records how it ended
         soft_time_limit=RETRAIN_TIME_LIMIT_SECONDS,

@@ -30,7 +30,7 @@ from tests.harness import Harness, digits
 from worker import tasks
 from worker.context import owner_name
 from worker.reconcile import reconcile_step
-from worker.requests import ChunkRequest
+from worker.requests import ClaimingRequest
 from worker.tasks import register_tasks
 
 
@@ -84,18 +84,18 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
 
 
 @pytest.fixture
-def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ChunkRequest]]:
+def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ClaimingRequest]]:
     """Return a function: `take()` returns a wake-up as the main process receives it."""
     register_tasks(app, settings)
     with app.connection_for_read() as connection, connection.channel() as channel:
         got: list[Any] = []
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
 
-            def take() -> ChunkRequest:
+            def take() -> ClaimingRequest:
                 assert publisher.wake_up() == 1
                 connection.drain_events(timeout=30)
                 message = got.pop()
-                return ChunkRequest(
+                return ClaimingRequest(
                     message,
                     app=app,
                     hostname="here",
@@ -107,7 +107,7 @@ def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Call
             yield take
 
 
-def let_its_process_die(request: ChunkRequest) -> None:
+def let_its_process_die(request: ClaimingRequest) -> None:
     try:
         raise WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3.")
     except WorkerLostError:
@@ -125,7 +125,7 @@ def test_all_that_a_dead_child_had_claimed_is_released(
     make_job: JobMaker,
     new_worker: WorkerMaker,
     broker: Broker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     pid: int | None,
 ) -> None:
     # given a child that has claimed two small chunks together, and another child with a claim
@@ -157,7 +157,7 @@ def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_
     make_job: JobMaker,
     new_worker: WorkerMaker,
     broker: Broker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # given a child that has a message and a claim
@@ -185,7 +185,7 @@ def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
     ledger: Ledger,
     make_job: JobMaker,
     new_worker: WorkerMaker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     is_available: bool,
 ) -> None:
     # given a child that hangs with a claim
