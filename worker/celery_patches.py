@@ -98,7 +98,7 @@ def limit_cold_shutdown() -> None:
 
 
 @worker_shutting_down.connect
-def _stop_at_once(**_: Any) -> None:
+def _wake_event_loop(**_: Any) -> None:
     """Wake the event loop, which otherwise checks SIGTERM's flag only at its next timer, in up to 2 s.
 
     Since https://github.com/celery/celery/pull/7339 the signal handler only sets a flag. `call_soon` is not

@@ -89,7 +89,7 @@ def rebuild(item: bytes) -> bytes:
 def _arguments(task: str, body: str) -> list[str]:
     """Return the task's arguments.
 
-    Raises MessageError if the task does not take them, or if callbacks or other tasks are to follow it.
+    Raises MessageError if the task does not take them, or if it has callbacks or following tasks.
     """
     try:
         decoded = base64.b64decode(body, validate=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.errors import UserError
 from worker.learning.augmentation import distorter
 from worker.learning.recipes import PLAIN, Augmentation, Recipe, recipe_for
-from worker.learning.training import views
+from worker.learning.training import shifted_views
 
 SEED = np.array((3, 1), np.int32)
 
@@ -101,7 +101,7 @@ def test_a_view_is_the_picture_moved(shift, down, right, channels):
     down, right = min(down, 2 * shift), min(right, 2 * shift)
     shape = (2, 7, 9, 3) if channels else (2, 7, 9)
     images = np.random.default_rng(1).integers(1, 256, size=shape, dtype=np.uint8)
-    seen = views(images, shift)[np.arange(2), np.full(2, down), np.full(2, right)]
+    seen = shifted_views(images, shift)[np.arange(2), np.full(2, down), np.full(2, right)]
     assert seen.shape == shape
     for y in range(7):
         for x in range(9):

@@ -61,7 +61,7 @@ def add_corrections(
     corrections = retry(read, pauses)
     if not corrections:
         return data
-    taken: dict[bytes, _Taken] = {}
+    accepted: dict[bytes, _Accepted] = {}
     left_out: dict[str, list[Correction]] = {}
     evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
     for correction in _one_per_image(corrections, data.classes):
@@ -76,15 +76,15 @@ def add_corrections(
         except _LeftOut as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
-            taken.setdefault(pixels.tobytes(), _Taken(correction.image_sha256, pixels, label))
+            accepted.setdefault(pixels.tobytes(), _Accepted(correction.image_sha256, pixels, label))
     for reason, unused in left_out.items():
         logger.warning("%s", _left_out_line(reason, unused))
     data = replace(data, left_out=sum(map(len, left_out.values())))
-    if not taken:
+    if not accepted:
         return data
-    kept = _not_contradicted(data, taken, spec)
+    kept = _not_contradicted(data, accepted, spec)
     # Sorted, because the order changes the training set's fingerprint and the trained model.
-    added = sorted(taken.values(), key=lambda each: each.image_sha256)
+    added = sorted(accepted.values(), key=lambda each: each.image_sha256)
     return replace(
         data,
         train_images=np.concatenate([data.train_images[kept], np.stack([each.pixels for each in added])]),
@@ -93,7 +93,7 @@ def add_corrections(
     )
 
 
-class _Taken(NamedTuple):
+class _Accepted(NamedTuple):
     """A corrected image for training."""
 
     image_sha256: str
@@ -142,11 +142,13 @@ def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: Inp
         raise _LeftOut(f"the image cannot be decoded: {error.code}") from None
 
 
-def _not_contradicted(data: Mnist, taken: Mapping[bytes, _Taken], spec: InputSpec) -> npt.NDArray[np.bool_]:
+def _not_contradicted(
+    data: Mnist, accepted: Mapping[bytes, _Accepted], spec: InputSpec
+) -> npt.NDArray[np.bool_]:
     """Return which training images are kept, bool (n,): those that no correction labels differently."""
     kept = np.ones(len(data.train_labels), np.bool_)
     for place, image in enumerate(prepare_arrays(data.train_images, spec)):
-        corrected = taken.get(image.tobytes())
+        corrected = accepted.get(image.tobytes())
         if corrected is not None:
             kept[place] = corrected.label == data.train_labels[place]
     return kept

@@ -34,7 +34,7 @@ from worker.predicting.decode import prepare_arrays
 Z_95: Final = 1.959963984540054
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
-LEAST_PROBABILITY: Final = 1e-7
+MIN_PROBABILITY: Final = 1e-7
 
 #: Number of mistakes stored with their images: one page of them.
 MISTAKES: Final = 48
@@ -182,14 +182,14 @@ def confusion_of(
 
 
 def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> float:
-    """Return the mean of -ln p(truth), in nats, with p clipped to LEAST_PROBABILITY..1.
+    """Return the mean of -ln p(truth), in nats, with p clipped to MIN_PROBABILITY..1.
 
     `probabilities` is float32 (n, classes), `labels` uint8 (n,). An image without an answer has a row of
-    zeros, so its p is LEAST_PROBABILITY.
+    zeros, so its p is MIN_PROBABILITY.
     """
     truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     # Subtracted from 0, so that a perfect loss is 0 and not -0.
-    return float(0.0 - np.log(truth.clip(LEAST_PROBABILITY, 1.0)).mean())
+    return float(0.0 - np.log(truth.clip(MIN_PROBABILITY, 1.0)).mean())
 
 
 def calibration_of(

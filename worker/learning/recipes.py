@@ -16,7 +16,7 @@ Profile = Literal["quick", "long"]
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """The maximum distortions of a training image, drawn anew each time that the image is used.
+    """The maximum distortions of a training image, drawn each time that the image is used.
 
     Each is drawn uniformly from -x to x, except the elastic part, which has a normal distribution.
     """

@@ -231,10 +231,10 @@ def _failure_recorded(ledger: Ledger, claim: RunClaim) -> Iterator[None]:
     except RunLost:
         raise
     except (KeyboardInterrupt, SystemExit):
-        _end(ledger, claim, RunState.INTERRUPTED, "its trainer was stopped")
+        _record_end(ledger, claim, RunState.INTERRUPTED, "its trainer was stopped")
         raise
     except BaseException as error:
-        _end(ledger, claim, RunState.FAILED, _reason_for(error))
+        _record_end(ledger, claim, RunState.FAILED, _reason_for(error))
         raise
 
 
@@ -338,7 +338,7 @@ def _conclude(
     return _retry_longer(conclude)
 
 
-def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
+def _record_end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
     # If the ledger is unavailable, the lease runs out. If the run was lost, its row already says why.
     with suppress(Unavailable, RunLost), ledger.transaction() as connection:
         fail_run(connection, claim, error, state=state)

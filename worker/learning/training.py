@@ -70,7 +70,7 @@ def train(
     images = prepare_arrays(data.train_images, spec)
     labels = data.train_labels.astype(np.int32)
     shift = recipe.augmentation.shift if recipe.augmentation else 0
-    shifted = views(images, shift)
+    shifted = shifted_views(images, shift)
     uncorrected = data.before_corrections
     held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
     # Corrected images are never held out: people labelled them so that the model learns from them.
@@ -84,7 +84,7 @@ def train(
     )
     optimizer.build(model.trainable_variables)
     averaged = finished if recipe.averaging else model
-    step = one_step(model, averaged, optimizer, recipe, spec)
+    step = make_train_step(model, averaged, optimizer, recipe, spec)
 
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
@@ -95,7 +95,7 @@ def train(
             down, right = rng.integers(2 * shift + 1, size=(2, len(chosen)))
             done = (epoch - 1) * steps + number
             seed = np.array((recipe.seed, done), np.int32)
-            share = share_of_distortion(recipe, done / (steps * recipe.epochs))
+            share = distortion_share(recipe, done / (steps * recipe.epochs))
             batch_loss, batch_correct = step(shifted[chosen, down, right], labels[chosen], seed, share)
             # These are tensors: reading their values here would wait for the step.
             loss, correct = loss + batch_loss, correct + batch_correct
@@ -247,7 +247,7 @@ def _learning_rate(recipe: Recipe, steps: int) -> Any:
     return OneCycle()
 
 
-def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
+def distortion_share(recipe: Recipe, done: float) -> np.float32:
     """Return the share of the distortion, 0 to 1, after the share `done` of the training.
 
     At the end the network should see digits nearly as they are, because what it learns last stays. Earlier,
@@ -257,7 +257,7 @@ def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
     return np.float32(1.0 if done < 1 - _FINAL_SHARE else end)
 
 
-def one_step(
+def make_train_step(
     model: keras.Model, averaged: keras.Model, optimizer: Any, recipe: Recipe, spec: InputSpec
 ) -> Callable[..., Any]:
     """Return a training step as one graph: distort, predict, learn, average.
@@ -301,16 +301,16 @@ def one_step(
     return graph
 
 
-def views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
+def shifted_views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
     """Return a view of the images shifted by up to `shift` pixels in each direction.
 
     It is uint8 (n, 2 * shift + 1, 2 * shift + 1, *image shape), over one copy of the images with a black
     border. Indexing a batch in it shifts each image independently at no additional cost.
     """
     border = ((0, 0), (shift, shift), (shift, shift), *(((0, 0),) * (images.ndim - 3)))
-    views = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
+    windows = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
     # In colour images, the window's axes come after the channels: move the channels to the end.
-    return views if images.ndim == 3 else np.moveaxis(views, 3, -1)
+    return windows if images.ndim == 3 else np.moveaxis(windows, 3, -1)
 
 
 def _validate(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:

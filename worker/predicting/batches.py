@@ -35,7 +35,7 @@ _WINDOW_IMAGES: Final = 4_096
 _WINDOW_BYTES: Final = 64 * 1024 * 1024
 
 #: References that a thread fetches per task: each task costs as much as reading a small local file.
-_FETCHED_IN_A_ROW: Final = 64
+_REFERENCES_PER_TASK: Final = 64
 
 Fetched = bytes | ImageError | Unavailable
 
@@ -65,7 +65,7 @@ def fetch_references(
                 found[place] = error
 
     references = [(place, each) for place, each in enumerate(contents) if isinstance(each, Reference)]
-    step = 1 if one_per_task else min(_FETCHED_IN_A_ROW, 1 + len(references) // 16)
+    step = 1 if one_per_task else min(_REFERENCES_PER_TASK, 1 + len(references) // 16)
     parts = [references[start : start + step] for start in range(0, len(references), step)]
     done, _ = wait([threads.submit(fetch, part) for part in parts], timeout=seconds)
     for each in done:
@@ -134,7 +134,7 @@ def classify_images(
             labels += classes[found.class_index].tolist()
             confidences += found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
         for place in np.flatnonzero(found.class_index < 0).tolist():
-            errors[start + place] = ImageError(ErrorCode.MODEL_ERROR, "no probability came out")
+            errors[start + place] = ImageError(ErrorCode.MODEL_ERROR, "the model returned no probabilities")
         errors.update((start + place, error) for place, error in failed.items())
     if not errors:
         return Outcomes(names, labels, confidences)

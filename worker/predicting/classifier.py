@@ -27,7 +27,7 @@ __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 # On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in 2048.
 BATCH: Final = 512
 
-# The smallest batch, for a single image that somebody waits for: it takes 0.8 ms, against 7.6 ms in 512.
+# The smallest batch, for a single image that a user waits for: it takes 0.8 ms, against 7.6 ms in 512.
 SMALL_BATCH: Final = 32
 
 # For fewer images than BATCH, and for pictures that are too large for it.

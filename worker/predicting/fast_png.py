@@ -120,10 +120,10 @@ def decode_together(
     unpacked: list[bytes] = []
     for place, content in enumerate(contents):
         if isinstance(content, bytes) and len(content) <= max_bytes:
-            rows_of_one = _unpack(content, beginning)
-            if rows_of_one is not None and len(rows_of_one) == size:
+            filtered = _unpack(content, beginning)
+            if filtered is not None and len(filtered) == size:
                 places.append(place)
-                unpacked.append(rows_of_one)
+                unpacked.append(filtered)
     rows = np.frombuffer(b"".join(unpacked), np.uint8).reshape(-1, spec.height, spec.width + 1)
     known: npt.NDArray[np.bool_] = np.max(rows[:, :, 0], axis=1) <= _LAST_FILTER
     if not known.all():
