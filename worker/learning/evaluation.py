@@ -31,7 +31,7 @@ from worker.predicting.classifier import BATCH, Classifier, Predictions, transla
 from worker.predicting.decode import prepare_arrays
 
 #: The standard normal distribution's 97.5th percentile, for 95 % intervals.
-Z_95: Final = 1.959963984540054
+_Z_95: Final = 1.959963984540054
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 MIN_PROBABILITY: Final = 1e-7
@@ -154,14 +154,14 @@ def evaluate_champion(
     evaluate_model(ledger, store, cache_dir, champion, data)
 
 
-def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Return Wilson's score interval for an accuracy: its confidence level is 95 % with the default `z`.
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Return Wilson's score interval for an accuracy, with a confidence level of 95 %.
 
     With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
     textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, the range of good models.
     """
-    share = correct / total
+    share, z = correct / total, _Z_95
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total

@@ -12,7 +12,7 @@ from structlog.contextvars import bind_contextvars
 
 from jobs.ledger.claims import Claim
 from jobs.ledger.results import Classified
-from jobs.traces import Part, Tracing
+from jobs.traces import Tracing
 from worker.predicting.timings import Timings
 
 logger = logging.getLogger(__name__)
@@ -77,36 +77,24 @@ def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -
         raise
     finally:
         if tracing is not None:
-            _record_spans(claims, recorded, timings, tracing, failed)
-
-
-def _record_spans(
-    claims: Sequence[Claim],
-    recorded: Sequence[Classified],
-    timings: Timings,
-    tracing: Tracing,
-    failed: str | None,
-) -> None:
-    outcomes = {each.claim.chunk_id: each.outcomes for each in recorded}
-    ended = time.time_ns()
-    for claim in claims:
-        attributes: dict[str, str | int] = {
-            "chunk": claim.chunk_id,
-            "job": claim.job_id,
-            "model": claim.model_id,
-            "images": claim.images,
-            "attempt": claim.attempts,
-        }
-        if claim.chunk_id in outcomes:
-            attributes["errors"] = outcomes[claim.chunk_id].failed
-        tracing.record(
-            "chunk",
-            traceparent=claim.traceparent,
-            began=timings.began,
-            ended=ended,
-            attributes=attributes,
-            parts=[
-                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in timings.stages.items()
-            ],
-            error=failed,
-        )
+            errors = {claim.chunk_id: outcomes.failed for claim, outcomes in recorded}
+            ended = time.time_ns()
+            for claim in claims:
+                attributes: dict[str, str | int] = {
+                    "chunk": claim.chunk_id,
+                    "job": claim.job_id,
+                    "model": claim.model_id,
+                    "images": claim.images,
+                    "attempt": claim.attempts,
+                }
+                if claim.chunk_id in errors:
+                    attributes["errors"] = errors[claim.chunk_id]
+                tracing.record(
+                    "chunk",
+                    traceparent=claim.traceparent,
+                    began=timings.began,
+                    ended=ended,
+                    attributes=attributes,
+                    parts=timings.parts(),
+                    error=failed,
+                )
