@@ -49,7 +49,7 @@ FIRST_CLAIM_IMAGES: Final = 64
 
 #: Images per claim are a multiple of the smallest batch, because a padded batch takes as long as a full one.
 #: Fewer images are not used to measure a model's speed.
-WHOLE_BATCH: Final = 32
+SMALLEST_BATCH: Final = 32
 
 #: Threads that fetch references: they mostly wait for a server.
 FETCH_THREADS: Final = 16
@@ -98,15 +98,15 @@ class WorkerContext:
         seconds = self._image_seconds.get(model_id)
         if seconds is None:
             return FIRST_CLAIM_IMAGES
-        images = int(CLAIM_SECONDS / seconds) // WHOLE_BATCH * WHOLE_BATCH
-        return min(max(images, WHOLE_BATCH), MAX_CLAIM_IMAGES)
+        images = int(CLAIM_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
+        return min(max(images, SMALLEST_BATCH), MAX_CLAIM_IMAGES)
 
-    def note_speed(self, model_id: str, images: int, seconds: float) -> None:
+    def record_speed(self, model_id: str, images: int, seconds: float) -> None:
         """Record how long this process took for `images` images of this model."""
-        if images >= WHOLE_BATCH:
+        if images >= SMALLEST_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
 
-    def note_time_out(self, model_id: str, images: int, seconds: float) -> None:
+    def record_time_out(self, model_id: str, images: int, seconds: float) -> None:
         """Record that `images` images took longer than `seconds`, so that the next claim has fewer."""
         self._image_seconds[model_id] = max(self._image_seconds.get(model_id, 0.0), seconds / images)
 

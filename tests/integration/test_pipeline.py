@@ -473,7 +473,7 @@ def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
 ) -> None:
     # given images that were decoded quickly, and then take until the time limit
     del harness.context.images_per_claim
-    harness.context.note_speed(harness.model.id, 1_000, 0.1)
+    harness.context.record_speed(harness.model.id, 1_000, 0.1)
     job_id = harness.submit(digits(400))
     with monkeypatch.context() as patch, time_limit():
         patch.setattr("worker.predicting.decode.decode", strike_after(2.0))

@@ -29,7 +29,7 @@ from worker.retry import retry
 logger = logging.getLogger(__name__)
 
 #: How many corrections a log line names.
-_NAMED: Final = 3
+_NAMED_IN_LOG: Final = 3
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,12 +68,12 @@ def add_corrections(
         check()
         try:
             if correction.label not in data.classes:
-                raise _LeftOut(f"the label {correction.label!r} is not a class of the training data")
+                raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
             label = data.classes.index(correction.label)
             pixels = retry(partial(_pixels, correction, store, limits, spec), pauses)
             if pixels.tobytes() in evaluated:
-                raise _LeftOut("the image is in the evaluation set")
-        except _LeftOut as error:
+                raise _Unusable("the image is in the evaluation set")
+        except _Unusable as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
             accepted.setdefault(pixels.tobytes(), _Accepted(correction.image_sha256, pixels, label))
@@ -101,16 +101,16 @@ class _Accepted(NamedTuple):
     label: int
 
 
-class _LeftOut(Exception):
+class _Unusable(Exception):
     """The reason why a correction cannot be used for training."""
 
 
 def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
     """Return one log line for a reason, which may concern thousands of corrections."""
-    named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED]]
+    named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED_IN_LOG]]
     if len(corrections) == 1:
         return f"the correction of {named[0]} is left out: {reason}"
-    more = ", ..." if len(corrections) > _NAMED else ""
+    more = ", ..." if len(corrections) > _NAMED_IN_LOG else ""
     return f"{len(corrections):,} corrections are left out: {reason} ({', '.join(named)}{more})"
 
 
@@ -129,17 +129,17 @@ def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) ->
 
 
 def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: InputSpec) -> Pixels:
-    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _LeftOut, Unavailable."""
+    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _Unusable, Unavailable."""
     try:
         content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
     except FileNotFoundError:
-        raise _LeftOut("the image is missing from the store") from None
+        raise _Unusable("the image is missing from the store") from None
     if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != correction.image_sha256:
-        raise _LeftOut("the stored image has changed")
+        raise _Unusable("the stored image has changed")
     try:
         return decode(content, spec, limits)
     except ImageError as error:
-        raise _LeftOut(f"the image cannot be decoded: {error.code}") from None
+        raise _Unusable(f"the image cannot be decoded: {error.code}") from None
 
 
 def _not_contradicted(

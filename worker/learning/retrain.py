@@ -155,7 +155,7 @@ def retrain(
             heartbeat.check()
             on_batch(epoch, done, total)
 
-        epochs = _Epochs(ledger, claim)
+        epochs = _EpochWriter(ledger, claim)
 
         def epoch_done(result: EpochResult) -> None:
             epochs.add(result)
@@ -238,7 +238,7 @@ def _failure_recorded(ledger: Ledger, claim: RunClaim) -> Iterator[None]:
         raise
 
 
-class _Epochs:
+class _EpochWriter:
     """Write epochs to the ledger as they finish.
 
     They are only informative, so a failed write must not end the training: an epoch that cannot be written is
@@ -291,7 +291,7 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
 def _conclude(
     ledger: Ledger,
     claim: RunClaim,
-    epochs: _Epochs,
+    epochs: _EpochWriter,
     model: Model,
     evaluated: Evaluated,
     *,

@@ -69,7 +69,7 @@ def classify_next(context: WorkerContext) -> int:
         if slowest in ("decode", "predict"):
             reason = Reason.TIMED_OUT
             images = sum(claim.images for claim in claims)
-            context.note_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
+            context.record_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
         _release(token, reason, f"the time limit struck in stage {slowest!r}", context, claims, timings)
         context.drop_fetchers()
     except MemoryError:
@@ -129,7 +129,7 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         with timings.timed("load"):
             classifier = context.classifier(model_id)
         outcomes = classify_images(names, fetched, classifier, context.settings, timings)
-        context.note_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
+        context.record_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
 
