@@ -427,11 +427,10 @@ def _set_up_training() -> None:
         original(*args, **kwargs)
         passing("promoting")
 
-    @_wrap(retrain, "_conclude")
-    def promoted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        reason = original(*args, **kwargs)
+    @_wrap(retrain, "get_model")  # the first statement after the promotion
+    def promoted(original: Callable[..., Any], *args: Any) -> Any:
         passing("promoted")
-        return reason
+        return original(*args)
 
 
 _transaction = Ledger.transaction

@@ -45,7 +45,7 @@ from jobs.store_identity import check_store
 from worker.context import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
-from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
+from worker.learning.evaluation import evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
@@ -122,21 +122,8 @@ def retrain(
         recipe = Recipe.from_json(claim.recipe)
 
         # the data, and all corrections
-        dataset = add_corrections(
-            data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info),
-            ledger,
-            store,
-            settings.image_limits,
-            MNIST_INPUT,
-            pauses=_RETRY_PAUSES,
-            check=heartbeat.check,
-        )
-
-        if len(dataset.train_images) < _MIN_IMAGES or not dataset.before_corrections:
-            raise DataUnavailable(
-                f"Training needs at least {_MIN_IMAGES} images, one to learn from and one to hold out, but "
-                f"there are {len(dataset.train_images)}. Set LABELMILL_MNIST_DIR to a folder with more."
-            )
+        data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
+        dataset = _with_corrections(data, ledger, store, settings, heartbeat)
 
         # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
         fingerprint, description = dataset.fingerprint, _description(dataset, recipe)
@@ -201,17 +188,38 @@ def retrain(
         )
 
         # the verdict and the promotion, in one transaction
-        reason = _conclude(
-            ledger,
-            claim,
-            epochs,
-            model,
-            evaluated,
-            settings=settings,
-            data_fingerprint=dataset.evaluation_fingerprint,
-            force=recipe.force,
-            replace=replace,
-        )
+        evaluation_fingerprint = dataset.evaluation_fingerprint
+
+        def conclude() -> str:
+            try:
+                with ledger.transaction() as connection:
+                    epochs.write(connection)
+                    save_evaluation(
+                        connection,
+                        model.id,
+                        evaluation_fingerprint,
+                        evaluated.evaluation,
+                        evaluated.answers.tobytes(),
+                    )
+                    verdict = judge_and_promote(
+                        connection,
+                        settings.gate_limits,
+                        model.id,
+                        how="retrain",
+                        run_id=claim.run_id,
+                        force=recipe.force,
+                        replace=replace,
+                        data_fingerprint=evaluation_fingerprint,
+                    )
+                    finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
+            except RunLost:
+                with ledger.reading() as connection:
+                    if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
+                        return get_run(connection, claim.run_id).verdict or ""
+                raise
+            return verdict.reason
+
+        reason = _retry_longer(conclude)
         logger.info(
             "training run %s: %s (model %s)", claim.run_id, reason, model.id, extra={"model": model.id}
         )
@@ -221,6 +229,27 @@ def retrain(
                 return get_model(connection, model.id)
 
         return Retrained(claim.run_id, _retry_longer(reload_model), reason)
+
+
+def _with_corrections(
+    data: mnist.Mnist, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
+) -> mnist.Mnist:
+    """Add all corrections to the data. Raises DataUnavailable if these are too few images to train with."""
+    dataset = add_corrections(
+        data,
+        ledger,
+        store,
+        settings.image_limits,
+        MNIST_INPUT,
+        pauses=_RETRY_PAUSES,
+        check=heartbeat.check,
+    )
+    if len(dataset.train_images) < _MIN_IMAGES or not dataset.before_corrections:
+        raise DataUnavailable(
+            f"Training needs at least {_MIN_IMAGES} images, one to learn from and one to hold out, but there "
+            f"are {len(dataset.train_images)}. Set LABELMILL_MNIST_DIR to a folder with more."
+        )
+    return dataset
 
 
 @contextmanager
@@ -286,56 +315,6 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
         "classes": list(data.classes),
         "evaluation_fingerprint": data.evaluation_fingerprint,
     }
-
-
-def _conclude(
-    ledger: Ledger,
-    claim: RunClaim,
-    epochs: _EpochWriter,
-    model: Model,
-    evaluated: Evaluated,
-    *,
-    settings: Settings,
-    data_fingerprint: str,
-    force: bool,
-    replace: bool,
-) -> str:
-    """Record the evaluation, judge and promote the model, and return the verdict's reason.
-
-    If the connection breaks during COMMIT, the run's row shows whether it went through. Raises RunLost,
-    Unavailable.
-    """
-
-    def conclude() -> str:
-        try:
-            with ledger.transaction() as connection:
-                epochs.write(connection)
-                save_evaluation(
-                    connection,
-                    model.id,
-                    data_fingerprint,
-                    evaluated.evaluation,
-                    evaluated.answers.tobytes(),
-                )
-                verdict = judge_and_promote(
-                    connection,
-                    settings.gate_limits,
-                    model.id,
-                    how="retrain",
-                    run_id=claim.run_id,
-                    force=force,
-                    replace=replace,
-                    data_fingerprint=data_fingerprint,
-                )
-                finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
-        except RunLost:
-            with ledger.reading() as connection:
-                if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
-                    return get_run(connection, claim.run_id).verdict or ""
-            raise
-        return verdict.reason
-
-    return _retry_longer(conclude)
 
 
 def _record_end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
