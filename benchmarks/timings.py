@@ -63,7 +63,7 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
     from worker.predicting.batches import classify_images, fetch_references
 
     timings, store, job_id, total = Timings(), Store(settings.store), new_id(), 0
-    roots, limits = Roots(settings.reference_roots), settings.image_limits
+    roots, max_bytes = Roots(settings.reference_roots), settings.max_image_bytes
     with ledger.transaction() as connection:
         champion = find_champion(connection)
         assert champion is not None
@@ -98,17 +98,10 @@ def _one_pass(settings: Settings, classifier: Classifier, ledger: Ledger, folder
             payload = read_payload(store, claim.payload, claim.payload_digest).part(0, claim.images)
         with timings.timed("fetch"), ThreadPoolExecutor() as threads:
             fetched = fetch_references(
-                payload.contents, roots, threads, max_bytes=limits.max_bytes, seconds=settings.soft_time_limit
+                payload.contents, roots, threads, max_bytes=max_bytes, seconds=settings.soft_time_limit
             )
             contents = [content for content in fetched if not isinstance(content, Unavailable)]
-        outcomes = classify_images(
-            payload.names,
-            contents,
-            classifier,
-            limits=limits,
-            image_seconds=settings.image_seconds,
-            timings=timings,
-        )
+        outcomes = classify_images(payload.names, contents, classifier, settings, timings)
         with timings.timed("record the results"), ledger.transaction() as connection:
             record_results(connection, [Classified(claim, outcomes)])
         total += len(batch)

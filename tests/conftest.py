@@ -34,9 +34,10 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
+from jobs.ledger.claims import Claim, claim_next, claimed_as
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
+from jobs.ledger.releases import Reason, release_claims
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.messages import CLASSIFY_QUEUE

@@ -15,11 +15,12 @@ from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
 from jobs.queue import make_app
 from jobs.settings import Settings
 from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shutdown
+from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
-from worker.message_filter import ours_or_none
+from worker.message_filter import rebuild_or_drop
 from worker.reconcile import reconcile_step
 from worker.schedule import beat_schedule
-from worker.tasks import close_process_context, process_context, register_tasks
+from worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ try:
 except SettingsError as error:
     refuse_to_start(error)
 set_up_logs(app, settings)
-filter_messages(ours_or_none)
+filter_messages(rebuild_or_drop)
 limit_cold_shutdown()
 app.conf.worker_concurrency = settings.processes
 register_tasks(app, settings)
@@ -39,15 +40,15 @@ app.steps["worker"].add(reconcile_step(settings))
 
 
 @celeryd_after_setup.connect
-def _leave_training_to_the_trainer(instance: Any, **_: Any) -> None:
-    """Take no training runs on a worker that classifies: a training would block predictions."""
+def _refuse_training_runs(instance: Any, **_: Any) -> None:
+    """Take no training runs on a worker that classifies, because a training would block predictions."""
     queues = instance.app.amqp.queues
     if CLASSIFY_QUEUE in queues.consume_from and RETRAIN_QUEUE in queues.consume_from:
         queues.deselect(RETRAIN_QUEUE)
 
 
 @celeryd_after_setup.connect
-def _know_the_number_of_processes(instance: Any, **_: Any) -> None:
+def _store_concurrency(instance: Any, **_: Any) -> None:
     """Store the number of children, which `-c` may have set: each child uses its share of the cores."""
     instance.app.conf.worker_concurrency = instance.concurrency
 
@@ -63,7 +64,7 @@ def _warm_up(**_: Any) -> None:
     try:
         process_context(settings, app.conf.worker_concurrency).warm_up()
     except LabelmillError as error:
-        logger.warning("not warm yet: %s", error)
+        logger.warning("the champion was not loaded: %s", error)
 
 
 @worker_process_shutdown.connect

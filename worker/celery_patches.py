@@ -23,7 +23,7 @@ from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 COLD_SHUTDOWN_SECONDS: Final = 5
 
 
-class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
+class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
     """A request that frees its prefetch slot even if its acknowledgement failed.
 
     A worker has as many unacknowledged messages as processes. When Redis restarts, kombu often reconnects
@@ -35,14 +35,14 @@ class LastingRequest(Request):  # type: ignore[misc]  # Celery has no types
     def acknowledge(self) -> None:
         """Acknowledge the message, and free its slot even if that failed."""
         super().acknowledge()
-        self._free_place()
+        self._free_slot()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject the message, and free its slot even if that failed."""
         super().reject(requeue)
-        self._free_place()
+        self._free_slot()
 
-    def _free_place(self) -> None:
+    def _free_slot(self) -> None:
         channel, tag = self.message.channel, self.message.delivery_tag
         if channel is None:
             return
@@ -98,7 +98,7 @@ def limit_cold_shutdown() -> None:
 
 
 @worker_shutting_down.connect
-def _stop_at_once(**_: Any) -> None:
+def _wake_event_loop(**_: Any) -> None:
     """Wake the event loop, which otherwise checks SIGTERM's flag only at its next timer, in up to 2 s.
 
     Since https://github.com/celery/celery/pull/7339 the signal handler only sets a flag. `call_soon` is not

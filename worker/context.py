@@ -49,7 +49,7 @@ FIRST_CLAIM_IMAGES: Final = 64
 
 #: Images per claim are a multiple of the smallest batch, because a padded batch takes as long as a full one.
 #: Fewer images are not used to measure a model's speed.
-WHOLE_BATCH: Final = 32
+SMALLEST_BATCH: Final = 32
 
 #: Threads that fetch references: they mostly wait for a server.
 FETCH_THREADS: Final = 16
@@ -61,20 +61,20 @@ def owner_name(pid: int) -> str:
 
 
 @contextmanager
-def _time_limit_later() -> Iterator[None]:
+def _time_limit_deferred() -> Iterator[None]:
     """Delay Celery's soft time limit until the enclosed code has ended. Use it in the main thread only.
 
     If the limit interrupted the import of TensorFlow, this process could never import it again, and all its
     jobs would fail.
     """
     frames: list[Any] = []
-    strike = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
+    handler = signal.signal(SIG_SOFT_TIMEOUT, lambda _, frame: frames.append(frame))
     try:
         yield
     finally:
-        signal.signal(SIG_SOFT_TIMEOUT, strike)
-    if frames and callable(strike):
-        strike(SIG_SOFT_TIMEOUT, frames[0])
+        signal.signal(SIG_SOFT_TIMEOUT, handler)
+    if frames and callable(handler):
+        handler(SIG_SOFT_TIMEOUT, frames[0])
 
 
 class WorkerContext:
@@ -98,15 +98,15 @@ class WorkerContext:
         seconds = self._image_seconds.get(model_id)
         if seconds is None:
             return FIRST_CLAIM_IMAGES
-        images = int(CLAIM_SECONDS / seconds) // WHOLE_BATCH * WHOLE_BATCH
-        return min(max(images, WHOLE_BATCH), MAX_CLAIM_IMAGES)
+        images = int(CLAIM_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
+        return min(max(images, SMALLEST_BATCH), MAX_CLAIM_IMAGES)
 
-    def note_speed(self, model_id: str, images: int, seconds: float) -> None:
+    def record_speed(self, model_id: str, images: int, seconds: float) -> None:
         """Record how long this process took for `images` images of this model."""
-        if images >= WHOLE_BATCH:
+        if images >= SMALLEST_BATCH:
             self._image_seconds[model_id] = max(seconds / images, 1e-9)
 
-    def note_time_out(self, model_id: str, images: int, seconds: float) -> None:
+    def record_time_out(self, model_id: str, images: int, seconds: float) -> None:
         """Record that `images` images took longer than `seconds`, so that the next claim has fewer."""
         self._image_seconds[model_id] = max(self._image_seconds.get(model_id, 0.0), seconds / images)
 
@@ -162,7 +162,7 @@ class WorkerContext:
 
         The import is here because the parent of a fork must not import TensorFlow.
         """
-        with _time_limit_later():
+        with _time_limit_deferred():
             try:
                 from worker.predicting.classifier import Classifier, configure_threads
             except ImportError as error:  # a fault of this worker's environment, not of an image
@@ -188,3 +188,22 @@ class WorkerContext:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_context: WorkerContext | None = None
+
+
+def process_context(settings: Settings, processes: int) -> WorkerContext:
+    """Return this process's context; create it at the first call."""
+    global _context
+    if _context is None:
+        _context = WorkerContext(settings, processes=processes)
+    return _context
+
+
+def close_process_context() -> None:
+    """Close this process's context if there is one."""
+    global _context
+    if _context is not None:
+        _context.close()
+        _context = None

@@ -32,7 +32,7 @@ class Heartbeat:
         self._version = metadata.version("labelmill")
         self._began = time.monotonic()
         self._children: tuple[str, ...] | None = None
-        self._given_at = self._began
+        self._written_at = self._began
 
     def tick(self, pids: Sequence[int]) -> bool:
         """Write the row if it is due or the ready children have changed. Return whether it was written.
@@ -41,14 +41,14 @@ class Heartbeat:
         """
         children = tuple(map(owner_name, pids))
         now = time.monotonic()
-        if children == self._children and now - self._given_at < HEARTBEAT_SECONDS:
+        if children == self._children and now - self._written_at < HEARTBEAT_SECONDS:
             return False
         # Check the broker first: without it, a worker with a working ledger takes no work either.
         self._publisher.waiting(self._queue)
         row = WorkerRow(self._name, socket.gethostname(), self._queue, children, self._version)
         with self._ledger.transaction() as connection:
             report_worker(connection, row, up_seconds=now - self._began)
-        self._children, self._given_at = children, now
+        self._children, self._written_at = children, now
         return True
 
     def end(self) -> None:

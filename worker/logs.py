@@ -49,23 +49,23 @@ def set_up_logs(app: Celery, settings: Settings) -> None:
     warnings.simplefilter("ignore", SecurityWarning)
     redact = _redactor(settings)
     if settings.log_format == "text":
-        _listen(lambda handler: handler.setFormatter(_Redacted(handler.formatter, redact)))
+        _configure_handlers(lambda handler: handler.setFormatter(_Redacted(handler.formatter, redact)))
         return
     formatter = JsonFormatter(redact)
     early = logging.StreamHandler(sys.__stderr__)
     early.setFormatter(formatter)
 
-    def take_over(handler: logging.Handler) -> None:
+    def configure(handler: logging.Handler) -> None:
         handler.setFormatter(formatter)
         # From here on the root logger's handler logs warnings.
         logging.getLogger("py.warnings").removeHandler(early)
 
-    _listen(take_over)
+    _configure_handlers(configure)
     # `early` logs until Celery has set up its handlers, after some checks of its own.
     logging.lastResort = early
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(early)
-    _log_the_uncaught()
+    _log_uncaught()
 
     def say(text: str) -> None:
         # Bypass Python's buffer, because the signal may have interrupted a write to it. Ignore a closed pipe:
@@ -140,8 +140,8 @@ def _redactor(settings: Settings) -> Callable[[str], str]:
     return redact
 
 
-def _listen(take_over: Callable[[logging.Handler], None]) -> None:
-    """Call `take_over` with each handler that Celery makes, and set the levels.
+def _configure_handlers(configure: Callable[[logging.Handler], None]) -> None:
+    """Call `configure` with each handler that Celery makes, and set the levels.
 
     The signal `setup_logging` is not used: its receiver would have to do all of Celery's set-up.
     """
@@ -151,21 +151,21 @@ def _listen(take_over: Callable[[logging.Handler], None]) -> None:
         for name in OURS:
             logging.getLogger(name).setLevel(loglevel)
         for handler in (*logger.handlers, *get_multiprocessing_logger().handlers):
-            take_over(handler)
+            configure(handler)
 
     def set_up_task_logger(logger: logging.Logger, **_: Any) -> None:
         for handler in logger.handlers:
-            take_over(handler)
+            configure(handler)
 
     after_setup_logger.connect(set_up, weak=False)
     after_setup_task_logger.connect(set_up_task_logger, weak=False)
 
 
-def _log_the_uncaught() -> None:
+def _log_uncaught() -> None:
     logger = logging.getLogger("labelmill")
 
     def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        logger.critical("not caught: %s", repr(error), exc_info=(kind, error, trace))
+        logger.critical("uncaught exception: %s", repr(error), exc_info=(kind, error, trace))
 
     def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:

@@ -37,19 +37,19 @@ _ID: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 _dropped = 0
 
 
-def note_dropped(reason: str) -> None:
+def log_dropped(reason: str) -> None:
     """Count and log a dropped message, but not its content, which anybody may have written."""
     global _dropped
     _dropped += 1
     logger.warning("dropped a message that is not ours: %s (number %d of this process)", reason, _dropped)
 
 
-def ours_or_none(item: bytes) -> bytes | None:
+def rebuild_or_drop(item: bytes) -> bytes | None:
     """Return the rebuilt message, or log a line and return None if it is not ours."""
     try:
         return rebuild(item)
     except MessageError as error:
-        note_dropped(str(error))
+        log_dropped(str(error))
         return None
 
 
@@ -66,18 +66,18 @@ def rebuild(item: bytes) -> bytes:
         } if _ID.fullmatch(task_id) and _ID.fullmatch(tag):
             pass
         case _:
-            raise MessageError("it is no JSON message of Celery's")
+            raise MessageError("it is not a Celery message in JSON")
     content = json.dumps([_arguments(task, body), {}, {}]).encode()
-    came_back = {"redelivered": True} if delivery.get("redelivered") is True else {}
+    redelivered = {"redelivered": True} if delivery.get("redelivered") is True else {}
     ours = {
         "body": base64.b64encode(content).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {"lang": "py", "task": task, "id": task_id, "root_id": task_id, **came_back},
+        "headers": {"lang": "py", "task": task, "id": task_id, "root_id": task_id, **redelivered},
         "properties": {
             "body_encoding": "base64",
             "correlation_id": task_id,
-            "delivery_info": {"exchange": "", "routing_key": _QUEUES[task], **came_back},
+            "delivery_info": {"exchange": "", "routing_key": _QUEUES[task], **redelivered},
             "delivery_mode": 2,
             "delivery_tag": tag,
             "priority": 0,
@@ -89,7 +89,7 @@ def rebuild(item: bytes) -> bytes:
 def _arguments(task: str, body: str) -> list[str]:
     """Return the task's arguments.
 
-    Raises MessageError if the task does not take them, or if callbacks or other tasks are to follow it.
+    Raises MessageError if the task does not take them, or if it has callbacks or following tasks.
     """
     try:
         decoded = base64.b64decode(body, validate=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from celery import bootsteps
@@ -104,7 +105,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             def tick() -> None:
                 try:
                     if sent := reconciler.tick():
-                        logger.info("sent %d wake-ups that were missing", sent)
+                        logger.info("sent %d missing wake-ups", sent)
                     heartbeat.tick(ready_children(worker.pool))
                 except (LabelmillError, OperationalError, OSError) as error:
                     logger.warning("reconciling is postponed: %s", error)
@@ -117,32 +118,26 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                 self._timer.cancel()
                 self._timer = None
             if self._heartbeat is not None:
-                _end_heartbeat(self._heartbeat)
+                with _errors_logged("this worker counts as alive until its heartbeat expires: %s"):
+                    self._heartbeat.end()
                 self._heartbeat = None
             if RETRAIN_QUEUE in worker.app.amqp.queues.consume_from:
-                _interrupt_training(settings, worker.pool.info["processes"])
+                # The main process waits for its children next. A training takes minutes, but a child that has
+                # lost its run ends soon.
+                owners = [owner_name(pid) for pid in worker.pool.info["processes"]]
+                with (
+                    _errors_logged("the training run was not interrupted: %s"),
+                    closing(Ledger.of_a_main_loop(settings.ledger)) as ledger,
+                    ledger.transaction() as connection,
+                ):
+                    interrupt_runs_of(connection, owners, error="its trainer was stopped")
 
     return Reconcile
 
 
-def _end_heartbeat(heartbeat: Heartbeat) -> None:
+@contextmanager
+def _errors_logged(message: str) -> Iterator[None]:
     try:
-        heartbeat.end()
+        yield
     except LabelmillError as error:
-        logger.warning("this worker still counts as alive for a while: %s", error)
-
-
-def _interrupt_training(settings: Settings, pids: list[int]) -> None:
-    """Interrupt the run of a trainer that was told to stop.
-
-    The main process waits for its children next. A training takes minutes, but a child that has lost its run
-    ends soon.
-    """
-    with closing(Ledger.of_a_main_loop(settings.ledger)) as ledger:
-        try:
-            with ledger.transaction() as connection:
-                interrupt_runs_of(
-                    connection, [owner_name(pid) for pid in pids], error="its trainer was told to stop"
-                )
-        except LabelmillError as error:
-            logger.warning("the training run was not interrupted: %s", error)
+        logger.warning(message, error)

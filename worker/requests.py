@@ -6,29 +6,29 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
-from sqlalchemy.engine import Connection
 from structlog.contextvars import bound_contextvars
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason, claimed_by, release_claims
+from jobs.ledger.releases import Reason, claimed_by, release_claims
 from jobs.ledger.runs import interrupt_runs_of
 from jobs.messages import MessageError, run_id_of
-from worker.celery_patches import LastingRequest
+from worker.celery_patches import SlotFreeingRequest
 from worker.context import owner_name
 
 logger = logging.getLogger(__name__)
 
 
-class ClaimingRequest(LastingRequest):
-    """A request whose task claims something in the ledger.
+class ClaimingRequest(SlotFreeingRequest):
+    """A request whose task claims chunks or a training run in the ledger.
 
-    If the child process dies, the main process releases the claim, so that the lease need not run out.
+    If the child process dies, the main process releases its chunks and interrupts its run, which is not
+    restarted. Otherwise their leases would have to expire.
     """
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,14 +39,14 @@ class ClaimingRequest(LastingRequest):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):  # billiard wraps errors, even within one process
             error = error.exc
-        with self._naming_it():
+        with self._run_bound():
             if isinstance(error, WorkerLostError):
-                self._release(Reason.CRASHED, _how_it_died(error))
+                self._release(Reason.CRASHED, _cause_of_death(error))
             return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """Kill the child at the hard time limit, when no exception can reach it, and release its claims."""
-        with self._naming_it():
+        with self._run_bound():
             if not soft:
                 # Celery kills the process only after this method, and until then it may hold locks on the
                 # rows to be changed. So it is killed here.
@@ -56,7 +56,7 @@ class ClaimingRequest(LastingRequest):
             return super().on_timeout(soft, timeout)
 
     @contextmanager
-    def _naming_it(self) -> Iterator[None]:
+    def _run_bound(self) -> Iterator[None]:
         """Add the run that the message names, if any, to the log lines."""
         ids: dict[str, str] = {}
         with suppress(MessageError):
@@ -67,33 +67,19 @@ class ClaimingRequest(LastingRequest):
     def _release(self, reason: Reason, error: str) -> None:
         if not self.worker_pid:
             return
-        ledger = Ledger.of_a_main_loop(self.app.labelmill_settings.ledger)
+        owner = owner_name(self.worker_pid)
+        settings = self.app.labelmill_settings
         try:
-            with ledger.transaction() as connection:
-                self._end_claims(connection, owner_name(self.worker_pid), reason, error)
+            with (
+                closing(Ledger.of_a_main_loop(settings.ledger)) as ledger,
+                ledger.transaction() as connection,
+            ):
+                release_claims(connection, claimed_by(owner), reason, error)
+                interrupt_runs_of(connection, [owner], error=error)
         except LabelmillError as problem:
-            logger.warning("the lease of a dead process has to run out: %s", problem)
-        finally:
-            ledger.close()
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
-        raise NotImplementedError
+            logger.warning("not released; the dead process's lease will expire: %s", problem)
 
 
-class ChunkRequest(ClaimingRequest):
-    """A wake-up; if its process dies, the claimed chunks are released."""
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:
-        release_claims(connection, claimed_by(owner), reason, error)
-
-
-class RunRequest(ClaimingRequest):
-    """A training run's message; if its process dies, the run is interrupted and not restarted."""
-
-    def _end_claims(self, connection: Connection, owner: str, reason: Reason, error: str) -> None:  # noqa: ARG002
-        interrupt_runs_of(connection, [owner], error=error)
-
-
-def _how_it_died(error: WorkerLostError) -> str:
+def _cause_of_death(error: WorkerLostError) -> str:
     """Return billiard's message without its internal job number."""
     return f"its process died: {str(error).removeprefix('Worker exited prematurely: ').partition(' Job:')[0]}"

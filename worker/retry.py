@@ -15,16 +15,12 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def retry(
-    do: Callable[[], T],
-    pauses: Iterable[float],
-    *,
-    on_failure: Callable[[float, Unavailable], None] = lambda _pause, _error: None,
-) -> T:
+def retry(do: Callable[[], T], pauses: Iterable[float]) -> T:
     """Return what `do` returns, calling it again after each pause while it raises Unavailable.
 
-    `pauses` are in seconds; `on_failure` is called before each. Raises Unavailable if the call after the last
-    pause fails too, and at once if the soft time limit struck, because the hard one is near.
+    `do` must be safe to repeat. `pauses` are in seconds, and each is logged with its reason. Raises
+    Unavailable if the call after the last pause fails too, and at once if the soft time limit struck, because
+    the hard one is near.
     """
     for pause in pauses:
         try:
@@ -32,11 +28,6 @@ def retry(
         except Unavailable as error:
             if time_ran_out(error):
                 raise
-            on_failure(pause, error)
+            logger.warning("retrying in %g s: %s", pause, error)
             time.sleep(pause)
     return do()
-
-
-def log_retry(pause: float, error: Unavailable) -> None:
-    """Log that a retry follows; to be used as `on_failure`."""
-    logger.warning("retrying in %g s: %s", pause, error)

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 #: A slot older than this counts as missed: beat did not run, or the machine was asleep.
 GRACE: Final = timedelta(minutes=10)
 
-#: The pause before an unavailable ledger is tried again.
-AGAIN_SECONDS: Final = 5.0
+#: The pause before the request is retried if the ledger is unavailable.
+RETRY_SECONDS: Final = 5.0
 
 
 def beat_schedule(settings: Settings) -> dict[str, Any]:
@@ -63,29 +63,6 @@ def due_slot(schedule: crontab, now: datetime) -> datetime | None:
     return None
 
 
-def open_slot(ledger: Ledger, publisher: Publisher, settings: Settings, slot: datetime) -> RunState | None:
-    """Request a training run for this slot unless it has one, and send the run's message.
-
-    Return the new run's state, `pending` or `skipped`, or None if the slot has a run already. Raises
-    Unavailable, LedgerNotReady.
-    """
-    run_id = new_id()
-    # A new seed each time: the same seed and data would give the same model again.
-    recipe = recipe_for(
-        settings.retrain_architecture, settings.retrain_profile, seed=secrets.randbelow(2**31)
-    )
-    make_way(ledger)
-    with ledger.transaction() as connection:
-        state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
-    if state is None:
-        logger.info("the slot %s has its training run already", slot)
-    else:
-        logger.info("training run %s of the slot %s is %s", run_id, slot, state, extra={"run": run_id})
-    if state == RunState.PENDING:
-        publisher.request_run(run_id)
-    return state
-
-
 class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
     """Beat's scheduler. It stores nothing on disk, and works without the broker."""
 
@@ -95,7 +72,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
     #: The slot whose run is not in the ledger yet.
     _slot: datetime | None = None
 
-    _again_at = 0.0
+    _retry_at = 0.0
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002
         """Open the slot of an entry that is due."""
@@ -104,44 +81,54 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         now = datetime.now(UTC)
         self._slot = due_slot(entry.schedule, now)
         if self._slot is None:
-            logger.warning("a slot of the schedule was missed; the next one comes by itself")
-            return
-        self._open(now)
+            logger.warning("missed a slot of the schedule; the next one is not affected")
+        else:
+            self._open_slot(self._slot, now)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Retry the open slot if necessary. Return the seconds until the next call."""
         delay: float = super().tick(*args, **kwargs)
         if self._slot is None:
             return delay
-        if time.monotonic() >= self._again_at:
-            self._open(datetime.now(UTC))
-        return min(delay, AGAIN_SECONDS)
+        if time.monotonic() >= self._retry_at:
+            self._open_slot(self._slot, datetime.now(UTC))
+        return min(delay, RETRY_SECONDS)
 
-    def _open(self, now: datetime) -> None:
-        slot, settings = self._slot, self.app.labelmill_settings
-        if slot is None or now - slot >= GRACE:
-            logger.warning("the slot %s was missed: the ledger was away for too long", slot)
+    def _open_slot(self, slot: datetime, now: datetime) -> None:
+        """Request a training run for this slot unless it has one, and send the run's message."""
+        if now - slot >= GRACE:
+            logger.warning("missed the slot %s: the ledger was unavailable for too long", slot)
             self._slot = None
             return
+        settings, run_id = self.app.labelmill_settings, new_id()
+        # A new seed each time: the same seed and data would give the same model again.
+        seed = secrets.randbelow(2**31)
         try:
-            with (
-                closing(Ledger(settings.ledger, pooled=False)) as ledger,
-                closing(Publisher(self.app)) as publisher,
-            ):
-                open_slot(ledger, publisher, settings, slot)
+            recipe = recipe_for(settings.retrain_architecture, settings.retrain_profile, seed=seed)
+            with closing(Ledger(settings.ledger, pooled=False)) as ledger:
+                make_way(ledger)
+                with ledger.transaction() as connection:
+                    state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
+            if state == RunState.PENDING:
+                with closing(Publisher(self.app)) as publisher:
+                    publisher.request_run(run_id)
         except LabelmillError as error:
-            logger.warning("the slot %s is tried again: %s", slot, error)
-            self._again_at = time.monotonic() + AGAIN_SECONDS
+            logger.warning("retrying the slot %s in %g s: %s", slot, RETRY_SECONDS, error)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            return
+        self._slot = None
+        if state is None:
+            logger.info("the slot %s already has a training run", slot)
         else:
-            self._slot = None
+            logger.info("training run %s of the slot %s is %s", run_id, slot, state, extra={"run": run_id})
 
 
 def _crontab(line: str) -> crontab:
     fields = line.split()
     if len(fields) != 5:
         raise SettingsError(
-            f"LABELMILL_RETRAIN_CRON: {line!r} has {len(fields)} fields, not the five of cron "
-            "(minute, hour, day of month, month, day of week), nor is it `never`."
+            f"LABELMILL_RETRAIN_CRON: {line!r} has {len(fields)} fields, but a cron line has five (minute, "
+            "hour, day of month, month, day of week). To switch the schedule off, set it to `never`."
         )
     try:
         minute, hour, day, month, weekday = fields
@@ -153,7 +140,7 @@ def _crontab(line: str) -> crontab:
             day_of_week=_with_sunday_as_0(weekday),
         )
     except (ParseException, ValueError) as error:
-        raise SettingsError(f"LABELMILL_RETRAIN_CRON: {line!r} is no cron line: {error}") from None
+        raise SettingsError(f"LABELMILL_RETRAIN_CRON: {line!r} is not a valid cron line: {error}") from None
 
 
 def _with_sunday_as_0(weekdays: str) -> str:

@@ -13,9 +13,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import Reason, lease_expired, next_due, release_claims
+from jobs.ledger.claims import IS_CLAIMED, next_due
 from jobs.ledger.control import JOB_GOES_ON, end_job, end_shadows, settle_job
 from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
+from jobs.ledger.releases import Reason, release_claims
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
 
@@ -58,7 +59,10 @@ def take_lock(connection: Connection, name: str, holder: str, *, seconds: float)
 
 def release_expired_claims(connection: Connection) -> int:
     """Make claimed chunks whose lease has run out pending again, with a crash counted. Return how many."""
-    return release_claims(connection, lease_expired(), Reason.EXPIRED)
+    # Skip locked rows: a worker that records late has its chunk locked, and the reconciler must not wait.
+    expired = sa.select(chunks.c.id).where(IS_CLAIMED, chunks.c.lease_until < db_now())
+    which = chunks.c.id.in_(expired.with_for_update(skip_locked=True))
+    return release_claims(connection, which, Reason.EXPIRED, "its lease ran out: its worker vanished")
 
 
 def count_due(connection: Connection, *, limit: int) -> int:

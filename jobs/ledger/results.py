@@ -15,41 +15,26 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Unavailable
-from jobs.ledger.claims import Claim, finish_claims
+from jobs.errors import LeaseLost, Unavailable
+from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
 from jobs.ledger.control import drop_waiting_chunks, end_shadows
-from jobs.ledger.counters import OK, CounterName, bucket_of, count
+from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
 from jobs.outcomes import Outcomes
-from jobs.schema import UNFINISHED, JobState, db_now, jobs
+from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 from jobs.text import all_storable, storable
 
 #: Confidences are stored with this many digits after the point; a float32 holds no more.
 CONFIDENCE_DIGITS: Final = 7
 
-
-class Spent(NamedTuple):
-    """Where the time of a chunk went, by `time.perf_counter`."""
-
-    began: float  # when its worker took it up
-    stages: Mapping[str, float]  # seconds by stage, in the order of their doing; recording is still to come
-
-
 #: The stage that is measured here: writing the outcomes, without the COMMIT.
 RECORD_STAGE: Final = "record"
 
-#: What is written of an outcome, and what PostgreSQL calls the types: a binary COPY converts nothing.
-_COLUMNS: Final = {
-    "job_id": "varchar",
-    '"index"': "int8",
-    "name": "text",
-    "label": "text",
-    "confidence": "float4",
-    "error": "varchar",
-    "detail": "text",
-}
 
-#: The columns that are left out where no image has an error, as in nearly all chunks.
-_OF_ERRORS: Final = ("error", "detail")
+class Spent(NamedTuple):
+    """How long a chunk took, by `time.perf_counter`."""
+
+    began: float  # when its worker began
+    stages: Mapping[str, float]  # seconds by stage, in order; recording is added here
 
 
 class Classified(NamedTuple):
@@ -64,9 +49,9 @@ def record_results(
 ) -> list[Classified]:
     """End claims under one token with their outcomes; return those that were recorded.
 
-    Nothing is recorded for a chunk that another worker has claimed meanwhile. `spent` is added to the
-    counters. Raises LeaseLost if that is so for all: the caller must roll back. Raises ValueError if the
-    number of outcomes is not that of the images.
+    It is safe to repeat after a COMMIT whose answer was lost. Nothing is recorded for a chunk that another
+    worker has claimed meanwhile. `spent` is added to the counters. Raises LeaseLost if all chunks are lost:
+    the caller must roll back. Raises ValueError if the number of outcomes is not that of the images.
     """
     for claim, outcomes in classified:
         if len(outcomes) != claim.images:
@@ -74,73 +59,108 @@ def record_results(
     began = time.perf_counter()
     # The fence comes first: it locks the chunks' rows, so that nobody can claim them while rows are written.
     ours = finish_claims(connection, [each.claim for each in classified])
+    if not ours:  # recorded before
+        return list(classified)
     # In key order: two transactions that insert the same keys in different orders deadlock.
     recorded = sorted(
         (each for each in classified if each.claim.chunk_id in ours),
         key=lambda each: (each.claim.job_id, each.claim.first_index),
     )
     _insert(connection, recorded)
-    codes: Counter[str | None] = Counter()
-    for each in recorded:
-        codes.update(each.outcomes.codes)
     # The hot rows last: every worker of the job needs its row, and it stays locked until the commit.
     _count_in_jobs(connection, recorded, seconds=began - spent.began if spent else 0.0)
+    codes = sum((each.outcomes.codes for each in recorded), Counter[str | None]())
     count(connection, {(CounterName.IMAGES, code or OK): number for code, number in codes.items()})
     if spent is not None:
-        _count_seconds(connection, spent, chunks=len(recorded), recording_since=began)
+        _count_seconds(connection, spent, number=len(recorded), recording_since=began)
     return recorded
 
 
-def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
-    """Move the counters of the chunks' jobs, and their state with the last image or one error too many.
+# ---- the fence ------------------------------------------------------------------------------------
 
-    `seconds`: how long the chunks have been worked on.
+
+def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
+    """Mark the chunks of claims under one token done: the fence. Return the ids of those still ours.
+
+    Nothing may be recorded for any other. Return none if they are done already: an earlier COMMIT went
+    through, and only its answer was lost. Raises LeaseLost if none is ours: the caller must roll back.
     """
-    moves: dict[
-        str, dict[str, Any]
-    ] = {}  # in the order of the jobs' ids, in which everybody locks their rows
-    for claim, outcomes in recorded:
-        begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
-        move = moves.setdefault(claim.job_id, begun)
-        move["succeeded_now"] += len(outcomes) - outcomes.failed
-        move["failed_now"] += outcomes.failed
-    if len(moves) == 1:
-        ended = connection.execute(_COUNT_AND_RETURN, *moves.values()).all()
+    finish = (
+        chunks.update()
+        .where(IS_CLAIMED, claimed_as(claims))
+        .values(state=ChunkState.DONE, lease_until=None, finished_at=db_now())
+        .returning(chunks.c.id)
+    )
+    finished = set(connection.scalars(finish))
+    if finished:
+        count(connection, {(CounterName.ATTEMPTS, AttemptEnd.DONE): len(finished)})
+    elif not were_finished(connection, claims):
+        raise LeaseLost
+    return finished
+
+
+def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
+    """Return whether any of the chunks was finished under these claims' token, and so all that were ours."""
+    finished = sa.select(chunks.c.id).where(claimed_as(claims), chunks.c.state == ChunkState.DONE)
+    return connection.scalar(finished.limit(1)) is not None
+
+
+# ---- the predictions ------------------------------------------------------------------------------
+
+#: The columns of an outcome, and PostgreSQL's names of their types: a binary COPY converts nothing.
+_COLUMNS: Final = {
+    "job_id": "varchar",
+    '"index"': "int8",
+    "name": "text",
+    "label": "text",
+    "confidence": "float4",
+    "error": "varchar",
+    "detail": "text",
+}
+_INTO: Final = f"predictions ({', '.join(_COLUMNS)})"
+_INSERT_SQL: Final = f"INSERT INTO {_INTO} VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 -- constants
+_COPY_SQL: Final = f"COPY {_INTO} FROM STDIN WITH (FORMAT BINARY)"
+
+
+def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
+    rows = chain.from_iterable(_rows(claim, outcomes) for claim, outcomes in recorded)
+    if connection.dialect.name == "postgresql":
+        _copy(connection, rows)
     else:
-        connection.execute(_COUNT, list(moves.values()))
-        ended = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
-    for job in ended:
-        if job.state == JobState.DONE:  # by these chunks: no image comes after the last
-            count(connection, {(CounterName.JOBS, JobState.DONE): 1})
-        if job.state == JobState.FAILED and job.error is None:
-            count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
-            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
-            drop_waiting_chunks(connection, job.id)
-            end_shadows(connection, job.id)
+        connection.exec_driver_sql(_INSERT_SQL, list(rows))
 
 
-def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recording_since: float) -> None:
-    """The stages' seconds are those of the process; each chunk took as long as all that were with it."""
-    now = time.perf_counter()
-    stages = {**spent.stages, RECORD_STAGE: now - recording_since}
-    count(connection, {(CounterName.STAGE_SECONDS, stage): seconds for stage, seconds in stages.items()})
-    seconds = now - spent.began
-    count(
-        connection,
-        {
-            (CounterName.CHUNK_BUCKET, bucket_of(seconds)): chunks,
-            (CounterName.CHUNK_SECONDS, ""): seconds * chunks,
-        },
+def _rows(claim: Claim, outcomes: Outcomes) -> Iterator[tuple[object, ...]]:
+    # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
+    details = [detail and storable(detail) for detail in outcomes.details or ()]
+    return zip(
+        repeat(claim.job_id),
+        count_up(claim.first_index),
+        all_storable(outcomes.names),
+        outcomes.labels,
+        outcomes.confidences,
+        outcomes.errors or repeat(None),
+        details or repeat(None),
+        strict=False,  # some of them have no end
     )
 
 
-def _too_many(job: sa.Row[Any]) -> str:
-    if job.error_limit is not None and job.failed > job.error_limit:
-        limit = f"{job.error_limit:,}"
-    else:
-        limit = f"{100 * job.error_rate_limit:.6g} %"
-    done = job.succeeded + job.failed
-    return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
+def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
+    import psycopg  # only if the ledger is on PostgreSQL
+
+    driver = connection.connection.driver_connection
+    assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
+    try:
+        with driver.cursor() as cursor, cursor.copy(_COPY_SQL) as copy:
+            copy.set_types(list(_COLUMNS.values()))
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.OperationalError as error:
+        # SQLAlchemy knows nothing of COPY and lets the driver's own errors through.
+        raise Unavailable(f"The ledger cannot be reached: {error}") from error
+
+
+# ---- the counters ---------------------------------------------------------------------------------
 
 
 def _counting() -> sa.Update:
@@ -148,7 +168,7 @@ def _counting() -> sa.Update:
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
     new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
     new_done = new_succeeded + new_failed
-    under_way = sa.or_(*(jobs.c.state == state for state in UNFINISHED))  # IN is no part of an executemany
+    is_unfinished = sa.or_(*(jobs.c.state == state for state in UNFINISHED))  # executemany cannot do IN
     # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
     # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
     share = sa.cast(new_failed, sa.Double()) / sa.cast(new_done, sa.Double())
@@ -156,8 +176,8 @@ def _counting() -> sa.Update:
         new_failed > jobs.c.error_limit,
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
     )
+    stopped = sa.and_(is_unfinished, too_many)
     complete = sa.and_(jobs.c.state == JobState.RUNNING, new_done == jobs.c.total)
-    stopped = sa.and_(under_way, too_many)
     return (
         jobs.update()
         .where(jobs.c.id == sa.bindparam("of_job"))
@@ -173,55 +193,53 @@ def _counting() -> sa.Update:
 
 
 #: The columns that say whether a job has ended, and why.
-_END: Final = (
-    *(jobs.c.id, jobs.c.state, jobs.c.error, jobs.c.succeeded, jobs.c.failed),
-    *(jobs.c.error_limit, jobs.c.error_rate_limit),
-)
+_END: Final = jobs.c["id", "state", "error", "succeeded", "failed", "error_limit", "error_rate_limit"]
 
 _COUNT: Final = _counting()
 _COUNT_AND_RETURN: Final = _COUNT.returning(*_END)
 
 
-def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
-    with_errors = any(one.outcomes.failed for one in recorded)
-    columns = [name for name in _COLUMNS if with_errors or name not in _OF_ERRORS]
-    rows = chain.from_iterable(_rows(one.claim, one.outcomes, len(columns)) for one in recorded)
-    into = f"predictions ({', '.join(columns)})"
-    if connection.dialect.name == "postgresql":
-        _copy(connection, f"COPY {into} FROM STDIN WITH (FORMAT BINARY)", columns, rows)
+def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
+    """Move the counters of the chunks' jobs, and their state with the last image or one error too many.
+
+    `seconds`: how long the chunks have been worked on.
+    """
+    # In the order of the jobs' ids, in which all sessions lock their rows.
+    moves: dict[str, dict[str, Any]] = {}
+    for claim, outcomes in recorded:
+        begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
+        move = moves.setdefault(claim.job_id, begun)
+        move["succeeded_now"] += len(outcomes) - outcomes.failed
+        move["failed_now"] += outcomes.failed
+    if len(moves) == 1:
+        moved = connection.execute(_COUNT_AND_RETURN, *moves.values()).all()
     else:
-        values = ", ".join("?" * len(columns))
-        connection.exec_driver_sql(f"INSERT INTO {into} VALUES ({values})", list(rows))  # noqa: S608 -- constants
+        connection.execute(_COUNT, list(moves.values()))
+        moved = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
+    for job in moved:
+        if job.state == JobState.DONE:  # by these chunks: no image comes after the last
+            count(connection, {(CounterName.JOBS, JobState.DONE): 1})
+        if job.state == JobState.FAILED and job.error is None:
+            count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
+            drop_waiting_chunks(connection, job.id)
+            end_shadows(connection, job.id)
 
 
-def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[object, ...]]:
-    """The first so many columns of the rows."""
-    details = outcomes.details
-    all_columns: tuple[Iterable[object], ...] = (
-        repeat(claim.job_id),
-        count_up(claim.first_index),
-        # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
-        all_storable(outcomes.names),
-        outcomes.labels,
-        outcomes.confidences,
-        repeat(None) if outcomes.errors is None else outcomes.errors,
-        repeat(None) if details is None else [detail and storable(detail) for detail in details],
-    )
-    return zip(*all_columns[:columns], strict=False)  # some of them have no end
+def _too_many(job: sa.Row[Any]) -> str:
+    if job.error_limit is not None and job.failed > job.error_limit:
+        limit = f"{job.error_limit:,}"
+    else:
+        limit = f"{100 * job.error_rate_limit:.6g} %"
+    done = job.succeeded + job.failed
+    return f"{job.failed:,} of {done:,} images got an error, more than its limit of {limit}."
 
 
-def _copy(
-    connection: Connection, statement: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
-) -> None:
-    import psycopg  # only where the ledger is on PostgreSQL
-
-    driver = connection.connection.driver_connection
-    assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
-    try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types([_COLUMNS[name] for name in columns])
-            for row in rows:
-                copy.write_row(row)
-    except psycopg.OperationalError as error:
-        # SQLAlchemy knows nothing of COPY and lets the driver's own errors through.
-        raise Unavailable(f"The ledger cannot be reached: {error}") from error
+def _count_seconds(connection: Connection, spent: Spent, *, number: int, recording_since: float) -> None:
+    """Count the process's seconds by stage; each chunk took as long as all that were claimed with it."""
+    now = time.perf_counter()
+    seconds, stages = now - spent.began, {**spent.stages, RECORD_STAGE: now - recording_since}
+    counts = {(CounterName.STAGE_SECONDS, stage): each for stage, each in stages.items()}
+    counts[CounterName.CHUNK_BUCKET, bucket_of(seconds)] = number
+    counts[CounterName.CHUNK_SECONDS, ""] = seconds * number
+    count(connection, counts)

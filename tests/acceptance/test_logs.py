@@ -195,7 +195,7 @@ def test_every_line_of_a_worker_is_json_from_its_start_to_its_shutdown(
     assert any("WorkerLostError" in line["message"] for line in lines)
     assert any("ZeroDivisionError" in line.get("exception", "") for line in mistakes)
     assert any(" crashed: " in line["message"] and line["attempt"] == 1 for line in mistakes)
-    [failed] = [line for line in lines if "cannot go on" in line["message"]]
+    [failed] = [line for line in lines if line["message"].startswith(f"job {damaged} failed: ")]
     assert failed["job"] == damaged
     assert failed["level"] == "error"
 

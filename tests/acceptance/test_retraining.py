@@ -83,7 +83,7 @@ def test_a_training_of_ones_own_that_is_told_to_stop_says_so(home: Home, tmp_pat
     assert process.returncode == 130
     assert "interrupted" in log.read_text()
     [run] = home.json("runs")
-    assert (run["state"], run["error"]) == ("interrupted", "its trainer was told to stop")
+    assert (run["state"], run["error"]) == ("interrupted", "its trainer was stopped")
     assert home.json("models", "list") == []
 
 
@@ -131,5 +131,5 @@ def test_a_run_in_a_stack_can_be_cancelled_and_ends_with_the_stack(home: Home, t
     # then it doesn't wait for the training, which notices, says why it ended and has changed nothing
     assert f"Training run {stopped} is interrupted: its trainer was" in (tmp_path / "up.log").read_text()
     run = show(home, stopped)
-    assert (run["state"], run["error"]) == ("interrupted", "its trainer was told to stop")
+    assert (run["state"], run["error"]) == ("interrupted", "its trainer was stopped")
     assert [found["id"] for found in home.json("models", "list")] == [model["id"]]

@@ -60,9 +60,9 @@ import jobs.ledger.claims
 import jobs.ledger.results
 import worker.celery_patches
 import worker.context
+import worker.learning.task
 import worker.predicting.decode
 import worker.reconcile
-import worker.tasks
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger import Ledger
 from jobs.settings import Settings
@@ -364,7 +364,7 @@ def _written(original: Callable[..., Any], *args: Any) -> Any:
     return recorded
 
 
-@_wrap(worker.celery_patches.LastingRequest, "acknowledge")
+@_wrap(worker.celery_patches.SlotFreeingRequest, "acknowledge")
 def _acknowledging(original: Callable[..., None], *args: Any) -> None:
     passing("before ack")
     original(*args)
@@ -378,7 +378,7 @@ def _decoding(original: Callable[..., Any], data: bytes, *args: Any) -> Any:
     return original(data, *args)
 
 
-@_wrap(worker.tasks, "_claim_run")
+@_wrap(worker.learning.task, "_claim_run")
 def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
     claim = original(*args)
     if claim is not None:
@@ -427,11 +427,10 @@ def _set_up_training() -> None:
         original(*args, **kwargs)
         passing("promoting")
 
-    @_wrap(retrain, "_conclude")
-    def promoted(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        reason = original(*args, **kwargs)
+    @_wrap(retrain, "get_model")  # the first statement after the promotion
+    def promoted(original: Callable[..., Any], *args: Any) -> Any:
         passing("promoted")
-        return reason
+        return original(*args)
 
 
 _transaction = Ledger.transaction

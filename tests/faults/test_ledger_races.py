@@ -17,9 +17,10 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_next, finish_claims
+from jobs.ledger.claims import Claim, claim_next
 from jobs.ledger.control import drop_leftover_chunks, end_job
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims
+from jobs.ledger.results import finish_claims
 from jobs.ledger.submission import NewChunk, discard_job
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker

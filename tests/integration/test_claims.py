@@ -21,18 +21,14 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
     CRASHES_TO_GIVE_UP,
-    RETRY_SECONDS,
     TOGETHER_IMAGES,
     Claim,
-    Reason,
     claim_next,
-    claimed_by,
-    claimed_under,
-    release_claims,
-    were_finished,
 )
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.releases import RETRY_SECONDS, Reason, claimed_by, claimed_under, release_claims
+from jobs.ledger.results import were_finished
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
 from tests.conftest import plans_of
@@ -420,8 +416,8 @@ def test_a_claim_whose_commit_lost_its_answer_is_released_by_its_token(ledger, s
     submit([LARGE])
     (claim,) = worker.claim_next()
     with ledger.transaction() as connection:
-        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE) == 1
-        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE) == 0
+        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE, "") == 1
+        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE, "") == 0
     assert row_of(ledger, claim.chunk_id).state == ChunkState.PENDING
 
 

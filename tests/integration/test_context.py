@@ -20,7 +20,7 @@ from worker.context import (
     FIRST_CLAIM_IMAGES,
     MAX_CLAIM_IMAGES,
     MODELS_KEPT,
-    WHOLE_BATCH,
+    SMALLEST_BATCH,
     WorkerContext,
 )
 
@@ -35,13 +35,13 @@ def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContex
     # given a model of unknown speed, and then each of these speeds
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
     for image_seconds, images in [
-        (10.0, WHOLE_BATCH),  # slow: at least the smallest batch
+        (10.0, SMALLEST_BATCH),  # slow: at least the smallest batch
         (CLAIM_SECONDS / 100, 96),
         (CLAIM_SECONDS / 5_000.5, 4_992),
         (1e-6, MAX_CLAIM_IMAGES),  # fast: at most the maximum
         (0.0, MAX_CLAIM_IMAGES),
     ]:
-        context.note_speed("a model", 1_000, 1_000 * image_seconds)
+        context.record_speed("a model", 1_000, 1_000 * image_seconds)
         assert context.images_per_claim("a model") == images
 
     # and each model has its own speed
@@ -50,7 +50,7 @@ def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContex
 
 @on_one_database
 def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -> None:
-    context.note_speed("a model", WHOLE_BATCH - 1, 100.0)
+    context.record_speed("a model", SMALLEST_BATCH - 1, 100.0)
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
 
 

@@ -1093,9 +1093,7 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
     seen = {image.tobytes() for image in found.train_images}
     assert not seen & {image.tobytes() for image in data.test_images}
     [line] = [message for message in caplog.messages if "left out" in message]
-    assert line.startswith(
-        "3 corrections are left out, each for this: it is an image of the evaluation set (image "
-    )
+    assert line.startswith("3 corrections are left out: the image is in the evaluation set (image ")
     assert all(f"image {index} of job {job_id}" in line for index in range(3))
 
 
@@ -1108,7 +1106,9 @@ def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, capl
     lines = [message for message in caplog.messages if "left out" in message]
     assert len(lines) == 2
     [many] = [
-        line for line in lines if line.startswith("5 corrections are left out, each for this: it is an image")
+        line
+        for line in lines
+        if line.startswith("5 corrections are left out: the image is in the evaluation set")
     ]
     assert (many.count("of job"), many.endswith(", ...)")) == (3, True)
     assert sum(line.startswith("the correction of image 5 of job") for line in lines) == 1
@@ -1175,10 +1175,10 @@ def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, stor
     assert (found.corrections, found.left_out) == (1, 4)
     assert found.train_images[20:].max() == 200
     for reason in (
-        "its image cannot be decoded: unidentified",
-        "'9' is no class of these data",
-        "its image is gone from the store",
-        "the image in the store is another one",
+        "the image cannot be decoded: unidentified",
+        "the label '9' is not a class of the training data",
+        "the image is missing from the store",
+        "the stored image has changed",
     ):
         assert sum(message.endswith(reason) for message in caplog.messages) == 1
 

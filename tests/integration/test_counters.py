@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
-from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
+from jobs.ledger.releases import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import (
     Silence,
@@ -88,8 +88,9 @@ def test_every_end_of_an_attempt_is_counted_apart(ledger, make_job, worker):
     worker.must_claim(job.chunks[2], lease_seconds=-1)
     worker.must_claim(job.chunks[3])
     with ledger.transaction() as connection:
-        release_claims(connection, claimed_by(worker.name), Reason.CRASHED)
-        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE)  # its COMMIT was never made
+        release_claims(connection, claimed_by(worker.name), Reason.CRASHED, "it died")
+        # A claim whose COMMIT was never made
+        release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE, "no ledger")
     worker.work(job.chunks[4])
     worker.must_claim(job.chunks[5])
 

@@ -30,7 +30,7 @@ from tests.harness import Harness, digits
 from worker import tasks
 from worker.context import owner_name
 from worker.reconcile import reconcile_step
-from worker.requests import ChunkRequest
+from worker.requests import ClaimingRequest
 from worker.tasks import register_tasks
 
 
@@ -84,18 +84,18 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
 
 
 @pytest.fixture
-def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ChunkRequest]]:
+def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Callable[[], ClaimingRequest]]:
     """Return a function: `take()` returns a wake-up as the main process receives it."""
     register_tasks(app, settings)
     with app.connection_for_read() as connection, connection.channel() as channel:
         got: list[Any] = []
         with app.amqp.TaskConsumer(channel, accept=["json"], on_message=got.append):
 
-            def take() -> ChunkRequest:
+            def take() -> ClaimingRequest:
                 assert publisher.wake_up() == 1
                 connection.drain_events(timeout=30)
                 message = got.pop()
-                return ChunkRequest(
+                return ClaimingRequest(
                     message,
                     app=app,
                     hostname="here",
@@ -107,7 +107,7 @@ def take(app: Celery, settings: Settings, publisher: Publisher) -> Iterator[Call
             yield take
 
 
-def let_its_process_die(request: ChunkRequest) -> None:
+def let_its_process_die(request: ClaimingRequest) -> None:
     try:
         raise WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3.")
     except WorkerLostError:
@@ -125,7 +125,7 @@ def test_all_that_a_dead_child_had_claimed_is_released(
     make_job: JobMaker,
     new_worker: WorkerMaker,
     broker: Broker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     pid: int | None,
 ) -> None:
     # given a child that has claimed two small chunks together, and another child with a claim
@@ -157,7 +157,7 @@ def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_
     make_job: JobMaker,
     new_worker: WorkerMaker,
     broker: Broker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # given a child that has a message and a claim
@@ -171,7 +171,7 @@ def test_a_child_that_dies_while_the_ledger_is_unavailable_leaves_its_lease_and_
         let_its_process_die(request)
 
     # then the message is back on the queue, and the reconciler counts the crash once the lease has expired
-    assert "has to run out: The ledger cannot be reached" in caplog.text
+    assert "lease will expire: The ledger cannot be reached" in caplog.text
     assert broker.waiting() == 1
     assert (row_of(ledger, job).state, row_of(ledger, job).crashes) == (ChunkState.CLAIMED, 0)
     with ledger.transaction() as connection:
@@ -185,7 +185,7 @@ def test_a_child_that_hangs_is_killed_whether_the_ledger_answers_or_not(
     ledger: Ledger,
     make_job: JobMaker,
     new_worker: WorkerMaker,
-    take: Callable[[], ChunkRequest],
+    take: Callable[[], ClaimingRequest],
     is_available: bool,
 ) -> None:
     # given a child that hangs with a claim
@@ -284,7 +284,7 @@ def test_a_worker_stops_whether_the_ledger_answers_or_not(
     # then it stops; what it could not write is logged, and others will notice that its heartbeat is missing
     assert main.cancelled
     is_trainer = queue == RETRAIN_QUEUE
-    assert ("this worker still counts as alive for a while" in caplog.text) != is_available
+    assert ("this worker counts as alive until its heartbeat expires" in caplog.text) != is_available
     assert ("the training run was not interrupted" in caplog.text) == (not is_available and is_trainer)
     with ledger.reading() as connection:
         assert len(list_workers(connection)) == int(not is_available)

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
 from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     ABANDONED,
@@ -23,6 +22,7 @@ from jobs.ledger.maintenance import (
     take_lock,
 )
 from jobs.ledger.queries import job_status
+from jobs.ledger.releases import Reason
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions

@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from tests.conftest import Broker
 from worker import message_filter
 from worker.celery_patches import filter_messages
-from worker.message_filter import MAX_MESSAGE_BYTES, ours_or_none, rebuild
+from worker.message_filter import MAX_MESSAGE_BYTES, rebuild, rebuild_or_drop
 
 on_one_database = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
@@ -92,7 +92,7 @@ def test_a_consumer_meets_our_messages_alone_and_the_others_are_counted(
     # given a queue with foreign items before, between and after two wake-ups
     monkeypatch.setattr(Transport, "Channel", Transport.Channel)
     monkeypatch.setattr(message_filter, "_dropped", 0)
-    filter_messages(ours_or_none)
+    filter_messages(rebuild_or_drop)
     app = make_app(settings)
     publisher = Publisher(app)
     foreign = [b"garbage", b"\xff\xfe", b'{"body": "e30="}', OURS.replace(CLASSIFY_TASK, "rm").encode()]

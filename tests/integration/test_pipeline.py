@@ -26,9 +26,9 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.releases import Reason
 from jobs.model import MNIST_INPUT
 from jobs.payloads import Content
 from jobs.references import Reference
@@ -473,7 +473,7 @@ def test_a_claim_that_takes_too_long_makes_the_next_one_smaller(
 ) -> None:
     # given images that were decoded quickly, and then take until the time limit
     del harness.context.images_per_claim
-    harness.context.note_speed(harness.model.id, 1_000, 0.1)
+    harness.context.record_speed(harness.model.id, 1_000, 0.1)
     job_id = harness.submit(digits(400))
     with monkeypatch.context() as patch, time_limit():
         patch.setattr("worker.predicting.decode.decode", strike_after(2.0))
@@ -646,7 +646,7 @@ def test_a_claim_whose_commit_lost_its_answer_is_released(
 
 
 @on_one_database
-def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
+def test_if_the_ledger_stays_unavailable_the_lease_expires(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a ledger that becomes unavailable while the chunk is decoded
@@ -662,7 +662,7 @@ def test_if_the_ledger_stays_unavailable_the_lease_has_to_run_out(
 
         # when the chunk is tried, then nothing is raised
         assert harness.classify() == 0
-    assert "not released, the lease has to run out: The ledger cannot be reached" in caplog.text
+    assert "not released; the lease will expire: The ledger cannot be reached" in caplog.text
     assert harness.chunk(job_id).state == ChunkState.CLAIMED
 
 

@@ -271,7 +271,7 @@ def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
     assert "models evaluate" not in said
     # When it is evaluated, Then the error says the same
     code, _, said = run("evaluate", model_id)
-    assert (code, "knows other classes (a, b, c) than the data (0, 1" in said) == (2, True)
+    assert (code, "has other classes (a, b, c) than the data (0, 1" in said) == (2, True)
     assert f"labelmill models promote {model_id} --force" in said
     code, _, said = run("promote", model_id)
     assert (code, f"`labelmill models promote {model_id} --force`" in said) == (2, True)
@@ -323,8 +323,8 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     hollow.write_bytes(keras_file())
     text.write_text("hello")
     for path, why in (
-        (make_file("row", shape=(784,)), "takes (None, 784), not pictures of one size"),
-        (make_any_size(tmp_path / "any.keras"), "takes (None, None, None, 3), not pictures of one size"),
+        (make_file("row", shape=(784,)), "input is (None, 784), not pictures of one size"),
+        (make_any_size(tmp_path / "any.keras"), "input is (None, None, None, 3), not pictures of one size"),
         (make_without_softmax(tmp_path / "logits.keras"), "its outputs are not probabilities"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),

@@ -231,7 +231,7 @@ def test_a_champion_that_does_not_run_costs_no_new_model(
         return real(classifier, pixels)
 
     monkeypatch.setattr(Classifier, "probabilities", choosy)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
 
     # when another model is trained, then the run is done, and the verdict says that they were not compared
     second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
@@ -274,11 +274,11 @@ def test_of_few_images_one_is_held_out(
 def test_one_image_is_too_few_to_train_with(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
-    with pytest.raises(DataUnavailable, match="too few images to train with: 1, and it takes 2 at least"):
+    with pytest.raises(DataUnavailable, match="but there are 1"):
         train(settings, cut(little_mnist, 1))
     run = latest(ledger)
     assert run.state == RunState.FAILED
-    assert (run.error or "").startswith("There are too few images")
+    assert (run.error or "").startswith("Training needs at least 2 images")
 
 
 # ---- failures -----------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_training_that_fails_changes_nothing_and_says_why(
         raise Unavailable("The store cannot be written: no space left on device")
 
     monkeypatch.setattr(Store, "put", broken)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0, 0.0))
 
     # when a model is trained
     with pytest.raises(Unavailable):
@@ -316,7 +316,7 @@ def test_ctrl_c_interrupts_the_run(settings: Settings, ledger: Ledger, little_mn
     with pytest.raises(KeyboardInterrupt):
         train(settings, little_mnist, on_batch=press_it)
     run = latest(ledger)
-    assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was told to stop")
+    assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was stopped")
     assert champion_of(ledger) is None
 
 
@@ -424,7 +424,7 @@ def test_a_ledger_and_a_store_that_are_away_for_a_moment_cost_no_training(
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
     monkeypatch.setattr(Store, "put", put_later)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0, 0.0))
 
     # When a model is trained for two epochs, Then it is promoted, and each epoch is recorded once
     done = train(settings, little_mnist)
@@ -485,9 +485,9 @@ def test_a_ledger_that_stays_away_costs_no_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a ledger that is unavailable at each epoch, and at the end for longer than a lease
-    pauses = [*retrain._AGAIN_SECONDS, *retrain._AGAIN_SECONDS[-1:] * retrain._INSISTS]
+    pauses = [*retrain._RETRY_PAUSES, *retrain._RETRY_PAUSES[-1:] * retrain._EXTRA_RETRIES]
     assert sum(pauses) > RUN_LEASE_SECONDS
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,) * len(retrain._AGAIN_SECONDS))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,) * len(retrain._RETRY_PAUSES))
     away |= {"add": 10**9, "register_model": len(pauses), "conclude": len(pauses)}
 
     # when a model is trained, then it is promoted, and its epochs are recorded with the model
@@ -528,7 +528,7 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
         return real(store, key, **more)
 
     monkeypatch.setattr(Store, "get", get)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
 
     # when a model is trained, then it learns from all three
     train(settings, little_mnist)
@@ -578,10 +578,10 @@ def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
         raise Unavailable("the connection broke") from SoftTimeLimitExceeded()
 
     monkeypatch.setattr(retrain, "describe_data", hangs)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (100.0,))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (100.0,))
     with pytest.raises(Unavailable):
         train(settings, little_mnist)
-    assert latest(ledger).error == "it took longer than a training may"
+    assert latest(ledger).error == "it exceeded the time limit for a training run"
 
 
 def test_a_commit_whose_answer_was_lost_promotes_once(
@@ -598,7 +598,7 @@ def test_a_commit_whose_answer_was_lost_promotes_once(
             raise Unavailable("the connection broke")
 
     monkeypatch.setattr(retrain, "finish_run", finish_and_lose)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", (0.0,))
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", (0.0,))
 
     # when the run finishes, then it is done, and there is one promotion
     done = train(settings, little_mnist)
@@ -627,7 +627,7 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
         return real(*arrays)
 
     monkeypatch.setattr(mnist, "_fingerprint", write_and_hash)
-    monkeypatch.setattr(retrain, "_AGAIN_SECONDS", ())
+    monkeypatch.setattr(retrain, "_RETRY_PAUSES", ())
 
     # when a model is trained, then neither blocks the other, and the run has the data's fingerprint
     train(settings, little_mnist)
@@ -682,7 +682,7 @@ def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
         until(lambda: _lasts(ledger), "the lease is renewed")
         heart.check()
     assert len(beats) > 3
-    said = f"no sign of life of training run {claim.run_id}: The ledger cannot be reached"
+    said = f"the heartbeat of training run {claim.run_id} failed: The ledger cannot be reached"
     assert [record.getMessage() for record in caplog.records].count(said) == 3
 
 

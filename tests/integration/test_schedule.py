@@ -128,7 +128,7 @@ def test_sunday_is_7_as_well(settings: Settings, weekdays: str, meant: set[int])
 
 @pytest.mark.parametrize("weekdays", ["8", "70", "1-8", "7x"])
 def test_a_weekday_that_is_none_is_refused(settings: Settings, weekdays: str) -> None:
-    with pytest.raises(SettingsError, match="is no cron line"):
+    with pytest.raises(SettingsError, match="is not a valid cron line"):
         beat_schedule(settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"}))
 
 
@@ -225,9 +225,9 @@ def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
     assert states(ledger) == []
 
     # when the ledger is back, then the next tick opens the slot
-    monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(schedule, "RETRY_SECONDS", 0.0)
     beat.app.labelmill_settings = settings.model_copy(update={"ledger_url": here})
-    beat._again_at = 0.0
+    beat._retry_at = 0.0
     clock.at = SUNDAY + timedelta(minutes=4)
     assert beat.tick() >= 0
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
@@ -245,7 +245,7 @@ def test_a_ledger_that_is_unavailable_for_too_long_costs_the_slot(
     beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
     fire(beat)
     beat.app.labelmill_settings = settings
-    beat._again_at = 0.0
+    beat._retry_at = 0.0
     clock.at = SUNDAY + GRACE
     beat.tick()
     assert states(ledger) == []

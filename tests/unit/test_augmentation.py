@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.errors import UserError
 from worker.learning.augmentation import distorter
 from worker.learning.recipes import PLAIN, Augmentation, Recipe, recipe_for
-from worker.learning.training import views
+from worker.learning.training import shifted_views
 
 SEED = np.array((3, 1), np.int32)
 
@@ -101,7 +101,7 @@ def test_a_view_is_the_picture_moved(shift, down, right, channels):
     down, right = min(down, 2 * shift), min(right, 2 * shift)
     shape = (2, 7, 9, 3) if channels else (2, 7, 9)
     images = np.random.default_rng(1).integers(1, 256, size=shape, dtype=np.uint8)
-    seen = views(images, shift)[np.arange(2), np.full(2, down), np.full(2, right)]
+    seen = shifted_views(images, shift)[np.arange(2), np.full(2, down), np.full(2, right)]
     assert seen.shape == shape
     for y in range(7):
         for x in range(9):
@@ -128,7 +128,7 @@ def test_the_plain_recipe_has_no_tricks():
 
 
 def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
-    with pytest.raises(UserError, match="no recipe mlp endless: there are mlp quick, mlp long, cnn"):
+    with pytest.raises(UserError, match=r"no recipe mlp endless\. The recipes are: mlp quick, mlp long, cnn"):
         recipe_for("mlp", "endless", seed=1)
 
 
@@ -138,4 +138,4 @@ HOW = ("smoothness", "at_the_end")
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
 def test_whatever_is_more_than_a_shift_bends(name):
-    assert Augmentation(**{name: 1}).bends == (name != "shift")
+    assert Augmentation(**{name: 1}).distorts == (name != "shift")

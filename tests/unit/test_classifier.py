@@ -105,7 +105,7 @@ def test_the_larger_a_picture_the_fewer_are_in_a_batch(
     classifier = Classifier(model, ("dark", "bright"), InputSpec(width=width, height=height, mode="RGB"))
     classifier.warm_up()
     # Then pictures are classified in batches of these sizes
-    assert (tuple(classifier._answer), classifier.batch) == (sizes, sizes[-1])
+    assert (tuple(classifier._run), classifier.batch) == (sizes, sizes[-1])
     # and each of any number of pictures has its own answer.
     for count in (0, 1, 33, 130, 161):
         bright = np.random.default_rng(count).integers(2, size=count)
@@ -144,7 +144,7 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
         assert (predictions.class_index == whole.class_index[start:]).all()
         assert np.allclose(predictions.confidence, whole.confidence[start:], atol=1e-6)
     # and TensorFlow traced once per batch size: every further trace would stay in memory.
-    traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
+    traces = {size: each.experimental_get_tracing_count() for size, each in classifier._run.items()}
     assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
 
 
@@ -170,10 +170,10 @@ def test_batches_are_nearly_full_but_for_a_few_images(
     sizes: list[int] = []
 
     def noted(size: int) -> Callable[[npt.NDArray[np.uint8]], object]:
-        answer = classifier._answer[size]
-        return lambda batch: sizes.append(len(batch)) or answer(batch)
+        run = classifier._run[size]
+        return lambda batch: sizes.append(len(batch)) or run(batch)
 
-    monkeypatch.setattr(classifier, "_answer", {size: noted(size) for size in classifier._answer})
+    monkeypatch.setattr(classifier, "_run", {size: noted(size) for size in classifier._run})
     assert len(classifier.predict(pixels(images)).class_index) == images
     assert sizes == batches
 
@@ -232,7 +232,7 @@ def test_pixels_of_another_shape_or_type_are_a_mistake(file: Path) -> None:
 def test_a_model_that_does_not_fit_its_declaration_is_refused(file: Path) -> None:
     with pytest.raises(ModelRefused, match="not one of 9 classes"):
         Classifier.load(file, CLASSES[:9], MNIST_INPUT)
-    with pytest.raises(ModelRefused, match=r"takes \(None, 28, 28\), not \(None, 32, 28\)"):
+    with pytest.raises(ModelRefused, match=r"input is \(None, 28, 28\), not \(None, 32, 28\)"):
         Classifier.load(file, CLASSES, InputSpec(width=28, height=32))
 
 
@@ -296,18 +296,18 @@ def test_a_process_of_its_own_is_quiet_shares_the_cores_and_writes_nothing(
 from pathlib import Path
 from jobs.model import MNIST_INPUT
 from worker.predicting.classifier import Classifier, configure_threads
-from worker.predicting.tensorflow_runtime import tf
+from worker.predicting.tensorflow_runtime import set_threads, tf
 import numpy as np
 configure_threads(1000)
 configure_threads(1000)
-classifier = Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT, threads=1)
+classifier = Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT)
 classifier.warm_up()
 classifier.predict(np.zeros((3, 28, 28), np.uint8))
 configure_threads(1000)
 threading = tf.config.threading
 print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())
 try:
-    Classifier.load(Path({str(file)!r}), "0123456789", MNIST_INPUT, threads=2)
+    set_threads(2)
 except RuntimeError:
     print("too late")
 """

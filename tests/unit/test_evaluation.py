@@ -18,7 +18,7 @@ from PIL import Image
 from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation
 from jobs.model import MNIST_INPUT
 from worker.learning.evaluation import (
-    LEAST_PROBABILITY,
+    MIN_PROBABILITY,
     MISTAKES,
     Evaluated,
     calibration_error,
@@ -78,7 +78,7 @@ PROBABILITY = st.floats(0, 1, width=32)
 def test_the_log_loss_is_the_mean_surprise_at_the_truth(rows):
     probabilities = np.array([row for row, _ in rows], np.float32)
     labels = np.array([label for _, label in rows], np.uint8)
-    surprises = [-math.log(min(1.0, max(LEAST_PROBABILITY, row[label]))) for row, label in rows]
+    surprises = [-math.log(min(1.0, max(MIN_PROBABILITY, row[label]))) for row, label in rows]
     assert log_loss(probabilities, labels) == pytest.approx(math.fsum(surprises) / len(rows), abs=1e-9)
 
 
@@ -226,7 +226,7 @@ def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence()
     assert (figures.precision, figures.recall) == ((None,) * 3, (0.0,) * 3)
     assert sum(figures.confidence_histogram) == 0
     assert (figures.calibration_error, figures.mistakes) == (0, ())
-    assert figures.log_loss == pytest.approx(-math.log(LEAST_PROBABILITY))
+    assert figures.log_loss == pytest.approx(-math.log(MIN_PROBABILITY))
 
 
 def test_a_class_that_the_images_lack_has_no_recall():
@@ -252,9 +252,9 @@ def test_probabilities_are_the_whole_of_what_predict_tells_the_best_of():
 
 def test_there_is_nothing_to_evaluate_without_images_or_with_foreign_labels():
     classifier, images = reader(), pictures(np.zeros((2, 3), np.uint8))
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="cannot be compared"):
         evaluate(classifier, images[:0], np.zeros(0, np.uint8))
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="cannot be compared"):
         evaluate(classifier, images, np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="not one of the model's 3 classes"):
         evaluate(classifier, images, np.array([0, 3], np.uint8))

@@ -74,7 +74,7 @@ WRONG = {
 def _few_are_enough() -> Iterator[None]:
     """Decode even a single picture by the code for many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast_png, "_LEAST", 1)
+        patch.setattr(fast_png, "_MIN_PICTURES", 1)
         yield
 
 
@@ -263,7 +263,7 @@ def test_only_small_grey_pictures_are_decoded_together(spec: InputSpec, is_taken
 
 
 def test_few_pictures_are_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_png, "_LEAST", 3)
+    monkeypatch.setattr(fast_png, "_MIN_PICTURES", 3)
     assert together([PLAIN] * 2, GREY)[0] == []
     assert together([PLAIN] * 3, GREY)[0] == [0, 1, 2]
     assert together([], GREY)[0] == []

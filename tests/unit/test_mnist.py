@@ -92,9 +92,7 @@ def test_other_files_of_the_same_kind_are_taken_with_a_warning(said: list[str], 
     data = mnist.load(write_folder(tmp_path / "own"), tmp_path, say=said.append)
     # Then it is used, with one warning.
     assert data.train_images.shape == (20, 28, 28)
-    assert said == [
-        f"{tmp_path / 'own'} does not hold the published MNIST files; its own are used all the same"
-    ]
+    assert said == [f"{tmp_path / 'own'} does not have the published MNIST files; using the files it has"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -112,7 +110,7 @@ def test_files_may_be_gzipped_and_named_with_a_dot(suffix: str, separator: str, 
 def test_a_missing_file_is_named_and_nothing_else_is_tried(name: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "own")
     (folder / name).unlink()
-    with pytest.raises(DataUnavailable, match=f"holds no {name}"):
+    with pytest.raises(DataUnavailable, match=f"has neither {name}"):
         mnist.load(folder, tmp_path, allow_sample=True)
 
 
@@ -126,10 +124,10 @@ GOOD_IMAGES = idx(np.zeros((20, 28, 28)))
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not an IDX file"),
         (idx(np.zeros(20)), "not an IDX file"),
         (b"\0\0\x0d\x03" + GOOD_IMAGES[4:], "not an IDX file"),
-        (GOOD_IMAGES[:-1], "bytes follow"),
-        (GOOD_IMAGES + b"\0", "bytes follow"),
-        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), "bytes follow"),
-        (idx(np.zeros((20, 32, 30))), "holds images of 32x30, and 28x28 is wanted"),
+        (GOOD_IMAGES[:-1], "bytes of data"),
+        (GOOD_IMAGES + b"\0", "bytes of data"),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), "bytes of data"),
+        (idx(np.zeros((20, 32, 30))), "has images of 32x30 pixels; they must be 28x28"),
         (idx(np.zeros((19, 28, 28))), "19 images but 20 labels"),
     ],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else value,
@@ -141,10 +139,10 @@ def test_a_damaged_images_file_is_refused(content: bytes, complaint: str, tmp_pa
 
 
 def test_a_label_beyond_nine_and_an_empty_set_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match="a label of 77"):
+    with pytest.raises(DataUnavailable, match="has the label 77"):
         mnist.load(write_folder(tmp_path / "a", t10k_labels_idx1=idx(np.full(10, 77))), tmp_path)
     empty = {"t10k_images_idx3": idx(np.zeros((0, 28, 28))), "t10k_labels_idx1": idx(np.zeros(0))}
-    with pytest.raises(DataUnavailable, match="t10k-images-idx3-ubyte holds no images"):
+    with pytest.raises(DataUnavailable, match="t10k-images-idx3-ubyte has no images"):
         mnist.load(write_folder(tmp_path / "b", **empty), tmp_path)
 
 
@@ -175,12 +173,12 @@ def test_class_names_are_read_as_an_editor_of_windows_writes_them(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"a\nb\n", "names 2 classes, and the highest label is 9"),
-        (b"a\n" * 10, "names a class twice"),
+        (b"a\nb\n", "lists 2 classes; it must list at least 10"),
+        (b"a\n" * 10, "lists a class twice"),
         (b"\xff\xfe" + b"a\n" * 10, "cannot be read"),
-        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n\x1b[31m9\n", r"control character in the name '\\x1b\[31m9'"),
-        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\0\n", r"control character in the name '9\\x00'"),
-        ("\n".join(map(str, range(256))).encode(), "names 256 classes"),
+        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n\x1b[31m9\n", r"the name '\\x1b\[31m9' has a control character"),
+        (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\0\n", r"the name '9\\x00' has a control character"),
+        ("\n".join(map(str, range(256))).encode(), "lists 256 classes"),
     ],
 )
 def test_class_names_that_do_not_fit_are_refused(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -205,7 +203,7 @@ def test_a_list_of_names_that_is_no_file_is_refused(tmp_path: Path) -> None:
     names = write_folder(tmp_path / "own") / "classes.txt"
     names.mkdir()
     for _ in range(2):
-        with pytest.raises(DataUnavailable, match=r"classes\.txt is no file"):
+        with pytest.raises(DataUnavailable, match=r"classes\.txt is not a file"):
             mnist.load(tmp_path / "own", tmp_path)
         if names.is_dir():
             names.rmdir()
@@ -213,7 +211,9 @@ def test_a_list_of_names_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_told_with_the_setting_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match="nowhere is not there: LABELMILL_MNIST_DIR names the folder"):
+    with pytest.raises(
+        DataUnavailable, match="nowhere does not exist: set LABELMILL_MNIST_DIR to the folder"
+    ):
         mnist.load(tmp_path / "nowhere", tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_a_network_that_never_answers_gives_way_within_the_limit(
         assert 1.5 < time.monotonic() - started < 8
         assert requests
         assert requests[0].startswith(b"CONNECT ")
-    assert said[-1] == "MNIST cannot be downloaded: nothing has arrived for 2 s"
+    assert said[-1] == "MNIST cannot be downloaded: no data for 2 s"
     # and nothing is left on the screen or on the disk.
     assert capfd.readouterr() == ("", "")
     assert not list((tmp_path / "cache").iterdir())
@@ -402,7 +402,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(
         serve_as_keras(port, content)
         data = mnist.load(None, cache, say=said.append)
     assert data.fingerprint == real.fingerprint
-    assert "does not hold the published train-images-idx3-ubyte; it is ignored" in said[0]
+    assert "does not have the published train-images-idx3-ubyte; it is ignored" in said[0]
     # And the new cache is valid; a damaged one is reported if downloads are not allowed.
     assert mnist.load(None, cache, allow_download=False).fingerprint == real.fingerprint
     (cache / mnist.CACHED).write_bytes(content[:5000])
@@ -430,7 +430,7 @@ def test_a_download_that_is_not_mnist_is_thrown_away(
         serve_as_keras(port, content)
         with pytest.raises(DataUnavailable):
             mnist.load(None, tmp_path / "cache", say=said.append)
-    assert ("published" if wrong == "other digits" else "not the one Keras expects") in said[-1]
+    assert ("published" if wrong == "other digits" else "not the one that Keras expects") in said[-1]
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -484,7 +484,7 @@ def test_a_cache_that_cannot_be_written_is_no_traceback(said: list[str], tmp_pat
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataUnavailable):
         mnist.load(None, tmp_path / "cache", say=said.append)
-    assert "cannot be kept" in said[-1]
+    assert "cannot be stored" in said[-1]
 
 
 # --- the sample
@@ -530,5 +530,5 @@ def test_the_cache_is_not_looked_at_where_a_folder_is_given(tmp_path: Path) -> N
     (cache / mnist.CACHED).write_bytes(b"damaged")
     assert mnist.load(write_folder(tmp_path / "own"), cache).source == "folder"
     shutil.rmtree(tmp_path / "own")
-    with pytest.raises(DataUnavailable, match="own is not there"):
+    with pytest.raises(DataUnavailable, match="own does not exist"):
         mnist.load(tmp_path / "own", cache)

@@ -19,10 +19,10 @@ from worker.learning.recipes import Augmentation, Recipe
 from worker.learning.training import (
     EpochResult,
     build,
-    one_step,
-    quick_to_train,
+    distortion_share,
+    make_train_step,
+    make_training_copy,
     save,
-    share_of_distortion,
     train,
 )
 from worker.predicting import tensorflow_runtime
@@ -73,7 +73,7 @@ def test_no_batch_is_a_remainder(
     given: list[int] = []
 
     def watched(*args: Any) -> Callable[..., Any]:
-        step = one_step(*args)
+        step = make_train_step(*args)
 
         def counted(images: Any, labels: Any, seed: Any, share: Any) -> Any:
             given.append(len(labels))
@@ -81,7 +81,7 @@ def test_no_batch_is_a_remainder(
 
         return counted
 
-    monkeypatch.setattr(training, "one_step", watched)
+    monkeypatch.setattr(training, "make_train_step", watched)
     # When the model is trained for two epochs
     train(few, replace(RECIPE, held_out=0.0))
     # Then all images are used in each, in batches whose sizes differ by at most one.
@@ -156,7 +156,7 @@ def test_normalisation_trains_as_keras_has_it() -> None:
     plain = keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.9)(inputs))
     dice = np.random.default_rng(1)
     plain.set_weights([dice.uniform(0.5, 2, 4) for _ in plain.get_weights()])
-    quick = quick_to_train(plain, "float32")
+    quick = make_training_copy(plain, "float32")
     assert type(quick.layers[1]) is not type(plain.layers[1])
     # When both get the same batch
     seen = tf.constant(dice.normal(3, 2, (32, 5, 6, 4)).astype(np.float32))
@@ -262,7 +262,7 @@ def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
     epochs: list[EpochResult] = []
     recipe = replace(RECIPE, learning_rate=1e30)
     # When a model is trained, then training ends with the first epoch, which is not reported.
-    with pytest.raises(TrainingDiverged, match="after epoch 1 its loss is not a number"):
+    with pytest.raises(TrainingDiverged, match="its loss is not finite after epoch 1"):
         train(data, recipe, on_epoch=epochs.append)
     assert epochs == []
 
@@ -290,7 +290,7 @@ def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) ->
     averaged.set_weights(model.get_weights())
     optimizer = keras.optimizers.AdamW(0.01)
     optimizer.build(model.trainable_variables)
-    step = one_step(model, averaged, optimizer, recipe, MNIST_INPUT)
+    step = make_train_step(model, averaged, optimizer, recipe, MNIST_INPUT)
     # When the first is trained for three steps, then the second has the running mean after each.
     expected = model.get_weights()[1:]
     pixels = prepare_arrays(data.train_images[:32], MNIST_INPUT)
@@ -304,9 +304,9 @@ def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) ->
 
 def test_the_last_fifth_of_a_training_is_distorted_less() -> None:
     recipe = replace(RECIPE, augmentation=Augmentation(rotation=10, at_the_end=0.5))
-    shares = [float(share_of_distortion(recipe, done / 100)) for done in range(100)]
+    shares = [float(distortion_share(recipe, done / 100)) for done in range(100)]
     assert shares == [1.0] * 80 + [0.5] * 20
-    assert share_of_distortion(replace(RECIPE, augmentation=None), 0.9) == 1
+    assert distortion_share(replace(RECIPE, augmentation=None), 0.9) == 1
 
 
 def test_pictures_are_bent_in_training_and_only_there(data: mnist.Mnist) -> None:

@@ -37,13 +37,13 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
 
     def distort(images: Any, seed: Any, share: Any) -> Any:
         count = tf.shape(images)[0]
-        dice = share * tf.random.stateless_uniform((4, count, 1, 1), seed, -1.0, 1.0)
-        turn = dice[0] * math.radians(augmentation.rotation)
-        zoom_y, zoom_x = 1.0 + dice[1] * augmentation.zoom, 1.0 + dice[2] * augmentation.zoom
-        slant = dice[3] * augmentation.shear
-        cosine, sine = tf.cos(turn), tf.sin(turn)
+        draws = share * tf.random.stateless_uniform((4, count, 1, 1), seed, -1.0, 1.0)
+        angle = draws[0] * math.radians(augmentation.rotation)
+        zoom_y, zoom_x = 1.0 + draws[1] * augmentation.zoom, 1.0 + draws[2] * augmentation.zoom
+        shear = draws[3] * augmentation.shear
+        cosine, sine = tf.cos(angle), tf.sin(angle)
         # Backward mapping: for each pixel of the new picture, the point in the old one.
-        slanted = x + slant * y
+        slanted = x + shear * y
         from_y = (sine * slanted + cosine * y) / zoom_y
         from_x = (cosine * slanted - sine * y) / zoom_x
         if augmentation.elastic:

@@ -24,12 +24,12 @@ from jobs.model import InputSpec
 from jobs.store import Store
 from worker.learning.mnist import Mnist
 from worker.predicting.decode import decode, prepare_arrays
-from worker.retry import log_retry, retry
+from worker.retry import retry
 
 logger = logging.getLogger(__name__)
 
 #: How many corrections a log line names.
-_NAMED: Final = 3
+_NAMED_IN_LOG: Final = 3
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,41 +58,42 @@ def add_corrections(
         with ledger.reading() as connection:
             return all_corrections(connection)
 
-    corrections = retry(read, pauses, on_failure=log_retry)
+    corrections = retry(read, pauses)
     if not corrections:
         return data
-    taken: dict[bytes, _Taken] = {}
+    accepted: dict[bytes, _Accepted] = {}
     left_out: dict[str, list[Correction]] = {}
     evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
-    for correction in _one_an_image(corrections, data.classes):
+    for correction in _one_per_image(corrections, data.classes):
         check()
         try:
-            label = _place(correction, data.classes)
-            pixels = retry(partial(_pixels, correction, store, limits, spec), pauses, on_failure=log_retry)
+            if correction.label not in data.classes:
+                raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
+            label = data.classes.index(correction.label)
+            pixels = retry(partial(_pixels, correction, store, limits, spec), pauses)
             if pixels.tobytes() in evaluated:
-                raise _LeftOut("it is an image of the evaluation set")
-        except _LeftOut as reason:
-            left_out.setdefault(str(reason), []).append(correction)
+                raise _Unusable("the image is in the evaluation set")
+        except _Unusable as error:
+            left_out.setdefault(str(error), []).append(correction)
         else:
-            taken.setdefault(pixels.tobytes(), _Taken(correction.image_sha256, pixels, label))
-    for why, those in left_out.items():
-        logger.warning("%s", _left_out_line(why, those))
-    without = sum(map(len, left_out.values()))
-    if not taken:
-        return replace(data, left_out=without)
-    stays = _not_contradicted(data, taken, spec)
+            accepted.setdefault(pixels.tobytes(), _Accepted(correction.image_sha256, pixels, label))
+    for reason, unused in left_out.items():
+        logger.warning("%s", _left_out_line(reason, unused))
+    data = replace(data, left_out=sum(map(len, left_out.values())))
+    if not accepted:
+        return data
+    kept = _not_contradicted(data, accepted, spec)
     # Sorted, because the order changes the training set's fingerprint and the trained model.
-    added = sorted(taken.values(), key=lambda each: each.image_sha256)
+    added = sorted(accepted.values(), key=lambda each: each.image_sha256)
     return replace(
         data,
-        train_images=np.concatenate([data.train_images[stays], np.stack([each.pixels for each in added])]),
-        train_labels=np.append(data.train_labels[stays], np.array([each.label for each in added], np.uint8)),
+        train_images=np.concatenate([data.train_images[kept], np.stack([each.pixels for each in added])]),
+        train_labels=np.append(data.train_labels[kept], np.array([each.label for each in added], np.uint8)),
         corrections=len(added),
-        left_out=without,
     )
 
 
-class _Taken(NamedTuple):
+class _Accepted(NamedTuple):
     """A corrected image for training."""
 
     image_sha256: str
@@ -100,22 +101,20 @@ class _Taken(NamedTuple):
     label: int
 
 
-class _LeftOut(Exception):
+class _Unusable(Exception):
     """The reason why a correction cannot be used for training."""
 
 
 def _left_out_line(reason: str, corrections: Sequence[Correction]) -> str:
     """Return one log line for a reason, which may concern thousands of corrections."""
-    named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED]]
+    named = [f"image {each.index} of job {each.job_id}" for each in corrections[:_NAMED_IN_LOG]]
     if len(corrections) == 1:
         return f"the correction of {named[0]} is left out: {reason}"
-    more = ", ..." if len(corrections) > _NAMED else ""
-    return (
-        f"{len(corrections):,} corrections are left out, each for this: {reason} ({', '.join(named)}{more})"
-    )
+    more = ", ..." if len(corrections) > _NAMED_IN_LOG else ""
+    return f"{len(corrections):,} corrections are left out: {reason} ({', '.join(named)}{more})"
 
 
-def _one_an_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
+def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) -> list[Correction]:
     """Return one correction per image: the latest whose label is one of these classes, else the latest.
 
     `corrections` are in the order latest first. So a correction for a model of other classes does not hide an
@@ -129,31 +128,27 @@ def _one_an_image(corrections: Iterable[Correction], classes: Sequence[str]) -> 
     return list(found.values())
 
 
-def _place(correction: Correction, classes: Sequence[str]) -> int:
-    if correction.label not in classes:
-        raise _LeftOut(f"{correction.label!r} is no class of these data")
-    return classes.index(correction.label)
-
-
 def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: InputSpec) -> Pixels:
-    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _LeftOut, Unavailable."""
+    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _Unusable, Unavailable."""
     try:
         content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
     except FileNotFoundError:
-        raise _LeftOut("its image is gone from the store") from None
+        raise _Unusable("the image is missing from the store") from None
     if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != correction.image_sha256:
-        raise _LeftOut("the image in the store is another one")
+        raise _Unusable("the stored image has changed")
     try:
         return decode(content, spec, limits)
     except ImageError as error:
-        raise _LeftOut(f"its image cannot be decoded: {error.code}") from None
+        raise _Unusable(f"the image cannot be decoded: {error.code}") from None
 
 
-def _not_contradicted(data: Mnist, taken: Mapping[bytes, _Taken], spec: InputSpec) -> npt.NDArray[np.bool_]:
-    """Return which training images stay, bool (n,): all but those that a correction labels differently."""
-    stays = np.ones(len(data.train_labels), np.bool_)
+def _not_contradicted(
+    data: Mnist, accepted: Mapping[bytes, _Accepted], spec: InputSpec
+) -> npt.NDArray[np.bool_]:
+    """Return which training images are kept, bool (n,): those that no correction labels differently."""
+    kept = np.ones(len(data.train_labels), np.bool_)
     for place, image in enumerate(prepare_arrays(data.train_images, spec)):
-        corrected = taken.get(image.tobytes())
+        corrected = accepted.get(image.tobytes())
         if corrected is not None:
-            stays[place] = corrected.label == data.train_labels[place]
-    return stays
+            kept[place] = corrected.label == data.train_labels[place]
+    return kept

@@ -42,12 +42,12 @@ def fetch(target: Path, silence_seconds: int) -> None:
                 signal.alarm(silence_seconds)
                 size += len(block)
                 if size > _MAX_BYTES:
-                    raise ValueError("the file that came is far too large")
+                    raise ValueError("the downloaded file is far too large")
                 digest.update(block)
                 file.write(block)
         signal.alarm(0)
         if digest.hexdigest() != file_hash:
-            raise ValueError("the file that came is not the one Keras expects")
+            raise ValueError("the downloaded file is not the one that Keras expects")
         raise _Fetched
 
     keras = importlib.util.find_spec("keras")

@@ -27,14 +27,14 @@ from jobs.model import Model
 from jobs.registry import fetch_model
 from jobs.store import Store
 from worker.learning.mnist import Mnist
-from worker.predicting.classifier import BATCH, Classifier, Predictions, blaming_no_image
+from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
 from worker.predicting.decode import prepare_arrays
 
 #: The standard normal distribution's 97.5th percentile, for 95 % intervals.
-Z_95: Final = 1.959963984540054
+_Z_95: Final = 1.959963984540054
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
-LEAST_PROBABILITY: Final = 1e-7
+MIN_PROBABILITY: Final = 1e-7
 
 #: Number of mistakes stored with their images: one page of them.
 MISTAKES: Final = 48
@@ -45,7 +45,7 @@ _TIMED_PASSES: Final = 5
 
 #: Images prepared and classified at a time: at the input size of a model for photographs, all of them at once
 #: would fill the memory.
-_AT_A_TIME: Final = 1000
+_WINDOW_IMAGES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +69,13 @@ def evaluate(
     """
     classes = classifier.classes
     if not len(images) or len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels: nothing to compare")
+        raise ValueError(f"{len(images)} images and {len(labels)} labels cannot be compared")
     if labels.max() >= len(classes):
         raise ValueError(f"label {labels.max()} is not one of the model's {len(classes)} classes")
     if len(classes) > NO_ANSWER:
-        raise ValueError(f"{len(classes)} classes, where {NO_ANSWER} are the most")
-    predictions, probabilities = _answers_to(images, classifier)
+        raise ValueError(f"{len(classes)} classes are too many: at most {NO_ANSWER} are possible")
+    probabilities = _probabilities(images, classifier)
+    predictions = Predictions.of(probabilities)
     answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint8)
     confusion = confusion_of(answers, labels, len(classes))
     correct, total = int(np.trace(confusion)), len(labels)
@@ -91,14 +92,14 @@ def evaluate(
             accuracy_high=high,
             classes=classes,
             confusion=tuple(tuple(row) for row in confusion.tolist()),
-            precision=_shares(confusion.diagonal(), confusion[:, :-1].sum(axis=0)),
-            recall=_shares(confusion.diagonal(), confusion.sum(axis=1)),
+            precision=_ratios(confusion.diagonal(), confusion[:, :-1].sum(axis=0)),
+            recall=_ratios(confusion.diagonal(), confusion.sum(axis=1)),
             log_loss=log_loss(probabilities, labels),
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
             image_microseconds=_image_microseconds(classifier, images),
-            mistakes=_surest_mistakes(classes, images, labels, predictions),
+            mistakes=_most_confident_mistakes(classes, images, labels, predictions),
         ),
         np.stack([answers, labels], axis=1),
     )
@@ -112,15 +113,15 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     """
     if data.classes != model.classes:
         raise UserError(
-            f"Model {model.id} knows other classes ({', '.join(model.classes)}) than the data "
-            f"({', '.join(data.classes)}): it can only be evaluated on its own. "
-            f"`labelmill models promote {model.id} --force` makes it the champion without."
+            f"Model {model.id} has other classes ({', '.join(model.classes)}) than the data "
+            f"({', '.join(data.classes)}), so it cannot be evaluated on them. "
+            f"`labelmill models promote {model.id} --force` promotes it without an evaluation."
         )
     path = fetch_model(store, model, cache_dir)
     try:
         classifier = Classifier.load(path, model.classes, model.input_spec)
         classifier.warm_up()
-        with blaming_no_image():
+        with translated_model_errors():
             evaluated = evaluate(classifier, data.test_images, data.test_labels)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
@@ -131,7 +132,12 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
 
 
 def evaluate_champion(
-    ledger: Ledger, store: Store, cache_dir: Path, data: Mnist, *, on_begin: Callable[[Model], None]
+    ledger: Ledger,
+    store: Store,
+    cache_dir: Path,
+    data: Mnist,
+    *,
+    on_begin: Callable[[Model], None] = lambda _model: None,
 ) -> None:
     """Evaluate the champion on the test images of `data`, because the gate compares models image by image.
 
@@ -148,14 +154,14 @@ def evaluate_champion(
     evaluate_model(ledger, store, cache_dir, champion, data)
 
 
-def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Return Wilson's score interval for an accuracy: its confidence level is 95 % with the default `z`.
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Return Wilson's score interval for an accuracy, with a confidence level of 95 %.
 
     With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
     textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, the range of good models.
     """
-    share = correct / total
+    share, z = correct / total, _Z_95
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
@@ -176,14 +182,14 @@ def confusion_of(
 
 
 def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> float:
-    """Return the mean of -ln p(truth), in nats, with p clipped to LEAST_PROBABILITY..1.
+    """Return the mean of -ln p(truth), in nats, with p clipped to MIN_PROBABILITY..1.
 
     `probabilities` is float32 (n, classes), `labels` uint8 (n,). An image without an answer has a row of
-    zeros, so its p is LEAST_PROBABILITY.
+    zeros, so its p is MIN_PROBABILITY.
     """
     truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     # Subtracted from 0, so that a perfect loss is 0 and not -0.
-    return float(0.0 - np.log(truth.clip(LEAST_PROBABILITY, 1.0)).mean())
+    return float(0.0 - np.log(truth.clip(MIN_PROBABILITY, 1.0)).mean())
 
 
 def calibration_of(
@@ -220,27 +226,17 @@ def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
     equation 3.
     """
     images = sum(each.images for each in bins)
-    apart = sum(each.images * abs(each.accuracy - each.confidence) for each in bins)
-    return apart / images if images else 0.0
+    weighted = sum(each.images * abs(each.accuracy - each.confidence) for each in bins)
+    return weighted / images if images else 0.0
 
 
-def _answers_to(
-    images: npt.NDArray[np.uint8], classifier: Classifier
-) -> tuple[Predictions, npt.NDArray[np.float32]]:
-    """Return all answers, and the probabilities of all classes, float32 (n, classes)."""
-    answers, probabilities = [], []
-    for start in range(0, len(images), _AT_A_TIME):
-        pixels = prepare_arrays(images[start : start + _AT_A_TIME], classifier.spec)
-        answers.append(classifier.predict(pixels))
-        probabilities.append(classifier.probabilities(pixels))
-    predictions = Predictions(
-        np.concatenate([each.class_index for each in answers]),
-        np.concatenate([each.confidence for each in answers]),
-    )
-    return predictions, np.concatenate(probabilities)
+def _probabilities(images: npt.NDArray[np.uint8], classifier: Classifier) -> npt.NDArray[np.float32]:
+    """Return the probabilities of all classes, float32 (n, classes)."""
+    parts = (images[start : start + _WINDOW_IMAGES] for start in range(0, len(images), _WINDOW_IMAGES))
+    return np.concatenate([classifier.probabilities(prepare_arrays(part, classifier.spec)) for part in parts])
 
 
-def _shares(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
+def _ratios(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
     return tuple(
         part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
     )
@@ -263,7 +259,7 @@ def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -
     return statistics.median(passes) / count * 1e6
 
 
-def _surest_mistakes(
+def _most_confident_mistakes(
     classes: tuple[str, ...],
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.uint8],

@@ -30,7 +30,7 @@ class Heartbeat:
     def __init__(self, settings: Settings, claim: RunClaim) -> None:
         self._settings = settings
         self._claim = claim
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._lost: RunLost | None = None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -44,13 +44,13 @@ class Heartbeat:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _beat(self) -> None:
         bind_contextvars(run=self._claim.run_id)  # a thread does not inherit the context
         with closing(Ledger(self._settings.ledger, pooled=False)) as ledger:
-            while not self._over.wait(HEARTBEAT_SECONDS):
+            while not self._stopped.wait(HEARTBEAT_SECONDS):
                 try:
                     with ledger.transaction() as connection:
                         renew_run(connection, self._claim)
@@ -58,4 +58,4 @@ class Heartbeat:
                     self._lost = error
                     return
                 except Unavailable as error:
-                    logger.warning("no sign of life of training run %s: %s", self._claim.run_id, error)
+                    logger.warning("the heartbeat of training run %s failed: %s", self._claim.run_id, error)

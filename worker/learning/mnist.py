@@ -158,16 +158,15 @@ def read_folder(folder: Path, say: Callable[[str], None]) -> Mnist:
         (paths[2], test_images, test_labels),
     ):
         if not len(images):
-            raise DataUnavailable(f"{path} holds no images")
+            raise DataUnavailable(f"{path} has no images")
         if images.shape[1:] != (28, 28):
             height, width = images.shape[1:]
-            raise DataUnavailable(f"{path} holds images of {height}x{width}, and 28x28 is wanted")
+            raise DataUnavailable(f"{path} has images of {height}x{width} pixels; they must be 28x28")
         if len(images) != len(labels):
-            raise DataUnavailable(f"{folder}: {len(images)} images but {len(labels)} labels")
+            raise DataUnavailable(f"{folder} has {len(images)} images but {len(labels)} labels")
     if source != "mnist":
-        say(f"{folder} does not hold the published MNIST files; its own are used all the same")
-    highest = int(max(train_labels.max(), test_labels.max()))
-    classes = _names_for(folder, highest)
+        say(f"{folder} does not have the published MNIST files; using the files it has")
+    classes = _checked_class_names(folder, int(max(train_labels.max(), test_labels.max())))
     return Mnist(train_images, train_labels, test_images, test_labels, source=source, classes=classes)
 
 
@@ -189,7 +188,7 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
     if path is None or not os.path.lexists(path):
         return DIGITS
     if not path.is_file():
-        raise DataUnavailable(f"{path} is no file: the classes' names belong into it, one a line")
+        raise DataUnavailable(f"{path} is not a file; it must list the class names, one per line")
     try:
         # -sig: Windows editors put a byte order mark before the first name.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -197,25 +196,26 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
         raise DataUnavailable(f"{path} cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) != len(names):
-        raise DataUnavailable(f"{path} names a class twice")
+        raise DataUnavailable(f"{path} lists a class twice")
     for name in names:
         if not is_plain(name):
-            raise DataUnavailable(f"{path}: there is a control character in the name {name!r}")
+            raise DataUnavailable(f"{path}: the name {name!r} has a control character")
     return names
 
 
-def _names_for(folder: Path, highest: int) -> tuple[str, ...]:
-    """Return the folder's class names. Raises DataUnavailable if a label up to `highest` has none."""
+def _checked_class_names(folder: Path, highest: int) -> tuple[str, ...]:
+    """Return the folder's class names. Raises DataUnavailable if a label up to `highest` has no name."""
     names, path = class_names(folder), folder / CLASS_NAMES
-    if not path.is_file():
-        if highest >= len(DIGITS):
-            raise DataUnavailable(
-                f"{folder}: a label of {highest}, where {len(DIGITS) - 1} is the highest; where these are "
-                f"other classes than digits, name them in {CLASS_NAMES}, one a line"
-            )
-        return names
+    if not path.is_file() and highest >= len(names):
+        raise DataUnavailable(
+            f"{folder} has the label {highest}, but digits end at {len(DIGITS) - 1}; if the classes are not "
+            f"digits, list their names in {CLASS_NAMES}, one per line"
+        )
     if not highest < len(names) <= _MAX_CLASSES:
-        raise DataUnavailable(f"{path} names {len(names)} classes, and the highest label is {highest}")
+        raise DataUnavailable(
+            f"{path} lists {len(names)} classes; it must list at least {highest + 1} for the label "
+            f"{highest}, and at most {_MAX_CLASSES}"
+        )
     return names
 
 
@@ -226,10 +226,12 @@ def _find(folder: Path, name: str) -> Path:
                 if path.is_file():
                     return path
         if not folder.exists():
-            raise DataUnavailable(f"{folder} is not there: LABELMILL_MNIST_DIR names the folder with MNIST")
+            raise DataUnavailable(
+                f"{folder} does not exist: set LABELMILL_MNIST_DIR to the folder with MNIST"
+            )
     except OSError as error:  # without access to the folder, missing files cannot be told from present ones
         raise DataUnavailable(f"{folder} cannot be read: {error}") from error
-    raise DataUnavailable(f"{folder} holds no {name} and no {name}.gz")
+    raise DataUnavailable(f"{folder} has neither {name} nor {name}.gz")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -255,7 +257,7 @@ def _parse_idx(content: bytes, path: Path) -> Uint8:
     shape = np.frombuffer(content, ">u4", axes, offset=4).tolist()
     size = len(content) - start
     if np.prod(shape, dtype=object) != size:
-        raise DataUnavailable(f"{path} says it holds {shape}, but {size} bytes follow")
+        raise DataUnavailable(f"{path} declares the shape {shape}, but has {size} bytes of data")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -282,7 +284,7 @@ def _read_npz(path: Path) -> Mnist:
     data = Mnist(train_images, train_labels, test_images, test_labels, source="mnist")
     for array, (name, published) in zip(data.arrays, PUBLISHED.items(), strict=True):
         if _fingerprint(array) != published:
-            raise DataUnavailable(f"{path} does not hold the published {name}")
+            raise DataUnavailable(f"{path} does not have the published {name}")
     return data
 
 
@@ -311,13 +313,13 @@ def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
     except subprocess.TimeoutExpired as error:
         raise DataUnavailable(f"MNIST cannot be downloaded within {_DOWNLOAD_SECONDS} s") from error
     except OSError as error:
-        raise DataUnavailable(f"the download of MNIST cannot be kept: {error}") from error
+        raise DataUnavailable(f"the downloaded MNIST cannot be stored: {error}") from error
     return data
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode == -signal.SIGALRM:
-        return f"nothing has arrived for {_SILENCE_SECONDS} s"
+        return f"no data for {_SILENCE_SECONDS} s"
     if done.returncode < 0:
         return f"the download was ended by signal {-done.returncode}"
     return done.stderr.strip().rpartition("\n")[2]
@@ -338,7 +340,7 @@ def _read_sample(say: Callable[[str], None]) -> Mnist:
     # Each row is an image's 784 pixels and its label. This is NumPy's fastest way to parse them.
     table = np.fromstring(text.replace("\n", ","), np.uint8, sep=",")
     if table.size != _SAMPLE_SIZE * 785:
-        raise DataUnavailable(f"{paths[0]} does not hold {_SAMPLE_SIZE:,} digits")
+        raise DataUnavailable(f"{paths[0]} does not have {_SAMPLE_SIZE:,} digits")
     table = table.reshape(_SAMPLE_SIZE, 785)
     images, labels = table[:, :784].reshape(-1, 28, 28), table[:, 784]
     order = np.random.default_rng(_SAMPLE_SEED).permutation(len(labels))

@@ -16,7 +16,7 @@ Profile = Literal["quick", "long"]
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """The maximum distortions of a training image, drawn anew each time that the image is used.
+    """The maximum distortions of a training image, drawn each time that the image is used.
 
     Each is drawn uniformly from -x to x, except the elastic part, which has a normal distribution.
     """
@@ -30,7 +30,7 @@ class Augmentation:
     at_the_end: float = 1.0  # the factor of all but the shift in the last fifth of the training
 
     @property
-    def bends(self) -> bool:
+    def distorts(self) -> bool:
         """Return whether it does more than shift."""
         return any((self.rotation, self.zoom, self.shear, self.elastic))
 
@@ -94,10 +94,10 @@ PLAIN: Final = Recipe(
 )
 
 #: A network without convolutions must learn from examples that a distorted digit is still the same digit.
-_BENT: Final = Augmentation(
+_STRONG_AUGMENTATION: Final = Augmentation(
     shift=1, rotation=12, zoom=0.12, shear=0.15, elastic=1.2, smoothness=4.0, at_the_end=0.5
 )
-_SLIGHTLY_BENT: Final = replace(_BENT, shift=2, elastic=0.6, at_the_end=0.25)
+_LIGHT_AUGMENTATION: Final = replace(_STRONG_AUGMENTATION, shift=2, elastic=0.6, at_the_end=0.25)
 
 _RECIPES: Final = {
     # Label smoothing adds 0.0010 to the accuracy. It is small because it makes the model underconfident.
@@ -109,7 +109,7 @@ _RECIPES: Final = {
         warm_up=0.05,
         averaging=0.999,
         held_out=1 / 12,
-        augmentation=_BENT,
+        augmentation=_STRONG_AUGMENTATION,
     ),
     ("cnn", "quick"): Recipe(
         architecture="cnn",
@@ -128,7 +128,7 @@ _RECIPES: Final = {
         weight_decay=0.01,
         averaging=0.999,
         held_out=1 / 12,
-        augmentation=_SLIGHTLY_BENT,
+        augmentation=_LIGHT_AUGMENTATION,
     ),
 }
 
@@ -139,4 +139,4 @@ def recipe_for(architecture: str, profile: str, *, seed: int) -> Recipe:
         return replace(_RECIPES[architecture, profile], seed=seed)
     except KeyError:
         known = ", ".join(f"{name} {length}" for name, length in _RECIPES)
-        raise UserError(f"There is no recipe {architecture} {profile}: there are {known}.") from None
+        raise UserError(f"There is no recipe {architecture} {profile}. The recipes are: {known}.") from None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
@@ -45,28 +45,28 @@ from jobs.store_identity import check_store
 from worker.context import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
-from worker.learning.evaluation import Evaluated, evaluate, evaluate_champion
+from worker.learning.evaluation import evaluate, evaluate_champion
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
 from worker.predicting.classifier import Classifier
 from worker.predicting.time_limit import time_ran_out
-from worker.retry import log_retry, retry
+from worker.retry import retry
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Pauses before an operation that needs a service is retried: a restarting database needs seconds, while a
-#: repeated training takes minutes or hours.
-_AGAIN_SECONDS: Final = (0.5, 2.0, 5.0, 10.0)
+#: Pauses, in seconds, before an operation that needs a service is retried: a restarting database needs
+#: seconds, while a repeated training takes minutes or hours.
+_RETRY_PAUSES: Final = (0.5, 2.0, 5.0, 10.0)
 
 #: Additional retries at the last pause once the model is trained, because giving up would waste the training.
 #: Together they last longer than a lease without a heartbeat.
-_INSISTS: Final = 6
+_EXTRA_RETRIES: Final = 6
 
 #: The minimum number of training images: one to learn from and one to hold out.
-_FEWEST_IMAGES: Final = 2
+_MIN_IMAGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def begin_run(
             request_run(connection, run_id, recipe=recipe.to_json())
             claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
     if claim is None:
-        raise RunLost(f"Training run {run_id} was taken by somebody else.")
+        raise RunLost(f"Another trainer has claimed training run {run_id}.")
     return claim
 
 
@@ -112,146 +112,162 @@ def retrain(
     RunLost if the run was cancelled or taken for dead. Any other error, such as DataUnavailable or
     Unavailable, is recorded in the run's row and raised.
     """
-    with closing(Ledger(settings.ledger)) as ledger, Heartbeat(settings, claim) as heartbeat:
+    with (
+        closing(Ledger(settings.ledger)) as ledger,
+        Heartbeat(settings, claim) as heartbeat,
+        _failure_recorded(ledger, claim),
+    ):
+        store = Store(settings.store)
+        retry(lambda: check_store(ledger, store), _RETRY_PAUSES)
+        recipe = Recipe.from_json(claim.recipe)
+
+        # the data, and all corrections
+        data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
+        dataset = _with_corrections(data, ledger, store, settings, heartbeat)
+
+        # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
+        fingerprint, description = dataset.fingerprint, _description(dataset, recipe)
+
+        def describe() -> None:
+            with ledger.transaction() as connection:
+                describe_data(
+                    connection, claim, source=dataset.source, fingerprint=fingerprint, data=description
+                )
+
+        retry(describe, _RETRY_PAUSES)
+        logger.info("training run %s: begins, on %s images", claim.run_id, f"{len(dataset.train_images):,}")
+
+        # the training
+        def batch_done(epoch: int, done: int, total: int) -> None:
+            heartbeat.check()
+            on_batch(epoch, done, total)
+
+        epochs = _EpochWriter(ledger, claim)
+
+        def epoch_done(result: EpochResult) -> None:
+            epochs.add(result)
+            on_epoch(result)
+
+        trained = train(dataset, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
+
+        # the evaluation: the model is read back from its file by the code that will serve it
+        # The temporary folder is in the cache: nothing is written outside the state folder.
+        with folder_for_now(settings.cache_dir, "training-") as folder:
+            path = folder / "model.keras"
+            save(trained, path)
+            classifier = Classifier.load(path, dataset.classes, MNIST_INPUT)
+            classifier.warm_up()
+            evaluated = evaluate(classifier, dataset.test_images, dataset.test_labels)
+            heartbeat.check()
+            file = path.read_bytes()
         try:
-            return _retrain(
-                claim,
-                data,
+            _retry_longer(lambda: evaluate_champion(ledger, store, settings.cache_dir, dataset))
+        except (ModelRefused, Unavailable) as error:
+            if time_ran_out(error):
+                raise
+            # The new model is still registered; the gate then reports that the two cannot be compared.
+            logger.warning("the champion cannot be evaluated: %s", error)
+        heartbeat.check()
+
+        # the registry: file and hash first
+        model = _retry_longer(
+            lambda: register_model(
                 ledger,
-                heartbeat,
-                settings=settings,
-                replace=replace,
-                on_batch=on_batch,
-                on_epoch=on_epoch,
+                store,
+                file,
+                architecture=recipe.architecture,
+                classes=dataset.classes,
+                input_spec=MNIST_INPUT,
+                accuracy=evaluated.evaluation.accuracy,
+                metrics={
+                    "data": dataset.source,
+                    "run": claim.run_id,
+                    "precision": precision(recipe.architecture),
+                },
             )
-        except RunLost:
-            raise
-        except (KeyboardInterrupt, SystemExit):
-            _end(ledger, claim, RunState.INTERRUPTED, "its trainer was told to stop")
-            raise
-        except BaseException as error:
-            _end(ledger, claim, RunState.FAILED, _words_of(error))
-            raise
+        )
+
+        # the verdict and the promotion, in one transaction
+        evaluation_fingerprint = dataset.evaluation_fingerprint
+
+        def conclude() -> str:
+            try:
+                with ledger.transaction() as connection:
+                    epochs.write(connection)
+                    save_evaluation(
+                        connection,
+                        model.id,
+                        evaluation_fingerprint,
+                        evaluated.evaluation,
+                        evaluated.answers.tobytes(),
+                    )
+                    verdict = judge_and_promote(
+                        connection,
+                        settings.gate_limits,
+                        model.id,
+                        how="retrain",
+                        run_id=claim.run_id,
+                        force=recipe.force,
+                        replace=replace,
+                        data_fingerprint=evaluation_fingerprint,
+                    )
+                    finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
+            except RunLost:
+                with ledger.reading() as connection:
+                    if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
+                        return get_run(connection, claim.run_id).verdict or ""
+                raise
+            return verdict.reason
+
+        reason = _retry_longer(conclude)
+        logger.info(
+            "training run %s: %s (model %s)", claim.run_id, reason, model.id, extra={"model": model.id}
+        )
+
+        def reload_model() -> Model:
+            with ledger.reading() as connection:
+                return get_model(connection, model.id)
+
+        return Retrained(claim.run_id, _retry_longer(reload_model), reason)
 
 
-def _retrain(
-    claim: RunClaim,
-    given: mnist.Mnist | None,
-    ledger: Ledger,
-    heartbeat: Heartbeat,
-    *,
-    settings: Settings,
-    replace: bool,
-    on_batch: Callable[[int, int, int], None],
-    on_epoch: Callable[[EpochResult], None],
-) -> Retrained:
-    store = Store(settings.store)
-    _patiently(lambda: check_store(ledger, store))
-    recipe = Recipe.from_json(claim.recipe)
-
-    # the data: the given data or MNIST, and all corrections
-    data = given or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
-    data = add_corrections(
+def _with_corrections(
+    data: mnist.Mnist, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
+) -> mnist.Mnist:
+    """Add all corrections to the data. Raises DataUnavailable if these are too few images to train with."""
+    dataset = add_corrections(
         data,
         ledger,
         store,
         settings.image_limits,
         MNIST_INPUT,
-        pauses=_AGAIN_SECONDS,
+        pauses=_RETRY_PAUSES,
         check=heartbeat.check,
     )
-
-    if len(data.train_images) < _FEWEST_IMAGES or not data.before_corrections:
+    if len(dataset.train_images) < _MIN_IMAGES or not dataset.before_corrections:
         raise DataUnavailable(
-            f"There are too few images to train with: {len(data.train_images)}, and it takes "
-            f"{_FEWEST_IMAGES} at least, one to learn from and one that is held out. Name a folder with more "
-            "of them in LABELMILL_MNIST_DIR."
+            f"Training needs at least {_MIN_IMAGES} images, one to learn from and one to hold out, but there "
+            f"are {len(dataset.train_images)}. Set LABELMILL_MNIST_DIR to a folder with more."
         )
+    return dataset
 
-    # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
-    fingerprint, description = data.fingerprint, _description(data, recipe)
 
-    def describe() -> None:
-        with ledger.transaction() as connection:
-            describe_data(connection, claim, source=data.source, fingerprint=fingerprint, data=description)
-
-    _patiently(describe)
-    logger.info("training run %s: begins, on %s images", claim.run_id, f"{len(data.train_images):,}")
-
-    # the training
-    def batch_done(epoch: int, done: int, total: int) -> None:
-        heartbeat.check()
-        on_batch(epoch, done, total)
-
-    epochs = _Epochs(ledger, claim)
-
-    def epoch_done(result: EpochResult) -> None:
-        epochs.add(result)
-        on_epoch(result)
-
-    trained = train(data, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
-
-    # the evaluation: the model is read back from its file by the code that will serve it
-    # The temporary folder is in the cache: nothing is written outside the state folder.
-    with folder_for_now(settings.cache_dir, "training-") as folder:
-        path = folder / "model.keras"
-        save(trained, path)
-        classifier = Classifier.load(path, data.classes, MNIST_INPUT)
-        classifier.warm_up()
-        evaluated = evaluate(classifier, data.test_images, data.test_labels)
-        heartbeat.check()
-        file = path.read_bytes()
+@contextmanager
+def _failure_recorded(ledger: Ledger, claim: RunClaim) -> Iterator[None]:
+    """Record in the run's row why the enclosed code failed, unless the run was lost."""
     try:
-        _insistently(
-            lambda: evaluate_champion(ledger, store, settings.cache_dir, data, on_begin=lambda _: None)
-        )
-    except (ModelRefused, Unavailable) as error:
-        if time_ran_out(error):
-            raise
-        # The new model is still registered; the gate then reports that the two cannot be compared.
-        logger.warning("the champion cannot be evaluated: %s", error)
-    heartbeat.check()
-
-    # the registry: file and hash first
-    model = _insistently(
-        lambda: register_model(
-            ledger,
-            store,
-            file,
-            architecture=recipe.architecture,
-            classes=data.classes,
-            input_spec=MNIST_INPUT,
-            accuracy=evaluated.evaluation.accuracy,
-            metrics={
-                "data": data.source,
-                "run": claim.run_id,
-                "precision": precision(recipe.architecture),
-            },
-        )
-    )
-
-    # the verdict and the promotion, in one transaction
-    reason = _conclude(
-        ledger,
-        claim,
-        epochs,
-        model,
-        evaluated,
-        settings=settings,
-        data_fingerprint=data.evaluation_fingerprint,
-        force=recipe.force,
-        replace=replace,
-    )
-    logger.info("training run %s: %s (model %s)", claim.run_id, reason, model.id, extra={"model": model.id})
-
-    def as_it_is_now() -> Model:
-        with ledger.reading() as connection:
-            return get_model(connection, model.id)
-
-    return Retrained(claim.run_id, _insistently(as_it_is_now), reason)
+        yield
+    except RunLost:
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        _record_end(ledger, claim, RunState.INTERRUPTED, "its trainer was stopped")
+        raise
+    except BaseException as error:
+        _record_end(ledger, claim, RunState.FAILED, _reason_for(error))
+        raise
 
 
-class _Epochs:
+class _EpochWriter:
     """Write epochs to the ledger as they finish.
 
     They are only informative, so a failed write must not end the training: an epoch that cannot be written is
@@ -282,17 +298,9 @@ class _Epochs:
             add_epoch(connection, self._claim, asdict(result))
 
 
-def _patiently(do: Callable[[], T]) -> T:
-    """Return what `do` returns, retrying it if a service is unavailable.
-
-    `do` must be safe to repeat. Raises Unavailable after the last retry.
-    """
-    return retry(do, _AGAIN_SECONDS, on_failure=log_retry)
-
-
-def _insistently(do: Callable[[], T]) -> T:
-    """Retry as `_patiently` does, but for longer: the model is trained already."""
-    return retry(do, _AGAIN_SECONDS + _AGAIN_SECONDS[-1:] * _INSISTS, on_failure=log_retry)
+def _retry_longer(do: Callable[[], T]) -> T:
+    """Retry for longer than before the training: the model is trained already."""
+    return retry(do, _RETRY_PAUSES + _RETRY_PAUSES[-1:] * _EXTRA_RETRIES)
 
 
 def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
@@ -309,63 +317,13 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _conclude(
-    ledger: Ledger,
-    claim: RunClaim,
-    epochs: _Epochs,
-    model: Model,
-    evaluated: Evaluated,
-    *,
-    settings: Settings,
-    data_fingerprint: str,
-    force: bool,
-    replace: bool,
-) -> str:
-    """Record the evaluation, judge and promote the model, and return the verdict's reason.
-
-    If the connection breaks during COMMIT, the run's row shows whether it went through. Raises RunLost,
-    Unavailable.
-    """
-
-    def conclude() -> str:
-        try:
-            with ledger.transaction() as connection:
-                epochs.write(connection)
-                save_evaluation(
-                    connection,
-                    model.id,
-                    data_fingerprint,
-                    evaluated.evaluation,
-                    evaluated.answers.tobytes(),
-                )
-                verdict = judge_and_promote(
-                    connection,
-                    settings.gate_limits,
-                    model.id,
-                    how="retrain",
-                    run_id=claim.run_id,
-                    force=force,
-                    replace=replace,
-                    data_fingerprint=data_fingerprint,
-                )
-                finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
-        except RunLost:
-            with ledger.reading() as connection:
-                if was_finished_by(connection, claim):  # an earlier COMMIT had gone through
-                    return get_run(connection, claim.run_id).verdict or ""
-            raise
-        return verdict.reason
-
-    return _insistently(conclude)
-
-
-def _end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
+def _record_end(ledger: Ledger, claim: RunClaim, state: RunState, error: str) -> None:
     # If the ledger is unavailable, the lease runs out. If the run was lost, its row already says why.
     with suppress(Unavailable, RunLost), ledger.transaction() as connection:
         fail_run(connection, claim, error, state=state)
 
 
-def _words_of(error: BaseException) -> str:
+def _reason_for(error: BaseException) -> str:
     if time_ran_out(error):
-        return "it took longer than a training may"
+        return "it exceeded the time limit for a training run"
     return str(error) if isinstance(error, LabelmillError) else repr(error)

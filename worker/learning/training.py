@@ -28,10 +28,10 @@ from worker.predicting.decode import prepare_arrays
 from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
 
 #: Batch size for the held-out images.
-_LOOK_BATCH: Final = 1000
+_VALIDATION_BATCH: Final = 1000
 
 #: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
-_AT_THE_END: Final = 0.2
+_FINAL_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,45 +65,47 @@ def train(
     ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
-    dice = np.random.default_rng(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
 
     images = prepare_arrays(data.train_images, spec)
     labels = data.train_labels.astype(np.int32)
     shift = recipe.augmentation.shift if recipe.augmentation else 0
-    seen = views(images, shift)
-    own = data.before_corrections
-    held_out, learnt = np.split(dice.permutation(own), [recipe.held_out_of(own)])
+    shifted = shifted_views(images, shift)
+    uncorrected = data.before_corrections
+    held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
     # Corrected images are never held out: people labelled them so that the model learns from them.
-    learnt = np.append(learnt, np.arange(own, len(labels)))
+    learnt = np.append(learnt, np.arange(uncorrected, len(labels)))
 
     finished = build(recipe.architecture, spec, len(data.classes))
-    model = quick_to_train(finished, precision(recipe.architecture))
+    model = make_training_copy(finished, precision(recipe.architecture))
     steps = -(-len(learnt) // recipe.batch_size)
-    optimizer = keras.optimizers.AdamW(_rate(recipe, steps * recipe.epochs), weight_decay=recipe.weight_decay)
+    optimizer = keras.optimizers.AdamW(
+        _learning_rate(recipe, steps * recipe.epochs), weight_decay=recipe.weight_decay
+    )
     optimizer.build(model.trainable_variables)
     averaged = finished if recipe.averaging else model
-    step = one_step(model, averaged, optimizer, recipe, spec)
+    step = make_train_step(model, averaged, optimizer, recipe, spec)
 
     for epoch in range(1, recipe.epochs + 1):
         started = time.monotonic()
-        loss = hits = 0.0
+        loss = correct = 0.0
         # Batch sizes differ by at most one. A small remainder batch would spoil the `cnn`: a tenth of its
         # moving averages comes from the last batch, which could be a single image.
-        for number, chosen in enumerate(np.array_split(dice.permutation(learnt), steps)):
-            down, right = dice.integers(2 * shift + 1, size=(2, len(chosen)))
+        for number, chosen in enumerate(np.array_split(rng.permutation(learnt), steps)):
+            down, right = rng.integers(2 * shift + 1, size=(2, len(chosen)))
             done = (epoch - 1) * steps + number
             seed = np.array((recipe.seed, done), np.int32)
-            share = share_of_distortion(recipe, done / (steps * recipe.epochs))
-            batch_loss, batch_hits = step(seen[chosen, down, right], labels[chosen], seed, share)
+            share = distortion_share(recipe, done / (steps * recipe.epochs))
+            batch_loss, batch_correct = step(shifted[chosen, down, right], labels[chosen], seed, share)
             # These are tensors: reading their values here would wait for the step.
-            loss, hits = loss + batch_loss, hits + batch_hits
+            loss, correct = loss + batch_loss, correct + batch_correct
             if on_batch:
                 on_batch(epoch, number + 1, steps)
-        val_loss, val_accuracy = _look(averaged, images[held_out], labels[held_out])
+        val_loss, val_accuracy = _validate(averaged, images[held_out], labels[held_out])
         result = EpochResult(
             epoch=epoch,
             loss=float(loss) / len(learnt),
-            accuracy=float(hits) / len(learnt),
+            accuracy=float(correct) / len(learnt),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=time.monotonic() - started,
@@ -111,8 +113,8 @@ def train(
         # If the last step of an epoch spoils the weights, only the validation loss shows it.
         if not math.isfinite(result.loss) or (len(held_out) and not math.isfinite(val_loss)):
             raise TrainingDiverged(
-                f"The training diverged: after epoch {epoch} its loss is not a number any more. Another seed "
-                "may do; where it does not, look at what is wrong with the images or their labels."
+                f"The training diverged: its loss is not finite after epoch {epoch}. Try another seed; if it "
+                "diverges again, check the images and their labels."
             )
         if on_epoch:
             on_epoch(result)
@@ -206,7 +208,7 @@ def precision(architecture: str) -> str:
     return "bfloat16" if architecture == "cnn" and multiplies_bfloat16() else "float32"
 
 
-def quick_to_train(model: keras.Model, precision: str) -> keras.Model:
+def make_training_copy(model: keras.Model, precision: str) -> keras.Model:
     """Return a copy of a network that trains faster: convolutions in `precision`, fused normalisation.
 
     The copy has the same weights. Never save it: its file could not be loaded without this module.
@@ -227,7 +229,7 @@ def quick_to_train(model: keras.Model, precision: str) -> keras.Model:
     return copy
 
 
-def _rate(recipe: Recipe, steps: int) -> Any:
+def _learning_rate(recipe: Recipe, steps: int) -> Any:
     """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017)."""
     if recipe.schedule == "constant":
         return recipe.learning_rate
@@ -245,17 +247,17 @@ def _rate(recipe: Recipe, steps: int) -> Any:
     return OneCycle()
 
 
-def share_of_distortion(recipe: Recipe, done: float) -> np.float32:
+def distortion_share(recipe: Recipe, done: float) -> np.float32:
     """Return the share of the distortion, 0 to 1, after the share `done` of the training.
 
     At the end the network should see digits nearly as they are, because what it learns last stays. Earlier,
     less distortion would make it memorise its training images.
     """
     end = recipe.augmentation.at_the_end if recipe.augmentation else 1.0
-    return np.float32(1.0 if done < 1 - _AT_THE_END else end)
+    return np.float32(1.0 if done < 1 - _FINAL_SHARE else end)
 
 
-def one_step(
+def make_train_step(
     model: keras.Model, averaged: keras.Model, optimizer: Any, recipe: Recipe, spec: InputSpec
 ) -> Callable[..., Any]:
     """Return a training step as one graph: distort, predict, learn, average.
@@ -264,7 +266,7 @@ def one_step(
     the distortion, float32. It returns the batch's summed loss and its number of correct answers.
     """
     distort = None
-    if recipe.augmentation is not None and recipe.augmentation.bends:
+    if recipe.augmentation is not None and recipe.augmentation.distorts:
         distort = distorter(recipe.augmentation, spec.height, spec.width)
     classes = model.output_shape[-1]
 
@@ -299,25 +301,25 @@ def one_step(
     return graph
 
 
-def views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
+def shifted_views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
     """Return a view of the images shifted by up to `shift` pixels in each direction.
 
     It is uint8 (n, 2 * shift + 1, 2 * shift + 1, *image shape), over one copy of the images with a black
     border. Indexing a batch in it shifts each image independently at no additional cost.
     """
     border = ((0, 0), (shift, shift), (shift, shift), *(((0, 0),) * (images.ndim - 3)))
-    views = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
+    windows = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
     # In colour images, the window's axes come after the channels: move the channels to the end.
-    return views if images.ndim == 3 else np.moveaxis(views, 3, -1)
+    return windows if images.ndim == 3 else np.moveaxis(windows, 3, -1)
 
 
-def _look(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:
+def _validate(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:
     """Return the mean loss, in nats, and the accuracy on the held-out images; NaN if there are none."""
     if not len(labels):
         return math.nan, math.nan
     parts = [
-        model(images[start : start + _LOOK_BATCH], training=False).numpy()
-        for start in range(0, len(labels), _LOOK_BATCH)
+        model(images[start : start + _VALIDATION_BATCH], training=False).numpy()
+        for start in range(0, len(labels), _VALIDATION_BATCH)
     ]
     scores = np.concatenate(parts)
     chosen = scores[np.arange(len(labels)), labels]

@@ -21,6 +21,7 @@ from jobs.model import InputSpec
 from jobs.outcomes import Outcomes
 from jobs.payloads import Content
 from jobs.references import Reference, Roots
+from jobs.settings import Settings
 from worker.predicting import decode, fast_png
 from worker.predicting.deadline import Deadline
 from worker.predicting.timings import Timings
@@ -34,7 +35,7 @@ _WINDOW_IMAGES: Final = 4_096
 _WINDOW_BYTES: Final = 64 * 1024 * 1024
 
 #: References that a thread fetches per task: each task costs as much as reading a small local file.
-_FETCHED_IN_A_ROW: Final = 64
+_REFERENCES_PER_TASK: Final = 64
 
 Fetched = bytes | ImageError | Unavailable
 
@@ -46,12 +47,12 @@ def fetch_references(
     *,
     max_bytes: int,
     seconds: float,
-    apart: bool = False,
+    one_per_task: bool = False,
 ) -> list[Fetched]:
     """Return each image's bytes or error, in order; references are fetched concurrently.
 
     An image that cannot be reached now, or not within `seconds`, is represented by an Unavailable. With
-    `apart`, each reference is a task of its own, so that an unanswered one does not delay others.
+    `one_per_task`, a reference without an answer does not delay others.
     """
     no_answer = Unavailable(f"There was no answer within {seconds:.3g} s.")
     found: list[Fetched] = [no_answer if isinstance(each, Reference) else each for each in contents]
@@ -64,7 +65,7 @@ def fetch_references(
                 found[place] = error
 
     references = [(place, each) for place, each in enumerate(contents) if isinstance(each, Reference)]
-    step = 1 if apart else min(_FETCHED_IN_A_ROW, 1 + len(references) // 16)
+    step = 1 if one_per_task else min(_REFERENCES_PER_TASK, 1 + len(references) // 16)
     parts = [references[start : start + step] for start in range(0, len(references), step)]
     done, _ = wait([threads.submit(fetch, part) for part in parts], timeout=seconds)
     for each in done:
@@ -108,9 +109,7 @@ def classify_images(
     names: Sequence[str],
     contents: Sequence[bytes | ImageError],
     classifier: Classifier,
-    *,
-    limits: ImageLimits,
-    image_seconds: float,
+    settings: Settings,
     timings: Timings,
 ) -> Outcomes:
     """Return one outcome for each image, in order.
@@ -127,24 +126,16 @@ def classify_images(
     for start in range(0, len(contents), window):
         part = contents[start : start + window]
         with timings.timed("decode"):
-            pixels, failed = decode_many(part, classifier.spec, limits, image_seconds=image_seconds)
+            pixels, failed = decode_many(
+                part, classifier.spec, settings.image_limits, image_seconds=settings.image_seconds
+            )
         with timings.timed("predict"):
             found = classifier.predict(pixels)
             labels += classes[found.class_index].tolist()
             confidences += found.confidence.astype("float64").round(CONFIDENCE_DIGITS).tolist()
         for place in np.flatnonzero(found.class_index < 0).tolist():
-            errors[start + place] = ImageError(ErrorCode.MODEL_ERROR, "no probability came out")
+            errors[start + place] = ImageError(ErrorCode.MODEL_ERROR, "the model returned no probabilities")
         errors.update((start + place, error) for place, error in failed.items())
-    return with_errors(names, labels, confidences, errors)
-
-
-def with_errors(
-    names: Sequence[str],
-    labels: list[str | None],
-    confidences: list[float | None],
-    errors: dict[int, ImageError],
-) -> Outcomes:
-    """Return outcomes in which the images at the positions in `errors` have an error instead of a label."""
     if not errors:
         return Outcomes(names, labels, confidences)
     codes: list[str | None] = [None] * len(names)

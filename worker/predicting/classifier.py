@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
 from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
-from worker.predicting.tensorflow_runtime import configure_threads, keras, set_threads, tf
+from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 
@@ -27,7 +27,7 @@ __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
 # On one core, the 784-512-512-10 network takes 17 us per image in batches of 256, 16 in 512, 14 in 2048.
 BATCH: Final = 512
 
-# The smallest batch, for a single image that somebody waits for: it takes 0.8 ms, against 7.6 ms in 512.
+# The smallest batch, for a single image that a user waits for: it takes 0.8 ms, against 7.6 ms in 512.
 SMALL_BATCH: Final = 32
 
 # For fewer images than BATCH, and for pictures that are too large for it.
@@ -50,11 +50,16 @@ _SUM_TOLERANCE: Final = 0.01
 class Predictions:
     """The predictions for n images, in their order."""
 
-    #: int64, shape (n,): the label's index in the model's classes; -1 if the model's output was not a
-    #: probability distribution (NaN, infinity, a negative number, a wrong sum).
+    #: int64, shape (n,): the label's index in the model's classes; -1 if the model gave no probabilities.
     class_index: npt.NDArray[np.int64]
     #: float32, shape (n,): the probability of that class, 0 to 1; 0 if the index is -1.
     confidence: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, probabilities: npt.NDArray[np.float32]) -> Self:
+        """Return the most probable classes. `probabilities` are those of `Classifier.probabilities`."""
+        confidence = np.minimum(probabilities.max(axis=1), 1.0)
+        return cls(np.where(confidence > 0, probabilities.argmax(axis=1), -1), confidence)
 
 
 class Classifier:
@@ -72,7 +77,7 @@ class Classifier:
 
         has_channel = len(model.inputs[0].shape) > len(spec.shape) + 1
 
-        def run(pixels: Any) -> tuple[Any, Any]:
+        def run(pixels: Any) -> Any:
             if has_channel:
                 pixels = pixels[..., tf.newaxis]
             scores = tf.cast(model(pixels, training=False), tf.float32)
@@ -80,36 +85,22 @@ class Classifier:
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
                 tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
             )
-            return scores, sound
-
-        def answer(pixels: Any) -> tuple[Any, Any]:
-            scores, sound = run(pixels)
-            best = tf.argmax(scores, axis=1, output_type=tf.int64)
-            confidence = tf.minimum(tf.reduce_max(scores, axis=1), 1.0)
-            return tf.where(sound, best, -1), tf.where(sound, confidence, 0.0)
-
-        def distribution(pixels: Any) -> Any:
-            scores, sound = run(pixels)
             return tf.where(sound[:, tf.newaxis], scores, 0.0)
 
         # keras.Model.predict() would trace each new shape, and leak memory; these shapes are traced once.
-        def traced(function: Any, size: int) -> Any:
+        def traced(size: int) -> Any:
             signature = [tf.TensorSpec((size, *spec.shape), tf.uint8)]
-            return tf.function(function, input_signature=signature, autograph=False)
+            return tf.function(run, input_signature=signature, autograph=False)
 
-        self._answer = {size: traced(answer, size) for size in self._padded}
-        self._distribution = {size: traced(distribution, size) for size in self._padded}
+        self._run = {size: traced(size) for size in self._sizes}
 
     @classmethod
-    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, threads: int | None = None) -> Self:
+    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec) -> Self:
         """Load a `.keras` file whose SHA-256 the caller has checked.
 
-        `threads` sets TensorFlow's intra-op threads. Raises ModelRefused if the file has another format, does
-        not load safely, or does not fit `spec` and `classes`; Unavailable if there is no memory for the
-        model.
+        Raises ModelRefused if the file has another format, does not load safely, or does not fit `spec` and
+        `classes`; Unavailable if there is no memory for the model.
         """
-        if threads is not None:
-            set_threads(threads)
         return cls(load_model(path), classes, spec)
 
     def warm_up(self) -> None:
@@ -118,41 +109,34 @@ class Classifier:
         Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it or has no
         memory for it.
         """
-        with blaming_no_image():
+        with translated_model_errors():
             for batch in self._padded.values():
                 self.predict(batch)
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Predictions:
         """Classify uint8 pixels of shape (n, *spec.shape). Return n predictions in the same order.
 
-        Raises ValueError for other shapes and types, Unavailable if there is no memory for a batch,
-        ModelRefused if the model returns a wrong number of rows, and TensorFlow's errors for pixels that it
-        cannot process.
+        Raises what `probabilities` raises.
         """
-        with _noticing_no_memory():
-            count = len(pixels)
-            class_index = np.empty(count, np.int64)
-            confidence = np.empty(count, np.float32)
-            for start, size, batch in self._batches(pixels):
-                # .numpy() waits for the result, because TensorFlow may read the reused buffer in place.
-                best, likely = (tensor.numpy() for tensor in self._answer[len(batch)](batch))
-                if best.shape != (len(batch),):
-                    raise ModelRefused(f"the model answered {len(best)} rows for {len(batch)} images")
-                class_index[start : start + size] = best[:size]
-                confidence[start : start + size] = likely[:size]
-            return Predictions(class_index, confidence)
+        return Predictions.of(self.probabilities(pixels))
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the probability of each class, float32 (n, number of classes).
+        """Return the probability of each class, float32 (n, number of classes), in the order of `pixels`.
 
-        `pixels` is as for `predict`. An image for which `predict` gives no label has a row of zeros.
-        Evaluation needs all probabilities, prediction only the highest. Raises what `predict` raises.
+        An image has a row of zeros if the model's output for it was not a probability distribution (NaN,
+        infinity, a negative number, a wrong sum). `pixels` is as for `predict`. Raises ValueError for other
+        shapes and types, Unavailable if there is no memory for a batch, ModelRefused if the model returns a
+        wrong number of rows, and TensorFlow's errors for pixels that it cannot process.
         """
-        with _noticing_no_memory():
-            answers = np.empty((len(pixels), len(self.classes)), np.float32)
+        with _translated_memory_errors():
+            found = np.empty((len(pixels), len(self.classes)), np.float32)
             for start, size, batch in self._batches(pixels):
-                answers[start : start + size] = self._distribution[len(batch)](batch).numpy()[:size]
-            return answers
+                # .numpy() waits for the result, because TensorFlow may read the reused buffer in place.
+                rows = self._run[len(batch)](batch).numpy()
+                if len(rows) != len(batch):
+                    raise ModelRefused(f"the model returned {len(rows)} rows for {len(batch)} images")
+                found[start : start + size] = rows[:size]
+            return found
 
     def _batches(self, pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """Yield the index of a batch's first image, its number of images, and the batch, of a fixed size."""
@@ -190,9 +174,9 @@ def load_model(path: Path) -> keras.Model:
     memory for it.
     """
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
-        raise ModelRefused(f"{path.name} is not a .keras file, the one format that is loaded")
+        raise ModelRefused(f"{path.name} is not a .keras file, the only format that is loaded")
     try:
-        with _noticing_no_memory():
+        with _translated_memory_errors():
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (SoftTimeLimitExceeded, Unavailable):
         raise
@@ -203,8 +187,8 @@ def load_model(path: Path) -> keras.Model:
 
 
 @contextmanager
-def blaming_no_image() -> Iterator[None]:
-    """Convert errors of a computation for which no image can be at fault.
+def translated_model_errors() -> Iterator[None]:
+    """Translate the errors of a computation for which no image can be at fault.
 
     Raises ModelRefused if the model cannot be run, Unavailable if this machine cannot run it.
     """
@@ -224,7 +208,7 @@ def blaming_no_image() -> Iterator[None]:
 
 
 @contextmanager
-def _noticing_no_memory() -> Iterator[None]:
+def _translated_memory_errors() -> Iterator[None]:
     """Raise Unavailable if there is no memory for the model or its computations.
 
     No image is at fault: every batch of a size takes the same memory, and a retry may succeed.
@@ -243,7 +227,7 @@ def input_spec_of(
     If `invert` is left out, a network with MNIST's input shape inverts pictures as for MNIST, and any other
     never does. Raises ModelRefused if the network does not take grey or RGB pictures of one size.
     """
-    _check_ends(model)
+    _check_one_input_and_output(model)
     match tuple(model.inputs[0].shape):
         case (None, int(height), int(width)) | (None, int(height), int(width), 1):
             spec = InputSpec(width=width, height=height, mode="L", resampling=resampling)
@@ -251,7 +235,7 @@ def input_spec_of(
             spec = InputSpec(width=width, height=height, mode="RGB", resampling=resampling)
         case other:
             raise ModelRefused(
-                f"the model takes {other}, not pictures of one size: (None, height, width) or "
+                f"the model's input is {other}, not pictures of one size: (None, height, width) or "
                 "(None, height, width, 1) for grey ones, (None, height, width, 3) for RGB"
             )
     if invert is None:
@@ -265,7 +249,7 @@ def _batch_sizes(picture_bytes: int) -> tuple[int, ...]:
     return (SMALL_BATCH, *(size for size in larger if size * picture_bytes <= _BATCH_BYTES))
 
 
-def _check_ends(model: keras.Model) -> None:
+def _check_one_input_and_output(model: keras.Model) -> None:
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:
         raise ModelRefused("the model must have one input and one output")
@@ -276,9 +260,9 @@ def _check_shapes(model: keras.Model, classes: Sequence[str], spec: InputSpec) -
 
     The shape of grey pictures may also be (height, width, 1).
     """
-    _check_ends(model)
+    _check_one_input_and_output(model)
     takes, answers = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
     if takes != (None, *spec.shape) and not (spec.mode == "L" and takes == (None, *spec.shape, 1)):
-        raise ModelRefused(f"the model takes {takes}, not {(None, *spec.shape)}")
+        raise ModelRefused(f"the model's input is {takes}, not {(None, *spec.shape)}")
     if answers != (None, len(classes)):
-        raise ModelRefused(f"the model answers {answers}, not one of {len(classes)} classes")
+        raise ModelRefused(f"the model's output is {answers}, not one of {len(classes)} classes")

@@ -10,7 +10,7 @@ from typing import Final, Self
 from jobs.errors import ErrorCode, ImageError
 
 #: Number of alarms within the time limit of one image: an image may exceed its limit by two intervals.
-_RINGS: Final = 4
+_ALARMS: Final = 4
 
 
 class Deadline:
@@ -28,7 +28,7 @@ class Deadline:
         self._seconds = seconds
         self._decoding = False
         self._image = 0
-        self._seen = 0  # the image at the latest alarm, and the CPU time when an alarm first found it
+        self._seen = 0  # the image at the latest alarm, and the CPU time when an alarm first saw it
         self._seen_at = 0.0
 
     def begin(self) -> None:
@@ -41,17 +41,17 @@ class Deadline:
         self._decoding = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGALRM, self._ring)
-        each = self._seconds / _RINGS
-        self._before_it = signal.setitimer(signal.ITIMER_REAL, each, each)
+        self._previous_handler = signal.signal(signal.SIGALRM, self._on_alarm)
+        interval = self._seconds / _ALARMS
+        self._previous_timer = signal.setitimer(signal.ITIMER_REAL, interval, interval)
         return self
 
     def __exit__(self, *_: object) -> None:
         # Restore the previous timer: this may be nested in the decoding of another chunk.
-        signal.setitimer(signal.ITIMER_REAL, *self._before_it)
-        signal.signal(signal.SIGALRM, self._before)
+        signal.setitimer(signal.ITIMER_REAL, *self._previous_timer)
+        signal.signal(signal.SIGALRM, self._previous_handler)
 
-    def _ring(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
         if not self._decoding:
             return
         computed = time.thread_time()

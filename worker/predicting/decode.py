@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # about unused metadata, for
 # Errors that Pillow's decoders raise on broken bytes, according to their source. Not simply Exception: a time
 # limit or a shutdown that a signal handler raises during decoding is not the picture's fault. Neither is a
 # MemoryError, which the machine's other load may cause.
-_BROKEN: Final = (
+_PILLOW_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -55,7 +55,7 @@ _METADATA: Final = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.a
 
 # EXIF's tag for the orientation, and the operation that undoes each value.
 _ORIENTATION: Final = 0x0112
-_TURNS: Final = {
+_TRANSPOSES: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,7 +66,7 @@ _TURNS: Final = {
 }
 
 # Modes of more than 8 bits per channel. All are grey.
-_DEEP: Final = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"))
+_DEEP_MODES: Final = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"))
 
 _GREYSCALE, _TRUECOLOUR = 0, 2  # PNG colour types in which tRNS declares one transparent colour
 
@@ -102,8 +102,8 @@ def decode(
         raise ImageError(ErrorCode.TOO_LARGE, f"more than {limits.max_pixels:,} pixels") from error
     except TimeoutError:  # an OSError, but never one of Pillow's
         raise
-    except _BROKEN as error:
-        raise _explain(bytes(data[:HEAD_BYTES]), error, limits) from error
+    except _PILLOW_ERRORS as error:
+        raise _as_image_error(bytes(data[:HEAD_BYTES]), error, limits) from error
 
 
 def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
@@ -115,11 +115,11 @@ def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     """
     image.load()
     if image.info and not _METADATA.isdisjoint(image.info):
-        image = _upright(image)
-    if image.mode in _DEEP:
+        image = _apply_orientation(image)
+    if image.mode in _DEEP_MODES:
         image = _to_8_bits(image)
     elif (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey picture has none
-        image = _over_white(image)
+        image = _flatten_on_white(image)
     if image.mode != spec.mode:
         image = image.convert(spec.mode)
     if image.size != (spec.width, spec.height):
@@ -147,7 +147,7 @@ def prepare_arrays(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArra
     return prepared
 
 
-def _explain(head: bytes, error: Exception, limits: ImageLimits) -> ImageError:
+def _as_image_error(head: bytes, error: Exception, limits: ImageLimits) -> ImageError:
     """Return the image error for a picture that begins with `head` and could not be decoded."""
     if name := decoded_format(head):
         if name not in limits.formats:
@@ -169,15 +169,15 @@ def _scale_transparency(image: Image.Image, data: bytes | memoryview) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     """Apply the picture's orientation. Unreadable metadata is ignored, because the pixels are intact."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
     except TimeoutError:
         raise
-    except _BROKEN:
+    except _PILLOW_ERRORS:
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -197,7 +197,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _flatten_on_white(image: Image.Image) -> Image.Image:
     """Put a picture with transparency over white. Return mode RGB."""
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
     paper = Image.new("RGB", image.size, "white")

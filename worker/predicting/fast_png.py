@@ -26,21 +26,16 @@ from jobs.model import InputSpec
 _PILLOW: Final[Any] = Image.core  # type: ignore[attr-defined]
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_FIRST: Final = struct.Struct(">8sI4sIIBBBBB")  # signature; length, kind and content of the first part
-_FIRST_BYTES: Final = 13
+_HEADER: Final = struct.Struct(">I4sIIBBBBB")  # of the first part: its length, kind and content
 _COLOUR_TYPES: Final = {"L": 0, "RGB": 2}
-_IDAT_AT: Final = 33  # where the second part begins: after the first one's checksum
-_PART: Final = struct.Struct(">I4s")  # its content's length, its kind
-
+_PIXELS_AT: Final = len(_SIGNATURE) + _HEADER.size + 12  # after a checksum, and IDAT's length and kind
+_END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 #: Minimum number of pictures: undoing filters takes as many calls for a hundred pictures as for thousands.
-_LEAST: Final = 1_000
+_MIN_PICTURES: Final = 1_000
 
 #: Maximum pixels per picture: larger ones are faster one by one, unless they are nearly empty.
-_MOST_PIXELS: Final = 1_024
-
-_PIXELS_AT: Final = _IDAT_AT + 8
-_END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+_MAX_PIXELS: Final = 1_024
 
 #: Filter numbers. Rows with a filter up to _SUB do not depend on the row above.
 _SUB: Final = 1
@@ -51,23 +46,37 @@ _LAST_FILTER: Final = 4
 _OVERHEAD: Final = 64
 
 
+@lru_cache(maxsize=8)
+def _beginning(spec: InputSpec) -> bytes:
+    """Return the first part of a plain PNG for this model, with the signature before it."""
+    part = _HEADER.pack(13, b"IHDR", spec.width, spec.height, 8, _COLOUR_TYPES[spec.mode], 0, 0, 0)
+    return _SIGNATURE + part + zlib.crc32(part[4:]).to_bytes(4, "big")
+
+
+def _end_of_pixels(data: bytes | memoryview, beginning: bytes) -> int:
+    """Return where the compressed pixels of a plain picture end; 0 if it is not plain.
+
+    It is plain if it has `beginning`, then one part of pixels, which begins at _PIXELS_AT, and nothing else.
+    """
+    end = _PIXELS_AT + int.from_bytes(data[_PIXELS_AT - 8 : _PIXELS_AT - 4], "big")
+    is_plain = (
+        data[: _PIXELS_AT - 8] == beginning
+        and data[_PIXELS_AT - 4 : _PIXELS_AT] == b"IDAT"
+        and data[end + 4 : end + 4 + len(_END)] == _END
+    )
+    return end if is_plain else 0
+
+
 def decode_one(data: bytes | memoryview, spec: InputSpec) -> bytes | None:
     """Return the pixels, row by row, if `data` is a plain PNG of the size and mode of `spec`, else None.
 
     `worker.predicting.validation` must have checked its checksums before.
     """
-    if data[: _FIRST.size] != _beginning(spec):
+    end = _end_of_pixels(data, _beginning(spec))
+    if not end:
         return None
     try:
-        length, kind = _PART.unpack_from(data, _IDAT_AT)
-    except struct.error:
-        return None
-    begin = _IDAT_AT + _PART.size
-    end = begin + length
-    if kind != b"IDAT" or data[end + 4 : end + 12] != _END[:8]:
-        return None
-    try:
-        return _decode_pixels(data[begin:end], spec)
+        return _decode_pixels(data[_PIXELS_AT:end], spec)
     except (AttributeError, TypeError):  # another version of Pillow, with other internals
         return None
 
@@ -87,17 +96,10 @@ def _decode_pixels(compressed: bytes | memoryview, spec: InputSpec) -> bytes | N
     return bytes(raw)
 
 
-@lru_cache(maxsize=8)
-def _beginning(spec: InputSpec) -> bytes:
-    """Return the first bytes of a plain PNG for this model."""
-    header = (spec.width, spec.height, 8, _COLOUR_TYPES[spec.mode], 0, 0, 0)
-    return _FIRST.pack(_SIGNATURE, _FIRST_BYTES, b"IHDR", *header)
-
-
-def _takes(spec: InputSpec, limits: ImageLimits) -> bool:
+def _can_batch(spec: InputSpec, limits: ImageLimits) -> bool:
     """Return whether `decode_together` can handle this model's pictures: grey, small, and not tiny."""
     # If the model's size exceeds the limits, each picture gets its own error elsewhere.
-    is_small = spec.width * spec.height <= min(_MOST_PIXELS, limits.max_pixels)
+    is_small = spec.width * spec.height <= min(_MAX_PIXELS, limits.max_pixels)
     return "PNG" in limits.formats and spec.mode == "L" and is_small and spec.width > 2 and spec.height > 2
 
 
@@ -109,19 +111,19 @@ def decode_together(
     The pixels are those of `worker.predicting.decode.decode`. No picture is decoded if there are few, or if
     the model's input is not small and grey.
     """
-    if len(contents) < _LEAST or not _takes(spec, limits):
+    if len(contents) < _MIN_PICTURES or not _can_batch(spec, limits):
         return [], np.empty((0, *spec.shape), np.uint8)
     size = (spec.width + 1) * spec.height
-    most = min(limits.max_bytes, _IDAT_AT + size + _OVERHEAD)
-    first = _first_part(spec)
+    max_bytes = min(limits.max_bytes, _PIXELS_AT + size + _OVERHEAD)
+    beginning = _beginning(spec)
     places: list[int] = []
     unpacked: list[bytes] = []
     for place, content in enumerate(contents):
-        if isinstance(content, bytes) and len(content) <= most:
-            inside = _unpack(content, first)
-            if inside is not None and len(inside) == size:
+        if isinstance(content, bytes) and len(content) <= max_bytes:
+            filtered = _unpack(content, beginning)
+            if filtered is not None and len(filtered) == size:
                 places.append(place)
-                unpacked.append(inside)
+                unpacked.append(filtered)
     rows = np.frombuffer(b"".join(unpacked), np.uint8).reshape(-1, spec.height, spec.width + 1)
     known: npt.NDArray[np.bool_] = np.max(rows[:, :, 0], axis=1) <= _LAST_FILTER
     if not known.all():
@@ -130,17 +132,10 @@ def decode_together(
     return places, _inverted(_unfiltered(rows), spec).reshape(-1, *spec.shape)
 
 
-def _unpack(data: bytes, first: bytes) -> bytes | None:
-    """Return a plain picture's filtered rows.
-
-    Return None unless it begins with `first`, then has one part of pixels, and all checksums are right.
-    """
-    if not data.startswith(first):
-        return None
-    end = _PIXELS_AT + int.from_bytes(data[_IDAT_AT : _IDAT_AT + 4], "big")
-    if data[_IDAT_AT + 4 : _PIXELS_AT] != b"IDAT" or data[end + 4 : end + 16] != _END:
-        return None
-    if zlib.crc32(data[_IDAT_AT + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+def _unpack(data: bytes, beginning: bytes) -> bytes | None:
+    """Return a plain picture's filtered rows, or None if it is not plain or its checksum is wrong."""
+    end = _end_of_pixels(data, beginning)
+    if not end or zlib.crc32(data[_PIXELS_AT - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
         return None
     unpacking = zlib.decompressobj()
     try:
@@ -148,11 +143,6 @@ def _unpack(data: bytes, first: bytes) -> bytes | None:
     except zlib.error:
         return None
     return rows if unpacking.eof and not unpacking.unused_data else None
-
-
-def _first_part(spec: InputSpec) -> bytes:
-    first = _beginning(spec)
-    return first + zlib.crc32(first[12:]).to_bytes(4, "big")
 
 
 def _unfiltered(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -187,7 +177,7 @@ def _steps(kinds: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.int64]]:
     Rows are numbered through all pictures. A row that does not depend on the row above is in no step. `kinds`
     are the filters, uint8 (n, rows).
     """
-    # uint16, so that NumPy's stable sort is a radix sort. No picture has that many rows (`_takes`).
+    # uint16, so that NumPy's stable sort is a radix sort. No picture has that many rows (`_can_batch`).
     numbers = np.arange(kinds.shape[1], dtype=np.uint16)
     latest = np.maximum.accumulate(np.where(kinds <= _SUB, numbers, 0), axis=1)
     waits = (numbers - latest).reshape(-1)

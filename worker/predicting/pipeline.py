@@ -1,7 +1,8 @@
 """Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
 `jobs.ledger.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
-`jobs.ledger.results` records those. `worker.predicting.telemetry` writes the log and traces.
+`jobs.ledger.results` records those. `jobs.ledger.releases` ends a claim without results, and
+`worker.predicting.telemetry` writes the log and traces.
 """
 
 from __future__ import annotations
@@ -13,23 +14,16 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger.claims import (
-    Claim,
-    Reason,
-    claim_next,
-    claimed_as,
-    claimed_under,
-    release_claims,
-    were_finished,
-)
+from jobs.ledger.claims import Claim, claim_next, claimed_as
 from jobs.ledger.control import end_job
+from jobs.ledger.releases import Reason, claimed_under, release_claims
 from jobs.ledger.results import Classified, record_results
-from jobs.outcomes import Outcomes
-from jobs.payloads import Payload
+from jobs.outcomes import Outcome, Outcomes
+from jobs.payloads import Content
 from jobs.schema import JobState
 from worker.context import WorkerContext
 from worker.predicting import telemetry
-from worker.predicting.batches import classify_images, fetch_references, with_errors
+from worker.predicting.batches import classify_images, fetch_references
 from worker.predicting.time_limit import time_limit_unmasked
 from worker.predicting.timings import Timings
 from worker.retry import retry
@@ -66,26 +60,26 @@ def classify_next(context: WorkerContext) -> int:
                 recorded += _classify_or_fail(claims, context, timings)
             return telemetry.log_recorded(recorded, timings)
     except LeaseLost:
-        logger.warning("%s: another worker has it; nothing was recorded", telemetry.subject_of(claims))
+        logger.warning("%s: another worker has it; nothing was recorded", telemetry.describe(claims))
     except Unavailable as error:
-        _release(token, Reason.UNAVAILABLE, context, claims, timings, str(error))
+        _release(token, Reason.UNAVAILABLE, str(error), context, claims, timings)
     except SoftTimeLimitExceeded:
         # The slowest stage shows the cause: slow images, or a service that did not answer.
         slowest, reason = timings.longest(), Reason.UNAVAILABLE
         if slowest in ("decode", "predict"):
             reason = Reason.TIMED_OUT
             images = sum(claim.images for claim in claims)
-            context.note_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
-        _release(token, reason, context, claims, timings, f"the time limit struck in stage {slowest!r}")
+            context.record_time_out(claims[0].model_id, images, timings.of("decode", "predict"))
+        _release(token, reason, f"the time limit struck in stage {slowest!r}", context, claims, timings)
         context.drop_fetchers()
     except MemoryError:
         # Not raised: if a child raises MemoryError, Celery stops the whole worker.
-        _release(token, Reason.OUT_OF_MEMORY, context, claims, timings)
+        _release(token, Reason.OUT_OF_MEMORY, "it ran out of memory", context, claims, timings)
     except (SystemExit, KeyboardInterrupt):
-        _release(token, Reason.INTERRUPTED, context, claims, timings)
+        _release(token, Reason.INTERRUPTED, "its worker was stopped", context, claims, timings)
         raise
     except BaseException as error:
-        _release(token, Reason.CRASHED, context, claims, timings, repr(error))
+        _release(token, Reason.CRASHED, repr(error), context, claims, timings)
         raise
     return 0
 
@@ -103,12 +97,11 @@ def _claim(context: WorkerContext, token: str, timings: Timings) -> list[Claim]:
             )
         if claims and claims[0].was_cut:
             context.publisher.reset().wake_up()  # for the rest of the chunk
-    if claims:
-        telemetry.bind_ids(claims)
     return claims
 
 
 def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
+    """Classify the claims' images and return what was recorded: nothing if their jobs fail."""
     try:
         with time_limit_unmasked():  # the time limit must not fail a job
             return _classify(claims, context, timings)
@@ -118,82 +111,81 @@ def _classify_or_fail(claims: list[Claim], context: WorkerContext, timings: Timi
 
 
 def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> list[Classified]:
-    """Classify the claims' images and return what was recorded. Raises whatever ends the attempt."""
     with timings.timed("read"):
-        claims, payloads = _read_payloads(claims, context)
+        claims, names, contents = _read_payloads(claims, context)
     if not claims:
         return []
     with timings.timed("fetch"):
-        contents = _fetch(claims, payloads, context)
-    names = [name for payload in payloads for name in payload.names]
-    errors = {place: each for place, each in enumerate(contents) if isinstance(each, ImageError)}
-    if len(errors) == len(contents):  # no model needed, so a chunk also ends if loading its model crashes
-        outcomes = with_errors(names, [None] * len(names), [None] * len(names), errors)
-    else:
-        with timings.timed("load"):
-            classifier = context.classifier(claims[0].model_id)
-        outcomes = classify_images(
-            names,
-            contents,
-            classifier,
-            limits=context.settings.image_limits,
-            image_seconds=context.settings.image_seconds,
-            timings=timings,
+        # A chunk that was released before is claimed alone.
+        fetched = _fetch(contents, context, is_last=claims[0].releases + 1 >= ATTEMPTS_TO_REACH)
+    errors = [content for content in fetched if isinstance(content, ImageError)]
+    if len(errors) == len(fetched):  # no model needed, so a chunk also ends if loading its model crashes
+        outcomes = Outcomes.of(
+            Outcome(name, None, None, error.code, error.detail or None)
+            for name, error in zip(names, errors, strict=True)
         )
-        context.note_speed(claims[0].model_id, len(names), timings.of("fetch", "decode", "predict"))
+    else:
+        model_id = claims[0].model_id
+        with timings.timed("load"):
+            classifier = context.classifier(model_id)
+        outcomes = classify_images(names, fetched, classifier, context.settings, timings)
+        context.record_speed(model_id, len(names), timings.of("fetch", "decode", "predict"))
     with timings.timed("record"):
         return _record(claims, outcomes, context, timings)
 
 
-def _read_payloads(claims: list[Claim], context: WorkerContext) -> tuple[list[Claim], list[Payload]]:
-    """Return the claims with intact payloads, and these payloads; end the jobs of the others as failed."""
-    sound, payloads = [], []
+def _read_payloads(
+    claims: list[Claim], context: WorkerContext
+) -> tuple[list[Claim], list[str], list[Content]]:
+    """Return the claims with intact payloads, and their images' names and contents; fail the other jobs."""
+    intact: list[Claim] = []
+    names: list[str] = []
+    contents: list[Content] = []
     for claim in claims:
         try:
-            payloads.append(context.payload(claim))
+            payload = context.payload(claim)
         except PayloadDamaged as error:
             _fail_jobs([claim], error, context)
+            continue
+        intact.append(claim)
+        names += payload.names
+        if claim.gives_up:
+            code = claim.crash_code or ErrorCode.QUARANTINED
+            contents.append(ImageError(ErrorCode(code), claim.error or ""))
         else:
-            sound.append(claim)
-    return sound, payloads
+            contents += payload.contents
+    return intact, names, contents
 
 
-def _fetch(claims: list[Claim], payloads: list[Payload], context: WorkerContext) -> list[bytes | ImageError]:
+def _fetch(contents: list[Content], context: WorkerContext, *, is_last: bool) -> list[bytes | ImageError]:
     """Return the bytes or the error of each image.
 
-    Raises Unavailable if an image cannot be reached now; in the last attempt, the image gets an error
-    instead.
+    Raises Unavailable if an image cannot be reached now; in the last attempt, it gets an error instead.
     """
-    last_attempt = claims[0].releases + 1 >= ATTEMPTS_TO_REACH
-    contents: list[bytes | ImageError] = []
-    for claim, payload in zip(claims, payloads, strict=True):
-        if claim.gives_up:
-            contents.append(ImageError(claim.crash_code or ErrorCode.QUARANTINED, claim.error or ""))
-            continue
-        fetched = fetch_references(
-            payload.contents,
-            context.roots,
-            context.fetchers,
-            max_bytes=context.settings.image_limits.max_bytes,
-            seconds=FETCH_SHARE * context.settings.soft_time_limit,
-            apart=last_attempt,
-        )
-        if any(isinstance(content, Unavailable) for content in fetched):
-            context.drop_fetchers()
-        for content in fetched:
-            if not isinstance(content, Unavailable):
-                contents.append(content)
-            elif last_attempt:
-                contents.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
-            else:
+    fetched = fetch_references(
+        contents,
+        context.roots,
+        context.fetchers,
+        max_bytes=context.settings.max_image_bytes,
+        seconds=FETCH_SHARE * context.settings.soft_time_limit,
+        one_per_task=is_last,
+    )
+    found: list[bytes | ImageError] = []
+    for content in fetched:
+        if isinstance(content, Unavailable):
+            context.drop_fetchers()  # one of them may wait for ever
+            if not is_last:
                 raise content
-    return contents
+            found.append(ImageError(ErrorCode.SOURCE_MISSING, str(content)))
+        else:
+            found.append(content)
+    return found
 
 
 def _record(
     claims: list[Claim], outcomes: Outcomes, context: WorkerContext, timings: Timings
 ) -> list[Classified]:
-    """Record the results in one transaction. Raises LeaseLost, Unavailable."""
+    """Record the results in one transaction, which is safe to repeat. Raises LeaseLost, Unavailable."""
     classified, start = [], 0
     for claim in claims:
         classified.append(Classified(claim, outcomes[start : start + claim.images]))
@@ -203,36 +195,19 @@ def _record(
         with context.ledger.transaction() as connection:
             return record_results(connection, classified, timings.spent())
 
-    try:
-        return retry(record, _RECORD_PAUSES)
-    except LeaseLost:
-        # An earlier COMMIT may have gone through although its answer was lost: the token in the row shows it.
-        with context.ledger.reading() as connection:
-            if were_finished(connection, claims):
-                return classified
-        raise
+    return retry(record, _RECORD_PAUSES)
 
 
 def _release(
-    token: str,
-    reason: Reason,
-    context: WorkerContext,
-    claims: list[Claim],
-    timings: Timings,
-    error: str | None = None,
+    token: str, reason: Reason, error: str, context: WorkerContext, claims: list[Claim], timings: Timings
 ) -> None:
     """Release everything that was claimed under the token.
 
     That can be more than `claims`, because the answer to the claim's COMMIT may have been lost. If the ledger
     is unavailable, the lease runs out.
     """
-    logger.warning(
-        "%s: released, %s%s",
-        telemetry.subject_of(claims),
-        reason,
-        f": {error}" if error else "",
-        extra=telemetry.facts_of(claims, timings),
-    )
+    line = f"{telemetry.describe(claims)}: released, {reason}: {error}"
+    logger.warning("%s", line, extra=telemetry.log_fields(claims, timings))
     for _ in range(2):  # the time limit strikes only once, but it may strike here
         try:
             with time_limit_unmasked(), context.ledger.transaction() as connection:
@@ -240,19 +215,15 @@ def _release(
         except SoftTimeLimitExceeded:
             continue
         except Unavailable as problem:
-            logger.warning("not released, the lease has to run out: %s", problem)
+            logger.warning("not released; the lease will expire: %s", problem)
         return
 
 
 def _fail_jobs(claims: list[Claim], error: JobError, context: WorkerContext) -> None:
     """End the claims' jobs as failed. Raises Unavailable."""
     for claim in claims:
-        logger.error(
-            "job %s cannot go on: %s",
-            claim.job_id,
-            error,
-            extra={"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts},
-        )
+        ids = {"job": claim.job_id, "chunk": claim.chunk_id, "attempt": claim.attempts}
+        logger.error("job %s failed: %s", claim.job_id, error, extra=ids)
         with context.ledger.transaction() as connection:
             # Chunks are locked before jobs, as everywhere: another order could deadlock.
             release_claims(connection, claimed_as([claim]), Reason.INTERRUPTED, str(error))

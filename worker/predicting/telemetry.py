@@ -12,7 +12,7 @@ from structlog.contextvars import bind_contextvars
 
 from jobs.ledger.claims import Claim
 from jobs.ledger.results import Classified
-from jobs.traces import Part, Tracing
+from jobs.traces import Tracing
 from worker.predicting.timings import Timings
 
 logger = logging.getLogger(__name__)
@@ -21,29 +21,20 @@ logger = logging.getLogger(__name__)
 _TRACE_ID: Final = slice(3, 35)
 
 
-def subject_of(claims: Sequence[Claim]) -> str:
-    """Return the words that name these claims in a log line."""
+def describe(claims: Sequence[Claim]) -> str:
+    """Return what a log line calls these claims."""
     if not claims:
         return "claim"
     others = f" and {len(claims) - 1} more small chunks" if len(claims) > 1 else ""
     return f"chunk {claims[0].chunk_id}{others}"
 
 
-def facts_of(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
+def log_fields(claims: Sequence[Claim], timings: Timings) -> dict[str, Any]:
     """Return the fields of a log line about claims, besides its message (`worker.logs.FIELDS`)."""
     if not claims:
         return {"seconds": timings.seconds()}
     images = sum(claim.images for claim in claims)
     return {"images": images, "attempt": claims[0].attempts, "seconds": timings.seconds()}
-
-
-def bind_ids(claims: Sequence[Claim]) -> None:
-    """Add the claims' ids to all further log lines of this task."""
-    claim = claims[0]
-    bind_contextvars(model=claim.model_id)
-    if len(claims) > 1:  # of several jobs: each chunk's own line names its job
-        return
-    bind_contextvars(**_ids_of(claim))
 
 
 def _ids_of(claim: Claim) -> dict[str, str]:
@@ -54,7 +45,7 @@ def _ids_of(claim: Claim) -> dict[str, str]:
 def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
     """Log a line for each recorded chunk. Return the total number of their images."""
     for claim, outcomes in recorded:
-        facts = facts_of([claim], timings)
+        fields = log_fields([claim], timings)
         logger.info(
             "chunk %s of job %s is done: %d images, %d errors, attempt %d; seconds: %s",
             claim.chunk_id,
@@ -62,18 +53,21 @@ def log_recorded(recorded: Sequence[Classified], timings: Timings) -> int:
             claim.images,
             outcomes.failed,
             claim.attempts,
-            ", ".join(f"{name} {seconds:.3f}" for name, seconds in facts["seconds"].items()),
-            extra=facts | {"errors": outcomes.failed} | _ids_of(claim),
+            ", ".join(f"{name} {seconds:.3f}" for name, seconds in fields["seconds"].items()),
+            extra=fields | {"errors": outcomes.failed} | _ids_of(claim),
         )
     return sum(claim.images for claim, _ in recorded)
 
 
 @contextmanager
 def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -> Iterator[list[Classified]]:
-    """Record a span of the enclosed code for each claim.
+    """Record a span of the enclosed code for each claim, and add their ids to this task's log lines.
 
     The enclosed code adds the chunks that it recorded to the list.
     """
+    bind_contextvars(model=claims[0].model_id)
+    if len(claims) == 1:  # of several jobs, each chunk's own line names its job
+        bind_contextvars(**_ids_of(claims[0]))
     recorded: list[Classified] = []
     failed: str | None = None
     try:
@@ -83,36 +77,24 @@ def traced(claims: Sequence[Claim], timings: Timings, tracing: Tracing | None) -
         raise
     finally:
         if tracing is not None:
-            _record_spans(claims, recorded, timings, tracing, failed)
-
-
-def _record_spans(
-    claims: Sequence[Claim],
-    recorded: Sequence[Classified],
-    timings: Timings,
-    tracing: Tracing,
-    failed: str | None,
-) -> None:
-    outcomes = {each.claim.chunk_id: each.outcomes for each in recorded}
-    ended = time.time_ns()
-    for claim in claims:
-        attributes: dict[str, str | int] = {
-            "chunk": claim.chunk_id,
-            "job": claim.job_id,
-            "model": claim.model_id,
-            "images": claim.images,
-            "attempt": claim.attempts,
-        }
-        if claim.chunk_id in outcomes:
-            attributes["errors"] = outcomes[claim.chunk_id].failed
-        tracing.record(
-            "chunk",
-            traceparent=claim.traceparent,
-            began=timings.began,
-            ended=ended,
-            attributes=attributes,
-            parts=[
-                Part(name, stage.began, stage.ended, stage.seconds) for name, stage in timings.stages.items()
-            ],
-            error=failed,
-        )
+            errors = {claim.chunk_id: outcomes.failed for claim, outcomes in recorded}
+            ended = time.time_ns()
+            for claim in claims:
+                attributes: dict[str, str | int] = {
+                    "chunk": claim.chunk_id,
+                    "job": claim.job_id,
+                    "model": claim.model_id,
+                    "images": claim.images,
+                    "attempt": claim.attempts,
+                }
+                if claim.chunk_id in errors:
+                    attributes["errors"] = errors[claim.chunk_id]
+                tracing.record(
+                    "chunk",
+                    traceparent=claim.traceparent,
+                    began=timings.began,
+                    ended=ended,
+                    attributes=attributes,
+                    parts=timings.parts(),
+                    error=failed,
+                )

@@ -31,7 +31,7 @@ _NOISE = re.compile(rb"WARNING: All log messages before absl|I\d{4} ")
 
 
 @contextmanager
-def _without_noise() -> Iterator[None]:
+def _filtered_stderr() -> Iterator[None]:
     """Buffer what the libraries write to file descriptor 2, then write all of it except the noise."""
     try:
         stderr = os.dup(2)
@@ -52,14 +52,14 @@ def _without_noise() -> Iterator[None]:
 
 # Keras imports these if they are installed (mlxtend requires them), for plots and wrappers that are not used
 # here. They double the start-up time, and matplotlib writes to the home folder.
-_UNWANTED = ("matplotlib", "pandas", "sklearn")
+_HIDDEN_MODULES = ("matplotlib", "pandas", "sklearn")
 
 
 @contextmanager
-def _without_extras() -> Iterator[None]:
+def _optional_modules_hidden() -> Iterator[None]:
     """Make Keras's optional dependencies look as if they were not installed."""
     modules: dict[str, Any] = sys.modules
-    absent = [name for name in _UNWANTED if name not in modules]
+    absent = [name for name in _HIDDEN_MODULES if name not in modules]
     modules.update(dict.fromkeys(absent))  # None makes an import raise ModuleNotFoundError
     try:
         yield
@@ -68,7 +68,7 @@ def _without_extras() -> Iterator[None]:
             del modules[name]
 
 
-with _without_noise(), _without_extras():
+with _filtered_stderr(), _optional_modules_hidden():
     import keras
     import tensorflow as tf
 

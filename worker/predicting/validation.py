@@ -173,7 +173,7 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
             end = at + 8 + length
             checksum, length, following = _PNG_LINK.unpack_from(view, end)
             if zlib.crc32(view[at + 4 : end]) != checksum:
-                raise ImageError(ErrorCode.CORRUPT, f"wrong checksum of its part {kind!r}")
+                raise ImageError(ErrorCode.CORRUPT, f"its part {kind!r} has a wrong checksum")
             if kind == b"acTL":  # the declared number of an animation's frames
                 _check_frames(_PNG_NUMBER.unpack_from(view[at + 8 : end])[0], limits)
             elif kind == b"fcTL":  # the frames themselves
@@ -185,7 +185,7 @@ def _check_png(data: bytes | memoryview, limits: ImageLimits) -> None:
             at, kind = end + 4, following
         end = at + 8 + length
         if zlib.crc32(view[at + 4 : end]) != _PNG_NUMBER.unpack_from(view, end)[0]:
-            raise ImageError(ErrorCode.CORRUPT, f"wrong checksum of its part {kind!r}")
+            raise ImageError(ErrorCode.CORRUPT, f"its part {kind!r} has a wrong checksum")
     except struct.error:
         raise ImageError(ErrorCode.CORRUPT, "cut short") from None
 
@@ -219,7 +219,7 @@ def _check_jpeg(data: bytes | memoryview, limits: ImageLimits) -> None:
                 return
     except (struct.error, IndexError):
         pass
-    raise ImageError(ErrorCode.CORRUPT, "cut short: no end behind its pixels")
+    raise ImageError(ErrorCode.CORRUPT, "cut short: its end is missing")
 
 
 def _jpeg_marker(data: bytes | memoryview, at: int) -> int:
@@ -284,11 +284,11 @@ def _check_webp(data: memoryview, limits: ImageLimits) -> None:
         return
 
 
-def _webp_frames(data: memoryview, most: int) -> int:
-    """Return the number of frames; counting stops at `most` + 1."""
+def _webp_frames(data: memoryview, limit: int) -> int:
+    """Return the number of frames; counting stops at `limit` + 1."""
     frames, at = 0, 12
     end = min(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
-    while at + _WEBP_CHUNK.size <= end and frames <= most:
+    while at + _WEBP_CHUNK.size <= end and frames <= limit:
         kind, length = _WEBP_CHUNK.unpack_from(data, at)
         frames += kind == b"ANMF"
         at += _WEBP_CHUNK.size + length + length % 2
