@@ -64,7 +64,7 @@ def make_private_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Create a temporary folder in `parent`, and delete it at the end. Raises OSError.
 
     `parent` is created if it does not exist. Folders with this prefix that a killed process left more than a

@@ -68,13 +68,13 @@ def read_files(
             if size >= enough:
                 break
     except ImageError as error:
-        return contents, _alone(error)
+        return contents, _without_traceback(error)
     except OSError as error:
-        return contents, _alone(_not_regular() if error.errno in _NOT_REGULAR else error)
+        return contents, _without_traceback(_not_regular() if error.errno in _NOT_REGULAR else error)
     return contents, None
 
 
-def _alone(error: _Error) -> _Error:
+def _without_traceback(error: _Error) -> _Error:
     """Return the error without its traceback, whose frames hold all that was read before it."""
     return error.with_traceback(None)
 

@@ -22,7 +22,7 @@ from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, rea
 
 #: Errors of a network file system that cannot be reached, and of a process that lacks memory or descriptors.
 #: The file is not to blame, and the next attempt may succeed.
-_AWAY: Final = frozenset(
+_TRANSIENT_ERRNOS: Final = frozenset(
     {
         errno.ESTALE,
         errno.ENOTCONN,
@@ -185,7 +185,7 @@ def _read_file(place: _Place, size: int) -> bytes:
     try:
         return read_regular(place.resolved, max_bytes=size, follow=False)
     except OSError as error:
-        if error.errno in _AWAY or not os.path.isdir(place.root):
+        if error.errno in _TRANSIENT_ERRNOS or not os.path.isdir(place.root):
             raise Unavailable(f"{place.root} cannot be read here ({why(error)}): is it mounted?") from error
         raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from None
 

@@ -30,7 +30,7 @@ class Store:
         #: The identity that was found here (`jobs.store_identity`), kept because a request to an object store
         #: takes long.
         self.identity: str | None = None
-        with self._reached("reached"):
+        with self._translating_errors("reached"):
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(url)
             except (ValueError, ImportError) as error:
@@ -53,7 +53,7 @@ class Store:
 
         When this returns, the bytes survive a power cut.
         """
-        with self._reached("written"):
+        with self._translating_errors("written"):
             if self._folder is not None:
                 self._put_file(self._folder / key, pieces)
             else:
@@ -66,7 +66,7 @@ class Store:
         mounted on this machine, or this is another bucket, which must not be mistaken for a lost file.
         """
         end = None if limit is None else limit + 1
-        with self._reached("read"):
+        with self._translating_errors("read"):
             try:
                 if self._folder is not None:
                     with (self._folder / key).open("rb") as file:
@@ -79,7 +79,7 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Return whether there is such a file. Raises Unavailable."""
-        with self._reached("read"):
+        with self._translating_errors("read"):
             try:
                 if self._folder is not None:
                     (self._folder / key).stat()
@@ -103,7 +103,7 @@ class Store:
 
         Return None if it does not exist or the protocol does not tell.
         """
-        with suppress(FileNotFoundError), self._reached("read"):
+        with suppress(FileNotFoundError), self._translating_errors("read"):
             self._fs.invalidate_cache()  # others write here too
             with suppress(NotImplementedError):
                 moment = self._fs.modified(f"{self._root}/{key}")
@@ -113,7 +113,7 @@ class Store:
     def folder_bytes(self, key: str) -> int:
         """Return the total size of all files below this key, in bytes. Raises Unavailable."""
         try:
-            with self._reached("read"):
+            with self._translating_errors("read"):
                 files = self._fs.find(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
             return 0
@@ -121,17 +121,17 @@ class Store:
 
     def remove_folder(self, key: str) -> None:
         """Remove everything below this key, if there is anything. Raises Unavailable."""
-        with suppress(FileNotFoundError), self._reached("cleaned"):
+        with suppress(FileNotFoundError), self._translating_errors("cleaned"):
             self._fs.rm(f"{self._root}/{key}", recursive=True)
 
     def remove(self, key: str) -> None:
         """Remove what `put` stored, if it is there. Raises Unavailable."""
-        with suppress(FileNotFoundError), self._reached("cleaned"):
+        with suppress(FileNotFoundError), self._translating_errors("cleaned"):
             self._fs.rm_file(f"{self._root}/{key}")
 
     def _names(self, key: str, kind: str) -> list[str]:
         try:
-            with self._reached("read"):
+            with self._translating_errors("read"):
                 self._fs.invalidate_cache()  # others write here too
                 entries = self._fs.ls(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
@@ -139,7 +139,7 @@ class Store:
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind]
 
     @contextmanager
-    def _reached(self, what: str) -> Iterator[None]:
+    def _translating_errors(self, what: str) -> Iterator[None]:
         """Turn all exceptions of the fsspec package into Unavailable, except for a missing file.
 
         Packages have their own exceptions, which may quote the whole URL.

@@ -44,7 +44,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                     for epoch in client.epochs(run_id)[told:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         told = epoch.epoch
-                if own_stack is None and not advised and _waits_long(run) and not client.trainer_is_there():
+                if own_stack is None and not advised and _waits_long(run) and not client.trainer_is_running():
                     start = "labelmill up" if embedded else "labelmill worker --trainer"
                     say(f"No trainer is running, so training run {run_id} waits: `{start}` starts one.")
                     advised = True

@@ -24,12 +24,12 @@ from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import Silence, end_lost_runs, interrupt_runs_of, pending_run
+from jobs.ledger.runs import FailureDetector, end_lost_runs, interrupt_runs_of, pending_run
 from jobs.ledger.workers import forget_lost_workers
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import MAX_WAITING, Publisher
@@ -50,7 +50,7 @@ class Reconciler:
         self._ledger = ledger
         self._publisher = publisher
         self._holder = holder
-        self._silence = Silence()
+        self._detector = FailureDetector()
 
     def tick(self) -> int:
         """Run once. Return the number of wake-ups sent. Raises Unavailable, kombu's OperationalError."""
@@ -59,7 +59,7 @@ class Reconciler:
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
         with self._ledger.transaction() as connection:
-            if ended := end_standing_sessions(connection):
+            if ended := end_stalled_sessions(connection):
                 logger.warning("ended %d sessions that stalled in the middle of writing", ended)
             if expired := release_expired_claims(connection):
                 logger.warning("released %d chunks whose lease had run out", expired)
@@ -68,7 +68,7 @@ class Reconciler:
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
-            for run in end_lost_runs(connection, self._silence):
+            for run in end_lost_runs(connection, self._detector):
                 logger.warning(
                     "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
                 )
@@ -94,7 +94,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             self._heartbeat: Heartbeat | None = None
 
         def start(self, worker: Any) -> None:
-            ledger = Ledger.of_a_main_loop(settings.ledger)
+            ledger = Ledger.for_main_process(settings.ledger)
             holder = owner_name(os.getpid())
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder)
@@ -138,7 +138,7 @@ def _interrupt_training(settings: Settings, pids: list[int]) -> None:
     The main process waits for its children next. A training takes minutes, but a child that has lost its run
     ends soon.
     """
-    with closing(Ledger.of_a_main_loop(settings.ledger)) as ledger:
+    with closing(Ledger.for_main_process(settings.ledger)) as ledger:
         try:
             with ledger.transaction() as connection:
                 interrupt_runs_of(

@@ -67,7 +67,7 @@ class ClaimingRequest(LastingRequest):
     def _release(self, reason: Reason, error: str) -> None:
         if not self.worker_pid:
             return
-        ledger = Ledger.of_a_main_loop(self.app.labelmill_settings.ledger)
+        ledger = Ledger.for_main_process(self.app.labelmill_settings.ledger)
         try:
             with ledger.transaction() as connection:
                 self._end_claims(connection, owner_name(self.worker_pid), reason, error)

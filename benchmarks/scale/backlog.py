@@ -18,13 +18,13 @@ from jobs.ledger.claims import TOGETHER_IMAGES, Claim, claim_next
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
 )
 from jobs.ledger.metrics import backlog
 from jobs.ledger.queries import job_status, latest_jobs
-from jobs.ledger.runs import Silence, end_lost_runs, pending_run
+from jobs.ledger.runs import FailureDetector, end_lost_runs, pending_run
 from jobs.ledger.submission import SMALL_JOB_PRIORITY
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
@@ -125,10 +125,10 @@ def _questions(job_id: str) -> dict[str, Callable[[Connection], object]]:
         "release_expired_claims": release_expired_claims,
         "drop_leftover_chunks": drop_leftover_chunks,
         "hold_leftover_chunks": hold_leftover_chunks,
-        "end_standing_sessions": end_standing_sessions,
+        "end_stalled_sessions": end_stalled_sessions,
         "fail_abandoned_jobs": fail_abandoned_jobs,
         "forget_lost_workers": forget_lost_workers,
-        "end_lost_runs": lambda connection: end_lost_runs(connection, Silence()),
+        "end_lost_runs": lambda connection: end_lost_runs(connection, FailureDetector()),
         "pending_run": pending_run,
         "claim_next of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES),
         "claim_next of a part of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES // 2),

@@ -17,7 +17,7 @@ from jobs.ledger.counters import CounterName, count
 from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
-JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
+JOB_IS_UNFINISHED: Final = sa.text("jobs.state IN ('receiving', 'running')")
 
 #: How many of the next due chunks the reconciler checks for a stopped job.
 CHECKED_CHUNKS: Final = 1_000
@@ -70,7 +70,7 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     """
     paused = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, JOB_GOES_ON)
+        .where(jobs.c.id == job_id, JOB_IS_UNFINISHED)
         .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
     )
     if paused.rowcount != 1:
@@ -86,7 +86,7 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None
     """
     resumed = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
         .values(paused_at=None)
     )
     if resumed.rowcount != 1:
@@ -116,7 +116,9 @@ def hold_leftover_chunks(connection: Connection) -> None:
     """Hold chunks of paused jobs that a worker had claimed then, and has released since."""
     # Usually no job is paused, so ask that first: PostgreSQL cannot tell that no pending chunk belongs to
     # one.
-    paused = connection.scalars(sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_GOES_ON)).all()
+    paused = connection.scalars(
+        sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
+    ).all()
     if not paused:
         return
     left = connection.scalars(
@@ -130,7 +132,7 @@ def hold_leftover_chunks(connection: Connection) -> None:
     # ending must not leave chunks held for ever.
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
-        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
         .with_for_update(skip_locked=True)
     ).all()
     if job_ids:
@@ -167,7 +169,7 @@ def could_be_settled(connection: Connection, job_id: str) -> bool:
     return connection.scalar(query) is not None
 
 
-def still_at_work(job_id: str) -> Conflict:
+def still_claimed(job_id: str) -> Conflict:
     """Return the error to raise if a job must be settled but a worker still has a chunk of it."""
     return Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
 

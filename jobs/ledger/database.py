@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
-from jobs.ledger.counters import NOTED, write_counts
+from jobs.ledger.counters import PENDING_COUNTS, write_counts
 from jobs.sqlite import driver
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
@@ -28,14 +28,14 @@ CONNECT_SECONDS: Final = 5
 
 #: PostgreSQL ends a transaction that is idle for this long: its process was stopped or its machine is gone,
 #: and the job's row that it holds locked keeps every other worker from recording.
-STANDSTILL_SECONDS: Final = 10
+STALLED_SESSION_SECONDS: Final = 10
 
 #: The name of our sessions in PostgreSQL.
 APPLICATION: Final = "labelmill"
 
 #: How long a process that others depend on waits for a lock. While a worker's main loop waits, it enforces no
 #: time limit, acknowledges no message and publishes nothing.
-BRIEFLY_SECONDS: Final = 2
+LOCK_TIMEOUT_SECONDS: Final = 2
 
 #: How often PostgreSQL checks that a client waiting for a lock is still connected. By default it never does:
 #: a killed process would keep its locks until it gets the one it waits for.
@@ -104,13 +104,13 @@ class Ledger:
             sa.event.listen(self.engine, "checkout", partial(_ping_after_a_pause, self.engine.dialect))
 
     @classmethod
-    def of_a_main_loop(cls, url: str | URL) -> Self:
+    def for_main_process(cls, url: str | URL) -> Self:
         """Return the ledger of a process that others depend on.
 
         It waits for locks only briefly and keeps no connection: one that is open at a fork would be shared
         with the child.
         """
-        return cls(url, pooled=False, lock_seconds=BRIEFLY_SECONDS)
+        return cls(url, pooled=False, lock_seconds=LOCK_TIMEOUT_SECONDS)
 
     def __repr__(self) -> str:
         return f"Ledger({self.shown_url})"
@@ -134,8 +134,8 @@ class Ledger:
         transaction as the victim of a deadlock. If the COMMIT itself raises Unavailable, the outcome is
         unknown: read the ledger before any retry.
         """
-        with _translated(self._url), self.engine.connect() as connection:
-            connection.execution_options(**{NOTED: {}, _DURABLE: durable})
+        with _translating_errors(self._url), self.engine.connect() as connection:
+            connection.execution_options(**{PENDING_COUNTS: {}, _DURABLE: durable})
             with connection.begin():
                 yield connection
                 write_counts(connection)
@@ -151,7 +151,7 @@ class Ledger:
         # No transaction on PostgreSQL: BEGIN and the end cost two more round trips, and a worker's most
         # frequent read is one statement.
         alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        with _translated(self._url), self.engine.connect() as connection:
+        with _translating_errors(self._url), self.engine.connect() as connection:
             yield connection.execution_options(**{_READONLY: True}, **alone)
 
     def check(self, *, or_newer: bool = False) -> None:
@@ -224,7 +224,7 @@ def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any
 
     # Outside a transaction: a rollback would undo the SET.
     connection.autocommit = True
-    connection.execute(f"SET idle_in_transaction_session_timeout = {STANDSTILL_SECONDS * 1000}")
+    connection.execute(f"SET idle_in_transaction_session_timeout = {STALLED_SESSION_SECONDS * 1000}")
     if lock_seconds is not None:
         connection.execute(f"SET lock_timeout = {lock_seconds * 1000:.0f}")
     with suppress(psycopg.Error):  # before PostgreSQL 14, or not supported by the server's system
@@ -282,17 +282,17 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 @contextmanager
-def _translated(url: URL) -> Iterator[None]:
+def _translating_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        ours = _in_our_words(error, url)
+        ours = _translated_error(error, url)
         if ours is None:
             raise
         raise ours from error
 
 
-def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
+def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     """Return the error to raise in place of this one, or None if the statement itself is wrong."""
     reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if (refusal := _REFUSALS.get(getattr(error.orig, "sqlstate", ""))) is not None:

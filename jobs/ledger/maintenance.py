@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Reason, lease_expired, next_due, release_claims
-from jobs.ledger.control import JOB_GOES_ON, end_job, end_shadows, settle_job
-from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
+from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, end_shadows, settle_job
+from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
 
@@ -29,7 +29,7 @@ ABANDONED: Final = "Its producer stopped before the submission was complete: sub
 
 #: Sessions of this ledger and user that have written, and wait for their client within a statement. A client
 #: sends or reads a chunk's rows in less than a second.
-_END_STANDING_SESSIONS: Final = sa.text("""
+_END_STALLED_SESSIONS: Final = sa.text("""
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
     FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND application_name = :application
@@ -66,7 +66,7 @@ def count_due(connection: Connection, *, limit: int) -> int:
     return connection.scalar(sa.select(sa.func.count()).select_from(next_due(limit).subquery())) or 0
 
 
-def end_standing_sessions(connection: Connection) -> int:
+def end_stalled_sessions(connection: Connection) -> int:
     """End stalled sessions on PostgreSQL, which frees the locks they hold. Return how many.
 
     A session is stalled if its process, or its machine, stopped while PostgreSQL waited for it within a
@@ -77,7 +77,7 @@ def end_standing_sessions(connection: Connection) -> int:
     if connection.dialect.name != "postgresql":
         return 0
     ended = connection.scalar(
-        _END_STANDING_SESSIONS, {"application": APPLICATION, "seconds": STANDSTILL_SECONDS}
+        _END_STALLED_SESSIONS, {"application": APPLICATION, "seconds": STALLED_SESSION_SECONDS}
     )
     return ended or 0
 
@@ -85,7 +85,7 @@ def end_standing_sessions(connection: Connection) -> int:
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Fail the jobs whose producer died during the submission. Return their ids."""
     abandoned = sa.select(jobs.c.id).where(
-        JOB_GOES_ON, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
+        JOB_IS_UNFINISHED, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
     # A locked job is skipped: its producer may be sending a heartbeat, and other jobs must not wait for that
     # row.

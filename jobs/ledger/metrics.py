@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
-from jobs.ledger.control import JOB_GOES_ON
+from jobs.ledger.control import JOB_IS_UNFINISHED
 from jobs.ledger.maintenance import RECONCILE_LOCK
 from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
 
@@ -59,7 +59,7 @@ def backlog(connection: Connection) -> Backlog:
             sa.func.sum(jobs.c.total - jobs.c.succeeded - jobs.c.failed - claimed_images).label("images"),
         )
         .select_from(jobs.outerjoin(claimed, claimed.c.job_id == jobs.c.id))
-        .where(JOB_GOES_ON)
+        .where(JOB_IS_UNFINISHED)
         .group_by(jobs.c.state, paused)
     ).all()
     going_on = [row for row in rows if not row.paused]
@@ -69,7 +69,7 @@ def backlog(connection: Connection) -> Backlog:
             chunk_is_in_work()
         )
     ).one()
-    paused_jobs = sa.select(jobs.c.id).where(JOB_GOES_ON, jobs.c.paused_at.is_not(None))
+    paused_jobs = sa.select(jobs.c.id).where(JOB_IS_UNFINISHED, jobs.c.paused_at.is_not(None))
     return Backlog(
         jobs={state: sum(row.jobs for row in going_on if row.state == state) for state in UNFINISHED},
         paused_jobs=sum(row.jobs for row in held),
@@ -102,7 +102,7 @@ def _oldest_pending_seconds(connection: Connection) -> float:
     of_each = (
         sa.select(first.label("created_at"))
         .select_from(jobs)
-        .where(JOB_GOES_ON, jobs.c.shadow_of.is_(None))
+        .where(JOB_IS_UNFINISHED, jobs.c.shadow_of.is_(None))
         .subquery()
     )
     oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
@@ -147,20 +147,20 @@ def missing_privileges(connection: Connection) -> tuple[bool, list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciling:
+class ReconcilerLock:
     """The process that reconciled last."""
 
     holder: str
     #: Seconds since its lock expired; negative while it holds the lock.
-    expired: float
+    expired_seconds: float
 
 
-def reconciling(connection: Connection) -> Reconciling | None:
+def reconciler_lock(connection: Connection) -> ReconcilerLock | None:
     """Return the process that reconciled last, or None if no worker has ever run."""
     row = connection.execute(
         sa.select(locks.c.holder, locks.c.until, db_now()).where(locks.c.name == RECONCILE_LOCK)
     ).one_or_none()
-    return None if row is None else Reconciling(row[0], _seconds(row[1], row[2]))
+    return None if row is None else ReconcilerLock(row[0], _seconds(row[1], row[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
     """
     is_pending = chunks.c.state == ChunkState.PENDING
     is_working = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
-    is_lost = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now(-lost_seconds))
+    is_expired = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now(-lost_seconds))
     is_open_chunk = chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED])
     rows = connection.execute(
         sa.select(
@@ -194,12 +194,12 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
             _count(is_pending),
             sa.func.min(sa.case((is_pending, chunks.c.created_at))).label("oldest"),
             _count(is_working),
-            _count(is_lost),
+            _count(is_expired),
             sa.func.coalesce(sa.func.max(chunks.c.releases), 0),
             sa.func.max(sa.case((chunks.c.releases >= many_releases, chunks.c.error))),
         )
         .select_from(jobs.outerjoin(chunks, sa.and_(chunks.c.job_id == jobs.c.id, is_open_chunk)))
-        .where(JOB_GOES_ON)
+        .where(JOB_IS_UNFINISHED)
         .group_by(jobs.c.id, jobs.c.paused_at)
         .order_by(jobs.c.id)
     )
@@ -220,14 +220,14 @@ def seconds_since_last_result(connection: Connection) -> float | None:
     finished, now = connection.execute(
         sa.select(sa.func.max(chunks.c.finished_at), db_now())
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(JOB_GOES_ON, chunks.c.state == ChunkState.DONE)
+        .where(JOB_IS_UNFINISHED, chunks.c.state == ChunkState.DONE)
     ).one()
     return None if finished is None else _seconds(finished, now)
 
 
 def models_needed(connection: Connection) -> set[str]:
     """Return the ids of the models that have an alias or that an unfinished job is pinned to."""
-    pinned = sa.select(jobs.c.model_id).where(JOB_GOES_ON)
+    pinned = sa.select(jobs.c.model_id).where(JOB_IS_UNFINISHED)
     return set(connection.scalars(sa.union(sa.select(aliases.c.model_id), pinned)))
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import first_id, is_id, last_id
-from jobs.ledger.control import settle_job, still_at_work
+from jobs.ledger.control import settle_job, still_claimed
 from jobs.ledger.database import Ledger
 from jobs.ledger.models import CHAMPION, get_model, model_or_champion
 from jobs.model import Model
@@ -290,7 +290,7 @@ def _set_to_regex(inside: str) -> str:
 MIN_BEGINNING: Final = 6
 
 #: How many ids a message lists if several match.
-_TOLD: Final = 4
+_MAX_LISTED_IDS: Final = 4
 
 
 def job_named(connection: Connection, typed: str) -> str:
@@ -330,9 +330,9 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
         raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
     # BETWEEN, not LIKE: it uses the index.
     between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
-    found = list(connection.scalars(between.limit(_TOLD + 1)))
+    found = list(connection.scalars(between.limit(_MAX_LISTED_IDS + 1)))
     if len(found) > 1:
-        told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
+        told = ", ".join(found[:_MAX_LISTED_IDS]) + (", ..." if len(found) > _MAX_LISTED_IDS else "")
         raise Conflict(f"{typed!r} is the beginning of several {what}s: type more of {told}.")
     return found[0] if found else typed
 
@@ -372,7 +372,7 @@ def check_retry(connection: Connection, job_id: str) -> str:
             f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: submit them again."
         )
     if not settle_job(connection, job_id):
-        raise still_at_work(job_id)
+        raise still_claimed(job_id)
     return status.model
 
 

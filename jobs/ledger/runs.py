@@ -22,7 +22,7 @@ from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.workers import trainer_is_there
+from jobs.ledger.workers import trainer_is_running
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
 #: How long a trainer owns its run without a heartbeat.
@@ -87,7 +87,7 @@ def request_run(
 
     If another run is active, a request without a slot (a person's) raises Conflict, and a scheduled one is
     stored as `skipped`, with the reason. A run whose trainer has died stays active until it is ended: call
-    `make_way` first.
+    `clear_expired_run` first.
     """
     end_active(connection, *STALE)
     asked = {
@@ -108,7 +108,7 @@ def request_run(
             raise Conflict(
                 f"Training run {other.id} is under way, it is {other.state}: follow it with `labelmill runs "
                 f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
-                f"{_what_it_waits_for(connection, other)}"
+                f"{_missing_trainer_hint(connection, other)}"
             )
         skipped = _insert(
             connection,
@@ -125,9 +125,9 @@ def request_run(
     return RunState.PENDING
 
 
-def _what_it_waits_for(connection: Connection, run: Run) -> str:
+def _missing_trainer_hint(connection: Connection, run: Run) -> str:
     """Return a sentence that says no trainer is running, or "" if the run does not wait for one."""
-    if run.state != RunState.PENDING or trainer_is_there(connection):
+    if run.state != RunState.PENDING or trainer_is_running(connection):
         return ""
     return (
         " It waits for a trainer, and none is there: `labelmill up` has one, and so has `labelmill worker "
@@ -247,10 +247,10 @@ def _change(connection: Connection, claim: RunClaim, **values: Any) -> None:
         .values(**values)
     )
     if changed.rowcount != 1:
-        raise RunLost(f"Training run {claim.run_id} is {_what_became_of(connection, claim.run_id)}.")
+        raise RunLost(f"Training run {claim.run_id} is {_state_and_error(connection, claim.run_id)}.")
 
 
-def _what_became_of(connection: Connection, run_id: str) -> str:
+def _state_and_error(connection: Connection, run_id: str) -> str:
     row = connection.execute(
         sa.select(training_runs.c.state, training_runs.c.error).where(training_runs.c.id == run_id)
     ).one_or_none()
@@ -328,7 +328,7 @@ def end_active(
     return [get_run(connection, ended)]
 
 
-def is_lost() -> sa.ColumnElement[bool]:
+def lease_is_expired() -> sa.ColumnElement[bool]:
     """Return the condition for a run that is claimed under an expired lease."""
     return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
@@ -343,7 +343,7 @@ def is_stale() -> sa.ColumnElement[bool]:
 
 
 # Runs that no trainer will finish: the condition, the state they get, and the reason.
-LOST: Final = (is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
+LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer vanished without a word")
 STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
 
 
@@ -352,7 +352,7 @@ STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour
 _RUNS: Final = sa.select(
     training_runs,
     models.c.accuracy,
-    sa.case((is_lost(), training_runs.c.lease_until)).label("lost_at"),
+    sa.case((lease_is_expired(), training_runs.c.lease_until)).label("lost_at"),
     sa.select(sa.func.count())
     .where(training_epochs.c.run_id == training_runs.c.id)
     .scalar_subquery()
@@ -439,13 +439,13 @@ def _to_run(row: Row[Any]) -> Run:
 RUN_GRACE_SECONDS: Final = 10.0
 
 #: The time between two observations counts as at most this: slightly more than the reconciler's interval.
-_MOST_BETWEEN_LOOKS: Final = 3.0
+_MAX_COUNTED_GAP_SECONDS: Final = 3.0
 
-#: How often `make_way` checks.
-_LOOK_SECONDS: Final = 0.5
+#: How often `clear_expired_run` checks.
+_POLL_SECONDS: Final = 0.5
 
 
-class Silence:
+class FailureDetector:
     """How long a run's lease has been observed as expired, over repeated observations.
 
     An expired lease does not prove that the trainer is dead. The database's clock may have been set, the
@@ -457,48 +457,48 @@ class Silence:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lease: tuple[str, datetime] | None = None
-        self._looked_at = 0.0
+        self._observed_at = 0.0
         self._seconds = 0.0
 
-    def lasts(self, run_id: str, lease_until: datetime) -> bool:
+    def has_failed(self, run_id: str, lease_until: datetime) -> bool:
         """Note that this lease is expired now. Return whether it has been expired for RUN_GRACE_SECONDS."""
         now, lease = self._clock(), (run_id, lease_until)
         if self._lease == lease:
-            self._seconds += min(now - self._looked_at, _MOST_BETWEEN_LOOKS)
+            self._seconds += min(now - self._observed_at, _MAX_COUNTED_GAP_SECONDS)
         else:
             self._lease, self._seconds = lease, 0.0
-        self._looked_at = now
+        self._observed_at = now
         return self._seconds >= RUN_GRACE_SECONDS
 
 
-def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
+def end_lost_runs(connection: Connection, detector: FailureDetector) -> list[Run]:
     """End the active run if no trainer will finish it. Return it as it is now, or an empty list.
 
     A run whose lease expired is interrupted once the lease has been observed as expired for long enough: pass
-    the same `silence` at each call. A scheduled run that no trainer claimed in time is skipped.
+    the same `detector` at each call. A scheduled run that no trainer claimed in time is skipped.
     """
     # At most one row, found through the index on `active`: every reconciler runs this every few seconds.
     active = connection.execute(
         sa.select(training_runs.c.id, training_runs.c.state, training_runs.c.lease_until).where(
-            training_runs.c.active == 1, sa.or_(is_lost(), is_stale())
+            training_runs.c.active == 1, sa.or_(lease_is_expired(), is_stale())
         )
     ).one_or_none()
     if active is None:
         return []
     if active.state != RunState.RUNNING:
         return end_active(connection, *STALE)
-    if not silence.lasts(active.id, active.lease_until):
+    if not detector.has_failed(active.id, active.lease_until):
         return []
     return end_active(connection, *LOST)
 
 
-def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
+def clear_expired_run(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
     """Wait until no run with an expired lease is active. Call it before `request_run`, outside a transaction.
 
     Its trainer renews the lease, or the run is ended after about RUN_GRACE_SECONDS. `on_wait` is called once,
     with the run, if there is anything to wait for. Raises Unavailable.
     """
-    silence, told = Silence(), False
+    detector, told = FailureDetector(), False
     while True:
         with ledger.reading() as connection:
             run = find_active_run(connection)
@@ -508,6 +508,6 @@ def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: No
             on_wait(run)
             told = True
         with ledger.transaction() as connection:
-            if end_lost_runs(connection, silence):
+            if end_lost_runs(connection, detector):
                 return
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)

@@ -44,7 +44,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Disagreed:
+class Disagreement:
     """An image to which the job's model and the challenger gave different labels."""
 
     job: str
@@ -69,7 +69,7 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
     challenger = get_model(connection, challenger_id)
     if model_id == challenger_id or not comparable(get_model(connection, model_id), challenger):
         return None
-    copied = (*_OF_THE_IMAGES, chunks.c.id)
+    copied = (*_PAYLOAD_COLUMNS, chunks.c.id)
     rows = connection.execute(sa.select(*copied).where(chunks.c.job_id == job_id)).mappings()
     sampled = [dict(row) for row in rows if is_shadowed(share, row["id"])]
     if not sampled:
@@ -105,7 +105,7 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
 
     Raises NotFound, or Conflict if there is nothing to compare it with.
     """
-    model, champion = get_model(connection, model_id), champion_beside(connection)
+    model, champion = get_model(connection, model_id), require_champion(connection)
     if champion.id == model.id:
         raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
     if not comparable(champion, model):
@@ -117,7 +117,7 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     return model
 
 
-def champion_beside(connection: Connection) -> Model:
+def require_champion(connection: Connection) -> Model:
     """Return the champion, which a challenger is compared with. Raises Conflict if there is none."""
     champion = find_champion(connection)
     if champion is None:
@@ -171,7 +171,9 @@ def compare(connection: Connection, model_id: str, *, beside: str | None = None)
     return Comparison(model_id, connection.scalar(done) or 0, int(images), int(disagreements), beside)
 
 
-def first_disagreements(connection: Connection, model_id: str, *, beside: str, limit: int) -> list[Disagreed]:
+def first_disagreements(
+    connection: Connection, model_id: str, *, beside: str, limit: int
+) -> list[Disagreement]:
     """Return at most `limit` images on which the challenger and this model disagree, latest jobs first."""
     query = (
         _compared(
@@ -189,11 +191,11 @@ def first_disagreements(connection: Connection, model_id: str, *, beside: str, l
         .order_by(predictions.c.job_id.desc(), predictions.c.index)
         .limit(limit)
     )
-    return [Disagreed(*row) for row in connection.execute(query)]
+    return [Disagreement(*row) for row in connection.execute(query)]
 
 
 #: The columns that say which images a chunk holds.
-_OF_THE_IMAGES: Final = (
+_PAYLOAD_COLUMNS: Final = (
     *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
     chunks.c.payload_offset,
 )

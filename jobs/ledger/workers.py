@@ -133,7 +133,7 @@ def _is_alive() -> sa.ColumnElement[bool]:
     return workers.c.seen_at >= db_now(-GONE_SECONDS)
 
 
-def trainer_is_there(connection: Connection) -> bool:
+def trainer_is_running(connection: Connection) -> bool:
     """Return whether a trainer is running that could claim a training run."""
     return RETRAIN_QUEUE in workers_by_queue(connection)
 

@@ -24,13 +24,13 @@ from jobs.ledger.queries import model_named
 from jobs.ledger.shadows import (
     NO_SHADOW,
     Comparison,
-    Disagreed,
+    Disagreement,
     begin_shadow,
-    champion_beside,
     compare,
     end_shadow,
     find_shadow,
     first_disagreements,
+    require_champion,
 )
 from jobs.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
@@ -213,7 +213,7 @@ class ModelMethods(Session):
                 raise Conflict(NO_SHADOW)
 
     @takes_numbers
-    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
+    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreement]]:
         """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
 
         Images of the latest jobs come first. Raises Conflict if there is no challenger.
@@ -222,7 +222,7 @@ class ModelMethods(Session):
             model_id = find_shadow(connection)
             if model_id is None:
                 raise Conflict(NO_SHADOW)
-            champion = champion_beside(connection).id
+            champion = require_champion(connection).id
             return (
                 compare(connection, model_id, beside=champion),
                 first_disagreements(connection, model_id, beside=champion, limit=limit),

@@ -43,7 +43,7 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
     def check(connection: Connection) -> Iterator[Finding]:
         jobs = metrics.open_jobs(connection, lost_seconds=patience, many_releases=_MANY_RELEASES)
         running = [job for job in jobs if job.paused_seconds is None]
-        yield _reconciler(metrics.reconciling(connection), has_work=bool(running), start=start)
+        yield _reconciler(metrics.reconciler_lock(connection), has_work=bool(running), start=start)
         yield _progress(running, metrics.seconds_since_last_result(connection), patience, start=start)
         yield _returning(running)
         yield _paused(jobs)
@@ -51,10 +51,12 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
     yield from check_in_ledger(_jobs, settings, check, if_none=_jobs.ok("there are none yet"))
 
 
-def _reconciler(found: metrics.Reconciling | None, *, has_work: bool, start: str) -> Finding:
-    if found is not None and found.expired <= 0:
+def _reconciler(found: metrics.ReconcilerLock | None, *, has_work: bool, start: str) -> Finding:
+    if found is not None and found.expired_seconds <= 0:
         return _jobs.ok(f"the reconciler runs in {found.holder}")
-    since = "none has ever run" if found is None else f"the last one ended {duration(found.expired)} ago"
+    since = (
+        "none has ever run" if found is None else f"the last one ended {duration(found.expired_seconds)} ago"
+    )
     if has_work:
         return _jobs.problem(f"no worker is running ({since}), and jobs are waiting", fix=start)
     return _jobs.warning(f"no worker is running ({since})", fix=start)

@@ -21,7 +21,7 @@ from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucke
 from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import (
-    Silence,
+    FailureDetector,
     cancel_run,
     claim_run,
     end_lost_runs,
@@ -220,9 +220,9 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
     new_run(ledger)
     with ledger.transaction() as connection:
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
-        silence = Silence(itertools.count(0, 2).__next__)
+        detector = FailureDetector(itertools.count(0, 2).__next__)
         for _ in range(9):
-            end_lost_runs(connection, silence)
+            end_lost_runs(connection, detector)
 
     # Then each is counted once
     assert counted(ledger, CounterName.TRAINING_RUNS) == {

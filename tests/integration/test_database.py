@@ -116,10 +116,10 @@ def test_a_main_loop_waits_for_no_lock_for_long(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a locked row, which on SQLite locks the whole file
-    monkeypatch.setattr("jobs.ledger.database.BRIEFLY_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.database.LOCK_TIMEOUT_SECONDS", 0.2)
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="theirs", holder="them", until=db_now()))
-    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, ledger.transaction() as connection:
+    with contextlib.closing(Ledger.for_main_process(ledger_url)) as loop, ledger.transaction() as connection:
         connection.execute(locks.update().values(holder="them, still"))
 
         # when a main loop needs it as well, then it gets an error soon
@@ -127,7 +127,7 @@ def test_a_main_loop_waits_for_no_lock_for_long(
             waiting.execute(locks.update().values(holder="us"))
 
     # and gets the row once it is unlocked
-    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, loop.transaction() as connection:
+    with contextlib.closing(Ledger.for_main_process(ledger_url)) as loop, loop.transaction() as connection:
         connection.execute(locks.update().values(holder="us"))
 
 

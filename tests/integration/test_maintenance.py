@@ -17,7 +17,7 @@ from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chu
 from jobs.ledger.maintenance import (
     ABANDONED,
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
     take_lock,
@@ -339,7 +339,7 @@ def standing_still(worker, claim):
 
 def end_standing(ledger):
     with ledger.transaction() as connection:
-        return end_standing_sessions(connection)
+        return end_stalled_sessions(connection)
 
 
 on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -350,7 +350,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
     ledger, make_job, worker, new_worker, monkeypatch
 ):
     # Given a worker that blocks while it records, for longer than its lease and the limit for idle sessions
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     with standing_still(worker, claim) as recorded:
@@ -372,7 +372,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
 @on_postgresql
 def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
     # Given a session that has locked a job's row, and does not read the long result of its query
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
     job = make_job([1])
     standing = Ledger(ledger.engine.url).engine.raw_connection()
     try:
@@ -404,7 +404,7 @@ def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, wo
 def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
     make_job, worker, empty_postgresql_url, monkeypatch
 ):
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0)
     job = make_job([2])
     with closing(Ledger(empty_postgresql_url)) as other:
         with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:

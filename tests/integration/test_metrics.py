@@ -341,4 +341,4 @@ def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
-    assert all(f"'{state}'" in str(ledger_metrics.JOB_GOES_ON) for state in ledger_metrics.UNFINISHED)
+    assert all(f"'{state}'" in str(ledger_metrics.JOB_IS_UNFINISHED) for state in ledger_metrics.UNFINISHED)

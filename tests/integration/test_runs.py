@@ -17,13 +17,14 @@ from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,
+    FailureDetector,
     Run,
     RunClaim,
     RunLost,
-    Silence,
     add_epoch,
     cancel_run,
     claim_run,
+    clear_expired_run,
     describe_data,
     end_lost_runs,
     epochs_of,
@@ -33,7 +34,6 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
-    make_way,
     pending_run,
     renew_run,
     request_run,
@@ -88,7 +88,7 @@ class Looker:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.clock = Clock()
-        self._silence = Silence(self.clock)
+        self._detector = FailureDetector(self.clock)
 
     def looks(self, *, seconds: float = 0.0) -> list[Run]:
         """Return the runs it has ended, after one look or looks over that many seconds."""
@@ -96,7 +96,7 @@ class Looker:
         until = self.clock.now + seconds
         while True:
             with self._ledger.transaction() as connection:
-                ended += end_lost_runs(connection, self._silence)
+                ended += end_lost_runs(connection, self._detector)
             if self.clock.now >= until:
                 return ended
             self.clock.now += 2.0
@@ -482,7 +482,7 @@ def test_a_dead_trainer_is_in_nobodys_way(
 
     # when another run is requested, then it waits for the grace period, and is created
     waited: list[Run] = []
-    make_way(ledger, on_wait=waited.append)
+    clear_expired_run(ledger, on_wait=waited.append)
     ask(ledger, slot=slot)
     assert look(ledger, lost.run_id).state == RunState.INTERRUPTED
     assert [(run.id, run.state) for run in waited] == [(lost.run_id, RunState.RUNNING)]
@@ -497,11 +497,11 @@ def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_o
             renew_run(connection, claim)
 
     # when another run is requested, then it is refused, and the first goes on
-    make_way(ledger, on_wait=beat)
+    clear_expired_run(ledger, on_wait=beat)
     with pytest.raises(Conflict, match=f"{claim.run_id} is under way"):
         ask(ledger)
     # And no request waits for a live run
-    make_way(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
+    clear_expired_run(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
 
 
 def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledger) -> None:
@@ -524,7 +524,7 @@ def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: 
     # when a trainer starts at last, then it cannot claim the run, which is skipped with the reason
     with ledger.transaction() as connection:
         assert claim_run(connection, run_id, owner="host/1") is None
-        [skipped] = end_lost_runs(connection, Silence())
+        [skipped] = end_lost_runs(connection, FailureDetector())
     assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
     assert skipped.error == "no trainer took it within an hour of its slot"
 
@@ -533,7 +533,7 @@ def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -
     run_id = ask(ledger)
     change(ledger, run_id, requested_at=db_now(-30 * 86_400))
     with ledger.transaction() as connection:
-        assert end_lost_runs(connection, Silence()) == []
+        assert end_lost_runs(connection, FailureDetector()) == []
     take(ledger, run_id)
 
 

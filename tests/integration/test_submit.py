@@ -971,7 +971,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     run, ledger_url, nothing_is_left, monkeypatch
 ):
     # Given a ledger with long time limits for locks
-    monkeypatch.setattr("jobs.ledger.database.STANDSTILL_SECONDS", 120)
+    monkeypatch.setattr("jobs.ledger.database.STALLED_SESSION_SECONDS", 120)
     monkeypatch.setattr("jobs.ledger.database.SQLITE_BUSY_SECONDS", 120)
     own = Ledger(ledger_url)
 

@@ -20,7 +20,7 @@ from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
 from jobs.ledger.runs import request_run
-from jobs.ledger.shadows import Comparison, Disagreed
+from jobs.ledger.shadows import Comparison, Disagreement
 from jobs.model import MNIST_INPUT, Model
 from jobs.outcomes import Outcome
 from jobs.registry import register_model
@@ -172,7 +172,7 @@ def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
     figures = capsys.readouterr().out
     shadow._for_people(
         Comparison(new_id(), 1, 4, 4),
-        [Disagreed(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
+        [Disagreement(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
     )
     challenger = capsys.readouterr().out
     for said in (figures, challenger):

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.shadows import Comparison, Disagreed
+from jobs.ledger.shadows import Comparison, Disagreement
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, say, tells_errors
 from labelmill.tables import Column, print_table
@@ -69,7 +69,7 @@ def shadow(
         _for_people(comparison, disagreed)
 
 
-def _for_people(comparison: Comparison, disagreed: list[Disagreed]) -> None:
+def _for_people(comparison: Comparison, disagreed: list[Disagreement]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
     print_data(f"{'challenger':<16}{comparison.model}")
     print_data(f"{'champion':<16}{comparison.beside}")
