@@ -83,8 +83,8 @@ def begin_run(
 ) -> RunClaim:
     """Request a training run and claim it for this process in one transaction.
 
-    `on_wait` is called as in `clear_expired_run`. Raises Conflict if another run is active, RunLost if another trainer
-    claimed this one, Unavailable.
+    `on_wait` is called as in `clear_expired_run`. Raises Conflict if another run is active, RunLost if
+    another trainer claimed this one, Unavailable.
     """
     run_id = new_id()
     with closing(Ledger(settings.ledger)) as ledger:
