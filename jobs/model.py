@@ -72,5 +72,5 @@ class Model:
         """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
-                f"{label!r} is no class of model {self.id}; its classes are {', '.join(self.classes)}."
+                f"{label!r} is not a class of model {self.id}; its classes are {', '.join(self.classes)}."
             )

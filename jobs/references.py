@@ -116,19 +116,19 @@ class Roots:
         if len(data) != reference.size:
             raise ImageError(ErrorCode.SOURCE_CHANGED, f"{len(data)} of its {reference.size} bytes")
         if hashlib.sha256(data).hexdigest() != reference.sha256:
-            raise ImageError(ErrorCode.SOURCE_CHANGED, "other bytes than were submitted")
+            raise ImageError(ErrorCode.SOURCE_CHANGED, "the bytes are not those that were submitted")
         return data
 
     def _resolve(self, path: str) -> _Place:
         try:
             resolved = os.path.realpath(path)
         except ValueError:  # a name that no file can have
-            raise _forbidden("no path") from None
+            raise _forbidden("not a valid path") from None
         for root in self._folders:
             prefix = os.path.join(os.path.realpath(root), "")
             if resolved.startswith(prefix):
                 return _Place(resolved, root, os.path.join(root, resolved[len(prefix) :]))
-        raise _forbidden("below none of the roots")
+        raise _forbidden("not below an allowed root")
 
     def _normal_below(self, url: str) -> str:
         try:
@@ -136,7 +136,7 @@ class Roots:
         except ValueError as error:
             raise _forbidden(str(error)) from None
         if not any(normal.startswith(prefix) and normal != prefix for prefix in self._prefixes):
-            raise _forbidden("below none of the roots")
+            raise _forbidden("not below an allowed root")
         return normal
 
 
@@ -157,12 +157,12 @@ def _normal(url: str) -> str:
     if is_chained(url):
         raise ValueError("it chains file systems")
     if any(character < " " or character in "\\\x7f" for character in url):
-        raise ValueError("it has a character that no URL has")
+        raise ValueError("it contains a character that is not allowed in a URL")
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     host, _, path = rest.partition("/")
     if ":" in host.rpartition("@")[0]:
-        raise ValueError("it holds a password, which belongs into the workers' environment")
+        raise ValueError("it contains a password, which belongs in the workers' environment")
     if is_web(scheme):
         if "?" in rest or "#" in rest:
             raise ValueError("it has a query")
@@ -171,9 +171,9 @@ def _normal(url: str) -> str:
     while "%" in decoded and (again := unquote(decoded)) != decoded:  # some servers decode more than once
         decoded = again
     if not {".", ".."}.isdisjoint(decoded.replace("\\", "/").split("/")):
-        raise ValueError("it has a step to another folder, . or ..")
+        raise ValueError("it contains . or .. as a folder")
     if not rest.strip("/"):
-        raise ValueError("it names no place")
+        raise ValueError("it has no path")
     return f"{scheme}://{host}/{path}"
 
 

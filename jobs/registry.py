@@ -89,7 +89,7 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(
-            f"No model can be kept in {folder} ({why(error)}): is its disk full, or is it somebody else's?"
+            f"No model can be stored in {folder} ({why(error)}): is its disk full, or is it another user's?"
         ) from error
 
 

@@ -296,7 +296,7 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     """Return the error to raise in place of this one, or None if the statement itself is wrong."""
     reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if (refusal := _REFUSALS.get(getattr(error.orig, "sqlstate", ""))) is not None:
-        return Unavailable(f"The ledger takes no writes: {reason}: {refusal}")
+        return Unavailable(f"The ledger refuses writes: {reason}: {refusal}")
     if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
         return LedgerNotReady()
     is_sqlite = url.get_backend_name() == "sqlite"
@@ -306,7 +306,7 @@ def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(
-            f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
-            "(docs/how-to/back-up.md), or name another one in LABELMILL_LEDGER_URL."
+            f"The ledger cannot be reached: {error.orig}: {url.database}.\nRestore the file from its "
+            "backup (docs/how-to/back-up.md), or set LABELMILL_LEDGER_URL to another one."
         )
     return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None

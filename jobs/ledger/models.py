@@ -27,9 +27,9 @@ SHADOW: Final = "shadow"
 #: The messages if a champion is needed and there is none.
 NO_MODEL: Final = "There is no model yet: run `labelmill train`."
 NO_CHAMPION: Final = (
-    "No model is the champion: name one, as in `labelmill submit SOURCES --model MODEL`, or make one the "
-    "champion: `labelmill models promote MODEL`, with --force where it was not evaluated. "
-    "`labelmill models list` shows them."
+    "There is no champion. Name a model, as in `labelmill submit SOURCES --model MODEL`, or promote one: "
+    "`labelmill models promote MODEL`, with --force if it was not evaluated. `labelmill models list` shows "
+    "all models."
 )
 
 
@@ -324,7 +324,7 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
     champion_id = lock_champion(connection)
     if _before(connection, champion_id) != model_id:
         raise Conflict(
-            "Somebody else moved the champion at the same time: `labelmill models history` shows it."
+            "Another process moved the champion at the same time: `labelmill models history` shows it."
         )
     move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
     return champion_history(connection, limit=1)[0]
@@ -344,7 +344,7 @@ def _before(connection: Connection, champion_id: str | None) -> str:
             steps.append(move.previous_id)  # a champion that is older than the history
         steps.append(move.model_id)
     if champion_id is None:
-        raise Conflict("There is no champion, and so none before it.")
+        raise Conflict("There is no champion to roll back.")
     if len(steps) < 2 or steps[-1] != champion_id:
         raise Conflict(f"There was no champion before {champion_id}: `labelmill models history` shows them.")
     return steps[-2]

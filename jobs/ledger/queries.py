@@ -235,9 +235,7 @@ def _check_all_there(connection: Connection, job_id: str) -> None:
     Every job has a chunk, and a purge deletes the chunks before the first prediction.
     """
     if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
-        raise Conflict(
-            f"Job {job_id} was purged before or while its predictions were read: some are missing."
-        )
+        raise Conflict(f"Job {job_id} was purged before all its predictions were read: some are missing.")
 
 
 def glob_to_regex(glob: str) -> str:
@@ -365,7 +363,7 @@ def check_retry(connection: Connection, job_id: str) -> str:
     status = job_status(connection, job_id)
     if not status.finished:
         raise Conflict(
-            f"Job {job_id} has not finished, it is {status.state}: only then is it known what to try again."
+            f"Job {job_id} has not finished, it is {status.state}: retry its images when it has ended."
         )
     if status.purged_at is not None:
         raise Conflict(
@@ -385,8 +383,8 @@ def check_not_purged(connection: Connection, job_id: str) -> None:
     kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
     if connection.scalar(kept) is None:
         raise Conflict(
-            f"Job {job_id} was purged while its images were being submitted again, so nothing of that is "
-            "kept: submit them from where they came."
+            f"Job {job_id} was purged while its images were being submitted again, so the new job was "
+            "discarded: submit the images from their original source."
         )
 
 

@@ -37,7 +37,7 @@ UNFINISHED_RUN: Final = (RunState.PENDING, RunState.RUNNING)
 
 
 class RunLost(LabelmillError):
-    """The training run is not this trainer's any more; what was computed here is thrown away."""
+    """This trainer no longer owns the training run, so its results are discarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def _missing_trainer_hint(connection: Connection, run: Run) -> str:
     if run.state != RunState.PENDING or trainer_is_running(connection):
         return ""
     return (
-        " It waits for a trainer, and none is there: `labelmill up` has one, and so has `labelmill worker "
-        "--trainer` in a deployment of your own."
+        " It waits for a trainer, and none is running: `labelmill up` starts one, and in a deployment "
+        "`labelmill worker --trainer` does."
     )
 
 
@@ -282,7 +282,7 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
     )
     run = get_run(connection, run_id)
     if stopped.rowcount != 1:
-        raise Conflict(f"Training run {run_id} had finished before: it is {run.state}.")
+        raise Conflict(f"Training run {run_id} has already finished: it is {run.state}.")
     _count_end(connection, RunState.CANCELLED)
     return run
 
@@ -343,7 +343,7 @@ def is_stale() -> sa.ColumnElement[bool]:
 
 
 # Runs that no trainer will finish: the condition, the state they get, and the reason.
-LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer vanished without a word")
+LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
 STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
 
 

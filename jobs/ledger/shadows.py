@@ -24,7 +24,7 @@ from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, pre
 SHADOW_PRIORITY: Final = -1_000
 
 #: The message if there is no challenger.
-NO_SHADOW: Final = "No model is in the shadow: `labelmill models shadow MODEL` puts one there."
+NO_SHADOW: Final = "There is no shadow model: `labelmill models shadow MODEL` sets one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ def require_champion(connection: Connection) -> Model:
     champion = find_champion(connection)
     if champion is None:
         raise Conflict(
-            "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
-            "--force if it was not evaluated."
+            "There is no champion to compare it with: promote a model with `labelmill models promote MODEL`, "
+            "with --force if it was not evaluated."
         )
     return champion
 

@@ -219,7 +219,7 @@ def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
     with contextlib.closing(Ledger(ledger_url)) as ledger, pytest.raises(Unavailable) as told:
         look(ledger)
     assert str(path) in str(told.value)
-    assert "Put it back from its backup" in str(told.value)
+    assert "Restore the file from its backup" in str(told.value)
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -344,7 +344,7 @@ def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
 
 def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, make_model) -> None:
     make_model(champion=False)
-    with pytest.raises(NotFound, match="No model is the champion") as told:
+    with pytest.raises(NotFound, match="There is no champion") as told:
         health_of(ledger)
     assert "`labelmill submit SOURCES --model MODEL`" in str(told.value)
     assert "`labelmill models promote MODEL`, with --force where it was not evaluated" in str(told.value)

@@ -201,7 +201,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
             "https://anna@host/job.csv cannot be written",
         ),
         (["--output", "nothing://bucket/job.csv"], "cannot be written (Protocol not known: nothing)"),
-        (["--output", "file://elsewhere/job.csv"], "it names the machine 'elsewhere'"),
+        (["--output", "file://elsewhere/job.csv"], "it names the host 'elsewhere'"),
         (["--output", url, "--format", "jsonl"], f"jsonl by --format and {form} by {url}"),
     ]:
         failed = exported(*arguments)

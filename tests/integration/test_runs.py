@@ -229,7 +229,7 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
     # given a pending run, and no trainer
     run_id = ask(ledger)
     with pytest.raises(
-        Conflict, match=r"none is there: `labelmill up` has one, .*`labelmill worker --trainer`"
+        Conflict, match=r"none is running: `labelmill up` starts one, .*`labelmill worker --trainer`"
     ):
         ask(ledger)
 
@@ -463,7 +463,7 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
     [ended] = Looker(ledger).looks(seconds=RUN_GRACE_SECONDS)
 
     # then the run is interrupted, and its trainer cannot resume it
-    assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
+    assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
     assert fenced(ledger, claim, champion) == []
     with ledger.transaction() as connection:
         assert claim_run(connection, claim.run_id, owner="host/2") is None

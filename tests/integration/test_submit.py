@@ -905,7 +905,7 @@ def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
         until(lambda: not signs_are_given(), "the last sign", seconds=30)
 
     # When the source goes on, Then the producer raises Stopped as usual
-    with pytest.raises(Stopped, match="what is classified is kept"):
+    with pytest.raises(Stopped, match="the results so far are kept"):
         run(breaks_after(3, cancel))
 
 
