@@ -6,9 +6,9 @@ The input spec is stored with the model, so that training, evaluation and predic
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from jobs.errors import UserError
 
@@ -38,15 +38,6 @@ class InputSpec:
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one input array."""
         return (self.height, self.width) if self.mode == "L" else (self.height, self.width, 3)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, for the ledger."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read the ledger's JSON object. Raises TypeError on unknown or missing fields."""
-        return cls(**value)
 
 
 #: MNIST's own shape. Ink on paper is inverted; MNIST itself, with its black border, is not.

@@ -67,7 +67,7 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
         data = _read_cached(cached, model)
     from_store = data is None
     if data is None:
-        data = _read_stored(store, model)
+        data = read_stored(store, model)
     try:
         check_model_file(data)
     except ModelRefused as error:
@@ -93,14 +93,6 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_stored(store: Store, model: Model) -> None:
-    """Check that the store holds the model's file as it was registered, whatever is cached.
-
-    Raises ModelRefused if it does not, Unavailable if the store cannot be reached.
-    """
-    _read_stored(store, model)
-
-
 def _read_cached(path: Path, model: Model) -> bytes | None:
     if not path.is_file() or path.stat().st_size != model.size_bytes:
         return None
@@ -108,7 +100,11 @@ def _read_cached(path: Path, model: Model) -> bytes | None:
     return data if _digest(data) == model.sha256 else None
 
 
-def _read_stored(store: Store, model: Model) -> bytes:
+def read_stored(store: Store, model: Model) -> bytes:
+    """Return the model's file from the store, whatever is cached.
+
+    Raises ModelRefused if it is gone or is not the one that was registered, Unavailable.
+    """
     try:
         data = store.get(model_key(model.sha256), limit=model.size_bytes)
     except FileNotFoundError:

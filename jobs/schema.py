@@ -360,6 +360,12 @@ chunks = Table(
     ),
 )
 
+#: The columns that say which images a chunk holds, and where.
+PAYLOAD_COLUMNS: Final = (
+    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
+    chunks.c.payload_offset,
+)
+
 #: The one recorded outcome of an image. The primary key is the last guard against a second one. A foreign key
 #: would be checked for every row, and rows are only written by a worker that holds the chunk.
 predictions = Table(

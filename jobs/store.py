@@ -25,8 +25,10 @@ class Store:
         Raises SettingsError if fsspec does not know the URL, Unavailable if its protocol connects at once and
         nothing answers.
         """
-        self._url = url
-        self._folder: Path | None = None
+        #: The URL as it was given, with its secrets.
+        self.url = url
+        #: The store's folder, or None if it is not a local folder.
+        self.folder: Path | None = None
         #: The identity that was found here (`jobs.store_identity`), kept because a request to an object store
         #: takes long.
         self.identity: str | None = None
@@ -36,17 +38,7 @@ class Store:
             except (ValueError, ImportError) as error:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
-        self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
-
-    @property
-    def url(self) -> str:
-        """Return the URL as it was given, with its secrets."""
-        return self._url
-
-    @property
-    def folder(self) -> Path | None:
-        """Return the store's folder, or None if it is not a local folder."""
-        return self._folder
+        self.folder = Path(self._root) if "file" in _protocols(self._fs) else None
 
     def put(self, key: str, *pieces: bytes) -> None:
         """Store the pieces, joined, under the key. Raises Unavailable.
@@ -54,8 +46,8 @@ class Store:
         When this returns, the bytes survive a power cut.
         """
         with self._translating_errors("written"):
-            if self._folder is not None:
-                self._put_file(self._folder / key, pieces)
+            if self.folder is not None:
+                self._put_file(self.folder / key, pieces)
             else:
                 self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
 
@@ -68,8 +60,8 @@ class Store:
         end = None if limit is None else limit + 1
         with self._translating_errors("read"):
             try:
-                if self._folder is not None:
-                    with (self._folder / key).open("rb") as file:
+                if self.folder is not None:
+                    with (self.folder / key).open("rb") as file:
                         return file.read(end)
                 data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
             except FileNotFoundError:
@@ -81,8 +73,8 @@ class Store:
         """Return whether there is such a file. Raises Unavailable."""
         with self._translating_errors("read"):
             try:
-                if self._folder is not None:
-                    (self._folder / key).stat()
+                if self.folder is not None:
+                    (self.folder / key).stat()
                 else:
                     self._fs.invalidate_cache()  # others write here too
                     self._fs.info(f"{self._root}/{key}")  # not `exists`, which takes any error for a no
@@ -149,10 +141,10 @@ class Store:
         except (FileNotFoundError, LabelmillError, SoftTimeLimitExceeded, MemoryError):
             raise
         except Exception as error:
-            if self._folder is not None and not isinstance(error, OSError):
+            if self.folder is not None and not isinstance(error, OSError):
                 raise  # a mistake in our own code
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-            reason = without_secrets(reason.splitlines()[0], self._url)
+            reason = without_secrets(reason.splitlines()[0], self.url)
             # Without the cause, because a stack trace would show the URL that it may quote.
             raise Unavailable(f"The store cannot be {what}: {reason}") from None
 
@@ -161,8 +153,8 @@ class Store:
         self._fs.invalidate_cache()  # others write here too
         if self._fs.exists(f"{self._root}/{kind}"):
             return
-        if self._folder is not None:
-            found = f"there is no {self._folder / kind} on this machine. Is its disk mounted?"
+        if self.folder is not None:
+            found = f"there is no {self.folder / kind} on this machine. Is its disk mounted?"
         else:
             found = f"it has no {kind} at all. Is LABELMILL_STORE_URL the same for producers and workers?"
         raise Unavailable(f"The store cannot be read: {found}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -44,6 +44,9 @@ VANISHED_SECONDS: Final = 1
 #: A pooled connection that was idle for this long is pinged before it is used.
 PAUSE_SECONDS: Final = 0.25
 
+#: How many values one statement compares a column with. Both databases limit its parameters.
+BATCH_VALUES: Final = 500
+
 #: The key under which a pooled connection keeps the time of its last use.
 _USED: Final = "labelmill_used"
 
@@ -71,6 +74,9 @@ _WAL_REMOVED: Final = (
 
 #: The migration this code is written for. A test checks that `migrations/versions` ends in it.
 REVISION: Final = "0011"
+
+
+_Value = TypeVar("_Value")
 
 
 class Ledger:
@@ -186,6 +192,12 @@ def revision(connection: Connection) -> str | None:
         return None
     found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     return found
+
+
+def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
+    """Yield the values in batches that fit into one statement."""
+    for start in range(0, len(values), BATCH_VALUES):
+        yield values[start : start + BATCH_VALUES]
 
 
 def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
 from jobs.ledger.control import JOB_IS_UNFINISHED
 from jobs.ledger.maintenance import RECONCILE_LOCK
+from jobs.ledger.queries import OLDEST_PENDING_AT
 from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
 
 # ---- the backlog ----------------------------------------------------------------------------------
@@ -90,31 +91,19 @@ def _count_chunks(connection: Connection, *which: sa.ColumnElement[bool] | sa.Te
 
 
 def _oldest_pending_seconds(connection: Connection) -> float:
-    # Per job: an index holds each job's first pending chunk, which is its oldest.
-    first = (
-        sa.select(chunks.c.created_at)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
-        .order_by(chunks.c.first_index)
-        .limit(1)
-        .scalar_subquery()
-    )
     # Without shadows: they have the lowest priority and may wait long.
     of_each = (
-        sa.select(first.label("created_at"))
+        sa.select(OLDEST_PENDING_AT.label("created_at"))
         .select_from(jobs)
         .where(JOB_IS_UNFINISHED, jobs.c.shadow_of.is_(None))
         .subquery()
     )
-    oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
-    return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+    return _seconds_since(connection, sa.select(sa.func.min(of_each.c.created_at))) or 0.0
 
 
 def last_run_seconds(connection: Connection) -> float | None:
     """Return the seconds since the latest training run ended, or None if none has ended."""
-    finished, now = connection.execute(
-        sa.select(sa.func.max(training_runs.c.finished_at), db_now().label("now"))
-    ).one()
-    return None if finished is None else max(0.0, (now - finished).total_seconds())
+    return _seconds_since(connection, sa.select(sa.func.max(training_runs.c.finished_at)))
 
 
 # ---- checks for `labelmill doctor` ----------------------------------------------------------------
@@ -217,12 +206,12 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
 
 def seconds_since_last_result(connection: Connection) -> float | None:
     """Return the seconds since a chunk of an unfinished job was done, or None if none is."""
-    finished, now = connection.execute(
-        sa.select(sa.func.max(chunks.c.finished_at), db_now())
+    return _seconds_since(
+        connection,
+        sa.select(sa.func.max(chunks.c.finished_at))
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(JOB_IS_UNFINISHED, chunks.c.state == ChunkState.DONE)
-    ).one()
-    return None if finished is None else _seconds(finished, now)
+        .where(JOB_IS_UNFINISHED, chunks.c.state == ChunkState.DONE),
+    )
 
 
 def models_needed(connection: Connection) -> set[str]:
@@ -233,6 +222,12 @@ def models_needed(connection: Connection) -> set[str]:
 
 def _count(condition: sa.ColumnElement[bool]) -> sa.Function[int]:
     return sa.func.count(sa.case((condition, 1)))
+
+
+def _seconds_since(connection: Connection, query: sa.Select[tuple[datetime | None]]) -> float | None:
+    """Return the seconds since the time that the query returns, or None if it returns none."""
+    since, now = connection.execute(query.add_columns(db_now())).one()
+    return None if since is None else max(0.0, (now - since).total_seconds())
 
 
 def _seconds(since: datetime, now: datetime) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -54,7 +54,7 @@ def add_model(
             sha256=sha256,
             size_bytes=size_bytes,
             classes=list(classes),
-            input_spec=input_spec.to_json(),
+            input_spec=asdict(input_spec),
             accuracy=accuracy,
             metrics=metrics,
             created_at=db_now(),
@@ -76,6 +76,12 @@ def point_alias(connection: Connection, name: str, model_id: str) -> None:
     )
 
 
+def find_alias(connection: Connection, name: str) -> str | None:
+    """Return the id of the model that has this alias, or None."""
+    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == name))
+    return found
+
+
 def get_model(connection: Connection, model_id: str) -> Model:
     """Return the model with this id. Raises NotFound."""
     row = connection.execute(sa.select(models).where(models.c.id == model_id)).one_or_none()
@@ -86,22 +92,17 @@ def get_model(connection: Connection, model_id: str) -> Model:
 
 def find_champion(connection: Connection) -> Model | None:
     """Return the model that new jobs are pinned to, or None."""
-    row = connection.execute(
-        sa.select(models).join(aliases, aliases.c.model_id == models.c.id).where(aliases.c.name == CHAMPION)
-    ).one_or_none()
-    return None if row is None else _to_model(row, _aliases(connection))
+    model_id = find_alias(connection, CHAMPION)
+    return None if model_id is None else get_model(connection, model_id)
 
 
 def model_or_champion(connection: Connection, model_id: str | None) -> Model:
     """Return the model with this id, or the champion if the id is None. Raises NotFound."""
     model = find_champion(connection) if model_id is None else get_model(connection, model_id)
     if model is None:
-        raise NotFound(NO_CHAMPION if _any_model(connection) else NO_MODEL)
+        is_empty = connection.scalar(sa.select(models.c.id).limit(1)) is None
+        raise NotFound(NO_MODEL if is_empty else NO_CHAMPION)
     return model
-
-
-def _any_model(connection: Connection) -> bool:
-    return connection.scalar(sa.select(models.c.id).limit(1)) is not None
 
 
 def list_models(connection: Connection) -> list[Model]:
@@ -125,7 +126,7 @@ def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
         sha256=row.sha256,
         size_bytes=row.size_bytes,
         classes=tuple(row.classes),
-        input_spec=InputSpec.from_json(row.input_spec),
+        input_spec=InputSpec(**row.input_spec),
         accuracy=row.accuracy,
         metrics=row.metrics,
         created_at=row.created_at,
@@ -202,8 +203,6 @@ _MOVES: Final = (
     .order_by(promotions.c.id.desc())
 )
 
-_CHAMPION_ID: Final = sa.select(aliases.c.model_id).where(aliases.c.name == CHAMPION)
-
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
@@ -241,8 +240,7 @@ def lock_champion(connection: Connection) -> str | None:
         # The table, because before the first promotion there is no row to lock. On SQLite, the transaction
         # itself is the lock.
         connection.execute(sa.text("LOCK TABLE promotions IN SHARE ROW EXCLUSIVE MODE"))
-    found: str | None = connection.scalar(_CHAMPION_ID)
-    return found
+    return find_alias(connection, CHAMPION)
 
 
 def move_champion(
@@ -313,7 +311,7 @@ def champion_before(connection: Connection) -> str:
 
     Raises Conflict if there is none.
     """
-    return _before(connection, connection.scalar(_CHAMPION_ID))
+    return _before(connection, find_alias(connection, CHAMPION))
 
 
 def roll_back(connection: Connection, model_id: str) -> Promotion:

@@ -15,14 +15,15 @@ from sqlalchemy.engine import Connection, Row
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import first_id, is_id, last_id
 from jobs.ledger.control import settle_job, still_claimed
-from jobs.ledger.database import Ledger
-from jobs.ledger.models import CHAMPION, get_model, model_or_champion
+from jobs.ledger.database import Ledger, batched
+from jobs.ledger.models import CHAMPION, find_alias, get_model, model_or_champion
 from jobs.model import Model
 from jobs.schema import (
     FINISHED,
+    PAYLOAD_COLUMNS,
+    UNFINISHED,
     ChunkState,
     JobState,
-    aliases,
     chunks,
     db_now,
     jobs,
@@ -94,46 +95,36 @@ class JobStatus:
         return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
 
 
-def _status_query() -> sa.Select[tuple[object, ...]]:
-    # The index on (job_id, state, first_index) finds it in one step: chunks are created in the order of their
-    # images, and the rest of a chunk that was cut keeps its creation time.
-    oldest = (
-        sa.select(chunks.c.created_at)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
-        .order_by(chunks.c.first_index)
-        .limit(1)
-        .scalar_subquery()
-    )
-    return sa.select(jobs, oldest.label("oldest_waiting_at"), db_now().label("read_at"))
+#: When the oldest pending chunk of a job was created. The index on (job_id, state, first_index) finds it in
+#: one step: chunks are created in the order of their images, and the rest of a chunk that was cut keeps its
+#: creation time.
+OLDEST_PENDING_AT: Final = (
+    sa.select(chunks.c.created_at)
+    .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
+    .order_by(chunks.c.first_index)
+    .limit(1)
+    .scalar_subquery()
+)
+
+_STATUS: Final = sa.select(
+    *(jobs.c.id, jobs.c.state, jobs.c.total, jobs.c.succeeded, jobs.c.failed, jobs.c.key, jobs.c.error),
+    *(jobs.c.retry_of, jobs.c.created_at, jobs.c.submitted_at, jobs.c.started_at, jobs.c.finished_at),
+    jobs.c.purged_at,
+    jobs.c.model_id.label("model"),
+    # A job that ended while it was paused keeps its `paused_at`.
+    sa.and_(jobs.c.paused_at.is_not(None), jobs.c.state.in_(UNFINISHED)).label("paused"),
+    OLDEST_PENDING_AT.label("oldest_waiting_at"),
+    db_now().label("read_at"),
+)
 
 
-def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
-    state = JobState(row.state)
-    return JobStatus(
-        id=row.id,
-        state=state,
-        total=row.total,
-        succeeded=row.succeeded,
-        failed=row.failed,
-        model=row.model_id,
-        key=row.key,
-        error=row.error,
-        # A job that ended while it was paused keeps its `paused_at`.
-        paused=row.paused_at is not None and state not in FINISHED,
-        retry_of=row.retry_of,
-        created_at=row.created_at,
-        submitted_at=row.submitted_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        purged_at=row.purged_at,
-        read_at=row.read_at,
-        oldest_waiting_at=row.oldest_waiting_at,
-    )
+def _to_status(row: Row[Any]) -> JobStatus:
+    return JobStatus(**{**row._mapping, "state": JobState(row.state)})
 
 
 def job_status(connection: Connection, job_id: str) -> JobStatus:
     """Return the status of a job. Raises NotFound."""
-    row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(_STATUS.where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
     return _to_status(row)
@@ -141,12 +132,8 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
     """Return the latest jobs, newest first, without shadows."""
-    query = (
-        _status_query()
-        .where(jobs.c.shadow_of.is_(None))
-        .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
-        .limit(limit)
-    )
+    query = _STATUS.where(jobs.c.shadow_of.is_(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    query = query.limit(limit)
     if state is not None:
         query = query.where(jobs.c.state == state)
     return [_to_status(row) for row in connection.execute(query)]
@@ -163,6 +150,12 @@ class Prediction:
     error: ErrorCode | None
     detail: str | None
     model: str
+
+
+_PREDICTIONS: Final = sa.select(
+    *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
+    *(predictions.c.error, predictions.c.detail, jobs.c.model_id),
+).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +176,7 @@ def page_of_predictions(
     The cursor is the last index of the previous page, so every page costs the same.
     """
     table = predictions.c
-    query = (
-        sa.select(
-            table.index, table.name, table.label, table.confidence, table.error, table.detail, jobs.c.model_id
-        )
-        .join(jobs, jobs.c.id == table.job_id)
-        .where(table.job_id == job_id, table.index > after)
-        .order_by(table.index)
-        .limit(limit)
-    )
+    query = _PREDICTIONS.where(table.job_id == job_id, table.index > after).order_by(table.index).limit(limit)
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
@@ -201,10 +186,21 @@ def page_of_predictions(
         query = query.where(table.error.is_not(None))
     if wanted.name is not None:
         query = query.where(table.name.regexp_match(glob_to_regex(wanted.name)))
-    return [
-        Prediction(index, image, label, confidence, ErrorCode(error) if error else None, detail, model)
-        for index, image, label, confidence, error, detail, model in connection.execute(query)
-    ]
+    return list(map(_to_prediction, connection.execute(query)))
+
+
+def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Prediction]:
+    """Return the predictions of these images, by index. An image without one is left out."""
+    found: dict[int, Prediction] = {}
+    for some in batched(indices):
+        query = _PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
+        found |= {row.index: _to_prediction(row) for row in connection.execute(query)}
+    return found
+
+
+def _to_prediction(row: Row[Any]) -> Prediction:
+    index, name, label, confidence, error, detail, model = row
+    return Prediction(index, name, label, confidence, ErrorCode(error) if error else None, detail, model)
 
 
 def stream_predictions(
@@ -314,7 +310,7 @@ def model_named(connection: Connection, typed: str | None) -> Model:
     """
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
-    found = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == typed.strip()))
+    found = find_alias(connection, typed.strip())
     return get_model(connection, found or _full_id(connection, "model", models.c.id, typed))
 
 
@@ -421,14 +417,7 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
 
 def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
     return (
-        sa.select(
-            chunks.c.first_index,
-            chunks.c.images,
-            chunks.c.state,
-            chunks.c.payload,
-            chunks.c.payload_sha256,
-            chunks.c.payload_offset,
-        )
+        sa.select(*PAYLOAD_COLUMNS, chunks.c.state)
         .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
         .order_by(chunks.c.first_index)
         .limit(_PAGE_CHUNKS)

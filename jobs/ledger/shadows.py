@@ -16,9 +16,9 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ids import new_id
-from jobs.ledger.models import SHADOW, find_champion, get_model, point_alias
+from jobs.ledger.models import SHADOW, find_alias, find_champion, get_model, point_alias
 from jobs.model import Model
-from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
+from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
 #: Below every priority that a person can set: a shadow delays no job.
 SHADOW_PRIORITY: Final = -1_000
@@ -62,15 +62,15 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
     `share` is 0 to 1. Return the shadow's id, or None if there is no challenger, it cannot be compared with
     the job's model, or no chunk falls into the share. Call it in the transaction that seals the job.
     """
-    challenger_id = find_shadow(connection)
+    challenger_id = find_alias(connection, SHADOW)
     if challenger_id is None:
         return None
     model_id = connection.execute(sa.select(jobs.c.model_id).where(jobs.c.id == job_id)).scalar_one()
     challenger = get_model(connection, challenger_id)
     if model_id == challenger_id or not comparable(get_model(connection, model_id), challenger):
         return None
-    copied = (*_PAYLOAD_COLUMNS, chunks.c.id)
-    rows = connection.execute(sa.select(*copied).where(chunks.c.job_id == job_id)).mappings()
+    query = sa.select(chunks.c.id, *PAYLOAD_COLUMNS).where(chunks.c.job_id == job_id)
+    rows = connection.execute(query).mappings()
     sampled = [dict(row) for row in rows if is_shadowed(share, row["id"])]
     if not sampled:
         return None
@@ -138,12 +138,6 @@ def end_shadow(connection: Connection) -> bool:
     return connection.execute(aliases.delete().where(aliases.c.name == SHADOW)).rowcount == 1
 
 
-def find_shadow(connection: Connection) -> str | None:
-    """Return the challenger's id, or None."""
-    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW))
-    return found
-
-
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:
     """Compare a challenger with the models of the jobs that it shadowed, or only with the model `beside`.
 
@@ -193,12 +187,6 @@ def first_disagreements(
     )
     return [Disagreement(*row) for row in connection.execute(query)]
 
-
-#: The columns that say which images a chunk holds.
-_PAYLOAD_COLUMNS: Final = (
-    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
-    chunks.c.payload_offset,
-)
 
 _SHADOWED: Final = jobs.alias("shadowed")
 _CHALLENGER: Final = predictions.alias("challenger")

@@ -31,7 +31,7 @@ from jobs.ledger.models import (
 )
 from jobs.model import Model
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import check_stored
+from jobs.registry import read_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -612,7 +612,7 @@ def test_a_model_whose_file_is_gone_or_changed_is_not_made_the_champion(run, she
         assert f"The file of model {old.id} is" in said
     assert champion_of(ledger) == new.id
     with pytest.raises(ModelRefused):
-        check_stored(store, old)
+        read_stored(store, old)
 
 
 def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelved, ledger):
