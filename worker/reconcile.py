@@ -29,10 +29,11 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import FailureDetector, end_lost_runs, interrupt_runs_of, pending_run
+from jobs.ledger.runs import FailureDetector, end_lost_runs, find_active_run, interrupt_runs_of
 from jobs.ledger.workers import forget_lost_workers
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import MAX_WAITING, Publisher
+from jobs.schema import RunState
 from jobs.settings import Settings
 from worker.context import owner_name
 from worker.heartbeat import Heartbeat, ready_children
@@ -68,15 +69,15 @@ class Reconciler:
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
-            for run in end_lost_runs(connection, self._detector):
+            for lost in end_lost_runs(connection, self._detector):
                 logger.warning(
-                    "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
+                    "training run %s is %s: %s", lost.id, lost.state, lost.error, extra={"run": lost.id}
                 )
-            run_id = pending_run(connection)
+            run = find_active_run(connection)
             due = count_due(connection, limit=MAX_WAITING)
         publisher = self._publisher.reset()
-        if run_id is not None and not publisher.waiting(RETRAIN_QUEUE):
-            publisher.request_run(run_id)
+        if run is not None and run.state == RunState.PENDING and not publisher.waiting(RETRAIN_QUEUE):
+            publisher.request_run(run.id)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 

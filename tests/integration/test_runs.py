@@ -34,7 +34,6 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
-    pending_run,
     renew_run,
     request_run,
     was_finished_by,
@@ -467,7 +466,7 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
     assert fenced(ledger, claim, champion) == []
     with ledger.transaction() as connection:
         assert claim_run(connection, claim.run_id, owner="host/2") is None
-        assert pending_run(connection) is None
+        assert find_active_run(connection) is None
     assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 
@@ -508,8 +507,8 @@ def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledg
     claim = take(ledger, ask(ledger), owner="host/17")
     with ledger.transaction() as connection:
         assert interrupt_runs_of(connection, ["host/1", "host/170", "other/17"], error="stopped") == []
-        assert interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped") == [claim.run_id]
-    run = look(ledger, claim.run_id)
+        [run] = interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped")
+    assert run == look(ledger, claim.run_id)
     assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
 
 
