@@ -14,7 +14,7 @@ from benchmarks.report import milliseconds
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, make_job
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import TOGETHER_IMAGES, Claim, claim_next
+from jobs.ledger.claims import COMBINED_CLAIM_IMAGES, Claim, claim_next
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     count_due,
@@ -141,12 +141,12 @@ def _questions(job_id: str) -> dict[str, Callable[[Connection], object]]:
 def _questions_about_small_jobs() -> dict[str, Callable[[Connection], object]]:
     def claim_many(connection: Connection) -> object:
         claims = _claim(connection, CHUNK_IMAGES)
-        assert len(claims) == TOGETHER_IMAGES
+        assert len(claims) == COMBINED_CLAIM_IMAGES
         return claims
 
     return {
         "claim_next of one small chunk": lambda connection: _claim(connection, 1),
-        f"claim_next of {TOGETHER_IMAGES} small chunks": claim_many,
+        f"claim_next of {COMBINED_CLAIM_IMAGES} small chunks": claim_many,
     }
 
 

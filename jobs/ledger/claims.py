@@ -1,4 +1,4 @@
-"""Claims: how a worker takes the next due chunk, and how it lets go of one without results.
+"""Claims: how a worker takes the next due chunk, and how it releases one without results.
 
 A claim writes a fresh token into the chunk's row. Every later statement about the chunk carries the token and
 touches nothing if the row has another one, so a worker that was declared dead and comes back does no harm.
@@ -21,9 +21,9 @@ from jobs.ledger.counters import AttemptEnd, CounterName, count
 from jobs.schema import SMALL_JOB_IMAGES, UNFINISHED, ChunkState, chunks, db_now, jobs
 
 #: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
-TOGETHER_IMAGES: Final = 512
+COMBINED_CLAIM_IMAGES: Final = 512
 
-#: A chunk that crashed this often is halved at its next claim. Once may have been anything: a power failure.
+#: A chunk that crashed this often is halved at its next claim. One crash may have any cause.
 CRASHES_TO_SPLIT: Final = 2
 
 #: An image that crashed this often while it was alone is not tried again. More than for a split, because this
@@ -51,7 +51,7 @@ class Reason(StrEnum):
 
     @property
     def is_crash(self) -> bool:
-        """Whether it counts against the chunk: one of its images may be the cause."""
+        """Return whether it counts against the chunk: one of its images may be the cause."""
         return self not in (Reason.INTERRUPTED, Reason.UNAVAILABLE)
 
 
@@ -69,7 +69,7 @@ class Claim:
     payload_digest: str
     payload_offset: int
     attempts: int
-    #: Attempts before this one that a service or a stopped worker ended, and that ended in a crash.
+    #: Earlier attempts that ended with an unavailable service or a stopped worker, and in a crash.
     releases: int
     crashes: int
     #: The error code of an image that crashes alone; None if nothing has crashed yet.
@@ -83,7 +83,7 @@ class Claim:
 
     @property
     def gives_up(self) -> bool:
-        """Whether its only image gets its error code without another attempt."""
+        """Return whether its only image gets its error code without another attempt."""
         return self.images == 1 and self.crashes >= CRASHES_TO_GIVE_UP
 
 
@@ -95,11 +95,11 @@ def claim_next(
     lease_seconds: float,
     images_for: Callable[[str], int],
 ) -> list[Claim]:
-    """Claim the next due chunk, and other small ones with it if it is small; [] if nothing is due.
+    """Claim the next due chunk, and other small ones with it if it is small. Return [] if nothing is due.
 
-    `images_for` says how many images of a model, by its id, one claim may have: a larger chunk is cut. The
-    caller commits before it reads a byte: a chunk that kills its worker has then been counted. All claims
-    carry the token.
+    `images_for` returns how many images of a model, by its id, one claim may have: a larger chunk is cut. All
+    claims carry the token. The caller commits before it reads a byte, so that a chunk that kills its worker
+    has been counted.
     """
     chunk = connection.execute(_NEXT).one_or_none()
     if chunk is None:
@@ -113,7 +113,9 @@ def claim_next(
     if was_cut:
         cut(connection, chunk, keep=limit, crashes=crashes)
     elif chunk.images <= SMALL_JOB_IMAGES and not chunk.attempts:
-        ids += _small_chunks_like(connection, chunk, job.model_id, min(limit, TOGETHER_IMAGES) - chunk.images)
+        ids += _small_chunks_like(
+            connection, chunk, job.model_id, min(limit, COMBINED_CLAIM_IMAGES) - chunk.images
+        )
     taken = connection.execute(
         _TAKE, {"ids": ids, "by_owner": owner, "by_token": token, "for_seconds": lease_seconds}
     ).all()
@@ -121,44 +123,44 @@ def claim_next(
     if len(taken) > 1:
         query = sa.select(jobs.c.id, jobs.c.traceparent).where(jobs.c.id.in_([row.job_id for row in taken]))
         traces = {row.id: row.traceparent for row in connection.execute(query)}
-    claims = [_to_claim(row, job.model_id, traces[row.job_id], was_cut=was_cut) for row in taken]
+    claims = [
+        Claim(
+            **{**row._mapping, "crash_code": ErrorCode(row.crash_code) if row.crash_code else None},
+            model_id=job.model_id,
+            traceparent=traces[row.job_id],
+            was_cut=was_cut,
+        )
+        for row in taken
+    ]
     return sorted(claims, key=lambda claim: ids.index(claim.chunk_id))
 
 
 def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) -> None:
-    """Leave the first `keep` images to the pending chunk, and make the rest a pending chunk of the same age.
+    """Keep the first `keep` images in the pending chunk, and move the rest to a new one of the same age.
 
-    Both start with `crashes`; an image that is alone starts with none, since its neighbour may have crashed.
+    Both start with `crashes`. An image that is alone starts with none: its neighbour may have been the cause.
     """
     rest = chunk.images - keep
     connection.execute(
         chunks.update().where(chunks.c.id == chunk.id).values(images=keep, crashes=crashes if keep > 1 else 0)
     )
-    connection.execute(
-        chunks.insert().values(
-            id=new_id(),
-            job_id=chunk.job_id,
-            first_index=chunk.first_index + keep,
-            images=rest,
-            payload=chunk.payload,
-            payload_sha256=chunk.payload_sha256,
-            payload_offset=chunk.payload_offset + keep,
-            state=ChunkState.PENDING,
-            priority=chunk.priority,
-            attempts=chunk.attempts,
-            releases=chunk.releases,
-            crashes=crashes if rest > 1 else 0,
-            crash_code=chunk.crash_code,
-            error=chunk.error,
-            created_at=chunk.created_at,
-        )
-    )
+    changed = {
+        "id": new_id(),
+        "first_index": chunk.first_index + keep,
+        "images": rest,
+        "payload_offset": chunk.payload_offset + keep,
+        "crashes": crashes if rest > 1 else 0,
+        "token": None,
+        "owner": None,
+        "not_before": None,
+    }
+    connection.execute(chunks.insert().values({**chunk._mapping, **changed}))
 
 
 def release_claims(
     connection: Connection, which: sa.ColumnElement[bool], reason: Reason, error: str | None = None
 ) -> int:
-    """Let go of claims without results; return how many there were.
+    """Release claims without results. Return how many.
 
     `which`: `claimed_under`, `claimed_as`, `claimed_by` or `lease_expired`. Nothing happens to a chunk that
     another worker has claimed meanwhile. The chunk is pending again, or dropped if its job was stopped.
@@ -228,7 +230,7 @@ def finish_claims(connection: Connection, claims: Sequence[Claim]) -> set[str]:
 
 
 def were_finished(connection: Connection, claims: Sequence[Claim]) -> bool:
-    """Return whether any of the chunks was finished under these claims' token, and so all that were ours.
+    """Return whether a chunk was finished under these claims' token, and so all that were still ours.
 
     This resolves a COMMIT whose answer was lost.
     """
@@ -248,7 +250,7 @@ def chunk_is_in_work() -> sa.ColumnElement[bool]:
 
 def next_due(limit: int) -> sa.Select[tuple[str]]:
     """Return the query for the ids of the first due chunks, in the order in which they are claimed."""
-    return sa.select(chunks.c.id).where(chunk_is_due()).order_by(*IN_ORDER).limit(limit)
+    return sa.select(chunks.c.id).where(chunk_is_due()).order_by(*CLAIM_ORDER).limit(limit)
 
 
 def job_was_stopped() -> sa.ColumnElement[bool]:
@@ -257,7 +259,7 @@ def job_was_stopped() -> sa.ColumnElement[bool]:
 
 
 def _small_chunks_like(connection: Connection, chunk: sa.Row[Any], model_id: str, images: int) -> list[str]:
-    """Return the ids of small chunks that come next, for the same model, with at most so many images.
+    """Return the ids of the next small chunks of the same model, with at most this many images.
 
     Only chunks that were never tried: one that crashed or was released is claimed alone, so that it cannot
     make others pay twice.
@@ -273,28 +275,7 @@ def _small_chunks_like(connection: Connection, chunk: sa.Row[Any], model_id: str
     return ids
 
 
-def _to_claim(row: sa.Row[Any], model_id: str, traceparent: str | None, *, was_cut: bool) -> Claim:
-    return Claim(
-        chunk_id=row.id,
-        token=row.token,
-        job_id=row.job_id,
-        model_id=model_id,
-        first_index=row.first_index,
-        images=row.images,
-        payload=row.payload,
-        payload_digest=row.payload_sha256,
-        payload_offset=row.payload_offset,
-        attempts=row.attempts,
-        releases=row.releases,
-        crashes=row.crashes,
-        crash_code=ErrorCode(row.crash_code) if row.crash_code else None,
-        error=row.error,
-        traceparent=traceparent,
-        was_cut=was_cut,
-    )
-
-
-#: How a release is worded if nobody gives more detail.
+#: The error of a release without more detail.
 _ERRORS: Final = {
     Reason.INTERRUPTED: "its worker was told to stop",
     Reason.UNAVAILABLE: "a service could not be reached",
@@ -312,13 +293,13 @@ _ATTEMPT_ENDS: Final = {
 
 _BACK_OFF: Final = sa.case(dict(enumerate(RETRY_SECONDS)), value=chunks.c.releases, else_=RETRY_SECONDS[-1])
 
-#: Who is next: the order of the index on pending chunks.
-IN_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
+#: The order in which chunks are claimed: that of the index on pending chunks.
+CLAIM_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
 
 # Built once: SQLAlchemy takes longer to put such statements together than the database takes to run them.
 
-# A scalar subquery: of a join or EXISTS PostgreSQL may make a plan that reads all that waits, and sorts it.
-_JOB_ALLOWS: Final = (
+# A scalar subquery: for a join or EXISTS, PostgreSQL may choose a plan that reads and sorts all due chunks.
+_JOB_IS_RUNNABLE: Final = (
     sa.select(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
     .where(jobs.c.id == chunks.c.job_id)
     .correlate(chunks)
@@ -327,19 +308,19 @@ _JOB_ALLOWS: Final = (
 
 _NEXT: Final = (
     sa.select(chunks)
-    .where(chunk_is_due(), _JOB_ALLOWS)
-    .order_by(*IN_ORDER)
+    .where(chunk_is_due(), _JOB_IS_RUNNABLE)
+    .order_by(*CLAIM_ORDER)
     .limit(1)
     .with_for_update(of=chunks, skip_locked=True)
 )
 
 _JOB: Final = sa.select(jobs.c.model_id, jobs.c.traceparent).where(jobs.c.id == sa.bindparam("of_job"))
 
-# Among those that come next, so that a million large chunks are not searched for small ones.
+# Among the next ones only, so that a million large chunks are not searched for small ones.
 _SMALL: Final = (
     sa.select(chunks.c.id, chunks.c.images)
     .where(
-        chunks.c.id.in_(next_due(TOGETHER_IMAGES)),
+        chunks.c.id.in_(next_due(COMBINED_CLAIM_IMAGES)),
         chunks.c.id != sa.bindparam("not_id"),
         chunk_is_due(),
         chunks.c.attempts == 0,
@@ -348,9 +329,9 @@ _SMALL: Final = (
         .where(jobs.c.id == chunks.c.job_id)
         .correlate(chunks)
         .scalar_subquery(),
-        _JOB_ALLOWS,
+        _JOB_IS_RUNNABLE,
     )
-    .order_by(*IN_ORDER)
+    .order_by(*CLAIM_ORDER)
     .limit(sa.bindparam("most"))  # no more rows are locked than can be taken
     .with_for_update(of=chunks, skip_locked=True)
 )
@@ -366,7 +347,12 @@ _TAKE: Final = (
         not_before=None,
         lease_until=db_now("for_seconds"),
     )
-    .returning(chunks)
+    .returning(
+        *(chunks.c.id.label("chunk_id"), chunks.c.token, chunks.c.job_id, chunks.c.first_index),
+        *(chunks.c.images, chunks.c.payload, chunks.c.payload_sha256.label("payload_digest")),
+        *(chunks.c.payload_offset, chunks.c.attempts, chunks.c.releases, chunks.c.crashes),
+        *(chunks.c.crash_code, chunks.c.error),
+    )
 )
 
 _FINISH: Final = (

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import Reason, lease_expired, next_due, release_claims
-from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, end_shadows, settle_job
+from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
 from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
@@ -122,8 +122,11 @@ def mark_purged(connection: Connection, job_id: str) -> bool:
 
     Return False, and note nothing, if it has not finished or a worker has a chunk of it or of a shadow.
     """
+    shadow_ids = shadows_of(connection, job_id)
+    for shadow_id in shadow_ids:
+        end_job(connection, shadow_id, JobState.CANCELLED)
     # Chunks first and the job last, as a worker locks them.
-    settled = [settle_job(connection, each) for each in (*end_shadows(connection, job_id), job_id)]
+    settled = [settle_job(connection, each) for each in (*shadow_ids, job_id)]
     if not all(settled):
         return False
     marked = connection.execute(
@@ -132,11 +135,6 @@ def mark_purged(connection: Connection, job_id: str) -> bool:
         .values(purged_at=sa.func.coalesce(jobs.c.purged_at, db_now()))
     )
     return marked.rowcount == 1
-
-
-def shadows_of(connection: Connection, job_id: str) -> list[str]:
-    """Return the ids of the job's shadows, whose predictions and chunks go with it."""
-    return list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
 
 
 def payload_owners(connection: Connection, job_ids: Iterable[str]) -> dict[str, bool]:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Unavailable
 from jobs.ledger.claims import Claim, finish_claims
-from jobs.ledger.control import drop_waiting_chunks, end_shadows
+from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, CounterName, bucket_of, count
 from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, JobState, db_now, jobs
@@ -115,8 +115,7 @@ def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, se
         if job.state == JobState.FAILED and job.error is None:
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
-            drop_waiting_chunks(connection, job.id)
-            end_shadows(connection, job.id)
+            drop_waiting_work(connection, job.id)
 
 
 def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recording_since: float) -> None:

@@ -98,9 +98,6 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
     )
     if host is not None:
         query = query.where(workers.c.host == host)
-    rows = connection.execute(query).all()
-    if not rows:
-        return []
     claimed: dict[str, list[str]] = {}
     for owner, chunk_id in connection.execute(
         sa.select(chunks.c.owner, chunks.c.id).where(chunk_is_in_work()).order_by(chunks.c.id)
@@ -124,13 +121,8 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
             chunks=tuple(chunk_id for child in row.children for chunk_id in claimed.get(child, ())),
             run=active.id if active is not None and active.owner in row.children else None,
         )
-        for row in rows
+        for row in connection.execute(query).all()
     ]
-
-
-def _is_alive() -> sa.ColumnElement[bool]:
-    """Return the condition for a recent heartbeat. A killed worker's row stays for a day."""
-    return workers.c.seen_at >= db_now(-GONE_SECONDS)
 
 
 def trainer_is_running(connection: Connection) -> bool:
@@ -142,7 +134,7 @@ def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """Return how many workers are alive and how many processes they have, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
-        .where(_is_alive())
+        .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}

@@ -20,9 +20,9 @@ from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
+    COMBINED_CLAIM_IMAGES,
     CRASHES_TO_GIVE_UP,
     RETRY_SECONDS,
-    TOGETHER_IMAGES,
     Claim,
     Reason,
     claim_next,
@@ -306,7 +306,7 @@ def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, wo
     claims = worker.claim_next(images=limit)
 
     assert len(claims) == expected
-    assert sum(claim.images for claim in claims) <= min(limit, TOGETHER_IMAGES)
+    assert sum(claim.images for claim in claims) <= min(limit, COMBINED_CLAIM_IMAGES)
 
 
 def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):
