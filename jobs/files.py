@@ -81,13 +81,13 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def append_privately(path: Path) -> FileIO:
-    """Open a file to append to it, without a buffer; make it if it does not exist. Raise OSError."""
+    """Open a private file for appending, unbuffered. Create it if it does not exist. Raises OSError."""
     return FileIO(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, _PRIVATE_FILE), "a")
 
 
 @contextlib.contextmanager
 def private_umask() -> Iterator[None]:
-    """Make all files that this process creates in the block private, also those that other code creates."""
+    """Make all files private that this process creates in the block, including those of libraries."""
     before = os.umask(PRIVATE_UMASK)
     try:
         yield

@@ -22,7 +22,7 @@ _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 
 #: What zipfile raises on broken archives.
-_DAMAGE: Final = (
+_ZIP_ERRORS: Final = (
     zipfile.BadZipFile,
     ArithmeticError,  # for an offset that is out of range
     EOFError,
@@ -91,7 +91,7 @@ def check_model_file(data: bytes) -> None:
                     raise ModelRefused("Its model.weights.h5 is not HDF5.")
             _read_json(archive, "metadata.json")
             _check_config(_read_json(archive, "config.json"))
-    except _DAMAGE as error:
+    except _ZIP_ERRORS as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelRefused(f"It is not a complete .keras file: {reason}.") from None
 

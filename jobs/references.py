@@ -48,12 +48,12 @@ class Reference(NamedTuple):
     size: int  # in bytes
 
 
-class _Place(NamedTuple):
-    """A local file that a path leads to."""
+class _LocalFile(NamedTuple):
+    """A local file below a root."""
 
-    resolved: str  # absolute, without symlinks
+    resolved: str  # its path, absolute and without symlinks
     root: str  # as configured
-    spelled: str  # the same file, as a path that begins with the root
+    below_root: str  # its path, beginning with the root as configured
 
 
 class Roots:
@@ -89,7 +89,7 @@ class Roots:
         below no root.
         """
         path = _local(source)
-        return self._normal_below(source) if path is None else self._resolve(path).spelled
+        return self._normal_below(source) if path is None else self._resolve(path).below_root
 
     def read(self, reference: Reference, *, max_bytes: int) -> bytes:
         """Return the referenced image's bytes, checked to be the ones that were submitted.
@@ -119,7 +119,7 @@ class Roots:
             raise ImageError(ErrorCode.SOURCE_CHANGED, "the bytes are not those that were submitted")
         return data
 
-    def _resolve(self, path: str) -> _Place:
+    def _resolve(self, path: str) -> _LocalFile:
         try:
             resolved = os.path.realpath(path)
         except ValueError:  # a name that no file can have
@@ -127,7 +127,7 @@ class Roots:
         for root in self._folders:
             prefix = os.path.join(os.path.realpath(root), "")
             if resolved.startswith(prefix):
-                return _Place(resolved, root, os.path.join(root, resolved[len(prefix) :]))
+                return _LocalFile(resolved, root, os.path.join(root, resolved[len(prefix) :]))
         raise _forbidden("not below an allowed root")
 
     def _normal_below(self, url: str) -> str:
@@ -177,16 +177,16 @@ def _normal(url: str) -> str:
     return f"{scheme}://{host}/{path}"
 
 
-def _read_file(place: _Place, size: int) -> bytes:
+def _read_file(file: _LocalFile, size: int) -> bytes:
     """Read a file that was found to be below a root. Raises ImageError, Unavailable.
 
     If a folder on the path has been replaced by a symlink since, the SHA-256 must still match.
     """
     try:
-        return read_regular(place.resolved, max_bytes=size, follow=False)
+        return read_regular(file.resolved, max_bytes=size, follow=False)
     except OSError as error:
-        if error.errno in _TRANSIENT_ERRNOS or not os.path.isdir(place.root):
-            raise Unavailable(f"{place.root} cannot be read here ({why(error)}): is it mounted?") from error
+        if error.errno in _TRANSIENT_ERRNOS or not os.path.isdir(file.root):
+            raise Unavailable(f"{file.root} cannot be read here ({why(error)}): is it mounted?") from error
         raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from None
 
 

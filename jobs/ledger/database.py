@@ -90,15 +90,17 @@ class Ledger:
         """
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {} if pooled else {"poolclass": sa.NullPool}
         if self.is_sqlite:
-            self._create_private_folder()
-        self.engine = sa.create_engine(
-            self._url,
-            connect_args=_sqlite_arguments(lock_seconds) if self.is_sqlite else _postgresql_arguments(),
-            poolclass=None if pooled else sa.NullPool,
-            **({"module": driver()} if self.is_sqlite else {}),
-            **({} if self.is_sqlite or not pooled else {"pool_size": 2}),
-        )
+            path = Path(self._url.database or "")
+            make_private_folder(path.parent)
+            make_private_file(path)
+            # isolation_level None: `_begin_sqlite` begins the transactions, so the driver must not.
+            arguments = {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
+            options |= {"module": driver(), "connect_args": arguments}
+        else:
+            options |= {"connect_args": _postgresql_arguments()} | ({"pool_size": 2} if pooled else {})
+        self.engine = sa.create_engine(self._url, **options)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "checkout", partial(_check_wal, self._url))
@@ -180,11 +182,6 @@ class Ledger:
         """Close all pooled connections."""
         self.engine.dispose()
 
-    def _create_private_folder(self) -> None:
-        path = Path(self._url.database or "")
-        make_private_folder(path.parent)
-        make_private_file(path)
-
 
 def revision(connection: Connection) -> str | None:
     """Return the ledger's migration, or None if it was never migrated."""
@@ -203,11 +200,6 @@ def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
 def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that supports ON CONFLICT, which SQLAlchemy has once for each database."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-
-
-def _sqlite_arguments(lock_seconds: float | None) -> dict[str, Any]:
-    # isolation_level None: `_begin_sqlite` begins the transactions, so the driver must not.
-    return {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
 
 
 def _postgresql_arguments() -> dict[str, Any]:

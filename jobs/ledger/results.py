@@ -1,6 +1,6 @@
-"""Results: the outcomes of chunks, their end and their jobs' counters, recorded in one transaction.
+"""Results: one transaction records the outcomes of chunks, ends their claims, and updates the jobs' counters.
 
-This is the last stop of an image on its way from `producer.submit`: its row in `predictions`.
+Here an image that `producer.submit` accepted gets its row in `predictions`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ CONFIDENCE_DIGITS: Final = 7
 
 
 class Spent(NamedTuple):
-    """Where the time of a chunk went, by `time.perf_counter`."""
+    """The time spent on a claim so far, by `time.perf_counter`."""
 
-    began: float  # when its worker took it up
-    stages: Mapping[str, float]  # seconds by stage, in the order of their doing; recording is still to come
+    began: float  # when its worker started
+    stages: Mapping[str, float]  # seconds by stage, in order, without the recording
 
 
 #: The stage that is measured here: writing the outcomes, without the COMMIT.
 RECORD_STAGE: Final = "record"
 
-#: What is written of an outcome, and what PostgreSQL calls the types: a binary COPY converts nothing.
+#: The columns of an outcome, with PostgreSQL's types: a binary COPY converts nothing.
 _COLUMNS: Final = {
     "job_id": "varchar",
     '"index"': "int8",
@@ -48,8 +48,8 @@ _COLUMNS: Final = {
     "detail": "text",
 }
 
-#: The columns that are left out where no image has an error, as in nearly all chunks.
-_OF_ERRORS: Final = ("error", "detail")
+#: The columns that are left out if no image has an error, as in nearly all chunks.
+_ERROR_COLUMNS: Final = ("error", "detail")
 
 
 class Classified(NamedTuple):
@@ -62,11 +62,11 @@ class Classified(NamedTuple):
 def record_results(
     connection: Connection, classified: Sequence[Classified], spent: Spent | None = None
 ) -> list[Classified]:
-    """End claims under one token with their outcomes; return those that were recorded.
+    """End claims under one token with their outcomes. Return those that were recorded.
 
     Nothing is recorded for a chunk that another worker has claimed meanwhile. `spent` is added to the
-    counters. Raises LeaseLost if that is so for all: the caller must roll back. Raises ValueError if the
-    number of outcomes is not that of the images.
+    counters. Raises LeaseLost if other workers have claimed all chunks: the caller must roll back. Raises
+    ValueError if the number of outcomes differs from the number of images.
     """
     for claim, outcomes in classified:
         if len(outcomes) != claim.images:
@@ -92,34 +92,33 @@ def record_results(
 
 
 def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
-    """Move the counters of the chunks' jobs, and their state with the last image or one error too many.
+    """Update the counters of the chunks' jobs, and end a job with its last image or with one error too many.
 
-    `seconds`: how long the chunks have been worked on.
+    The work on the chunks began `seconds` ago.
     """
-    moves: dict[
-        str, dict[str, Any]
-    ] = {}  # in the order of the jobs' ids, in which everybody locks their rows
+    # By job, in the order of the ids: all transactions lock the jobs' rows in this order.
+    updates: dict[str, dict[str, Any]] = {}
     for claim, outcomes in recorded:
         begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
-        move = moves.setdefault(claim.job_id, begun)
-        move["succeeded_now"] += len(outcomes) - outcomes.failed
-        move["failed_now"] += outcomes.failed
-    if len(moves) == 1:
-        ended = connection.execute(_COUNT_AND_RETURN, *moves.values()).all()
+        update = updates.setdefault(claim.job_id, begun)
+        update["succeeded_now"] += len(outcomes) - outcomes.failed
+        update["failed_now"] += outcomes.failed
+    if len(updates) == 1:
+        ended = connection.execute(_COUNT_AND_RETURN, *updates.values()).all()
     else:
-        connection.execute(_COUNT, list(moves.values()))
-        ended = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
+        connection.execute(_COUNT, list(updates.values()))
+        ended = connection.execute(sa.select(*_ENDING).where(jobs.c.id.in_(updates))).all()
     for job in ended:
-        if job.state == JobState.DONE:  # by these chunks: no image comes after the last
+        if job.state == JobState.DONE:  # because of these chunks: they held its last images
             count(connection, {(CounterName.JOBS, JobState.DONE): 1})
         if job.state == JobState.FAILED and job.error is None:
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
-            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many_errors(job)))
             drop_waiting_work(connection, job.id)
 
 
 def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recording_since: float) -> None:
-    """The stages' seconds are those of the process; each chunk took as long as all that were with it."""
+    """Count the seconds of each stage, and how long each chunk took: as long as all chunks of its claim."""
     now = time.perf_counter()
     stages = {**spent.stages, RECORD_STAGE: now - recording_since}
     count(connection, {(CounterName.STAGE_SECONDS, stage): seconds for stage, seconds in stages.items()})
@@ -133,7 +132,7 @@ def _count_seconds(connection: Connection, spent: Spent, *, chunks: int, recordi
     )
 
 
-def _too_many(job: sa.Row[Any]) -> str:
+def _too_many_errors(job: sa.Row[Any]) -> str:
     if job.error_limit is not None and job.failed > job.error_limit:
         limit = f"{job.error_limit:,}"
     else:
@@ -143,11 +142,11 @@ def _too_many(job: sa.Row[Any]) -> str:
 
 
 def _counting() -> sa.Update:
-    """Return the statement that moves a job's counters, and maybe its state."""
+    """Return the statement that updates a job's counters, and its state if it ends."""
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
     new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
     new_done = new_succeeded + new_failed
-    under_way = sa.or_(*(jobs.c.state == state for state in UNFINISHED))  # IN is no part of an executemany
+    unfinished = sa.or_(*(jobs.c.state == state for state in UNFINISHED))  # executemany does not support IN
     # A limit that is not set is NULL, and no comparison with NULL is true. The share is a quotient, because
     # 29 / 100 is the same float as 0.29, and 0.29 * 100 is less than 29.
     share = sa.cast(new_failed, sa.Double()) / sa.cast(new_done, sa.Double())
@@ -156,7 +155,7 @@ def _counting() -> sa.Update:
         sa.and_(new_done >= jobs.c.error_rate_sample, share > jobs.c.error_rate_limit),
     )
     complete = sa.and_(jobs.c.state == JobState.RUNNING, new_done == jobs.c.total)
-    stopped = sa.and_(under_way, too_many)
+    stopped = sa.and_(unfinished, too_many)
     return (
         jobs.update()
         .where(jobs.c.id == sa.bindparam("of_job"))
@@ -165,25 +164,25 @@ def _counting() -> sa.Update:
             failed=new_failed,
             state=sa.case((stopped, JobState.FAILED), (complete, JobState.DONE), else_=jobs.c.state),
             finished_at=sa.case((sa.or_(stopped, complete), db_now()), else_=jobs.c.finished_at),
-            # A claim leaves the job's row alone, so that it waits for no other worker.
+            # Set here, because a claim does not touch the job's row and so waits for no other worker.
             started_at=sa.func.coalesce(jobs.c.started_at, db_now("began")),
         )
     )
 
 
 #: The columns that say whether a job has ended, and why.
-_END: Final = (
+_ENDING: Final = (
     *(jobs.c.id, jobs.c.state, jobs.c.error, jobs.c.succeeded, jobs.c.failed),
     *(jobs.c.error_limit, jobs.c.error_rate_limit),
 )
 
 _COUNT: Final = _counting()
-_COUNT_AND_RETURN: Final = _COUNT.returning(*_END)
+_COUNT_AND_RETURN: Final = _COUNT.returning(*_ENDING)
 
 
 def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
     with_errors = any(one.outcomes.failed for one in recorded)
-    columns = [name for name in _COLUMNS if with_errors or name not in _OF_ERRORS]
+    columns = [name for name in _COLUMNS if with_errors or name not in _ERROR_COLUMNS]
     rows = chain.from_iterable(_rows(one.claim, one.outcomes, len(columns)) for one in recorded)
     into = f"predictions ({', '.join(columns)})"
     if connection.dialect.name == "postgresql":
@@ -194,33 +193,33 @@ def _insert(connection: Connection, recorded: Sequence[Classified]) -> None:
 
 
 def _rows(claim: Claim, outcomes: Outcomes, columns: int) -> Iterator[tuple[object, ...]]:
-    """The first so many columns of the rows."""
+    """Yield the rows, with this many columns."""
     details = outcomes.details
     all_columns: tuple[Iterable[object], ...] = (
         repeat(claim.job_id),
         count_up(claim.first_index),
-        # A text that PostgreSQL cannot take would keep its chunk from ever being recorded.
+        # If PostgreSQL rejected a text, the chunk could never be recorded.
         all_storable(outcomes.names),
         outcomes.labels,
         outcomes.confidences,
         repeat(None) if outcomes.errors is None else outcomes.errors,
         repeat(None) if details is None else [detail and storable(detail) for detail in details],
     )
-    return zip(*all_columns[:columns], strict=False)  # some of them have no end
+    return zip(*all_columns[:columns], strict=False)  # some are infinite
 
 
 def _copy(
     connection: Connection, statement: str, columns: Sequence[str], rows: Iterable[tuple[object, ...]]
 ) -> None:
-    import psycopg  # only where the ledger is on PostgreSQL
+    import psycopg  # only the extra `postgres` brings it
 
     driver = connection.connection.driver_connection
-    assert driver is not None  # noqa: S101 -- tells the type checker: an open connection has its driver's
+    assert driver is not None  # noqa: S101 -- for the type checker
     try:
         with driver.cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types([_COLUMNS[name] for name in columns])
             for row in rows:
                 copy.write_row(row)
     except psycopg.OperationalError as error:
-        # SQLAlchemy knows nothing of COPY and lets the driver's own errors through.
+        # SQLAlchemy does not translate the errors of COPY.
         raise Unavailable(f"The ledger cannot be reached: {error}") from error
