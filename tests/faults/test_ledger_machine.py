@@ -60,12 +60,12 @@ from jobs.ledger.models import CHAMPION, find_champion, point_alias
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.limits import ErrorLimits
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict
 from tests.faults.ledger_laws import broken_laws
 from tests.faults.ledger_model import FINISHED, STOPPED, UNFINISHED, ChunkModel, JobModel, LedgerModel
 from tests.faults.trials import Matrix
+from tests.outcomes import Outcome, to_columns
 from worker.reconcile import Reconciler
 
 #: Far longer than a run takes: no lease runs out by itself, the machine says when.
@@ -445,7 +445,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _record(self, connection: Connection, worker: Worker) -> list[Classified]:
         return record_results(
-            connection, [Classified(claim, Outcomes.of(self._outcomes(claim))) for claim in worker.claims]
+            connection, [Classified(claim, to_columns(self._outcomes(claim))) for claim in worker.claims]
         )
 
     def _outcomes(self, claim: Claim) -> list[Outcome]:
@@ -610,7 +610,7 @@ class LedgerMachine(RuleBasedStateMachine):
             traceparent=None,
         )
         with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
-            record_results(connection, [Classified(claim, Outcomes.of(self._outcomes(claim)))])
+            record_results(connection, [Classified(claim, to_columns(self._outcomes(claim)))])
         with self.ledger.transaction() as connection:
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="done"))
 

@@ -36,7 +36,6 @@ from jobs.ledger.runs import request_run
 from jobs.ledger.submission import NewChunk
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
-from jobs.outcomes import Outcome
 from jobs.payloads import payload_folder
 from jobs.references import Roots
 from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs
@@ -55,6 +54,7 @@ from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
 from producer.submit import submit
 from tests.conftest import Job, plans_of
+from tests.outcomes import Outcome
 from worker.learning.corrections import add_corrections
 from worker.learning.mnist import Mnist
 

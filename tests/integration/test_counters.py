@@ -30,9 +30,9 @@ from jobs.ledger.runs import (
     request_run,
 )
 from jobs.ledger.submission import seal_job
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
+from tests.outcomes import Outcome, to_columns
 
 
 def counted(ledger: Ledger, name: CounterName) -> dict[str, float]:
@@ -168,7 +168,7 @@ def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, work
     claim = worker.must_claim(job.chunks[0])
     with worker.ledger.transaction() as connection:
         spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
-        record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
+        record_results(connection, [Classified(claim, to_columns([Outcome("a", "7", 0.5)]))], spent)
 
     # Then each stage is counted, including recording, and the total falls into one bucket
     stages = counted(ledger, CounterName.STAGE_SECONDS)

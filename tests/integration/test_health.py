@@ -19,9 +19,9 @@ from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.ledger.models import save_evaluation
 from jobs.model import Model
-from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker, plans_of
+from tests.outcomes import Outcome
 
 DAY = 24 * 3600
 

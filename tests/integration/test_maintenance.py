@@ -24,9 +24,10 @@ from jobs.ledger.maintenance import (
 )
 from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.outcomes import Outcome, Outcomes
+from jobs.outcomes import Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of
+from tests.outcomes import Outcome
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:

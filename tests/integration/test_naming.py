@@ -13,9 +13,9 @@ from jobs.ledger.models import point_alias
 from jobs.ledger.queries import job_named, model_named, run_named
 from jobs.ledger.runs import request_run
 from jobs.ledger.submission import open_job
-from jobs.outcomes import Outcome
 from labelmill.cli import app
 from tests.conftest import plans_of
+from tests.outcomes import Outcome
 
 ONE, TWO, OTHER = "06h0w9aaaaaaaaaa", "06h0w9ab00000000", "07zzzzzzzzzzzzzz"
 

@@ -14,8 +14,8 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
-from jobs.outcomes import Outcome
 from tests.console import LABELMILL, rows
+from tests.outcomes import Outcome
 
 #: Latin-1 has only the first character; the last one is a byte that is not UTF-8, as the ledger stores it.
 NAME: Final = "\u00e9\u4e03\\xff.png"

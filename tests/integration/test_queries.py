@@ -26,10 +26,10 @@ from jobs.ledger.queries import (
     page_of_predictions,
     stream_predictions,
 )
-from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
+from tests.outcomes import Outcome
 
 EVERYTHING = Filter()
 

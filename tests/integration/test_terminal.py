@@ -22,7 +22,6 @@ from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreement
 from jobs.model import MNIST_INPUT, Model
-from jobs.outcomes import Outcome
 from jobs.registry import register_model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
@@ -37,6 +36,7 @@ from labelmill.doctor import Finding, Level
 from labelmill.drawing import Picture, draw
 from tests.conftest import Job, JobMaker, Worker
 from tests.kerasfile import keras_file
+from tests.outcomes import Outcome
 from worker.learning.mnist import Mnist
 
 #: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
