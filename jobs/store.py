@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, sync, write_whole
@@ -38,7 +38,7 @@ class Store:
             except (ValueError, ImportError) as error:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
-        self.folder = Path(self._root) if "file" in _protocols(self._fs) else None
+        self.folder = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
 
     def put(self, key: str, *pieces: bytes) -> None:
         """Store the pieces, joined, under the key. Raises Unavailable.
@@ -170,8 +170,3 @@ class Store:
             # new folder.
             for folder in made:
                 sync(folder.parent)
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

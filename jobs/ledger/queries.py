@@ -393,7 +393,12 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
     after = -1
     while True:
         with ledger.reading() as connection:
-            page = connection.execute(_chunks_after(job_id, after)).all()
+            page = connection.execute(
+                sa.select(*PAYLOAD_COLUMNS, chunks.c.state)
+                .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
+                .order_by(chunks.c.first_index)
+                .limit(_PAGE_CHUNKS)
+            ).all()
             errors = list(connection.scalars(_errors_of(job_id, page))) if page else []
             # Checked after the rows are read, because a purge may have removed some of them; on the last page
             # too.
@@ -413,15 +418,6 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
         if len(page) < _PAGE_CHUNKS:
             return
         after = page[-1].first_index
-
-
-def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
-    return (
-        sa.select(*PAYLOAD_COLUMNS, chunks.c.state)
-        .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
-        .order_by(chunks.c.first_index)
-        .limit(_PAGE_CHUNKS)
-    )
 
 
 def _errors_of(job_id: str, page: Sequence[sa.Row[Any]]) -> sa.Select[Any]:

@@ -22,7 +22,8 @@ from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.workers import trainer_is_running
+from jobs.ledger.workers import workers_by_queue
+from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
 #: How long a trainer owns its run without a heartbeat.
@@ -128,7 +129,7 @@ def request_run(
 
 def _missing_trainer_hint(connection: Connection, run: Run) -> str:
     """Return a sentence that says no trainer is running, or "" if the run does not wait for one."""
-    if run.state != RunState.PENDING or trainer_is_running(connection):
+    if run.state != RunState.PENDING or RETRAIN_QUEUE in workers_by_queue(connection):
         return ""
     return (
         " It waits for a trainer, and none is running: `labelmill up` starts one, and in a deployment "

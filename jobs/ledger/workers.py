@@ -17,7 +17,6 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
-from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
 #: How often a worker writes its heartbeat.
@@ -123,11 +122,6 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
         )
         for row in connection.execute(query).all()
     ]
-
-
-def trainer_is_running(connection: Connection) -> bool:
-    """Return whether a trainer is running that could claim a training run."""
-    return RETRAIN_QUEUE in workers_by_queue(connection)
 
 
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:

@@ -27,7 +27,8 @@ from jobs.ledger.runs import (
     request_run,
     verdict_on,
 )
-from jobs.ledger.workers import trainer_is_running
+from jobs.ledger.workers import workers_by_queue
+from jobs.messages import RETRAIN_QUEUE
 from labelmill.client.session import Session, takes_numbers
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class TrainingMethods(Session):
     def trainer_is_running(self) -> bool:
         """Return whether a trainer has sent a heartbeat recently."""
         with self.ledger.reading() as connection:
-            return trainer_is_running(connection)
+            return RETRAIN_QUEUE in workers_by_queue(connection)
 
     def run_id(self, typed: str) -> str:
         """Return the full id of a training run, as `job_id` does for jobs."""
