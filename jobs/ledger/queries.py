@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -283,24 +283,10 @@ def _set_to_regex(inside: str) -> str:
 #: minutes.
 MIN_BEGINNING: Final = 6
 
+_IDS: Final = {"job": jobs.c.id, "training run": training_runs.c.id, "model": models.c.id}
+
 #: How many ids a message lists if several match.
 _MAX_LISTED_IDS: Final = 4
-
-
-def job_named(connection: Connection, typed: str) -> str:
-    """Return the id of the job that an id or its beginning means, or `typed` itself if none matches.
-
-    Raises Conflict if several jobs match, NotFound if too few characters are given.
-    """
-    return _full_id(connection, "job", jobs.c.id, typed)
-
-
-def run_named(connection: Connection, typed: str) -> str:
-    """Return the id of the training run that an id or its beginning means, or `typed` itself if none matches.
-
-    Raises Conflict if several runs match, NotFound if too few characters are given.
-    """
-    return _full_id(connection, "training run", training_runs.c.id, typed)
 
 
 def model_named(connection: Connection, typed: str | None) -> Model:
@@ -311,10 +297,14 @@ def model_named(connection: Connection, typed: str | None) -> Model:
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
     found = find_alias(connection, typed.strip())
-    return get_model(connection, found or _full_id(connection, "model", models.c.id, typed))
+    return get_model(connection, found or full_id(connection, "model", typed))
 
 
-def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str) -> str:
+def full_id(connection: Connection, what: Literal["job", "training run", "model"], typed: str) -> str:
+    """Return the id that an id or its beginning means, or `typed` itself if none matches.
+
+    Raises Conflict if several ids match, NotFound if too few characters are given.
+    """
     text = typed.strip().lower()
     if is_id(text):
         return text
@@ -323,6 +313,7 @@ def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str)
     if len(text) < MIN_BEGINNING:
         raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
     # BETWEEN, not LIKE: it uses the index.
+    ids = _IDS[what]
     between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
     found = list(connection.scalars(between.limit(_MAX_LISTED_IDS + 1)))
     if len(found) > 1:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Row
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.queries import run_named
+from jobs.ledger.queries import full_id
 from jobs.ledger.runs import (
     FailureDetector,
     Run,
@@ -88,7 +88,7 @@ class TrainingMethods(Session):
     def run_id(self, typed: str) -> str:
         """Return the full id of a training run, as `job_id` does for jobs."""
         with self.ledger.reading() as connection:
-            return run_named(connection, typed)
+            return full_id(connection, "training run", typed)
 
     def run(self, run_id: str) -> Run:
         """Return the training run and its present state. Raises NotFound."""
