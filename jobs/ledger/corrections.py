@@ -103,7 +103,8 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
     found: dict[int, Correction] = {}
     for some in batched(indices):
         query = sa.select(corrections).where(corrections.c.job_id == job_id, corrections.c.index.in_(some))
-        found |= {row.index: Correction(**row._mapping) for row in connection.execute(query)}
+        rows = [Correction(**row._mapping) for row in connection.execute(query)]
+        found |= {row.index: row for row in rows}
     return {index: found[index] for index in indices if index in found}
 
 

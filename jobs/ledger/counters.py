@@ -29,7 +29,7 @@ PENDING_COUNTS: Final = "labelmill_counts"
 
 
 class CounterName(StrEnum):
-    """What is counted. The comment says what the label of each counter is."""
+    """The counters. Each comment says what is counted, and by which label."""
 
     IMAGES = "images"  # outcomes, by OK or error code
     ATTEMPTS = "attempts"  # claims that ended, by AttemptEnd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -224,7 +225,7 @@ def _count(condition: sa.ColumnElement[bool]) -> sa.Function[int]:
     return sa.func.count(sa.case((condition, 1)))
 
 
-def _seconds_since(connection: Connection, query: sa.Select[tuple[datetime | None]]) -> float | None:
+def _seconds_since(connection: Connection, query: sa.Select[Any]) -> float | None:
     """Return the seconds since the time that the query returns, or None if it returns none."""
     since, now = connection.execute(query.add_columns(db_now())).one()
     return None if since is None else max(0.0, (now - since).total_seconds())

@@ -121,15 +121,7 @@ def _aliases(connection: Connection) -> dict[str, list[str]]:
 
 def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
     return Model(
-        id=row.id,
-        architecture=row.architecture,
-        sha256=row.sha256,
-        size_bytes=row.size_bytes,
-        classes=tuple(row.classes),
-        input_spec=InputSpec(**row.input_spec),
-        accuracy=row.accuracy,
-        metrics=row.metrics,
-        created_at=row.created_at,
+        **{**row._mapping, "classes": tuple(row.classes), "input_spec": InputSpec(**row.input_spec)},
         aliases=tuple(names.get(row.id, ())),
     )
 

@@ -194,7 +194,7 @@ def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) 
     found: dict[int, Prediction] = {}
     for some in batched(indices):
         query = _PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
-        found |= {row.index: _to_prediction(row) for row in connection.execute(query)}
+        found |= {each.index: each for each in map(_to_prediction, connection.execute(query))}
     return found
 
 
