@@ -24,8 +24,8 @@ _Condition = sa.ColumnElement[bool] | sa.TextClause
 #: How many of the next due chunks the reconciler checks for a stopped job.
 CHECKED_CHUNKS: Final = 1_000
 
-#: The condition for a chunk that may still bring results.
-_MAY_BRING_RESULTS: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
+#: The condition for a chunk that is neither done nor dropped.
+_HAS_NOT_ENDED: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
 
 
 def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
@@ -145,14 +145,14 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     # that is not committed yet, and then sees it.
     unclaimed = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, _MAY_BRING_RESULTS, ~chunk_is_in_work(), finished)
+        .where(chunks.c.job_id == job_id, _HAS_NOT_ENDED, ~chunk_is_in_work(), finished)
         .order_by(chunks.c.id)
         .with_for_update()
     )
     ids = list(connection.scalars(unclaimed))
     if ids:
         _drop(connection, chunks.c.id.in_(ids))
-    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _MAY_BRING_RESULTS)
+    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _HAS_NOT_ENDED)
     settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
     return connection.scalar(settled) is not None
 

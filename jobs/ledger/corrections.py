@@ -116,12 +116,12 @@ def any_correction(connection: Connection, job_id: str) -> bool:
 
 def remove_correction(connection: Connection, job_id: str, index: int) -> Correction | None:
     """Remove a correction and return it; return None if there is none."""
-    found = find_corrections(connection, job_id, [index]).get(index)
-    if found is not None:
-        connection.execute(
-            corrections.delete().where(corrections.c.job_id == job_id, corrections.c.index == index)
-        )
-    return found
+    row = connection.execute(
+        corrections.delete()
+        .where(corrections.c.job_id == job_id, corrections.c.index == index)
+        .returning(corrections)
+    ).one_or_none()
+    return None if row is None else Correction(**row._mapping)
 
 
 def all_corrections(connection: Connection) -> list[Correction]:

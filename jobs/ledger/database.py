@@ -33,16 +33,16 @@ STALLED_SESSION_SECONDS: Final = 10
 #: The name of our sessions in PostgreSQL.
 APPLICATION: Final = "labelmill"
 
-#: How long a process that others depend on waits for a lock. While a worker's main loop waits, it enforces no
-#: time limit, acknowledges no message and publishes nothing.
+#: How long the main process of a worker waits for a lock. While it waits, it enforces no time limit,
+#: acknowledges no message and publishes nothing.
 LOCK_TIMEOUT_SECONDS: Final = 2
 
 #: How often PostgreSQL checks that a client waiting for a lock is still connected. By default it never does:
 #: a killed process would keep its locks until it gets the one it waits for.
-VANISHED_SECONDS: Final = 1
+CLIENT_CHECK_SECONDS: Final = 1
 
 #: A pooled connection that was idle for this long is pinged before it is used.
-PAUSE_SECONDS: Final = 0.25
+IDLE_SECONDS: Final = 0.25
 
 #: How many values one statement compares a column with. Both databases limit its parameters.
 BATCH_VALUES: Final = 500
@@ -109,14 +109,14 @@ class Ledger:
             sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
             sa.event.listen(self.engine, "begin", _begin_postgresql)
             sa.event.listen(self.engine, "checkin", _note_use)
-            sa.event.listen(self.engine, "checkout", partial(_ping_after_a_pause, self.engine.dialect))
+            sa.event.listen(self.engine, "checkout", partial(_ping_if_idle, self.engine.dialect))
 
     @classmethod
     def for_main_process(cls, url: str | URL) -> Self:
-        """Return the ledger of a process that others depend on.
+        """Return the ledger for a worker's main process.
 
-        It waits for locks only briefly and keeps no connection: one that is open at a fork would be shared
-        with the child.
+        It waits for a lock for at most `LOCK_TIMEOUT_SECONDS`, and keeps no connection: one that is open at a
+        fork would be shared with the child.
         """
         return cls(url, pooled=False, lock_seconds=LOCK_TIMEOUT_SECONDS)
 
@@ -158,9 +158,9 @@ class Ledger:
         """
         # No transaction on PostgreSQL: BEGIN and the end cost two more round trips, and a worker's most
         # frequent read is one statement.
-        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        isolation = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         with _translating_errors(self._url), self.engine.connect() as connection:
-            yield connection.execution_options(**{_READONLY: True}, **alone)
+            yield connection.execution_options(**{_READONLY: True}, **isolation)
 
     def check(self, *, or_newer: bool = False) -> None:
         """Check that the ledger's schema is the one this code is written for. Raises LedgerNotReady.
@@ -232,7 +232,7 @@ def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any
     if lock_seconds is not None:
         connection.execute(f"SET lock_timeout = {lock_seconds * 1000:.0f}")
     with suppress(psycopg.Error):  # before PostgreSQL 14, or not supported by the server's system
-        connection.execute(f"SET client_connection_check_interval = {VANISHED_SECONDS * 1000}")
+        connection.execute(f"SET client_connection_check_interval = {CLIENT_CHECK_SECONDS * 1000}")
     connection.autocommit = False
 
 
@@ -263,16 +263,14 @@ def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
     record.info[_USED] = time.monotonic()
 
 
-def _ping_after_a_pause(
-    dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any
-) -> None:
+def _ping_if_idle(dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
     """Ping a connection that was idle, and replace it if it is dead.
 
     SQLAlchemy's own `pool_pre_ping` pings before every use, which takes as long as a worker's most frequent
     query.
     """
     used = record.info.get(_USED)
-    if used is None or time.monotonic() - used < PAUSE_SECONDS:
+    if used is None or time.monotonic() - used < IDLE_SECONDS:
         return
     try:
         dialect.do_ping(connection)
@@ -290,10 +288,10 @@ def _translating_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        ours = _translated_error(error, url)
-        if ours is None:
+        translated = _translated_error(error, url)
+        if translated is None:
             raise
-        raise ours from error
+        raise translated from error
 
 
 def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:

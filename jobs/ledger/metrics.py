@@ -64,7 +64,7 @@ def backlog(connection: Connection) -> Backlog:
         .where(JOB_IS_UNFINISHED)
         .group_by(jobs.c.state, paused)
     ).all()
-    going_on = [row for row in rows if not row.paused]
+    active = [row for row in rows if not row.paused]
     held = [row for row in rows if row.paused]
     in_work = connection.execute(
         sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.images), 0)).where(
@@ -73,9 +73,9 @@ def backlog(connection: Connection) -> Backlog:
     ).one()
     paused_jobs = sa.select(jobs.c.id).where(JOB_IS_UNFINISHED, jobs.c.paused_at.is_not(None))
     return Backlog(
-        jobs={state: sum(row.jobs for row in going_on if row.state == state) for state in UNFINISHED},
+        jobs={state: sum(row.jobs for row in active if row.state == state) for state in UNFINISHED},
         paused_jobs=sum(row.jobs for row in held),
-        pending_images=sum(int(row.images) for row in going_on),
+        pending_images=sum(int(row.images) for row in active),
         pending_chunks=_count_chunks(connection, IS_PENDING),
         held_images=sum(int(row.images) for row in held),
         held_chunks=_count_chunks(

@@ -217,7 +217,7 @@ def stream_predictions(
             page = page_of_predictions(connection, job_id, wanted, after=after, limit=size)
             last = len(page) < size or size == left
             if last:
-                _check_all_there(connection, job_id)
+                _check_complete(connection, job_id)
         yield from page
         if last:
             return
@@ -225,7 +225,7 @@ def stream_predictions(
         left = None if left is None else left - size
 
 
-def _check_all_there(connection: Connection, job_id: str) -> None:
+def _check_complete(connection: Connection, job_id: str) -> None:
     """Raise Conflict if a purge has removed predictions of the job.
 
     Every job has a chunk, and a purge deletes the chunks before the first prediction.

@@ -271,12 +271,12 @@ def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_
 
     # given a connection that died while it was idle, then it is replaced
     die()
-    monkeypatch.setattr(database, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)
     assert look() == 0
 
     # and one that died just after it was used causes one error
     die()
-    monkeypatch.setattr(database, "PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(database, "IDLE_SECONDS", 60.0)
     with pytest.raises(Unavailable):
         look()
     assert look() == 0
