@@ -194,7 +194,7 @@ def _checks(
 def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool, replace: bool) -> Verdict:
     failed = "; ".join(check.text for check in checks if not check.passed)
     if force:
-        return Verdict(True, True, checks, "promotion forced" + (f", although {failed}" if failed else ""))
+        return Verdict(True, True, checks, "force-promoted" + (f", although {failed}" if failed else ""))
     if champion_id is None:
         reason = "promoted: there was no champion" + (f" (although {failed})" if failed else "")
         return Verdict(True, False, checks, reason)

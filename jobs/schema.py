@@ -25,13 +25,11 @@ from sqlalchemy import (
     Text,
     bindparam,
     literal,
-    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateView
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -422,22 +420,4 @@ store_identity = Table(
     Column("id", _Id, nullable=False),  # the name of the file in the store
     Column("location", Text, nullable=False),  # where the store was then, for people to read
     Column("recorded_at", UtcTime, nullable=False),
-)
-
-#: For people to query: one row per prediction, with its job's key, model and end, without shadows. It is not
-#: in `metadata`, because migrations are compared with that table by table.
-results = CreateView(
-    select(
-        predictions.c.job_id.label("job"),
-        jobs.c.key,
-        predictions.c.name,
-        predictions.c.label,
-        predictions.c.confidence,
-        predictions.c.error,
-        jobs.c.model_id.label("model"),
-        jobs.c.finished_at,
-    )
-    .join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
-    .where(jobs.c.shadow_of.is_(None)),
-    "results",
 )

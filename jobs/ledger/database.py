@@ -120,9 +120,6 @@ class Ledger:
         """
         return cls(url, pooled=False, lock_seconds=LOCK_TIMEOUT_SECONDS)
 
-    def __repr__(self) -> str:
-        return f"Ledger({self.shown_url})"
-
     @property
     def shown_url(self) -> str:
         """Return the ledger's URL without secrets."""

@@ -42,11 +42,7 @@ def backlog(connection: Connection) -> Backlog:
     """Return the backlog."""
     # One statement: chunks that finish between two statements would make the remaining number negative.
     claimed = (
-        sa.select(
-            chunks.c.job_id,
-            sa.func.count().label("chunks"),
-            sa.func.sum(chunks.c.images).label("images"),
-        )
+        sa.select(chunks.c.job_id, sa.func.sum(chunks.c.images).label("images"))
         .where(chunk_is_in_work())
         .group_by(chunks.c.job_id)
         .cte("claimed")

@@ -253,7 +253,7 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
 
     # Then it is promoted, and the verdict says by force, and which checks failed
     assert (verdict.promote, verdict.forced) == (True, True)
-    assert verdict.reason.startswith("promotion forced, although accuracy is 0.7000")
+    assert verdict.reason.startswith("force-promoted, although accuracy is 0.7000")
     with ledger.reading() as connection:
         stored = find_verdict(connection, new.id)
         [move] = champion_history(connection, limit=1)
@@ -271,7 +271,7 @@ def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
     assert f"`labelmill models promote {new.id} --force`" in str(told.value)
     with ledger.reading() as connection:
         assert find_verdict(connection, new.id) is None
-    assert judged(ledger, new, force=True).reason == "promotion forced, although it was not evaluated"
+    assert judged(ledger, new, force=True).reason == "force-promoted, although it was not evaluated"
     assert champion_of(ledger) == new.id
 
 
