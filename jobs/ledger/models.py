@@ -299,32 +299,13 @@ def champion_history(connection: Connection, *, limit: int | None = None) -> lis
 
 
 def champion_before(connection: Connection) -> str:
-    """Return the id of the model that `roll_back` would make the champion.
-
-    Raises Conflict if there is none.
-    """
-    return _before(connection, find_alias(connection, CHAMPION))
-
-
-def roll_back(connection: Connection, model_id: str) -> Promotion:
-    """Make the model that `champion_before` returned the champion again, and return the move.
-
-    Raises Conflict if somebody else has moved the champion meanwhile.
-    """
-    champion_id = lock_champion(connection)
-    if _before(connection, champion_id) != model_id:
-        raise Conflict(
-            "Another process moved the champion at the same time: `labelmill models history` shows it."
-        )
-    move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
-    return champion_history(connection, limit=1)[0]
-
-
-def _before(connection: Connection, champion_id: str | None) -> str:
-    """Return the id of the champion before this one, ignoring moves that were rolled back.
+    """Return the id of the champion before the present one, ignoring moves that were rolled back.
 
     So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """
+    champion_id = find_alias(connection, CHAMPION)
+    if champion_id is None:
+        raise Conflict("There is no champion to roll back.")
     steps: list[str] = []
     for move in reversed(champion_history(connection)):
         if move.how == ROLLBACK:
@@ -333,8 +314,20 @@ def _before(connection: Connection, champion_id: str | None) -> str:
         if move.previous_id is not None and steps[-1:] != [move.previous_id]:
             steps.append(move.previous_id)  # a champion that is older than the history
         steps.append(move.model_id)
-    if champion_id is None:
-        raise Conflict("There is no champion to roll back.")
     if len(steps) < 2 or steps[-1] != champion_id:
         raise Conflict(f"There was no champion before {champion_id}: `labelmill models history` shows them.")
     return steps[-2]
+
+
+def roll_back(connection: Connection, model_id: str) -> Promotion:
+    """Make the model that `champion_before` returned the champion again, and return the move.
+
+    Raises Conflict if another process has moved the champion meanwhile.
+    """
+    champion_id = lock_champion(connection)
+    if champion_before(connection) != model_id:
+        raise Conflict(
+            "Another process moved the champion at the same time: `labelmill models history` shows it."
+        )
+    move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
+    return champion_history(connection, limit=1)[0]

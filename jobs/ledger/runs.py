@@ -90,7 +90,7 @@ def request_run(
     stored as `skipped`, with the reason. A run whose trainer has died stays active until it is ended: call
     `clear_expired_run` first.
     """
-    end_active(connection, *STALE)
+    end_active_run(connection, *STALE)
     asked = {
         "recipe": recipe,
         "slot": slot,
@@ -256,7 +256,7 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
 
     Raises NotFound, or Conflict if the run had finished.
     """
-    cancelled = end_active(connection, training_runs.c.id == run_id, RunState.CANCELLED)
+    cancelled = end_active_run(connection, training_runs.c.id == run_id, RunState.CANCELLED)
     if not cancelled:
         raise Conflict(
             f"Training run {run_id} has already finished: it is {get_run(connection, run_id).state}."
@@ -270,10 +270,10 @@ def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: s
     Return it, or an empty list. Without this, the next run would have to wait for the lease to expire.
     """
     theirs = sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.owner.in_(list(owners)))
-    return end_active(connection, theirs, RunState.INTERRUPTED, error)
+    return end_active_run(connection, theirs, RunState.INTERRUPTED, error)
 
 
-def end_active(
+def end_active_run(
     connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str | None = None
 ) -> list[Run]:
     """End the active run if it satisfies `which`. Return it, or an empty list.
@@ -430,10 +430,10 @@ def end_lost_runs(connection: Connection, detector: FailureDetector) -> list[Run
     if run is None:
         return []
     if run.silent_since is None:
-        return end_active(connection, *STALE)
+        return end_active_run(connection, *STALE)
     if not detector.has_failed(run.id, run.silent_since):
         return []
-    return end_active(connection, *LOST)
+    return end_active_run(connection, *LOST)
 
 
 def clear_expired_run(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
