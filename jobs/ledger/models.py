@@ -150,7 +150,7 @@ def save_evaluation(
     if len(answers) != 2 * evaluation.total:
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
     row = {
-        "measures": evaluation.to_json(),
+        "measures": asdict(evaluation),
         "answers": answers,
         "created_at": db_now(),
     }
