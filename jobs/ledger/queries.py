@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, ErrorCode, NotFound
-from jobs.ids import first_id, is_id, last_id
+from jobs.ids import id_range, is_id
 from jobs.ledger.control import settle_job, still_claimed
 from jobs.ledger.database import Ledger, batched
 from jobs.ledger.models import CHAMPION, find_alias, get_model, model_or_champion
@@ -308,13 +308,13 @@ def full_id(connection: Connection, what: Literal["job", "training run", "model"
     text = typed.strip().lower()
     if is_id(text):
         return text
-    if not text or not is_id(first_id(text)):
+    if not text or (bounds := id_range(text)) is None:
         return typed
     if len(text) < MIN_BEGINNING:
         raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
     # BETWEEN, not LIKE: it uses the index.
     ids = _IDS[what]
-    between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
+    between = sa.select(ids).where(ids.between(*bounds)).order_by(ids)
     found = list(connection.scalars(between.limit(_MAX_LISTED_IDS + 1)))
     if len(found) > 1:
         told = ", ".join(found[:_MAX_LISTED_IDS]) + (", ..." if len(found) > _MAX_LISTED_IDS else "")
