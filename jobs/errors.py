@@ -83,7 +83,7 @@ class SourceError(UserError):
 
 
 class NotFound(UserError):
-    """There is no such thing in the ledger."""
+    """The ledger has no such object."""
 
 
 class Conflict(UserError):

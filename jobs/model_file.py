@@ -21,7 +21,7 @@ _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 #: The limit for `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
 _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 
-#: What zipfile raises on broken archives.
+#: The exceptions that zipfile raises for broken archives.
 _ZIP_ERRORS: Final = (
     zipfile.BadZipFile,
     ArithmeticError,  # for an offset that is out of range

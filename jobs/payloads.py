@@ -38,7 +38,7 @@ _UNICODE_ERRORS: Final = "surrogateescape"
 #: photographs a fifth of its time, and three times the chunk's memory.
 _LARGE: Final = 16 * 1024
 
-#: What precedes the bytes of such a piece: msgpack's `bin 32` (its specification, "bin format family").
+#: The header of such a piece: msgpack's `bin 32` (its specification, "bin format family").
 _LARGE_HEAD: Final = struct.Struct(">BI")
 _BIN_32: Final = 0xC6
 

@@ -73,7 +73,7 @@ class RunState(StrEnum):
     FAILED = "failed"  # it ended without a model
     INTERRUPTED = "interrupted"  # its trainer died or was stopped; nothing was changed
     CANCELLED = "cancelled"  # a person stopped it; nothing was changed
-    SKIPPED = "skipped"  # its slot came while another run was under way, or no trainer took it in time
+    SKIPPED = "skipped"  # another run was active at its slot, or no trainer claimed it in time
 
 
 class UtcTime(TypeDecorator[datetime]):

@@ -1,6 +1,6 @@
 """Check the URLs of ledger, broker and store when the settings are read, and find the secrets in them.
 
-The libraries ignore a mistyped option, so an option that protects could be lost: kombu would then go on
+The libraries ignore a mistyped option, so an option that protects could be lost: kombu would then continue
 without checking the certificate. No message here repeats any part of a URL except the names of its options,
 because a password with an unescaped `@` or `/` ends up where host, port or path belong.
 """

@@ -108,7 +108,7 @@ def request_run(
             continue
         if slot is None:
             raise Conflict(
-                f"Training run {other.id} is under way, it is {other.state}: follow it with `labelmill runs "
+                f"Training run {other.id} is already {other.state}: follow it with `labelmill runs "
                 f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
                 f"{_missing_trainer_hint(connection, other)}"
             )
@@ -116,7 +116,7 @@ def request_run(
             connection,
             run_id,
             state=RunState.SKIPPED,
-            error=f"training run {other.id} was under way",
+            error=f"training run {other.id} was active",
             finished_at=db_now(),
             **asked,
         )
@@ -308,7 +308,7 @@ def is_stale() -> sa.ColumnElement[bool]:
 
 # Runs that no trainer will finish: the condition, the state they get, and the reason.
 LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
-STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
+STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an hour of its slot")
 
 
 # ---- queries ------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) 
         take(ledger, run_id)
 
     # when another run is requested, then the error says what to do, and there is still only the first
-    with pytest.raises(Conflict, match=f"{run_id} is under way.*labelmill runs cancel {run_id}"):
+    with pytest.raises(Conflict, match=f"{run_id} is already pending.*labelmill runs cancel {run_id}"):
         ask(ledger)
     with ledger.reading() as connection:
         assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
@@ -301,7 +301,7 @@ def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so
 
     # then the slot's run is recorded as skipped with the reason, and cannot be claimed
     run = look(ledger, skipped)
-    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was under way")
+    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was active")
     assert run.started_at is None
     assert run.finished_at is not None
     with ledger.transaction() as connection:
@@ -497,7 +497,7 @@ def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_o
 
     # when another run is requested, then it is refused, and the first goes on
     clear_expired_run(ledger, on_wait=beat)
-    with pytest.raises(Conflict, match=f"{claim.run_id} is under way"):
+    with pytest.raises(Conflict, match=f"{claim.run_id} is already running"):
         ask(ledger)
     # And no request waits for a live run
     clear_expired_run(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
@@ -525,7 +525,7 @@ def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: 
         assert claim_run(connection, run_id, owner="host/1") is None
         [skipped] = end_lost_runs(connection, FailureDetector())
     assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
-    assert skipped.error == "no trainer took it within an hour of its slot"
+    assert skipped.error == "no trainer claimed it within an hour of its slot"
 
 
 def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -> None:
