@@ -218,7 +218,8 @@ def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) 
         take(ledger, run_id)
 
     # when another run is requested, then the error says what to do, and there is still only the first
-    with pytest.raises(Conflict, match=f"{run_id} is already pending.*labelmill runs cancel {run_id}"):
+    state = RunState.RUNNING if running else RunState.PENDING
+    with pytest.raises(Conflict, match=f"{run_id} is already {state}.*labelmill runs cancel {run_id}"):
         ask(ledger)
     with ledger.reading() as connection:
         assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
