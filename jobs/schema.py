@@ -359,7 +359,7 @@ chunks = Table(
 )
 
 #: The columns that say which images a chunk holds, and where.
-PAYLOAD_COLUMNS: Final = (
+PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
     *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
     chunks.c.payload_offset,
 )

@@ -106,7 +106,7 @@ OLDEST_PENDING_AT: Final = (
     .scalar_subquery()
 )
 
-_STATUS: Final = sa.select(
+_STATUS: Final[sa.Select[Any]] = sa.select(
     *(jobs.c.id, jobs.c.state, jobs.c.total, jobs.c.succeeded, jobs.c.failed, jobs.c.key, jobs.c.error),
     *(jobs.c.retry_of, jobs.c.created_at, jobs.c.submitted_at, jobs.c.started_at, jobs.c.finished_at),
     jobs.c.purged_at,
@@ -152,7 +152,7 @@ class Prediction:
     model: str
 
 
-_PREDICTIONS: Final = sa.select(
+_PREDICTIONS: Final[sa.Select[Any]] = sa.select(
     *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
     *(predictions.c.error, predictions.c.detail, jobs.c.model_id),
 ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
@@ -198,7 +198,7 @@ def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) 
     return found
 
 
-def _to_prediction(row: Row[Any]) -> Prediction:
+def _to_prediction(row: Sequence[Any]) -> Prediction:
     index, name, label, confidence, error, detail, model = row
     return Prediction(index, name, label, confidence, ErrorCode(error) if error else None, detail, model)
 
@@ -411,7 +411,7 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
         after = page[-1].first_index
 
 
-def _errors_of(job_id: str, page: Sequence[sa.Row[Any]]) -> sa.Select[Any]:
+def _errors_of(job_id: str, page: Sequence[Any]) -> sa.Select[Any]:
     """Return the query for the indices of these chunks' images that got an error."""
     return (
         sa.select(predictions.c.index)

@@ -313,7 +313,7 @@ STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an h
 
 # ---- queries ------------------------------------------------------------------------------------------
 
-_RUNS: Final = sa.select(
+_RUNS: Final[sa.Select[Any]] = sa.select(
     *(training_runs.c.id, training_runs.c.state, training_runs.c.recipe, training_runs.c.slot),
     *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
     *(training_runs.c.owner, training_runs.c.requested_at, training_runs.c.finished_at),
