@@ -347,4 +347,4 @@ def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, mak
     with pytest.raises(NotFound, match="There is no champion") as told:
         health_of(ledger)
     assert "`labelmill submit SOURCES --model MODEL`" in str(told.value)
-    assert "`labelmill models promote MODEL`, with --force where it was not evaluated" in str(told.value)
+    assert "`labelmill models promote MODEL`, with --force if it was not evaluated" in str(told.value)

@@ -382,7 +382,7 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
     assert fenced(ledger, claim, champion) == []
     assert look(ledger, claim.run_id) == before
     with (
-        pytest.raises(Conflict, match="finished before: it is cancelled"),
+        pytest.raises(Conflict, match="already finished: it is cancelled"),
         ledger.transaction() as connection,
     ):
         cancel_run(connection, claim.run_id)
