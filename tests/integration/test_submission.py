@@ -158,7 +158,7 @@ def test_who_is_stopped_is_told_what_is_kept(ledger, make_job):
     # And once the key has been used again, nothing is kept
     with ledger.transaction() as connection:
         assert discard_job(connection, keyed.id)
-    assert told(keyed.id).endswith("nothing of it is kept.")
+    assert told(keyed.id).endswith("None of its results are kept.")
 
 
 def test_nothing_is_added_to_a_sealed_job(ledger, make_job):
