@@ -86,7 +86,7 @@ def test_a_second_sqlite_during_a_transaction_is_noticed(ledger: Ledger, ledger_
     # given an open transaction
     path = ledger_url.removeprefix("sqlite:///")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.raises(Unavailable, match=r"docs/sql\.md"))
+        stack.enter_context(pytest.raises(Unavailable, match=r"docs/reference/sql\.md"))
         connection = stack.enter_context(ledger.transaction())
         connection.execute(locks.insert().values(name="unsure", holder="us", until=db_now()))
 
