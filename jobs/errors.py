@@ -13,11 +13,11 @@ from enum import StrEnum
 class ErrorCode(StrEnum):
     """Why an image got no label. The names are a contract: people query them."""
 
-    UNIDENTIFIED = "unidentified"  # the bytes are of no known image format
+    UNIDENTIFIED = "unidentified"  # the bytes are not of a known image format
     CORRUPT = "corrupt"  # a known format, but broken, truncated or without pixels
     TOO_LARGE = "too_large"  # over the limit for bytes, pixels or frames
     FORMAT_NOT_ALLOWED = "format_not_allowed"  # a format that is not allowed, or an archive that is not read
-    TIMEOUT = "timeout"  # took longer than the limit for an image
+    TIMEOUT = "timeout"  # took longer than the limit per image
     MODEL_ERROR = "model_error"  # the model returned something that is not a probability
     QUARANTINED = "quarantined"  # kept killing its worker
     SOURCE_MISSING = "source_missing"  # the file did not exist or could not be read at its turn
@@ -45,7 +45,7 @@ class ImageError(LabelmillError):
 
 
 class JobError(LabelmillError):
-    """The job cannot go on: not one image's fault, and trying again would not help."""
+    """The job cannot continue: no single image is at fault, and a retry would not help."""
 
 
 class PayloadDamaged(JobError):
@@ -61,11 +61,11 @@ class Unavailable(LabelmillError):
 
 
 class LeaseLost(LabelmillError):
-    """Somebody else owns this chunk now; what was computed here is thrown away."""
+    """Another worker owns this chunk now, so these results are discarded."""
 
 
 class Stopped(LabelmillError):
-    """The job was stopped, or removed, while it was being submitted."""
+    """The job was stopped or removed while it was being submitted."""
 
 
 class UserError(LabelmillError):
@@ -79,15 +79,15 @@ class SettingsError(UserError):
 
 
 class SourceError(UserError):
-    """What was to be submitted cannot be read."""
+    """A source cannot be read."""
 
 
 class NotFound(UserError):
-    """There is no such thing in the ledger."""
+    """The ledger has no such object."""
 
 
 class Conflict(UserError):
-    """What was asked does not fit how things stand."""
+    """The request conflicts with the current state."""
 
 
 class LedgerNotReady(UserError):
@@ -95,7 +95,7 @@ class LedgerNotReady(UserError):
 
 
 class TrainingDiverged(LabelmillError):
-    """A training came to numbers that are none, and there is nothing to go on from."""
+    """The training run diverged: its loss is not a finite number."""
 
 
 class DataUnavailable(UserError):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 #: Edges of the bins for confidences: bin i holds edges[i] <= confidence < edges[i + 1], the last one also its
@@ -70,13 +70,9 @@ class Evaluation:
         """Return how many images got each label."""
         return tuple(sum(row[place] for row in self.confusion) for place in range(len(self.classes)))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, for the ledger."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read the ledger's JSON object. Raises TypeError on unknown or missing fields."""
+        """Read what `asdict` returned, from JSON. Raises TypeError on unknown or missing fields."""
         return cls(
             **{
                 **value,

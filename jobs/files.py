@@ -19,11 +19,11 @@ _PRIVATE_FOLDER: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
 
 #: An unfinished file has the final name with a dot before it and this much randomness after it.
-_CHANCE_BYTES: Final = 4
-_UNFINISHED: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _CHANCE_BYTES}}}")
+_RANDOM_BYTES: Final = 4
+_UNFINISHED: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
 
 #: How many pieces one system call takes (IOV_MAX on Linux and macOS).
-_PIECES: Final = 1024
+_MAX_PIECES: Final = 1024
 
 #: A temporary folder that a killed process left is removed after this time. No process of ours needs one for
 #: an hour.
@@ -64,7 +64,7 @@ def make_private_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Create a temporary folder in `parent`, and delete it at the end. Raises OSError.
 
     `parent` is created if it does not exist. Folders with this prefix that a killed process left more than a
@@ -81,13 +81,13 @@ def folder_for_now(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def append_privately(path: Path) -> FileIO:
-    """Open a file to append to it, without a buffer; make it if it does not exist. Raise OSError."""
+    """Open a private file for appending, unbuffered. Create it if it does not exist. Raises OSError."""
     return FileIO(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, _PRIVATE_FILE), "a")
 
 
 @contextlib.contextmanager
 def private_umask() -> Iterator[None]:
-    """Make all files that this process creates in the block private, also those that other code creates."""
+    """Make all files private that this process creates in the block, including those of libraries."""
     before = os.umask(PRIVATE_UMASK)
     try:
         yield
@@ -100,7 +100,7 @@ def write_whole(path: Path, *pieces: bytes) -> None:
 
     Readers see the whole file or none. Once this returns, it survives a power cut, if its folder does.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_CHANCE_BYTES)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
     try:
         try:
@@ -133,7 +133,7 @@ def _write(descriptor: int, pieces: Sequence[bytes]) -> None:
     """
     rest = [memoryview(piece) for piece in reversed(pieces) if piece]  # the next one last
     while rest:
-        written = os.writev(descriptor, rest[: -_PIECES - 1 : -1])
+        written = os.writev(descriptor, rest[: -_MAX_PIECES - 1 : -1])
         while written:  # a call may write only a part
             piece = rest.pop()
             if written < len(piece):

@@ -31,20 +31,10 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and _PATTERN.fullmatch(text) is not None
 
 
-def first_id(beginning: str) -> str:
-    """Return the lowest id with this beginning.
-
-    If no id can begin so, the result is not an id.
-    """
-    return beginning.ljust(ID_LENGTH, _ALPHABET[0])
-
-
-def last_id(beginning: str) -> str:
-    """Return the highest id with this beginning.
-
-    If no id can begin so, the result is not an id.
-    """
-    return beginning.ljust(ID_LENGTH, _ALPHABET[-1])
+def id_range(beginning: str) -> tuple[str, str] | None:
+    """Return the lowest and the highest id with this beginning, or None if no id can begin so."""
+    first, last = (beginning.ljust(ID_LENGTH, character) for character in (_ALPHABET[0], _ALPHABET[-1]))
+    return (first, last) if is_id(first) else None
 
 
 def id_seconds(identifier: str) -> float:

@@ -15,8 +15,8 @@ from jobs.errors import UserError
 #: Pillow's forty others are the decoders that corrupt memory, call Ghostscript or follow references.
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")
 
-#: The maximum width or height, in pixels; JPEG allows no more. Shortening a side takes a table of up to 24
-#: bytes for each of its pixels: a row of 64 million pixels took up to 2.5 GB.
+#: The maximum width or height, in pixels; JPEG allows no more. Resizing needs up to 24 bytes per pixel of a
+#: side: a row of 64 million pixels took up to 2.5 GB.
 MAX_SIDE: Final = 65_535
 
 

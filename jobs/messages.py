@@ -30,7 +30,7 @@ def check_wake_up(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     A message of an older version names a chunk. It counts as a wake-up too.
     """
     if kwargs or len(args) > 1 or (args and not is_id(args[0])):
-        raise MessageError("it is no wake-up")
+        raise MessageError("it is not a wake-up")
 
 
 def run_id_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ The input spec is stored with the model, so that training, evaluation and predic
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from jobs.errors import UserError
 
@@ -39,15 +39,6 @@ class InputSpec:
         """Return the shape of one input array."""
         return (self.height, self.width) if self.mode == "L" else (self.height, self.width, 3)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, for the ledger."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read the ledger's JSON object. Raises TypeError on unknown or missing fields."""
-        return cls(**value)
-
 
 #: MNIST's own shape. Ink on paper is inverted; MNIST itself, with its black border, is not.
 MNIST_INPUT = InputSpec(width=28, height=28, mode="L", resampling="bilinear", invert="dark_on_light")
@@ -72,5 +63,5 @@ class Model:
         """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
-                f"{label!r} is no class of model {self.id}; its classes are {', '.join(self.classes)}."
+                f"{label!r} is not a class of model {self.id}; its classes are {', '.join(self.classes)}."
             )

@@ -21,8 +21,8 @@ _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 #: The limit for `config.json` and `metadata.json`. The config of a network of a hundred layers has 100 kB.
 _MAX_JSON_BYTES: Final = 4 * 1024 * 1024
 
-#: What zipfile raises on broken archives.
-_DAMAGE: Final = (
+#: The exceptions that zipfile raises for broken archives.
+_ZIP_ERRORS: Final = (
     zipfile.BadZipFile,
     ArithmeticError,  # for an offset that is out of range
     EOFError,
@@ -82,7 +82,7 @@ def check_model_file(data: bytes) -> None:
     if data.startswith(_HDF5):
         raise ModelRefused("It is an HDF5 file, not a .keras file; loading one can run code.")
     if not data.startswith(_ZIP):
-        raise ModelRefused("It is not a .keras file: no ZIP archive.")
+        raise ModelRefused("It is not a .keras file: it is not a ZIP archive.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_members(archive, len(data))
@@ -91,9 +91,9 @@ def check_model_file(data: bytes) -> None:
                     raise ModelRefused("Its model.weights.h5 is not HDF5.")
             _read_json(archive, "metadata.json")
             _check_config(_read_json(archive, "config.json"))
-    except _DAMAGE as error:
+    except _ZIP_ERRORS as error:
         reason = str(error).strip().partition("\n")[0][:200]
-        raise ModelRefused(f"It is not a whole .keras file: {reason}.") from None
+        raise ModelRefused(f"It is not a complete .keras file: {reason}.") from None
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -106,12 +106,12 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
     if len(names) != len(_MEMBERS) or set(names) != _MEMBERS:
         raise ModelRefused(
             f"It does not consist of {', '.join(sorted(_MEMBERS))}, each once: it is a SavedModel, or a "
-            ".keras file with something else in it."
+            ".keras file with additional members."
         )
     for member in members:
         stored = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
         if not stored or member.file_size != member.compress_size:
-            raise ModelRefused(f"Its {member.filename} is compressed or encrypted; Keras stores it as it is.")
+            raise ModelRefused(f"Its {member.filename} is compressed or encrypted; Keras stores it as is.")
     if sum(member.file_size for member in members) > size:
         raise ModelRefused("Its members claim to be larger than the file.")
 
@@ -122,9 +122,9 @@ def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
     try:
         found = json.loads(archive.read(name))
     except (ValueError, RecursionError):
-        raise ModelRefused(f"Its {name} is not JSON, or nested without end.") from None
+        raise ModelRefused(f"Its {name} is not JSON, or is nested too deeply.") from None
     if not isinstance(found, dict):
-        raise ModelRefused(f"Its {name} is no JSON object.")
+        raise ModelRefused(f"Its {name} is not a JSON object.")
     return found
 
 

@@ -1,28 +1,18 @@
-"""Outcomes of images: one of them, and many as columns."""
+"""The outcomes of images, as columns."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
-
-
-class Outcome(NamedTuple):
-    """The outcome of one image: a label with its confidence, or an error code with its detail."""
-
-    name: str
-    label: str | None
-    confidence: float | None
-    error: str | None = None
-    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcomes(Sequence[Outcome]):
+class Outcomes:
     """The outcomes of consecutive images, as one column per field, all of the same length.
 
-    They are columns because one object per image would take a twentieth of a worker's time for small images.
+    An image has a label with its confidence, or an error code with its detail. They are columns because one
+    object per image would take a twentieth of a worker's time for small images.
     """
 
     names: Sequence[str]
@@ -31,17 +21,6 @@ class Outcomes(Sequence[Outcome]):
     #: Both are None if no image has an error, as in nearly all chunks.
     errors: Sequence[str | None] | None = None
     details: Sequence[str | None] | None = None
-
-    @classmethod
-    def of(cls, outcomes: Iterable[Outcome]) -> Outcomes:
-        """Return these outcomes as columns."""
-        if isinstance(outcomes, Outcomes):
-            return outcomes
-        outcomes = list(outcomes)
-        if not outcomes:
-            return cls((), (), ())
-        names, labels, confidences, errors, details = zip(*outcomes, strict=True)
-        return cls(names, labels, confidences, *((errors, details) if any(errors) else (None, None)))
 
     @property
     def failed(self) -> int:
@@ -56,15 +35,7 @@ class Outcomes(Sequence[Outcome]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, place: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, place: slice) -> Outcomes: ...
-    def __getitem__(self, place: int | slice) -> Outcome | Outcomes:
-        if isinstance(place, slice):
-            errors = None if self.errors is None else self.errors[place]
-            details = None if self.details is None else self.details[place]
-            return Outcomes(self.names[place], self.labels[place], self.confidences[place], errors, details)
-        error = None if self.errors is None else self.errors[place]
-        detail = None if self.details is None else self.details[place]
-        return Outcome(self.names[place], self.labels[place], self.confidences[place], error, detail)
+    def __getitem__(self, part: slice) -> Outcomes:
+        errors = None if self.errors is None else self.errors[part]
+        details = None if self.details is None else self.details[part]
+        return Outcomes(self.names[part], self.labels[part], self.confidences[part], errors, details)

@@ -38,7 +38,7 @@ _UNICODE_ERRORS: Final = "surrogateescape"
 #: photographs a fifth of its time, and three times the chunk's memory.
 _LARGE: Final = 16 * 1024
 
-#: What precedes the bytes of such a piece: msgpack's `bin 32` (its specification, "bin format family").
+#: The header of such a piece: msgpack's `bin 32` (its specification, "bin format family").
 _LARGE_HEAD: Final = struct.Struct(">BI")
 _BIN_32: Final = 0xC6
 
@@ -83,8 +83,10 @@ def pack_payload(names: Sequence[str], contents: Sequence[Content]) -> list[byte
     packer.pack_array_header(len(contents))
     pieces: list[bytes] = []
     for content in contents:
-        if not isinstance(content, bytes):
-            packer.pack(_stored(content))
+        if isinstance(content, Reference):
+            packer.pack(content._asdict())
+        elif isinstance(content, ImageError):
+            packer.pack([str(content.code), content.detail])
         elif len(content) < _LARGE:
             packer.pack(content)
         else:
@@ -119,12 +121,6 @@ def read_payload(store: Store, key: str, digest: str) -> Payload:
     if set(map(type, contents)) != {bytes}:
         contents = list(map(_content, contents))
     return Payload(names, contents)
-
-
-def _stored(content: Reference | ImageError) -> Any:
-    if isinstance(content, Reference):
-        return content._asdict()
-    return [str(content.code), content.detail]
 
 
 def _content(stored: Any) -> Content:

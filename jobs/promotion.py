@@ -70,7 +70,7 @@ def judge_and_promote(
     champion_id = lock_champion(connection)
     model = get_model(connection, model_id)
     if champion_id == model_id and how == "promote":
-        raise Conflict(f"Model {model_id} is the champion already.")
+        raise Conflict(f"Model {model_id} is already the champion.")
     challenger = find_evaluation(connection, model_id, data_fingerprint)
     if challenger is None and not force:
         raise Conflict(
@@ -79,7 +79,7 @@ def judge_and_promote(
         )
     champion = get_model(connection, champion_id) if champion_id is not None else None
     if champion_id == model_id:  # a repeated training run that gave the same file
-        verdict = Verdict(False, False, (), f"kept: it is the champion {champion_id} already")
+        verdict = Verdict(False, False, (), "kept: it is already the champion")
     else:
         checks = _checks(connection, limits, model, challenger, champion)
         verdict = _verdict(checks, champion_id, force=force, replace=replace)
@@ -129,7 +129,7 @@ def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Chec
         lost += theirs == label != ours
     p = mcnemar(gained, lost)
     passed = gained > lost and p < limits.significance
-    wanted = "" if passed else f"; the gate wants more right, and p below {limits.significance:g}"
+    wanted = "" if passed else f"; the gate requires more of the former, and p below {limits.significance:g}"
     return Check(
         "better",
         passed,
@@ -194,12 +194,12 @@ def _checks(
 def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool, replace: bool) -> Verdict:
     failed = "; ".join(check.text for check in checks if not check.passed)
     if force:
-        return Verdict(True, True, checks, "promoted by force" + (f", although {failed}" if failed else ""))
+        return Verdict(True, True, checks, "force-promoted" + (f", although {failed}" if failed else ""))
     if champion_id is None:
         reason = "promoted: there was no champion" + (f" (although {failed})" if failed else "")
         return Verdict(True, False, checks, reason)
     if not replace:
-        return Verdict(False, False, checks, f"kept beside the champion {champion_id}")
+        return Verdict(False, False, checks, f"not promoted: {champion_id} stays the champion")
     if failed:
         return Verdict(False, False, checks, f"refused: {failed}")
     better = next(check.text for check in checks if check.name == "better")

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Final
 
 from jobs.errors import ErrorCode, ImageError
 
@@ -24,8 +24,6 @@ _SMALL: Final = 4 * 1024
 
 #: The errors of opening a socket, and of reading a pipe at an offset, or a folder.
 _NOT_REGULAR: Final = frozenset((errno.ENXIO, errno.ESPIPE, errno.EISDIR))
-
-_Error = TypeVar("_Error", bound=Exception)
 
 
 def read_regular(path: str, *, max_bytes: int, follow: bool = True) -> bytes:
@@ -67,16 +65,11 @@ def read_files(
             contents.append(data)
             if size >= enough:
                 break
-    except ImageError as error:
-        return contents, _alone(error)
-    except OSError as error:
-        return contents, _alone(_not_regular() if error.errno in _NOT_REGULAR else error)
+    except (ImageError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_REGULAR:
+            return contents, _not_regular()
+        return contents, error.with_traceback(None)  # its frames hold all that was read before it
     return contents, None
-
-
-def _alone(error: _Error) -> _Error:
-    """Return the error without its traceback, whose frames hold all that was read before it."""
-    return error.with_traceback(None)
 
 
 def _read_larger(descriptor: int, max_bytes: int) -> bytes:

@@ -22,7 +22,7 @@ from jobs.remote import is_chained, is_url, is_web, local_path, open_remote, rea
 
 #: Errors of a network file system that cannot be reached, and of a process that lacks memory or descriptors.
 #: The file is not to blame, and the next attempt may succeed.
-_AWAY: Final = frozenset(
+_TRANSIENT_ERRNOS: Final = frozenset(
     {
         errno.ESTALE,
         errno.ENOTCONN,
@@ -48,12 +48,12 @@ class Reference(NamedTuple):
     size: int  # in bytes
 
 
-class _Place(NamedTuple):
-    """A local file that a path leads to."""
+class _LocalFile(NamedTuple):
+    """A local file below a root."""
 
-    resolved: str  # absolute, without symlinks
+    resolved: str  # its path, absolute and without symlinks
     root: str  # as configured
-    spelled: str  # the same file, as a path that begins with the root
+    below_root: str  # its path, beginning with the root as configured
 
 
 class Roots:
@@ -89,7 +89,7 @@ class Roots:
         below no root.
         """
         path = _local(source)
-        return self._normal_below(source) if path is None else self._resolve(path).spelled
+        return self._normal_below(source) if path is None else self._resolve(path).below_root
 
     def read(self, reference: Reference, *, max_bytes: int) -> bytes:
         """Return the referenced image's bytes, checked to be the ones that were submitted.
@@ -116,19 +116,19 @@ class Roots:
         if len(data) != reference.size:
             raise ImageError(ErrorCode.SOURCE_CHANGED, f"{len(data)} of its {reference.size} bytes")
         if hashlib.sha256(data).hexdigest() != reference.sha256:
-            raise ImageError(ErrorCode.SOURCE_CHANGED, "other bytes than were submitted")
+            raise ImageError(ErrorCode.SOURCE_CHANGED, "the bytes are not those that were submitted")
         return data
 
-    def _resolve(self, path: str) -> _Place:
+    def _resolve(self, path: str) -> _LocalFile:
         try:
             resolved = os.path.realpath(path)
         except ValueError:  # a name that no file can have
-            raise _forbidden("no path") from None
+            raise _forbidden("not a valid path") from None
         for root in self._folders:
             prefix = os.path.join(os.path.realpath(root), "")
             if resolved.startswith(prefix):
-                return _Place(resolved, root, os.path.join(root, resolved[len(prefix) :]))
-        raise _forbidden("below none of the roots")
+                return _LocalFile(resolved, root, os.path.join(root, resolved[len(prefix) :]))
+        raise _forbidden("not below an allowed root")
 
     def _normal_below(self, url: str) -> str:
         try:
@@ -136,7 +136,7 @@ class Roots:
         except ValueError as error:
             raise _forbidden(str(error)) from None
         if not any(normal.startswith(prefix) and normal != prefix for prefix in self._prefixes):
-            raise _forbidden("below none of the roots")
+            raise _forbidden("not below an allowed root")
         return normal
 
 
@@ -157,12 +157,12 @@ def _normal(url: str) -> str:
     if is_chained(url):
         raise ValueError("it chains file systems")
     if any(character < " " or character in "\\\x7f" for character in url):
-        raise ValueError("it has a character that no URL has")
+        raise ValueError("it contains a character that is not allowed in a URL")
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     host, _, path = rest.partition("/")
     if ":" in host.rpartition("@")[0]:
-        raise ValueError("it holds a password, which belongs into the workers' environment")
+        raise ValueError("it contains a password, which belongs in the workers' environment")
     if is_web(scheme):
         if "?" in rest or "#" in rest:
             raise ValueError("it has a query")
@@ -171,22 +171,22 @@ def _normal(url: str) -> str:
     while "%" in decoded and (again := unquote(decoded)) != decoded:  # some servers decode more than once
         decoded = again
     if not {".", ".."}.isdisjoint(decoded.replace("\\", "/").split("/")):
-        raise ValueError("it has a step to another folder, . or ..")
+        raise ValueError("it contains . or .. as a folder")
     if not rest.strip("/"):
-        raise ValueError("it names no place")
+        raise ValueError("it has no path")
     return f"{scheme}://{host}/{path}"
 
 
-def _read_file(place: _Place, size: int) -> bytes:
+def _read_file(file: _LocalFile, size: int) -> bytes:
     """Read a file that was found to be below a root. Raises ImageError, Unavailable.
 
     If a folder on the path has been replaced by a symlink since, the SHA-256 must still match.
     """
     try:
-        return read_regular(place.resolved, max_bytes=size, follow=False)
+        return read_regular(file.resolved, max_bytes=size, follow=False)
     except OSError as error:
-        if error.errno in _AWAY or not os.path.isdir(place.root):
-            raise Unavailable(f"{place.root} cannot be read here ({why(error)}): is it mounted?") from error
+        if error.errno in _TRANSIENT_ERRNOS or not os.path.isdir(file.root):
+            raise Unavailable(f"{file.root} cannot be read here ({why(error)}): is it mounted?") from error
         raise ImageError(ErrorCode.SOURCE_MISSING, why(error)) from None
 
 

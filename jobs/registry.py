@@ -63,24 +63,24 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     Unavailable if the store cannot be reached or this machine cannot keep the file.
     """
     cached = cache_dir / "models" / f"{model.sha256}.keras"
-    with _at_hand(cached.parent):
+    with _cache_errors(cached.parent):
         data = _read_cached(cached, model)
     from_store = data is None
     if data is None:
-        data = _read_stored(store, model)
+        data = read_stored(store, model)
     try:
         check_model_file(data)
     except ModelRefused as error:
         raise ModelRefused(f"The file of model {model.id} is refused. {error}") from None
     if from_store:
-        with _at_hand(cached.parent):
+        with _cache_errors(cached.parent):
             make_private_folder(cached.parent)
             write_whole(cached, data)
     return cached
 
 
 @contextmanager
-def _at_hand(folder: Path) -> Iterator[None]:
+def _cache_errors(folder: Path) -> Iterator[None]:
     """Raise Unavailable if the folder of models cannot be used.
 
     A full disk, or a folder of another user, is not the fault of an image or a model.
@@ -89,16 +89,8 @@ def _at_hand(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(
-            f"No model can be kept in {folder} ({why(error)}): is its disk full, or is it somebody else's?"
+            f"No model can be stored in {folder} ({why(error)}): is its disk full, or is it another user's?"
         ) from error
-
-
-def check_stored(store: Store, model: Model) -> None:
-    """Check that the store holds the model's file as it was registered, whatever is cached.
-
-    Raises ModelRefused if it does not, Unavailable if the store cannot be reached.
-    """
-    _read_stored(store, model)
 
 
 def _read_cached(path: Path, model: Model) -> bytes | None:
@@ -108,7 +100,11 @@ def _read_cached(path: Path, model: Model) -> bytes | None:
     return data if _digest(data) == model.sha256 else None
 
 
-def _read_stored(store: Store, model: Model) -> bytes:
+def read_stored(store: Store, model: Model) -> bytes:
+    """Return the model's file from the store, whatever is cached.
+
+    Raises ModelRefused if it is gone or is not the one that was registered, Unavailable.
+    """
     try:
         data = store.get(model_key(model.sha256), limit=model.size_bytes)
     except FileNotFoundError:

@@ -46,7 +46,7 @@ def local_path(source: str) -> str:
         return source
     host, _, path = rest.partition("/")
     if host not in ("", "localhost"):
-        raise ValueError(f"it names the machine {host!r}; a file of this one is file:///path")
+        raise ValueError(f"it names the host {host!r}; a local file is file:///path")
     return os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))
 
 
@@ -136,7 +136,7 @@ def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
     and `over` is false, IsADirectoryError, Unavailable, and what `kind_of` raises.
     """
     if is_chained(url) or is_web(url.partition("://")[0]):
-        raise ValueError("such URLs are only read")
+        raise ValueError("URLs of this kind can only be read")
     filesystem, path = open_remote(url)
     try:
         kind: str | None = kind_of(filesystem, path, url=url)
@@ -155,7 +155,7 @@ def writing_object(url: str, *, over: bool) -> Iterator[IO[bytes]]:
         ):
             yield file
     except NotImplementedError:
-        raise ValueError("such URLs are only read") from None
+        raise ValueError("URLs of this kind can only be read") from None
 
 
 @contextmanager

@@ -25,13 +25,11 @@ from sqlalchemy import (
     Text,
     bindparam,
     literal,
-    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateView
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -75,7 +73,7 @@ class RunState(StrEnum):
     FAILED = "failed"  # it ended without a model
     INTERRUPTED = "interrupted"  # its trainer died or was stopped; nothing was changed
     CANCELLED = "cancelled"  # a person stopped it; nothing was changed
-    SKIPPED = "skipped"  # its slot came while another run was under way, or no trainer took it in time
+    SKIPPED = "skipped"  # another run was active at its slot, or no trainer claimed it in time
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -360,6 +358,12 @@ chunks = Table(
     ),
 )
 
+#: The columns that say which images a chunk holds, and where.
+PAYLOAD_COLUMNS: Final[tuple[Column[Any], ...]] = (
+    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
+    chunks.c.payload_offset,
+)
+
 #: The one recorded outcome of an image. The primary key is the last guard against a second one. A foreign key
 #: would be checked for every row, and rows are only written by a worker that holds the chunk.
 predictions = Table(
@@ -416,22 +420,4 @@ store_identity = Table(
     Column("id", _Id, nullable=False),  # the name of the file in the store
     Column("location", Text, nullable=False),  # where the store was then, for people to read
     Column("recorded_at", UtcTime, nullable=False),
-)
-
-#: For people to query: one row per prediction, with its job's key, model and end, without shadows. It is not
-#: in `metadata`, because migrations are compared with that table by table.
-results = CreateView(
-    select(
-        predictions.c.job_id.label("job"),
-        jobs.c.key,
-        predictions.c.name,
-        predictions.c.label,
-        predictions.c.confidence,
-        predictions.c.error,
-        jobs.c.model_id.label("model"),
-        jobs.c.finished_at,
-    )
-    .join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
-    .where(jobs.c.shadow_of.is_(None)),
-    "results",
 )

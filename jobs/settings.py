@@ -45,7 +45,7 @@ def _home(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
-        raise ValueError(f"{path} names a user who has no home here") from None
+        raise ValueError(f"{path} names a user without a home folder") from None
 
 
 def known_variables() -> set[str]:
@@ -85,7 +85,7 @@ def _secrets_in_files() -> dict[str, str]:
         except OSError as error:
             raise SettingsError(f"{variable}_FILE: {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise SettingsError(f"{variable}_FILE: {path} is no text") from None
+            raise SettingsError(f"{variable}_FILE: {path} is not text") from None
         if not found[name]:
             raise SettingsError(f"{variable}_FILE: {path} is empty")
     return found
@@ -108,17 +108,21 @@ def _image_formats(names: tuple[str, ...]) -> tuple[str, ...]:
     chosen = tuple("JPEG" if name.upper() == "JPG" else name.upper() for name in names)
     for name in chosen:
         if name not in IMAGE_FORMATS:
-            raise ValueError(f"names {name}; what can be allowed is {', '.join(IMAGE_FORMATS)}")
+            raise ValueError(f"names {name}; the formats are {', '.join(IMAGE_FORMATS)}")
     if not chosen:
-        raise ValueError("names no format, so that no image would be classified")
+        raise ValueError("names no format, so no image would be classified")
     return chosen
 
 
 def _reference_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
     for root in roots:
-        if "://" not in root and not os.path.isabs(root):  # noqa: PTH117 -- a URL is no path
+        if "://" not in root and not os.path.isabs(root):  # noqa: PTH117 -- it may be a URL
             raise ValueError(f"names {root}; a root is an absolute path, or a URL such as s3://bucket/images")
     return roots
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Settings(BaseSettings):
@@ -132,129 +136,49 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # even an invalid URL holds a password
     )
 
-    home: Annotated[Path, AfterValidator(_home)] = Field(
-        default=Path("~/.labelmill"),
-        validate_default=True,
-        description="The state folder: everything the embedded stack writes.",
-    )
-    ledger_url: Annotated[str | None, AfterValidator(lambda url: url and check_ledger_url(url))] = Field(
-        default=None,
-        repr=False,
-        description="The SQL database. Left out: a SQLite file in the state folder.",
-    )
-    broker_url: Annotated[str | None, AfterValidator(lambda url: url and check_broker_url(url))] = Field(
-        default=None,
-        repr=False,
-        description="The Redis that carries messages. Left out: a Valkey on a Unix socket, started by "
-        "`labelmill up`.",
-    )
-    store_url: Annotated[str | None, AfterValidator(lambda url: url and check_store_url(url))] = Field(
-        default=None,
-        repr=False,
-        description="Where payloads and model files are kept, as an fsspec URL every worker reaches. "
-        "Left out: a folder in the state folder.",
-    )
-    mnist_dir: Path | None = Field(
-        default=None, description="A folder with MNIST's four IDX files, gzip or not."
-    )
-    chunk_images: int = Field(
-        default=16384,
-        ge=1,
-        le=100_000,
-        description="How many images a chunk, the unit of work, has at the most.",
-    )
-    lease_seconds: float = Field(
-        default=60.0,
-        ge=1.0,
-        le=86_400.0,
-        description="How long a worker owns a chunk it has claimed; a dead worker's work is done again "
-        "after this time.",
-    )
-    processes: int = Field(
-        default_factory=usable_cores,
-        ge=1,
-        le=1024,
-        description="How many processes of a worker classify, each with its own model. "
-        "Left out: one per core.",
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text",
-        description="How worker, trainer and beat write their logs: `text`, or `json`, one object a line.",
-    )
-    max_image_bytes: int = Field(
-        default=ImageLimits().max_bytes, ge=1, description="Bytes an image's file may have."
-    )
-    max_image_pixels: int = Field(
-        default=ImageLimits().max_pixels, ge=1, description="Pixels an image may have: width times height."
-    )
-    max_image_frames: int = Field(
-        default=ImageLimits().max_frames, ge=1, description="Frames an animated image may have."
-    )
+    #: The state folder: everything the embedded stack writes.
+    home: Annotated[Path, AfterValidator(_home)] = Field(default=Path("~/.labelmill"), validate_default=True)
+    ledger_url: Annotated[str, AfterValidator(check_ledger_url)] | None = Field(default=None, repr=False)
+    broker_url: Annotated[str, AfterValidator(check_broker_url)] | None = Field(default=None, repr=False)
+    store_url: Annotated[str, AfterValidator(check_store_url)] | None = Field(default=None, repr=False)
+    mnist_dir: Path | None = None
+
+    chunk_images: int = Field(default=16384, ge=1, le=100_000)
+    #: How long a worker owns a claimed chunk. The work of a dead worker is repeated after this time.
+    lease_seconds: float = Field(default=60.0, ge=1.0, le=86_400.0)
+    #: How many processes of a worker classify, each with its own model.
+    processes: int = Field(default_factory=usable_cores, ge=1, le=1024)
+    #: The format of the logs of worker, trainer and beat. JSON is one object per line.
+    log_format: Literal["text", "json"] = "text"
+
+    max_image_bytes: Count = ImageLimits().max_bytes
+    max_image_pixels: Count = ImageLimits().max_pixels
+    max_image_frames: Count = ImageLimits().max_frames
     image_formats: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_image_formats)
-    ] = Field(
-        default=IMAGE_FORMATS, description="The formats that are decoded, by their bytes; a comma between."
-    )
-    image_seconds: float = Field(
-        default=10.0, gt=0.0, le=86_400.0, description="Seconds an image may take to be decoded."
-    )
-    max_job_images: int = Field(default=JobLimits().max_images, ge=1, description="Images a job may have.")
-    max_job_bytes: int = Field(
-        default=JobLimits().max_bytes, ge=1, description="Bytes all images of a job may have together."
-    )
-    max_archive_members: int = Field(
-        default=ArchiveLimits().max_members, ge=1, description="Members a ZIP or TAR archive may have."
-    )
-    max_archive_expansion: int = Field(
-        default=ArchiveLimits().max_expansion,
-        ge=1,
-        description="How many times its own size may come out of an archive.",
-    )
+    ] = IMAGE_FORMATS
+    #: How long decoding an image may take.
+    image_seconds: float = Field(default=10.0, gt=0.0, le=86_400.0)
+    max_job_images: Count = JobLimits().max_images
+    max_job_bytes: Count = JobLimits().max_bytes
+    max_archive_members: Count = ArchiveLimits().max_members
+    max_archive_expansion: Count = ArchiveLimits().max_expansion
+    #: Images may be submitted by reference if they are below one of these paths and URLs.
     reference_roots: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reference_roots)
-    ] = Field(
-        default=(),
-        repr=False,
-        description="Below which paths and URLs images may be submitted by reference; a comma between. "
-        "Left out: nowhere.",
-    )
-    retrain_cron: str = Field(
-        default="0 3 * * 0",
-        description="When the model is retrained: five cron fields, in UTC. `never` switches it off.",
-    )
-    retrain_architecture: Literal["mlp", "cnn"] = Field(
-        default="mlp", description="The network that is trained: `mlp` or `cnn`."
-    )
-    retrain_profile: Literal["quick", "long"] = Field(
-        default="quick", description="How long it is trained: `quick` or `long`."
-    )
-    gate_min_accuracy: float = Field(
-        default=0.967, ge=0.0, le=1.0, description="Below this accuracy no model is promoted."
-    )
-    gate_min_class_recall: float = Field(
-        default=0.93,
-        ge=0.0,
-        le=1.0,
-        description="Nor where less than this share of any class is recognised.",
-    )
-    gate_significance: float = Field(
-        default=0.01,
-        gt=0.0,
-        le=1.0,
-        description="Nor unless better than the champion on the same images, with a p value below this.",
-    )
-    gate_max_calibration_error: float = Field(
-        default=0.03, ge=0.0, le=1.0, description="Nor with a larger expected calibration error."
-    )
-    gate_max_image_microseconds: float = Field(
-        default=1000.0, gt=0.0, description="Nor where a process takes longer for an image, in microseconds."
-    )
-    shadow_share: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="The share of the chunks that a challenger in the shadow classifies as well.",
-    )
+    ] = Field(default=(), repr=False)
+
+    #: Five cron fields, in UTC, or `never`.
+    retrain_cron: str = "0 3 * * 0"
+    retrain_architecture: Literal["mlp", "cnn"] = "mlp"
+    retrain_profile: Literal["quick", "long"] = "quick"
+    gate_min_accuracy: Share = 0.967
+    gate_min_class_recall: Share = 0.93
+    gate_significance: float = Field(default=0.01, gt=0.0, le=1.0)
+    gate_max_calibration_error: Share = 0.03
+    gate_max_image_microseconds: float = Field(default=1000.0, gt=0.0)
+    #: The share of a job's chunks that the challenger classifies too.
+    shadow_share: Share = 0.1
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from billiard.exceptions import SoftTimeLimitExceeded
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import LabelmillError, SettingsError, Unavailable
 from jobs.files import make_private_folder, sync, write_whole
@@ -25,37 +25,29 @@ class Store:
         Raises SettingsError if fsspec does not know the URL, Unavailable if its protocol connects at once and
         nothing answers.
         """
-        self._url = url
-        self._folder: Path | None = None
+        #: The URL as it was given, with its secrets.
+        self.url = url
+        #: The store's folder, or None if it is not a local folder.
+        self.folder: Path | None = None
         #: The identity that was found here (`jobs.store_identity`), kept because a request to an object store
         #: takes long.
         self.identity: str | None = None
-        with self._reached("reached"):
+        with self._translating_errors("reached"):
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(url)
             except (ValueError, ImportError) as error:
                 raise SettingsError(f"LABELMILL_STORE_URL: {without_secrets(str(error), url)}") from None
         # Folders are written by our own code: fsspec neither renames into place nor waits for the disk.
-        self._folder = Path(self._root) if "file" in _protocols(self._fs) else None
-
-    @property
-    def url(self) -> str:
-        """Return the URL as it was given, with its secrets."""
-        return self._url
-
-    @property
-    def folder(self) -> Path | None:
-        """Return the store's folder, or None if it is not a local folder."""
-        return self._folder
+        self.folder = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
 
     def put(self, key: str, *pieces: bytes) -> None:
         """Store the pieces, joined, under the key. Raises Unavailable.
 
         When this returns, the bytes survive a power cut.
         """
-        with self._reached("written"):
-            if self._folder is not None:
-                self._put_file(self._folder / key, pieces)
+        with self._translating_errors("written"):
+            if self.folder is not None:
+                self._put_file(self.folder / key, pieces)
             else:
                 self._fs.pipe_file(f"{self._root}/{key}", b"".join(pieces))
 
@@ -66,10 +58,10 @@ class Store:
         mounted on this machine, or this is another bucket, which must not be mistaken for a lost file.
         """
         end = None if limit is None else limit + 1
-        with self._reached("read"):
+        with self._translating_errors("read"):
             try:
-                if self._folder is not None:
-                    with (self._folder / key).open("rb") as file:
+                if self.folder is not None:
+                    with (self.folder / key).open("rb") as file:
                         return file.read(end)
                 data: bytes = self._fs.cat_file(f"{self._root}/{key}", end=end)
             except FileNotFoundError:
@@ -79,10 +71,10 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Return whether there is such a file. Raises Unavailable."""
-        with self._reached("read"):
+        with self._translating_errors("read"):
             try:
-                if self._folder is not None:
-                    (self._folder / key).stat()
+                if self.folder is not None:
+                    (self.folder / key).stat()
                 else:
                     self._fs.invalidate_cache()  # others write here too
                     self._fs.info(f"{self._root}/{key}")  # not `exists`, which takes any error for a no
@@ -103,7 +95,7 @@ class Store:
 
         Return None if it does not exist or the protocol does not tell.
         """
-        with suppress(FileNotFoundError), self._reached("read"):
+        with suppress(FileNotFoundError), self._translating_errors("read"):
             self._fs.invalidate_cache()  # others write here too
             with suppress(NotImplementedError):
                 moment = self._fs.modified(f"{self._root}/{key}")
@@ -113,7 +105,7 @@ class Store:
     def folder_bytes(self, key: str) -> int:
         """Return the total size of all files below this key, in bytes. Raises Unavailable."""
         try:
-            with self._reached("read"):
+            with self._translating_errors("read"):
                 files = self._fs.find(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
             return 0
@@ -121,17 +113,17 @@ class Store:
 
     def remove_folder(self, key: str) -> None:
         """Remove everything below this key, if there is anything. Raises Unavailable."""
-        with suppress(FileNotFoundError), self._reached("cleaned"):
+        with suppress(FileNotFoundError), self._translating_errors("cleaned"):
             self._fs.rm(f"{self._root}/{key}", recursive=True)
 
     def remove(self, key: str) -> None:
         """Remove what `put` stored, if it is there. Raises Unavailable."""
-        with suppress(FileNotFoundError), self._reached("cleaned"):
+        with suppress(FileNotFoundError), self._translating_errors("cleaned"):
             self._fs.rm_file(f"{self._root}/{key}")
 
     def _names(self, key: str, kind: str) -> list[str]:
         try:
-            with self._reached("read"):
+            with self._translating_errors("read"):
                 self._fs.invalidate_cache()  # others write here too
                 entries = self._fs.ls(f"{self._root}/{key}", detail=True)
         except FileNotFoundError:
@@ -139,7 +131,7 @@ class Store:
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind]
 
     @contextmanager
-    def _reached(self, what: str) -> Iterator[None]:
+    def _translating_errors(self, what: str) -> Iterator[None]:
         """Turn all exceptions of the fsspec package into Unavailable, except for a missing file.
 
         Packages have their own exceptions, which may quote the whole URL.
@@ -149,10 +141,10 @@ class Store:
         except (FileNotFoundError, LabelmillError, SoftTimeLimitExceeded, MemoryError):
             raise
         except Exception as error:
-            if self._folder is not None and not isinstance(error, OSError):
+            if self.folder is not None and not isinstance(error, OSError):
                 raise  # a mistake in our own code
             reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-            reason = without_secrets(reason.splitlines()[0], self._url)
+            reason = without_secrets(reason.splitlines()[0], self.url)
             # Without the cause, because a stack trace would show the URL that it may quote.
             raise Unavailable(f"The store cannot be {what}: {reason}") from None
 
@@ -161,8 +153,8 @@ class Store:
         self._fs.invalidate_cache()  # others write here too
         if self._fs.exists(f"{self._root}/{kind}"):
             return
-        if self._folder is not None:
-            found = f"there is no {self._folder / kind} on this machine. Is its disk mounted?"
+        if self.folder is not None:
+            found = f"there is no {self.folder / kind} on this machine. Is its disk mounted?"
         else:
             found = f"it has no {kind} at all. Is LABELMILL_STORE_URL the same for producers and workers?"
         raise Unavailable(f"The store cannot be read: {found}")
@@ -178,8 +170,3 @@ class Store:
             # new folder.
             for folder in made:
                 sync(folder.parent)
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

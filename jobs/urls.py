@@ -1,6 +1,6 @@
 """Check the URLs of ledger, broker and store when the settings are read, and find the secrets in them.
 
-The libraries ignore a mistyped option, so an option that protects could be lost: kombu would then go on
+The libraries ignore a mistyped option, so an option that protects could be lost: kombu would then continue
 without checking the certificate. No message here repeats any part of a URL except the names of its options,
 because a password with an unescaped `@` or `/` ends up where host, port or path belong.
 """
@@ -20,7 +20,7 @@ from jobs.extras import install_hint
 #: The options of `rediss://`, as kombu and redis-py name them.
 _TLS_OPTIONS: Final = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_check_hostname", "ssl_certfile", "ssl_keyfile")
 
-_ESCAPE: Final = "characters such as @ : / ? # in a password are written in percent form"
+_ESCAPE: Final = "write characters such as @ : / ? # in a password in percent form"
 _NO_BROKER: Final = f"is not a URL such as redis://user:password@host:6379/0; {_ESCAPE}"
 _NO_LEDGER: Final = f"is not a database URL such as postgresql://user:password@host/labelmill; {_ESCAPE}"
 
@@ -37,12 +37,12 @@ def check_ledger_url(text: str) -> str:
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("postgresql+psycopg", "sqlite", "sqlite+pysqlite"):
-        raise ValueError(f"names {url.drivername}; the ledger lives in postgresql:// or sqlite:///path")
+        raise ValueError(f"names {url.drivername}; the ledger needs postgresql:// or sqlite:///path")
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
-            raise ValueError("names no file; several processes share the ledger, so it cannot live in memory")
+            raise ValueError("names no file; several processes share the ledger, so it cannot be in memory")
         if not Path(url.database or "").is_absolute():
-            raise ValueError("names a relative path; a whole one is sqlite:////data/ledger.sqlite3")
+            raise ValueError("names a relative path; an absolute one is sqlite:////data/ledger.sqlite3")
     else:
         if text.count("@") > 1:  # what follows the first @ would be taken for the host
             raise ValueError(_NO_LEDGER)
@@ -58,7 +58,7 @@ def check_broker_url(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "redis+socket://")):
         raise ValueError("must start with redis://, rediss:// or redis+socket://")
     if ";" in text:  # kombu reads what follows as a second broker, with its own options
-        raise ValueError("names several brokers; one is enough. In a password, ; is written %3B")
+        raise ValueError("names several brokers; name one. In a password, write ; as %3B")
     try:
         url = urlsplit(text)
     except ValueError:  # brackets without an address
@@ -69,7 +69,7 @@ def check_broker_url(text: str) -> str:
         return text
     if url.scheme == "redis":
         if "ssl_" in url.query:
-            raise ValueError("asks for no TLS, so its ssl_ options would mean nothing: write rediss://")
+            raise ValueError("does not use TLS, so its ssl_ options have no effect: write rediss://")
         _options(url, known=())
         return text
     options = _options(url, known=_TLS_OPTIONS)
@@ -88,9 +88,11 @@ def check_store_url(url: str) -> str:
     if not separator:
         scheme, path = "file", url
     if scheme.lower() == "memory":
-        raise ValueError("names memory; several processes share the store, so it cannot live in one")
+        raise ValueError("names memory; several processes share the store, so it cannot be in memory")
     if scheme.lower() in ("file", "local") and not Path(path).is_absolute():
-        raise ValueError("names a relative path; write it whole, as in /data/store or file:///data/store")
+        raise ValueError(
+            "names a relative path; use an absolute one, as in /data/store or file:///data/store"
+        )
     return url
 
 
@@ -103,7 +105,7 @@ def _check_parts(url: SplitResult) -> None:
     try:
         _ = url.port
     except ValueError:
-        raise ValueError(f"has no number for a port; {_ESCAPE}") from None
+        raise ValueError(f"has a port that is not a number; {_ESCAPE}") from None
     if not url.hostname:
         raise ValueError("names no host")
     if url.path not in ("", "/") and not url.path[1:].isdecimal():
@@ -114,10 +116,10 @@ def _options(url: SplitResult, *, known: tuple[str, ...]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(url.query, keep_blank_values=True):
         if name not in known:
-            there_is = f"what there is: {', '.join(known)}" if known else "this kind of URL has none"
-            raise ValueError(f"has an option {name}; {there_is}")
+            options_known = f"the options are {', '.join(known)}" if known else "such URLs have no options"
+            raise ValueError(f"has an unknown option {name}; {options_known}")
         if name in options:
-            raise ValueError(f"says {name} twice")
+            raise ValueError(f"has the option {name} twice")
         options[name] = value
     return options
 
@@ -132,7 +134,7 @@ def _check_tls(options: dict[str, str]) -> None:
     if check == "none" and ("ssl_ca_certs" in options or "ssl_check_hostname" in options):
         raise ValueError("has ssl_cert_reqs=none, so nothing else about the server's certificate is checked")
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
-        raise ValueError("has an ssl_keyfile, and no ssl_certfile that belongs to it")
+        raise ValueError("has an ssl_keyfile, but no ssl_certfile")
     _check_tls_files(options)
 
 
@@ -153,7 +155,7 @@ def _check_tls_files(options: dict[str, str]) -> None:
                 # An empty passphrase: without one, OpenSSL would ask on the terminal.
                 context.load_cert_chain(options[name], options.get("ssl_keyfile"), password="")
         except ssl.SSLError:
-            raise ValueError(f"has an {name} without a certificate or key that can be used") from None
+            raise ValueError(f"has an {name} without a usable certificate or key") from None
         except OSError as error:
             raise ValueError(f"has an {name} that cannot be read: {error.strerror}") from None
 
@@ -162,15 +164,15 @@ def _check_postgresql(url: URL) -> None:
     """Raise ValueError if an option is invalid, or names a CA that libpq would not enforce."""
     for name, value in url.query.items():
         if not isinstance(value, str):
-            raise ValueError(f"says {name} twice")
+            raise ValueError(f"has the option {name} twice")
     if "password" in url.query:
-        raise ValueError("has its password among the options; it goes before the host, user:password@host")
+        raise ValueError("has the password among its options; write it before the host, user:password@host")
     mode = url.query.get("sslmode", "prefer")
     if mode not in ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"):
-        raise ValueError("has an sslmode that is not known; the one that checks all is sslmode=verify-full")
+        raise ValueError("has an unknown sslmode; the safest is sslmode=verify-full")
     if "sslrootcert" in url.query and mode not in ("verify-ca", "verify-full"):
         raise ValueError(
-            f"has an sslrootcert, and sslmode={mode} does not insist on it: add sslmode=verify-full"
+            f"has an sslrootcert, but sslmode={mode} does not enforce it: add sslmode=verify-full"
         )
     try:
         from psycopg import ProgrammingError

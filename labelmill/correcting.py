@@ -27,14 +27,12 @@ from jobs.ledger.corrections import (
     chunk_of,
     correction_key,
     find_corrections,
-    outcomes_of,
     remove_correction,
     save_corrections,
 )
 from jobs.ledger.models import get_model
-from jobs.ledger.queries import JobStatus, job_status
+from jobs.ledger.queries import JobStatus, Prediction, job_status, predictions_of
 from jobs.model import Model
-from jobs.outcomes import Outcome
 from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
@@ -224,34 +222,38 @@ class _Batch:
         found: list[_CopyTask] = []
         status = job_status(connection, job_id)
         indices = [request.index for request in requests if 0 <= request.index < status.total]
-        outcomes = outcomes_of(connection, job_id, indices)
+        predictions = predictions_of(connection, job_id, indices)
         for request in requests:
             with self._collecting_errors(request):
-                correction = self._correction(connection, request, status, outcomes.get(request.index))
+                correction = self._correction(connection, request, status, predictions.get(request.index))
                 if not found or request.index >= found[-1].chunk.first_index + found[-1].chunk.images:
                     found.append(_CopyTask(_chunk(connection, request), []))
                 found[-1].images.append((request, correction))
         return found
 
     def _correction(
-        self, connection: Connection, request: CorrectionRequest, status: JobStatus, outcome: Outcome | None
+        self,
+        connection: Connection,
+        request: CorrectionRequest,
+        status: JobStatus,
+        prediction: Prediction | None,
     ) -> NewCorrection:
         """Return the correction without the hash of the image's bytes. Raises UserError."""
-        if outcome is None:
+        if prediction is None:
             raise NotFound(
                 f"Image {request.index} of job {status.id} has no prediction."
                 if 0 <= request.index < status.total
                 else f"Job {status.id} has no image {request.index}: it has {status.total:,}, counted from 0."
             )
         self._check_label(connection, request, status.model)
-        if outcome.error in _DANGEROUS:
+        if prediction.error in _DANGEROUS:
             raise Conflict(
-                f"Image {request.index} of job {status.id} stopped its worker ({outcome.error}): "
+                f"Image {request.index} of job {status.id} stopped its worker ({prediction.error}): "
                 "it would stop the trainer, too."
             )
-        if outcome.error in _NOT_DECODABLE:
+        if prediction.error in _NOT_DECODABLE:
             raise Conflict(
-                f"Image {request.index} of job {status.id} cannot be decoded ({outcome.error}): there is "
+                f"Image {request.index} of job {status.id} cannot be decoded ({prediction.error}): there is "
                 "nothing to learn from."
             )
         if status.purged_at is not None:
@@ -262,10 +264,10 @@ class _Batch:
         return NewCorrection(
             job_id=status.id,
             index=request.index,
-            name=outcome.name,
+            name=prediction.name,
             label=request.label,
-            predicted=outcome.label,
-            confidence=outcome.confidence,
+            predicted=prediction.label,
+            confidence=prediction.confidence,
             model_id=status.model,
             image_sha256="",
         )

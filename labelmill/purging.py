@@ -15,7 +15,7 @@ from typing import Final
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import could_be_settled, still_at_work
+from jobs.ledger.control import could_be_settled, shadows_of, still_claimed
 from jobs.ledger.maintenance import (
     delete_chunks,
     delete_job,
@@ -24,7 +24,6 @@ from jobs.ledger.maintenance import (
     mark_purged,
     payload_owners,
     prediction_ranges,
-    shadows_of,
 )
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.payloads import PAYLOADS, payload_folder
@@ -101,7 +100,7 @@ class Purge:
             )
         if not self._purge_job(job_id):
             self._status(job_id)  # raises NotFound if another purge has removed it
-            raise still_at_work(job_id)
+            raise still_claimed(job_id)
 
     def payloads(self, *, days: float) -> None:
         """Remove the payloads of jobs that finished more than this many days ago. Raises Unavailable."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
-from jobs.files import folder_for_now
+from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.models import list_models
 from jobs.model import InputSpec, Invert, Model, Resampling
@@ -114,7 +114,7 @@ def _test_run(
     from worker.predicting.classifier import Classifier, input_spec_of, load_model
 
     # A copy of the bytes that were read, because the file may have changed since.
-    with folder_for_now(cache_dir, "registering-") as folder:
+    with temporary_folder(cache_dir, "registering-") as folder:
         copy = folder / "model.keras"
         copy.write_bytes(data)
         check_model_file(data)

@@ -42,7 +42,7 @@ def watch_run(client: Client, run_id: str, *, own_stack: Stack | None = None) ->
                     for epoch in client.epochs(run_id)[epochs_shown:]:
                         say(epoch_line(epoch, run.recipe["epochs"]))
                         epochs_shown = epoch.epoch
-                if own_stack is None and not advised and _is_overdue(run) and not client.trainer_is_there():
+                if own_stack is None and not advised and _is_overdue(run) and not client.trainer_is_running():
                     embedded = client.settings.embedded_broker
                     start = "labelmill up" if embedded else "labelmill worker --trainer"
                     say(f"No trainer is running, so training run {run_id} waits: `{start}` starts one.")

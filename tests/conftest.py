@@ -34,15 +34,13 @@ from sqlalchemy.engine import Connection
 
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_next, claimed_as
+from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.ledger.releases import Reason, release_claims
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.model import MNIST_INPUT, Model
-from jobs.outcomes import Outcome, Outcomes
 from jobs.payloads import payload_key
 from jobs.queue import KEY_PREFIX, Publisher, make_app
 from jobs.registry import register_model
@@ -53,6 +51,7 @@ from labelmill.migrating import upgrade
 from labelmill.stack import _broker_command, broker_answers
 from tests.console import folder_for_sockets
 from tests.kerasfile import keras_file
+from tests.outcomes import Outcome, to_columns
 
 if TYPE_CHECKING:
     from worker.learning.mnist import Mnist
@@ -570,7 +569,7 @@ class Worker:
         """Record the outcomes; left out, every image is a seven, named by its index."""
         outcomes = sevens(claim) if outcomes is None else outcomes
         with self.ledger.transaction() as connection:
-            record_results(connection, [Classified(claim, Outcomes.of(outcomes))])
+            record_results(connection, [Classified(claim, to_columns(outcomes))])
 
     def work(self, chunk: NewChunk, outcomes: Sequence[Outcome] | None = None) -> None:
         """Claim and finish."""

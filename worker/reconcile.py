@@ -25,15 +25,16 @@ from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks
 from jobs.ledger.maintenance import (
     RECONCILE_LOCK,
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import Silence, end_lost_runs, interrupt_runs_of, pending_run
+from jobs.ledger.runs import FailureDetector, end_lost_runs, find_active_run, interrupt_runs_of
 from jobs.ledger.workers import forget_lost_workers
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import MAX_WAITING, Publisher
+from jobs.schema import RunState
 from jobs.settings import Settings
 from worker.context import owner_name
 from worker.heartbeat import Heartbeat, ready_children
@@ -51,7 +52,7 @@ class Reconciler:
         self._ledger = ledger
         self._publisher = publisher
         self._holder = holder
-        self._silence = Silence()
+        self._detector = FailureDetector()
 
     def tick(self) -> int:
         """Run once. Return the number of wake-ups sent. Raises Unavailable, kombu's OperationalError."""
@@ -60,7 +61,7 @@ class Reconciler:
             if not take_lock(connection, RECONCILE_LOCK, self._holder, seconds=5 * RECONCILE_SECONDS):
                 return 0
         with self._ledger.transaction() as connection:
-            if ended := end_standing_sessions(connection):
+            if ended := end_stalled_sessions(connection):
                 logger.warning("ended %d sessions that stalled in the middle of writing", ended)
             if expired := release_expired_claims(connection):
                 logger.warning("released %d chunks whose lease had run out", expired)
@@ -69,15 +70,15 @@ class Reconciler:
             drop_leftover_chunks(connection)
             hold_leftover_chunks(connection)
             forget_lost_workers(connection)
-            for run in end_lost_runs(connection, self._silence):
+            for lost in end_lost_runs(connection, self._detector):
                 logger.warning(
-                    "training run %s is %s: %s", run.id, run.state, run.error, extra={"run": run.id}
+                    "training run %s is %s: %s", lost.id, lost.state, lost.error, extra={"run": lost.id}
                 )
-            run_id = pending_run(connection)
+            run = find_active_run(connection)
             due = count_due(connection, limit=MAX_WAITING)
         publisher = self._publisher.reset()
-        if run_id is not None and not publisher.waiting(RETRAIN_QUEUE):
-            publisher.request_run(run_id)
+        if run is not None and run.state == RunState.PENDING and not publisher.waiting(RETRAIN_QUEUE):
+            publisher.request_run(run.id)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 
@@ -95,7 +96,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
             self._heartbeat: Heartbeat | None = None
 
         def start(self, worker: Any) -> None:
-            ledger = Ledger.of_a_main_loop(settings.ledger)
+            ledger = Ledger.for_main_process(settings.ledger)
             holder = owner_name(os.getpid())
             publisher = Publisher(worker.app)
             reconciler = Reconciler(ledger, publisher, holder=holder)
@@ -127,7 +128,7 @@ def reconcile_step(settings: Settings) -> type[bootsteps.Step]:
                 owners = [owner_name(pid) for pid in worker.pool.info["processes"]]
                 with (
                     _errors_logged("the training run was not interrupted: %s"),
-                    closing(Ledger.of_a_main_loop(settings.ledger)) as ledger,
+                    closing(Ledger.for_main_process(settings.ledger)) as ledger,
                     ledger.transaction() as connection,
                 ):
                     interrupt_runs_of(connection, owners, error="its trainer was stopped")

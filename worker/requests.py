@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from jobs.errors import LabelmillError
 from jobs.ledger import Ledger
-from jobs.ledger.releases import Reason, claimed_by, release_claims
+from jobs.ledger.claims import Reason, claimed_by, release_claims
 from jobs.ledger.runs import interrupt_runs_of
 from jobs.messages import MessageError, run_id_of
 from worker.celery_patches import SlotFreeingRequest
@@ -71,7 +71,7 @@ class ClaimingRequest(SlotFreeingRequest):
         settings = self.app.labelmill_settings
         try:
             with (
-                closing(Ledger.of_a_main_loop(settings.ledger)) as ledger,
+                closing(Ledger.for_main_process(settings.ledger)) as ledger,
                 ledger.transaction() as connection,
             ):
                 release_claims(connection, claimed_by(owner), reason, error)

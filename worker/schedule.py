@@ -21,7 +21,7 @@ from celery.schedules import ParseException, crontab
 from jobs.errors import LabelmillError, SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.runs import make_way, request_run
+from jobs.ledger.runs import clear_expired_run, request_run
 from jobs.messages import RETRAIN_TASK
 from jobs.queue import Publisher
 from jobs.schema import RunState
@@ -106,7 +106,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         try:
             recipe = recipe_for(settings.retrain_architecture, settings.retrain_profile, seed=seed)
             with closing(Ledger(settings.ledger, pooled=False)) as ledger:
-                make_way(ledger)
+                clear_expired_run(ledger)
                 with ledger.transaction() as connection:
                     state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
             if state == RunState.PENDING:

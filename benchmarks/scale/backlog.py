@@ -14,17 +14,17 @@ from benchmarks.report import milliseconds
 from benchmarks.scale.ledgers import CHUNK_IMAGES, PreparedLedger, execute, make_job
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import TOGETHER_IMAGES, Claim, claim_next
+from jobs.ledger.claims import COMBINED_CLAIM_IMAGES, Claim, claim_next
 from jobs.ledger.control import drop_leftover_chunks, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
 )
 from jobs.ledger.metrics import backlog
 from jobs.ledger.queries import job_status, latest_jobs
-from jobs.ledger.runs import Silence, end_lost_runs, pending_run
+from jobs.ledger.runs import FailureDetector, end_lost_runs, find_active_run
 from jobs.ledger.submission import SMALL_JOB_PRIORITY
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
@@ -126,11 +126,11 @@ def _questions(job_id: str) -> dict[str, Callable[[Connection], object]]:
         "release_expired_claims": release_expired_claims,
         "drop_leftover_chunks": drop_leftover_chunks,
         "hold_leftover_chunks": hold_leftover_chunks,
-        "end_standing_sessions": end_standing_sessions,
+        "end_stalled_sessions": end_stalled_sessions,
         "fail_abandoned_jobs": fail_abandoned_jobs,
         "forget_lost_workers": forget_lost_workers,
-        "end_lost_runs": lambda connection: end_lost_runs(connection, Silence()),
-        "pending_run": pending_run,
+        "end_lost_runs": lambda connection: end_lost_runs(connection, FailureDetector()),
+        "find_active_run": find_active_run,
         "claim_next of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES),
         "claim_next of a part of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES // 2),
         "job_status": lambda connection: job_status(connection, job_id),
@@ -142,12 +142,12 @@ def _questions(job_id: str) -> dict[str, Callable[[Connection], object]]:
 def _questions_about_small_jobs() -> dict[str, Callable[[Connection], object]]:
     def claim_many(connection: Connection) -> object:
         claims = _claim(connection, CHUNK_IMAGES)
-        assert len(claims) == TOGETHER_IMAGES
+        assert len(claims) == COMBINED_CLAIM_IMAGES
         return claims
 
     return {
         "claim_next of one small chunk": lambda connection: _claim(connection, 1),
-        f"claim_next of {TOGETHER_IMAGES} small chunks": claim_many,
+        f"claim_next of {COMBINED_CLAIM_IMAGES} small chunks": claim_many,
     }
 
 

@@ -1,31 +1,38 @@
-"""Claims: how a worker takes the next due chunk.
+"""Claims: how a worker takes the next due chunk, and how it releases one without results.
 
 A claim writes a fresh token into the chunk's row. Every later statement about the chunk carries the token and
 changes nothing if the row has another one, so a worker that was declared dead and comes back does no harm.
-`jobs.ledger.results` ends a claim with results, `jobs.ledger.releases` without.
+`jobs.ledger.results` ends a claim with results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.errors import ErrorCode
 from jobs.ids import new_id
+from jobs.ledger.counters import AttemptEnd, CounterName, count
 from jobs.schema import SMALL_JOB_IMAGES, UNFINISHED, ChunkState, chunks, db_now, jobs
 
 #: Images of small chunks that are claimed together: a full batch (`worker.predicting.classifier.BATCH`).
-TOGETHER_IMAGES: Final = 512
+COMBINED_CLAIM_IMAGES: Final = 512
 
-#: A chunk that crashed this often is halved at its next claim. Once may have been anything: a power failure.
+#: A chunk that crashed this often is halved at its next claim. One crash may have any cause.
 CRASHES_TO_SPLIT: Final = 2
 
 #: An image that crashed this often while it was alone is not tried again. More than for a split, because this
 #: is final: a good image that was near two unrelated deaths must still get its label.
 CRASHES_TO_GIVE_UP: Final = 3
+
+#: Seconds before a chunk is due again after a service was unavailable, by the releases before; then the last.
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+_BACK_OFF: Final = sa.case(dict(enumerate(RETRY_SECONDS)), value=chunks.c.releases, else_=RETRY_SECONDS[-1])
 
 #: The conditions of the indexes on chunks, literally: with parameters instead of the states, neither database
 #: sees that the index applies, and reads the whole table.
@@ -35,8 +42,19 @@ IS_CLAIMED: Final = sa.text("chunks.state = 'claimed'")
 #: The condition for a chunk that waits for a worker, and whose back-off is over.
 IS_DUE: Final = sa.and_(IS_PENDING, sa.or_(chunks.c.not_before.is_(None), chunks.c.not_before <= db_now()))
 
-#: Who is next: the order of the index on pending chunks.
-_IN_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
+#: The order in which chunks are claimed: that of the index on pending chunks.
+_CLAIM_ORDER: Final = (chunks.c.priority.desc(), chunks.c.created_at, chunks.c.first_index)
+
+
+class Reason(StrEnum):
+    """Why a claim ended without results. From CRASHED on, it counts against the chunk as a crash."""
+
+    INTERRUPTED = "interrupted"  # the worker was told to stop
+    UNAVAILABLE = "unavailable"  # a service could not be reached; the chunk waits with back-off
+    CRASHED = "crashed"  # the process died, or raised an error that no image explains
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    EXPIRED = "expired"  # the lease ran out without a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +94,19 @@ def claimed_as(claims: Sequence[Claim]) -> sa.ColumnElement[bool]:
     return sa.and_(chunks.c.id.in_([claim.chunk_id for claim in claims]), chunks.c.token == claims[0].token)
 
 
+def claimed_under(token: str) -> sa.ColumnElement[bool]:
+    """Return the condition for all chunks that were claimed under this token."""
+    return chunks.c.token == token
+
+
+def claimed_by(owner: str) -> sa.ColumnElement[bool]:
+    """Return the condition for all chunks that this process has claimed."""
+    return chunks.c.owner == owner
+
+
 def next_due(limit: int) -> sa.Select[tuple[str]]:
     """Return the query for the ids of the first due chunks, in the order in which they are claimed."""
-    return sa.select(chunks.c.id).where(IS_DUE).order_by(*_IN_ORDER).limit(limit)
+    return sa.select(chunks.c.id).where(IS_DUE).order_by(*_CLAIM_ORDER).limit(limit)
 
 
 def chunk_is_in_work() -> sa.ColumnElement[bool]:
@@ -101,12 +129,12 @@ def _of_job(value: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
 
 # The statements are built once: SQLAlchemy takes longer to build them than the database takes to run them.
 
-_JOB_ALLOWS: Final = _of_job(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
+_JOB_IS_RUNNABLE: Final = _of_job(sa.and_(jobs.c.state.in_(UNFINISHED), jobs.c.paused_at.is_(None)))
 
 _NEXT: Final = (
     sa.select(chunks, _of_job(jobs.c.model_id).label("model_id"))
-    .where(IS_DUE, _JOB_ALLOWS)
-    .order_by(*_IN_ORDER)
+    .where(IS_DUE, _JOB_IS_RUNNABLE)
+    .order_by(*_CLAIM_ORDER)
     .limit(1)
     .with_for_update(of=chunks, skip_locked=True)
 )
@@ -116,15 +144,15 @@ _NEXT: Final = (
 _SMALL: Final = (
     sa.select(chunks.c.id, chunks.c.images)
     .where(
-        chunks.c.id.in_(next_due(TOGETHER_IMAGES)),
+        chunks.c.id.in_(next_due(COMBINED_CLAIM_IMAGES)),
         chunks.c.id != sa.bindparam("not_id"),
         IS_DUE,
         chunks.c.attempts == 0,
         chunks.c.images <= SMALL_JOB_IMAGES,
         _of_job(jobs.c.model_id == sa.bindparam("of_model")),
-        _JOB_ALLOWS,
+        _JOB_IS_RUNNABLE,
     )
-    .order_by(*_IN_ORDER)
+    .order_by(*_CLAIM_ORDER)
     .limit(sa.bindparam("most"))  # no more rows are locked than can be taken
     .with_for_update(of=chunks, skip_locked=True)
 )
@@ -176,7 +204,7 @@ def claim_next(
     if was_cut:
         cut(connection, chunk, keep=limit, crashes=crashes)
     elif chunk.images <= SMALL_JOB_IMAGES and not chunk.attempts:
-        room = min(limit, TOGETHER_IMAGES) - chunk.images
+        room = min(limit, COMBINED_CLAIM_IMAGES) - chunk.images
         small = {"not_id": chunk.id, "of_model": chunk.model_id, "most": room}
         for row in connection.execute(_SMALL, small):
             room -= row.images
@@ -209,3 +237,38 @@ def cut(connection: Connection, chunk: sa.Row[Any], *, keep: int, crashes: int) 
     connection.execute(
         chunks.update().where(chunks.c.id == chunk.id).values(images=keep, crashes=crashes if keep > 1 else 0)
     )
+
+
+def release_claims(connection: Connection, which: sa.ColumnElement[bool], reason: Reason, error: str) -> int:
+    """Release claims without results; return how many there were.
+
+    `which` is `claimed_under`, `claimed_as`, `claimed_by`, or a narrower condition than IS_CLAIMED. Nothing
+    happens to a chunk that another worker has claimed meanwhile. The chunk is pending again, or dropped if
+    its job was stopped.
+    """
+    values: dict[str, Any] = {}
+    if reason in (Reason.INTERRUPTED, Reason.UNAVAILABLE):
+        end = AttemptEnd.RELEASED
+        values["releases"] = chunks.c.releases + 1
+    else:
+        end = AttemptEnd.EXPIRED if reason is Reason.EXPIRED else AttemptEnd.CRASHED
+        values["crashes"] = chunks.c.crashes + 1
+        values["crash_code"] = ErrorCode.TIMEOUT if reason is Reason.TIMED_OUT else ErrorCode.QUARANTINED
+    if reason is Reason.UNAVAILABLE:
+        values["not_before"] = db_now(_BACK_OFF)
+    released = connection.execute(
+        chunks.update()
+        .where(IS_CLAIMED, which)
+        .values(
+            # A paused job's chunk is not held here: the job may be resumed at this moment, which would pass
+            # this chunk over. Nobody can claim it, and the reconciler holds it (`jobs.ledger.control`).
+            state=sa.case((job_was_stopped(), ChunkState.DROPPED), else_=ChunkState.PENDING),
+            finished_at=sa.case((job_was_stopped(), db_now()), else_=None),
+            lease_until=None,
+            error=error,
+            **values,
+        )
+    ).rowcount
+    if released:
+        count(connection, {(CounterName.ATTEMPTS, end): released})
+    return released

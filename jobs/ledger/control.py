@@ -17,13 +17,15 @@ from jobs.ledger.counters import CounterName, count
 from jobs.schema import FINISHED, UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
 
 #: The condition of the index on unfinished jobs. A job that ended while it was paused keeps its `paused_at`.
-JOB_GOES_ON: Final = sa.text("jobs.state IN ('receiving', 'running')")
+JOB_IS_UNFINISHED: Final = sa.text("jobs.state IN ('receiving', 'running')")
+
+_Condition = sa.ColumnElement[bool] | sa.TextClause
 
 #: How many of the next due chunks the reconciler checks for a stopped job.
 CHECKED_CHUNKS: Final = 1_000
 
-#: The condition for a chunk that may still bring results.
-_MAY_BRING_RESULTS: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
+#: The condition for a chunk that is neither done nor dropped.
+_HAS_NOT_ENDED: Final = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD, ChunkState.CLAIMED])
 
 
 def end_job(connection: Connection, job_id: str, state: JobState, *, error: str | None = None) -> bool:
@@ -40,27 +42,21 @@ def end_job(connection: Connection, job_id: str, state: JobState, *, error: str 
     if ended.rowcount != 1:
         return False
     count(connection, {(CounterName.JOBS, state): 1})
-    drop_waiting_chunks(connection, job_id)
-    end_shadows(connection, job_id)
+    drop_waiting_work(connection, job_id)
     return True
 
 
-def end_shadows(connection: Connection, job_id: str) -> list[str]:
-    """Cancel the shadows of a job (`jobs.ledger.shadows`). Return the ids of all it has."""
-    shadows = list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
-    for shadow_id in shadows:
+def drop_waiting_work(connection: Connection, job_id: str) -> None:
+    """Drop the waiting chunks of a job that ended, and cancel its shadows. The caller holds the job's row."""
+    waiting = chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD])
+    _drop(connection, chunks.c.job_id == job_id, waiting)
+    for shadow_id in shadows_of(connection, job_id):
         end_job(connection, shadow_id, JobState.CANCELLED)
-    return shadows
 
 
-def drop_waiting_chunks(connection: Connection, job_id: str) -> None:
-    """Drop the waiting chunks of a job that ended. The caller holds the job's row."""
-    waiting = (
-        sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, chunks.c.state.in_([ChunkState.PENDING, ChunkState.HELD]))
-        .with_for_update(skip_locked=True)
-    )
-    _drop(connection, waiting)
+def shadows_of(connection: Connection, job_id: str) -> list[str]:
+    """Return the ids of the job's shadows (`jobs.ledger.shadows`)."""
+    return list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
 
 
 def pause_job(connection: Connection, job_id: str) -> bool:
@@ -70,7 +66,7 @@ def pause_job(connection: Connection, job_id: str) -> bool:
     """
     paused = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, JOB_GOES_ON)
+        .where(jobs.c.id == job_id, JOB_IS_UNFINISHED)
         .values(paused_at=sa.func.coalesce(jobs.c.paused_at, db_now()))
     )
     if paused.rowcount != 1:
@@ -86,7 +82,7 @@ def resume_job(connection: Connection, job_id: str, *, limit: int) -> int | None
     """
     resumed = connection.execute(
         jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .where(jobs.c.id == job_id, jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
         .values(paused_at=None)
     )
     if resumed.rowcount != 1:
@@ -108,15 +104,16 @@ def drop_leftover_chunks(connection: Connection) -> None:
     checked = next_due(CHECKED_CHUNKS).add_columns(job_was_stopped().label("stopped")).subquery()
     ids = connection.scalars(sa.select(checked.c.id).where(checked.c.stopped)).all()
     if ids:  # usually there is none
-        left = sa.select(chunks.c.id).where(chunks.c.id.in_(ids), IS_PENDING)
-        _drop(connection, left.with_for_update(skip_locked=True))
+        _drop(connection, chunks.c.id.in_(ids), IS_PENDING)
 
 
 def hold_leftover_chunks(connection: Connection) -> None:
     """Hold chunks of paused jobs that a worker had claimed then, and has released since."""
     # Usually no job is paused, so ask that first: PostgreSQL cannot tell that no pending chunk belongs to
     # one.
-    paused = connection.scalars(sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_GOES_ON)).all()
+    paused = connection.scalars(
+        sa.select(jobs.c.id).where(jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
+    ).all()
     if not paused:
         return
     left = connection.scalars(
@@ -130,7 +127,7 @@ def hold_leftover_chunks(connection: Connection) -> None:
     # ending must not leave chunks held for ever.
     job_ids = connection.scalars(
         sa.select(jobs.c.id)
-        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_GOES_ON)
+        .where(jobs.c.id.in_(left), jobs.c.paused_at.is_not(None), JOB_IS_UNFINISHED)
         .with_for_update(skip_locked=True)
     ).all()
     if job_ids:
@@ -148,14 +145,14 @@ def settle_job(connection: Connection, job_id: str) -> bool:
     # that is not committed yet, and then sees it.
     unclaimed = (
         sa.select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, _MAY_BRING_RESULTS, ~chunk_is_in_work(), finished)
+        .where(chunks.c.job_id == job_id, _HAS_NOT_ENDED, ~chunk_is_in_work(), finished)
         .order_by(chunks.c.id)
         .with_for_update()
     )
     ids = list(connection.scalars(unclaimed))
     if ids:
-        _drop(connection, ids)
-    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _MAY_BRING_RESULTS)
+        _drop(connection, chunks.c.id.in_(ids))
+    left = sa.exists().where(chunks.c.job_id == jobs.c.id, _HAS_NOT_ENDED)
     settled = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state.in_(FINISHED), ~left)
     return connection.scalar(settled) is not None
 
@@ -167,19 +164,21 @@ def could_be_settled(connection: Connection, job_id: str) -> bool:
     return connection.scalar(query) is not None
 
 
-def still_at_work(job_id: str) -> Conflict:
+def still_claimed(job_id: str) -> Conflict:
     """Return the error to raise if a job must be settled but a worker still has a chunk of it."""
     return Conflict(f"A worker still has images of job {job_id}: try again in a minute.")
 
 
-def _hold(connection: Connection, *which: sa.ColumnElement[bool]) -> None:
-    waiting = sa.select(chunks.c.id).where(*which).with_for_update(skip_locked=True)
-    connection.execute(chunks.update().where(chunks.c.id.in_(waiting)).values(state=ChunkState.HELD))
+def _hold(connection: Connection, *which: _Condition) -> None:
+    connection.execute(_update_unlocked(*which).values(state=ChunkState.HELD))
 
 
-def _drop(connection: Connection, ids: sa.Select[tuple[str]] | list[str]) -> None:
-    connection.execute(
-        chunks.update()
-        .where(chunks.c.id.in_(ids))
-        .values(state=ChunkState.DROPPED, finished_at=db_now(), lease_until=None)
-    )
+def _drop(connection: Connection, *which: _Condition) -> None:
+    dropped = {"state": ChunkState.DROPPED, "finished_at": db_now(), "lease_until": None}
+    connection.execute(_update_unlocked(*which).values(dropped))
+
+
+def _update_unlocked(*which: _Condition) -> sa.Update:
+    """Return an UPDATE of the chunks that no other session has locked."""
+    unlocked = sa.select(chunks.c.id).where(*which).with_for_update(skip_locked=True)
+    return chunks.update().where(chunks.c.id.in_(unlocked))

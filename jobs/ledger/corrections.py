@@ -12,23 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
-from jobs.ledger.database import insert_into
-from jobs.outcomes import Outcome
-from jobs.schema import ChunkState, chunks, corrections, db_now, predictions
+from jobs.ledger.database import batched, insert_into
+from jobs.schema import PAYLOAD_COLUMNS, ChunkState, chunks, corrections, db_now
 
 #: The folder of all copies in the store.
 COPIES: Final = "corrections"
 
-#: How many rows one statement selects by index or hash.
-_PAGE_ROWS: Final = 500
-
 _VALUES: Final = tuple(column.name for column in corrections.c if column.name != "created_at")
-_SELECT: Final = sa.select(corrections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +101,10 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
     An image without a correction is left out.
     """
     found: dict[int, Correction] = {}
-    for start in range(0, len(indices), _PAGE_ROWS):
-        page = indices[start : start + _PAGE_ROWS]
-        query = _SELECT.where(corrections.c.job_id == job_id, corrections.c.index.in_(page))
-        found |= {each.index: each for each in map(_to_correction, connection.execute(query))}
+    for some in batched(indices):
+        query = sa.select(corrections).where(corrections.c.job_id == job_id, corrections.c.index.in_(some))
+        rows = [Correction(**row._mapping) for row in connection.execute(query)]
+        found |= {row.index: row for row in rows}
     return {index: found[index] for index in indices if index in found}
 
 
@@ -121,37 +116,29 @@ def any_correction(connection: Connection, job_id: str) -> bool:
 
 def remove_correction(connection: Connection, job_id: str, index: int) -> Correction | None:
     """Remove a correction and return it; return None if there is none."""
-    found = find_corrections(connection, job_id, [index]).get(index)
-    if found is not None:
-        connection.execute(
-            corrections.delete().where(corrections.c.job_id == job_id, corrections.c.index == index)
-        )
-    return found
+    row = connection.execute(
+        corrections.delete()
+        .where(corrections.c.job_id == job_id, corrections.c.index == index)
+        .returning(corrections)
+    ).one_or_none()
+    return None if row is None else Correction(**row._mapping)
 
 
 def all_corrections(connection: Connection) -> list[Correction]:
     """Return all corrections, latest first."""
-    query = _SELECT.order_by(
+    query = sa.select(corrections).order_by(
         corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc()
     )
-    return [_to_correction(row) for row in connection.execute(query)]
-
-
-def _to_correction(row: Row[Any]) -> Correction:
-    return Correction(**row._mapping)
+    return [Correction(**row._mapping) for row in connection.execute(query)]
 
 
 def without_correction(connection: Connection, image_sha256s: Iterable[str]) -> list[str]:
     """Return those of these hashes that no correction refers to, in the same order."""
     wanted = list(image_sha256s)
     named: set[str] = set()
-    for start in range(0, len(wanted), _PAGE_ROWS):
-        page = wanted[start : start + _PAGE_ROWS]
-        named.update(
-            connection.scalars(
-                sa.select(corrections.c.image_sha256).where(corrections.c.image_sha256.in_(page))
-            )
-        )
+    for some in batched(wanted):
+        query = sa.select(corrections.c.image_sha256).where(corrections.c.image_sha256.in_(some))
+        named.update(connection.scalars(query))
     return [each for each in wanted if each not in named]
 
 
@@ -180,30 +167,10 @@ class FinishedChunk:
     payload_offset: int
 
 
-def outcomes_of(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Outcome]:
-    """Return the outcomes of these images of a job, by index. An image without an outcome is left out."""
-    found: dict[int, Outcome] = {}
-    columns = predictions.c
-    for start in range(0, len(indices), _PAGE_ROWS):
-        page = indices[start : start + _PAGE_ROWS]
-        query = sa.select(
-            columns.index, columns.name, columns.label, columns.confidence, columns.error, columns.detail
-        ).where(columns.job_id == job_id, columns.index.in_(page))
-        for index, *outcome in connection.execute(query):
-            found[index] = Outcome(*outcome)
-    return found
-
-
 def chunk_of(connection: Connection, job_id: str, index: int) -> FinishedChunk | None:
     """Return the finished chunk that holds this image, or None."""
     row = connection.execute(
-        sa.select(
-            chunks.c.first_index,
-            chunks.c.images,
-            chunks.c.payload,
-            chunks.c.payload_sha256,
-            chunks.c.payload_offset,
-        )
+        sa.select(*PAYLOAD_COLUMNS)
         # A chunk that was split has become several, so the last one that begins at or before the image holds
         # it.
         .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.DONE, chunks.c.first_index <= index)

@@ -25,11 +25,11 @@ from jobs.schema import counters
 SHARDS: Final = 16
 
 #: The execution option that holds what was counted in a connection's transaction.
-NOTED: Final = "labelmill_counts"
+PENDING_COUNTS: Final = "labelmill_counts"
 
 
 class CounterName(StrEnum):
-    """What is counted. The comment says what the label of each counter is."""
+    """The counters. Each comment says what is counted, and by which label."""
 
     IMAGES = "images"  # outcomes, by OK or error code
     ATTEMPTS = "attempts"  # claims that ended, by AttemptEnd
@@ -68,22 +68,22 @@ def count(connection: Connection, counts: Counts) -> None:
 
     The connection must come from `Ledger.transaction`.
     """
-    noted = connection.get_execution_options()[NOTED]
+    pending = connection.get_execution_options()[PENDING_COUNTS]
     for key, amount in counts.items():
-        noted[key] = noted.get(key, 0.0) + amount
+        pending[key] = pending.get(key, 0.0) + amount
 
 
 def write_counts(connection: Connection) -> None:
     """Write what `count` collected. `Ledger.transaction` calls this once, before the COMMIT."""
-    noted = connection.get_execution_options()[NOTED]
-    if not noted:
+    pending = connection.get_execution_options()[PENDING_COUNTS]
+    if not pending:
         return
     shard = _shard(connection)
     values: dict[str, Any] = {}
-    for number, ((name, label), amount) in enumerate(sorted(noted.items())):
+    for number, ((name, label), amount) in enumerate(sorted(pending.items())):
         values |= {f"name{number}": str(name), f"label{number}": str(label)}
         values |= {f"shard{number}": shard, f"value{number}": float(amount)}
-    connection.execute(_upsert(len(noted)), values)
+    connection.execute(_upsert(len(pending)), values)
 
 
 def totals(connection: Connection) -> dict[tuple[str, str], float]:

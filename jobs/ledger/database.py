@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import LabelmillError, LedgerNotReady, Unavailable
 from jobs.files import make_private_file, make_private_folder
-from jobs.ledger.counters import NOTED, write_counts
+from jobs.ledger.counters import PENDING_COUNTS, write_counts
 from jobs.sqlite import driver
 
 #: How long a SQLite writer waits for another before it gives up. Writers hold the lock for milliseconds.
@@ -28,21 +28,24 @@ CONNECT_SECONDS: Final = 5
 
 #: PostgreSQL ends a transaction that is idle for this long: its process was stopped or its machine is gone,
 #: and the job's row that it holds locked keeps every other worker from recording.
-STANDSTILL_SECONDS: Final = 10
+STALLED_SESSION_SECONDS: Final = 10
 
 #: The name of our sessions in PostgreSQL.
 APPLICATION: Final = "labelmill"
 
-#: How long a process that others depend on waits for a lock. While a worker's main loop waits, it enforces no
-#: time limit, acknowledges no message and publishes nothing.
-BRIEFLY_SECONDS: Final = 2
+#: How long the main process of a worker waits for a lock. While it waits, it enforces no time limit,
+#: acknowledges no message and publishes nothing.
+LOCK_TIMEOUT_SECONDS: Final = 2
 
 #: How often PostgreSQL checks that a client waiting for a lock is still connected. By default it never does:
 #: a killed process would keep its locks until it gets the one it waits for.
-VANISHED_SECONDS: Final = 1
+CLIENT_CHECK_SECONDS: Final = 1
 
 #: A pooled connection that was idle for this long is pinged before it is used.
-PAUSE_SECONDS: Final = 0.25
+IDLE_SECONDS: Final = 0.25
+
+#: How many values one statement compares a column with. Both databases limit its parameters.
+BATCH_VALUES: Final = 500
 
 #: The key under which a pooled connection keeps the time of its last use.
 _USED: Final = "labelmill_used"
@@ -73,6 +76,9 @@ _WAL_REMOVED: Final = (
 REVISION: Final = "0011"
 
 
+_Value = TypeVar("_Value")
+
+
 class Ledger:
     """One process's access to the ledger. Do not share it across a fork: each child opens its own."""
 
@@ -84,15 +90,17 @@ class Ledger:
         """
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {} if pooled else {"poolclass": sa.NullPool}
         if self.is_sqlite:
-            self._create_private_folder()
-        self.engine = sa.create_engine(
-            self._url,
-            connect_args=_sqlite_arguments(lock_seconds) if self.is_sqlite else _postgresql_arguments(),
-            poolclass=None if pooled else sa.NullPool,
-            **({"module": driver()} if self.is_sqlite else {}),
-            **({} if self.is_sqlite or not pooled else {"pool_size": 2}),
-        )
+            path = Path(self._url.database or "")
+            make_private_folder(path.parent)
+            make_private_file(path)
+            # isolation_level None: `_begin_sqlite` begins the transactions, so the driver must not.
+            arguments = {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
+            options |= {"module": driver(), "connect_args": arguments}
+        else:
+            options |= {"connect_args": _postgresql_arguments()} | ({"pool_size": 2} if pooled else {})
+        self.engine = sa.create_engine(self._url, **options)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "checkout", partial(_check_wal, self._url))
@@ -101,19 +109,16 @@ class Ledger:
             sa.event.listen(self.engine, "connect", partial(_set_up_postgresql, lock_seconds))
             sa.event.listen(self.engine, "begin", _begin_postgresql)
             sa.event.listen(self.engine, "checkin", _note_use)
-            sa.event.listen(self.engine, "checkout", partial(_ping_after_a_pause, self.engine.dialect))
+            sa.event.listen(self.engine, "checkout", partial(_ping_if_idle, self.engine.dialect))
 
     @classmethod
-    def of_a_main_loop(cls, url: str | URL) -> Self:
-        """Return the ledger of a process that others depend on.
+    def for_main_process(cls, url: str | URL) -> Self:
+        """Return the ledger for a worker's main process.
 
-        It waits for locks only briefly and keeps no connection: one that is open at a fork would be shared
-        with the child.
+        It waits for a lock for at most `LOCK_TIMEOUT_SECONDS`, and keeps no connection: one that is open at a
+        fork would be shared with the child.
         """
-        return cls(url, pooled=False, lock_seconds=BRIEFLY_SECONDS)
-
-    def __repr__(self) -> str:
-        return f"Ledger({self.shown_url})"
+        return cls(url, pooled=False, lock_seconds=LOCK_TIMEOUT_SECONDS)
 
     @property
     def shown_url(self) -> str:
@@ -134,8 +139,8 @@ class Ledger:
         transaction as the victim of a deadlock. If the COMMIT itself raises Unavailable, the outcome is
         unknown: read the ledger before any retry.
         """
-        with _translated(self._url), self.engine.connect() as connection:
-            connection.execution_options(**{NOTED: {}, _DURABLE: durable})
+        with _translating_errors(self._url), self.engine.connect() as connection:
+            connection.execution_options(**{PENDING_COUNTS: {}, _DURABLE: durable})
             with connection.begin():
                 yield connection
                 write_counts(connection)
@@ -150,9 +155,9 @@ class Ledger:
         """
         # No transaction on PostgreSQL: BEGIN and the end cost two more round trips, and a worker's most
         # frequent read is one statement.
-        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        with _translated(self._url), self.engine.connect() as connection:
-            yield connection.execution_options(**{_READONLY: True}, **alone)
+        isolation = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        with _translating_errors(self._url), self.engine.connect() as connection:
+            yield connection.execution_options(**{_READONLY: True}, **isolation)
 
     def check(self, *, or_newer: bool = False) -> None:
         """Check that the ledger's schema is the one this code is written for. Raises LedgerNotReady.
@@ -174,11 +179,6 @@ class Ledger:
         """Close all pooled connections."""
         self.engine.dispose()
 
-    def _create_private_folder(self) -> None:
-        path = Path(self._url.database or "")
-        make_private_folder(path.parent)
-        make_private_file(path)
-
 
 def revision(connection: Connection) -> str | None:
     """Return the ledger's migration, or None if it was never migrated."""
@@ -188,14 +188,15 @@ def revision(connection: Connection) -> str | None:
     return found
 
 
+def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
+    """Yield the values in batches that fit into one statement."""
+    for start in range(0, len(values), BATCH_VALUES):
+        yield values[start : start + BATCH_VALUES]
+
+
 def insert_into(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that supports ON CONFLICT, which SQLAlchemy has once for each database."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-
-
-def _sqlite_arguments(lock_seconds: float | None) -> dict[str, Any]:
-    # isolation_level None: `_begin_sqlite` begins the transactions, so the driver must not.
-    return {"timeout": lock_seconds or SQLITE_BUSY_SECONDS, "isolation_level": None}
 
 
 def _postgresql_arguments() -> dict[str, Any]:
@@ -224,11 +225,11 @@ def _set_up_postgresql(lock_seconds: float | None, connection: Any, _record: Any
 
     # Outside a transaction: a rollback would undo the SET.
     connection.autocommit = True
-    connection.execute(f"SET idle_in_transaction_session_timeout = {STANDSTILL_SECONDS * 1000}")
+    connection.execute(f"SET idle_in_transaction_session_timeout = {STALLED_SESSION_SECONDS * 1000}")
     if lock_seconds is not None:
         connection.execute(f"SET lock_timeout = {lock_seconds * 1000:.0f}")
     with suppress(psycopg.Error):  # before PostgreSQL 14, or not supported by the server's system
-        connection.execute(f"SET client_connection_check_interval = {VANISHED_SECONDS * 1000}")
+        connection.execute(f"SET client_connection_check_interval = {CLIENT_CHECK_SECONDS * 1000}")
     connection.autocommit = False
 
 
@@ -259,16 +260,14 @@ def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
     record.info[_USED] = time.monotonic()
 
 
-def _ping_after_a_pause(
-    dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any
-) -> None:
+def _ping_if_idle(dialect: sa.Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
     """Ping a connection that was idle, and replace it if it is dead.
 
     SQLAlchemy's own `pool_pre_ping` pings before every use, which takes as long as a worker's most frequent
     query.
     """
     used = record.info.get(_USED)
-    if used is None or time.monotonic() - used < PAUSE_SECONDS:
+    if used is None or time.monotonic() - used < IDLE_SECONDS:
         return
     try:
         dialect.do_ping(connection)
@@ -282,21 +281,21 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 @contextmanager
-def _translated(url: URL) -> Iterator[None]:
+def _translating_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        ours = _in_our_words(error, url)
-        if ours is None:
+        translated = _translated_error(error, url)
+        if translated is None:
             raise
-        raise ours from error
+        raise translated from error
 
 
-def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
+def _translated_error(error: DBAPIError, url: URL) -> LabelmillError | None:
     """Return the error to raise in place of this one, or None if the statement itself is wrong."""
     reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if (refusal := _REFUSALS.get(getattr(error.orig, "sqlstate", ""))) is not None:
-        return Unavailable(f"The ledger takes no writes: {reason}: {refusal}")
+        return Unavailable(f"The ledger refuses writes: {reason}: {refusal}")
     if "no such table" in reason or type(error.orig).__name__ == "UndefinedTable":
         return LedgerNotReady()
     is_sqlite = url.get_backend_name() == "sqlite"
@@ -306,7 +305,7 @@ def _in_our_words(error: DBAPIError, url: URL) -> LabelmillError | None:
     # Exactly this class, not a subclass: the file is not a database, or has damaged pages.
     if is_sqlite and type(error.orig) is driver().DatabaseError:
         return Unavailable(
-            f"The ledger cannot be reached: {error.orig}: {url.database}.\nPut it back from its backup "
-            "(docs/how-to/back-up.md), or name another one in LABELMILL_LEDGER_URL."
+            f"The ledger cannot be reached: {error.orig}: {url.database}.\nRestore the file from its "
+            "backup (docs/how-to/back-up.md), or set LABELMILL_LEDGER_URL to another one."
         )
     return Unavailable("The connection to the ledger broke.") if error.connection_invalidated else None

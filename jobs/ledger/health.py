@@ -65,16 +65,16 @@ class Health:
             evaluated = sum(self.labels.expected)
             return (
                 f"{self.images:,} images in the jobs of the last {RECENT_DAYS} days, {evaluated:,} in the "
-                f"evaluation: it takes {MIN_IMAGES} of each to tell whether they are of the same kind."
+                f"evaluation: detecting drift takes at least {MIN_IMAGES} of each."
             )
         return None
 
 
 _WARNINGS: Final = {
-    Drift.MOVED: "The mix of {what} has moved (index {index:.2f}): recent images are not quite those the "
-    "model was evaluated on.",
-    Drift.DRIFTED: "The mix of {what} has drifted (index {index:.2f}): recent images are not those the model "
-    "was evaluated on, and its accuracy may be another.",
+    Drift.MOVED: "The mix of {what} has moved (index {index:.2f}): recent images differ "
+    "slightly from those that the model was evaluated on.",
+    Drift.DRIFTED: "The mix of {what} has drifted (index {index:.2f}): recent images differ from "
+    "those that the model was evaluated on, so its accuracy may differ too.",
 }
 
 

@@ -13,10 +13,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobs.ledger.claims import IS_CLAIMED, next_due
-from jobs.ledger.control import JOB_GOES_ON, end_job, end_shadows, settle_job
-from jobs.ledger.database import APPLICATION, STANDSTILL_SECONDS, insert_into
-from jobs.ledger.releases import Reason, release_claims
+from jobs.ledger.claims import IS_CLAIMED, Reason, next_due, release_claims
+from jobs.ledger.control import JOB_IS_UNFINISHED, end_job, settle_job, shadows_of
+from jobs.ledger.database import APPLICATION, STALLED_SESSION_SECONDS, insert_into
 from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.schema import FINISHED, JobState, chunks, db_now, jobs, locks, predictions
 
@@ -30,7 +29,7 @@ ABANDONED: Final = "Its producer stopped before the submission was complete: sub
 
 #: Sessions of this ledger and user that have written, and wait for their client within a statement. A client
 #: sends or reads a chunk's rows in less than a second.
-_END_STANDING_SESSIONS: Final = sa.text("""
+_END_STALLED_SESSIONS: Final = sa.text("""
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
     FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND application_name = :application
@@ -70,7 +69,7 @@ def count_due(connection: Connection, *, limit: int) -> int:
     return connection.scalar(sa.select(sa.func.count()).select_from(next_due(limit).subquery())) or 0
 
 
-def end_standing_sessions(connection: Connection) -> int:
+def end_stalled_sessions(connection: Connection) -> int:
     """End stalled sessions on PostgreSQL, which frees the locks they hold. Return how many.
 
     A session is stalled if its process, or its machine, stopped while PostgreSQL waited for it within a
@@ -81,7 +80,7 @@ def end_standing_sessions(connection: Connection) -> int:
     if connection.dialect.name != "postgresql":
         return 0
     ended = connection.scalar(
-        _END_STANDING_SESSIONS, {"application": APPLICATION, "seconds": STANDSTILL_SECONDS}
+        _END_STALLED_SESSIONS, {"application": APPLICATION, "seconds": STALLED_SESSION_SECONDS}
     )
     return ended or 0
 
@@ -89,7 +88,7 @@ def end_standing_sessions(connection: Connection) -> int:
 def fail_abandoned_jobs(connection: Connection) -> list[str]:
     """Fail the jobs whose producer died during the submission. Return their ids."""
     abandoned = sa.select(jobs.c.id).where(
-        JOB_GOES_ON, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
+        JOB_IS_UNFINISHED, jobs.c.state == JobState.RECEIVING, jobs.c.touched_at < db_now(-ABANDONED_SECONDS)
     )
     # A locked job is skipped: its producer may be sending a heartbeat, and other jobs must not wait for that
     # row.
@@ -126,8 +125,11 @@ def mark_purged(connection: Connection, job_id: str) -> bool:
 
     Return False, and note nothing, if it has not finished or a worker has a chunk of it or of a shadow.
     """
+    shadow_ids = shadows_of(connection, job_id)
+    for shadow_id in shadow_ids:
+        end_job(connection, shadow_id, JobState.CANCELLED)
     # Chunks first and the job last, as a worker locks them.
-    settled = [settle_job(connection, each) for each in (*end_shadows(connection, job_id), job_id)]
+    settled = [settle_job(connection, each) for each in (*shadow_ids, job_id)]
     if not all(settled):
         return False
     marked = connection.execute(
@@ -136,11 +138,6 @@ def mark_purged(connection: Connection, job_id: str) -> bool:
         .values(purged_at=sa.func.coalesce(jobs.c.purged_at, db_now()))
     )
     return marked.rowcount == 1
-
-
-def shadows_of(connection: Connection, job_id: str) -> list[str]:
-    """Return the ids of the job's shadows, whose predictions and chunks go with it."""
-    return list(connection.scalars(sa.select(jobs.c.id).where(jobs.c.shadow_of == job_id)))
 
 
 def payload_owners(connection: Connection, job_ids: Iterable[str]) -> dict[str, bool]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import IS_PENDING, chunk_is_in_work
-from jobs.ledger.control import JOB_GOES_ON
+from jobs.ledger.control import JOB_IS_UNFINISHED
 from jobs.ledger.maintenance import RECONCILE_LOCK
+from jobs.ledger.queries import OLDEST_PENDING_AT
 from jobs.schema import UNFINISHED, ChunkState, aliases, chunks, db_now, jobs, locks, metadata, training_runs
 
 # ---- the backlog ----------------------------------------------------------------------------------
@@ -40,11 +42,7 @@ def backlog(connection: Connection) -> Backlog:
     """Return the backlog."""
     # One statement: chunks that finish between two statements would make the remaining number negative.
     claimed = (
-        sa.select(
-            chunks.c.job_id,
-            sa.func.count().label("chunks"),
-            sa.func.sum(chunks.c.images).label("images"),
-        )
+        sa.select(chunks.c.job_id, sa.func.sum(chunks.c.images).label("images"))
         .where(chunk_is_in_work())
         .group_by(chunks.c.job_id)
         .cte("claimed")
@@ -59,21 +57,21 @@ def backlog(connection: Connection) -> Backlog:
             sa.func.sum(jobs.c.total - jobs.c.succeeded - jobs.c.failed - claimed_images).label("images"),
         )
         .select_from(jobs.outerjoin(claimed, claimed.c.job_id == jobs.c.id))
-        .where(JOB_GOES_ON)
+        .where(JOB_IS_UNFINISHED)
         .group_by(jobs.c.state, paused)
     ).all()
-    going_on = [row for row in rows if not row.paused]
+    active = [row for row in rows if not row.paused]
     held = [row for row in rows if row.paused]
     in_work = connection.execute(
         sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.images), 0)).where(
             chunk_is_in_work()
         )
     ).one()
-    paused_jobs = sa.select(jobs.c.id).where(JOB_GOES_ON, jobs.c.paused_at.is_not(None))
+    paused_jobs = sa.select(jobs.c.id).where(JOB_IS_UNFINISHED, jobs.c.paused_at.is_not(None))
     return Backlog(
-        jobs={state: sum(row.jobs for row in going_on if row.state == state) for state in UNFINISHED},
+        jobs={state: sum(row.jobs for row in active if row.state == state) for state in UNFINISHED},
         paused_jobs=sum(row.jobs for row in held),
-        pending_images=sum(int(row.images) for row in going_on),
+        pending_images=sum(int(row.images) for row in active),
         pending_chunks=_count_chunks(connection, IS_PENDING),
         held_images=sum(int(row.images) for row in held),
         held_chunks=_count_chunks(
@@ -90,31 +88,19 @@ def _count_chunks(connection: Connection, *which: sa.ColumnElement[bool] | sa.Te
 
 
 def _oldest_pending_seconds(connection: Connection) -> float:
-    # Per job: an index holds each job's first pending chunk, which is its oldest.
-    first = (
-        sa.select(chunks.c.created_at)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
-        .order_by(chunks.c.first_index)
-        .limit(1)
-        .scalar_subquery()
-    )
     # Without shadows: they have the lowest priority and may wait long.
     of_each = (
-        sa.select(first.label("created_at"))
+        sa.select(OLDEST_PENDING_AT.label("created_at"))
         .select_from(jobs)
-        .where(JOB_GOES_ON, jobs.c.shadow_of.is_(None))
+        .where(JOB_IS_UNFINISHED, jobs.c.shadow_of.is_(None))
         .subquery()
     )
-    oldest, now = connection.execute(sa.select(sa.func.min(of_each.c.created_at), db_now())).one()
-    return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+    return _seconds_since(connection, sa.select(sa.func.min(of_each.c.created_at))) or 0.0
 
 
 def last_run_seconds(connection: Connection) -> float | None:
     """Return the seconds since the latest training run ended, or None if none has ended."""
-    finished, now = connection.execute(
-        sa.select(sa.func.max(training_runs.c.finished_at), db_now().label("now"))
-    ).one()
-    return None if finished is None else max(0.0, (now - finished).total_seconds())
+    return _seconds_since(connection, sa.select(sa.func.max(training_runs.c.finished_at)))
 
 
 # ---- checks for `labelmill doctor` ----------------------------------------------------------------
@@ -147,20 +133,20 @@ def missing_privileges(connection: Connection) -> tuple[bool, list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciling:
+class ReconcilerLock:
     """The process that reconciled last."""
 
     holder: str
     #: Seconds since its lock expired; negative while it holds the lock.
-    expired: float
+    expired_seconds: float
 
 
-def reconciling(connection: Connection) -> Reconciling | None:
+def reconciler_lock(connection: Connection) -> ReconcilerLock | None:
     """Return the process that reconciled last, or None if no worker has ever run."""
     row = connection.execute(
         sa.select(locks.c.holder, locks.c.until, db_now()).where(locks.c.name == RECONCILE_LOCK)
     ).one_or_none()
-    return None if row is None else Reconciling(row[0], _seconds(row[1], row[2]))
+    return None if row is None else ReconcilerLock(row[0], _seconds(row[1], row[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +169,7 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
     """
     is_pending = chunks.c.state == ChunkState.PENDING
     is_working = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until >= db_now())
-    is_lost = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now(-lost_seconds))
+    is_expired = sa.and_(chunks.c.state == ChunkState.CLAIMED, chunks.c.lease_until < db_now(-lost_seconds))
     is_open_chunk = chunks.c.state.in_([ChunkState.PENDING, ChunkState.CLAIMED])
     rows = connection.execute(
         sa.select(
@@ -192,12 +178,12 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
             _count(is_pending),
             sa.func.min(sa.case((is_pending, chunks.c.created_at))).label("oldest"),
             _count(is_working),
-            _count(is_lost),
+            _count(is_expired),
             sa.func.coalesce(sa.func.max(chunks.c.releases), 0),
             sa.func.max(sa.case((chunks.c.releases >= many_releases, chunks.c.error))),
         )
         .select_from(jobs.outerjoin(chunks, sa.and_(chunks.c.job_id == jobs.c.id, is_open_chunk)))
-        .where(JOB_GOES_ON, jobs.c.paused_at.is_(None))
+        .where(JOB_IS_UNFINISHED, jobs.c.paused_at.is_(None))
         .group_by(jobs.c.id)
         .order_by(jobs.c.id)
     )
@@ -209,22 +195,28 @@ def open_jobs(connection: Connection, *, lost_seconds: float, many_releases: int
 
 def seconds_since_last_result(connection: Connection) -> float | None:
     """Return the seconds since a chunk of an unfinished job was done, or None if none is."""
-    finished, now = connection.execute(
-        sa.select(sa.func.max(chunks.c.finished_at), db_now())
+    return _seconds_since(
+        connection,
+        sa.select(sa.func.max(chunks.c.finished_at))
         .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(JOB_GOES_ON, chunks.c.state == ChunkState.DONE)
-    ).one()
-    return None if finished is None else _seconds(finished, now)
+        .where(JOB_IS_UNFINISHED, chunks.c.state == ChunkState.DONE),
+    )
 
 
 def models_needed(connection: Connection) -> set[str]:
     """Return the ids of the models that have an alias or that an unfinished job is pinned to."""
-    pinned = sa.select(jobs.c.model_id).where(JOB_GOES_ON)
+    pinned = sa.select(jobs.c.model_id).where(JOB_IS_UNFINISHED)
     return set(connection.scalars(sa.union(sa.select(aliases.c.model_id), pinned)))
 
 
 def _count(condition: sa.ColumnElement[bool]) -> sa.Function[int]:
     return sa.func.count(sa.case((condition, 1)))
+
+
+def _seconds_since(connection: Connection, query: sa.Select[Any]) -> float | None:
+    """Return the seconds since the time that the query returns, or None if it returns none."""
+    since, now = connection.execute(query.add_columns(db_now())).one()
+    return None if since is None else max(0.0, (now - since).total_seconds())
 
 
 def _seconds(since: datetime, now: datetime) -> float:

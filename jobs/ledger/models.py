@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -27,9 +27,9 @@ SHADOW: Final = "shadow"
 #: The messages if a champion is needed and there is none.
 NO_MODEL: Final = "There is no model yet: run `labelmill train`."
 NO_CHAMPION: Final = (
-    "No model is the champion: name one, as in `labelmill submit SOURCES --model MODEL`, or make one the "
-    "champion: `labelmill models promote MODEL`, with --force where it was not evaluated. "
-    "`labelmill models list` shows them."
+    "There is no champion. Name a model, as in `labelmill submit SOURCES --model MODEL`, or promote one: "
+    "`labelmill models promote MODEL`, with --force if it was not evaluated. `labelmill models list` shows "
+    "all models."
 )
 
 
@@ -54,7 +54,7 @@ def add_model(
             sha256=sha256,
             size_bytes=size_bytes,
             classes=list(classes),
-            input_spec=input_spec.to_json(),
+            input_spec=asdict(input_spec),
             accuracy=accuracy,
             metrics=metrics,
             created_at=db_now(),
@@ -76,6 +76,12 @@ def point_alias(connection: Connection, name: str, model_id: str) -> None:
     )
 
 
+def find_alias(connection: Connection, name: str) -> str | None:
+    """Return the id of the model that has this alias, or None."""
+    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == name))
+    return found
+
+
 def get_model(connection: Connection, model_id: str) -> Model:
     """Return the model with this id. Raises NotFound."""
     row = connection.execute(sa.select(models).where(models.c.id == model_id)).one_or_none()
@@ -86,22 +92,17 @@ def get_model(connection: Connection, model_id: str) -> Model:
 
 def find_champion(connection: Connection) -> Model | None:
     """Return the model that new jobs are pinned to, or None."""
-    row = connection.execute(
-        sa.select(models).join(aliases, aliases.c.model_id == models.c.id).where(aliases.c.name == CHAMPION)
-    ).one_or_none()
-    return None if row is None else _to_model(row, _aliases(connection))
+    model_id = find_alias(connection, CHAMPION)
+    return None if model_id is None else get_model(connection, model_id)
 
 
 def model_or_champion(connection: Connection, model_id: str | None) -> Model:
     """Return the model with this id, or the champion if the id is None. Raises NotFound."""
     model = find_champion(connection) if model_id is None else get_model(connection, model_id)
     if model is None:
-        raise NotFound(NO_CHAMPION if _any_model(connection) else NO_MODEL)
+        is_empty = connection.scalar(sa.select(models.c.id).limit(1)) is None
+        raise NotFound(NO_MODEL if is_empty else NO_CHAMPION)
     return model
-
-
-def _any_model(connection: Connection) -> bool:
-    return connection.scalar(sa.select(models.c.id).limit(1)) is not None
 
 
 def list_models(connection: Connection) -> list[Model]:
@@ -120,15 +121,7 @@ def _aliases(connection: Connection) -> dict[str, list[str]]:
 
 def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
     return Model(
-        id=row.id,
-        architecture=row.architecture,
-        sha256=row.sha256,
-        size_bytes=row.size_bytes,
-        classes=tuple(row.classes),
-        input_spec=InputSpec.from_json(row.input_spec),
-        accuracy=row.accuracy,
-        metrics=row.metrics,
-        created_at=row.created_at,
+        **{**row._mapping, "classes": tuple(row.classes), "input_spec": InputSpec(**row.input_spec)},
         aliases=tuple(names.get(row.id, ())),
     )
 
@@ -157,7 +150,7 @@ def save_evaluation(
     if len(answers) != 2 * evaluation.total:
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
     row = {
-        "measures": evaluation.to_json(),
+        "measures": asdict(evaluation),
         "answers": answers,
         "created_at": db_now(),
     }
@@ -202,8 +195,6 @@ _MOVES: Final = (
     .order_by(promotions.c.id.desc())
 )
 
-_CHAMPION_ID: Final = sa.select(aliases.c.model_id).where(aliases.c.name == CHAMPION)
-
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
@@ -241,8 +232,7 @@ def lock_champion(connection: Connection) -> str | None:
         # The table, because before the first promotion there is no row to lock. On SQLite, the transaction
         # itself is the lock.
         connection.execute(sa.text("LOCK TABLE promotions IN SHARE ROW EXCLUSIVE MODE"))
-    found: str | None = connection.scalar(_CHAMPION_ID)
-    return found
+    return find_alias(connection, CHAMPION)
 
 
 def move_champion(
@@ -309,32 +299,13 @@ def champion_history(connection: Connection, *, limit: int | None = None) -> lis
 
 
 def champion_before(connection: Connection) -> str:
-    """Return the id of the model that `roll_back` would make the champion.
-
-    Raises Conflict if there is none.
-    """
-    return _before(connection, connection.scalar(_CHAMPION_ID))
-
-
-def roll_back(connection: Connection, model_id: str) -> Promotion:
-    """Make the model that `champion_before` returned the champion again, and return the move.
-
-    Raises Conflict if somebody else has moved the champion meanwhile.
-    """
-    champion_id = lock_champion(connection)
-    if _before(connection, champion_id) != model_id:
-        raise Conflict(
-            "Somebody else moved the champion at the same time: `labelmill models history` shows it."
-        )
-    move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
-    return champion_history(connection, limit=1)[0]
-
-
-def _before(connection: Connection, champion_id: str | None) -> str:
-    """Return the id of the champion before this one, ignoring moves that were rolled back.
+    """Return the id of the champion before the present one, ignoring moves that were rolled back.
 
     So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """
+    champion_id = find_alias(connection, CHAMPION)
+    if champion_id is None:
+        raise Conflict("There is no champion to roll back.")
     steps: list[str] = []
     for move in reversed(champion_history(connection)):
         if move.how == ROLLBACK:
@@ -343,8 +314,20 @@ def _before(connection: Connection, champion_id: str | None) -> str:
         if move.previous_id is not None and steps[-1:] != [move.previous_id]:
             steps.append(move.previous_id)  # a champion that is older than the history
         steps.append(move.model_id)
-    if champion_id is None:
-        raise Conflict("There is no champion, and so none before it.")
     if len(steps) < 2 or steps[-1] != champion_id:
         raise Conflict(f"There was no champion before {champion_id}: `labelmill models history` shows them.")
     return steps[-2]
+
+
+def roll_back(connection: Connection, model_id: str) -> Promotion:
+    """Make the model that `champion_before` returned the champion again, and return the move.
+
+    Raises Conflict if another process has moved the champion meanwhile.
+    """
+    champion_id = lock_champion(connection)
+    if champion_before(connection) != model_id:
+        raise Conflict(
+            "Another process moved the champion at the same time: `labelmill models history` shows it."
+        )
+    move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
+    return champion_history(connection, limit=1)[0]

@@ -7,22 +7,23 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, ErrorCode, NotFound
-from jobs.ids import first_id, is_id, last_id
-from jobs.ledger.control import settle_job, still_at_work
-from jobs.ledger.database import Ledger
-from jobs.ledger.models import CHAMPION, get_model, model_or_champion
+from jobs.ids import id_range, is_id
+from jobs.ledger.control import settle_job, still_claimed
+from jobs.ledger.database import Ledger, batched
+from jobs.ledger.models import CHAMPION, find_alias, get_model, model_or_champion
 from jobs.model import Model
 from jobs.schema import (
     FINISHED,
+    PAYLOAD_COLUMNS,
+    UNFINISHED,
     ChunkState,
     JobState,
-    aliases,
     chunks,
     db_now,
     jobs,
@@ -94,46 +95,36 @@ class JobStatus:
         return max(0.0, (self.read_at - self.oldest_waiting_at).total_seconds())
 
 
-def _status_query() -> sa.Select[tuple[object, ...]]:
-    # The index on (job_id, state, first_index) finds it in one step: chunks are created in the order of their
-    # images, and the rest of a chunk that was cut keeps its creation time.
-    oldest = (
-        sa.select(chunks.c.created_at)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
-        .order_by(chunks.c.first_index)
-        .limit(1)
-        .scalar_subquery()
-    )
-    return sa.select(jobs, oldest.label("oldest_waiting_at"), db_now().label("read_at"))
+#: When the oldest pending chunk of a job was created. The index on (job_id, state, first_index) finds it in
+#: one step: chunks are created in the order of their images, and the rest of a chunk that was cut keeps its
+#: creation time.
+OLDEST_PENDING_AT: Final = (
+    sa.select(chunks.c.created_at)
+    .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.PENDING)
+    .order_by(chunks.c.first_index)
+    .limit(1)
+    .scalar_subquery()
+)
+
+_STATUS: Final[sa.Select[Any]] = sa.select(
+    *(jobs.c.id, jobs.c.state, jobs.c.total, jobs.c.succeeded, jobs.c.failed, jobs.c.key, jobs.c.error),
+    *(jobs.c.retry_of, jobs.c.created_at, jobs.c.submitted_at, jobs.c.started_at, jobs.c.finished_at),
+    jobs.c.purged_at,
+    jobs.c.model_id.label("model"),
+    # A job that ended while it was paused keeps its `paused_at`.
+    sa.and_(jobs.c.paused_at.is_not(None), jobs.c.state.in_(UNFINISHED)).label("paused"),
+    OLDEST_PENDING_AT.label("oldest_waiting_at"),
+    db_now().label("read_at"),
+)
 
 
-def _to_status(row: Row[tuple[object, ...]]) -> JobStatus:
-    state = JobState(row.state)
-    return JobStatus(
-        id=row.id,
-        state=state,
-        total=row.total,
-        succeeded=row.succeeded,
-        failed=row.failed,
-        model=row.model_id,
-        key=row.key,
-        error=row.error,
-        # A job that ended while it was paused keeps its `paused_at`.
-        paused=row.paused_at is not None and state not in FINISHED,
-        retry_of=row.retry_of,
-        created_at=row.created_at,
-        submitted_at=row.submitted_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        purged_at=row.purged_at,
-        read_at=row.read_at,
-        oldest_waiting_at=row.oldest_waiting_at,
-    )
+def _to_status(row: Row[Any]) -> JobStatus:
+    return JobStatus(**{**row._mapping, "state": JobState(row.state)})
 
 
 def job_status(connection: Connection, job_id: str) -> JobStatus:
     """Return the status of a job. Raises NotFound."""
-    row = connection.execute(_status_query().where(jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(_STATUS.where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}: `labelmill jobs` lists them.")
     return _to_status(row)
@@ -141,12 +132,8 @@ def job_status(connection: Connection, job_id: str) -> JobStatus:
 
 def latest_jobs(connection: Connection, *, limit: int, state: JobState | None = None) -> list[JobStatus]:
     """Return the latest jobs, newest first, without shadows."""
-    query = (
-        _status_query()
-        .where(jobs.c.shadow_of.is_(None))
-        .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
-        .limit(limit)
-    )
+    query = _STATUS.where(jobs.c.shadow_of.is_(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    query = query.limit(limit)
     if state is not None:
         query = query.where(jobs.c.state == state)
     return [_to_status(row) for row in connection.execute(query)]
@@ -163,6 +150,12 @@ class Prediction:
     error: ErrorCode | None
     detail: str | None
     model: str
+
+
+_PREDICTIONS: Final[sa.Select[Any]] = sa.select(
+    *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
+    *(predictions.c.error, predictions.c.detail, jobs.c.model_id),
+).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +176,7 @@ def page_of_predictions(
     The cursor is the last index of the previous page, so every page costs the same.
     """
     table = predictions.c
-    query = (
-        sa.select(
-            table.index, table.name, table.label, table.confidence, table.error, table.detail, jobs.c.model_id
-        )
-        .join(jobs, jobs.c.id == table.job_id)
-        .where(table.job_id == job_id, table.index > after)
-        .order_by(table.index)
-        .limit(limit)
-    )
+    query = _PREDICTIONS.where(table.job_id == job_id, table.index > after).order_by(table.index).limit(limit)
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
@@ -201,10 +186,21 @@ def page_of_predictions(
         query = query.where(table.error.is_not(None))
     if wanted.name is not None:
         query = query.where(table.name.regexp_match(glob_to_regex(wanted.name)))
-    return [
-        Prediction(index, image, label, confidence, ErrorCode(error) if error else None, detail, model)
-        for index, image, label, confidence, error, detail, model in connection.execute(query)
-    ]
+    return list(map(_to_prediction, connection.execute(query)))
+
+
+def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Prediction]:
+    """Return the predictions of these images, by index. An image without one is left out."""
+    found: dict[int, Prediction] = {}
+    for some in batched(indices):
+        query = _PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
+        found |= {each.index: each for each in map(_to_prediction, connection.execute(query))}
+    return found
+
+
+def _to_prediction(row: Sequence[Any]) -> Prediction:
+    index, name, label, confidence, error, detail, model = row
+    return Prediction(index, name, label, confidence, ErrorCode(error) if error else None, detail, model)
 
 
 def stream_predictions(
@@ -221,7 +217,7 @@ def stream_predictions(
             page = page_of_predictions(connection, job_id, wanted, after=after, limit=size)
             last = len(page) < size or size == left
             if last:
-                _check_all_there(connection, job_id)
+                _check_complete(connection, job_id)
         yield from page
         if last:
             return
@@ -229,15 +225,13 @@ def stream_predictions(
         left = None if left is None else left - size
 
 
-def _check_all_there(connection: Connection, job_id: str) -> None:
+def _check_complete(connection: Connection, job_id: str) -> None:
     """Raise Conflict if a purge has removed predictions of the job.
 
     Every job has a chunk, and a purge deletes the chunks before the first prediction.
     """
     if connection.scalar(sa.select(chunks.c.id).where(chunks.c.job_id == job_id).limit(1)) is None:
-        raise Conflict(
-            f"Job {job_id} was purged before or while its predictions were read: some are missing."
-        )
+        raise Conflict(f"Job {job_id} was purged before all its predictions were read: some are missing.")
 
 
 def glob_to_regex(glob: str) -> str:
@@ -289,24 +283,10 @@ def _set_to_regex(inside: str) -> str:
 #: minutes.
 MIN_BEGINNING: Final = 6
 
+_IDS: Final = {"job": jobs.c.id, "training run": training_runs.c.id, "model": models.c.id}
+
 #: How many ids a message lists if several match.
-_TOLD: Final = 4
-
-
-def job_named(connection: Connection, typed: str) -> str:
-    """Return the id of the job that an id or its beginning means, or `typed` itself if none matches.
-
-    Raises Conflict if several jobs match, NotFound if too few characters are given.
-    """
-    return _full_id(connection, "job", jobs.c.id, typed)
-
-
-def run_named(connection: Connection, typed: str) -> str:
-    """Return the id of the training run that an id or its beginning means, or `typed` itself if none matches.
-
-    Raises Conflict if several runs match, NotFound if too few characters are given.
-    """
-    return _full_id(connection, "training run", training_runs.c.id, typed)
+_MAX_LISTED_IDS: Final = 4
 
 
 def model_named(connection: Connection, typed: str | None) -> Model:
@@ -316,23 +296,28 @@ def model_named(connection: Connection, typed: str | None) -> Model:
     """
     if typed is None or typed.strip() == CHAMPION:
         return model_or_champion(connection, None)
-    found = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == typed.strip()))
-    return get_model(connection, found or _full_id(connection, "model", models.c.id, typed))
+    found = find_alias(connection, typed.strip())
+    return get_model(connection, found or full_id(connection, "model", typed))
 
 
-def _full_id(connection: Connection, what: str, ids: sa.Column[Any], typed: str) -> str:
+def full_id(connection: Connection, what: Literal["job", "training run", "model"], typed: str) -> str:
+    """Return the id that an id or its beginning means, or `typed` itself if none matches.
+
+    Raises Conflict if several ids match, NotFound if too few characters are given.
+    """
     text = typed.strip().lower()
     if is_id(text):
         return text
-    if not text or not is_id(first_id(text)):
+    if not text or (bounds := id_range(text)) is None:
         return typed
     if len(text) < MIN_BEGINNING:
         raise NotFound(f"There is no {what} {typed!r}: type at least {MIN_BEGINNING} characters of its id.")
     # BETWEEN, not LIKE: it uses the index.
-    between = sa.select(ids).where(ids.between(first_id(text), last_id(text))).order_by(ids)
-    found = list(connection.scalars(between.limit(_TOLD + 1)))
+    ids = _IDS[what]
+    between = sa.select(ids).where(ids.between(*bounds)).order_by(ids)
+    found = list(connection.scalars(between.limit(_MAX_LISTED_IDS + 1)))
     if len(found) > 1:
-        told = ", ".join(found[:_TOLD]) + (", ..." if len(found) > _TOLD else "")
+        told = ", ".join(found[:_MAX_LISTED_IDS]) + (", ..." if len(found) > _MAX_LISTED_IDS else "")
         raise Conflict(f"{typed!r} is the beginning of several {what}s: type more of {told}.")
     return found[0] if found else typed
 
@@ -365,14 +350,14 @@ def check_retry(connection: Connection, job_id: str) -> str:
     status = job_status(connection, job_id)
     if not status.finished:
         raise Conflict(
-            f"Job {job_id} has not finished, it is {status.state}: only then is it known what to try again."
+            f"Job {job_id} has not finished, it is {status.state}: retry its images when it has ended."
         )
     if status.purged_at is not None:
         raise Conflict(
             f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: submit them again."
         )
     if not settle_job(connection, job_id):
-        raise still_at_work(job_id)
+        raise still_claimed(job_id)
     return status.model
 
 
@@ -385,8 +370,8 @@ def check_not_purged(connection: Connection, job_id: str) -> None:
     kept = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.purged_at.is_(None))
     if connection.scalar(kept) is None:
         raise Conflict(
-            f"Job {job_id} was purged while its images were being submitted again, so nothing of that is "
-            "kept: submit them from where they came."
+            f"Job {job_id} was purged while its images were being submitted again, so the new job was "
+            "discarded: submit the images from their original source."
         )
 
 
@@ -399,7 +384,12 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
     after = -1
     while True:
         with ledger.reading() as connection:
-            page = connection.execute(_chunks_after(job_id, after)).all()
+            page = connection.execute(
+                sa.select(*PAYLOAD_COLUMNS, chunks.c.state)
+                .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
+                .order_by(chunks.c.first_index)
+                .limit(_PAGE_CHUNKS)
+            ).all()
             errors = list(connection.scalars(_errors_of(job_id, page))) if page else []
             # Checked after the rows are read, because a purge may have removed some of them; on the last page
             # too.
@@ -421,23 +411,7 @@ def images_without_label(ledger: Ledger, job_id: str, *, failed_only: bool) -> I
         after = page[-1].first_index
 
 
-def _chunks_after(job_id: str, after: int) -> sa.Select[Any]:
-    return (
-        sa.select(
-            chunks.c.first_index,
-            chunks.c.images,
-            chunks.c.state,
-            chunks.c.payload,
-            chunks.c.payload_sha256,
-            chunks.c.payload_offset,
-        )
-        .where(chunks.c.job_id == job_id, chunks.c.first_index > after)
-        .order_by(chunks.c.first_index)
-        .limit(_PAGE_CHUNKS)
-    )
-
-
-def _errors_of(job_id: str, page: Sequence[sa.Row[Any]]) -> sa.Select[Any]:
+def _errors_of(job_id: str, page: Sequence[Any]) -> sa.Select[Any]:
     """Return the query for the indices of these chunks' images that got an error."""
     return (
         sa.select(predictions.c.index)

@@ -1,6 +1,6 @@
-"""Results: the outcomes of chunks, their end and their jobs' counters, recorded in one transaction.
+"""Results: one transaction records the outcomes of chunks, ends their claims, and updates the jobs' counters.
 
-This is the last stop of an image on its way from `producer.submit`: its row in `predictions`.
+Here an image that `producer.submit` accepted gets its row in `predictions`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import LeaseLost, Unavailable
 from jobs.ledger.claims import IS_CLAIMED, Claim, claimed_as
-from jobs.ledger.control import drop_waiting_chunks, end_shadows
+from jobs.ledger.control import drop_waiting_work
 from jobs.ledger.counters import OK, AttemptEnd, CounterName, bucket_of, count
 from jobs.outcomes import Outcomes
 from jobs.schema import UNFINISHED, ChunkState, JobState, chunks, db_now, jobs
@@ -164,7 +164,7 @@ def _copy(connection: Connection, rows: Iterable[tuple[object, ...]]) -> None:
 
 
 def _counting() -> sa.Update:
-    """Return the statement that moves a job's counters, and maybe its state."""
+    """Return the statement that updates a job's counters, and its state if it ends., and maybe its state."""
     new_failed = jobs.c.failed + sa.bindparam("failed_now", type_=sa.BigInteger())
     new_succeeded = jobs.c.succeeded + sa.bindparam("succeeded_now", type_=sa.BigInteger())
     new_done = new_succeeded + new_failed
@@ -200,33 +200,32 @@ _COUNT_AND_RETURN: Final = _COUNT.returning(*_END)
 
 
 def _count_in_jobs(connection: Connection, recorded: Sequence[Classified], *, seconds: float) -> None:
-    """Move the counters of the chunks' jobs, and their state with the last image or one error too many.
+    """Update the counters of the chunks' jobs, and end a job with its last image or with one error too many.
 
-    `seconds`: how long the chunks have been worked on.
+    The work on the chunks began `seconds` ago.
     """
-    # In the order of the jobs' ids, in which all sessions lock their rows.
-    moves: dict[str, dict[str, Any]] = {}
+    # By job, in the order of the ids: all transactions lock the jobs' rows in this order.
+    updates: dict[str, dict[str, Any]] = {}
     for claim, outcomes in recorded:
         begun = {"of_job": claim.job_id, "began": -seconds, "succeeded_now": 0, "failed_now": 0}
-        move = moves.setdefault(claim.job_id, begun)
-        move["succeeded_now"] += len(outcomes) - outcomes.failed
-        move["failed_now"] += outcomes.failed
-    if len(moves) == 1:
-        moved = connection.execute(_COUNT_AND_RETURN, *moves.values()).all()
+        update = updates.setdefault(claim.job_id, begun)
+        update["succeeded_now"] += len(outcomes) - outcomes.failed
+        update["failed_now"] += outcomes.failed
+    if len(updates) == 1:
+        updated = connection.execute(_COUNT_AND_RETURN, *updates.values()).all()
     else:
-        connection.execute(_COUNT, list(moves.values()))
-        moved = connection.execute(sa.select(*_END).where(jobs.c.id.in_(moves))).all()
-    for job in moved:
-        if job.state == JobState.DONE:  # by these chunks: no image comes after the last
+        connection.execute(_COUNT, list(updates.values()))
+        updated = connection.execute(sa.select(*_END).where(jobs.c.id.in_(updates))).all()
+    for job in updated:
+        if job.state == JobState.DONE:  # because of these chunks: they held its last images
             count(connection, {(CounterName.JOBS, JobState.DONE): 1})
         if job.state == JobState.FAILED and job.error is None:
             count(connection, {(CounterName.JOBS, JobState.FAILED): 1})
-            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many(job)))
-            drop_waiting_chunks(connection, job.id)
-            end_shadows(connection, job.id)
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(error=_too_many_errors(job)))
+            drop_waiting_work(connection, job.id)
 
 
-def _too_many(job: sa.Row[Any]) -> str:
+def _too_many_errors(job: sa.Row[Any]) -> str:
     if job.error_limit is not None and job.failed > job.error_limit:
         limit = f"{job.error_limit:,}"
     else:

@@ -22,7 +22,8 @@ from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
 from jobs.ledger.database import Ledger, insert_into
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.workers import trainer_is_there
+from jobs.ledger.workers import workers_by_queue
+from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, db_now, models, training_epochs, training_runs, verdicts
 
 #: How long a trainer owns its run without a heartbeat.
@@ -37,7 +38,7 @@ UNFINISHED_RUN: Final = (RunState.PENDING, RunState.RUNNING)
 
 
 class RunLost(LabelmillError):
-    """The training run is not this trainer's any more; what was computed here is thrown away."""
+    """This trainer no longer owns the training run, so its results are discarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,9 @@ def request_run(
 
     If another run is active, a request without a slot (a person's) raises Conflict, and a scheduled one is
     stored as `skipped`, with the reason. A run whose trainer has died stays active until it is ended: call
-    `make_way` first.
+    `clear_expired_run` first.
     """
-    end_active(connection, *STALE)
+    end_active_run(connection, *STALE)
     asked = {
         "recipe": recipe,
         "slot": slot,
@@ -99,22 +100,23 @@ def request_run(
         "started_at": db_now(),
     }
     while not _insert(connection, run_id, state=RunState.PENDING, active=1, **asked):
-        if slot is not None and _has_run(connection, slot):
+        same_slot = sa.select(training_runs.c.id).where(training_runs.c.slot == slot)
+        if slot is not None and connection.scalar(same_slot) is not None:
             return None
         other = find_active_run(connection)
         if other is None:  # it has just finished
             continue
         if slot is None:
             raise Conflict(
-                f"Training run {other.id} is under way, it is {other.state}: follow it with `labelmill runs "
+                f"Training run {other.id} is already {other.state}: follow it with `labelmill runs "
                 f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
-                f"{_what_it_waits_for(connection, other)}"
+                f"{_missing_trainer_hint(connection, other)}"
             )
         skipped = _insert(
             connection,
             run_id,
             state=RunState.SKIPPED,
-            error=f"training run {other.id} was under way",
+            error=f"training run {other.id} was active",
             finished_at=db_now(),
             **asked,
         )
@@ -125,13 +127,13 @@ def request_run(
     return RunState.PENDING
 
 
-def _what_it_waits_for(connection: Connection, run: Run) -> str:
+def _missing_trainer_hint(connection: Connection, run: Run) -> str:
     """Return a sentence that says no trainer is running, or "" if the run does not wait for one."""
-    if run.state != RunState.PENDING or trainer_is_there(connection):
+    if run.state != RunState.PENDING or RETRAIN_QUEUE in workers_by_queue(connection):
         return ""
     return (
-        " It waits for a trainer, and none is there: `labelmill up` has one, and so has `labelmill worker "
-        "--trainer` in a deployment of your own."
+        " It waits for a trainer, and none is running: `labelmill up` starts one, and in a deployment "
+        "`labelmill worker --trainer` does."
     )
 
 
@@ -144,20 +146,6 @@ def _insert(connection: Connection, run_id: str, **values: Any) -> bool:
         .returning(training_runs.c.id)
     )
     return connection.scalar(inserted) is not None
-
-
-def _has_run(connection: Connection, slot: datetime) -> bool:
-    return connection.scalar(sa.select(training_runs.c.id).where(training_runs.c.slot == slot)) is not None
-
-
-def pending_run(connection: Connection) -> str | None:
-    """Return the id of the run that waits for a trainer, or None."""
-    run_id: str | None = connection.scalar(
-        sa.select(training_runs.c.id).where(
-            training_runs.c.active == 1, training_runs.c.state == RunState.PENDING
-        )
-    )
-    return run_id
 
 
 # ---- the trainer's statements -------------------------------------------------------------------------
@@ -247,24 +235,17 @@ def _change(connection: Connection, claim: RunClaim, **values: Any) -> None:
         .values(**values)
     )
     if changed.rowcount != 1:
-        raise RunLost(f"Training run {claim.run_id} is {_what_became_of(connection, claim.run_id)}.")
-
-
-def _what_became_of(connection: Connection, run_id: str) -> str:
-    row = connection.execute(
-        sa.select(training_runs.c.state, training_runs.c.error).where(training_runs.c.id == run_id)
-    ).one_or_none()
-    if row is None:
-        return "gone"
-    return f"{row.state}: {row.error}" if row.error else str(row.state)
+        run = get_run(connection, claim.run_id)
+        why = f": {run.error}" if run.error else ""
+        raise RunLost(f"Training run {run.id} is {run.state}{why}.")
 
 
 def _ended(state: RunState, error: str | None = None) -> dict[str, Any]:
     return {"state": state, "active": None, "lease_until": None, "finished_at": db_now(), "error": error}
 
 
-def _count_end(connection: Connection, state: RunState, *, runs: int = 1) -> None:
-    count(connection, {(CounterName.TRAINING_RUNS, state): runs})
+def _count_end(connection: Connection, state: RunState) -> None:
+    count(connection, {(CounterName.TRAINING_RUNS, state): 1})
 
 
 # ---- ending a run from outside ------------------------------------------------------------------------
@@ -275,42 +256,25 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
 
     Raises NotFound, or Conflict if the run had finished.
     """
-    stopped = connection.execute(
-        training_runs.update()
-        .where(training_runs.c.id == run_id, training_runs.c.state.in_(UNFINISHED_RUN))
-        .values(**_ended(RunState.CANCELLED))
-    )
-    run = get_run(connection, run_id)
-    if stopped.rowcount != 1:
-        raise Conflict(f"Training run {run_id} had finished before: it is {run.state}.")
-    _count_end(connection, RunState.CANCELLED)
-    return run
-
-
-def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[str]:
-    """End the runs of processes that are dead or were told to stop. Return the runs' ids.
-
-    Without this, the next run would have to wait for their leases to expire.
-    """
-    ended = list(
-        connection.scalars(
-            training_runs.update()
-            .where(
-                training_runs.c.active == 1,
-                training_runs.c.state == RunState.RUNNING,
-                training_runs.c.owner.in_(list(owners)),
-            )
-            .values(**_ended(RunState.INTERRUPTED, error))
-            .returning(training_runs.c.id)
+    cancelled = end_active_run(connection, training_runs.c.id == run_id, RunState.CANCELLED)
+    if not cancelled:
+        raise Conflict(
+            f"Training run {run_id} has already finished: it is {get_run(connection, run_id).state}."
         )
-    )
-    if ended:
-        _count_end(connection, RunState.INTERRUPTED, runs=len(ended))
-    return ended
+    return cancelled[0]
 
 
-def end_active(
-    connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str
+def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[Run]:
+    """End the active run if one of these processes, which are dead or were told to stop, trains it.
+
+    Return it, or an empty list. Without this, the next run would have to wait for the lease to expire.
+    """
+    theirs = sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.owner.in_(list(owners)))
+    return end_active_run(connection, theirs, RunState.INTERRUPTED, error)
+
+
+def end_active_run(
+    connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str | None = None
 ) -> list[Run]:
     """End the active run if it satisfies `which`. Return it, or an empty list.
 
@@ -328,7 +292,7 @@ def end_active(
     return [get_run(connection, ended)]
 
 
-def is_lost() -> sa.ColumnElement[bool]:
+def lease_is_expired() -> sa.ColumnElement[bool]:
     """Return the condition for a run that is claimed under an expired lease."""
     return sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.lease_until < db_now())
 
@@ -343,16 +307,25 @@ def is_stale() -> sa.ColumnElement[bool]:
 
 
 # Runs that no trainer will finish: the condition, the state they get, and the reason.
-LOST: Final = (is_lost(), RunState.INTERRUPTED, "its trainer vanished without a word")
-STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer took it within an hour of its slot")
+LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
+STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an hour of its slot")
 
 
 # ---- queries ------------------------------------------------------------------------------------------
 
-_RUNS: Final = sa.select(
-    training_runs,
-    models.c.accuracy,
-    sa.case((is_lost(), training_runs.c.lease_until)).label("lost_at"),
+_RUNS: Final[sa.Select[Any]] = sa.select(
+    *(training_runs.c.id, training_runs.c.state, training_runs.c.recipe, training_runs.c.slot),
+    *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
+    *(training_runs.c.owner, training_runs.c.requested_at, training_runs.c.finished_at),
+    *(training_runs.c.model_id, training_runs.c.verdict, training_runs.c.error, models.c.accuracy),
+    # The column cannot be empty: until a trainer claims the run, it is the time of the request.
+    sa.case(
+        (
+            sa.or_(training_runs.c.owner.is_not(None), training_runs.c.requested_at.is_(None)),
+            training_runs.c.started_at,
+        )
+    ).label("started_at"),
+    sa.case((lease_is_expired(), training_runs.c.lease_until)).label("silent_since"),
     sa.select(sa.func.count())
     .where(training_epochs.c.run_id == training_runs.c.id)
     .scalar_subquery()
@@ -393,13 +366,8 @@ def latest_runs(connection: Connection, *, limit: int) -> list[Run]:
 
 def epochs_of(connection: Connection, run_id: str) -> list[Row[Any]]:
     """Return a run's epochs, in order."""
-    return list(
-        connection.execute(
-            sa.select(training_epochs)
-            .where(training_epochs.c.run_id == run_id)
-            .order_by(training_epochs.c.epoch)
-        )
-    )
+    query = sa.select(training_epochs).where(training_epochs.c.run_id == run_id)
+    return list(connection.execute(query.order_by(training_epochs.c.epoch)))
 
 
 def verdict_on(connection: Connection, run_id: str) -> StoredVerdict | None:
@@ -409,27 +377,8 @@ def verdict_on(connection: Connection, run_id: str) -> StoredVerdict | None:
 
 
 def _to_run(row: Row[Any]) -> Run:
-    # The column `started_at` cannot be empty: until a trainer claims the run, it is the time of the request.
-    never_started = row.owner is None and row.requested_at is not None
-    return Run(
-        id=row.id,
-        state=RunState(row.state),
-        recipe=row.recipe,
-        slot=row.slot,
-        data_source=row.data_source,
-        data_fingerprint=row.data_fingerprint,
-        data=row.data,
-        owner=row.owner,
-        requested_at=row.requested_at,
-        started_at=None if never_started else row.started_at,
-        finished_at=row.finished_at,
-        model_id=row.model_id,
-        verdict=row.verdict,
-        error=row.error,
-        accuracy=row.accuracy,
-        epochs_done=row.epochs_done,
-        silent_since=row.lost_at and row.lost_at - timedelta(seconds=RUN_LEASE_SECONDS),
-    )
+    silent_since = row.silent_since and row.silent_since - timedelta(seconds=RUN_LEASE_SECONDS)
+    return Run(**{**row._mapping, "state": RunState(row.state), "silent_since": silent_since})
 
 
 # ---- runs whose trainer is gone -------------------------------------------------------------------
@@ -439,14 +388,14 @@ def _to_run(row: Row[Any]) -> Run:
 RUN_GRACE_SECONDS: Final = 10.0
 
 #: The time between two observations counts as at most this: slightly more than the reconciler's interval.
-_MOST_BETWEEN_LOOKS: Final = 3.0
+_MAX_COUNTED_GAP_SECONDS: Final = 3.0
 
-#: How often `make_way` checks.
-_LOOK_SECONDS: Final = 0.5
+#: How often `clear_expired_run` checks.
+_POLL_SECONDS: Final = 0.5
 
 
-class Silence:
-    """How long a run's lease has been observed as expired, over repeated observations.
+class FailureDetector:
+    """Decide whether a trainer is dead, by observing its run's lease repeatedly.
 
     An expired lease does not prove that the trainer is dead. The database's clock may have been set, the
     machine may have slept, or the ledger may have been unavailable; a living trainer renews the lease with
@@ -457,48 +406,43 @@ class Silence:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lease: tuple[str, datetime] | None = None
-        self._looked_at = 0.0
+        self._observed_at = 0.0
         self._seconds = 0.0
 
-    def lasts(self, run_id: str, lease_until: datetime) -> bool:
-        """Note that this lease is expired now. Return whether it has been expired for RUN_GRACE_SECONDS."""
-        now, lease = self._clock(), (run_id, lease_until)
+    def has_failed(self, run_id: str, last_heartbeat: datetime) -> bool:
+        """Note that the run's lease is expired now. Return whether it has been so for RUN_GRACE_SECONDS."""
+        now, lease = self._clock(), (run_id, last_heartbeat)
         if self._lease == lease:
-            self._seconds += min(now - self._looked_at, _MOST_BETWEEN_LOOKS)
+            self._seconds += min(now - self._observed_at, _MAX_COUNTED_GAP_SECONDS)
         else:
             self._lease, self._seconds = lease, 0.0
-        self._looked_at = now
+        self._observed_at = now
         return self._seconds >= RUN_GRACE_SECONDS
 
 
-def end_lost_runs(connection: Connection, silence: Silence) -> list[Run]:
+def end_lost_runs(connection: Connection, detector: FailureDetector) -> list[Run]:
     """End the active run if no trainer will finish it. Return it as it is now, or an empty list.
 
     A run whose lease expired is interrupted once the lease has been observed as expired for long enough: pass
-    the same `silence` at each call. A scheduled run that no trainer claimed in time is skipped.
+    the same `detector` at each call. A scheduled run that no trainer claimed in time is skipped.
     """
-    # At most one row, found through the index on `active`: every reconciler runs this every few seconds.
-    active = connection.execute(
-        sa.select(training_runs.c.id, training_runs.c.state, training_runs.c.lease_until).where(
-            training_runs.c.active == 1, sa.or_(is_lost(), is_stale())
-        )
-    ).one_or_none()
-    if active is None:
+    run = find_active_run(connection)
+    if run is None:
         return []
-    if active.state != RunState.RUNNING:
-        return end_active(connection, *STALE)
-    if not silence.lasts(active.id, active.lease_until):
+    if run.silent_since is None:
+        return end_active_run(connection, *STALE)
+    if not detector.has_failed(run.id, run.silent_since):
         return []
-    return end_active(connection, *LOST)
+    return end_active_run(connection, *LOST)
 
 
-def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
+def clear_expired_run(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
     """Wait until no run with an expired lease is active. Call it before `request_run`, outside a transaction.
 
     Its trainer renews the lease, or the run is ended after about RUN_GRACE_SECONDS. `on_wait` is called once,
     with the run, if there is anything to wait for. Raises Unavailable.
     """
-    silence, told = Silence(), False
+    detector, told = FailureDetector(), False
     while True:
         with ledger.reading() as connection:
             run = find_active_run(connection)
@@ -508,6 +452,6 @@ def make_way(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: No
             on_wait(run)
             told = True
         with ledger.transaction() as connection:
-            if end_lost_runs(connection, silence):
+            if end_lost_runs(connection, detector):
                 return
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)

@@ -16,15 +16,15 @@ from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
 from jobs.ids import new_id
-from jobs.ledger.models import SHADOW, find_champion, get_model, point_alias
+from jobs.ledger.models import SHADOW, find_alias, find_champion, get_model, point_alias
 from jobs.model import Model
-from jobs.schema import ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
+from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
 #: Below every priority that a person can set: a shadow delays no job.
 SHADOW_PRIORITY: Final = -1_000
 
 #: The message if there is no challenger.
-NO_SHADOW: Final = "No model is in the shadow: `labelmill models shadow MODEL` puts one there."
+NO_SHADOW: Final = "There is no shadow model: `labelmill models shadow MODEL` sets one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Disagreed:
+class Disagreement:
     """An image to which the job's model and the challenger gave different labels."""
 
     job: str
@@ -62,15 +62,15 @@ def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | No
     `share` is 0 to 1. Return the shadow's id, or None if there is no challenger, it cannot be compared with
     the job's model, or no chunk falls into the share. Call it in the transaction that seals the job.
     """
-    challenger_id = find_shadow(connection)
+    challenger_id = find_alias(connection, SHADOW)
     if challenger_id is None:
         return None
     model_id = connection.execute(sa.select(jobs.c.model_id).where(jobs.c.id == job_id)).scalar_one()
     challenger = get_model(connection, challenger_id)
     if model_id == challenger_id or not comparable(get_model(connection, model_id), challenger):
         return None
-    copied = (*_OF_THE_IMAGES, chunks.c.id)
-    rows = connection.execute(sa.select(*copied).where(chunks.c.job_id == job_id)).mappings()
+    query = sa.select(chunks.c.id, *PAYLOAD_COLUMNS).where(chunks.c.job_id == job_id)
+    rows = connection.execute(query).mappings()
     sampled = [dict(row) for row in rows if is_shadowed(share, row["id"])]
     if not sampled:
         return None
@@ -105,7 +105,7 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
 
     Raises NotFound, or Conflict if there is nothing to compare it with.
     """
-    model, champion = get_model(connection, model_id), champion_beside(connection)
+    model, champion = get_model(connection, model_id), require_champion(connection)
     if champion.id == model.id:
         raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
     if not comparable(champion, model):
@@ -117,13 +117,13 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     return model
 
 
-def champion_beside(connection: Connection) -> Model:
+def require_champion(connection: Connection) -> Model:
     """Return the champion, which a challenger is compared with. Raises Conflict if there is none."""
     champion = find_champion(connection)
     if champion is None:
         raise Conflict(
-            "There is no champion to compare it with: `labelmill models promote MODEL` makes one, with "
-            "--force if it was not evaluated."
+            "There is no champion to compare it with: promote a model with `labelmill models promote MODEL`, "
+            "with --force if it was not evaluated."
         )
     return champion
 
@@ -136,12 +136,6 @@ def comparable(one: Model, other: Model) -> bool:
 def end_shadow(connection: Connection) -> bool:
     """Remove the challenger's alias; its results stay. Return False if there was none."""
     return connection.execute(aliases.delete().where(aliases.c.name == SHADOW)).rowcount == 1
-
-
-def find_shadow(connection: Connection) -> str | None:
-    """Return the challenger's id, or None."""
-    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == SHADOW))
-    return found
 
 
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:
@@ -171,7 +165,9 @@ def compare(connection: Connection, model_id: str, *, beside: str | None = None)
     return Comparison(model_id, connection.scalar(done) or 0, int(images), int(disagreements), beside)
 
 
-def first_disagreements(connection: Connection, model_id: str, *, beside: str, limit: int) -> list[Disagreed]:
+def first_disagreements(
+    connection: Connection, model_id: str, *, beside: str, limit: int
+) -> list[Disagreement]:
     """Return at most `limit` images on which the challenger and this model disagree, latest jobs first."""
     query = (
         _compared(
@@ -189,14 +185,8 @@ def first_disagreements(connection: Connection, model_id: str, *, beside: str, l
         .order_by(predictions.c.job_id.desc(), predictions.c.index)
         .limit(limit)
     )
-    return [Disagreed(*row) for row in connection.execute(query)]
+    return [Disagreement(*row) for row in connection.execute(query)]
 
-
-#: The columns that say which images a chunk holds.
-_OF_THE_IMAGES: Final = (
-    *(chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256),
-    chunks.c.payload_offset,
-)
 
 _SHADOWED: Final = jobs.alias("shadowed")
 _CHALLENGER: Final = predictions.alias("challenger")

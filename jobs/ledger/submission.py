@@ -133,13 +133,13 @@ def _stopped(connection: Connection, job_id: str) -> Stopped:
     if job is None:
         return Stopped(
             f"Job {job_id} was removed while it was being submitted, by another submission under its key or "
-            "by a purge: nothing of it is kept."
+            "by a purge. None of its results are kept."
         )
     why = f": {job.error.rstrip('.')}" if job.error else ""
     # A job that was never sealed is discarded by the next submission under its key.
-    until = "" if job.key is None else f" until something is submitted under the key {job.key!r} again"
+    until = "" if job.key is None else f" until the key {job.key!r} is used again"
     return Stopped(
-        f"Job {job_id} was stopped while it was being submitted{why}; what is classified is kept{until}."
+        f"Job {job_id} was stopped while it was being submitted{why}; the results so far are kept{until}."
     )
 
 

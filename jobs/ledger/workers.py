@@ -17,7 +17,6 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger.claims import chunk_is_in_work
 from jobs.ledger.database import insert_into
-from jobs.messages import RETRAIN_QUEUE
 from jobs.schema import RunState, chunks, db_now, training_runs, workers
 
 #: How often a worker writes its heartbeat.
@@ -98,9 +97,6 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
     )
     if host is not None:
         query = query.where(workers.c.host == host)
-    rows = connection.execute(query).all()
-    if not rows:
-        return []
     claimed: dict[str, list[str]] = {}
     for owner, chunk_id in connection.execute(
         sa.select(chunks.c.owner, chunks.c.id).where(chunk_is_in_work()).order_by(chunks.c.id)
@@ -124,25 +120,15 @@ def list_workers(connection: Connection, *, host: str | None = None) -> list[Wor
             chunks=tuple(chunk_id for child in row.children for chunk_id in claimed.get(child, ())),
             run=active.id if active is not None and active.owner in row.children else None,
         )
-        for row in rows
+        for row in connection.execute(query).all()
     ]
-
-
-def _is_alive() -> sa.ColumnElement[bool]:
-    """Return the condition for a recent heartbeat. A killed worker's row stays for a day."""
-    return workers.c.seen_at >= db_now(-GONE_SECONDS)
-
-
-def trainer_is_there(connection: Connection) -> bool:
-    """Return whether a trainer is running that could claim a training run."""
-    return RETRAIN_QUEUE in workers_by_queue(connection)
 
 
 def workers_by_queue(connection: Connection) -> dict[str, tuple[int, int]]:
     """Return how many workers are alive and how many processes they have, by queue."""
     rows = connection.execute(
         sa.select(workers.c.queue, sa.func.count(), sa.func.sum(workers.c.processes))
-        .where(_is_alive())
+        .where(workers.c.seen_at >= db_now(-GONE_SECONDS))
         .group_by(workers.c.queue)
     )
     return {queue: (int(number), int(processes)) for queue, number, processes in rows}

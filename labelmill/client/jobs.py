@@ -14,7 +14,7 @@ from jobs.ledger.queries import (
     Filter,
     JobStatus,
     Prediction,
-    job_named,
+    full_id,
     job_status,
     latest_jobs,
     model_named,
@@ -149,7 +149,7 @@ class JobMethods(Session):
         is too short.
         """
         with self.ledger.reading() as connection:
-            return job_named(connection, typed)
+            return full_id(connection, "job", typed)
 
     def status(self, job_id: str) -> JobStatus:
         """Return the job's state, counts, model, rate (images per second) and times. Raises NotFound."""

@@ -9,11 +9,13 @@ from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import Evaluation
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.models import (
+    SHADOW,
     Promotion,
     StoredEvaluation,
     StoredVerdict,
     champion_before,
     champion_history,
+    find_alias,
     find_evaluation,
     find_verdict,
     get_model,
@@ -24,17 +26,16 @@ from jobs.ledger.queries import model_named
 from jobs.ledger.shadows import (
     NO_SHADOW,
     Comparison,
-    Disagreed,
+    Disagreement,
     begin_shadow,
-    champion_beside,
     compare,
     end_shadow,
-    find_shadow,
     first_disagreements,
+    require_champion,
 )
 from jobs.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import check_stored
+from jobs.registry import read_stored
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.registration import DIGITS, Registered, register
 
@@ -160,7 +161,7 @@ class ModelMethods(Session):
         if its file is missing from the store or was changed.
         """
         found = self.model(model)
-        check_stored(self._store, found)
+        read_stored(self._store, found)
         with self.ledger.transaction() as connection:
             return judge_and_promote(
                 connection, self.settings.gate_limits, found.id, how="promote", force=force
@@ -174,7 +175,7 @@ class ModelMethods(Session):
         """
         with self.ledger.reading() as connection:
             model = get_model(connection, champion_before(connection))
-        check_stored(self._store, model)
+        read_stored(self._store, model)
         with self.ledger.transaction() as connection:
             return roll_back(connection, model.id)
 
@@ -202,7 +203,7 @@ class ModelMethods(Session):
         """
         found = self.model(model)
         # Otherwise each worker would notice only when it loads the file, and report it only in its log.
-        check_stored(self._store, found)
+        read_stored(self._store, found)
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, found.id)
 
@@ -213,16 +214,16 @@ class ModelMethods(Session):
                 raise Conflict(NO_SHADOW)
 
     @accept_numpy_numbers
-    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreed]]:
+    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreement]]:
         """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
 
         Images of the latest jobs come first. Raises Conflict if there is no challenger.
         """
         with self.ledger.reading() as connection:
-            model_id = find_shadow(connection)
+            model_id = find_alias(connection, SHADOW)
             if model_id is None:
                 raise Conflict(NO_SHADOW)
-            champion = champion_beside(connection).id
+            champion = require_champion(connection).id
             return (
                 compare(connection, model_id, beside=champion),
                 first_disagreements(connection, model_id, beside=champion, limit=limit),

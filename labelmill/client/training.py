@@ -13,21 +13,22 @@ from sqlalchemy.engine import Row
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.models import StoredVerdict
-from jobs.ledger.queries import run_named
+from jobs.ledger.queries import full_id
 from jobs.ledger.runs import (
+    FailureDetector,
     Run,
-    Silence,
     cancel_run,
     classes_learnt,
+    clear_expired_run,
     end_lost_runs,
     epochs_of,
     get_run,
     latest_runs,
-    make_way,
     request_run,
     verdict_on,
 )
-from jobs.ledger.workers import trainer_is_there
+from jobs.ledger.workers import workers_by_queue
+from jobs.messages import RETRAIN_QUEUE
 from labelmill.client.session import Session, accept_numpy_numbers
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TrainingMethods(Session):
             seed=secrets.randbelow(2**31) if seed is None else seed,
         )
         run_id = new_id()
-        make_way(self.ledger, on_wait=on_wait)
+        clear_expired_run(self.ledger, on_wait=on_wait)
         with self.ledger.transaction() as connection:
             request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
         self.wake_trainer(run_id)
@@ -79,15 +80,15 @@ class TrainingMethods(Session):
         """Send the run's message again, for a broker that was started after `retrain`."""
         self._broker().request_run(run_id)
 
-    def trainer_is_there(self) -> bool:
+    def trainer_is_running(self) -> bool:
         """Return whether a trainer has sent a heartbeat recently."""
         with self.ledger.reading() as connection:
-            return trainer_is_there(connection)
+            return RETRAIN_QUEUE in workers_by_queue(connection)
 
     def run_id(self, typed: str) -> str:
         """Return the full id of a training run, as `job_id` does for jobs."""
         with self.ledger.reading() as connection:
-            return run_named(connection, typed)
+            return full_id(connection, "training run", typed)
 
     def run(self, run_id: str) -> Run:
         """Return the training run and its present state. Raises NotFound."""
@@ -115,12 +116,12 @@ class TrainingMethods(Session):
 
         If its trainer vanishes, this method ends the run, because no other process may be there to do so.
         """
-        silence = Silence()
+        detector = FailureDetector()
         while True:
             run = self.run(run_id)
             if run.silent_since is not None:
                 with self.ledger.transaction() as connection:
-                    end_lost_runs(connection, silence)
+                    end_lost_runs(connection, detector)
                 run = self.run(run_id)
             yield run
             if run.finished:

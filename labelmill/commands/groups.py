@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from jobs.ids import first_id, is_id
+from jobs.ids import id_range
 from jobs.ledger.queries import MIN_BEGINNING
 
 
@@ -16,6 +16,6 @@ class ListingGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command. Raises UsageError if there is none; for an id, the error suggests `show`."""
         text = args[0].strip().lower()
-        if len(text) >= MIN_BEGINNING and is_id(first_id(text)) and text not in self.commands:
+        if len(text) >= MIN_BEGINNING and id_range(text) and text not in self.commands:
             ctx.fail(f"{args[0]!r} is not a command. To see what has this id: {ctx.command_path} show {text}")
         return super().resolve_command(ctx, args)

@@ -36,18 +36,20 @@ def check_jobs(settings: Settings) -> Iterator[Finding]:
 
     def check(connection: Connection) -> Iterator[Finding]:
         jobs = metrics.open_jobs(connection, lost_seconds=limit, many_releases=_MANY_RELEASES)
-        yield _reconciler(metrics.reconciling(connection), has_work=bool(jobs), start=start)
+        yield _reconciler(metrics.reconciler_lock(connection), has_work=bool(jobs), start=start)
         yield _progress(jobs, metrics.seconds_since_last_result(connection), limit, start=start)
         yield _releases(jobs)
 
     yield from check_in_ledger(settings, check, if_none=ok("there are none yet"))
 
 
-def _reconciler(found: metrics.Reconciling | None, *, has_work: bool, start: str) -> Finding:
-    if found is not None and found.expired <= 0:
+def _reconciler(found: metrics.ReconcilerLock | None, *, has_work: bool, start: str) -> Finding:
+    if found is not None and found.expired_seconds <= 0:
         return ok(f"the reconciler runs in {found.holder}")
     since = (
-        "none has ever run" if found is None else f"the last one ended {format_duration(found.expired)} ago"
+        "none has ever run"
+        if found is None
+        else f"the last one ended {format_duration(found.expired_seconds)} ago"
     )
     if has_work:
         return problem(f"no worker is running ({since}), and jobs are waiting", fix=start)

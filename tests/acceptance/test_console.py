@@ -154,7 +154,7 @@ def test_a_ledger_that_is_no_database_gets_a_message(tmp_path: Path, command: st
     done = home.run(*command.split())
     assert done.returncode == 1
     assert f"file is not a database: {ledger}" in done.stdout + done.stderr
-    assert command.startswith("ready") or "Put it back from its backup" in done.stderr
+    assert command.startswith("ready") or "Restore the file from its backup" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -131,14 +131,14 @@ def test_mistakes_are_told_and_store_nothing(home: Home, folder: Path, tmp_path:
     done = home.run("correct", "--from", path)
     assert done.returncode == 2
     assert "2 rows are wrong, and nothing is stored" in done.stderr
-    assert "line 3: 'seven' is no class" in done.stderr
+    assert "line 3: 'seven' is not a class" in done.stderr
     assert "line 4: Job" in done.stderr
     path.write_bytes(b"job,index,label\n\xff,1,1\n")
     assert "is not UTF-8" in home.run("correct", "--from", path).stderr
 
     # and so is what was typed wrong
     for arguments, words in (
-        ((job, "0", "x"), "'x' is no class of model"),
+        ((job, "0", "x"), "'x' is not a class of model"),
         ((job, "0"), "Give JOB INDEX LABEL"),
         ((job, "0", "1", "--undo"), "Give JOB INDEX LABEL"),
         ((job, "0", "1", "--list"), "Give JOB INDEX LABEL"),
@@ -184,5 +184,5 @@ def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: P
     assert home.json("models", "shadow", "--off") is None
     done = home.run("models", "shadow")
     assert done.returncode == 2
-    assert "No model is in the shadow" in done.stderr
+    assert "There is no shadow model" in done.stderr
     assert home.run("models", "shadow", challenger, "--off").returncode == 2

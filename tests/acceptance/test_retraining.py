@@ -66,7 +66,7 @@ def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> No
     listed = home.json("runs", "--limit", "2")
     assert [run["id"] for run in listed] == [forced.stdout.strip(), refused["id"]]
     assert show(home, forced.stdout.strip())["forced"] is True
-    assert "promoted by force" in home.ok("runs")
+    assert "force-promoted" in home.ok("runs")
 
     # and nothing of it is left running
     assert not (home.path / "broker" / "valkey.sock").exists()

@@ -11,7 +11,7 @@ from typing import Final
 
 CRASHES_TO_SPLIT: Final = 2
 CRASHES_TO_GIVE_UP: Final = 3
-TOGETHER_IMAGES: Final = 512
+COMBINED_CLAIM_IMAGES: Final = 512
 
 UNFINISHED: Final = ("receiving", "running")
 STOPPED: Final = ("failed", "cancelled")
@@ -176,7 +176,7 @@ class LedgerModel:
         first = claimable[0]
         if first.images > limit or first.attempts:
             return [first]
-        found, room = [first], min(limit, TOGETHER_IMAGES) - first.images
+        found, room = [first], min(limit, COMBINED_CLAIM_IMAGES) - first.images
         for chunk in claimable[1:]:
             if chunk.attempts or chunk.job.model_id != first.job.model_id:
                 continue

@@ -37,7 +37,15 @@ from sqlalchemy.exc import IntegrityError
 from jobs.errors import ErrorCode, LeaseLost, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Claim, claim_next, claimed_as
+from jobs.ledger.claims import (
+    Claim,
+    Reason,
+    claim_next,
+    claimed_as,
+    claimed_by,
+    claimed_under,
+    release_claims,
+)
 from jobs.ledger.control import (
     drop_leftover_chunks,
     end_job,
@@ -48,16 +56,15 @@ from jobs.ledger.control import (
 )
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims, take_lock
 from jobs.ledger.models import CHAMPION, find_champion, point_alias
-from jobs.ledger.releases import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.results import Classified, record_results, were_finished
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, open_job, seal_job
 from jobs.limits import ErrorLimits
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, aliases, chunks, db_now, jobs, locks, predictions
 from tests.faults.checker import Verdict
 from tests.faults.ledger_laws import broken_laws
 from tests.faults.ledger_model import FINISHED, STOPPED, UNFINISHED, ChunkModel, JobModel, LedgerModel
 from tests.faults.trials import Matrix
+from tests.outcomes import Outcome, to_columns
 from worker.reconcile import Reconciler
 
 #: Far longer than a run takes: no lease runs out by itself, the machine says when.
@@ -437,7 +444,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _record(self, connection: Connection, worker: Worker) -> list[Classified]:
         return record_results(
-            connection, [Classified(claim, Outcomes.of(self._outcomes(claim))) for claim in worker.claims]
+            connection, [Classified(claim, to_columns(self._outcomes(claim))) for claim in worker.claims]
         )
 
     def _outcomes(self, claim: Claim) -> list[Outcome]:
@@ -602,7 +609,7 @@ class LedgerMachine(RuleBasedStateMachine):
             traceparent=None,
         )
         with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
-            record_results(connection, [Classified(claim, Outcomes.of(self._outcomes(claim)))])
+            record_results(connection, [Classified(claim, to_columns(self._outcomes(claim)))])
         with self.ledger.transaction() as connection:
             connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="done"))
 

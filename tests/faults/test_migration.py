@@ -19,10 +19,10 @@ from jobs.ledger.control import resume_job
 from jobs.ledger.database import revision
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.results import Classified, record_results
-from jobs.outcomes import Outcome, Outcomes
 from labelmill.migrating import upgrade
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
+from tests.outcomes import Outcome, to_columns
 from tests.secured import conninfo
 
 #: The version before messages stopped to name chunks: its schema, and a job in the middle of its work there.
@@ -198,7 +198,7 @@ def _claim(ledger: Ledger) -> list[Claim]:
 
 def _classified(claim: Claim) -> Classified:
     indices = range(claim.first_index, claim.first_index + claim.images)
-    return Classified(claim, Outcomes.of(_outcomes(indices)))
+    return Classified(claim, to_columns(_outcomes(indices)))
 
 
 def _outcomes(indices: range) -> Iterator[Outcome]:

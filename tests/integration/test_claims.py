@@ -20,14 +20,18 @@ from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
+    COMBINED_CLAIM_IMAGES,
     CRASHES_TO_GIVE_UP,
-    TOGETHER_IMAGES,
+    RETRY_SECONDS,
     Claim,
+    Reason,
     claim_next,
+    claimed_by,
+    claimed_under,
+    release_claims,
 )
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.releases import RETRY_SECONDS, Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.results import were_finished
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
@@ -302,7 +306,7 @@ def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, wo
     claims = worker.claim_next(images=limit)
 
     assert len(claims) == expected
-    assert sum(claim.images for claim in claims) <= min(limit, TOGETHER_IMAGES)
+    assert sum(claim.images for claim in claims) <= min(limit, COMBINED_CLAIM_IMAGES)
 
 
 def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):

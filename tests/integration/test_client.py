@@ -13,10 +13,10 @@ from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger.models import point_alias
 from jobs.ledger.submission import NewChunk
 from jobs.limits import ErrorLimits
-from jobs.outcomes import Outcome
 from jobs.payloads import read_payload
 from jobs.schema import chunks, jobs
 from labelmill.client import Client
+from tests.outcomes import Outcome
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ from jobs.ledger.runs import request_run
 from jobs.ledger.submission import NewChunk
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
-from jobs.outcomes import Outcome
 from jobs.payloads import payload_folder
 from jobs.references import Roots
 from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs
@@ -55,6 +54,7 @@ from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
 from producer.submit import submit
 from tests.conftest import Job, plans_of
+from tests.outcomes import Outcome
 from worker.learning.corrections import add_corrections
 from worker.learning.mnist import Mnist
 
@@ -276,12 +276,12 @@ def test_only_a_class_of_the_jobs_model_is_a_label(client, submitted, worker, ch
 
     with pytest.raises(UserError) as told:
         client.correct(job.id, 0, "seven")
-    assert f"'seven' is no class of model {champion.id}" in str(told.value)
+    assert f"'seven' is not a class of model {champion.id}" in str(told.value)
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in str(told.value)
 
     # and it is refused as well if the image already has a correction
     client.correct(job.id, 0, "1")
-    with pytest.raises(UserError, match="'seven' is no class"):
+    with pytest.raises(UserError, match="'seven' is not a class"):
         client.correct(job.id, 0, "seven")
     assert [each.label for each in client.corrections()] == ["1"]
 
@@ -775,7 +775,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
     for line, words in zip(
         lines[1:],
         [
-            "'seven' is no class",
+            "'seven' is not a class",
             "index is 'nine'",
             "has no image 9",
             f"There is no job '{stranger}'",

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger, counters
+from jobs.ledger.claims import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.control import end_job
 from jobs.ledger.counters import BUCKETS, SHARDS, AttemptEnd, CounterName, bucket_of, count, totals
 from jobs.ledger.maintenance import delete_chunks, delete_job, delete_predictions, mark_purged
-from jobs.ledger.releases import Reason, claimed_by, claimed_under, release_claims
 from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import (
-    Silence,
+    FailureDetector,
     cancel_run,
     claim_run,
     end_lost_runs,
@@ -30,9 +30,9 @@ from jobs.ledger.runs import (
     request_run,
 )
 from jobs.ledger.submission import seal_job
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, RunState, db_now, training_runs
 from jobs.schema import counters as table
+from tests.outcomes import Outcome, to_columns
 
 
 def counted(ledger: Ledger, name: CounterName) -> dict[str, float]:
@@ -169,7 +169,7 @@ def test_a_chunks_time_is_counted_by_stage_and_as_a_whole(ledger, make_job, work
     claim = worker.must_claim(job.chunks[0])
     with worker.ledger.transaction() as connection:
         spent = Spent(time.perf_counter() - 2.0, {"read": 0.5, "decode": 1.25})
-        record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
+        record_results(connection, [Classified(claim, to_columns([Outcome("a", "7", 0.5)]))], spent)
 
     # Then each stage is counted, including recording, and the total falls into one bucket
     stages = counted(ledger, CounterName.STAGE_SECONDS)
@@ -221,9 +221,9 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
     new_run(ledger)
     with ledger.transaction() as connection:
         connection.execute(training_runs.update().values(lease_until=db_now(-1)))
-        silence = Silence(itertools.count(0, 2).__next__)
+        detector = FailureDetector(itertools.count(0, 2).__next__)
         for _ in range(9):
-            end_lost_runs(connection, silence)
+            end_lost_runs(connection, detector)
 
     # Then each is counted once
     assert counted(ledger, CounterName.TRAINING_RUNS) == {

@@ -116,10 +116,10 @@ def test_a_main_loop_waits_for_no_lock_for_long(
     ledger: Ledger, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a locked row, which on SQLite locks the whole file
-    monkeypatch.setattr("jobs.ledger.database.BRIEFLY_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.database.LOCK_TIMEOUT_SECONDS", 0.2)
     with ledger.transaction() as connection:
         connection.execute(locks.insert().values(name="theirs", holder="them", until=db_now()))
-    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, ledger.transaction() as connection:
+    with contextlib.closing(Ledger.for_main_process(ledger_url)) as loop, ledger.transaction() as connection:
         connection.execute(locks.update().values(holder="them, still"))
 
         # when a main loop needs it as well, then it gets an error soon
@@ -127,7 +127,7 @@ def test_a_main_loop_waits_for_no_lock_for_long(
             waiting.execute(locks.update().values(holder="us"))
 
     # and gets the row once it is unlocked
-    with contextlib.closing(Ledger.of_a_main_loop(ledger_url)) as loop, loop.transaction() as connection:
+    with contextlib.closing(Ledger.for_main_process(ledger_url)) as loop, loop.transaction() as connection:
         connection.execute(locks.update().values(holder="us"))
 
 
@@ -219,7 +219,7 @@ def test_a_file_that_is_no_database_is_told_with_its_path_and_what_helps(
     with contextlib.closing(Ledger(ledger_url)) as ledger, pytest.raises(Unavailable) as told:
         look(ledger)
     assert str(path) in str(told.value)
-    assert "Put it back from its backup" in str(told.value)
+    assert "Restore the file from its backup" in str(told.value)
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -271,12 +271,12 @@ def test_a_kept_connection_that_died_in_a_pause_is_replaced_and_nobody_hears_of_
 
     # given a connection that died while it was idle, then it is replaced
     die()
-    monkeypatch.setattr(database, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)
     assert look() == 0
 
     # and one that died just after it was used causes one error
     die()
-    monkeypatch.setattr(database, "PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(database, "IDLE_SECONDS", 60.0)
     with pytest.raises(Unavailable):
         look()
     assert look() == 0

@@ -17,10 +17,10 @@ from jobs.ledger.control import drop_leftover_chunks, pause_job
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.limits import ErrorLimits
-from jobs.outcomes import Outcome
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, predictions
 from tests.conftest import Job
+from tests.outcomes import Outcome
 
 LimitedJobMaker = Callable[..., Job]
 

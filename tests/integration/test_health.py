@@ -19,9 +19,9 @@ from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.ledger.models import save_evaluation
 from jobs.model import Model
-from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker, plans_of
+from tests.outcomes import Outcome
 
 DAY = 24 * 3600
 
@@ -344,7 +344,7 @@ def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
 
 def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, make_model) -> None:
     make_model(champion=False)
-    with pytest.raises(NotFound, match="No model is the champion") as told:
+    with pytest.raises(NotFound, match="There is no champion") as told:
         health_of(ledger)
     assert "`labelmill submit SOURCES --model MODEL`" in str(told.value)
-    assert "`labelmill models promote MODEL`, with --force where it was not evaluated" in str(told.value)
+    assert "`labelmill models promote MODEL`, with --force if it was not evaluated" in str(told.value)

@@ -66,12 +66,12 @@ def test_who_follows_it_sees_its_end(
     with Client(settings) as client:
         *before, last = islice(client.follow_run(dead.run_id), 9)
     assert {run.state for run in before} == {RunState.RUNNING}
-    assert (last.state, last.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
+    assert (last.state, last.error) == (RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
 
     # and the command ends
     done = ask("show", dead.run_id, "--watch")
     assert done.exit_code == 1
-    assert f"training run {dead.run_id} is interrupted: its trainer vanished without a word" in done.stdout
+    assert f"training run {dead.run_id} is interrupted: its trainer stopped sending heartbeats" in done.stdout
 
 
 def test_who_follows_it_does_not_end_it_at_their_first_look(

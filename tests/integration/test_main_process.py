@@ -76,7 +76,7 @@ def test_the_task_classifies_for_any_wake_up_and_for_nothing_else(
     task(chunk_id, chunk_id)
     assert harness.status(job_id).done == 200
     assert [record.getMessage() for record in caplog.records if record.name == "worker.tasks"] == [
-        "it is no wake-up"
+        "it is not a wake-up"
     ] * 2
 
 

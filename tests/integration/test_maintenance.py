@@ -12,21 +12,22 @@ import sqlalchemy as sa
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.claims import Reason
 from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     ABANDONED,
     count_due,
-    end_standing_sessions,
+    end_stalled_sessions,
     fail_abandoned_jobs,
     release_expired_claims,
     take_lock,
 )
 from jobs.ledger.queries import job_status
-from jobs.ledger.releases import Reason
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.outcomes import Outcome, Outcomes
+from jobs.outcomes import Outcomes
 from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
 from tests.conftest import plans_of
+from tests.outcomes import Outcome
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
@@ -339,7 +340,7 @@ def standing_still(worker, claim):
 
 def end_standing(ledger):
     with ledger.transaction() as connection:
-        return end_standing_sessions(connection)
+        return end_stalled_sessions(connection)
 
 
 on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -350,7 +351,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
     ledger, make_job, worker, new_worker, monkeypatch
 ):
     # Given a worker that blocks while it records, for longer than its lease and the limit for idle sessions
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
     job = make_job([2])
     claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
     with standing_still(worker, claim) as recorded:
@@ -372,7 +373,7 @@ def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
 @on_postgresql
 def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
     # Given a session that has locked a job's row, and does not read the long result of its query
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
     job = make_job([1])
     standing = Ledger(ledger.engine.url).engine.raw_connection()
     try:
@@ -404,7 +405,7 @@ def test_who_has_only_just_begun_to_record_is_left_in_peace(ledger, make_job, wo
 def test_another_ledger_of_the_same_server_is_not_ours_to_look_after(
     make_job, worker, empty_postgresql_url, monkeypatch
 ):
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0)
+    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0)
     job = make_job([2])
     with closing(Ledger(empty_postgresql_url)) as other:
         with standing_still(worker, worker.must_claim(job.chunks[0])) as recorded:

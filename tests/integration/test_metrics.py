@@ -25,12 +25,12 @@ from jobs.ledger.results import Classified, Spent, record_results
 from jobs.ledger.runs import cancel_run, request_run
 from jobs.ledger.workers import WorkerRow, report_worker
 from jobs.messages import CLASSIFY_QUEUE, RETRAIN_QUEUE
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import JobState, chunks, db_now, workers
 from jobs.settings import Settings
 from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
 from tests.conftest import plans_of
+from tests.outcomes import Outcome, to_columns
 from tests.scraping import Scrape, collected, exporter, exporter_at, scrape
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -100,7 +100,7 @@ def test_time_is_told_as_a_histogram_and_by_stage(make_job, worker, look):
         claim = worker.must_claim(chunk)
         with worker.ledger.transaction() as connection:
             spent = Spent(time.perf_counter() - seconds, {"decode": seconds / 2})
-            record_results(connection, [Classified(claim, Outcomes.of([Outcome("a", "7", 0.5)]))], spent)
+            record_results(connection, [Classified(claim, to_columns([Outcome("a", "7", 0.5)]))], spent)
 
     # Then both are in the buckets above their times
     now = look()
@@ -341,4 +341,4 @@ def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():
-    assert all(f"'{state}'" in str(ledger_metrics.JOB_GOES_ON) for state in ledger_metrics.UNFINISHED)
+    assert all(f"'{state}'" in str(ledger_metrics.JOB_IS_UNFINISHED) for state in ledger_metrics.UNFINISHED)

@@ -18,7 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.database import REVISION, revision
 from jobs.ledger.models import find_champion
 from jobs.ledger.queries import job_status
-from jobs.schema import jobs, metadata, results
+from jobs.schema import jobs, metadata
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade
 
@@ -60,27 +60,6 @@ def test_the_migrations_make_what_the_code_declares(ledger):
     # When Alembic compares a migrated ledger with the declared tables, Then it finds no difference
     with ledger.transaction() as connection:
         command.check(alembic_config(connection))
-
-
-def test_the_migrations_make_the_view_that_the_code_declares(ledger):
-    # Given the view as the migrations made it, and another one made from its declaration
-    with ledger.transaction() as connection:
-        declared = results.compile(connection).string.replace("VIEW results", "VIEW declared")
-        connection.execute(sa.text(declared))
-        migrated, expected = (definition_of(connection, name) for name in ("results", "declared"))
-
-    # Then the database has the same definition for both
-    assert migrated == expected
-
-
-def definition_of(connection: sa.Connection, view: str) -> str:
-    """Return the view's SELECT in one line."""
-    if connection.dialect.name == "sqlite":
-        query = "SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :view"
-    else:
-        query = "SELECT pg_get_viewdef(CAST(:view AS regclass))"
-    sql = connection.execute(sa.text(query), {"view": view}).scalar_one()
-    return " ".join(sql.replace('"', "").partition("SELECT")[2].split())
 
 
 def test_the_code_knows_the_last_migration(ledger):

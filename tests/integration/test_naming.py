@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
 from jobs.ledger.models import point_alias
-from jobs.ledger.queries import job_named, model_named, run_named
+from jobs.ledger.queries import full_id, model_named
 from jobs.ledger.runs import request_run
 from jobs.ledger.submission import open_job
-from jobs.outcomes import Outcome
 from labelmill.cli import app
 from tests.conftest import plans_of
+from tests.outcomes import Outcome
 
 ONE, TWO, OTHER = "06h0w9aaaaaaaaaa", "06h0w9ab00000000", "07zzzzzzzzzzzzzz"
 
@@ -31,36 +31,36 @@ def jobs(ledger, champion):
 @pytest.mark.usefixtures("jobs")
 def test_the_beginning_of_an_id_is_enough(ledger, typed):
     with ledger.reading() as connection:
-        assert job_named(connection, typed) == OTHER
+        assert full_id(connection, "job", typed) == OTHER
 
 
 @pytest.mark.usefixtures("jobs")
 def test_what_more_than_one_id_begins_with_is_none_of_them(ledger):
     with ledger.reading() as connection:
         with pytest.raises(Conflict, match=f"beginning of several jobs: .* {ONE}, {TWO}"):
-            job_named(connection, "06h0w9")
-        assert job_named(connection, "06h0w9ab") == TWO
+            full_id(connection, "job", "06h0w9")
+        assert full_id(connection, "job", "06h0w9ab") == TWO
 
 
 @pytest.mark.parametrize("typed", ["", "07il", "08zzzzzz", "07zzzzil", f"{OTHER}z", "07zzzz%", "\0"])
 @pytest.mark.usefixtures("jobs")
 def test_what_no_id_begins_with_stays_what_it_is(ledger, typed):
     with ledger.reading() as connection:
-        assert job_named(connection, typed) == typed
+        assert full_id(connection, "job", typed) == typed
 
 
 @pytest.mark.usefixtures("jobs")
 def test_what_is_too_short_to_tell_says_how_much_is_enough(ledger):
     with ledger.reading() as connection:
-        for named, what in ((job_named, "job"), (run_named, "training run"), (model_named, "model")):
+        for what in ("job", "training run", "model"):
             with pytest.raises(NotFound, match=f"There is no {what} '07ZZZ': type at least 6 characters of"):
-                named(connection, "07ZZZ")
+                full_id(connection, what, "07ZZZ")
 
 
 @pytest.mark.fast
 @pytest.mark.usefixtures("jobs")
 def test_a_beginning_is_looked_up_by_the_index(ledger):
-    [(_, plan)] = plans_of(ledger, lambda connection: job_named(connection, "07zzzz"))
+    [(_, plan)] = plans_of(ledger, lambda connection: full_id(connection, "job", "07zzzz"))
     assert "SCAN jobs\n" not in plan + "\n"
     assert "Seq Scan" not in plan
 
@@ -69,7 +69,7 @@ def test_a_training_run_has_a_beginning_too(ledger):
     with ledger.transaction() as connection:
         request_run(connection, ONE, recipe={})
     with ledger.reading() as connection:
-        assert run_named(connection, "06H0W9") == ONE
+        assert full_id(connection, "training run", "06H0W9") == ONE
 
 
 def test_a_model_has_aliases_too(ledger, make_model):
@@ -90,7 +90,7 @@ def test_a_model_has_aliases_too(ledger, make_model):
 
 def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model):
     make_model(champion=False)
-    with pytest.raises(NotFound, match="No model is the champion"), ledger.reading() as connection:
+    with pytest.raises(NotFound, match="There is no champion"), ledger.reading() as connection:
         model_named(connection, "champion")
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from jobs.ids import new_id
 from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
-from jobs.outcomes import Outcome
 from tests.console import LABELMILL, rows
+from tests.outcomes import Outcome
 
 #: Latin-1 has only the first character; the last one is a byte that is not UTF-8, as the ledger stores it.
 NAME: Final = "\u00e9\u4e03\\xff.png"
@@ -201,7 +201,7 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
             "https://anna@host/job.csv cannot be written",
         ),
         (["--output", "nothing://bucket/job.csv"], "cannot be written (Protocol not known: nothing)"),
-        (["--output", "file://elsewhere/job.csv"], "it names the machine 'elsewhere'"),
+        (["--output", "file://elsewhere/job.csv"], "it names the host 'elsewhere'"),
         (["--output", url, "--format", "jsonl"], f"jsonl by --format and {form} by {url}"),
     ]:
         failed = exported(*arguments)

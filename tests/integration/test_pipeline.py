@@ -26,9 +26,9 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
+from jobs.ledger.claims import Reason
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.releases import Reason
 from jobs.model import MNIST_INPUT
 from jobs.payloads import Content
 from jobs.references import Reference

@@ -31,7 +31,7 @@ from jobs.ledger.models import (
 )
 from jobs.model import Model
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import check_stored
+from jobs.registry import read_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
@@ -239,7 +239,7 @@ def test_without_replace_a_champion_stays_whatever_comes(ledger, trained):
     old, new = trained("old", wrong=30), trained("new")
     judged(ledger, old)
     verdict = judged(ledger, new, how="retrain", replace=False)
-    assert (verdict.promote, verdict.reason) == (False, f"kept beside the champion {old.id}")
+    assert (verdict.promote, verdict.reason) == (False, f"not promoted: {old.id} stays the champion")
     assert champion_of(ledger) == old.id
 
 
@@ -253,7 +253,7 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
 
     # Then it is promoted, and the verdict says by force, and which checks failed
     assert (verdict.promote, verdict.forced) == (True, True)
-    assert verdict.reason.startswith("promoted by force, although accuracy is 0.7000")
+    assert verdict.reason.startswith("force-promoted, although accuracy is 0.7000")
     with ledger.reading() as connection:
         stored = find_verdict(connection, new.id)
         [move] = champion_history(connection, limit=1)
@@ -271,7 +271,7 @@ def test_what_was_not_evaluated_is_not_judged_unless_forced(ledger, make_model):
     assert f"`labelmill models promote {new.id} --force`" in str(told.value)
     with ledger.reading() as connection:
         assert find_verdict(connection, new.id) is None
-    assert judged(ledger, new, force=True).reason == "promoted by force, although it was not evaluated"
+    assert judged(ledger, new, force=True).reason == "force-promoted, although it was not evaluated"
     assert champion_of(ledger) == new.id
 
 
@@ -313,12 +313,12 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
     judged(ledger, model)
 
     # When a person promotes it again, Then that is an error
-    with pytest.raises(Conflict, match="the champion already"):
+    with pytest.raises(Conflict, match="already the champion"):
         judged(ledger, model, force=True)
 
     # When a training run produces the same file, Then it is not an error, and not a promotion
     verdict = judged(ledger, model, how="retrain", force=True)
-    assert (verdict.promote, verdict.reason) == (False, f"kept: it is the champion {model.id} already")
+    assert (verdict.promote, verdict.reason) == (False, "kept: it is already the champion")
     assert len(moves_of(ledger)) == 1
 
 
@@ -505,7 +505,7 @@ def test_a_rollback_that_somebody_else_was_faster_with_changes_nothing(ledger, t
     # When somebody else rolls back first, Then the second rollback is refused, and only one step is taken
     rolled_back(ledger)
     with (
-        pytest.raises(Conflict, match="Somebody else moved"),
+        pytest.raises(Conflict, match="Another process moved"),
         ledger.transaction() as connection,
     ):
         roll_back(connection, seen)
@@ -593,7 +593,7 @@ def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make
     )
     code, _, said = run("promote", model.id)
     assert (code, f"run `labelmill models evaluate {model.id}`" in said) == (2, True)
-    assert run("rollback")[::2] == (2, "labelmill: There is no champion, and so none before it.\n")
+    assert run("rollback")[::2] == (2, "labelmill: There is no champion to roll back.\n")
 
 
 @pytest.mark.parametrize("damage", ["gone", "another"])
@@ -612,7 +612,7 @@ def test_a_model_whose_file_is_gone_or_changed_is_not_made_the_champion(run, she
         assert f"The file of model {old.id} is" in said
     assert champion_of(ledger) == new.id
     with pytest.raises(ModelRefused):
-        check_stored(store, old)
+        read_stored(store, old)
 
 
 def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelved, ledger):

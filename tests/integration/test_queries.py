@@ -26,10 +26,10 @@ from jobs.ledger.queries import (
     page_of_predictions,
     stream_predictions,
 )
-from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
+from tests.outcomes import Outcome
 
 EVERYTHING = Filter()
 
@@ -429,5 +429,5 @@ def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worke
 def test_a_label_that_is_no_class_of_the_jobs_model_is_refused(make_job, worker, settings):
     job = make_job([1])
     worker.work(job.chunks[0])
-    with Client(settings) as client, pytest.raises(UserError, match=r"'Seven' is no class .* are 0, 1, 2"):
+    with Client(settings) as client, pytest.raises(UserError, match=r"'Seven' is not a class .* are 0, 1, 2"):
         client.predictions(job.id, label="Seven")

@@ -187,7 +187,7 @@ def test_a_reconciler_that_stands_still_keeps_no_other_waiting(ledger, ledger_ur
         goes_on.wait(30)
 
     monkeypatch.setattr(reconcile, "drop_leftover_chunks", stand_still)
-    with ThreadPoolExecutor(1) as pool, closing(Ledger.of_a_main_loop(ledger_url)) as own:
+    with ThreadPoolExecutor(1) as pool, closing(Ledger.for_main_process(ledger_url)) as own:
         standing = pool.submit(Reconciler(ledger, publisher, holder="anna").tick)
         try:
             assert stands.wait(30)
@@ -210,7 +210,7 @@ def test_who_holds_one_jobs_row_holds_up_no_other_job(ledger, ledger_url, make_j
         connection.execute(jobs.update().where(jobs.c.id == abandoned.id).values(error="mine"))
 
         # When the reconciler ticks, Then it sends messages all the same
-        with closing(Ledger.of_a_main_loop(ledger_url)) as own:
+        with closing(Ledger.for_main_process(ledger_url)) as own:
             assert Reconciler(own, publisher, holder="anna").tick() == 2
 
     # And it fails the abandoned job once the row is unlocked

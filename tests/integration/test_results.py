@@ -19,8 +19,8 @@ from jobs.ledger.control import end_job
 from jobs.ledger.queries import Filter, JobStatus, Prediction, job_status, page_of_predictions
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
-from jobs.outcomes import Outcome, Outcomes
 from jobs.schema import ChunkState, JobState, chunks, jobs, predictions
+from tests.outcomes import Outcome, to_columns
 
 EVERYTHING = Filter()
 
@@ -175,7 +175,7 @@ def test_a_mistake_in_the_middle_leaves_nothing(ledger, make_job, worker):
 
     # When the second outcome cannot be stored, because its confidence is not a number
     outcomes = [Outcome("a.png", "7", 0.5), Outcome("b.png", "7", object())]  # type: ignore[arg-type]
-    with pytest.raises((sa.exc.ProgrammingError, TypeError), match="object"):
+    with pytest.raises((sa.exc.ProgrammingError, sa.exc.InterfaceError, TypeError), match="object"):
         worker.finish(claim, outcomes)
 
     # Then the first is not stored either, and the chunk is still claimed
@@ -526,7 +526,7 @@ class Interrupted(list[str | None]):
 
 
 def interrupted(outcomes, happens):
-    found = Outcomes.of(outcomes)
+    found = to_columns(outcomes)
     return replace(found, labels=Interrupted(found.labels, happens))
 
 
@@ -584,7 +584,7 @@ def test_a_disk_that_is_full_is_a_service_that_is_down(ledger, make_job, worker)
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
             record_results(
-                connection, [Classified(claim, Outcomes.of(sevens(*["a rather long name.png"] * 5_000)))]
+                connection, [Classified(claim, to_columns(sevens(*["a rather long name.png"] * 5_000)))]
             )
 
     # When the outcomes are recorded, Then the error is Unavailable

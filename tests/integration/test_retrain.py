@@ -167,7 +167,7 @@ def test_a_champion_stays_where_it_is_not_to_be_replaced(
 ) -> None:
     first = train(settings, little_mnist)
     other = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4), replace=False)
-    assert other.reason == f"kept beside the champion {first.model.id}"
+    assert other.reason == f"not promoted: {first.model.id} stays the champion"
     assert champion_of(ledger) == first.model.id
 
 

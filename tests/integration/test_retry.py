@@ -17,7 +17,6 @@ from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
 from jobs.ledger.submission import NewChunk
-from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, chunks, jobs
@@ -31,6 +30,7 @@ from producer.retry import Retried, retry
 from producer.sources import SourceImage, Sources
 from producer.submit import submit
 from tests.conftest import Job
+from tests.outcomes import Outcome
 
 Submit = Callable[..., Job]
 Again = Callable[..., Retried]

@@ -17,13 +17,14 @@ from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
     RUN_LEASE_SECONDS,
     SLOT_PATIENCE_SECONDS,
+    FailureDetector,
     Run,
     RunClaim,
     RunLost,
-    Silence,
     add_epoch,
     cancel_run,
     claim_run,
+    clear_expired_run,
     describe_data,
     end_lost_runs,
     epochs_of,
@@ -33,8 +34,6 @@ from jobs.ledger.runs import (
     get_run,
     interrupt_runs_of,
     latest_runs,
-    make_way,
-    pending_run,
     renew_run,
     request_run,
     was_finished_by,
@@ -88,7 +87,7 @@ class Looker:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.clock = Clock()
-        self._silence = Silence(self.clock)
+        self._detector = FailureDetector(self.clock)
 
     def looks(self, *, seconds: float = 0.0) -> list[Run]:
         """Return the runs it has ended, after one look or looks over that many seconds."""
@@ -96,7 +95,7 @@ class Looker:
         until = self.clock.now + seconds
         while True:
             with self._ledger.transaction() as connection:
-                ended += end_lost_runs(connection, self._silence)
+                ended += end_lost_runs(connection, self._detector)
             if self.clock.now >= until:
                 return ended
             self.clock.now += 2.0
@@ -219,7 +218,8 @@ def test_a_person_is_told_which_run_is_under_way(ledger: Ledger, running: bool) 
         take(ledger, run_id)
 
     # when another run is requested, then the error says what to do, and there is still only the first
-    with pytest.raises(Conflict, match=f"{run_id} is under way.*labelmill runs cancel {run_id}"):
+    state = RunState.RUNNING if running else RunState.PENDING
+    with pytest.raises(Conflict, match=f"{run_id} is already {state}.*labelmill runs cancel {run_id}"):
         ask(ledger)
     with ledger.reading() as connection:
         assert [run.id for run in latest_runs(connection, limit=9)] == [run_id]
@@ -229,7 +229,7 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
     # given a pending run, and no trainer
     run_id = ask(ledger)
     with pytest.raises(
-        Conflict, match=r"none is there: `labelmill up` has one, .*`labelmill worker --trainer`"
+        Conflict, match=r"none is running: `labelmill up` starts one, .*`labelmill worker --trainer`"
     ):
         ask(ledger)
 
@@ -302,7 +302,7 @@ def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so
 
     # then the slot's run is recorded as skipped with the reason, and cannot be claimed
     run = look(ledger, skipped)
-    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was under way")
+    assert (run.state, run.error) == (RunState.SKIPPED, f"training run {other} was active")
     assert run.started_at is None
     assert run.finished_at is not None
     with ledger.transaction() as connection:
@@ -382,7 +382,7 @@ def test_a_cancelled_run_is_its_trainers_no_more(ledger: Ledger, champion: Model
     assert fenced(ledger, claim, champion) == []
     assert look(ledger, claim.run_id) == before
     with (
-        pytest.raises(Conflict, match="finished before: it is cancelled"),
+        pytest.raises(Conflict, match="already finished: it is cancelled"),
         ledger.transaction() as connection,
     ):
         cancel_run(connection, claim.run_id)
@@ -463,11 +463,11 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
     [ended] = Looker(ledger).looks(seconds=RUN_GRACE_SECONDS)
 
     # then the run is interrupted, and its trainer cannot resume it
-    assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer vanished without a word")
+    assert (ended.state, ended.error) == (RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
     assert fenced(ledger, claim, champion) == []
     with ledger.transaction() as connection:
         assert claim_run(connection, claim.run_id, owner="host/2") is None
-        assert pending_run(connection) is None
+        assert find_active_run(connection) is None
     assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
 
@@ -482,7 +482,7 @@ def test_a_dead_trainer_is_in_nobodys_way(
 
     # when another run is requested, then it waits for the grace period, and is created
     waited: list[Run] = []
-    make_way(ledger, on_wait=waited.append)
+    clear_expired_run(ledger, on_wait=waited.append)
     ask(ledger, slot=slot)
     assert look(ledger, lost.run_id).state == RunState.INTERRUPTED
     assert [(run.id, run.state) for run in waited] == [(lost.run_id, RunState.RUNNING)]
@@ -497,19 +497,19 @@ def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_o
             renew_run(connection, claim)
 
     # when another run is requested, then it is refused, and the first goes on
-    make_way(ledger, on_wait=beat)
-    with pytest.raises(Conflict, match=f"{claim.run_id} is under way"):
+    clear_expired_run(ledger, on_wait=beat)
+    with pytest.raises(Conflict, match=f"{claim.run_id} is already running"):
         ask(ledger)
     # And no request waits for a live run
-    make_way(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
+    clear_expired_run(ledger, on_wait=lambda run: pytest.fail(f"waits for {run}"))
 
 
 def test_a_trainer_that_is_told_to_stop_interrupts_its_own_run_only(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger), owner="host/17")
     with ledger.transaction() as connection:
         assert interrupt_runs_of(connection, ["host/1", "host/170", "other/17"], error="stopped") == []
-        assert interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped") == [claim.run_id]
-    run = look(ledger, claim.run_id)
+        [run] = interrupt_runs_of(connection, ["host/1", "host/17"], error="stopped")
+    assert run == look(ledger, claim.run_id)
     assert (run.state, run.error) == (RunState.INTERRUPTED, "stopped")
 
 
@@ -524,16 +524,16 @@ def test_a_run_of_the_schedule_that_no_trainer_took_does_not_begin_late(ledger: 
     # when a trainer starts at last, then it cannot claim the run, which is skipped with the reason
     with ledger.transaction() as connection:
         assert claim_run(connection, run_id, owner="host/1") is None
-        [skipped] = end_lost_runs(connection, Silence())
+        [skipped] = end_lost_runs(connection, FailureDetector())
     assert (skipped.id, skipped.state) == (run_id, RunState.SKIPPED)
-    assert skipped.error == "no trainer took it within an hour of its slot"
+    assert skipped.error == "no trainer claimed it within an hour of its slot"
 
 
 def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -> None:
     run_id = ask(ledger)
     change(ledger, run_id, requested_at=db_now(-30 * 86_400))
     with ledger.transaction() as connection:
-        assert end_lost_runs(connection, Silence()) == []
+        assert end_lost_runs(connection, FailureDetector()) == []
     take(ledger, run_id)
 
 

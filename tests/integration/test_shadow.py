@@ -382,7 +382,7 @@ def test_the_challenger_comes_and_goes(
 ) -> None:
     # given no challenger
     for ask in (client.shadow, client.end_shadow):
-        with pytest.raises(Conflict, match="No model is in the shadow"):
+        with pytest.raises(Conflict, match="There is no shadow model"):
             ask()
 
     # when a model is put in the shadow, then the champion stays
@@ -413,7 +413,7 @@ def test_a_challenger_that_becomes_the_champion_is_in_no_shadow(
 
     # and when the challenger is promoted, then no model is in the shadow
     client.promote(challenger.id, force=True)
-    with pytest.raises(Conflict, match="No model is in the shadow"):
+    with pytest.raises(Conflict, match="There is no shadow model"):
         client.shadow()
 
 

@@ -152,13 +152,13 @@ def test_who_is_stopped_is_told_what_is_kept(ledger, make_job):
         end_job(connection, keyed.id, JobState.CANCELLED)
 
     # Then what is classified is kept; for the job with a key, until the key is used again
-    assert told(plain.id).endswith("being submitted: It was too much; what is classified is kept.")
-    assert told(keyed.id).endswith("is kept until something is submitted under the key 'mine' again.")
+    assert told(plain.id).endswith("being submitted: It was too much; the results so far are kept.")
+    assert told(keyed.id).endswith("are kept until the key 'mine' is used again.")
 
     # And once the key has been used again, nothing is kept
     with ledger.transaction() as connection:
         assert discard_job(connection, keyed.id)
-    assert told(keyed.id).endswith("nothing of it is kept.")
+    assert told(keyed.id).endswith("None of its results are kept.")
 
 
 def test_nothing_is_added_to_a_sealed_job(ledger, make_job):

@@ -905,7 +905,7 @@ def test_no_sign_is_given_for_a_job_that_was_stopped(run, ledger):
         until(lambda: not signs_are_given(), "the last sign", seconds=30)
 
     # When the source goes on, Then the producer raises Stopped as usual
-    with pytest.raises(Stopped, match="what is classified is kept"):
+    with pytest.raises(Stopped, match="the results so far are kept"):
         run(breaks_after(3, cancel))
 
 
@@ -971,7 +971,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     run, ledger_url, nothing_is_left, monkeypatch
 ):
     # Given a ledger with long time limits for locks
-    monkeypatch.setattr("jobs.ledger.database.STANDSTILL_SECONDS", 120)
+    monkeypatch.setattr("jobs.ledger.database.STALLED_SESSION_SECONDS", 120)
     monkeypatch.setattr("jobs.ledger.database.SQLITE_BUSY_SECONDS", 120)
     own = Ledger(ledger_url)
 

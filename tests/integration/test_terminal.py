@@ -20,9 +20,8 @@ from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
 from jobs.ledger.runs import request_run
-from jobs.ledger.shadows import Comparison, Disagreed
+from jobs.ledger.shadows import Comparison, Disagreement
 from jobs.model import MNIST_INPUT, Model
-from jobs.outcomes import Outcome
 from jobs.registry import register_model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
@@ -37,6 +36,7 @@ from labelmill.doctor import Finding, Level
 from labelmill.drawing import Picture, draw
 from tests.conftest import Job, JobMaker, Worker
 from tests.kerasfile import keras_file
+from tests.outcomes import Outcome
 from worker.learning.mnist import Mnist
 
 #: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
@@ -172,7 +172,7 @@ def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
     figures = capsys.readouterr().out
     shadow._print_comparison(
         Comparison(new_id(), 1, 4, 4),
-        [Disagreed(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
+        [Disagreement(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
     )
     challenger = capsys.readouterr().out
     for said in (figures, challenger):

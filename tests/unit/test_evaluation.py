@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
 
@@ -210,7 +211,7 @@ def test_the_surest_mistakes_are_kept_with_their_images(case):
 
 def test_an_evaluation_goes_through_json_unchanged(case):
     evaluation = case[2].evaluation
-    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+    assert Evaluation.from_json(json.loads(json.dumps(asdict(evaluation)))) == evaluation
 
 
 def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.files import folder_for_now
+from jobs.files import temporary_folder
 
 DAY = 24 * 3600
 
@@ -23,11 +23,11 @@ def aged(folder: Path, seconds: float) -> Path:
 
 
 def test_a_folder_for_now_is_private_and_gone_afterwards(tmp_path: Path) -> None:
-    with folder_for_now(tmp_path / "state" / "cache", "training-") as folder:
+    with temporary_folder(tmp_path / "state" / "cache", "training-") as folder:
         (folder / "model.keras").write_bytes(b"a model")
         assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path / "state" / "cache", 0o700)
     assert list(folder.parent.iterdir()) == []
-    with pytest.raises(KeyError), folder_for_now(tmp_path, "training-") as folder:
+    with pytest.raises(KeyError), temporary_folder(tmp_path, "training-") as folder:
         raise KeyError
     assert not folder.exists()
 
@@ -41,7 +41,7 @@ def test_what_was_left_by_a_killed_process_goes_a_day_later(tmp_path: Path) -> N
     (tmp_path / "training-link").symlink_to(others)
     os.utime(tmp_path / "training-link", (0, 0), follow_symlinks=False)
     # When another process makes a folder
-    with folder_for_now(tmp_path, "training-"):
+    with temporary_folder(tmp_path, "training-"):
         pass
     # Then only the old one is removed
     assert not left.exists()

@@ -50,14 +50,14 @@ def test_looking_at_a_file_imports_neither_keras_nor_numpy() -> None:
     ("data", "reason"),
     [
         (HDF5 + bytes(2000), "HDF5"),
-        (b"", "no ZIP archive"),
-        (b"PK", "no ZIP archive"),
-        (b"\x80\x05}\x94.", "no ZIP archive"),
-        (b"\x08\x01\x12\x0fsaved_model.pb", "no ZIP archive"),
-        (b"evil" + keras_file(), "no ZIP archive"),
-        (b"PK\x03\x04" + bytes(100), "not a whole .keras file"),
-        (keras_file()[:-30], "not a whole .keras file"),
-        (keras_file()[:200], "not a whole .keras file"),
+        (b"", "not a ZIP archive"),
+        (b"PK", "not a ZIP archive"),
+        (b"\x80\x05}\x94.", "not a ZIP archive"),
+        (b"\x08\x01\x12\x0fsaved_model.pb", "not a ZIP archive"),
+        (b"evil" + keras_file(), "not a ZIP archive"),
+        (b"PK\x03\x04" + bytes(100), "not a complete .keras file"),
+        (keras_file()[:-30], "not a complete .keras file"),
+        (keras_file()[:200], "not a complete .keras file"),
     ],
 )
 def test_what_is_of_another_format_is_refused(data: bytes, reason: str) -> None:
@@ -95,7 +95,7 @@ def test_a_member_that_is_there_twice_is_refused() -> None:
     ("contents", "reason"),
     [
         (members(b"no json"), "config.json is not JSON"),
-        (members(b"[]"), "config.json is no JSON object"),
+        (members(b"[]"), "config.json is not a JSON object"),
         (members(b"\xff\xfe"), "config.json is not JSON"),
         (members(b"{}"), "names no class"),
         (members(metadata=b""), "metadata.json is not JSON"),
@@ -223,7 +223,7 @@ def test_a_member_that_is_said_to_lie_beyond_all_numbers_is_refused() -> None:
     struct.pack_into("<I", tail, 12, size + len(far))
 
     # when the file is checked, then it is refused
-    assert "not a whole .keras file" in refusal(data[:at] + entry + far + tail)
+    assert "not a complete .keras file" in refusal(data[:at] + entry + far + tail)
 
 
 def test_a_config_over_the_limit_is_refused() -> None:
@@ -233,8 +233,8 @@ def test_a_config_over_the_limit_is_refused() -> None:
 
 
 def test_a_config_without_end_is_refused() -> None:
-    assert "nested without end" in refusal(archive(members(b'{"class_name":' * 100_000)))
-    assert "nested without end" in refusal(archive(members(b"[" * 100_000 + b"]" * 100_000)))
+    assert "nested too deeply" in refusal(archive(members(b'{"class_name":' * 100_000)))
+    assert "nested too deeply" in refusal(archive(members(b"[" * 100_000 + b"]" * 100_000)))
 
 
 def test_a_config_as_deep_as_json_allows_is_searched_to_its_end() -> None:

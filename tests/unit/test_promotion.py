@@ -105,7 +105,7 @@ def test_a_few_more_right_are_not_enough():
     assert not check.passed
     assert check.text == (
         "it gets 5 right that the champion gets wrong and 0 the other way round, p = 0.062; "
-        "the gate wants more right, and p below 0.01"
+        "the gate requires more of the former, and p below 0.01"
     )
 
 

@@ -334,9 +334,9 @@ def test_what_is_allowed_begins_with_its_root(host: str, rest: str) -> None:
 @pytest.mark.parametrize(
     ("root", "why"),
     [
-        ("s3://", "no place"),
-        ("s3:///", "no place"),
-        ("s3://bucket/../other", "step"),
+        ("s3://", "no path"),
+        ("s3:///", "no path"),
+        ("s3://bucket/../other", "as a folder"),
         ("zip://::s3://bucket", "chains"),
         ("https://host/photos?x", "query"),
         ("sftp://anna:sesame@host/", "password"),

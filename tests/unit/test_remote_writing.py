@@ -155,7 +155,7 @@ def test_what_is_only_read_is_told_so(monkeypatch, url):
     fsspec.register_implementation("odd", Odd, clobber=True)
     monkeypatch.setattr(Odd, "at", "open")
     monkeypatch.setattr(Odd, "failure", NotImplementedError())
-    with pytest.raises(UserError, match="such URLs are only read"):
+    with pytest.raises(UserError, match="URLs of this kind can only be read"):
         write(url, "x")
 
 

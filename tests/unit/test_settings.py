@@ -224,7 +224,7 @@ def test_a_format_that_nobody_decodes_is_named_with_those_that_can_be(setenv):
     with pytest.raises(SettingsError) as wrong:
         Settings.load()
     assert str(wrong.value) == (
-        "LABELMILL_IMAGE_FORMATS: names PSD; what can be allowed is PNG, JPEG, GIF, BMP, WEBP, PPM"
+        "LABELMILL_IMAGE_FORMATS: names PSD; the formats are PNG, JPEG, GIF, BMP, WEBP, PPM"
     )
 
 
@@ -309,7 +309,7 @@ def test_a_secret_may_be_in_a_file(setenv, tmp_path, name):
         (None, "cannot be read: No such file or directory"),
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"\xff\xfe", "is no text"),
+        (b"\xff\xfe", "is not text"),
     ],
 )
 def test_a_file_without_a_secret_is_named(setenv, tmp_path, content, words):

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
 from jobs.evaluation import NO_ANSWER
-from jobs.files import PRIVATE_UMASK, folder_for_now
+from jobs.files import PRIVATE_UMASK, temporary_folder
 from jobs.text import is_plain
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
@@ -293,7 +293,7 @@ def _download(cache: Path, say: Callable[[str], None]) -> Mnist:
     say("downloading MNIST (11 MB)")
     try:
         # In a separate folder: two simultaneous downloads must not write to the same file.
-        with folder_for_now(cache.parent, ".download-") as folder:
+        with temporary_folder(cache.parent, ".download-") as folder:
             target = folder / CACHED
             done = subprocess.run(  # noqa: S603 (our own program)
                 # -P keeps the modules beside it (mnist, training, ...) from being importable.

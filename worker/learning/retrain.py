@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.engine import Connection
 
 from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
-from jobs.files import folder_for_now
+from jobs.files import temporary_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import get_model, save_evaluation
@@ -27,11 +27,11 @@ from jobs.ledger.runs import (
     RunLost,
     add_epoch,
     claim_run,
+    clear_expired_run,
     describe_data,
     fail_run,
     finish_run,
     get_run,
-    make_way,
     request_run,
     was_finished_by,
 )
@@ -83,12 +83,12 @@ def begin_run(
 ) -> RunClaim:
     """Request a training run and claim it for this process in one transaction.
 
-    `on_wait` is called as in `make_way`. Raises Conflict if another run is active, RunLost if another trainer
-    claimed this one, Unavailable.
+    `on_wait` is called as in `clear_expired_run`. Raises Conflict if another run is active, RunLost if
+    another trainer claimed this one, Unavailable.
     """
     run_id = new_id()
     with closing(Ledger(settings.ledger)) as ledger:
-        make_way(ledger, on_wait=on_wait)
+        clear_expired_run(ledger, on_wait=on_wait)
         with ledger.transaction() as connection:
             request_run(connection, run_id, recipe=recipe.to_json())
             claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
@@ -152,7 +152,7 @@ def retrain(
 
         # the evaluation: the model is read back from its file by the code that will serve it
         # The temporary folder is in the cache: nothing is written outside the state folder.
-        with folder_for_now(settings.cache_dir, "training-") as folder:
+        with temporary_folder(settings.cache_dir, "training-") as folder:
             path = folder / "model.keras"
             save(trained, path)
             classifier = Classifier.load(path, dataset.classes, MNIST_INPUT)

@@ -1,8 +1,7 @@
 """Process one claim: claim, read, fetch, decode, predict, record, or release with a reason.
 
 `jobs.ledger.claims` claims chunks, `worker.predicting.batches` turns their images into outcomes, and
-`jobs.ledger.results` records those. `jobs.ledger.releases` ends a claim without results, and
-`worker.predicting.telemetry` writes the log and traces.
+`jobs.ledger.results` records those. `worker.predicting.telemetry` writes the log and traces.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ErrorCode, ImageError, JobError, LeaseLost, PayloadDamaged, Unavailable
 from jobs.ids import new_id
-from jobs.ledger.claims import Claim, claim_next, claimed_as
+from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, claimed_under, release_claims
 from jobs.ledger.control import end_job
-from jobs.ledger.releases import Reason, claimed_under, release_claims
 from jobs.ledger.results import Classified, record_results
-from jobs.outcomes import Outcome, Outcomes
+from jobs.outcomes import Outcomes
 from jobs.payloads import Content
 from jobs.schema import JobState
 from worker.context import WorkerContext
@@ -120,10 +118,9 @@ def _classify(claims: list[Claim], context: WorkerContext, timings: Timings) -> 
         fetched = _fetch(contents, context, is_last=claims[0].releases + 1 >= ATTEMPTS_TO_REACH)
     errors = [content for content in fetched if isinstance(content, ImageError)]
     if len(errors) == len(fetched):  # no model needed, so a chunk also ends if loading its model crashes
-        outcomes = Outcomes.of(
-            Outcome(name, None, None, error.code, error.detail or None)
-            for name, error in zip(names, errors, strict=True)
-        )
+        none = [None] * len(names)
+        codes, details = [error.code for error in errors], [error.detail or None for error in errors]
+        outcomes = Outcomes(names, labels=none, confidences=none, errors=codes, details=details)
     else:
         model_id = claims[0].model_id
         with timings.timed("load"):

@@ -83,7 +83,7 @@ def show(
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation's figures, without the images of its mistakes."""
     return {
-        **evaluation.to_json(),
+        **asdict(evaluation),
         "mistakes": [
             {name: value for name, value in asdict(mistake).items() if name != "png"}
             for mistake in evaluation.mistakes

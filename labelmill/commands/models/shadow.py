@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from jobs.errors import UserError
-from jobs.ledger.shadows import Comparison, Disagreed
+from jobs.ledger.shadows import Comparison, Disagreement
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.tables import Column, field_lines, print_table
@@ -74,7 +74,7 @@ def shadow(
         _print_comparison(comparison, disagreed)
 
 
-def _print_comparison(comparison: Comparison, disagreed: list[Disagreed]) -> None:
+def _print_comparison(comparison: Comparison, disagreed: list[Disagreement]) -> None:
     share = "" if comparison.share is None else f", {100 * comparison.share:.2f} %"
     lines = field_lines(
         ("challenger", comparison.model),
