@@ -1,4 +1,8 @@
-"""A paused job makes no progress, whatever else happens, and a resumed job continues where it was."""
+"""A paused job makes no progress, whatever else happens, and a resumed job continues where it was.
+
+Which chunks are held, pending or dropped is proven by the state machine in
+`tests/faults/test_ledger_machine.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,18 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import (
-    drop_leftover_chunks,
     end_job,
     hold_leftover_chunks,
     pause_job,
     resume_job,
 )
-from jobs.ledger.maintenance import count_due, release_expired_claims
+from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.queries import JobStatus, job_status
-from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
-from jobs.queue import Publisher
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
+from jobs.ledger.submission import NewChunk, add_chunk
+from jobs.schema import ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill.client import Client
 from labelmill.commands.resume import app as resume_command
-from worker.reconcile import Reconciler
 
 PENDING, CLAIMED, HELD, DONE, DROPPED = (
     ChunkState.PENDING,
@@ -72,51 +73,7 @@ def status_of(ledger: Ledger, job) -> JobStatus:
         return job_status(connection, job.id)
 
 
-def due(ledger: Ledger) -> int:
-    with ledger.reading() as connection:
-        return count_due(connection, limit=100)
-
-
 # ---- pausing and resuming -----------------------------------------------------------------------------
-
-
-def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
-    # Given two jobs, one of them with a chunk done and one claimed
-    job, other = make_job([1, 1, 1, 1]), make_job([SMALL_JOB_IMAGES + 1])
-    worker.work(job.chunks[0])
-    claim = worker.must_claim(job.chunks[1])
-
-    # When that job is paused
-    assert pause(ledger, job)
-
-    # Then its pending chunks are held, cannot be claimed, and are not counted as due
-    assert states_of(ledger, job) == [DONE, CLAIMED, HELD, HELD]
-    assert worker.claim(job.chunks[2]) is None
-    assert due(ledger) == 1
-    worker.work(other.chunks[0])
-
-    # And the claimed chunk can be recorded, while the job stays paused
-    worker.finish(claim)
-    status = status_of(ledger, job)
-    assert (status.state, status.paused, status.succeeded) == (JobState.RUNNING, True, 2)
-    assert status.rate is not None
-    assert status.eta_seconds is None
-
-
-def test_a_resumed_job_goes_on_where_it_was(ledger, make_job, worker):
-    # Given a paused job with a chunk done
-    job = make_job([1, 1, 1])
-    worker.work(job.chunks[0])
-    pause(ledger, job)
-
-    # When it is resumed, Then its pending chunks are counted, and can be claimed
-    assert resume(ledger, job) == 2
-    assert states_of(ledger, job) == [DONE, PENDING, PENDING]
-    assert not status_of(ledger, job).paused
-    for chunk in job.chunks[1:]:
-        worker.work(chunk)
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded) == (JobState.DONE, 3)
 
 
 def test_pausing_twice_is_pausing_once(ledger, make_job):
@@ -152,126 +109,6 @@ def test_a_job_that_nobody_knows_is_not_paused(ledger):
     with ledger.transaction() as connection:
         assert not pause_job(connection, new_id())
         assert resume_job(connection, new_id(), limit=1_000) is None
-
-
-# ---- claimed chunks -----------------------------------------------------------------------------------
-
-
-def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, worker):
-    # Given a paused job with a claimed chunk
-    job = make_job([1])
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-
-    # When its worker releases the chunk, Then it cannot be claimed, and the reconciler holds it
-    worker.release(claim)
-    assert worker.claim(job.chunks[0]) is None
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD]
-    assert due(ledger) == 0
-
-    # And when the job is resumed, the chunk is due
-    assert resume(ledger, job) == 1
-    assert due(ledger) == 1
-
-
-def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, make_job, worker):
-    # Given a released chunk of a paused job, which the reconciler has not held yet
-    job = make_job([1, 1])
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-    worker.release(claim)
-
-    # When the job is resumed, Then that chunk can be claimed like the held one
-    assert resume(ledger, job) == 2
-    for chunk in job.chunks:
-        worker.work(chunk)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
-    job, other = make_job([1]), make_job([1, 1])
-    worker.must_claim(other.chunks[0])
-    worker.must_claim(job.chunks[0], lease_seconds=-1)
-    pause(ledger, job)
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD]
-    assert states_of(ledger, other) == [CLAIMED, PENDING]
-
-
-# ---- while it is being submitted ----------------------------------------------------------------------
-
-
-def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
-    # Given a job that is paused while it is being submitted
-    job = make_job([1], sealed=False)
-    pause(ledger, job)
-
-    # When the producer adds a chunk and seals the job
-    added = NewChunk(new_id(), 1, 2, "payloads/x", "0" * 64)
-    with ledger.transaction() as connection:
-        add_chunk(connection, job.id, added)
-    assert status_of(ledger, job).state == JobState.RECEIVING
-    assert status_of(ledger, job).paused
-    with ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
-
-    # Then both chunks are there, and held
-    status = status_of(ledger, job)
-    assert (status.state, status.paused, status.total) == (JobState.RUNNING, True, 3)
-    assert states_of(ledger, job) == [HELD, HELD]
-    assert worker.claim(added) is None
-
-    # And the job can be finished after it is resumed
-    assert resume(ledger, job) == 2
-    worker.work(job.chunks[0])
-    worker.work(added)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_a_paused_job_that_is_done_already_is_done_when_it_is_sealed(ledger, make_job, worker):
-    job = make_job([1], sealed=False)
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-    worker.finish(claim)
-    with ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
-    status = status_of(ledger, job)
-    assert (status.state, status.paused) == (JobState.DONE, False)
-
-
-def test_a_paused_submission_can_be_taken_back(ledger, make_job):
-    job = make_job([1, 1], sealed=False)
-    pause(ledger, job)
-    with ledger.transaction() as connection:
-        assert discard_job(connection, job.id)
-    with ledger.reading() as connection, pytest.raises(NotFound):
-        job_status(connection, job.id)
-
-
-# ---- the end of a paused job --------------------------------------------------------------------------
-
-
-def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
-    # Given a paused job with a claimed chunk, and one whose lease has expired
-    job = make_job([1, 1, 1])
-    claim = worker.must_claim(job.chunks[0])
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
-    pause(ledger, job)
-
-    # When it is cancelled, Then the held chunk is dropped, and the job is not paused
-    assert cancel(ledger, job)
-    assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
-    status = status_of(ledger, job)
-    assert (status.state, status.paused) == (JobState.CANCELLED, False)
-
-    # And the reconciler holds none of its chunks
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [CLAIMED, DROPPED, DROPPED]
-    with ledger.transaction() as connection:
-        drop_leftover_chunks(connection)
-    worker.finish(claim)
-    assert states_of(ledger, job) == [DONE, DROPPED, DROPPED]
 
 
 # ---- concurrency --------------------------------------------------------------------------------------
@@ -442,19 +279,6 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
     assert not client.broker_unavailable
 
 
-def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
-    # Given a broker that cannot be reached
-    away = settings.model_copy(update={"broker_url": "redis+socket:///nowhere/valkey.sock"})
-    job = make_job([1])
-    with Client(away) as client:
-        client.pause(job.id)
-
-        # When the job is resumed, Then the client reports that the broker was unavailable
-        assert not client.resume(job.id).paused
-        assert client.broker_unavailable
-    assert broker.waiting() == 0
-
-
 def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, broker, monkeypatch):
     # Given a paused job, and a configured broker that cannot be reached
     job = make_job([1])
@@ -487,19 +311,3 @@ def test_a_person_is_told_why_not(client, ledger, make_job):
     for action in (client.pause, client.resume):
         with pytest.raises(NotFound):
             action("nonsense")
-
-
-def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
-    ledger, app, broker, make_job, worker
-):
-    # Given a paused job with a chunk whose lease has expired
-    job = make_job([1, 1])
-    worker.must_claim(job.chunks[0], lease_seconds=-1)
-    pause(ledger, job)
-
-    # When the reconciler ticks
-    assert Reconciler(ledger, Publisher(app), holder="here").tick() == 0
-
-    # Then all its chunks are held, and no message waits
-    assert states_of(ledger, job) == [HELD, HELD]
-    assert broker.waiting() == 0

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from jobs.errors import ErrorCode, Stopped, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.control import drop_leftover_chunks, pause_job
+from jobs.ledger.control import drop_leftover_chunks
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.limits import ErrorLimits
@@ -104,21 +104,6 @@ def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, wor
     assert recorded(ledger, job) == 15
 
 
-def test_a_limit_of_none_at_all_stops_with_the_first_error(ledger, limited, worker):
-    job = limited([2, 2], count=0)
-    worker.work(job.chunks[0], outcomes(2, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert status_of(ledger, job).error == "1 of 2 images got an error, more than its limit of 0."
-
-
-def test_a_job_without_limits_may_have_nothing_but_errors(ledger, make_job, worker):
-    job = make_job([1_500, 1])
-    worker.work(job.chunks[0], outcomes(1_500, errors=1_500))
-    assert status_of(ledger, job).state == JobState.RUNNING
-    worker.work(job.chunks[1], outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.DONE
-
-
 # ---- a share of errors --------------------------------------------------------------------------------
 
 
@@ -146,12 +131,6 @@ def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, r
     # Then the one goes on and the other is stopped
     assert status_of(ledger, at).state == JobState.RUNNING
     assert status_of(ledger, over).state == JobState.FAILED
-
-
-def test_no_share_is_too_large_for_a_limit_of_all(ledger, limited, worker):
-    job = limited([3, 1], rate=1.0, sample=1)
-    worker.work(job.chunks[0], outcomes(3, errors=3))
-    assert status_of(ledger, job).state == JobState.RUNNING
 
 
 def test_a_share_counts_from_its_sample_on(ledger, limited, worker):
@@ -269,19 +248,6 @@ def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_wo
     assert (status.state, status.failed) == (JobState.FAILED, 16)
     assert status.error == "2 of 2 images got an error, more than its limit of 1."
     assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 8 + [ChunkState.DROPPED] * 2
-
-
-def test_a_paused_job_is_stopped_by_what_was_in_work(ledger, limited, worker):
-    # Given a job that was paused while a chunk was claimed
-    job = limited([1, 1], count=0)
-    claim = worker.must_claim(job.chunks[0])
-    with ledger.transaction() as connection:
-        pause_job(connection, job.id)
-
-    # When that chunk exceeds the limit, Then the held chunk is dropped
-    worker.finish(claim, outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
 from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     ABANDONED,
@@ -25,7 +24,7 @@ from jobs.ledger.maintenance import (
 from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
-from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
+from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from tests.conftest import plans_of
 
 
@@ -47,21 +46,6 @@ def test_a_lock_has_one_holder_who_may_keep_it(ledger):
     assert not take(ledger, "reconcile", "ben")
     assert take(ledger, "reconcile", "anna")
     assert take(ledger, "something else", "ben")
-
-
-def test_a_holder_that_died_loses_its_lock_in_time(ledger):
-    # Given a lock that is held
-    assert take(ledger, "reconcile", "anna", seconds=60)
-    assert not take(ledger, "reconcile", "ben")
-
-    # When its holder does not renew it in time
-    with ledger.transaction() as connection:
-        assert connection.scalar(sa.select(locks.c.until > db_now(50)))
-        connection.execute(locks.update().values(until=db_now(-0.001)))
-
-    # Then another holder can take it, and the first cannot
-    assert take(ledger, "reconcile", "ben")
-    assert not take(ledger, "reconcile", "anna")
 
 
 def test_keeping_a_lock_makes_it_last(ledger):
@@ -91,48 +75,9 @@ def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
 # ---- what is due --------------------------------------------------------------------------------------
 
 
-def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
-    # Given chunks that are done, claimed and in back-off, a cancelled job, and an unsealed job
-    job = make_job([1] * 4)
-    assert due(ledger) == 4
-    worker.work(job.chunks[0])
-    worker.must_claim(job.chunks[1])
-    worker.release(worker.must_claim(job.chunks[2]), Reason.UNAVAILABLE)
-    make_job([1], sealed=False)
-    cancelled = make_job([1, 1])
-    with ledger.transaction() as connection:
-        end_job(connection, cancelled.id, JobState.CANCELLED)
-
-    # Then one pending chunk of each of the two unfinished jobs is due
-    assert due(ledger) == 2
-
-
 def test_counting_stops_at_the_limit(ledger, make_job):
     make_job([1] * 5)
     assert [due(ledger, limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
-
-
-def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
-    # Given a cancelled job with an expired and a live claim, and another job
-    job, other = make_job([1, 1, 1]), make_job([1, 1])
-    worker.work(job.chunks[0])
-    at_work = worker.must_claim(job.chunks[2])
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
-    with ledger.transaction() as connection:
-        end_job(connection, job.id, JobState.CANCELLED)
-
-    # When the reconciler releases expired claims and drops leftover chunks
-    with ledger.transaction() as connection:
-        assert release_expired_claims(connection) == 1
-        drop_leftover_chunks(connection)
-
-    # Then only the chunk with the expired claim is dropped, and it is not due
-    with ledger.reading() as connection:
-        states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
-    assert [states[chunk.id] for chunk in job.chunks] == ["done", "dropped", "claimed"]
-    assert [states[chunk.id] for chunk in other.chunks] == ["pending", "pending"]
-    assert due(ledger) == 2
-    worker.finish(at_work)
 
 
 def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
@@ -255,9 +200,6 @@ def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
 
     # When the reconciler runs, Then none of them counts as abandoned
     assert fail_abandoned(ledger) == []
-
-
-SEALED_MEANWHILE = "looks, then waits for the job's row, and does not look again"
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -48,45 +48,6 @@ def chunk(first: int, images: int) -> NewChunk:
     return NewChunk(new_id(), first, images, "payloads/x", "0" * 64)
 
 
-def test_a_job_grows_with_its_chunks(ledger, champion):
-    # Given a job that is being submitted
-    job_id = new_id()
-    with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key="mine")
-    empty = status_of(ledger, job_id)
-    assert (empty.state, empty.total, empty.model, empty.key) == (
-        JobState.RECEIVING,
-        0,
-        champion.id,
-        "mine",
-    )
-
-    # When chunks are added, Then its total grows
-    for first, images in [(0, 3), (3, 2)]:
-        with ledger.transaction() as connection:
-            add_chunk(connection, job_id, chunk(first, images))
-        assert status_of(ledger, job_id).total == first + images
-    assert status_of(ledger, job_id).submitted_at is None
-
-    # When it is sealed, Then it is running
-    with ledger.transaction() as connection:
-        seal_job(connection, job_id, fingerprint="f" * 64)
-    sealed = status_of(ledger, job_id)
-    assert (sealed.state, sealed.finished_at) == (JobState.RUNNING, None)
-    assert sealed.submitted_at is not None
-
-
-def test_a_chunk_that_is_added_waits(ledger, make_job):
-    # Given a job with a chunk
-    job = make_job([3], sealed=False)
-
-    # Then the chunk is pending
-    with ledger.reading() as connection:
-        row = connection.execute(sa.select(chunks).where(chunks.c.job_id == job.id)).one()
-    assert (row.state, row.attempts, row.token, row.owner) == (ChunkState.PENDING, 0, None, None)
-    assert (row.first_index, row.images, row.finished_at) == (0, 3, None)
-
-
 def test_each_chunk_is_a_sign_of_life(ledger, make_job):
     # Given a producer without a heartbeat for long
     job = make_job([1], sealed=False, key="mine")
@@ -174,21 +135,6 @@ def test_nothing_is_added_to_a_job_that_is_not_there(ledger):
         add_chunk(connection, nobody, chunk(0, 1))
     with pytest.raises(NotFound):
         status_of(ledger, nobody)
-
-
-def test_jobs_without_a_key_do_not_meet(make_job):
-    assert make_job().id != make_job().id
-
-
-def test_a_key_belongs_to_one_job(ledger, make_job, champion):
-    # Given a job with a key
-    job = make_job([1], key="mine")
-
-    # When another job asks for the same key, Then it is refused and leaves nothing
-    with pytest.raises(Conflict, match="mine"), ledger.transaction() as connection:
-        open_job(connection, new_id(), model_id=champion.id, key="mine")
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
 
 
 def test_two_take_a_key_at_the_same_moment_and_one_gets_it(ledger_url, champion):
