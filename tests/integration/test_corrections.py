@@ -6,9 +6,6 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -26,10 +23,8 @@ from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import (
-    NewCorrection,
     correction_key,
     live_accuracy,
-    save_corrections,
     without_correction,
 )
 from jobs.ledger.runs import request_run
@@ -205,23 +200,23 @@ def test_an_image_with_an_error_can_be_corrected(client, store, submitted, worke
     assert copies(store) == {made.image_sha256}
 
 
-@pytest.mark.parametrize("code", [ErrorCode.QUARANTINED, ErrorCode.TIMEOUT])
-def test_what_stopped_a_worker_does_not_come_near_the_trainer(client, store, submitted, worker, code) -> None:
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (ErrorCode.QUARANTINED, "stopped its worker"),
+        (ErrorCode.TIMEOUT, "stopped its worker"),
+        (ErrorCode.UNIDENTIFIED, "cannot be decoded"),
+        (ErrorCode.FORMAT_NOT_ALLOWED, "cannot be decoded"),
+        (ErrorCode.CORRUPT, "cannot be decoded"),
+    ],
+)
+def test_what_stopped_a_worker_or_is_no_picture_does_not_come_near_the_trainer(
+    client, store, submitted, worker, code, why
+) -> None:
     job = submitted(2)
     finish(worker, job, {1: code})
 
-    with pytest.raises(Conflict, match=f"stopped its worker \\({code}\\)"):
-        client.correct(job.id, 1, "1")
-
-    assert copies(store) == set()
-
-
-@pytest.mark.parametrize("code", [ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT])
-def test_what_is_no_picture_has_nothing_to_learn_from(client, store, submitted, worker, code) -> None:
-    job = submitted(2)
-    finish(worker, job, {1: code})
-
-    with pytest.raises(Conflict, match=f"Image 1 of job {job.id} cannot be decoded \\({code}\\)"):
+    with pytest.raises(Conflict, match=f"Image 1 of job {job.id} {why} \\({code}\\)"):
         client.correct(job.id, 1, "1")
 
     assert copies(store) == set()
@@ -519,32 +514,6 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     assert copies(store) == {sha256(b"pixels 0")}
 
 
-#: Correct the first image of a job; the process is killed after the copy and before the row.
-KILLED = """
-import os, signal, sys
-from labelmill import Client, correcting
-
-correcting.save_corrections = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-with Client() as client:
-    client.correct(sys.argv[1], 0, "1")
-"""
-
-
-def test_a_copy_of_who_was_killed_is_purged(ledger, store, settings, submitted, worker) -> None:
-    job = submitted(1)
-    finish(worker, job)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, job.id], env=os.environ | settings.environment(), check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    [left] = copies(store)
-
-    age(store, left)
-    purge(ledger, store)
-
-    assert copies(store) == set()
-
-
 def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
     client, ledger, store, submitted, worker
 ) -> None:
@@ -571,59 +540,6 @@ def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
     assert old in copies(store)
     purge(ledger, store)
     assert copies(store) == {needed, young, *theirs}
-
-
-def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
-    client, ledger, settings, store, submitted, worker, monkeypatch
-) -> None:
-    # given an unneeded copy, and somebody who corrects its image after the copy was found unneeded and
-    # before it is removed
-    job = submitted(1)
-    finish(worker, job)
-    name = leave(store, b"pixels 0")
-
-    def slow(*args: Any) -> None:
-        with Client(settings) as another:
-            another.correct(job.id, 0, "1")
-        original(*args)
-        assert copies(store) == set()
-
-    original = Store.remove
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "remove", slow)
-        run = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
-        run.strays()
-
-    # then the row has its copy
-    assert len(client.corrections()) == 1
-    assert store.get(correction_key(name)) == b"pixels 0"
-
-
-def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
-    client, ledger, store, submitted, worker, monkeypatch
-) -> None:
-    # given purges between the copy and its row: one keeps the copy, because it was just rewritten, the
-    # other removes it, because it is over a day old
-    job = submitted(2)
-    finish(worker, job)
-    name = leave(store, b"pixels 0")
-    seen: list[set[str]] = []
-
-    def slow(*args: Any) -> Any:
-        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
-        seen.append(copies(store))
-        age(store, name)
-        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
-        seen.append(copies(store))
-        return original(*args)
-
-    original = correcting._Batch.save
-    monkeypatch.setattr(correcting._Batch, "save", slow)
-    client.correct(job.id, 0, "1")
-
-    # then the row still has its copy
-    assert seen == [{name}, set()]
-    assert copies(store) == {name}
 
 
 def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatch) -> None:
@@ -841,20 +757,6 @@ def test_with_a_job_only_what_is_missing_is_asked_for(client) -> None:
         client.correct_from(["index,name\n"], job_id=new_id())
 
 
-def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, submitted, worker) -> None:
-    # given a correction, and other images with the same bytes
-    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(3)])
-    finish(worker, job)
-    client.correct(job.id, 0, "1")
-
-    # when a file with one of them is refused because of its second row
-    with pytest.raises(UserError):
-        client.correct_from(["job,index,label\n", f"{job.id},1,1\n", "x,1,1\n"])
-
-    # then the copy is still there
-    assert copies(store) == {sha256(b"same")}
-
-
 def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted, worker, monkeypatch) -> None:
     # given a file of valid rows that ends with two wrong ones: for an image whose payload is gone, and for
     # one that never existed
@@ -911,34 +813,6 @@ def test_copies_that_are_not_needed_are_asked_for_many_at_a_time(
     about_copies = [each for each in asked if "image_sha256 IN" in each]
     assert len(about_copies) == 6
     assert copies(store) == {sha256(b"pixels 7")}
-
-
-def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, champion) -> None:
-    # given corrections of 200 jobs in reverse order, which count accesses to their job id
-    asked = 0
-
-    class Counting(NewCorrection):
-        __slots__ = ()
-
-        def __getattribute__(self, name: str) -> object:
-            nonlocal asked
-            asked += name == "job_id"
-            return super().__getattribute__(name)
-
-    ids = sorted(new_id() for _ in range(200))
-    rows = [
-        Counting(job_id, index, "a.png", "1", "7", 0.5, champion.id, "0" * 64)
-        for job_id in reversed(ids)
-        for index in (1, 0)
-    ]
-
-    # when they are stored, then they are returned by job and index
-    with ledger.transaction() as connection:
-        saved = save_corrections(connection, rows)
-    assert [(each.job_id, each.index) for each in saved] == [(job_id, n) for job_id in ids for n in (0, 1)]
-
-    # and few accesses per row were needed: all of this happens under SQLite's write lock
-    assert asked <= 5 * len(rows)
 
 
 # ---- live accuracy ------------------------------------------------------------------------------------
@@ -1097,21 +971,6 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
         "3 corrections are left out, each for this: it is an image of the evaluation set (image "
     )
     assert all(f"image {index} of job {job_id}" in line for index in range(3))
-
-
-def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, caplog) -> None:
-    # given corrections of five images of the evaluation set, and of one that is not a picture
-    corrected(*((file_of(square(value)), "0") for value in range(101, 106)), (b"no picture", "0"))
-
-    # then the log names the first three, and counts the others
-    assert learn(data).left_out == 6
-    lines = [message for message in caplog.messages if "left out" in message]
-    assert len(lines) == 2
-    [many] = [
-        line for line in lines if line.startswith("5 corrections are left out, each for this: it is an image")
-    ]
-    assert (many.count("of job"), many.endswith(", ...)")) == (3, True)
-    assert sum(line.startswith("the correction of image 5 of job") for line in lines) == 1
 
 
 def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, client, ledger) -> None:

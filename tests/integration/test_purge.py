@@ -14,12 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import ids
-from jobs.errors import Conflict, LeaseLost, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger import maintenance as retention_module
 from jobs.ledger import queries as progress
-from jobs.ledger.control import end_job, settle_job
+from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import delete_job, mark_purged
 from jobs.ledger.queries import Filter, JobStatus, job_status, stream_predictions
 from jobs.ledger.submission import NewChunk
@@ -31,7 +31,6 @@ from labelmill.client import Client
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
 from labelmill.purging import Purge, Purged
-from producer.retry import retry
 from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Job
@@ -175,15 +174,6 @@ def test_a_job_that_never_finished_is_kept_however_old_it_is(ledger, store, subm
     assert rows_of(ledger, receiving) == (1, 1, 0)
 
 
-def test_a_purged_job_is_not_tried_again(ledger, store, publisher, submitted, worker, purge):
-    job = submitted(4)
-    finish(worker, job)
-    finished_ago(ledger, job, 1)
-    purge(payloads=0)
-    with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
-
-
 # ---- whole jobs ---------------------------------------------------------------------------------------
 
 
@@ -208,23 +198,6 @@ def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, wor
 
     # And the key can be used again
     assert submitted(7, key="mine").id != done.id
-
-
-def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
-    # Given jobs that finished 40 days, 10 days and one day ago
-    old, middle, young = (submitted(4) for _ in range(3))
-    for job, days in ((old, 40), (middle, 10), (young, 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
-
-    # When payloads are kept for a week and jobs for a month
-    purged = purge(payloads=7, jobs=30)
-
-    # Then the oldest job is gone, the next has no payloads, and the youngest is complete
-    assert (purged.jobs, purged.payloads) == (1, 2)
-    assert rows_of(ledger, old) == (0, 0, 0)
-    assert rows_of(ledger, middle) == (1, 2, 4)
-    assert store.folders("payloads") == [young.id]
 
 
 def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge, monkeypatch):
@@ -402,42 +375,6 @@ def test_a_job_with_a_worker_at_it_is_kept(ledger, store, submitted, worker, pur
     worker.finish(claim)
     assert purge(payloads=7, jobs=30).jobs == 1
     assert rows_of(ledger, job) == (0, 0, 0)
-
-
-def test_a_worker_that_comes_back_after_a_purge_records_nothing(ledger, submitted, worker, purge):
-    # Given a cancelled job, and a worker whose lease has expired
-    job = submitted(6)
-    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
-    cancel(ledger, job)
-    finished_ago(ledger, job, 40)
-
-    # When the job is purged and the worker then records, Then nothing of the job reappears
-    assert purge(jobs=30).jobs == 1
-    with pytest.raises(LeaseLost):
-        worker.finish(claim)
-    assert rows_of(ledger, job) == (0, 0, 0)
-
-
-def test_a_job_is_settled_when_nothing_can_come_in_any_more(ledger, submitted, worker):
-    def settle(job: Job) -> bool:
-        with ledger.transaction() as connection:
-            return settle_job(connection, job.id)
-
-    # Given a running job, a cancelled job with a claimed chunk, and a job that is done
-    waiting, cancelled, done = submitted(3), submitted(3), submitted(3)
-    claim = worker.must_claim(cancelled.chunks[0])
-    cancel(ledger, cancelled)
-    finish(worker, done)
-
-    # Then only the last one is settled, and the running job can still be finished
-    assert not settle(waiting)
-    assert not settle(cancelled)
-    assert settle(done)
-    finish(worker, waiting)
-    worker.finish(claim)
-    assert settle(waiting)
-    assert settle(cancelled)
-    assert not settle(Job(new_id(), []))
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -669,31 +606,3 @@ def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, setting
         finished_ago(ledger, job, days)
     with stopping_purge(settings, 9) as said:
         assert said == "done"
-
-
-def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, publisher, submitted, worker, settings):
-    # Given a purge that was killed after it deleted a part of a job's predictions
-    job = submitted(10)
-    finish(
-        worker,
-        job,
-    )
-    finished_ago(ledger, job, 40)
-    with stopping_purge(settings, 4) as said:
-        assert said == "stopped"
-    assert rows_of(ledger, job)[2] == 2
-
-    # Then the job's status says that it was purged, and it cannot be retried
-    assert status_of(ledger, job).purged_at is not None
-    with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
-
-
-def test_rows_of_other_jobs_are_never_touched(ledger, submitted, worker, purge):
-    # Given jobs whose ids sort before and after that of an old job
-    before, old, after = (submitted(7) for _ in range(3))
-    for job in (before, old, after):
-        finish(worker, job)
-    finished_ago(ledger, old, 40)
-    purge(jobs=30)
-    assert rows_of(ledger, before) == rows_of(ledger, after) == (1, 3, 7)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger import queries as retries
-from jobs.ledger.control import end_job, pause_job
+from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
 from jobs.ledger.submission import NewChunk
@@ -170,41 +170,19 @@ def test_a_stopped_jobs_other_images_are_tried_too_unless_only_errors_are_asked_
     assert names_of(images_of(new.job_id)) == [f"{n}.png" for n in expected]
 
 
-def test_a_retry_can_be_tried_again(submitted, again, worker, images_of, ledger):
-    # Given a retry in which one image failed again
-    job = submitted(7)
-    finish(worker, job, errors=[0, 3, 6])
-    first = again(job).submitted
-    [chunk] = chunks_of(ledger, first.job_id)
-    worker.work(
-        chunk,
-        [
-            Outcome("0.png", "7", 0.5),
-            Outcome("3.png", None, None, ErrorCode.TIMEOUT),
-            Outcome("6.png", "1", 0.5),
-        ],
-    )
-
-    # When the retry is retried, Then just that image is submitted
-    second = again(Job(first.job_id, [chunk])).submitted
-    assert images_of(second.job_id) == [("3.png", b"pixels 3")]
-
-
-def test_where_every_image_has_a_label_there_is_nothing_to_do(ledger, submitted, again, worker):
-    job = submitted(4)
-    finish(worker, job)
-    assert again(job) == Retried(None, 0)
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
-
-
-def test_where_there_is_no_error_and_only_errors_are_asked_for_there_is_nothing_to_do(
+def test_if_every_image_has_a_label_or_no_error_that_is_asked_for_there_is_nothing_to_do(
     ledger, submitted, again, worker
 ):
-    job = submitted(7)
-    finish(worker, job, only=[0])
-    cancel(ledger, job)
-    assert again(job, failed_only=True) == Retried(None, 0)
+    # Given a job that is done, and a cancelled one that has no error
+    done, stopped = submitted(4), submitted(7)
+    finish(worker, done)
+    finish(worker, stopped, only=[0])
+    cancel(ledger, stopped)
+
+    # When they are retried, the second for its errors only, Then no job is made
+    assert again(done) == again(stopped, failed_only=True) == Retried(None, 0)
+    with ledger.reading() as connection:
+        assert set(connection.scalars(sa.select(jobs.c.id))) == {done.id, stopped.id}
 
 
 def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted, again, worker, images_of):
@@ -264,16 +242,6 @@ def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 5, 8)]
 
 
-def test_halves_that_a_stopped_job_never_came_to_are_tried(ledger, submitted, again, worker, images_of):
-    job = submitted(4, chunk_images=4)
-    halve(worker, job.chunks[0])
-    first, _ = chunks_of(ledger, job.id, ChunkState.PENDING)
-    worker.work(first, outcomes(0, [0], 2))
-    cancel(ledger, job)
-    new = again(job).submitted
-    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (0, 2, 3)]
-
-
 def test_many_chunks_are_looked_at_page_by_page(submitted, again, worker, images_of):
     # Given a job with more chunks than one page, and errors at the page boundaries
     job = submitted(150, chunk_images=1)
@@ -304,14 +272,6 @@ def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, im
 def test_a_job_that_goes_on_is_not_tried_again(make_job, again, sealed):
     with pytest.raises(Conflict, match="has not finished"):
         again(make_job([2], sealed=sealed))
-
-
-def test_a_paused_job_is_not_tried_again(ledger, make_job, again):
-    job = make_job([2])
-    with ledger.transaction() as connection:
-        pause_job(connection, job.id)
-    with pytest.raises(Conflict, match="has not finished"):
-        again(job)
 
 
 def test_a_job_that_is_not_there_is_not_tried_again(again):
