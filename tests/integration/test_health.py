@@ -143,35 +143,24 @@ def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> No
     assert health_of(ledger, evaluated.id) == found
 
 
+@pytest.mark.parametrize(
+    ("mix", "confidence", "words"),
+    [
+        ({str(digit): 100 for digit in range(5)}, 0.995, "The mix of labels has drifted (index "),
+        ({**EVEN, "7": 300}, 0.995, "The mix of labels has moved (index 0.1"),
+        (EVEN, 0.55, "The mix of confidences has drifted"),
+    ],
+    ids=["labels have drifted", "labels have moved", "confidences have drifted"],
+)
 @pytest.mark.usefixtures("evaluated")
-def test_a_drift_of_labels_is_a_warning(ledger, classified) -> None:
-    classified({str(digit): 100 for digit in range(5)})
+def test_a_drift_is_a_warning(ledger, classified, mix: Mix, confidence: float, words: str) -> None:
+    classified(mix, confidence=confidence)
 
     found = health_of(ledger)
 
-    assert found.labels.actual == (100,) * 5 + (0,) * 5
+    assert found.labels.actual == tuple(mix.get(str(digit), 0) for digit in range(10))
     [warning] = found.warnings
-    assert warning.startswith("The mix of labels has drifted (index ")
-
-
-@pytest.mark.usefixtures("evaluated")
-def test_a_move_of_labels_is_a_lesser_one(ledger, classified) -> None:
-    classified({**EVEN, "7": 300})
-
-    [warning] = health_of(ledger).warnings
-
-    assert warning.startswith("The mix of labels has moved (index 0.1")
-
-
-@pytest.mark.usefixtures("evaluated")
-def test_a_drift_of_confidences_is_a_warning(ledger, classified) -> None:
-    classified(EVEN, confidence=0.55)
-
-    found = health_of(ledger)
-
-    assert found.confidences.actual == (0, 1000, 0, 0, 0, 0, 0, 0, 0)
-    [warning] = found.warnings
-    assert warning.startswith("The mix of confidences has drifted")
+    assert warning.startswith(words)
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -227,22 +216,22 @@ def test_what_is_old_does_not_count(ledger, classified) -> None:
     assert health_of(ledger).jobs == 1
 
 
-def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, make_job, worker) -> None:
-    # given two finished jobs, a running one, and a cancelled one
+@pytest.mark.usefixtures("evaluated")
+def test_only_finished_jobs_of_the_model_count(ledger, classified, make_job, worker, make_model) -> None:
+    # given a finished job, a running one, a cancelled one, and a finished job of another model
     classified(EVEN)
     worker.work(make_job([10, 10]).chunks[0])
     stopped = make_job([10, 10])
     worker.work(stopped.chunks[0])
     with ledger.transaction() as connection:
         end_job(connection, stopped.id, JobState.CANCELLED)
-    other = classified(EVEN)
+    others, other = classified(EVEN), make_model(b"other", champion=False)
     with ledger.transaction() as connection:
-        connection.execute(
-            sa.text("UPDATE jobs SET model_id = :m WHERE id = :j"), {"m": evaluated.id, "j": other}
-        )
+        connection.execute(jobs.update().where(jobs.c.id == others).values(model_id=other.id))
 
-    # then all images of the finished jobs count, and the recorded ones of the cancelled job
-    assert health_of(ledger).images == 2 * 1000 + 10
+    # then all images of the finished job count, and the recorded ones of the cancelled job
+    assert health_of(ledger).images == 1000 + 10
+    assert health_of(ledger, other.id).images == 1000
 
 
 @pytest.mark.usefixtures("evaluated")
