@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from jobs import ids
-from jobs.errors import Conflict, ModelRefused, NotFound
+from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import GateLimits
 from jobs.ledger import Ledger
 from jobs.ledger.models import (
@@ -24,8 +24,6 @@ from jobs.ledger.models import (
     find_evaluation,
     find_verdict,
     get_model,
-    lock_champion,
-    move_champion,
     roll_back,
     save_evaluation,
 )
@@ -35,7 +33,6 @@ from jobs.registry import check_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
-from labelmill.client import Client
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
@@ -322,11 +319,6 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
     assert len(moves_of(ledger)) == 1
 
 
-def test_a_model_that_does_not_exist_is_said_so(ledger):
-    with pytest.raises(NotFound, match="no model 'nothing'"), ledger.transaction() as connection:
-        judge_and_promote(connection, LIMITS, "nothing", how="promote")
-
-
 def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledger, trained):
     # Given a champion and a better model
     old, new = trained("old", wrong=50), trained("new")
@@ -418,20 +410,6 @@ def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared
     assert "it gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
 
 
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_who_looks_for_the_champion_is_not_held_up_by_a_promotion(ledger, trained):
-    # Given a promotion in the middle of its transaction
-    old, new = trained("old"), trained("new")
-    judged(ledger, old)
-    with ledger.transaction() as connection:
-        move_champion(connection, new.id, previous_id=lock_champion(connection), how="promote")
-
-        # When another connection reads, Then it gets the earlier champion at once
-        assert champion_of(ledger) == old.id
-        assert len(moves_of(ledger)) == 1
-    assert champion_of(ledger) == new.id
-
-
 def test_the_history_is_in_order_whatever_the_clocks_say(ledger, trained, monkeypatch):
     # Given promotions by machines whose clocks go backwards
     made = [trained(f"{number}") for number in range(4)]
@@ -475,11 +453,6 @@ def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, traine
     assert rolled_back(ledger) == a.id
     moves = moves_of(ledger)
     assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
-
-
-def test_without_a_champion_there_is_no_way_back(ledger):
-    with pytest.raises(Conflict, match="There is no champion"), ledger.reading() as connection:
-        champion_before(connection)
 
 
 def test_a_champion_from_before_there_was_a_history_can_be_come_back_to(ledger, make_model, trained):
@@ -632,16 +605,3 @@ def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelve
 
     # And `--json` prints the same
     assert run("show", model.id, "--json")[:2] == (0, printed)
-
-
-def test_from_python_as_at_the_console(settings, shelved, ledger):
-    # Given two models
-    old, new = shelved("old", wrong=10), shelved("new")
-    with Client(settings) as client:
-        # When both are promoted and the second is rolled back
-        assert client.promote(old.id).promote
-        assert client.promote(new.id).promote
-        assert client.rollback().model_id == old.id
-        # Then the history has both moves
-        assert [move.how for move in client.promotions(limit=2)] == ["rollback", "promote"]
-    assert champion_of(ledger) == old.id
