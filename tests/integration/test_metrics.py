@@ -31,7 +31,7 @@ from jobs.settings import Settings
 from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
 from tests.conftest import plans_of
-from tests.scraping import Scrape, collected, exporter, exporter_at, scrape
+from tests.scraping import Scrape, collected, exporter_at
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -246,19 +246,6 @@ def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkey
 
 
 # ---- the exporter -------------------------------------------------------------------------------------
-
-
-def test_the_exporter_answers_as_a_process(settings, make_job, worker):
-    # Given the exporter, and a job
-    job = make_job([3, 2])
-    with exporter(settings) as port:
-        assert scrape(port)["pending_images"] == 5
-
-        # When a chunk is done, Then the next scrape says so
-        worker.work(job.chunks[0])
-        now = scrape(port)
-        assert (now["pending_images"], now["ledger_up"], now["broker_up"]) == (2, 1, 1)
-        assert now.by("images_total") == {"ok": 3}
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

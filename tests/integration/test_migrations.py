@@ -44,17 +44,6 @@ def test_a_ledger_is_made_from_nothing(empty_ledger):
     assert tables_of(empty_ledger) == ALL_TABLES
 
 
-def test_migrating_twice_changes_nothing(ledger, make_job):
-    # Given a migrated ledger with a job
-    job = make_job([3])
-
-    # When it is migrated again, Then nothing changes
-    upgrade(ledger)
-    ledger.check()
-    with ledger.reading() as connection:
-        assert job_status(connection, job.id).total == 3
-
-
 @pytest.mark.fast
 def test_the_migrations_make_what_the_code_declares(ledger):
     # When Alembic compares a migrated ledger with the declared tables, Then it finds no difference

@@ -303,12 +303,6 @@ def test_where_stdout_is_closed_there_is_no_data(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_mistyped_command_is_told_with_the_one_that_is_meant():
-    done = subprocess.run([LABELMILL, "submt"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "No such command 'submt'. Did you mean 'submit'?" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

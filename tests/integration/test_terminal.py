@@ -34,7 +34,6 @@ from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
 from labelmill.console import Console
 from labelmill.doctor import Finding, Level
-from labelmill.drawing import Picture, draw
 from tests.conftest import Job, JobMaker, Worker
 from tests.kerasfile import keras_file
 from worker.learning.mnist import Mnist
@@ -202,16 +201,6 @@ def test_what_the_demo_shows_is_written_out(
     for each in WRITTEN_OUT:
         assert f"{each} \u2502" in said
     assert "[bold]/labelmill up" in said
-
-
-def test_what_is_beneath_a_picture_is_written_out(tmp_path: Path) -> None:
-    Image.new("L", (28, 28)).save(tmp_path / "a.png")
-    black = (tmp_path / "a.png").read_bytes()
-    out = io.StringIO()
-    draw([Picture(black, each) for each in CLASSES], Console(file=out, highlight=False, width=200))
-    assert obeyed(out.getvalue()) == []
-    for each in WRITTEN_OUT:
-        assert each in out.getvalue()
 
 
 def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMaker) -> None:

@@ -12,7 +12,6 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.messages import CLASSIFY_QUEUE
@@ -30,12 +29,6 @@ from tests.tls import tls_before
 
 def publisher_for(url: str) -> Publisher:
     return Publisher(make_app(Settings.load(broker_url=url)))
-
-
-def test_a_message_goes_through_tls_as_a_user_of_the_acl(tls_broker: TlsBroker) -> None:
-    with contextlib.closing(publisher_for(tls_broker.url())) as publisher:
-        assert publisher.wake_up() == 1
-        assert publisher.waiting() == 1
 
 
 def test_an_rediss_url_without_options_checks_the_certificate(tls_broker: TlsBroker) -> None:
@@ -128,27 +121,11 @@ def test_the_documented_rights_are_not_for_anything_else(tls_broker: TlsBroker, 
         client.execute_command(*command.split())
 
 
-def test_a_user_who_may_not_send_messages_is_told_and_loses_nothing(tls_broker: TlsBroker) -> None:
-    tls_broker.client.execute_command("ACL", "SETUSER", USER, "-lpush")
-    with contextlib.closing(publisher_for(tls_broker.url())) as publisher:
-        assert publisher.wake_up() == 0
-        assert "lpush" in publisher.reason
-
-
 # ---- the ledger ---------------------------------------------------------------------------------------
 
 
 def test_the_ledger_is_reached_through_tls_with_a_password(tls_ledger: TlsLedger) -> None:
     with contextlib.closing(Ledger(Settings.load(ledger_url=tls_ledger.url()).ledger)) as ledger:
-        ledger.check()
-
-
-def test_who_asks_for_no_tls_is_not_heard_in_the_clear(tls_ledger: TlsLedger) -> None:
-    url = tls_ledger.url().partition("?")[0] + "?sslmode=disable"
-    with (
-        contextlib.closing(Ledger(Settings.load(ledger_url=url).ledger)) as ledger,
-        pytest.raises(Unavailable),
-    ):
         ledger.check()
 
 

@@ -259,28 +259,6 @@ def test_a_submission_joins_the_trace_of_the_program_that_submits(
     assert f"{span.get_span_context().trace_id:032x}" in (traceparent_of(ledger, job_id) or "")
 
 
-def test_opentelemetry_can_be_told_to_make_none(
-    ledger: Ledger, submit_digits: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    with closing(Traced("labelmill-test")) as traced:
-        job_id = submit_digits(traced, 1)
-    assert traceparent_of(ledger, job_id) is None
-
-
-@pytest.mark.parametrize("name", [None, "mine"])
-def test_a_process_is_called_as_opentelemetry_was_told(
-    name: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name is not None:
-        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-    with closing(Traced("labelmill-worker")) as traced:
-        with traced.span("x", began=time.time_ns()):
-            pass
-        [span] = traced.spans()
-    assert span.resource.attributes["service.name"] == (name or "labelmill-worker")
-
-
 def test_no_traces_are_made_unless_an_endpoint_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENDPOINT_VARIABLE, raising=False)
     assert open_tracing("labelmill-test") is None
