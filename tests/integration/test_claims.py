@@ -10,9 +10,7 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -30,9 +28,9 @@ from jobs.ledger.claims import (
     were_finished,
 )
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
 from jobs.schema import SMALL_JOB_IMAGES, ChunkState, chunks, db_now
 from tests.conftest import plans_of
+from tests.threads import at_once
 
 LARGE = SMALL_JOB_IMAGES + 1
 
@@ -48,21 +46,9 @@ def expire(ledger: Ledger) -> int:
 
 
 @pytest.fixture
-def submit(ledger, champion):
+def submit(make_job):
     """Return a function: `submit([3, 2], priority=5, model=None)` submits a job and returns its chunks."""
-
-    def submit(sizes, *, priority=0, model=None):
-        job_id, first, added = new_id(), 0, []
-        with ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=(model or champion).id, key=None)
-            for size in sizes:
-                added.append(NewChunk(new_id(), first, size, "payloads/x", "0" * 64, priority))
-                add_chunk(connection, job_id, added[-1])
-                first += size
-            seal_job(connection, job_id, fingerprint=None)
-        return added
-
-    return submit
+    return lambda sizes, **options: make_job(sizes, **options).chunks
 
 
 # ---- who is next ------------------------------------------------------------------------------------------
@@ -140,18 +126,15 @@ def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_
     # Given one chunk of 1,000 images, and 4 workers that claim at most 64 at a time
     submit([1_000])
     workers = [new_worker(f"worker {number}") for number in range(4)]
-    start = threading.Barrier(len(workers), timeout=30)
 
     def claim_all(worker):
-        start.wait()
         claims = []
         for _ in range(100):  # a chunk that another worker is cutting right now is skipped
             claims += worker.claim_next(images=64)
         return claims
 
     # When all of them claim at once
-    with ThreadPoolExecutor(len(workers)) as pool:
-        claims = [claim for got in pool.map(claim_all, workers) for claim in got]
+    claims = [claim for got in at_once(claim_all, workers) for claim in got]
 
     # Then each image was claimed once
     images = [

@@ -7,7 +7,6 @@ Which chunks are held, pending or dropped is proven by the state machine in
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,18 +17,17 @@ from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import (
-    end_job,
     hold_leftover_chunks,
     pause_job,
     resume_job,
 )
 from jobs.ledger.maintenance import release_expired_claims
-from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk, add_chunk
 from jobs.schema import ChunkState, JobState, chunks, jobs
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.settings import ENV_PREFIX
 from labelmill.client import Client
 from labelmill.commands.resume import app as resume_command
+from tests.ledger_probes import cancel, chunk_states_of, status_of
 
 PENDING, CLAIMED, HELD, DONE, DROPPED = (
     ChunkState.PENDING,
@@ -50,27 +48,11 @@ def resume(ledger: Ledger, job) -> int | None:
         return resume_job(connection, job.id, limit=1_000)
 
 
-def cancel(ledger: Ledger, job) -> bool:
-    with ledger.transaction() as connection:
-        return end_job(connection, job.id, JobState.CANCELLED)
-
-
 def hold_leftovers(ledger: Ledger) -> None:
     """Hold leftover chunks as the reconciler does, after expired claims are released."""
     with ledger.transaction() as connection:
         release_expired_claims(connection)
         hold_leftover_chunks(connection)
-
-
-def states_of(ledger: Ledger, job) -> list[ChunkState]:
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
-        return [ChunkState(state) for state in connection.scalars(query)]
-
-
-def status_of(ledger: Ledger, job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
 
 
 # ---- pausing and resuming -----------------------------------------------------------------------------
@@ -131,7 +113,7 @@ def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job,
 
         # Then both chunks are pending
         assert resumed.result(30) == 2
-    assert states_of(ledger, job) == [PENDING, PENDING]
+    assert chunk_states_of(ledger, job) == [PENDING, PENDING]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -146,7 +128,7 @@ def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, mak
 
         # When the reconciler runs before the resume is committed, Then it neither waits nor holds anything
         hold_leftovers(ledger)
-    assert states_of(ledger, job) == [PENDING, PENDING]
+    assert chunk_states_of(ledger, job) == [PENDING, PENDING]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -171,7 +153,7 @@ def test_a_chunk_that_is_added_while_the_job_is_paused_is_seen_by_one_of_both(
         adding.result(30)
 
     # Then the chunk is held
-    assert states_of(ledger, job) == [HELD, HELD]
+    assert chunk_states_of(ledger, job) == [HELD, HELD]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -184,12 +166,12 @@ def test_a_chunk_that_is_being_claimed_when_its_job_is_paused_is_in_work(ledger,
 
         # When the job is paused, Then neither waits for the other
         assert pause(ledger, job)
-    assert states_of(ledger, job) == [PENDING, HELD]
+    assert chunk_states_of(ledger, job) == [PENDING, HELD]
 
     # And the skipped chunk cannot be claimed, and is held when the reconciler runs
     assert anna.claim(job.chunks[0]) is None
     hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD, HELD]
+    assert chunk_states_of(ledger, job) == [HELD, HELD]
 
 
 def work_until_done(worker, job, start: threading.Barrier) -> None:
@@ -240,16 +222,10 @@ def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
     # Then the job is done, and every image was counted once
     status = status_of(ledger, job)
     assert (status.state, status.succeeded) == (JobState.DONE, 40)
-    assert states_of(ledger, job) == [DONE] * 40
+    assert chunk_states_of(ledger, job) == [DONE] * 40
 
 
 # ---- from Python --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as client:
-        yield client
 
 
 def test_a_resume_rings_at_once(client, broker, make_job):

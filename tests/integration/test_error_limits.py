@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, Stopped, UserError
 from jobs.ids import new_id
-from jobs.ledger import Ledger
 from jobs.ledger.control import drop_leftover_chunks
-from jobs.ledger.queries import JobStatus, job_status
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.submission import NewChunk, add_chunk, seal_job
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome
-from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, predictions
-from tests.conftest import Job
+from tests.conftest import Job, JobMaker
+from tests.ledger_probes import chunk_states_of, count_rows, status_of
+from tests.threads import at_once
 
 LimitedJobMaker = Callable[..., Job]
 
 
 @pytest.fixture
-def limited(ledger: Ledger, champion) -> LimitedJobMaker:
+def limited(make_job: JobMaker) -> LimitedJobMaker:
     """Return a function: `limited([3, 2], count=1)` makes a job with these limits and chunk sizes."""
 
-    def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: float) -> Job:
-        job_id = new_id()
-        made: list[NewChunk] = []
-        with ledger.transaction() as connection:
-            open_job(
-                connection,
-                job_id,
-                model_id=champion.id,
-                key=None,
-                error_limits=ErrorLimits(**limits),  # type: ignore[arg-type]
-            )
-            for size in sizes:
-                chunk_id, first = new_id(), sum(chunk.images for chunk in made)
-                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64)
-                add_chunk(connection, job_id, chunk)
-                made.append(chunk)
-            if sealed:
-                seal_job(connection, job_id, fingerprint=None)
-        return Job(job_id, made)
+    def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: Any) -> Job:
+        return make_job(sizes, sealed=sealed, error_limits=ErrorLimits(**limits))
 
     return limited
 
@@ -60,23 +40,6 @@ def outcomes(images: int, *, errors: int) -> list[Outcome]:
         else Outcome(f"{number}.png", "7", 0.75)
         for number in range(images)
     ]
-
-
-def status_of(ledger: Ledger, job: Job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
-
-
-def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
-        return [ChunkState(state) for state in connection.scalars(query)]
-
-
-def recorded(ledger: Ledger, job: Job) -> int:
-    with ledger.reading() as connection:
-        query = sa.select(sa.func.count()).where(predictions.c.job_id == job.id)
-        return connection.scalar(query) or 0
 
 
 # ---- a number of errors -------------------------------------------------------------------------------
@@ -101,7 +64,7 @@ def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, wor
     assert status.finished_at is not None
     assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 3 + [ChunkState.DROPPED]
     assert worker.claim(job.chunks[3]) is None
-    assert recorded(ledger, job) == 15
+    assert count_rows(ledger, predictions) == 15
 
 
 # ---- a share of errors --------------------------------------------------------------------------------
@@ -233,15 +196,12 @@ def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_wo
     job = limited([2] * 10, count=1)
     workers = [new_worker(f"worker {number}") for number in range(8)]
     claims = [worker.must_claim(chunk) for worker, chunk in zip(workers, job.chunks, strict=False)]
-    start = threading.Barrier(8, timeout=30)
 
     def finish(number: int) -> None:
-        start.wait()
         workers[number].finish(claims[number], outcomes(2, errors=2))
 
     # When all record at the same moment
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(finish, range(8)))
+    at_once(finish, range(8))
 
     # Then the first of them stopped the job, and the outcomes of all eight are counted
     status = status_of(ledger, job)

@@ -21,11 +21,12 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcome, Outcomes
-from jobs.schema import JobState, chunks, db_now, jobs, predictions
+from jobs.schema import JobState, chunks, jobs, predictions
 from tests.conftest import plans_of
+from tests.ledger_probes import age_heartbeat, count_rows, status_of
+from tests.threads import at_once
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
@@ -56,19 +57,12 @@ def test_keeping_a_lock_makes_it_last(ledger):
 
 def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
     # Given eight workers that start at the same moment
-    start = threading.Barrier(8, timeout=30)
-
     def come(name):
-        ledger = Ledger(ledger_url)
-        try:
-            start.wait()
+        with closing(Ledger(ledger_url)) as ledger:
             return [take(ledger, f"lock {number}", name) for number in range(5)]
-        finally:
-            ledger.close()
 
     # When each tries to take five locks, Then each lock has one holder
-    with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(come, [f"worker {number}" for number in range(8)]))
+    taken = at_once(come, [f"worker {number}" for number in range(8)])
     assert [sum(column) for column in zip(*taken, strict=True)] == [1] * 5
 
 
@@ -161,31 +155,25 @@ def fail_abandoned(ledger: Ledger) -> list[str]:
         return fail_abandoned_jobs(connection)
 
 
-def fall_silent(ledger: Ledger, job, seconds: float) -> None:
-    with ledger.transaction() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-seconds)))
-
-
 def test_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
     # Given a job without a heartbeat from its producer for too long, and one image done
     job = make_job([1, 1], sealed=False)
     worker.work(job.chunks[0])
-    fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+    age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
 
     # When the reconciler runs
     assert fail_abandoned(ledger) == [job.id]
 
     # Then the job has failed with the reason, keeps its predictions, and nothing of it is due
-    with ledger.reading() as connection:
-        status = job_status(connection, job.id)
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+    status = status_of(ledger, job)
+    assert count_rows(ledger, chunks) == 2
     assert (status.state, status.error, status.succeeded) == (JobState.FAILED, ABANDONED, 1)
     assert due(ledger) == 0
     assert fail_abandoned(ledger) == []
 
 
 def test_a_producer_that_is_slow_is_left_alone(ledger, make_job):
-    fall_silent(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
+    age_heartbeat(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
     assert fail_abandoned(ledger) == []
 
 
@@ -196,7 +184,7 @@ def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
     with ledger.transaction() as connection:
         end_job(connection, cancelled.id, JobState.CANCELLED)
     for job in (waiting, done, cancelled):
-        fall_silent(ledger, job, 10 * ABANDONED_SECONDS)
+        age_heartbeat(ledger, job, 10 * ABANDONED_SECONDS)
 
     # When the reconciler runs, Then none of them counts as abandoned
     assert fail_abandoned(ledger) == []
@@ -207,7 +195,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker)
     # Given two producers without a heartbeat for too long, one of which is just sealing its job
     sealing, silent = make_job([1], sealed=False), make_job([1], sealed=False)
     for job in (sealing, silent):
-        fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+        age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
     with worker.ledger.transaction() as connection:
         seal_job(connection, sealing.id, fingerprint=None)
 
@@ -216,8 +204,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker)
 
     # And the sealed job is running
     assert fail_abandoned(ledger) == []
-    with ledger.reading() as connection:
-        assert job_status(connection, sealing.id).state == JobState.RUNNING
+    assert status_of(ledger, sealing).state == JobState.RUNNING
     assert due(ledger) == 1
 
 
@@ -240,9 +227,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
         discarded.result(30)
 
     # Then the job is complete, with its row and its chunks
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 1
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+    assert (count_rows(ledger, jobs), count_rows(ledger, chunks)) == (1, 2)
 
 
 # ---- sessions that hang -------------------------------------------------------------------------------
@@ -330,8 +315,7 @@ def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, mak
         worker.work(job.chunks[0])
     finally:
         standing.invalidate()
-    with ledger.reading() as connection:
-        assert job_status(connection, job.id).state == JobState.DONE
+    assert status_of(ledger, job).state == JobState.DONE
 
 
 @on_postgresql

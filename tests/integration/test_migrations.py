@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +19,7 @@ from jobs.ledger.queries import job_status
 from jobs.schema import jobs, metadata, results
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade
+from tests.threads import at_once
 
 
 def tables_of(ledger: Ledger) -> set[str]:
@@ -182,19 +181,16 @@ def test_on_sqlite_who_reads_and_then_writes_waits_their_turn(ledger, ledger_url
     """A transaction that began with a read could not write if another one had written meanwhile."""
     # Given four workers that each read a number and add one to it, ten times
     job = make_job([1])
-    start = threading.Barrier(4, timeout=30)
 
     def add_ten(_number):
         with contextlib.closing(Ledger(ledger_url)) as own:
-            start.wait()
             for _ in range(10):
                 with own.transaction() as connection:
                     total = connection.scalar(sa.select(jobs.c.total))
                     connection.execute(jobs.update().values(total=total + 1))
 
     # When they run at once, Then each waits for the others, and no addition is lost
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add_ten, range(4)))
+    at_once(add_ten, range(4))
     with ledger.reading() as connection:
         assert job_status(connection, job.id).total == 41
 

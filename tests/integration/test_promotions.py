@@ -37,6 +37,7 @@ from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
+from tests.threads import at_once
 
 LIMITS = GateLimits(
     min_accuracy=0.9,
@@ -393,16 +394,13 @@ def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared
     # Given a champion with fifty mistakes, and two models with the same few mistakes
     judged(ledger, trained("old", wrong=50))
     rivals = [trained("one", wrong=5), trained("other", wrong=5)]
-    start = threading.Barrier(2, timeout=30)
 
     def judge(model: Model) -> Verdict:
         with closing(Ledger(ledger_url)) as own:
-            start.wait()
             return judged(own, model, how="retrain")
 
     # When both are judged at the same time
-    with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(judge, rivals))
+    told = at_once(judge, rivals)
 
     # Then the second one was compared with the first, not with the earlier champion
     assert sorted(verdict.promote for verdict in told) == [False, True]

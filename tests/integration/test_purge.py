@@ -6,7 +6,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,8 +20,7 @@ from jobs.ledger import maintenance as retention_module
 from jobs.ledger import queries as progress
 from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import delete_job, mark_purged
-from jobs.ledger.queries import Filter, JobStatus, job_status, stream_predictions
-from jobs.ledger.submission import NewChunk
+from jobs.ledger.queries import Filter, job_status, stream_predictions
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -31,33 +29,13 @@ from labelmill.client import Client
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
 from labelmill.purging import Purge, Purged
-from producer.sources import SourceImage
-from producer.submit import submit
 from tests.conftest import Job
+from tests.ledger_probes import cancel, status_of
+from tests.threads import at_once
 
 DAY = 24 * 3600
 
-Submit = Callable[..., Job]
 PurgeAll = Callable[..., Purged]
-
-
-@pytest.fixture
-def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """Return a function: `submitted(7)` submits seven images with their payloads, in chunks of three."""
-
-    def submitted(images: int, *, key: str | None = None) -> Job:
-        stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
-        job_id = submit(
-            stream, ledger=ledger, store=store, publisher=publisher, chunk_images=3, key=key
-        ).job_id
-        with ledger.reading() as connection:
-            query = sa.select(
-                chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-            ).where(chunks.c.job_id == job_id)
-            rows = connection.execute(query.order_by(chunks.c.first_index))
-            return Job(job_id, [NewChunk(*row) for row in rows])
-
-    return submitted
 
 
 @pytest.fixture
@@ -91,19 +69,22 @@ def finish(worker, job: Job) -> None:
         worker.work(chunk)
 
 
-def cancel(ledger: Ledger, job: Job) -> None:
-    with ledger.transaction() as connection:
-        assert end_job(connection, job.id, JobState.CANCELLED)
-
-
 def finished_ago(ledger: Ledger, job: Job, days: float) -> None:
     with ledger.transaction() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(finished_at=db_now(-days * DAY)))
 
 
-def status_of(ledger: Ledger, job: Job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
+@pytest.fixture
+def finished(ledger, submitted, worker) -> Callable[..., Job]:
+    """Return a function: `finished(7, days=40)` submits a job of seven images that finished that long ago."""
+
+    def finished(images: int, *, days: float = 0, **options: str) -> Job:
+        job: Job = submitted(images, **options)
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+        return job
+
+    return finished
 
 
 def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
@@ -200,12 +181,9 @@ def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, wor
     assert submitted(7, key="mine").id != done.id
 
 
-def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge, monkeypatch):
+def test_one_job_is_removed_and_no_other(ledger, store, submitted, finished, purge, monkeypatch):
     # Given a job with a key that has just finished, a much older one, and stray payloads
-    mine, older = submitted(7, key="mine"), submitted(4)
-    for job in (older, mine):
-        finish(worker, job)
-    finished_ago(ledger, older, 40)
+    older, mine = finished(4, days=40), finished(7, key="mine")
     stray = stray_folder(store, 2, monkeypatch)
 
     # When that job is purged, Then a dry run removes nothing, and the real one only that job
@@ -244,10 +222,9 @@ def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker
     assert purge(job=job.id).jobs == 1
 
 
-def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted, worker, purge, monkeypatch):
+def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(finished, purge, monkeypatch):
     # Given a finished job that somebody else purges just after this purge has looked at it
-    job = submitted(3)
-    finish(worker, job)
+    job = finished(3)
 
     def overtaken(connection, job_id):
         monkeypatch.undo()
@@ -262,12 +239,9 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted
         purge(job=job.id)
 
 
-def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
+def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, finished, purge):
     # Given jobs that finished just before and just after the oldest allowed limit
-    old, young = submitted(4), submitted(4)
-    for job, days in ((old, MAX_DAYS + 1), (young, MAX_DAYS - 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    old, young = finished(4, days=MAX_DAYS + 1), finished(4, days=MAX_DAYS - 1)
 
     # When jobs older than that are purged, Then only the older one is gone
     assert purge(payloads=MAX_DAYS, jobs=MAX_DAYS).jobs == 1
@@ -275,12 +249,10 @@ def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger,
     assert rows_of(ledger, young) == (1, 2, 4)
 
 
-def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, monkeypatch):
+def test_a_large_job_is_removed_part_by_part(ledger, finished, purge, monkeypatch):
     # Given a job with more predictions than one transaction may delete
     monkeypatch.setattr(retention_module, "DELETE_ROWS", 4)
-    job = submitted(19)
-    finish(worker, job)
-    finished_ago(ledger, job, 1)
+    job = finished(19, days=1)
 
     # When it is purged, Then its predictions are deleted in steps
     steps: list[int] = []
@@ -289,9 +261,8 @@ def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, m
     assert rows_of(ledger, job) == (0, 0, 0)
 
 
-def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
-    job = submitted(4)
-    finish(worker, job)
+def test_only_a_marked_job_is_deleted(ledger, finished):
+    job = finished(4)
     with ledger.transaction() as connection:
         assert not delete_job(connection, job.id)
     assert rows_of(ledger, job) == (1, 2, 4)
@@ -300,12 +271,11 @@ def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
 # ---- a dry run ----------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted, worker, purge, monkeypatch):
+def test_a_dry_run_counts_the_same_and_removes_nothing(
+    ledger, store, submitted, finished, worker, purge, monkeypatch
+):
     # Given jobs to be removed wholly or in part, one that a worker has, and a stray folder
-    old, middle, held = submitted(7), submitted(4), submitted(3)
-    for job, days in ((old, 40), (middle, 10)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    old, middle, held = finished(7, days=40), finished(4, days=10), submitted(3)
     worker.must_claim(held.chunks[0])
     cancel(ledger, held)
     finished_ago(ledger, held, 40)
@@ -341,12 +311,9 @@ def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkey
     assert store.get(f"models/{old}/x.keras") == b"x"
 
 
-def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(
-    ledger, store, submitted, worker, purge
-):
+def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(ledger, store, finished, purge):
     # Given a purge that was killed after it marked a job and before it removed the files
-    job = submitted(4)
-    finish(worker, job)
+    job = finished(4)
     with ledger.transaction() as connection:
         assert mark_purged(connection, job.id)
 
@@ -402,25 +369,19 @@ def test_a_claim_at_the_last_moment_keeps_its_job(
     assert store.folders("payloads") == [job.id]
 
 
-def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, submitted, worker):
+def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, finished):
     # Given ten old jobs
-    old = [submitted(4) for _ in range(10)]
-    for job in old:
-        finish(worker, job)
-        finished_ago(ledger, job, 2)
-    start = threading.Barrier(2, timeout=30)
+    old = [finished(4, days=2) for _ in range(10)]
 
     def purge_all(_number: int) -> Purged:
         with contextlib.closing(Ledger(ledger_url)) as own:
             one = Purge(own, store, dry_run=False, on_progress=lambda _purged: None)
-            start.wait()
             one.whole_jobs(days=1)
             one.strays()
             return one.purged
 
     # When two purges run at once, Then everything is gone, and each prediction was deleted once
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(purge_all, range(2)))
+    both = at_once(purge_all, range(2))
     assert sum(purged.predictions for purged in both) == 40
     assert all(rows_of(ledger, job) == (0, 0, 0) for job in old)
     assert store.folders("payloads") == []
@@ -430,7 +391,7 @@ def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, su
 
 
 @pytest.fixture
-def read_to_the_end(ledger, submitted, worker, monkeypatch):
+def read_to_the_end(ledger, finished, monkeypatch):
     """Return a function that reads ten predictions four at a time and returns their indices.
 
     `read_to_the_end(meanwhile, wanted, limit)` calls `meanwhile` after the first prediction.
@@ -443,9 +404,7 @@ def read_to_the_end(ledger, submitted, worker, monkeypatch):
         limit: int | None = None,
     ) -> list[int]:
         monkeypatch.setattr(progress, "PAGE_ROWS", 4)
-        job = submitted(10)
-        finish(worker, job)
-        finished_ago(ledger, job, 40)
+        job = finished(10, days=40)
         stream = stream_predictions(ledger, job.id, wanted, limit=limit)
         first = next(stream)
         meanwhile()
@@ -482,13 +441,9 @@ def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
 
 
-def test_an_export_of_a_job_that_is_half_gone_fails(
-    ledger, settings, submitted, worker, monkeypatch, capsys, tmp_path
-):
+def test_an_export_of_a_job_that_is_half_gone_fails(settings, finished, monkeypatch, capsys, tmp_path):
     # Given a purge that was killed after it deleted a part of a job's predictions
-    job = submitted(10)
-    finish(worker, job)
-    finished_ago(ledger, job, 40)
+    job = finished(10, days=40)
     with stopping_purge(settings, 4) as said:
         assert said == "stopped"
 
@@ -573,14 +528,9 @@ def names_a_missing_payload(ledger: Ledger, store: Store, some: Sequence[Job]) -
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_purge_that_is_killed_can_be_run_again(
-    ledger, store, settings, submitted, worker, purge, stop_after
-):
+def test_a_purge_that_is_killed_can_be_run_again(ledger, store, settings, finished, purge, stop_after):
     # Given a job to be removed whole, one whose payloads are to be removed, and one to be kept
-    whole, payloads_only, kept = submitted(10), submitted(4), submitted(4)
-    for job, days in ((whole, 40), (payloads_only, 10), (kept, 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    whole, payloads_only, kept = finished(10, days=40), finished(4, days=10), finished(4, days=1)
 
     # When a purge is killed at one of its steps
     with stopping_purge(settings, stop_after) as said:
@@ -599,10 +549,8 @@ def test_a_purge_that_is_killed_can_be_run_again(
     assert purge(payloads=7, jobs=30) == Purged()
 
 
-def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, settings, submitted, worker):
+def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(settings, finished):
     for days in (40, 10, 1):
-        job = submitted(10 if days == 40 else 4)
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+        finished(10 if days == 40 else 4, days=days)
     with stopping_purge(settings, 9) as said:
         assert said == "done"

@@ -18,7 +18,6 @@ from jobs.ledger import queries as progress
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.queries import (
     Filter,
-    JobStatus,
     Prediction,
     job_status,
     latest_jobs,
@@ -29,13 +28,9 @@ from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
+from tests.ledger_probes import status_of
 
 EVERYTHING = Filter()
-
-
-def status_of(ledger: Ledger, job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
 
 
 def latest(ledger: Ledger, limit: int = 100, state: JobState | None = None) -> list[str]:

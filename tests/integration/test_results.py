@@ -5,28 +5,24 @@ Whatever happens one step at a time is proven by the state machine in `tests/fau
 
 from __future__ import annotations
 
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, LeaseLost, Stopped, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.queries import Filter, JobStatus, Prediction, job_status, page_of_predictions
+from jobs.ledger.queries import Filter, Prediction, page_of_predictions
 from jobs.ledger.results import Classified, record_results
 from jobs.ledger.submission import seal_job
 from jobs.outcomes import Outcome, Outcomes
-from jobs.schema import ChunkState, JobState, chunks
+from jobs.schema import ChunkState, JobState
+from tests.ledger_probes import chunk_states_of, status_of
+from tests.threads import at_once
 
 EVERYTHING = Filter()
-
-
-def status_of(ledger: Ledger, job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
 
 
 def counters_of(ledger: Ledger, job) -> tuple[JobState, int, int, int]:
@@ -37,12 +33,6 @@ def counters_of(ledger: Ledger, job) -> tuple[JobState, int, int, int]:
 def predictions_of(ledger: Ledger, job) -> list[Prediction]:
     with ledger.reading() as connection:
         return page_of_predictions(connection, job.id, EVERYTHING, after=-1, limit=10_000)
-
-
-def chunk_states_of(ledger: Ledger, job) -> list[ChunkState]:
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
-        return [ChunkState(state) for state in connection.scalars(query)]
 
 
 def seal(ledger: Ledger, job) -> None:
@@ -144,11 +134,10 @@ def test_two_finish_the_same_chunk_at_the_same_moment(ledger, make_job, new_work
     slow, other = new_worker("anna"), new_worker("ben")
     lost = [slow.must_claim(chunk, lease_seconds=-1) for chunk in job.chunks]
     held = [other.must_claim(chunk) for chunk in job.chunks]
-    start = threading.Barrier(2, timeout=30)
 
-    def finish_all(worker, claims):
+    def finish_all(who):
+        worker, claims = who
         refused = 0
-        start.wait()
         for claim in claims:
             try:
                 worker.finish(claim)
@@ -157,8 +146,7 @@ def test_two_finish_the_same_chunk_at_the_same_moment(ledger, make_job, new_work
         return refused
 
     # When both record at the same time
-    with ThreadPoolExecutor(2) as pool:
-        refused = list(pool.map(finish_all, [slow, other], [lost, held]))
+    refused = at_once(finish_all, [(slow, lost), (other, held)])
 
     # Then the owner's results are recorded once, and the other's are all refused
     assert refused == [10, 0]
@@ -174,20 +162,14 @@ def test_whoever_comes_last_the_job_is_done(ledger, make_job, new_worker, trial)
     job = make_job([2] * 12, sealed=False)
     workers = [new_worker(f"worker {number}") for number in range(4)]
     claims = [worker.must_claim(chunk) for chunk, worker in zip(job.chunks, workers * 3, strict=True)]
-    start = threading.Barrier(5, timeout=30)
 
     def finish_mine(number):
-        start.wait()
         for claim in claims[number::4]:
             workers[number].finish(claim)
 
-    def seal_it(_number):
-        start.wait()
-        seal(ledger, job)
-
     # When all of it happens at once
-    with ThreadPoolExecutor(5) as pool:
-        list(pool.map(lambda step: step[0](step[1]), [(finish_mine, n) for n in range(4)] + [(seal_it, 4)]))
+    steps = [partial(seal, ledger, job), *(partial(finish_mine, number) for number in range(4))]
+    at_once(lambda step: step(), steps)
 
     # Then the job is done, and every image was counted once
     assert counters_of(ledger, job) == (JobState.DONE, 24, 24, 0)

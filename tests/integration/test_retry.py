@@ -13,14 +13,12 @@ from typer.testing import CliRunner
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger import queries as retries
-from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
-from jobs.ledger.submission import NewChunk
 from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
-from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.schema import ChunkState, JobState, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.client import Client
@@ -29,26 +27,10 @@ from labelmill.purging import Purge
 from producer import retry as retry_module
 from producer.retry import Retried, retry
 from producer.sources import SourceImage, Sources
-from producer.submit import submit
 from tests.conftest import Job
+from tests.ledger_probes import cancel, chunks_of
 
-Submit = Callable[..., Job]
 Again = Callable[..., Retried]
-
-
-@pytest.fixture
-def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
-
-    def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
-        if isinstance(images, int):
-            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(
-            images, ledger=ledger, store=store, publisher=publisher, chunk_images=chunk_images, **options
-        ).job_id
-        return Job(job_id, chunks_of(ledger, job_id))
-
-    return submitted
 
 
 @pytest.fixture
@@ -66,16 +48,6 @@ def again(ledger, store, publisher) -> Again:
         )
 
     return again
-
-
-def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:
-    query = sa.select(
-        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-    ).where(chunks.c.job_id == job_id)
-    if states:
-        query = query.where(chunks.c.state.in_(states))
-    with ledger.reading() as connection:
-        return [NewChunk(*row) for row in connection.execute(query.order_by(chunks.c.first_index))]
 
 
 @pytest.fixture
@@ -107,11 +79,6 @@ def finish(worker, job: Job, *, errors: Sequence[int] = (), only: Sequence[int] 
     for number, chunk in enumerate(job.chunks):
         if only is None or number in only:
             worker.work(chunk, outcomes(chunk.first_index, errors, chunk.images))
-
-
-def cancel(ledger: Ledger, job: Job) -> None:
-    with ledger.transaction() as connection:
-        assert end_job(connection, job.id, JobState.CANCELLED)
 
 
 def names_of(images: Iterable[tuple[str, Content]]) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,6 +43,7 @@ from jobs.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
 from tests.conftest import Broker
+from tests.threads import at_once
 from worker.reconcile import Reconciler
 
 RECIPE = {"architecture": "mlp", "epochs": 2, "seed": 7}
@@ -284,24 +284,15 @@ def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so
 def test_of_many_who_ask_at_once_one_gets_a_run(
     ledger: Ledger, ledger_url: str, slot: datetime | None
 ) -> None:
-    asking = 8
-    together = threading.Barrier(asking, timeout=30)
-
     def ask_for_one(_: int) -> bool:
-        own = Ledger(ledger_url)
-        together.wait()
         try:
-            with own.transaction() as connection:
+            with closing(Ledger(ledger_url)) as own, own.transaction() as connection:
                 return request_run(connection, new_id(), recipe=RECIPE, slot=slot) == RunState.PENDING
         except Conflict:
             return False
-        finally:
-            own.close()
 
     for _ in range(5):
-        with ThreadPoolExecutor(asking) as pool:
-            got = list(pool.map(ask_for_one, range(asking)))
-        assert sum(got) == 1
+        assert sum(at_once(ask_for_one, range(8))) == 1
         with ledger.transaction() as connection:
             assert [run.state for run in latest_runs(connection, limit=9)] == [RunState.PENDING]
             connection.execute(training_runs.delete())

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -20,6 +18,7 @@ from jobs.store import Store
 from jobs.store_identity import adopt_store, check_store
 from labelmill.client import Client
 from tests.console import LABELMILL
+from tests.threads import at_once
 
 
 @pytest.fixture
@@ -69,34 +68,25 @@ def test_a_ledger_from_before_knows_its_store_by_the_champion(ledger, make_model
 
 
 def test_many_first_producers_of_one_store_are_all_served(ledger_url, tmp_path):
-    start = threading.Barrier(8, timeout=30)
-
     def first(_number):
         with contextlib.closing(Ledger(ledger_url)) as ledger:
-            start.wait()
             check_store(ledger, Store(str(tmp_path / "store")))
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(first, range(8)))
-
+    at_once(first, range(8))
     # Then there is one identity
     assert len(list((tmp_path / "store" / "identity").iterdir())) == 1
 
 
 def test_of_two_first_producers_with_two_stores_one_is_refused(ledger_url, tmp_path):
-    start = threading.Barrier(2, timeout=30)
-
     def first(number):
         with contextlib.closing(Ledger(ledger_url)) as ledger:
-            start.wait()
             try:
                 check_store(ledger, Store(str(tmp_path / f"store {number}")))
             except Conflict:
                 return False
             return True
 
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(first, range(2))) == [False, True]
+    assert sorted(at_once(first, range(2))) == [False, True]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -46,6 +46,7 @@ from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
 from tests.console import until
+from tests.ledger_probes import chunks_of, count_rows
 
 
 def image(name: str, data: bytes = b"pixels") -> SourceImage:
@@ -106,15 +107,6 @@ def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
     assert run(images(3), key="mine").job_id == first.job_id
 
 
-def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
-    query = sa.select(
-        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-    )
-    with ledger.reading() as connection:
-        rows = connection.execute(query.where(chunks.c.job_id == job_id).order_by(chunks.c.first_index))
-        return [NewChunk(*row) for row in rows]
-
-
 def payloads_of(ledger: Ledger, store: Store, job_id: str) -> list[Payload]:
     return [read_payload(store, chunk.payload, chunk.payload_digest) for chunk in chunks_of(ledger, job_id)]
 
@@ -136,11 +128,7 @@ def folders_of(settings: Settings) -> list[str]:
 @pytest.fixture
 def nothing_is_left(ledger, settings):
     def nothing_is_left() -> bool:
-        with ledger.reading() as connection:
-            rows = [
-                connection.scalar(sa.select(sa.func.count()).select_from(table))
-                for table in (jobs, chunks, predictions)
-            ]
+        rows = [count_rows(ledger, table) for table in (jobs, chunks, predictions)]
         return rows == [0, 0, 0] and files_of(settings) == []
 
     return nothing_is_left
@@ -560,9 +548,7 @@ def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, s
     # When a job is submitted, Then no row of it is left
     with pytest.raises(Unavailable, match="store"):
         run(breaks_after(5, break_the_store))
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 0
+    assert (count_rows(ledger, jobs), count_rows(ledger, chunks)) == (0, 0)
 
 
 #: Make the database refuse a job's later chunks.
@@ -838,11 +824,7 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
 
 @pytest.fixture
 def job_count(ledger):
-    def job_count() -> int:
-        with ledger.reading() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(jobs)) or 0
-
-    return job_count
+    return lambda: count_rows(ledger, jobs)
 
 
 def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, settings, broker):
