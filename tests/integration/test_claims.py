@@ -6,11 +6,7 @@ The order of claims, cuts, crashes and releases is proven by the state machine i
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -74,52 +70,6 @@ def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker)
     with ledger.reading() as connection:
         now = connection.scalar(sa.select(db_now()))
     assert 50 < (row.lease_until - now).total_seconds() <= 60
-
-
-def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, submit):
-    # Given 30 chunks, and two processes that are ready to claim all of them
-    added = submit([LARGE] * 30)
-    claimer = """
-import json, sys
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_next
-ledger = Ledger(json.loads(sys.stdin.readline()))
-ledger.check()
-print("ready", flush=True)
-sys.stdin.readline()
-claims = True
-while claims:
-    with ledger.transaction() as connection:
-        claims = claim_next(connection, owner="x", token=new_id(), lease_seconds=60, images_for=lambda _: 999)
-    for claim in claims:
-        print(claim.chunk_id)
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", claimer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    try:
-        for process in processes:
-            process.stdin.write(json.dumps(ledger_url) + "\n")
-            process.stdin.flush()
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
-
-        # When both start at once
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        claimed = [line for process in processes for line in process.communicate(timeout=60)[0].split()]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-    # Then each chunk was claimed once
-    assert [process.returncode for process in processes] == [0] * 2
-    assert Counter(claimed) == {chunk.id: 1 for chunk in added}
 
 
 def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_worker):

@@ -6,7 +6,6 @@ Which chunks are held, pending or dropped is proven by the state machine in
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -172,57 +171,6 @@ def test_a_chunk_that_is_being_claimed_when_its_job_is_paused_is_in_work(ledger,
     assert anna.claim(job.chunks[0]) is None
     hold_leftovers(ledger)
     assert chunk_states_of(ledger, job) == [HELD, HELD]
-
-
-def work_until_done(worker, job, start: threading.Barrier) -> None:
-    """Claim the job's chunks in turn, release every third claim, and finish the others."""
-    start.wait()
-    turn = 0
-    while not status_of(worker.ledger, job).finished:
-        for chunk in job.chunks:
-            claim = worker.claim(chunk)
-            if claim is not None:
-                turn += 1
-                worker.release(claim) if turn % 3 == 0 else worker.finish(claim)
-
-
-def pause_and_resume(ledger: Ledger, job, start: threading.Barrier) -> None:
-    start.wait()
-    for _ in range(25):
-        if pause(ledger, job):
-            resume(ledger, job)
-
-
-def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
-    # Given a job of forty chunks, two workers, a thread that pauses and resumes the job, and a reconciler
-    job = make_job([1] * 40)
-    start, over = threading.Barrier(4, timeout=30), threading.Event()
-    anna, ben, carl, dora = (new_worker(name) for name in ("anna", "ben", "carl", "dora"))
-
-    def reconcile() -> None:
-        start.wait()
-        while not over.is_set():
-            hold_leftovers(dora.ledger)
-
-    # When all of them run at once
-    with ThreadPoolExecutor(4) as pool:
-        reconciling = pool.submit(reconcile)
-        others = [
-            pool.submit(work_until_done, anna, job, start),
-            pool.submit(work_until_done, ben, job, start),
-            pool.submit(pause_and_resume, carl.ledger, job, start),
-        ]
-        try:
-            for other in others:
-                other.result(60)
-        finally:
-            over.set()
-        reconciling.result(60)
-
-    # Then the job is done, and every image was counted once
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded) == (JobState.DONE, 40)
-    assert chunk_states_of(ledger, job) == [DONE] * 40
 
 
 # ---- from Python --------------------------------------------------------------------------------------

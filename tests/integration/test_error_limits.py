@@ -162,35 +162,6 @@ def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
         seal_job(connection, job.id, fingerprint=None)
 
 
-def test_a_chunk_in_work_when_the_job_is_stopped_may_still_finish(ledger, limited, new_worker):
-    # Given three workers that have claimed a job's chunks, and a fourth chunk that is pending
-    job = limited([2, 2, 2, 2], count=0)
-    anna, ben, carl = (new_worker(name) for name in ("anna", "ben", "carl"))
-    first, second, third = (
-        worker.must_claim(chunk) for worker, chunk in zip((anna, ben, carl), job.chunks, strict=False)
-    )
-
-    # When the first worker's outcomes stop the job
-    anna.finish(first, outcomes(2, errors=2))
-    stopped_at = status_of(ledger, job).finished_at
-
-    # Then a chunk that another worker releases is dropped
-    ben.release(second)
-
-    # And a chunk that a third worker records is kept, while error and end time stay the same
-    carl.finish(third, outcomes(2, errors=1))
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 1, 3)
-    assert status.error == "2 of 2 images got an error, more than its limit of 0."
-    assert status.finished_at == stopped_at
-    assert chunk_states_of(ledger, job) == [
-        ChunkState.DONE,
-        ChunkState.DROPPED,
-        ChunkState.DONE,
-        ChunkState.DROPPED,
-    ]
-
-
 def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_worker):
     # Given eight workers with a chunk each that exceeds the limit, and two pending chunks
     job = limited([2] * 10, count=1)

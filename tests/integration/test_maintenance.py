@@ -10,7 +10,6 @@ from contextlib import closing, contextmanager
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
@@ -22,8 +21,8 @@ from jobs.ledger.maintenance import (
     take_lock,
 )
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
-from jobs.outcomes import Outcome, Outcomes
-from jobs.schema import JobState, chunks, jobs, predictions
+from jobs.outcomes import Outcomes
+from jobs.schema import JobState, chunks, jobs
 from tests.conftest import plans_of
 from tests.ledger_probes import age_heartbeat, count_rows, status_of
 from tests.threads import at_once
@@ -270,30 +269,6 @@ def end_standing(ledger):
 
 
 on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-
-
-@on_postgresql
-def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
-    ledger, make_job, worker, new_worker, monkeypatch
-):
-    # Given a worker that blocks while it records, for longer than its lease and the limit for idle sessions
-    monkeypatch.setattr("jobs.ledger.maintenance.STANDSTILL_SECONDS", 0.2)
-    job = make_job([2])
-    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
-    with standing_still(worker, claim) as recorded:
-        time.sleep(0.3)
-
-        # When the reconciler runs
-        assert end_standing(ledger) == 1
-
-        # Then another worker can finish the chunk
-        new_worker("ben").work(job.chunks[0], [Outcome("a.png", "3", 0.5), Outcome("b.png", "3", 0.5)])
-
-    # And the first one learns that it has recorded nothing
-    with pytest.raises(Unavailable):
-        recorded.result(30)
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(predictions.c.label))) == ["3", "3"]
 
 
 @on_postgresql

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -26,10 +25,9 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Reason
-from jobs.ledger.maintenance import release_expired_claims
 from jobs.payloads import Content
 from jobs.references import Reference
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
+from jobs.schema import ChunkState, JobState, jobs, predictions
 from tests.conftest import Broker, Worker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
@@ -495,32 +493,6 @@ def test_a_worker_that_is_told_to_stop_releases_its_chunk_without_a_crash(
     assert row.not_before is None
 
 
-def test_a_worker_that_lost_its_lease_records_nothing(
-    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # given a lease that expires while the image is decoded, so that another worker claims the chunk
-    job_id = harness.submit(digits(1))
-
-    def take_over() -> None:
-        with worker.ledger.transaction() as connection:
-            connection.execute(chunks.update().values(lease_until=db_now(-1)))
-            assert release_expired_claims(connection) == 1
-        taken.extend(worker.claim_next())
-
-    taken: list[Any] = []
-    before_decoding(monkeypatch, take_over)
-
-    # when the first worker tries to record, then nothing is recorded
-    assert harness.classify() == 0
-    assert harness.predictions(job_id) == []
-    assert "another worker has it; nothing was recorded" in caplog.text
-
-    # and only the other worker's result is recorded
-    worker.finish(*taken)
-    assert harness.labels(job_id) == ["7"]
-    assert harness.status(job_id).succeeded == 1
-
-
 @pytest.mark.parametrize("committed", [True, False])
 def test_results_whose_commit_lost_its_answer_are_recorded_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, committed: bool
@@ -872,39 +844,3 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
     over.set()
     assert harness.labels(job_id) == ["0", "source_missing", *LABELS[2:40]]
     assert harness.predictions(job_id)[1].detail == error
-
-
-# ---- what the log says --------------------------------------------------------------------------------
-
-
-@on_one_database
-def test_the_log_has_a_line_for_each_chunk_that_was_recorded_and_for_each_release(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # given two small jobs, one with an error, and then a chunk whose store is unavailable
-    caplog.set_level(logging.INFO)
-    small = [harness.submit(digits(2)), harness.submit([b"no picture"])]
-    harness.classify()
-
-    # then each recorded chunk has its own line
-    done = [record for record in caplog.records if "is done" in record.getMessage()]
-    assert [(each.job, each.images, each.errors, each.attempt) for each in done] == [
-        (small[0], 2, 0, 1),
-        (small[1], 1, 1, 1),
-    ]
-    assert all(
-        {"claim", "read", "load", "decode", "predict", "record", "total"} <= each.seconds.keys()
-        for each in done
-    )
-
-    # and a release names the chunk and the reason
-    caplog.clear()
-    released = harness.submit(digits(3))
-
-    def unavailable(*_: object) -> None:
-        raise Unavailable("The store cannot be read")
-
-    monkeypatch.setattr("worker.context.read_payload", unavailable)
-    harness.classify()
-    [line] = caplog.messages
-    assert line == f"chunk {harness.chunk(released).id}: released, unavailable: The store cannot be read"

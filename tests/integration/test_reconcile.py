@@ -10,10 +10,8 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from jobs.ledger import Ledger
-from jobs.ledger.queries import job_status
-from jobs.ledger.submission import ABANDONED_SECONDS
 from jobs.queue import Publisher, make_app
-from jobs.schema import JobState, db_now, jobs, locks
+from jobs.schema import db_now, locks
 from jobs.settings import Settings
 from worker import reconcile
 from worker.reconcile import Reconciler
@@ -118,24 +116,3 @@ def test_a_reconciler_that_stands_still_keeps_no_other_waiting(ledger, ledger_ur
         finally:
             goes_on.set()
         assert standing.result(30) == 0
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_who_holds_one_jobs_row_holds_up_no_other_job(ledger, ledger_url, make_job, publisher, worker):
-    # Given a transaction that has locked the row of an abandoned job, and another job that is due
-    abandoned = make_job([1], sealed=False)
-    with ledger.transaction() as connection:
-        connection.execute(jobs.update().values(touched_at=db_now(-2 * ABANDONED_SECONDS)))
-    waiting = make_job([1])
-    with worker.ledger.transaction() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == abandoned.id).values(error="mine"))
-
-        # When the reconciler ticks, Then it sends messages all the same
-        with closing(Ledger.of_a_main_loop(ledger_url)) as own:
-            assert Reconciler(own, publisher, holder="anna").tick() == 2
-
-    # And it fails the abandoned job once the row is unlocked
-    Reconciler(ledger, publisher, holder="anna").tick()
-    with ledger.reading() as connection:
-        assert job_status(connection, abandoned.id).state == JobState.FAILED
-        assert job_status(connection, waiting.id).state == JobState.RUNNING

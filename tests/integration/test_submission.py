@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Conflict, NotFound, Stopped
+from jobs.errors import NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job, pause_job
@@ -20,14 +19,12 @@ from jobs.ledger.submission import (
     add_chunk,
     discard_job,
     find_key,
-    open_job,
     seal_job,
     touch_job,
 )
 from jobs.schema import ChunkState, JobState, chunks, jobs
 from tests.conftest import Job
 from tests.ledger_probes import age_heartbeat, status_of
-from tests.threads import at_once
 
 
 def holder_of(ledger: Ledger, key: str) -> KeyHolder | None:
@@ -126,20 +123,6 @@ def test_nothing_is_added_to_a_job_that_is_not_there(ledger):
         add_chunk(connection, nobody, chunk(0, 1))
     with pytest.raises(NotFound):
         status_of(ledger, Job(nobody, []))
-
-
-def test_two_take_a_key_at_the_same_moment_and_one_gets_it(ledger_url, champion):
-    # Given six producers that are about to open a job with the same key
-    def open_it(_number):
-        try:
-            with closing(Ledger(ledger_url)) as ledger, ledger.transaction() as connection:
-                open_job(connection, new_id(), model_id=champion.id, key="mine")
-        except Conflict:
-            return False
-        return True
-
-    # When all of them do, Then one gets it, and the others get an error
-    assert sorted(at_once(open_it, range(6))) == [False] * 5 + [True]
 
 
 def test_keys_are_told_apart_to_the_letter(ledger, make_job):
