@@ -13,11 +13,9 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-import sqlalchemy as sa
 
 from jobs.ids import new_id
 from jobs.ledger import metrics as ledger_metrics
-from jobs.ledger.claims import chunk_is_due, chunk_is_in_work
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.metrics import backlog
@@ -313,18 +311,6 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
                 assert index in plan, f"{statement}\n{plan}"
         assert "Seq Scan" not in plan, f"{statement}\n{plan}"
         assert not re.search(r"SCAN (chunks|jobs)(?! USING)", plan), f"{statement}\n{plan}"
-
-
-@pytest.mark.fast
-@pytest.mark.parametrize(
-    ("wanted", "index"), [(chunk_is_due, "ix_chunks_due"), (chunk_is_in_work, "ix_chunks_claimed")]
-)
-def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
-    # Each worker's reconciler asks every two seconds, so the number of finished chunks must not matter.
-    [(_, plan)] = plans_of(
-        ledger, lambda connection: connection.execute(sa.select(chunks.c.id).where(wanted()))
-    )
-    assert index in plan
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():

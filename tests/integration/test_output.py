@@ -12,8 +12,6 @@ from typing import Final
 
 import pytest
 
-from jobs.ids import new_id
-from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
 from jobs.outcomes import Outcome
 from tests.console import LABELMILL, rows
 
@@ -208,24 +206,6 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
         assert (failed.returncode, failed.stdout) == (2, "")
         assert words in failed.stderr
         assert "sesame" not in failed.stderr
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
-    run_id = new_id()
-    with ledger.transaction() as connection:
-        request_run(connection, run_id, recipe={"architecture": "mlp", "epochs": 2, "held_out": 1 / 30})
-        claim = claim_run(connection, run_id, owner="host/1")
-        told = ("train_images", "validation_images", "evaluation_images", "corrections", "left_out")
-        data = dict.fromkeys(told, 1)
-        describe_data(connection, claim, source="mnist", fingerprint="f" * 64, data=data)
-        for number in (1, 2):
-            figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy", "seconds"), 0.5 / number)
-            add_epoch(connection, claim, {"epoch": number, **figures})
-    told = written("runs", "show", run_id).decode()
-    assert "\u2588\u2581" in told
-    # And numbers are rounded to the digits that matter
-    assert "held_out 0.0333\n" in told
 
 
 def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):

@@ -213,12 +213,6 @@ def test_a_confidence_just_as_asked_is_not_below(ledger, make_job, worker):
         assert below(ledger, make_job, worker, confidence) == [1]
 
 
-def test_filtered_pages_follow_each_other_too(ledger, mixed):
-    sevens = Filter(label="7")
-    assert indices(page(ledger, mixed, sevens, limit=2)) == [4, 5]
-    assert indices(page(ledger, mixed, sevens, after=5, limit=2)) == [6, 7]
-
-
 # ---- streams ------------------------------------------------------------------------------------------
 
 

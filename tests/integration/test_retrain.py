@@ -18,7 +18,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict, DataUnavailable, Unavailable
+from jobs.errors import DataUnavailable, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, runs
 from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
@@ -277,12 +277,6 @@ def test_ctrl_c_interrupts_the_run(settings: Settings, ledger: Ledger, little_mn
     assert champion_of(ledger) is None
 
 
-def test_only_one_at_a_time(settings: Settings) -> None:
-    claim = begin_run(settings, QUICK)
-    with pytest.raises(Conflict, match=claim.run_id):
-        begin_run(settings, QUICK)
-
-
 @pytest.mark.parametrize("person", ["train", "retrain"])
 def test_a_trainer_that_died_is_in_nobodys_way(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, person: str
@@ -408,30 +402,6 @@ def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(Ledger, "transaction", breaking)
     return away
-
-
-def test_an_epoch_that_cannot_be_recorded_is_with_the_next_one(
-    settings: Settings,
-    ledger: Ledger,
-    little_mnist: mnist.Mnist,
-    away: dict[str, int],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    # given a ledger that is unavailable at the end of the first two of three epochs
-    away["add"] = 2
-    recorded: list[int] = []
-
-    # when a model is trained, then training does not wait, and all epochs are recorded in the end
-    done = train(
-        settings,
-        little_mnist,
-        dataclasses.replace(QUICK, epochs=3),
-        on_epoch=lambda _: recorded.append(latest(ledger).epochs_done),
-    )
-    assert recorded == [0, 0, 3]
-    assert caplog.text.count("will be recorded with the next one: The ledger cannot be reached") == 2
-    with ledger.reading() as connection:
-        assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2, 3]
 
 
 def test_a_ledger_that_stays_away_costs_no_training(

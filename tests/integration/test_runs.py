@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -394,19 +394,6 @@ def test_who_was_away_as_well_has_not_seen_that_the_trainer_was(ledger: Ledger) 
     looker.clock.now += 3600
     assert looker.looks() == []
     assert looker.looks(seconds=RUN_GRACE_SECONDS) != []
-
-
-def test_a_run_says_since_when_its_trainer_is_silent(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    assert look(ledger, claim.run_id).silent_since is None
-
-    change(ledger, claim.run_id, lease_until=datetime(2026, 11, 22, 3, 1, tzinfo=UTC))
-    run = look(ledger, claim.run_id)
-    assert (run.state, run.silent_since) == (RunState.RUNNING, SLOT + timedelta(minutes=1, seconds=-60))
-
-    # and not after the run has been ended
-    assert Looker(ledger).looks(seconds=RUN_GRACE_SECONDS) != []
-    assert look(ledger, claim.run_id).silent_since is None
 
 
 def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Ledger, champion: Model) -> None:

@@ -618,29 +618,6 @@ def test_a_last_commit_that_breaks_off_is_read_back(
     assert broken
 
 
-@pytest.mark.parametrize("key", [None, "mine"])
-def test_a_job_takes_one_commit_a_chunk(run, monkeypatch, key):
-    # Given a count of the transactions
-    real = Ledger.transaction
-    begun: list[Ledger] = []
-
-    def counting(self: Ledger, **named: bool) -> contextlib.AbstractContextManager[sa.Connection]:
-        begun.append(self)
-        return real(self, **named)
-
-    monkeypatch.setattr(Ledger, "transaction", counting)
-
-    # When jobs of one and of two chunks are submitted, Then each chunk takes one transaction
-    first = run(images(2), key=key)
-    assert len(begun) == 1
-    run(images(3))
-    assert len(begun) == 1 + 2
-
-    # And the job of one chunk can be found by its key
-    if key:
-        assert run(images(2), key=key) == first._replace(new=False)
-
-
 def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     # Given a job that is cancelled after its first chunk
     def cancel():
