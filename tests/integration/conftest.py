@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
 from jobs.model import MNIST_INPUT, Model
@@ -42,6 +44,18 @@ def client(settings: Settings) -> Iterator[Client]:
     """Return a client of the test's ledger, store and broker."""
     with Client(settings) as client:
         yield client
+
+
+@pytest.fixture
+def run_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function: `run_command(app, "status", id)` runs a command here, with the test's settings."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run_command(app: Typer, *arguments: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)), input=stdin)
+
+    return run_command
 
 
 @pytest.fixture

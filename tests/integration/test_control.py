@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -24,7 +23,6 @@ from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.submission import NewChunk, add_chunk
 from jobs.schema import ChunkState, JobState, chunks, jobs
 from jobs.settings import ENV_PREFIX
-from labelmill.client import Client
 from labelmill.commands.resume import app as resume_command
 from tests.ledger_probes import cancel, chunk_states_of, status_of
 
@@ -203,17 +201,14 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
     assert not client.broker_unavailable
 
 
-def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, broker, monkeypatch):
+def test_a_resume_at_the_console_says_why_nobody_was_told(client, make_job, broker, run_command, monkeypatch):
     # Given a paused job, and a configured broker that cannot be reached
     job = make_job([1])
-    with Client(settings) as client:
-        client.pause(job.id)
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
+    client.pause(job.id)
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # When the job is resumed, Then a line says what is wrong with the broker, and that the job waits
-    done = CliRunner().invoke(resume_command, [job.id])
+    done = run_command(resume_command, job.id)
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert line.startswith("The broker cannot be used (")

@@ -33,7 +33,6 @@ from jobs.outcomes import Outcome
 from jobs.payloads import payload_folder
 from jobs.references import Roots
 from jobs.schema import corrections, db_now, jobs, models, training_runs
-from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import copies as removing
 from labelmill import correcting
@@ -198,13 +197,11 @@ def test_what_stopped_a_worker_or_is_no_picture_does_not_come_near_the_trainer(
 
 
 @pytest.fixture
-def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
+def correct(run_command) -> Callable[..., str]:
     """Return a function: `correct(job.id, 0, "1")` runs the command and returns its stderr."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def correct(*arguments: object, stdin: bytes | None = None) -> str:
-        done = CliRunner().invoke(correct_command, list(map(str, arguments)), input=stdin)
+        done = run_command(correct_command, *arguments, stdin=stdin)
         assert done.exit_code == 0, done.stderr
         return done.stderr
 

@@ -10,7 +10,6 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs import ids
 from jobs.errors import Conflict, ModelRefused
@@ -31,7 +30,6 @@ from jobs.model import Model
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import check_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
-from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
@@ -499,14 +497,11 @@ def shelved(ledger: Ledger, store: Store) -> Maker:
 
 
 @pytest.fixture
-def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def run(run_command) -> Callable[..., tuple[int, str, str]]:
     """Return a function: `run("promote", id)` returns the command's exit code, stdout and stderr."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-    assert ENV_PREFIX + "HOME" in settings.environment()
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(models_command, list(arguments))
+        done = run_command(models_command, *arguments)
         return done.exit_code, done.stdout, done.stderr
 
     return run

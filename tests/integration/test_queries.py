@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, UserError
 from jobs.ids import new_id
@@ -315,13 +314,11 @@ def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger
 
 
 @pytest.fixture
-def export(settings, monkeypatch):
+def export(run_command):
     """Return a function: `export(job)` returns the rows and the stderr of `labelmill predictions`."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def export(job, *options: str) -> tuple[list[str], str]:
-        done = CliRunner().invoke(predictions_command, [job.id, "--format", "csv", *options])
+        done = run_command(predictions_command, job.id, "--format", "csv", *options)
         assert done.exit_code == 0, done.stderr
         return done.stdout.splitlines()[1:], done.stderr
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger
@@ -450,19 +449,15 @@ def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
     assert broker.waiting() == 1
 
 
-def test_a_retry_at_the_console_says_why_nobody_was_told(
-    settings: Settings, submitted, worker, broker, monkeypatch
-):
+def test_a_retry_at_the_console_says_why_nobody_was_told(submitted, worker, broker, run_command, monkeypatch):
     # given a job with an error, and a configured broker that cannot be reached
     job = submitted(5)
     finish(worker, job, errors=[1])
     broker.client.flushall()
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # when it is retried, then a line says what is wrong with the broker, and that the new job waits
-    done = CliRunner().invoke(retry_command, [job.id])
+    done = run_command(retry_command, job.id)
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert line.startswith("The broker cannot be used (")
@@ -470,17 +465,15 @@ def test_a_retry_at_the_console_says_why_nobody_was_told(
     assert broker.waiting() == 0
 
 
-def test_what_is_left_out_by_failed_is_said(settings: Settings, ledger, submitted, monkeypatch):
+def test_what_is_left_out_by_failed_is_said(ledger, submitted, run_command):
     # given a job that was cancelled before any of it was classified
     job = submitted(5)
     cancel(ledger, job)
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     # when only its errors are retried, then the command says that there are other images
-    done = CliRunner().invoke(retry_command, [job.id, "--failed"])
+    done = run_command(retry_command, job.id, "--failed")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "5 images that it never reached: leave out --failed" in done.stderr
 
     # and without `--failed` they are retried
-    assert CliRunner().invoke(retry_command, [job.id]).exit_code == 0
+    assert run_command(retry_command, job.id).exit_code == 0

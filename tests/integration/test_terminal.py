@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
@@ -116,13 +115,11 @@ def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp
 
 
 @pytest.fixture
-def run(settings: Settings, monkeypatch) -> Callable[..., str]:
+def run(run_command) -> Callable[..., str]:
     """Return a function: `run("status", job.id)` returns what the command prints."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(app, list(arguments))
+        done = run_command(app, *arguments)
         assert done.exit_code == 0, done.stderr
         return done.stdout
 
