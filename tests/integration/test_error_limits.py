@@ -212,10 +212,3 @@ def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited,
 def test_what_is_no_limit_is_refused(limits):
     with pytest.raises(UserError):
         ErrorLimits(**limits)
-
-
-@pytest.mark.parametrize(
-    "limits", [{}, {"count": 0}, {"rate": 0}, {"rate": 1}, {"rate": 0.05, "sample": 1}], ids=str
-)
-def test_what_is_a_limit_is_taken(limits):
-    ErrorLimits(**limits)

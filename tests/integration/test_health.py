@@ -10,12 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.drift import Drift, Shift, population_stability
-from jobs.errors import ErrorCode, NotFound
+from jobs.errors import ErrorCode
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.control import end_job
-from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.ledger.models import save_evaluation
 from jobs.model import Model
@@ -303,37 +302,3 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
     assert table
     assert all(words in line for line in table if "Bitmap Heap" not in line), plan
     assert not any("Seq Scan" in line for line in plan), plan
-
-
-# ---- corrections --------------------------------------------------------------------------------------
-
-
-def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -> None:
-    job_id = classified(EVEN)
-    with ledger.transaction() as connection:
-        save_corrections(
-            connection,
-            [
-                NewCorrection(job_id, index, "", "7", predicted, 0.9, evaluated.id, "0" * 64)
-                for index, predicted in enumerate(["7", "7", "7", "1"])
-            ],
-        )
-
-    found = health_of(ledger)
-
-    assert (found.live.accuracy, found.live.right, found.live.labelled) == (0.75, 3, 4)
-
-
-def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
-    with pytest.raises(NotFound, match="There is no model yet"):
-        health_of(ledger)
-    with pytest.raises(NotFound, match="There is no model 'x'"):
-        health_of(ledger, "x")
-
-
-def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, make_model) -> None:
-    make_model(champion=False)
-    with pytest.raises(NotFound, match="No model is the champion") as told:
-        health_of(ledger)
-    assert "`labelmill submit SOURCES --model MODEL`" in str(told.value)
-    assert "`labelmill models promote MODEL`, with --force where it was not evaluated" in str(told.value)

@@ -79,12 +79,6 @@ def test_the_same_file_twice_is_one_model(ledger, make_model):
         assert {model.id for model in list_models(connection)} == {first.id, other.id}
 
 
-def test_without_a_model_there_is_no_champion(ledger, make_model):
-    assert champion_of(ledger) is None
-    make_model(champion=False)
-    assert champion_of(ledger) is None
-
-
 def test_only_a_model_can_be_champion(ledger, make_model):
     # Given a champion
     model = make_model()

@@ -168,17 +168,6 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
     ask(ledger)
 
 
-def test_a_run_that_fails_says_why(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    with ledger.transaction() as connection:
-        fail_run(connection, claim, "no data")
-    failed = look(ledger, claim.run_id)
-    assert (failed.state, failed.error, failed.model_id) == (RunState.FAILED, "no data", None)
-    assert failed.finished
-    with ledger.reading() as connection:
-        assert not was_finished_by(connection, claim)
-
-
 def test_an_epoch_is_recorded_once(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger))
     with ledger.transaction() as connection:
