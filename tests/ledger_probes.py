@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
+from jobs.ledger.models import find_champion
 from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import NewChunk
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
@@ -32,6 +33,13 @@ def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
     with ledger.reading() as connection:
         query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
         return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def champion_of(ledger: Ledger) -> str | None:
+    """Return the champion's id."""
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+    return champion.id if champion else None
 
 
 def count_rows(ledger: Ledger, table: sa.Table) -> int:

@@ -20,6 +20,7 @@ from labelmill.client import Client
 from producer.sources import SourceImage
 from producer.submit import submit
 from tests.conftest import Job
+from tests.console import Home
 from tests.faults import light
 from tests.harness import Harness, make_harness
 from tests.kerasfile import keras_file
@@ -44,6 +45,12 @@ def client(settings: Settings) -> Iterator[Client]:
     """Return a client of the test's ledger, store and broker."""
     with Client(settings) as client:
         yield client
+
+
+@pytest.fixture
+def home(settings: Settings) -> Home:
+    """Return the console command as a process, with the test's settings."""
+    return Home(settings.home, settings.environment())
 
 
 @pytest.fixture

@@ -24,11 +24,10 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
 from jobs.payloads import Content
 from jobs.references import Reference
 from jobs.schema import ChunkState, JobState, jobs, predictions
-from tests.conftest import Broker, Worker
+from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
 from worker.context import FIRST_CLAIM_IMAGES
@@ -276,26 +275,6 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
         assert [row.label for row in found if row.label] == LABELS[:13] + LABELS[14:20]
     assert harness.status(job_id).state == "done"
     assert attempts < 20
-
-
-@pytest.mark.parametrize(
-    ("reason", "code"),
-    [(Reason.CRASHED, ErrorCode.QUARANTINED), (Reason.TIMED_OUT, ErrorCode.TIMEOUT)],
-)
-def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_attempt(
-    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, reason: Reason, code: ErrorCode
-) -> None:
-    # given an image that is alone in its chunk and has crashed three times
-    job_id = harness.submit(digits(1))
-    for _ in range(3):
-        [claim] = worker.claim_next()
-        worker.release(claim, reason)
-
-    # when it is claimed again, then it is not decoded, and the job is done
-    before_decoding(monkeypatch, lambda: pytest.fail("it was decoded"))
-    assert harness.classify() == 1
-    assert [(row.error, row.detail) for row in harness.predictions(job_id)] == [(code, "released by a test")]
-    assert harness.status(job_id).state == "done"
 
 
 def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(

@@ -19,7 +19,6 @@ from jobs.ledger.models import (
     CHAMPION,
     champion_before,
     champion_history,
-    find_champion,
     find_evaluation,
     find_verdict,
     get_model,
@@ -34,6 +33,7 @@ from jobs.store import Store
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
+from tests.ledger_probes import champion_of
 from tests.registering import register_digits
 from tests.threads import at_once
 
@@ -75,12 +75,6 @@ def trained(ledger: Ledger, make_model: Maker) -> Maker:
 def judged(ledger: Ledger, model: Model, **options: object) -> Verdict:
     with ledger.transaction() as connection:
         return judge_and_promote(connection, LIMITS, model.id, **{"how": "promote", **options})  # type: ignore[arg-type]
-
-
-def champion_of(ledger: Ledger) -> str | None:
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-    return champion.id if champion else None
 
 
 def moves_of(ledger: Ledger) -> list[tuple[str | None, str, str]]:

@@ -42,6 +42,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
 from tests.console import until
+from tests.ledger_probes import champion_of
 from worker.learning import heartbeat, mnist, retrain
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
@@ -60,12 +61,6 @@ def train(settings: Settings, data: mnist.Mnist, recipe: Recipe = QUICK, **more:
 def latest(ledger: Ledger) -> Run:
     with ledger.reading() as connection:
         return latest_runs(connection, limit=1)[0]
-
-
-def champion_of(ledger: Ledger) -> str | None:
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-    return champion and champion.id
 
 
 # ---- results ------------------------------------------------------------------------------------------

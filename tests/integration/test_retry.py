@@ -18,9 +18,8 @@ from jobs.outcomes import Outcome
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
 from jobs.schema import ChunkState, JobState, jobs
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.settings import ENV_PREFIX
 from jobs.store import Store
-from labelmill.client import Client
 from labelmill.commands.retry import app as retry_command
 from labelmill.purging import Purge
 from producer import retry as retry_module
@@ -434,19 +433,6 @@ def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
 
 
 # ---- from Python --------------------------------------------------------------------------------------
-
-
-def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
-    job = submitted(5)
-    finish(worker, job, errors=[1, 2])
-    broker.client.flushall()
-    seen: list[int] = []
-    with Client(settings) as client:
-        retried = client.retry(job.id, on_progress=seen.append)
-        assert client.status(retried.submitted.job_id).retry_of == job.id
-        assert not client.broker_unavailable
-    assert seen == [2]
-    assert broker.waiting() == 1
 
 
 def test_a_retry_at_the_console_says_why_nobody_was_told(submitted, worker, broker, run_command, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.model import Model
-from jobs.settings import Settings
 from tests.conftest import JobMaker, Worker
-from tests.console import LABELMILL
+from tests.console import Home
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
@@ -21,20 +19,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
+def labelmill(home: Home, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
     """Return a function: `labelmill("submit", folder)` runs the command, with a champion in the ledger."""
-
-    def labelmill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [LABELMILL, *map(str, arguments)],
-            env=os.environ | settings.environment() | {"COLUMNS": "200"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return labelmill
+    return home.run
 
 
 def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Path) -> None:

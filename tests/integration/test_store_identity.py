@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import subprocess
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +14,7 @@ from jobs.schema import store_identity
 from jobs.store import Store
 from jobs.store_identity import adopt_store, check_store
 from labelmill.client import Client
-from tests.console import LABELMILL
+from tests.console import Home
 from tests.threads import at_once
 
 
@@ -29,18 +26,6 @@ def other_store(tmp_path):
 @pytest.fixture(params=["folder", "memory"])
 def any_store(request, tmp_path):
     return Store({"folder": str(tmp_path / "store"), "memory": f"memory://{tmp_path}/store"}[request.param])
-
-
-def labelmill(*arguments, environment):
-    return subprocess.run(
-        [LABELMILL, *arguments],
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -129,18 +114,18 @@ def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_mod
 
     # When the command submits with another store, Then it exits with 2 and names both stores and the setting,
     # and nothing is stored, until that store is adopted
-    other = settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")}
-    done = labelmill("submit", str(tmp_path / "a.png"), environment=other)
+    other = Home(settings.home, settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")})
+    done = other.run("submit", tmp_path / "a.png")
     assert (done.returncode, done.stdout) == (2, "")
     unwrapped = "".join(done.stderr.split())
     for word in (str(tmp_path / "other"), str(store.folder), "SetLABELMILL_STORE_URL", "dbadopt-store"):
         assert word in unwrapped
     assert not (tmp_path / "other").exists()
     # And purge and correct are refused with another store
-    job = json.loads(labelmill("jobs", "--json", environment=other).stdout)[0]["id"]
+    job = other.json("jobs")[0]["id"]
     for command in (("purge", "--payloads", "0"), ("correct", job, "0", "7")):
-        done = labelmill(*command, environment=other)
+        done = other.run(*command)
         assert (done.returncode, "LABELMILL_STORE_URL" in done.stderr) == (2, True)
-    adopted = labelmill("db", "adopt-store", environment=other)
+    adopted = other.run("db", "adopt-store")
     assert (adopted.returncode, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
-    assert labelmill("submit", str(tmp_path / "a.png"), environment=other).returncode == 0
+    assert other.run("submit", tmp_path / "a.png").returncode == 0
