@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from jobs.drift import Drift, Shift, population_stability
 from jobs.errors import ErrorCode
-from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.evaluation import CONFIDENCE_EDGES
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.control import end_job
@@ -21,6 +21,7 @@ from jobs.model import Model
 from jobs.outcomes import Outcome
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker, plans_of
+from tests.evaluations import made_evaluation
 
 DAY = 24 * 3600
 
@@ -29,6 +30,10 @@ Mix = Mapping[str, int]
 Classified = Callable[..., str]
 
 EVEN: Mix = {str(digit): 100 for digit in range(10)}
+
+#: The evaluation set: a hundred images of each digit, all classified correctly with this confidence.
+TRUTH = [number % 10 for number in range(1000)]
+SURE = [0.995] * len(TRUTH)
 
 
 # ---- the index ----------------------------------------------------------------------------------------
@@ -74,33 +79,11 @@ def test_what_the_index_means() -> None:
 # ---- what is counted ----------------------------------------------------------------------------------
 
 
-def evaluation(confidences: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1000, 0)) -> Evaluation:
-    """Return the evaluation of a thousand images, a hundred of each digit, all classified correctly."""
-    assert len(confidences) == len(CONFIDENCE_EDGES) - 1
-    return Evaluation(
-        total=1000,
-        correct=1000,
-        accuracy=0.99,
-        accuracy_low=0.98,
-        accuracy_high=1.0,
-        classes=tuple("0123456789"),
-        confusion=tuple(tuple(100 * (t == p) for p in range(11)) for t in range(10)),
-        precision=(1.0,) * 10,
-        recall=(1.0,) * 10,
-        log_loss=0.0,
-        calibration_error=0.0,
-        calibration=(),
-        confidence_histogram=confidences,
-        image_microseconds=10.0,
-        mistakes=(),
-    )
-
-
 @pytest.fixture
 def evaluated(ledger: Ledger, champion: Model) -> Model:
     """Return the champion, with its evaluation."""
     with ledger.transaction() as connection:
-        save_evaluation(connection, champion.id, "f" * 64, evaluation(), bytes(2000))
+        save_evaluation(connection, champion.id, "f" * 64, *made_evaluation(TRUTH, TRUTH, confidences=SURE))
     return champion
 
 
@@ -135,7 +118,7 @@ def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> No
 
     # when the health is read, then all is steady
     found = health_of(ledger)
-    assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 0.99, 3, 3000)
+    assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 1.0, 3, 3000)
     assert (found.labels.index, found.labels.drift) == (0, Drift.STEADY)
     assert (found.confidences.index, found.confidences.drift) == (0, Drift.STEADY)
     assert (found.warnings, found.unknown) == ([], None)

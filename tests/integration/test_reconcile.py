@@ -22,21 +22,6 @@ def reconciler(ledger, publisher) -> Reconciler:
     return Reconciler(ledger, publisher, holder="anna")
 
 
-def test_a_broker_that_lost_everything_loses_nothing(make_job, publisher, broker, reconciler):
-    # Given a job whose messages wait, and a broker that loses them
-    make_job([1, 1, 1])
-    assert publisher.wake_up(3) == 3
-    broker.client.flushall()
-
-    # When the reconciler ticks, Then there are as many wake-ups as before
-    assert reconciler.tick() == 3
-    assert broker.waiting() == 3
-
-    # And the next tick sends none
-    assert reconciler.tick() == 0
-    assert broker.waiting() == 3
-
-
 def test_only_as_many_are_sent_as_are_missing(make_job, publisher, broker, reconciler):
     # Given five pending chunks, and two messages
     make_job([1] * 5)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
@@ -34,6 +33,7 @@ from labelmill.commands.models import registering, shadow
 from labelmill.console import Console
 from labelmill.doctor import Finding, Level
 from tests.conftest import Job, JobMaker, Worker
+from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
 from worker.learning.mnist import Mnist
 
@@ -43,6 +43,9 @@ WRITTEN_OUT = ("\\x1b[31mred", "\\x9b31mred too", "up\\x1b[1A", "[red]tin[/red]"
 
 #: Images of each class, enough for the model's health.
 EACH = 60
+
+#: An evaluation set of a hundred images of each class.
+TRUTH = [number % len(CLASSES) for number in range(100 * len(CLASSES))]
 
 
 def obeyed(text: str) -> list[str]:
@@ -65,30 +68,8 @@ def champion(ledger: Ledger, store: Store) -> Model:
     )
     with ledger.transaction() as connection:
         point_alias(connection, CHAMPION, model.id)
-        save_evaluation(connection, model.id, "f" * 64, evaluation(), bytes(2 * evaluation().total))
+        save_evaluation(connection, model.id, "f" * 64, *made_evaluation(TRUTH, TRUTH, classes=CLASSES))
     return model
-
-
-def evaluation() -> Evaluation:
-    """Return an evaluation with a hundred images of each class, all classified correctly."""
-    count = len(CLASSES)
-    return Evaluation(
-        total=100 * count,
-        correct=100 * count,
-        accuracy=1.0,
-        accuracy_low=0.99,
-        accuracy_high=1.0,
-        classes=CLASSES,
-        confusion=tuple(tuple(100 * (t == p) for p in range(count + 1)) for t in range(count)),
-        precision=(1.0,) * count,
-        recall=(1.0,) * count,
-        log_loss=0.0,
-        calibration_error=0.0,
-        calibration=(),
-        confidence_histogram=(100 * count, *(0,) * (len(CONFIDENCE_EDGES) - 2)),
-        image_microseconds=10.0,
-        mistakes=(),
-    )
 
 
 @pytest.fixture
@@ -164,7 +145,7 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
 
 
 def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
-    registering._print_figures(evaluation())
+    registering._print_figures(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0])
     figures = capsys.readouterr().out
     shadow._for_people(
         Comparison(new_id(), 1, 4, 4),
