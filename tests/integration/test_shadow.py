@@ -19,7 +19,7 @@ from jobs.ledger.models import CHAMPION, SHADOW, point_alias
 from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
-from jobs.registry import model_key, register_model
+from jobs.registry import model_key
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
 from labelmill.client import Client
 from labelmill.purging import Purge
@@ -30,6 +30,7 @@ from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
 from tests.ledger_probes import count_rows
+from tests.registering import register_digits
 
 DIGITS = tuple("0123456789")
 
@@ -44,15 +45,8 @@ def register(harness: Harness) -> Callable[..., Model]:
     """Return a function: `register(b"...")` registers a model, a different one for each marker."""
 
     def register(marker: bytes, *, classes: Sequence[str] = SWAPPED, spec: InputSpec = MNIST_INPUT) -> Model:
-        return register_model(
-            harness.ledger,
-            harness.store,
-            keras_file(marker),
-            architecture="mlp",
-            classes=tuple(classes),
-            input_spec=spec,
-            accuracy=None,
-            metrics={},
+        return register_digits(
+            harness.ledger, harness.store, keras_file(marker), classes=classes, input_spec=spec
         )
 
     return register

@@ -16,12 +16,11 @@ from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
+from jobs.ledger.models import save_evaluation
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreed
-from jobs.model import MNIST_INPUT, Model
+from jobs.model import Model
 from jobs.outcomes import Outcome
-from jobs.registry import register_model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
@@ -35,6 +34,7 @@ from labelmill.doctor import Finding, Level
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
+from tests.registering import register_digits
 from worker.learning.mnist import Mnist
 
 #: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
@@ -56,18 +56,8 @@ def obeyed(text: str) -> list[str]:
 @pytest.fixture
 def champion(ledger: Ledger, store: Store) -> Model:
     """Return a model of these classes, with its evaluation."""
-    model = register_model(
-        ledger,
-        store,
-        keras_file(b""),
-        architecture="dense",
-        classes=CLASSES,
-        input_spec=MNIST_INPUT,
-        accuracy=1.0,
-        metrics={},
-    )
+    model = register_digits(ledger, store, keras_file(), champion=True, classes=CLASSES)
     with ledger.transaction() as connection:
-        point_alias(connection, CHAMPION, model.id)
         save_evaluation(connection, model.id, "f" * 64, *made_evaluation(TRUTH, TRUTH, classes=CLASSES))
     return model
 
