@@ -15,8 +15,12 @@ import sqlalchemy as sa
 from jobs.ledger import Ledger
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import Publisher, make_app
+from jobs.registry import model_key
 from jobs.settings import ENV_PREFIX, Settings
-from tests.console import Home, until
+from jobs.store import Store
+from labelmill import Client
+from tests.console import Home, rows, until
+from tests.registering import register_digits
 from tests.secured import PASSWORD, USER, TlsBroker, TlsLedger
 from tests.tls import tls_before
 
@@ -123,6 +127,61 @@ def test_the_documented_rights_are_not_for_anything_else(tls_broker: TlsBroker, 
 def test_the_ledger_is_reached_through_tls_with_a_password(tls_ledger: TlsLedger) -> None:
     with contextlib.closing(Ledger(Settings.load(ledger_url=tls_ledger.url()).ledger)) as ledger:
         ledger.check()
+
+
+# ---- a whole deployment -------------------------------------------------------------------------------
+
+
+def predictions_of(home: Home, images: Path) -> tuple[list[tuple[str, str]], list[float]]:
+    """Submit the images, and return names with labels, and confidences."""
+    job = home.ok("submit", images, "--watch").split()[-1]
+    found = rows(home.ok("predictions", job, "--format", "csv"))
+    return [(row["name"], row["label"]) for row in found], [float(row["confidence"]) for row in found]
+
+
+@pytest.mark.slow
+def test_a_whole_job_through_tls_with_users_that_may_do_little(
+    trained: Home,
+    stack: Home,
+    short_folder: Path,
+    few_digits: Path,
+    postgresql_url: str,
+    tls_broker: TlsBroker,
+    tls_ledger: TlsLedger,
+) -> None:
+    # given a deployment with both services behind TLS, and the same model as in the embedded stack
+    home = Home(
+        short_folder / "home",
+        {
+            ENV_PREFIX + "BROKER_URL": tls_broker.url(),
+            ENV_PREFIX + "LEDGER_URL": tls_ledger.url(),
+            ENV_PREFIX + "PROCESSES": "1",
+        },
+    )
+    _copy_champion(trained, postgresql_url, home)
+    log = short_folder / "up.log"
+
+    # when a job is submitted and finished there
+    with home.started("up", log=log):
+        labels, confidences = predictions_of(home, few_digits)
+
+    # then its labels are those of the embedded stack for the same images
+    expected, as_sure = predictions_of(stack, few_digits)
+    assert labels == expected
+    # Confidences differ slightly: a single process sums up with more threads.
+    assert confidences == pytest.approx(as_sure, abs=1e-5)
+    assert len(labels) == 50
+
+    # and no command was refused, and no secret was logged
+    assert tls_broker.client.acl_log() == []
+    assert "s3cret" not in log.read_text()
+
+
+def _copy_champion(origin: Home, url: str, home: Home) -> None:
+    settings = Settings.load(home=origin.path)
+    with Client(settings) as client, contextlib.closing(Ledger(url)) as ledger:
+        data = Store(settings.store).get(model_key(client.model("champion").sha256))
+        register_digits(ledger, Store(Settings.load(home=home.path).store), data, champion=True)
 
 
 # ---- wrong settings -----------------------------------------------------------------------------------
