@@ -108,7 +108,9 @@ def test_a_job_that_is_done_waits_for_nothing(ledger, make_job, worker):
     time.sleep(0.02)
     after = status_of(ledger, job)
 
-    # Then it is finished, its rate does not change, and nothing is pending
+    # Then it is finished, its times are in order, its rate does not change, and nothing is pending
+    times = [after.created_at, after.submitted_at, after.started_at, after.finished_at, after.read_at]
+    assert times == sorted(times)
     assert after.finished
     assert after.rate == before.rate
     assert (after.eta_seconds, after.oldest_waiting_at, after.oldest_waiting_seconds) == (None, None, None)
