@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import ErrorCode, Stopped, UserError
-from jobs.ids import new_id
+from jobs.errors import ErrorCode, UserError
 from jobs.ledger.control import drop_leftover_chunks
-from jobs.ledger.submission import NewChunk, add_chunk, seal_job
 from jobs.limits import ErrorLimits
 from jobs.outcomes import Outcome
 from jobs.schema import ChunkState, JobState, chunks, predictions
@@ -132,34 +130,6 @@ def test_either_limit_stops(ledger, limited, worker):
 
 
 # ---- when a job fails ---------------------------------------------------------------------------------
-
-
-def test_a_limit_that_is_passed_with_the_last_chunk_fails_the_job(ledger, limited, worker):
-    # Given a job whose last chunk exceeds the limit
-    job = limited([5, 5], count=1)
-    worker.work(job.chunks[0], outcomes(5, errors=1))
-    worker.work(job.chunks[1], outcomes(5, errors=1))
-
-    # Then it has failed: the result must not depend on where the bad images are
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 8, 2)
-    assert status.error == "2 of 10 images got an error, more than its limit of 1."
-
-
-def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
-    # Given a job that is still being submitted
-    job = limited([2, 2], count=0, sealed=False)
-
-    # When there is one error too many
-    worker.work(job.chunks[0], outcomes(2, errors=1))
-
-    # Then it has failed, and its producer gets the reason with the next chunk, or when it seals the job
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
-    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
-        add_chunk(connection, job.id, NewChunk(new_id(), 4, 1, "payloads/x", "0" * 64))
-    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
 
 
 def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_worker):

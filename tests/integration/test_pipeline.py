@@ -682,21 +682,6 @@ def test_a_worker_without_tensorflow_is_no_images_fault(
 # ---- a model that is refused --------------------------------------------------------------------------
 
 
-def test_a_refused_model_fails_its_jobs(harness: Harness) -> None:
-    # given a model whose file was changed in the store, and two small jobs pinned to it
-    [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
-    path.write_bytes(path.read_bytes() + b"\0")
-    small = [harness.submit(digits(1)) for _ in range(2)]
-
-    # when they are tried, then both fail with the reason, and are not tried again
-    assert harness.classify() == 0
-    for job_id in small:
-        assert harness.status(job_id).state == JobState.FAILED
-        assert "SHA-256" in (harness.status(job_id).error or "")
-        assert (harness.chunk(job_id).state, harness.chunk(job_id).crashes) == (ChunkState.DROPPED, 0)
-    assert harness.classify() == 0
-
-
 @pytest.mark.parametrize(
     ("error", "is_the_models"),
     [("InvalidArgumentError", True), ("UnimplementedError", True), ("InternalError", False)],

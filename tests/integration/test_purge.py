@@ -420,18 +420,6 @@ def test_who_reads_a_job_that_is_purged_as_a_whole_is_told(purge, read_to_the_en
         read_to_the_end(lambda: purge(jobs=30), wanted, limit=limit)
 
 
-@pytest.mark.parametrize("stop_after", [4, 5, 6])
-def test_who_reads_a_job_that_is_being_purged_is_told(settings, read_to_the_end, stop_after):
-    # Given a purge that has deleted the first, the second or the last part of the predictions
-    def purge_in_part():
-        with stopping_purge(settings, stop_after) as said:
-            assert said == "stopped"
-
-    # Then reading on after the first page raises an error, wherever the next page begins
-    with pytest.raises(Conflict, match="purged"):
-        read_to_the_end(purge_in_part, Filter())
-
-
 def test_who_reads_a_job_whose_payloads_are_purged_gets_all_of_it(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(payloads=7), Filter()) == list(range(10))
 

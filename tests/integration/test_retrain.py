@@ -529,25 +529,6 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
 # ---- the heartbeat ------------------------------------------------------------------------------------
 
 
-def test_the_heart_keeps_the_lease_while_nothing_else_does(
-    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a lease that has just expired
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
-    claim = begin_run(settings, QUICK)
-    end_lease(ledger)
-
-    # when the heartbeat runs, then the lease is renewed without a finished batch
-    with Heartbeat(settings, claim) as heart:
-        until(lambda: _lasts(ledger), "the lease is renewed")
-        heart.check()
-
-        # and if the run is lost, then the next check raises
-        with ledger.transaction() as connection:
-            cancel_run(connection, claim.run_id)
-        until(lambda: _is_lost(heart), "the heart has noticed")
-
-
 def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -581,14 +562,6 @@ def _lasts(ledger: Ledger) -> bool:
             connection.scalar(training_runs.select().where(training_runs.c.lease_until > db_now()))
             is not None
         )
-
-
-def _is_lost(heart: Heartbeat) -> bool:
-    try:
-        heart.check()
-    except RunLost:
-        return True
-    return False
 
 
 # ---- the task -----------------------------------------------------------------------------------------
