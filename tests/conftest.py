@@ -38,7 +38,8 @@ from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_cl
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.ledger.results import Classified, record_results
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
+from jobs.ledger.submission import DEFAULT_PRIORITY, NewChunk, add_chunk, open_job, seal_job
+from jobs.limits import ErrorLimits
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.model import MNIST_INPUT, Model
 from jobs.payloads import payload_key
@@ -494,15 +495,23 @@ class Job:
 def make_job(ledger: Ledger, champion: Model) -> JobMaker:
     """`make_job([3, 2], sealed=True, key=None)`: a job with chunks of so many images, without payloads."""
 
-    def make_job(sizes: Sequence[int] = (3,), *, sealed: bool = True, key: str | None = None) -> Job:
+    def make_job(
+        sizes: Sequence[int] = (3,),
+        *,
+        sealed: bool = True,
+        key: str | None = None,
+        model: Model | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        error_limits: ErrorLimits | None = None,
+    ) -> Job:
         job_id = new_id()
         chunks: list[NewChunk] = []
         with ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=champion.id, key=key)
+            open_job(connection, job_id, model_id=(model or champion).id, key=key, error_limits=error_limits)
             for size in sizes:
                 chunk_id = new_id()
                 first = sum(chunk.images for chunk in chunks)
-                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64)
+                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64, priority)
                 add_chunk(connection, job_id, chunk)
                 chunks.append(chunk)
             if sealed:

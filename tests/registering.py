@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
-from jobs.model import MNIST_INPUT, Model
+from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.registry import register_model
 from jobs.store import Store
 
 
-def register_digits(ledger: Ledger, store: Store, data: bytes, *, champion: bool = False) -> Model:
+def register_digits(
+    ledger: Ledger,
+    store: Store,
+    data: bytes,
+    *,
+    champion: bool = False,
+    classes: Sequence[str] = "0123456789",
+    input_spec: InputSpec = MNIST_INPUT,
+) -> Model:
     """Registers the bytes of a `.keras` file as a model for digits, and makes it the champion if asked to."""
     model = register_model(
         ledger,
         store,
         data,
         architecture="mlp",
-        classes=tuple("0123456789"),
-        input_spec=MNIST_INPUT,
+        classes=tuple(classes),
+        input_spec=input_spec,
         accuracy=None,
         metrics={},
     )

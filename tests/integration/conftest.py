@@ -1,20 +1,30 @@
-"""Fixtures for tests of a worker's work: models, a worker's context, and a harness."""
+"""Fixtures for many of these tests: a client, submitted jobs, a worker's context, and a harness."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
-from jobs.model import MNIST_INPUT
+from jobs.model import MNIST_INPUT, Model
+from jobs.queue import Publisher
 from jobs.settings import Settings
 from jobs.store import Store
+from labelmill.client import Client
+from producer.sources import SourceImage
+from producer.submit import submit
+from tests.conftest import Job
+from tests.console import Home
 from tests.faults import light
 from tests.harness import Harness, make_harness
 from tests.kerasfile import keras_file
+from tests.ledger_probes import chunks_of
 from worker.context import WorkerContext
 
 
@@ -28,6 +38,51 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path: Path = tmp_path_factory.mktemp("model") / "model.keras"
     save(build("mlp", MNIST_INPUT, 10), path)
     return path.read_bytes()
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    """Return a client of the test's ledger, store and broker."""
+    with Client(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def home(settings: Settings) -> Home:
+    """Return the console command as a process, with the test's settings."""
+    return Home(settings.home, settings.environment())
+
+
+@pytest.fixture
+def run_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function: `run_command(app, "status", id)` runs a command here, with the test's settings."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run_command(app: Typer, *arguments: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)), input=stdin)
+
+    return run_command
+
+
+@pytest.fixture
+def submitted(
+    ledger: Ledger,
+    store: Store,
+    publisher: Publisher,
+    champion: Model,  # noqa: ARG001 -- there has to be a model
+) -> Callable[..., Job]:
+    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
+
+    def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
+        if isinstance(images, int):
+            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
+        job_id = submit(
+            images, ledger=ledger, store=store, publisher=publisher, chunk_images=chunk_images, **options
+        ).job_id
+        return Job(job_id, chunks_of(ledger, job_id))
+
+    return submitted
 
 
 @pytest.fixture

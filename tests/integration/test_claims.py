@@ -1,41 +1,32 @@
-"""The ledger decides which chunk is next, one worker gets it, and a fence keeps earlier owners out."""
+"""The ledger decides which chunk is next, one worker gets it, and a fence keeps earlier owners out.
+
+The order of claims, cuts, crashes and releases is proven by the state machine in
+`tests/faults/test_ledger_machine.py`.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from jobs.errors import ErrorCode, LeaseLost
+from jobs.errors import LeaseLost
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import (
     COMBINED_CLAIM_IMAGES,
-    CRASHES_TO_GIVE_UP,
     RETRY_SECONDS,
-    Claim,
     Reason,
     claim_next,
-    claimed_by,
-    claimed_under,
-    release_claims,
 )
-from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import release_expired_claims
 from jobs.ledger.results import were_finished
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, db_now, jobs
+from jobs.schema import SMALL_JOB_IMAGES, ChunkState, chunks, db_now
 from tests.conftest import plans_of
+from tests.threads import at_once
 
 LARGE = SMALL_JOB_IMAGES + 1
 
@@ -45,34 +36,15 @@ def row_of(ledger: Ledger, chunk_id: str) -> Row[Any]:
         return connection.execute(sa.select(chunks).where(chunks.c.id == chunk_id)).one()
 
 
-def set_lease(ledger: Ledger, claim: Claim, *, seconds: float) -> None:
-    """Let the lease expire in that many seconds."""
-    with ledger.transaction() as connection:
-        row = chunks.update().where(chunks.c.id == claim.chunk_id)
-        connection.execute(row.values(lease_until=db_now(seconds)))
-
-
 def expire(ledger: Ledger) -> int:
     with ledger.transaction() as connection:
         return release_expired_claims(connection)
 
 
 @pytest.fixture
-def submit(ledger, champion):
+def submit(make_job):
     """Return a function: `submit([3, 2], priority=5, model=None)` submits a job and returns its chunks."""
-
-    def submit(sizes, *, priority=0, model=None):
-        job_id, first, added = new_id(), 0, []
-        with ledger.transaction() as connection:
-            open_job(connection, job_id, model_id=(model or champion).id, key=None)
-            for size in sizes:
-                added.append(NewChunk(new_id(), first, size, "payloads/x", "0" * 64, priority))
-                add_chunk(connection, job_id, added[-1])
-                first += size
-            seal_job(connection, job_id, fingerprint=None)
-        return added
-
-    return submit
+    return lambda sizes, **options: make_job(sizes, **options).chunks
 
 
 # ---- who is next ------------------------------------------------------------------------------------------
@@ -100,99 +72,19 @@ def test_a_claim_has_all_that_the_work_needs(ledger, make_job, champion, worker)
     assert 50 < (row.lease_until - now).total_seconds() <= 60
 
 
-def test_the_highest_priority_is_next_then_the_oldest_then_the_first_image(submit, worker):
-    # Given jobs of three priorities; the oldest has two chunks
-    old, late = submit([LARGE, LARGE]), submit([LARGE])
-    first, last = submit([LARGE], priority=3), submit([LARGE], priority=-5)
-
-    # When a worker claims until nothing is due
-    claimed = [claims[0].chunk_id for _ in range(5) if (claims := worker.claim_next())]
-
-    # Then the chunks were claimed in that order
-    assert claimed == [chunk.id for chunk in (*first, *old, *late, *last)]
-    assert worker.claim_next() == []
-
-
-def test_nothing_else_is_due(ledger, make_job, worker):
-    # Given chunks that are claimed, done, dropped, held or in back-off, and a pending chunk of a paused job
-    states = {}
-    for state in ("claimed", "done", "unavailable"):
-        make_job([LARGE])
-        (states[state],) = worker.claim_next()
-    worker.finish(states["done"])
-    worker.release(states["unavailable"], Reason.UNAVAILABLE)
-    cancelled, paused, racing = (make_job([LARGE]) for _ in range(3))
-    with ledger.transaction() as connection:
-        end_job(connection, cancelled.id, JobState.CANCELLED)
-        pause_job(connection, paused.id)
-        connection.execute(jobs.update().where(jobs.c.id == racing.id).values(paused_at=db_now()))
-
-    # When a worker asks, Then nothing is due
-    assert worker.claim_next() == []
-
-
-def test_many_processes_at_once_and_each_chunk_goes_to_one(ledger_url, submit):
-    # Given 30 chunks, and two processes that are ready to claim all of them
-    added = submit([LARGE] * 30)
-    claimer = """
-import json, sys
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.claims import claim_next
-ledger = Ledger(json.loads(sys.stdin.readline()))
-ledger.check()
-print("ready", flush=True)
-sys.stdin.readline()
-claims = True
-while claims:
-    with ledger.transaction() as connection:
-        claims = claim_next(connection, owner="x", token=new_id(), lease_seconds=60, images_for=lambda _: 999)
-    for claim in claims:
-        print(claim.chunk_id)
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", claimer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    try:
-        for process in processes:
-            process.stdin.write(json.dumps(ledger_url) + "\n")
-            process.stdin.flush()
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
-
-        # When both start at once
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        claimed = [line for process in processes for line in process.communicate(timeout=60)[0].split()]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-    # Then each chunk was claimed once
-    assert [process.returncode for process in processes] == [0] * 2
-    assert Counter(claimed) == {chunk.id: 1 for chunk in added}
-
-
 def test_many_workers_at_once_cut_one_chunk_without_losing_an_image(submit, new_worker):
     # Given one chunk of 1,000 images, and 4 workers that claim at most 64 at a time
     submit([1_000])
     workers = [new_worker(f"worker {number}") for number in range(4)]
-    start = threading.Barrier(len(workers), timeout=30)
 
     def claim_all(worker):
-        start.wait()
         claims = []
         for _ in range(100):  # a chunk that another worker is cutting right now is skipped
             claims += worker.claim_next(images=64)
         return claims
 
     # When all of them claim at once
-    with ThreadPoolExecutor(len(workers)) as pool:
-        claims = [claim for got in pool.map(claim_all, workers) for claim in got]
+    claims = [claim for got in at_once(claim_all, workers) for claim in got]
 
     # Then each image was claimed once
     images = [
@@ -216,67 +108,6 @@ def test_what_is_next_is_found_by_an_index_however_much_waits(ledger, submit):
     assert "ix_chunks_due" in plan
     assert "Sort" not in plan
     assert "TEMP B-TREE" not in plan
-
-
-# ---- cutting ----------------------------------------------------------------------------------------------
-
-
-def test_a_chunk_that_is_larger_than_the_limit_is_cut_and_its_rest_is_next(ledger, submit, worker):
-    # Given a chunk of 1,000 images, and a younger job
-    submit([100])
-    worker.claim_next()
-    (chunk,) = submit([1_000])[0:1]
-    (young,) = submit([LARGE])
-
-    # When workers claim at most 600 images
-    (first,) = worker.claim_next(images=600)
-    (rest,) = worker.claim_next(images=600)
-
-    # Then the first claim has 600 images, and the rest is claimed before the younger job
-    assert (first.chunk_id, first.first_index, first.images, first.was_cut) == (chunk.id, 0, 600, True)
-    assert (rest.first_index, rest.images, rest.payload_offset, rest.was_cut) == (600, 400, 600, False)
-    assert (rest.payload, rest.payload_digest) == (first.payload, first.payload_digest)
-    assert row_of(ledger, rest.chunk_id).created_at == row_of(ledger, chunk.id).created_at
-    assert worker.claim_next()[0].chunk_id == young.id
-
-
-def test_a_chunk_that_crashed_twice_is_halved_until_the_poison_is_alone(ledger, submit, worker):
-    # Given a chunk of 300 images, one of which kills every worker
-    (chunk,) = submit([300])
-    poison, done, attempts = 217, set(), 0
-
-    # When workers go on until nothing is due
-    while claims := worker.claim_next():
-        (claim,) = claims
-        attempts += 1
-        images = range(claim.first_index, claim.first_index + claim.images)
-        if claim.gives_up:
-            assert list(images) == [poison]
-            assert (claim.crash_code, claim.crashes) == (ErrorCode.QUARANTINED, CRASHES_TO_GIVE_UP)
-            worker.finish(claim)
-            done.update(images)
-        elif poison in images:
-            worker.crash(claim)
-        else:
-            worker.finish(claim)
-            done.update(images)
-
-    # Then all images have an outcome, after few attempts
-    assert done == set(range(300))
-    assert attempts < 35
-    assert row_of(ledger, chunk.id).state == ChunkState.DONE
-
-
-def test_both_halves_are_suspected_but_a_lone_image_starts_without_a_crash(submit, worker):
-    # Given a chunk of three images that crashed twice
-    submit([3])
-    for _ in range(2):
-        worker.crash(worker.claim_next()[0], Reason.TIMED_OUT)
-
-    # When it is claimed again, Then the single image has no crash, and the two others have one
-    alone, others = worker.claim_next(), worker.claim_next()
-    assert [(claim.images, claim.crashes) for claim in (*alone, *others)] == [(1, 0), (2, 1)]
-    assert {claim.crash_code for claim in (*alone, *others)} == {ErrorCode.TIMEOUT}
 
 
 # ---- small chunks together --------------------------------------------------------------------------------
@@ -309,28 +140,7 @@ def test_no_more_are_claimed_together_than_a_batch_or_the_limit_holds(submit, wo
     assert sum(claim.images for claim in claims) <= min(limit, COMBINED_CLAIM_IMAGES)
 
 
-def test_a_chunk_that_was_tried_before_is_claimed_alone(submit, worker):
-    # Given three small jobs that were claimed together and crashed
-    for _ in range(3):
-        submit([1])
-    for claim in worker.claim_next():
-        worker.crash(claim)
-
-    # When they are claimed again, Then each is claimed alone
-    assert [len(worker.claim_next()) for _ in range(3)] == [1, 1, 1]
-
-
 # ---- releasing --------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_chunk_is_due_at_once_and_has_not_crashed(ledger, submit, new_worker):
-    (chunk,) = submit([LARGE])
-    new_worker().release(new_worker().claim_next()[0], Reason.INTERRUPTED)
-
-    row = row_of(ledger, chunk.id)
-    assert (row.state, row.lease_until, row.not_before) == (ChunkState.PENDING, None, None)
-    assert (row.attempts, row.releases, row.crashes) == (1, 1, 0)
-    assert new_worker().claim_next()[0].attempts == 2
 
 
 def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, worker):
@@ -349,41 +159,6 @@ def test_an_unavailable_service_is_asked_less_and_less_often(ledger, submit, wor
     assert (row_of(ledger, chunk.id).releases, row_of(ledger, chunk.id).crashes) == (9, 0)
 
 
-@pytest.mark.parametrize(
-    ("reason", "code"),
-    [
-        (Reason.CRASHED, ErrorCode.QUARANTINED),
-        (Reason.OUT_OF_MEMORY, ErrorCode.QUARANTINED),
-        (Reason.TIMED_OUT, ErrorCode.TIMEOUT),
-    ],
-)
-def test_what_an_image_may_have_done_is_counted_as_a_crash(ledger, submit, worker, reason, code):
-    (chunk,) = submit([LARGE])
-    worker.release(worker.claim_next()[0], reason)
-
-    row = row_of(ledger, chunk.id)
-    assert (row.state, row.crashes, row.releases, row.crash_code) == (ChunkState.PENDING, 1, 0, code)
-
-
-def test_a_lease_that_ran_out_is_a_crash_and_nobody_has_the_chunk_before(ledger, submit, new_worker):
-    # Given a claim
-    submit([LARGE])
-    (first,) = new_worker("anna").claim_next()
-    other = new_worker("ben")
-
-    # When its lease has nearly expired, Then nobody else gets the chunk
-    set_lease(ledger, first, seconds=30)
-    assert (expire(ledger), other.claim_next()) == (0, [])
-
-    # When it has expired, Then others get the chunk once the reconciler has released it as a crash
-    set_lease(ledger, first, seconds=-0.001)
-    assert other.claim_next() == []
-    assert expire(ledger) == 1
-    (second,) = other.claim_next()
-    assert second.token != first.token
-    assert (second.attempts, second.crashes, second.crash_code) == (2, 1, ErrorCode.QUARANTINED)
-
-
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, submit, new_worker):
     # Given an expired lease, and a worker that is recording right now
@@ -395,34 +170,6 @@ def test_the_reconciler_does_not_wait_for_a_worker_that_records_late(ledger, sub
 
         # When the reconciler runs, Then it skips the chunk
         assert expire(ledger) == 0
-
-
-def test_all_that_a_dead_process_had_claimed_is_free_at_once(ledger, submit, new_worker):
-    # Given a dead process with small chunks, and a live process
-    for _ in range(3):
-        submit([1])
-    dead = new_worker("host/1").claim_next()
-    submit([LARGE])
-    (living,) = new_worker("host/2").claim_next()
-
-    # When the parent releases what the dead process had claimed
-    with ledger.transaction() as connection:
-        assert release_claims(connection, claimed_by("host/1"), Reason.TIMED_OUT, "it hung") == 3
-
-    # Then those chunks are pending with a crash each, and the live process keeps its claim
-    for claim in dead:
-        row = row_of(ledger, claim.chunk_id)
-        assert (row.state, row.crashes, row.error) == (ChunkState.PENDING, 1, "it hung")
-    assert row_of(ledger, living.chunk_id).state == ChunkState.CLAIMED
-
-
-def test_a_claim_whose_commit_lost_its_answer_is_released_by_its_token(ledger, submit, worker):
-    submit([LARGE])
-    (claim,) = worker.claim_next()
-    with ledger.transaction() as connection:
-        assert release_claims(connection, claimed_under(claim.token), Reason.UNAVAILABLE, "") == 1
-        assert release_claims(connection, claimed_under(new_id()), Reason.UNAVAILABLE, "") == 0
-    assert row_of(ledger, claim.chunk_id).state == ChunkState.PENDING
 
 
 @pytest.mark.parametrize("reason", list(Reason))
@@ -448,18 +195,6 @@ def test_a_worker_that_lost_the_chunk_does_no_harm(ledger, submit, new_worker, r
         assert were_finished(connection, [theirs])
         assert not were_finished(connection, [lost])
     assert row_of(ledger, theirs.chunk_id).state == ChunkState.DONE
-
-
-@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
-def test_a_chunk_released_after_its_job_was_stopped_is_dropped(ledger, make_job, worker, state):
-    job = make_job([LARGE])
-    (claim,) = worker.claim_next()
-    with ledger.transaction() as connection:
-        end_job(connection, job.id, state)
-
-    worker.release(claim)
-
-    assert row_of(ledger, claim.chunk_id).state == ChunkState.DROPPED
 
 
 # ---- time -------------------------------------------------------------------------------------------------
@@ -489,11 +224,3 @@ def test_no_clock_but_the_databases_own_writes_a_time(ledger, submit, worker):
     # Then none of them is a time in text form
     assert chunk.id in handed_over
     assert not [value for value in handed_over if re.match(r"\d{4}-\d\d-\d\d", str(value))]
-
-
-def test_times_come_back_in_utc(ledger, submit, worker):
-    submit([LARGE])
-    (claim,) = worker.claim_next()
-    row = row_of(ledger, claim.chunk_id)
-    for moment in (row.created_at, row.lease_until):
-        assert moment.utcoffset() == timedelta(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import fsspec
 import numpy as np
 import pytest
@@ -11,38 +9,20 @@ import sqlalchemy as sa
 
 from jobs.errors import ErrorCode, ImageError, SourceError
 from jobs.ledger.models import point_alias
-from jobs.ledger.submission import NewChunk
 from jobs.limits import ErrorLimits
 from jobs.payloads import read_payload
-from jobs.schema import chunks, jobs
+from jobs.schema import jobs
 from labelmill.client import Client
+from tests.ledger_probes import chunks_of
 from tests.outcomes import Outcome
 
 
 @pytest.fixture
-def client(settings):
-    with contextlib.closing(Client(settings)) as client:
-        yield client
-
-
-@pytest.fixture
-def chunk_of(client):
-    """Return a function: `chunk_of(job_id)` returns the only chunk of a job."""
-
-    def chunk_of(job_id):
-        with client.ledger.reading() as connection:
-            [row] = connection.execute(sa.select(chunks).where(chunks.c.job_id == job_id))
-        return NewChunk(row.id, row.first_index, row.images, row.payload, row.payload_sha256)
-
-    return chunk_of
-
-
-@pytest.fixture
-def payload_of(chunk_of, store):
+def payload_of(ledger, store):
     """Return a function: `payload_of(job_id)` returns names and contents of a job with one chunk."""
 
     def payload_of(job_id):
-        chunk = chunk_of(job_id)
+        [chunk] = chunks_of(ledger, job_id)
         payload = read_payload(store, chunk.payload, chunk.payload_digest)
         return payload.names, payload.contents
 
@@ -76,10 +56,11 @@ def test_confidences_are_compared_with_a_number_of_numpy(client, job, number):
 
 
 @pytest.mark.usefixtures("champion")
-def test_a_number_of_numpy_names_the_image_that_is_corrected(client, worker, chunk_of):
+def test_a_number_of_numpy_names_the_image_that_is_corrected(client, ledger, worker):
     # Given two images with predictions
     job_id = client.submit(b"one", b"two")
-    worker.work(chunk_of(job_id))
+    [chunk] = chunks_of(ledger, job_id)
+    worker.work(chunk)
 
     # When the second is corrected by a NumPy index, Then that image is corrected, and that can be undone
     assert client.correct(job_id, np.int64(1), "3").index == 1

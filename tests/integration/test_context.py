@@ -11,10 +11,9 @@ from typing import Any, Final
 import pytest
 
 from tests.faults import light
-from tests.harness import Harness, digits
+from tests.harness import Harness
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
-from worker import context as module
 from worker.context import (
     CLAIM_SECONDS,
     FIRST_CLAIM_IMAGES,
@@ -55,45 +54,6 @@ def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -
 
 
 # ---- what is cached -----------------------------------------------------------------------------------
-
-
-def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
-    calls: list[object] = []
-    real = getattr(module, name)
-
-    def counted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        return real(*arguments)
-
-    monkeypatch.setattr(module, name, counted)
-    return calls
-
-
-@on_one_database
-def test_the_last_payload_is_kept_for_the_rest_of_its_chunk_and_for_no_other(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given two jobs of a hundred images, and claims of at most forty
-    read = count_calls(monkeypatch, "read_payload")
-    harness.claim_at_most(40)
-    jobs = [harness.submit(digits(100)) for _ in range(2)]
-
-    # when all is classified, then each payload was read once, and each image has its own label
-    assert [harness.classify() for _ in range(6)] == [40, 40, 20] * 2
-    assert len(read) == 2
-    for job_id in jobs:
-        assert harness.labels(job_id) == [str(number % 10) for number in range(100)]
-
-
-@on_one_database
-def test_a_damaged_payload_is_not_kept(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = count_calls(monkeypatch, "read_payload")
-    harness.submit(digits(100), lose_payload=True)
-    harness.classify()
-    job_id = harness.submit(digits(100))
-    assert harness.classify() == 100
-    assert harness.status(job_id).state == "done"
-    assert len(read) == 2
 
 
 @on_one_database
@@ -187,25 +147,3 @@ def printed_by(program: str, home: Path) -> list[str]:
 def test_a_time_limit_that_strikes_in_an_import_leaves_no_half_of_tensorflow(tmp_path: Path) -> None:
     # Otherwise every later job in this process would fail, because its model "could not be loaded".
     assert printed_by(_STRUCK, tmp_path) == ["the time limit has struck", "and TensorFlow is whole"]
-
-
-#: A process that starts TensorFlow twice, as for a second model.
-_FROZEN: Final = """
-import gc
-from jobs.settings import Settings
-from labelmill.migrating import open_ledger
-from worker.context import WorkerContext
-
-settings = Settings.load()
-open_ledger(settings).close()
-with WorkerContext(settings, processes=1) as context:
-    context.warm_up()
-    print(gc.get_freeze_count() > 100_000, len(gc.get_objects()) < 20_000)
-    model = context._classifiers["a model"] = ["of many objects"]
-    context._start_tensorflow()
-    print(any(each is model for each in gc.get_objects()))
-"""
-
-
-def test_garbage_is_searched_for_among_models_and_not_in_tensorflow(tmp_path: Path) -> None:
-    assert printed_by(_FROZEN, tmp_path) == ["True True", "True"]

@@ -1,34 +1,30 @@
-"""A paused job makes no progress, whatever else happens, and a resumed job continues where it was."""
+"""A paused job makes no progress, whatever else happens, and a resumed job continues where it was.
+
+Which chunks are held, pending or dropped is proven by the state machine in
+`tests/faults/test_ledger_machine.py`.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import (
-    drop_leftover_chunks,
-    end_job,
     hold_leftover_chunks,
     pause_job,
     resume_job,
 )
-from jobs.ledger.maintenance import count_due, release_expired_claims
-from jobs.ledger.queries import JobStatus, job_status
-from jobs.ledger.submission import NewChunk, add_chunk, discard_job, seal_job
-from jobs.queue import Publisher
-from jobs.schema import SMALL_JOB_IMAGES, ChunkState, JobState, chunks, jobs
-from jobs.settings import ENV_PREFIX, Settings
-from labelmill.client import Client
+from jobs.ledger.maintenance import release_expired_claims
+from jobs.ledger.submission import NewChunk, add_chunk
+from jobs.schema import ChunkState, JobState, chunks, jobs
+from jobs.settings import ENV_PREFIX
 from labelmill.commands.control import app as control_command
-from worker.reconcile import Reconciler
+from tests.ledger_probes import cancel, chunk_states_of, status_of
 
 PENDING, CLAIMED, HELD, DONE, DROPPED = (
     ChunkState.PENDING,
@@ -49,11 +45,6 @@ def resume(ledger: Ledger, job) -> int | None:
         return resume_job(connection, job.id, limit=1_000)
 
 
-def cancel(ledger: Ledger, job) -> bool:
-    with ledger.transaction() as connection:
-        return end_job(connection, job.id, JobState.CANCELLED)
-
-
 def hold_leftovers(ledger: Ledger) -> None:
     """Hold leftover chunks as the reconciler does, after expired claims are released."""
     with ledger.transaction() as connection:
@@ -61,62 +52,7 @@ def hold_leftovers(ledger: Ledger) -> None:
         hold_leftover_chunks(connection)
 
 
-def states_of(ledger: Ledger, job) -> list[ChunkState]:
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
-        return [ChunkState(state) for state in connection.scalars(query)]
-
-
-def status_of(ledger: Ledger, job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
-
-
-def due(ledger: Ledger) -> int:
-    with ledger.reading() as connection:
-        return count_due(connection, limit=100)
-
-
 # ---- pausing and resuming -----------------------------------------------------------------------------
-
-
-def test_nobody_works_on_a_paused_job_and_others_go_on(ledger, make_job, worker):
-    # Given two jobs, one of them with a chunk done and one claimed
-    job, other = make_job([1, 1, 1, 1]), make_job([SMALL_JOB_IMAGES + 1])
-    worker.work(job.chunks[0])
-    claim = worker.must_claim(job.chunks[1])
-
-    # When that job is paused
-    assert pause(ledger, job)
-
-    # Then its pending chunks are held, cannot be claimed, and are not counted as due
-    assert states_of(ledger, job) == [DONE, CLAIMED, HELD, HELD]
-    assert worker.claim(job.chunks[2]) is None
-    assert due(ledger) == 1
-    worker.work(other.chunks[0])
-
-    # And the claimed chunk can be recorded, while the job stays paused
-    worker.finish(claim)
-    status = status_of(ledger, job)
-    assert (status.state, status.paused, status.succeeded) == (JobState.RUNNING, True, 2)
-    assert status.rate is not None
-    assert status.eta_seconds is None
-
-
-def test_a_resumed_job_goes_on_where_it_was(ledger, make_job, worker):
-    # Given a paused job with a chunk done
-    job = make_job([1, 1, 1])
-    worker.work(job.chunks[0])
-    pause(ledger, job)
-
-    # When it is resumed, Then its pending chunks are counted, and can be claimed
-    assert resume(ledger, job) == 2
-    assert states_of(ledger, job) == [DONE, PENDING, PENDING]
-    assert not status_of(ledger, job).paused
-    for chunk in job.chunks[1:]:
-        worker.work(chunk)
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded) == (JobState.DONE, 3)
 
 
 def test_pausing_twice_is_pausing_once(ledger, make_job):
@@ -154,126 +90,6 @@ def test_a_job_that_nobody_knows_is_not_paused(ledger):
         assert resume_job(connection, new_id(), limit=1_000) is None
 
 
-# ---- claimed chunks -----------------------------------------------------------------------------------
-
-
-def test_a_chunk_given_back_while_its_job_is_paused_is_held(ledger, make_job, worker):
-    # Given a paused job with a claimed chunk
-    job = make_job([1])
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-
-    # When its worker releases the chunk, Then it cannot be claimed, and the reconciler holds it
-    worker.release(claim)
-    assert worker.claim(job.chunks[0]) is None
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD]
-    assert due(ledger) == 0
-
-    # And when the job is resumed, the chunk is due
-    assert resume(ledger, job) == 1
-    assert due(ledger) == 1
-
-
-def test_a_chunk_given_back_and_not_held_yet_is_not_lost_by_a_resume(ledger, make_job, worker):
-    # Given a released chunk of a paused job, which the reconciler has not held yet
-    job = make_job([1, 1])
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-    worker.release(claim)
-
-    # When the job is resumed, Then that chunk can be claimed like the held one
-    assert resume(ledger, job) == 2
-    for chunk in job.chunks:
-        worker.work(chunk)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_only_the_paused_jobs_leftovers_are_held(ledger, make_job, worker):
-    job, other = make_job([1]), make_job([1, 1])
-    worker.must_claim(other.chunks[0])
-    worker.must_claim(job.chunks[0], lease_seconds=-1)
-    pause(ledger, job)
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD]
-    assert states_of(ledger, other) == [CLAIMED, PENDING]
-
-
-# ---- while it is being submitted ----------------------------------------------------------------------
-
-
-def test_what_is_added_to_a_paused_job_is_held(ledger, make_job, worker):
-    # Given a job that is paused while it is being submitted
-    job = make_job([1], sealed=False)
-    pause(ledger, job)
-
-    # When the producer adds a chunk and seals the job
-    added = NewChunk(new_id(), 1, 2, "payloads/x", "0" * 64)
-    with ledger.transaction() as connection:
-        add_chunk(connection, job.id, added)
-    assert status_of(ledger, job).state == JobState.RECEIVING
-    assert status_of(ledger, job).paused
-    with ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
-
-    # Then both chunks are there, and held
-    status = status_of(ledger, job)
-    assert (status.state, status.paused, status.total) == (JobState.RUNNING, True, 3)
-    assert states_of(ledger, job) == [HELD, HELD]
-    assert worker.claim(added) is None
-
-    # And the job can be finished after it is resumed
-    assert resume(ledger, job) == 2
-    worker.work(job.chunks[0])
-    worker.work(added)
-    assert status_of(ledger, job).state == JobState.DONE
-
-
-def test_a_paused_job_that_is_done_already_is_done_when_it_is_sealed(ledger, make_job, worker):
-    job = make_job([1], sealed=False)
-    claim = worker.must_claim(job.chunks[0])
-    pause(ledger, job)
-    worker.finish(claim)
-    with ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
-    status = status_of(ledger, job)
-    assert (status.state, status.paused) == (JobState.DONE, False)
-
-
-def test_a_paused_submission_can_be_taken_back(ledger, make_job):
-    job = make_job([1, 1], sealed=False)
-    pause(ledger, job)
-    with ledger.transaction() as connection:
-        assert discard_job(connection, job.id)
-    with ledger.reading() as connection, pytest.raises(NotFound):
-        job_status(connection, job.id)
-
-
-# ---- the end of a paused job --------------------------------------------------------------------------
-
-
-def test_a_paused_job_can_be_cancelled(ledger, make_job, worker):
-    # Given a paused job with a claimed chunk, and one whose lease has expired
-    job = make_job([1, 1, 1])
-    claim = worker.must_claim(job.chunks[0])
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
-    pause(ledger, job)
-
-    # When it is cancelled, Then the held chunk is dropped, and the job is not paused
-    assert cancel(ledger, job)
-    assert states_of(ledger, job) == [CLAIMED, CLAIMED, DROPPED]
-    status = status_of(ledger, job)
-    assert (status.state, status.paused) == (JobState.CANCELLED, False)
-
-    # And the reconciler holds none of its chunks
-    hold_leftovers(ledger)
-    assert states_of(ledger, job) == [CLAIMED, DROPPED, DROPPED]
-    with ledger.transaction() as connection:
-        drop_leftover_chunks(connection)
-    worker.finish(claim)
-    assert states_of(ledger, job) == [DONE, DROPPED, DROPPED]
-
-
 # ---- concurrency --------------------------------------------------------------------------------------
 
 
@@ -294,7 +110,7 @@ def test_a_resume_waits_for_who_holds_leftovers_and_finds_them(ledger, make_job,
 
         # Then both chunks are pending
         assert resumed.result(30) == 2
-    assert states_of(ledger, job) == [PENDING, PENDING]
+    assert chunk_states_of(ledger, job) == [PENDING, PENDING]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -309,7 +125,7 @@ def test_who_holds_leftovers_passes_over_a_job_that_is_being_resumed(ledger, mak
 
         # When the reconciler runs before the resume is committed, Then it neither waits nor holds anything
         hold_leftovers(ledger)
-    assert states_of(ledger, job) == [PENDING, PENDING]
+    assert chunk_states_of(ledger, job) == [PENDING, PENDING]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -334,7 +150,7 @@ def test_a_chunk_that_is_added_while_the_job_is_paused_is_seen_by_one_of_both(
         adding.result(30)
 
     # Then the chunk is held
-    assert states_of(ledger, job) == [HELD, HELD]
+    assert chunk_states_of(ledger, job) == [HELD, HELD]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -347,72 +163,15 @@ def test_a_chunk_that_is_being_claimed_when_its_job_is_paused_is_in_work(ledger,
 
         # When the job is paused, Then neither waits for the other
         assert pause(ledger, job)
-    assert states_of(ledger, job) == [PENDING, HELD]
+    assert chunk_states_of(ledger, job) == [PENDING, HELD]
 
     # And the skipped chunk cannot be claimed, and is held when the reconciler runs
     assert anna.claim(job.chunks[0]) is None
     hold_leftovers(ledger)
-    assert states_of(ledger, job) == [HELD, HELD]
-
-
-def work_until_done(worker, job, start: threading.Barrier) -> None:
-    """Claim the job's chunks in turn, release every third claim, and finish the others."""
-    start.wait()
-    turn = 0
-    while not status_of(worker.ledger, job).finished:
-        for chunk in job.chunks:
-            claim = worker.claim(chunk)
-            if claim is not None:
-                turn += 1
-                worker.release(claim) if turn % 3 == 0 else worker.finish(claim)
-
-
-def pause_and_resume(ledger: Ledger, job, start: threading.Barrier) -> None:
-    start.wait()
-    for _ in range(25):
-        if pause(ledger, job):
-            resume(ledger, job)
-
-
-def test_whoever_comes_when_nothing_is_lost(ledger, make_job, new_worker):
-    # Given a job of forty chunks, two workers, a thread that pauses and resumes the job, and a reconciler
-    job = make_job([1] * 40)
-    start, over = threading.Barrier(4, timeout=30), threading.Event()
-    anna, ben, carl, dora = (new_worker(name) for name in ("anna", "ben", "carl", "dora"))
-
-    def reconcile() -> None:
-        start.wait()
-        while not over.is_set():
-            hold_leftovers(dora.ledger)
-
-    # When all of them run at once
-    with ThreadPoolExecutor(4) as pool:
-        reconciling = pool.submit(reconcile)
-        others = [
-            pool.submit(work_until_done, anna, job, start),
-            pool.submit(work_until_done, ben, job, start),
-            pool.submit(pause_and_resume, carl.ledger, job, start),
-        ]
-        try:
-            for other in others:
-                other.result(60)
-        finally:
-            over.set()
-        reconciling.result(60)
-
-    # Then the job is done, and every image was counted once
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded) == (JobState.DONE, 40)
-    assert states_of(ledger, job) == [DONE] * 40
+    assert chunk_states_of(ledger, job) == [HELD, HELD]
 
 
 # ---- from Python --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as client:
-        yield client
 
 
 def test_a_resume_rings_at_once(client, broker, make_job):
@@ -442,30 +201,14 @@ def test_a_client_rings_again_though_its_connection_was_cut(client, broker, make
     assert not client.broker_unavailable
 
 
-def test_a_resume_without_a_broker_is_a_resume_all_the_same(settings, make_job, broker):
-    # Given a broker that cannot be reached
-    away = settings.model_copy(update={"broker_url": "redis+socket:///nowhere/valkey.sock"})
-    job = make_job([1])
-    with Client(away) as client:
-        client.pause(job.id)
-
-        # When the job is resumed, Then the client reports that the broker was unavailable
-        assert not client.resume(job.id).paused
-        assert client.broker_unavailable
-    assert broker.waiting() == 0
-
-
-def test_a_resume_at_the_console_says_why_nobody_was_told(settings, make_job, broker, monkeypatch):
+def test_a_resume_at_the_console_says_why_nobody_was_told(client, make_job, broker, run_command, monkeypatch):
     # Given a paused job, and a configured broker that cannot be reached
     job = make_job([1])
-    with Client(settings) as client:
-        client.pause(job.id)
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
+    client.pause(job.id)
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # When the job is resumed, Then a line says what is wrong with the broker, and that the job waits
-    done = CliRunner().invoke(control_command, ["resume", job.id])
+    done = run_command(control_command, "resume", job.id)
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert line.startswith("The broker cannot be used (")
@@ -487,19 +230,3 @@ def test_a_person_is_told_why_not(client, ledger, make_job):
     for action in (client.pause, client.resume):
         with pytest.raises(NotFound):
             action("nonsense")
-
-
-def test_the_reconciler_holds_what_a_paused_job_left_and_rings_for_nothing(
-    ledger, app, broker, make_job, worker
-):
-    # Given a paused job with a chunk whose lease has expired
-    job = make_job([1, 1])
-    worker.must_claim(job.chunks[0], lease_seconds=-1)
-    pause(ledger, job)
-
-    # When the reconciler ticks
-    assert Reconciler(ledger, Publisher(app), holder="here").tick() == 0
-
-    # Then all its chunks are held, and no message waits
-    assert states_of(ledger, job) == [HELD, HELD]
-    assert broker.waiting() == 0

@@ -6,11 +6,8 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import sqlalchemy as sa
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,20 +22,16 @@ from jobs.errors import Conflict, ErrorCode, NotFound, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import (
-    NewCorrection,
     correction_key,
     live_accuracy,
-    save_corrections,
     without_correction,
 )
 from jobs.ledger.runs import request_run
-from jobs.ledger.submission import NewChunk
 from jobs.limits import ImageLimits
 from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_folder
 from jobs.references import Roots
-from jobs.schema import chunks, corrections, db_now, jobs, models, training_runs
-from jobs.settings import Settings
+from jobs.schema import corrections, db_now, jobs, models, training_runs
 from jobs.store import Store
 from labelmill import copies as removing
 from labelmill import correcting
@@ -52,42 +44,11 @@ from labelmill.purging import Purge
 from producer.export import write_csv
 from producer.sources import SourceImage, Sources
 from producer.sources.image import failed
-from producer.submit import submit
 from tests.conftest import Job, plans_of
+from tests.ledger_probes import chunks_of, count_rows
 from tests.outcomes import Outcome
 from worker.learning.corrections import add_corrections
 from worker.learning.mnist import Mnist
-
-Submit = Callable[..., Job]
-
-
-@pytest.fixture
-def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
-
-    def submitted(images: int | Iterable[SourceImage], **options: Any) -> Job:
-        if isinstance(images, int):
-            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(
-            images, ledger=ledger, store=store, publisher=publisher, chunk_images=3, **options
-        ).job_id
-        return Job(job_id, chunks_of(ledger, job_id))
-
-    return submitted
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as client:
-        yield client
-
-
-def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
-    query = sa.select(
-        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-    ).where(chunks.c.job_id == job_id)
-    with ledger.reading() as connection:
-        return [NewChunk(*row) for row in connection.execute(query.order_by(chunks.c.first_index))]
 
 
 def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None:
@@ -103,6 +64,20 @@ def finish(worker, job: Job, errors: dict[int, ErrorCode] | None = None) -> None
                 for index in indices
             ],
         )
+
+
+@pytest.fixture
+def finished(submitted, worker) -> Callable[..., Job]:
+    """Return a function: `finished(7)` submits and finishes a job of seven images (or those given)."""
+
+    def finished(
+        images: int | Iterable[SourceImage], errors: dict[int, ErrorCode] | None = None, **options: Any
+    ) -> Job:
+        job: Job = submitted(images, **options)
+        finish(worker, job, errors)
+        return job
+
+    return finished
 
 
 def purge(ledger: Ledger, store: Store, *, jobs_too: bool = False) -> None:
@@ -128,10 +103,9 @@ def sha256(data: bytes) -> str:
 # ---- one at a time ------------------------------------------------------------------------------------
 
 
-def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, submitted, worker, champion) -> None:
+def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, finished, champion) -> None:
     # given a finished job of three chunks, when an image in the middle is corrected
-    job = submitted(7)
-    finish(worker, job)
+    job = finished(7)
     made = client.correct(job.id, 4, "1")
 
     # then the row has its new label, its prediction and the model
@@ -144,9 +118,8 @@ def test_a_correction_is_a_row_and_a_copy_of_the_image(client, store, submitted,
     assert store.get(correction_key(made.image_sha256)) == b"pixels 4"
 
 
-def test_correcting_again_replaces_the_label(client, submitted, worker) -> None:
-    job = submitted(1)
-    finish(worker, job)
+def test_correcting_again_replaces_the_label(client, finished) -> None:
+    job = finished(1)
     first = client.correct(job.id, 0, "1")
 
     second = client.correct(job.id, 0, "2")
@@ -156,10 +129,9 @@ def test_correcting_again_replaces_the_label(client, submitted, worker) -> None:
     assert second.created_at >= first.created_at
 
 
-def test_undoing_removes_the_row_and_the_copy(client, store, submitted, worker) -> None:
+def test_undoing_removes_the_row_and_the_copy(client, store, finished) -> None:
     # given two images with the same bytes, both corrected
-    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
-    finish(worker, job)
+    job = finished([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
     client.correct(job.id, 0, "1")
     client.correct(job.id, 1, "2")
 
@@ -175,10 +147,9 @@ def test_undoing_removes_the_row_and_the_copy(client, store, submitted, worker) 
         client.undo_correction(job.id, 1)
 
 
-def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, submitted, worker) -> None:
+def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, finished) -> None:
     # given a job with a correction
-    job = submitted(2)
-    finish(worker, job)
+    job = finished(2)
     client.correct(job.id, 0, "1")
 
     # then for an unknown job, the error is about the job and not the image
@@ -195,9 +166,8 @@ def test_undoing_a_correction_of_no_job_says_so(client, ledger, store, submitted
         client.undo_correction(job.id, 0)
 
 
-def test_an_image_with_an_error_can_be_corrected(client, store, submitted, worker) -> None:
-    job = submitted(2)
-    finish(worker, job, {1: ErrorCode.MODEL_ERROR})
+def test_an_image_with_an_error_can_be_corrected(client, store, finished) -> None:
+    job = finished(2, {1: ErrorCode.MODEL_ERROR})
 
     made = client.correct(job.id, 1, "1")
 
@@ -205,48 +175,42 @@ def test_an_image_with_an_error_can_be_corrected(client, store, submitted, worke
     assert copies(store) == {made.image_sha256}
 
 
-@pytest.mark.parametrize("code", [ErrorCode.QUARANTINED, ErrorCode.TIMEOUT])
-def test_what_stopped_a_worker_does_not_come_near_the_trainer(client, store, submitted, worker, code) -> None:
-    job = submitted(2)
-    finish(worker, job, {1: code})
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (ErrorCode.QUARANTINED, "stopped its worker"),
+        (ErrorCode.TIMEOUT, "stopped its worker"),
+        (ErrorCode.UNIDENTIFIED, "cannot be decoded"),
+        (ErrorCode.FORMAT_NOT_ALLOWED, "cannot be decoded"),
+        (ErrorCode.CORRUPT, "cannot be decoded"),
+    ],
+)
+def test_what_stopped_a_worker_or_is_no_picture_does_not_come_near_the_trainer(
+    client, store, finished, code, why
+) -> None:
+    job = finished(2, {1: code})
 
-    with pytest.raises(Conflict, match=f"stopped its worker \\({code}\\)"):
-        client.correct(job.id, 1, "1")
-
-    assert copies(store) == set()
-
-
-@pytest.mark.parametrize("code", [ErrorCode.UNIDENTIFIED, ErrorCode.FORMAT_NOT_ALLOWED, ErrorCode.CORRUPT])
-def test_what_is_no_picture_has_nothing_to_learn_from(client, store, submitted, worker, code) -> None:
-    job = submitted(2)
-    finish(worker, job, {1: code})
-
-    with pytest.raises(Conflict, match=f"Image 1 of job {job.id} cannot be decoded \\({code}\\)"):
+    with pytest.raises(Conflict, match=f"Image 1 of job {job.id} {why} \\({code}\\)"):
         client.correct(job.id, 1, "1")
 
     assert copies(store) == set()
 
 
 @pytest.fixture
-def correct(settings: Settings, monkeypatch) -> Callable[..., str]:
+def correct(run_command) -> Callable[..., str]:
     """Return a function: `correct(job.id, 0, "1")` runs the command and returns its stderr."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def correct(*arguments: object, stdin: bytes | None = None) -> str:
-        done = CliRunner().invoke(correct_command, list(map(str, arguments)), input=stdin)
+        done = run_command(correct_command, *arguments, stdin=stdin)
         assert done.exit_code == 0, done.stderr
         return done.stderr
 
     return correct
 
 
-def test_what_no_training_learns_is_said(
-    correct, ledger, submitted, worker, make_model, tmp_path: Path
-) -> None:
+def test_what_no_training_learns_is_said(correct, ledger, finished, make_model, tmp_path: Path) -> None:
     # given a job of a registered model, and no training run
-    job = submitted(2)
-    finish(worker, job)
+    job = finished(2)
     file = tmp_path / "corrections.csv"
     file.write_text(f"job,index,label\n{job.id},0,1\n{job.id},1,7\n")
 
@@ -270,9 +234,8 @@ def test_what_no_training_learns_is_said(
     assert "training" not in correct(job.id, 1, "7")
 
 
-def test_only_a_class_of_the_jobs_model_is_a_label(client, submitted, worker, champion) -> None:
-    job = submitted(1)
-    finish(worker, job)
+def test_only_a_class_of_the_jobs_model_is_a_label(client, finished, champion) -> None:
+    job = finished(1)
 
     with pytest.raises(UserError) as told:
         client.correct(job.id, 0, "seven")
@@ -317,38 +280,34 @@ def test_the_half_of_a_chunk_that_was_split_has_its_image(client, store, submitt
 # ---- images that cannot be read -----------------------------------------------------------------------
 
 
-def test_a_purged_image_cannot_be_corrected(client, ledger, store, submitted, worker) -> None:
-    job = submitted(2)
-    finish(worker, job)
+def test_a_purged_image_cannot_be_corrected(client, ledger, store, finished) -> None:
+    job = finished(2)
     purge(ledger, store)
 
     with pytest.raises(Conflict, match=rf"The images of job {job.id} were purged on \d\d\d\d-\d\d-\d\d"):
         client.correct(job.id, 0, "1")
 
 
-def test_a_payload_that_is_gone_is_told_as_such(client, store, submitted, worker) -> None:
-    job = submitted(2)
-    finish(worker, job)
+def test_a_payload_that_is_gone_is_told_as_such(client, store, finished) -> None:
+    job = finished(2)
     store.remove_folder(payload_folder(job.id))
 
     with pytest.raises(Conflict, match=r"The payload .* is gone from the store"):
         client.correct(job.id, 0, "1")
 
 
-def test_an_image_that_was_never_read_has_nothing_to_learn_from(client, submitted, worker) -> None:
-    job = submitted([failed("a.png", ErrorCode.SOURCE_MISSING, "it went away")])
-    finish(worker, job, {0: ErrorCode.SOURCE_MISSING})
+def test_an_image_that_was_never_read_has_nothing_to_learn_from(client, finished) -> None:
+    job = finished([failed("a.png", ErrorCode.SOURCE_MISSING, "it went away")], {0: ErrorCode.SOURCE_MISSING})
 
     with pytest.raises(Conflict, match=r"cannot be read \(source_missing\)"):
         client.correct(job.id, 0, "1")
 
 
-def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, worker, tmp_path: Path) -> None:
+def test_an_image_by_reference_is_copied(ledger, store, settings, finished, tmp_path: Path) -> None:
     # given a job by reference, one of whose files has changed since
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(name.encode())
-    job = submitted(Sources([str(tmp_path)]), by_reference=Roots([str(tmp_path)]))
-    finish(worker, job)
+    job = finished(Sources([str(tmp_path)]), by_reference=Roots([str(tmp_path)]))
     (tmp_path / "b.png").write_bytes(b"x")
     corrector = Corrector(ledger, store, settings.model_copy(update={"reference_roots": (str(tmp_path),)}))
 
@@ -360,17 +319,15 @@ def test_an_image_by_reference_is_copied(ledger, store, settings, submitted, wor
     assert copies(store) == {sha256(b"a")}
 
 
-def test_purging_leaves_corrections_alone(client, ledger, store, submitted, worker) -> None:
+def test_purging_leaves_corrections_alone(client, ledger, store, finished) -> None:
     # given a correction
-    job = submitted(2)
-    finish(worker, job)
+    job = finished(2)
     made = client.correct(job.id, 0, "1")
 
     # when the payloads are purged, and then the whole job
     purge(ledger, store)
     purge(ledger, store, jobs_too=True)
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
+    assert count_rows(ledger, jobs) == 0
 
     # then the correction and its copy are still there, and it can be changed and undone
     assert client.corrections() == [made]
@@ -380,10 +337,9 @@ def test_purging_leaves_corrections_alone(client, ledger, store, submitted, work
     assert copies(store) == set()
 
 
-def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> None:
+def test_a_copy_comes_before_its_row(client, finished, monkeypatch) -> None:
     # given a store that cannot be written, when an image is corrected
-    job = submitted(1)
-    finish(worker, job)
+    job = finished(1)
 
     def full(_store: Store, _key: str, _data: bytes) -> None:
         raise Unavailable("The store cannot be written: No space left on device")
@@ -401,10 +357,9 @@ def test_a_copy_comes_before_its_row(client, submitted, worker, monkeypatch) -> 
 
 
 @pytest.fixture
-def twins(client, submitted, worker) -> Job:
+def twins(client, finished) -> Job:
     """Return a finished job of two images with the same bytes, the first one corrected."""
-    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
-    finish(worker, job)
+    job = finished([SourceImage(f"{n}.png", b"same", None) for n in range(2)])
     client.correct(job.id, 0, "1")
     return job
 
@@ -487,11 +442,10 @@ def leave(store: Store, data: bytes) -> str:
 
 
 def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
-    ledger, store, submitted, worker, correct, monkeypatch
+    ledger, store, finished, correct, monkeypatch
 ) -> None:
     # given a store that is unavailable when a correction is undone
-    job = submitted(2)
-    finish(worker, job)
+    job = finished(2)
     for index in range(2):
         correct(job.id, index, "1")
 
@@ -519,39 +473,12 @@ def test_a_copy_that_cannot_be_removed_is_told_and_purged_later(
     assert copies(store) == {sha256(b"pixels 0")}
 
 
-#: Correct the first image of a job; the process is killed after the copy and before the row.
-KILLED = """
-import os, signal, sys
-from labelmill import Client, correcting
-
-correcting.save_corrections = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-with Client() as client:
-    client.correct(sys.argv[1], 0, "1")
-"""
-
-
-def test_a_copy_of_who_was_killed_is_purged(ledger, store, settings, submitted, worker) -> None:
-    job = submitted(1)
-    finish(worker, job)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, job.id], env=os.environ | settings.environment(), check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    [left] = copies(store)
-
-    age(store, left)
-    purge(ledger, store)
-
-    assert copies(store) == set()
-
-
 def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
-    client, ledger, store, submitted, worker
+    client, ledger, store, finished
 ) -> None:
     # given an image whose correction was undone in one job, and is still there in another
-    one, two = (submitted([SourceImage("a.png", b"same", None)]) for _ in range(2))
+    one, two = (finished([SourceImage("a.png", b"same", None)]) for _ in range(2))
     for job in (one, two):
-        finish(worker, job)
         client.correct(job.id, 0, "1")
     client.undo_correction(one.id, 0)
 
@@ -571,59 +498,6 @@ def test_a_purge_removes_old_copies_that_nobody_needs_and_nothing_else(
     assert old in copies(store)
     purge(ledger, store)
     assert copies(store) == {needed, young, *theirs}
-
-
-def test_an_image_that_is_corrected_while_its_old_copy_is_purged_keeps_it(
-    client, ledger, settings, store, submitted, worker, monkeypatch
-) -> None:
-    # given an unneeded copy, and somebody who corrects its image after the copy was found unneeded and
-    # before it is removed
-    job = submitted(1)
-    finish(worker, job)
-    name = leave(store, b"pixels 0")
-
-    def slow(*args: Any) -> None:
-        with Client(settings) as another:
-            another.correct(job.id, 0, "1")
-        original(*args)
-        assert copies(store) == set()
-
-    original = Store.remove
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "remove", slow)
-        run = Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None)
-        run.strays()
-
-    # then the row has its copy
-    assert len(client.corrections()) == 1
-    assert store.get(correction_key(name)) == b"pixels 0"
-
-
-def test_a_copy_that_is_purged_before_its_row_comes_is_put_there_again(
-    client, ledger, store, submitted, worker, monkeypatch
-) -> None:
-    # given purges between the copy and its row: one keeps the copy, because it was just rewritten, the
-    # other removes it, because it is over a day old
-    job = submitted(2)
-    finish(worker, job)
-    name = leave(store, b"pixels 0")
-    seen: list[set[str]] = []
-
-    def slow(*args: Any) -> Any:
-        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
-        seen.append(copies(store))
-        age(store, name)
-        Purge(ledger, store, dry_run=False, on_progress=lambda _purged: None).strays()
-        seen.append(copies(store))
-        return original(*args)
-
-    original = correcting._Batch.save
-    monkeypatch.setattr(correcting._Batch, "save", slow)
-    client.correct(job.id, 0, "1")
-
-    # then the row still has its copy
-    assert seen == [{name}, set()]
-    assert copies(store) == {name}
 
 
 def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatch) -> None:
@@ -647,11 +521,9 @@ def test_a_copy_that_was_made_anew_is_as_young_as_that(ledger, store, monkeypatc
 # ---- many at a time -----------------------------------------------------------------------------------
 
 
-def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted, worker, monkeypatch) -> None:
+def test_a_file_of_corrections_reads_each_payload_once(client, store, finished, monkeypatch) -> None:
     # given two jobs
-    one, two = submitted(7), submitted(3)
-    finish(worker, one)
-    finish(worker, two)
+    one, two = finished(7), finished(3)
     read: list[str] = []
 
     def reading(store: Store, key: str, *args: Any, **options: Any) -> Any:
@@ -680,10 +552,9 @@ def test_a_file_of_corrections_reads_each_payload_once(client, store, submitted,
     assert sorted(read) == sorted(chunk.payload for chunk in [*one.chunks, *two.chunks])
 
 
-def test_exported_predictions_are_fed_back(client, submitted, worker, correct, tmp_path: Path) -> None:
+def test_exported_predictions_are_fed_back(client, submitted, finished, correct, tmp_path: Path) -> None:
     # given an export in which a person corrected the labels
-    job = submitted(3)
-    finish(worker, job)
+    job = finished(3)
     file = io.StringIO()
     write_csv(client.predictions(job.id), file)
     path = tmp_path / "predictions.csv"
@@ -707,11 +578,10 @@ def test_exported_predictions_are_fed_back(client, submitted, worker, correct, t
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["without a mark", "with one"])
 def test_corrections_on_stdin_are_read_as_those_of_a_file(
-    client, submitted, worker, correct, tmp_path: Path, mark: str
+    client, finished, correct, tmp_path: Path, mark: str
 ) -> None:
     # given a spreadsheet's CSV, with or without a byte order mark, in which one cell has two lines
-    job = submitted(3)
-    finish(worker, job)
+    job = finished(3)
     text = f'{mark}index,why,label\r\n0,"of two\r\nlines",1\r\n1,,2\r\n'
     path = tmp_path / "corrections.csv"
     path.write_bytes(text.encode())
@@ -727,14 +597,8 @@ def test_corrections_on_stdin_are_read_as_those_of_a_file(
     assert "- is not UTF-8" in done.stderr
 
 
-def test_an_export_without_its_job_says_how_to_name_it(client) -> None:
-    with pytest.raises(UserError, match="`labelmill correct JOB --from FILE`"):
-        client.correct_from(["index,label\n", "0,1\n"])
-
-
-def test_json_lines_are_read_too(client, submitted, worker) -> None:
-    job = submitted(3)
-    finish(worker, job)
+def test_json_lines_are_read_too(client, finished) -> None:
+    job = finished(3)
     lines = [
         json.dumps({"job": job.id, "index": 1, "label": "1"}) + "\n",
         "\n",
@@ -746,10 +610,9 @@ def test_json_lines_are_read_too(client, submitted, worker) -> None:
     assert [(each.index, each.label) for each in stored] == [(1, "1"), (2, "2")]
 
 
-def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted, worker) -> None:
+def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished) -> None:
     # given a file in which most rows are wrong
-    job = submitted(4)
-    finish(worker, job, {3: ErrorCode.QUARANTINED})
+    job = finished(4, {3: ErrorCode.QUARANTINED})
     stranger = new_id()
     text = f"""job,index,label
 {job.id},0,1
@@ -798,6 +661,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, submitted,
     [
         ("", False, "The first line must name the columns job, index, label"),
         ("job,index\nx,1\n", False, "The first line must name the columns"),
+        ("index,label\n0,1\n", False, "`labelmill correct JOB --from FILE`"),
         ("job;index;label\nx;1;2\n", False, "job, index, label, with commas between them"),
         ('{"job": "x", "index": 1, "label": "2"}\n', False, "whose name ends in .jsonl or .ndjson"),
         ("job,index,label,label\nx,1,2,3\n", False, "The first line names the column label twice"),
@@ -823,10 +687,9 @@ def test_what_is_no_file_of_corrections_says_why(client, text: str, jsonl: bool,
 
 @pytest.mark.parametrize("name", ["a.csv", "A.JSONL", "a.ndjson"])
 def test_a_file_is_read_by_its_name_and_a_header_in_any_case(
-    client, correct, submitted, worker, tmp_path, name: str
+    client, correct, finished, tmp_path, name: str
 ) -> None:
-    job = submitted([SourceImage("0.png", b"one", None)])
-    finish(worker, job)
+    job = finished([SourceImage("0.png", b"one", None)])
     file = tmp_path / name
     row = {"job": job.id, "index": 0, "label": "3"}
     file.write_text(f"Job, Index ,LABEL\n{job.id},0,3\n" if name == "a.csv" else json.dumps(row))
@@ -836,31 +699,10 @@ def test_a_file_is_read_by_its_name_and_a_header_in_any_case(
     assert [(each.index, each.label) for each in client.corrections()] == [(0, "3")]
 
 
-def test_with_a_job_only_what_is_missing_is_asked_for(client) -> None:
-    with pytest.raises(UserError, match=r"must name the columns index, label\."):
-        client.correct_from(["index,name\n"], job_id=new_id())
-
-
-def test_copies_of_an_earlier_correction_survive_a_wrong_file(client, store, submitted, worker) -> None:
-    # given a correction, and other images with the same bytes
-    job = submitted([SourceImage(f"{n}.png", b"same", None) for n in range(3)])
-    finish(worker, job)
-    client.correct(job.id, 0, "1")
-
-    # when a file with one of them is refused because of its second row
-    with pytest.raises(UserError):
-        client.correct_from(["job,index,label\n", f"{job.id},1,1\n", "x,1,1\n"])
-
-    # then the copy is still there
-    assert copies(store) == {sha256(b"same")}
-
-
-def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted, worker, monkeypatch) -> None:
+def test_nothing_is_copied_before_all_rows_are_checked(client, store, finished, monkeypatch) -> None:
     # given a file of valid rows that ends with two wrong ones: for an image whose payload is gone, and for
     # one that never existed
-    job, gone, last = submitted(7), submitted(3), submitted(1)
-    for each in (job, gone, last):
-        finish(worker, each)
+    job, gone, last = finished(7), finished(3), finished(1)
     store.remove_folder(payload_folder(gone.id))
     right = [f"{job.id},{n},1\n" for n in range(7)]
     put: list[str] = []
@@ -879,82 +721,37 @@ def test_nothing_is_copied_before_all_rows_are_checked(client, store, submitted,
     assert put == []
 
 
-def test_copies_that_are_not_needed_are_asked_for_many_at_a_time(
-    client, store, submitted, worker, monkeypatch
-) -> None:
-    # given 40 images that are copied, and a ledger that rejects their rows
-    job = submitted(40)
-    finish(worker, job)
+def test_copies_whose_rows_cannot_be_stored_are_removed_again(client, store, finished, monkeypatch) -> None:
+    # given 40 images that are copied, one of which has a correction, and a ledger that rejects their rows
+    job = finished(40)
     client.correct(job.id, 7, "1")
-    asked: list[str] = []
 
     def lost(*_: Any) -> None:
         assert len(copies(store)) == 40
-        sa.event.listen(sa.Engine, "before_cursor_execute", remember)
         raise Unavailable("The ledger is away")
-
-    def remember(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        asked.append(statement)
 
     monkeypatch.setattr(correcting, "save_corrections", lost)
     monkeypatch.setattr(removing, "_PAGE_COPIES", 16)
     monkeypatch.setattr(removing, "_PAGE_BYTES", 16 * len(b"pixels 10"))
 
-    # when the copies are removed again
-    try:
-        with pytest.raises(Unavailable):
-            client.correct_from(["index,label\n", *(f"{n},1\n" for n in range(40))], job_id=job.id)
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", remember)
-
-    # then the ledger was asked twice per page of at most 16 copies, and the needed copy is still there
-    about_copies = [each for each in asked if "image_sha256 IN" in each]
-    assert len(about_copies) == 6
+    # when the copies are removed again, page by page, then the needed copy is still there
+    with pytest.raises(Unavailable):
+        client.correct_from(["index,label\n", *(f"{n},1\n" for n in range(40))], job_id=job.id)
     assert copies(store) == {sha256(b"pixels 7")}
-
-
-def test_corrections_of_as_many_jobs_cost_no_more_than_their_number(ledger, champion) -> None:
-    # given corrections of 200 jobs in reverse order, which count accesses to their job id
-    asked = 0
-
-    class Counting(NewCorrection):
-        __slots__ = ()
-
-        def __getattribute__(self, name: str) -> object:
-            nonlocal asked
-            asked += name == "job_id"
-            return super().__getattribute__(name)
-
-    ids = sorted(new_id() for _ in range(200))
-    rows = [
-        Counting(job_id, index, "a.png", "1", "7", 0.5, champion.id, "0" * 64)
-        for job_id in reversed(ids)
-        for index in (1, 0)
-    ]
-
-    # when they are stored, then they are returned by job and index
-    with ledger.transaction() as connection:
-        saved = save_corrections(connection, rows)
-    assert [(each.job_id, each.index) for each in saved] == [(job_id, n) for job_id in ids for n in (0, 1)]
-
-    # and few accesses per row were needed: all of this happens under SQLite's write lock
-    assert asked <= 5 * len(rows)
 
 
 # ---- live accuracy ------------------------------------------------------------------------------------
 
 
-def test_live_accuracy_counts_what_was_right(client, ledger, submitted, worker, champion, make_model) -> None:
+def test_live_accuracy_counts_what_was_right(client, ledger, finished, champion, make_model) -> None:
     # given five corrections: three wrong predictions, one confirmed prediction, one image with an error
-    job = submitted(5)
-    finish(worker, job, {4: ErrorCode.MODEL_ERROR})
+    job = finished(5, {4: ErrorCode.MODEL_ERROR})
     for index, label in enumerate(["1", "2", "3", "7", "7"]):
         client.correct(job.id, index, label)
 
     # and a confirmed prediction of another model
     other = make_model(b"other")
-    theirs = submitted(1)
-    finish(worker, theirs)
+    theirs = finished(1)
     client.correct(theirs.id, 0, "7")
 
     with ledger.reading() as connection:
@@ -993,12 +790,11 @@ def data() -> Mnist:
 
 
 @pytest.fixture
-def corrected(client, submitted, worker) -> Callable[..., str]:
+def corrected(client, finished) -> Callable[..., str]:
     """Return a function: `corrected((bytes, "3"), ...)` corrects images of a new job and returns its id."""
 
     def corrected(*images: tuple[bytes, str]) -> str:
-        job = submitted([SourceImage(f"{n}.png", data, None) for n, (data, _) in enumerate(images)])
-        finish(worker, job)
+        job = finished([SourceImage(f"{n}.png", data, None) for n, (data, _) in enumerate(images)])
         for index, (_, label) in enumerate(images):
             client.correct(job.id, index, label)
         return job.id
@@ -1095,23 +891,6 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
     [line] = [message for message in caplog.messages if "left out" in message]
     assert line.startswith("3 corrections are left out: the image is in the evaluation set (image ")
     assert all(f"image {index} of job {job_id}" in line for index in range(3))
-
-
-def test_many_that_are_left_out_are_a_line_a_reason(data, learn, corrected, caplog) -> None:
-    # given corrections of five images of the evaluation set, and of one that is not a picture
-    corrected(*((file_of(square(value)), "0") for value in range(101, 106)), (b"no picture", "0"))
-
-    # then the log names the first three, and counts the others
-    assert learn(data).left_out == 6
-    lines = [message for message in caplog.messages if "left out" in message]
-    assert len(lines) == 2
-    [many] = [
-        line
-        for line in lines
-        if line.startswith("5 corrections are left out: the image is in the evaluation set")
-    ]
-    assert (many.count("of job"), many.endswith(", ...)")) == (3, True)
-    assert sum(line.startswith("the correction of image 5 of job") for line in lines) == 1
 
 
 def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, client, ledger) -> None:

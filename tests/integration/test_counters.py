@@ -236,27 +236,6 @@ def test_training_runs_are_counted_by_how_they_ended(ledger):
 # ---- concurrency --------------------------------------------------------------------------------------
 
 
-def test_many_count_at_once_and_nobody_waits_in_a_circle(ledger, ledger_url, monkeypatch):
-    # Given workers that count into the same rows in different orders
-    monkeypatch.setattr(counters, "SHARDS", 1)
-    names = [f"n{number}" for number in range(8)]
-    start = threading.Barrier(4, timeout=60)
-
-    def work(number: int) -> None:
-        with closing(Ledger(ledger_url)) as own:
-            start.wait()
-            for round_ in range(25):
-                with own.transaction() as connection:
-                    order = names if (number + round_) % 2 else names[::-1]
-                    for name in order:
-                        count(connection, {(CounterName.IMAGES, name): 1})
-
-    # When they count, Then there is no deadlock, and no count is lost
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert counted(ledger, CounterName.IMAGES) == dict.fromkeys(names, 100)
-
-
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_two_that_note_in_other_orders_lock_in_one(ledger, new_worker, wait_until_blocked, monkeypatch):
     # Given shared rows, the middle one of which is locked

@@ -28,7 +28,6 @@ from jobs.settings import Settings
 from jobs.store import Store
 from labelmill import doctor, probes
 from labelmill.doctor import Finding, Level
-from labelmill.doctor import ledger as ledger_checks
 from labelmill.doctor.broker import check_broker
 from labelmill.doctor.configuration import check_home, check_settings
 from labelmill.doctor.findings import ok
@@ -126,10 +125,6 @@ def test_no_finding_repeats_a_secret(url, text):
 
 
 # ---- settings and home --------------------------------------------------------------------------------
-
-
-def test_settings_that_agree(fresh):
-    assert is_well(check_settings, fresh)
 
 
 def test_an_image_that_can_take_longer_than_its_chunk(short_folder):
@@ -316,14 +311,6 @@ def test_a_ledger_file_that_is_locked_or_no_database(settings, sqlite_url, monke
     find(check_ledger, settings, "can be written", OK)
     Path(path).write_bytes(b"not a database, by any means" * 100)
     find(check_ledger, settings, "not a database", PROBLEM, f"restore {path} from its backup")
-
-
-@pytest.mark.parametrize(
-    ("version", "level"),
-    [((3, 44, 5), WARNING), ((3, 44, 6), OK), ((3, 46, 1), WARNING), ((3, 50, 7), OK), ((3, 51, 3), OK)],
-)
-def test_versions_of_sqlite_that_can_damage_a_database(version, level):
-    assert ledger_checks._sqlite_version(version).level == level
 
 
 def test_a_postgresql_that_cannot_be_used(fresh, postgresql_server: PostgresqlServer):

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from jobs.errors import ErrorCode, Stopped, UserError
-from jobs.ids import new_id
-from jobs.ledger import Ledger
-from jobs.ledger.control import drop_leftover_chunks, pause_job
-from jobs.ledger.queries import JobStatus, job_status
-from jobs.ledger.submission import NewChunk, add_chunk, open_job, seal_job
+from jobs.errors import ErrorCode, UserError
+from jobs.ledger.control import drop_leftover_chunks
 from jobs.limits import ErrorLimits
-from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, predictions
-from tests.conftest import Job
+from tests.conftest import Job, JobMaker
+from tests.ledger_probes import chunk_states_of, count_rows, status_of
 from tests.outcomes import Outcome
+from tests.threads import at_once
 
 LimitedJobMaker = Callable[..., Job]
 
 
 @pytest.fixture
-def limited(ledger: Ledger, champion) -> LimitedJobMaker:
+def limited(make_job: JobMaker) -> LimitedJobMaker:
     """Return a function: `limited([3, 2], count=1)` makes a job with these limits and chunk sizes."""
 
-    def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: float) -> Job:
-        job_id = new_id()
-        made: list[NewChunk] = []
-        with ledger.transaction() as connection:
-            open_job(
-                connection,
-                job_id,
-                model_id=champion.id,
-                key=None,
-                error_limits=ErrorLimits(**limits),  # type: ignore[arg-type]
-            )
-            for size in sizes:
-                chunk_id, first = new_id(), sum(chunk.images for chunk in made)
-                chunk = NewChunk(chunk_id, first, size, payload_key(job_id, chunk_id), "0" * 64)
-                add_chunk(connection, job_id, chunk)
-                made.append(chunk)
-            if sealed:
-                seal_job(connection, job_id, fingerprint=None)
-        return Job(job_id, made)
+    def limited(sizes: Sequence[int], *, sealed: bool = True, **limits: Any) -> Job:
+        return make_job(sizes, sealed=sealed, error_limits=ErrorLimits(**limits))
 
     return limited
 
@@ -60,23 +38,6 @@ def outcomes(images: int, *, errors: int) -> list[Outcome]:
         else Outcome(f"{number}.png", "7", 0.75)
         for number in range(images)
     ]
-
-
-def status_of(ledger: Ledger, job: Job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
-
-
-def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
-    with ledger.reading() as connection:
-        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
-        return [ChunkState(state) for state in connection.scalars(query)]
-
-
-def recorded(ledger: Ledger, job: Job) -> int:
-    with ledger.reading() as connection:
-        query = sa.select(sa.func.count()).where(predictions.c.job_id == job.id)
-        return connection.scalar(query) or 0
 
 
 # ---- a number of errors -------------------------------------------------------------------------------
@@ -101,22 +62,7 @@ def test_at_the_limit_the_job_goes_on_and_one_more_stops_it(ledger, limited, wor
     assert status.finished_at is not None
     assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 3 + [ChunkState.DROPPED]
     assert worker.claim(job.chunks[3]) is None
-    assert recorded(ledger, job) == 15
-
-
-def test_a_limit_of_none_at_all_stops_with_the_first_error(ledger, limited, worker):
-    job = limited([2, 2], count=0)
-    worker.work(job.chunks[0], outcomes(2, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert status_of(ledger, job).error == "1 of 2 images got an error, more than its limit of 0."
-
-
-def test_a_job_without_limits_may_have_nothing_but_errors(ledger, make_job, worker):
-    job = make_job([1_500, 1])
-    worker.work(job.chunks[0], outcomes(1_500, errors=1_500))
-    assert status_of(ledger, job).state == JobState.RUNNING
-    worker.work(job.chunks[1], outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.DONE
+    assert count_rows(ledger, predictions) == 15
 
 
 # ---- a share of errors --------------------------------------------------------------------------------
@@ -146,12 +92,6 @@ def test_exactly_the_share_goes_on_and_one_more_stops(ledger, limited, worker, r
     # Then the one goes on and the other is stopped
     assert status_of(ledger, at).state == JobState.RUNNING
     assert status_of(ledger, over).state == JobState.FAILED
-
-
-def test_no_share_is_too_large_for_a_limit_of_all(ledger, limited, worker):
-    job = limited([3, 1], rate=1.0, sample=1)
-    worker.work(job.chunks[0], outcomes(3, errors=3))
-    assert status_of(ledger, job).state == JobState.RUNNING
 
 
 def test_a_share_counts_from_its_sample_on(ledger, limited, worker):
@@ -192,96 +132,23 @@ def test_either_limit_stops(ledger, limited, worker):
 # ---- when a job fails ---------------------------------------------------------------------------------
 
 
-def test_a_limit_that_is_passed_with_the_last_chunk_fails_the_job(ledger, limited, worker):
-    # Given a job whose last chunk exceeds the limit
-    job = limited([5, 5], count=1)
-    worker.work(job.chunks[0], outcomes(5, errors=1))
-    worker.work(job.chunks[1], outcomes(5, errors=1))
-
-    # Then it has failed: the result must not depend on where the bad images are
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 8, 2)
-    assert status.error == "2 of 10 images got an error, more than its limit of 1."
-
-
-def test_a_job_that_is_still_received_is_stopped_too(ledger, limited, worker):
-    # Given a job that is still being submitted
-    job = limited([2, 2], count=0, sealed=False)
-
-    # When there is one error too many
-    worker.work(job.chunks[0], outcomes(2, errors=1))
-
-    # Then it has failed, and its producer gets the reason with the next chunk, or when it seals the job
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
-    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
-        add_chunk(connection, job.id, NewChunk(new_id(), 4, 1, "payloads/x", "0" * 64))
-    with pytest.raises(Stopped, match="more than its limit of 0"), ledger.transaction() as connection:
-        seal_job(connection, job.id, fingerprint=None)
-
-
-def test_a_chunk_in_work_when_the_job_is_stopped_may_still_finish(ledger, limited, new_worker):
-    # Given three workers that have claimed a job's chunks, and a fourth chunk that is pending
-    job = limited([2, 2, 2, 2], count=0)
-    anna, ben, carl = (new_worker(name) for name in ("anna", "ben", "carl"))
-    first, second, third = (
-        worker.must_claim(chunk) for worker, chunk in zip((anna, ben, carl), job.chunks, strict=False)
-    )
-
-    # When the first worker's outcomes stop the job
-    anna.finish(first, outcomes(2, errors=2))
-    stopped_at = status_of(ledger, job).finished_at
-
-    # Then a chunk that another worker releases is dropped
-    ben.release(second)
-
-    # And a chunk that a third worker records is kept, while error and end time stay the same
-    carl.finish(third, outcomes(2, errors=1))
-    status = status_of(ledger, job)
-    assert (status.state, status.succeeded, status.failed) == (JobState.FAILED, 1, 3)
-    assert status.error == "2 of 2 images got an error, more than its limit of 0."
-    assert status.finished_at == stopped_at
-    assert chunk_states_of(ledger, job) == [
-        ChunkState.DONE,
-        ChunkState.DROPPED,
-        ChunkState.DONE,
-        ChunkState.DROPPED,
-    ]
-
-
 def test_many_record_at_once_and_the_job_is_stopped_once(ledger, limited, new_worker):
     # Given eight workers with a chunk each that exceeds the limit, and two pending chunks
     job = limited([2] * 10, count=1)
     workers = [new_worker(f"worker {number}") for number in range(8)]
     claims = [worker.must_claim(chunk) for worker, chunk in zip(workers, job.chunks, strict=False)]
-    start = threading.Barrier(8, timeout=30)
 
     def finish(number: int) -> None:
-        start.wait()
         workers[number].finish(claims[number], outcomes(2, errors=2))
 
     # When all record at the same moment
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(finish, range(8)))
+    at_once(finish, range(8))
 
     # Then the first of them stopped the job, and the outcomes of all eight are counted
     status = status_of(ledger, job)
     assert (status.state, status.failed) == (JobState.FAILED, 16)
     assert status.error == "2 of 2 images got an error, more than its limit of 1."
     assert chunk_states_of(ledger, job) == [ChunkState.DONE] * 8 + [ChunkState.DROPPED] * 2
-
-
-def test_a_paused_job_is_stopped_by_what_was_in_work(ledger, limited, worker):
-    # Given a job that was paused while a chunk was claimed
-    job = limited([1, 1], count=0)
-    claim = worker.must_claim(job.chunks[0])
-    with ledger.transaction() as connection:
-        pause_job(connection, job.id)
-
-    # When that chunk exceeds the limit, Then the held chunk is dropped
-    worker.finish(claim, outcomes(1, errors=1))
-    assert status_of(ledger, job).state == JobState.FAILED
-    assert chunk_states_of(ledger, job) == [ChunkState.DONE, ChunkState.DROPPED]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -315,10 +182,3 @@ def test_a_chunk_that_is_being_claimed_does_not_hold_up_the_end(ledger, limited,
 def test_what_is_no_limit_is_refused(limits):
     with pytest.raises(UserError):
         ErrorLimits(**limits)
-
-
-@pytest.mark.parametrize(
-    "limits", [{}, {"count": 0}, {"rate": 0}, {"rate": 1}, {"rate": 0.05, "sample": 1}], ids=str
-)
-def test_what_is_a_limit_is_taken(limits):
-    ErrorLimits(**limits)

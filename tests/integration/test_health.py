@@ -10,17 +10,17 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.drift import Drift, Shift, population_stability
-from jobs.errors import ErrorCode, NotFound
-from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
+from jobs.errors import ErrorCode
+from jobs.evaluation import CONFIDENCE_EDGES
 from jobs.ids import new_id
 from jobs.ledger import Ledger, health
 from jobs.ledger.control import end_job
-from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.health import RECENT_DAYS, RECENT_JOBS, Health, model_health
 from jobs.ledger.models import save_evaluation
 from jobs.model import Model
 from jobs.schema import JobState, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker, plans_of
+from tests.evaluations import made_evaluation
 from tests.outcomes import Outcome
 
 DAY = 24 * 3600
@@ -30,6 +30,10 @@ Mix = Mapping[str, int]
 Classified = Callable[..., str]
 
 EVEN: Mix = {str(digit): 100 for digit in range(10)}
+
+#: The evaluation set: a hundred images of each digit, all classified correctly with this confidence.
+TRUTH = [number % 10 for number in range(1000)]
+SURE = [0.995] * len(TRUTH)
 
 
 # ---- the index ----------------------------------------------------------------------------------------
@@ -75,33 +79,11 @@ def test_what_the_index_means() -> None:
 # ---- what is counted ----------------------------------------------------------------------------------
 
 
-def evaluation(confidences: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1000, 0)) -> Evaluation:
-    """Return the evaluation of a thousand images, a hundred of each digit, all classified correctly."""
-    assert len(confidences) == len(CONFIDENCE_EDGES) - 1
-    return Evaluation(
-        total=1000,
-        correct=1000,
-        accuracy=0.99,
-        accuracy_low=0.98,
-        accuracy_high=1.0,
-        classes=tuple("0123456789"),
-        confusion=tuple(tuple(100 * (t == p) for p in range(11)) for t in range(10)),
-        precision=(1.0,) * 10,
-        recall=(1.0,) * 10,
-        log_loss=0.0,
-        calibration_error=0.0,
-        calibration=(),
-        confidence_histogram=confidences,
-        image_microseconds=10.0,
-        mistakes=(),
-    )
-
-
 @pytest.fixture
 def evaluated(ledger: Ledger, champion: Model) -> Model:
     """Return the champion, with its evaluation."""
     with ledger.transaction() as connection:
-        save_evaluation(connection, champion.id, "f" * 64, evaluation(), bytes(2000))
+        save_evaluation(connection, champion.id, "f" * 64, *made_evaluation(TRUTH, TRUTH, confidences=SURE))
     return champion
 
 
@@ -136,42 +118,31 @@ def test_images_of_the_same_kind_are_steady(ledger, evaluated, classified) -> No
 
     # when the health is read, then all is steady
     found = health_of(ledger)
-    assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 0.99, 3, 3000)
+    assert (found.model, found.accuracy, found.jobs, found.images) == (evaluated.id, 1.0, 3, 3000)
     assert (found.labels.index, found.labels.drift) == (0, Drift.STEADY)
     assert (found.confidences.index, found.confidences.drift) == (0, Drift.STEADY)
     assert (found.warnings, found.unknown) == ([], None)
     assert health_of(ledger, evaluated.id) == found
 
 
+@pytest.mark.parametrize(
+    ("mix", "confidence", "words"),
+    [
+        ({str(digit): 100 for digit in range(5)}, 0.995, "The mix of labels has drifted (index "),
+        ({**EVEN, "7": 300}, 0.995, "The mix of labels has moved (index 0.1"),
+        (EVEN, 0.55, "The mix of confidences has drifted"),
+    ],
+    ids=["labels have drifted", "labels have moved", "confidences have drifted"],
+)
 @pytest.mark.usefixtures("evaluated")
-def test_a_drift_of_labels_is_a_warning(ledger, classified) -> None:
-    classified({str(digit): 100 for digit in range(5)})
+def test_a_drift_is_a_warning(ledger, classified, mix: Mix, confidence: float, words: str) -> None:
+    classified(mix, confidence=confidence)
 
     found = health_of(ledger)
 
-    assert found.labels.actual == (100,) * 5 + (0,) * 5
+    assert found.labels.actual == tuple(mix.get(str(digit), 0) for digit in range(10))
     [warning] = found.warnings
-    assert warning.startswith("The mix of labels has drifted (index ")
-
-
-@pytest.mark.usefixtures("evaluated")
-def test_a_move_of_labels_is_a_lesser_one(ledger, classified) -> None:
-    classified({**EVEN, "7": 300})
-
-    [warning] = health_of(ledger).warnings
-
-    assert warning.startswith("The mix of labels has moved (index 0.1")
-
-
-@pytest.mark.usefixtures("evaluated")
-def test_a_drift_of_confidences_is_a_warning(ledger, classified) -> None:
-    classified(EVEN, confidence=0.55)
-
-    found = health_of(ledger)
-
-    assert found.confidences.actual == (0, 1000, 0, 0, 0, 0, 0, 0, 0)
-    [warning] = found.warnings
-    assert warning.startswith("The mix of confidences has drifted")
+    assert warning.startswith(words)
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -227,22 +198,22 @@ def test_what_is_old_does_not_count(ledger, classified) -> None:
     assert health_of(ledger).jobs == 1
 
 
-def test_only_finished_jobs_of_the_model_count(ledger, evaluated, classified, make_job, worker) -> None:
-    # given two finished jobs, a running one, and a cancelled one
+@pytest.mark.usefixtures("evaluated")
+def test_only_finished_jobs_of_the_model_count(ledger, classified, make_job, worker, make_model) -> None:
+    # given a finished job, a running one, a cancelled one, and a finished job of another model
     classified(EVEN)
     worker.work(make_job([10, 10]).chunks[0])
     stopped = make_job([10, 10])
     worker.work(stopped.chunks[0])
     with ledger.transaction() as connection:
         end_job(connection, stopped.id, JobState.CANCELLED)
-    other = classified(EVEN)
+    others, other = classified(EVEN), make_model(b"other", champion=False)
     with ledger.transaction() as connection:
-        connection.execute(
-            sa.text("UPDATE jobs SET model_id = :m WHERE id = :j"), {"m": evaluated.id, "j": other}
-        )
+        connection.execute(jobs.update().where(jobs.c.id == others).values(model_id=other.id))
 
-    # then all images of the finished jobs count, and the recorded ones of the cancelled job
-    assert health_of(ledger).images == 2 * 1000 + 10
+    # then all images of the finished job count, and the recorded ones of the cancelled job
+    assert health_of(ledger).images == 1000 + 10
+    assert health_of(ledger, other.id).images == 1000
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -314,37 +285,3 @@ def test_a_job_is_counted_by_its_primary_key(ledger: Ledger, total: int) -> None
     assert table
     assert all(words in line for line in table if "Bitmap Heap" not in line), plan
     assert not any("Seq Scan" in line for line in plan), plan
-
-
-# ---- corrections --------------------------------------------------------------------------------------
-
-
-def test_live_accuracy_is_beside_the_evaluation(ledger, evaluated, classified) -> None:
-    job_id = classified(EVEN)
-    with ledger.transaction() as connection:
-        save_corrections(
-            connection,
-            [
-                NewCorrection(job_id, index, "", "7", predicted, 0.9, evaluated.id, "0" * 64)
-                for index, predicted in enumerate(["7", "7", "7", "1"])
-            ],
-        )
-
-    found = health_of(ledger)
-
-    assert (found.live.accuracy, found.live.right, found.live.labelled) == (0.75, 3, 4)
-
-
-def test_a_model_that_is_not_there_is_told(ledger: Ledger) -> None:
-    with pytest.raises(NotFound, match="There is no model yet"):
-        health_of(ledger)
-    with pytest.raises(NotFound, match="There is no model 'x'"):
-        health_of(ledger, "x")
-
-
-def test_models_of_which_none_is_the_champion_are_told_from_no_model(ledger, make_model) -> None:
-    make_model(champion=False)
-    with pytest.raises(NotFound, match="There is no champion") as told:
-        health_of(ledger)
-    assert "`labelmill submit SOURCES --model MODEL`" in str(told.value)
-    assert "`labelmill models promote MODEL`, with --force if it was not evaluated" in str(told.value)

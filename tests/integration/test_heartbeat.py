@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 
-from jobs.errors import Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.runs import claim_run, request_run
@@ -113,30 +112,6 @@ def test_a_worker_without_a_broker_writes_no_heartbeat(ledger, settings, short_f
         heartbeat.tick([17])
     app.close()
     assert listed(ledger) == []
-
-
-def test_a_heartbeat_that_could_not_be_written_is_written_when_the_ledger_is_back(
-    ledger, heartbeat, monkeypatch
-):
-    # given a ledger that is unavailable for two heartbeats
-    real = heartbeat_module.report_worker
-    troubles = [Unavailable("The ledger cannot be reached")] * 2
-
-    def unavailable_twice(*arguments, **named):
-        if troubles:
-            raise troubles.pop()
-        real(*arguments, **named)
-
-    monkeypatch.setattr(heartbeat_module, "report_worker", unavailable_twice)
-    for _ in range(2):
-        with pytest.raises(Unavailable):
-            heartbeat.tick([17])
-    assert listed(ledger) == []
-
-    # when it is available again, then the next tick writes the heartbeat
-    assert heartbeat.tick([17])
-    assert [worker.processes for worker in listed(ledger)] == [1]
-    assert not heartbeat.tick([17])
 
 
 def test_a_worker_that_stops_deletes_its_row(ledger, heartbeat):

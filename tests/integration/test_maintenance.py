@@ -10,9 +10,7 @@ from contextlib import closing, contextmanager
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
 from jobs.ledger.control import drop_leftover_chunks, end_job, hold_leftover_chunks, pause_job
 from jobs.ledger.maintenance import (
     ABANDONED,
@@ -22,12 +20,12 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.queries import job_status
 from jobs.ledger.submission import ABANDONED_SECONDS, discard_job, seal_job
 from jobs.outcomes import Outcomes
-from jobs.schema import JobState, chunks, db_now, jobs, locks, predictions
+from jobs.schema import JobState, chunks, jobs
 from tests.conftest import plans_of
-from tests.outcomes import Outcome
+from tests.ledger_probes import age_heartbeat, count_rows, status_of
+from tests.threads import at_once
 
 
 def take(ledger: Ledger, name: str, holder: str, seconds: float = 60.0) -> bool:
@@ -50,21 +48,6 @@ def test_a_lock_has_one_holder_who_may_keep_it(ledger):
     assert take(ledger, "something else", "ben")
 
 
-def test_a_holder_that_died_loses_its_lock_in_time(ledger):
-    # Given a lock that is held
-    assert take(ledger, "reconcile", "anna", seconds=60)
-    assert not take(ledger, "reconcile", "ben")
-
-    # When its holder does not renew it in time
-    with ledger.transaction() as connection:
-        assert connection.scalar(sa.select(locks.c.until > db_now(50)))
-        connection.execute(locks.update().values(until=db_now(-0.001)))
-
-    # Then another holder can take it, and the first cannot
-    assert take(ledger, "reconcile", "ben")
-    assert not take(ledger, "reconcile", "anna")
-
-
 def test_keeping_a_lock_makes_it_last(ledger):
     assert take(ledger, "reconcile", "anna", seconds=-1)
     assert take(ledger, "reconcile", "anna", seconds=60)
@@ -73,67 +56,21 @@ def test_keeping_a_lock_makes_it_last(ledger):
 
 def test_many_take_a_lock_at_once_and_one_has_it(ledger_url):
     # Given eight workers that start at the same moment
-    start = threading.Barrier(8, timeout=30)
-
     def come(name):
-        ledger = Ledger(ledger_url)
-        try:
-            start.wait()
+        with closing(Ledger(ledger_url)) as ledger:
             return [take(ledger, f"lock {number}", name) for number in range(5)]
-        finally:
-            ledger.close()
 
     # When each tries to take five locks, Then each lock has one holder
-    with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(come, [f"worker {number}" for number in range(8)]))
+    taken = at_once(come, [f"worker {number}" for number in range(8)])
     assert [sum(column) for column in zip(*taken, strict=True)] == [1] * 5
 
 
 # ---- what is due --------------------------------------------------------------------------------------
 
 
-def test_only_what_a_worker_could_claim_now_is_due(ledger, make_job, worker):
-    # Given chunks that are done, claimed and in back-off, a cancelled job, and an unsealed job
-    job = make_job([1] * 4)
-    assert due(ledger) == 4
-    worker.work(job.chunks[0])
-    worker.must_claim(job.chunks[1])
-    worker.release(worker.must_claim(job.chunks[2]), Reason.UNAVAILABLE)
-    make_job([1], sealed=False)
-    cancelled = make_job([1, 1])
-    with ledger.transaction() as connection:
-        end_job(connection, cancelled.id, JobState.CANCELLED)
-
-    # Then one pending chunk of each of the two unfinished jobs is due
-    assert due(ledger) == 2
-
-
 def test_counting_stops_at_the_limit(ledger, make_job):
     make_job([1] * 5)
     assert [due(ledger, limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
-
-
-def test_what_a_stopped_job_left_is_dropped(ledger, make_job, worker):
-    # Given a cancelled job with an expired and a live claim, and another job
-    job, other = make_job([1, 1, 1]), make_job([1, 1])
-    worker.work(job.chunks[0])
-    at_work = worker.must_claim(job.chunks[2])
-    worker.must_claim(job.chunks[1], lease_seconds=-1)
-    with ledger.transaction() as connection:
-        end_job(connection, job.id, JobState.CANCELLED)
-
-    # When the reconciler releases expired claims and drops leftover chunks
-    with ledger.transaction() as connection:
-        assert release_expired_claims(connection) == 1
-        drop_leftover_chunks(connection)
-
-    # Then only the chunk with the expired claim is dropped, and it is not due
-    with ledger.reading() as connection:
-        states = dict(connection.execute(sa.select(chunks.c.id, chunks.c.state)).all())
-    assert [states[chunk.id] for chunk in job.chunks] == ["done", "dropped", "claimed"]
-    assert [states[chunk.id] for chunk in other.chunks] == ["pending", "pending"]
-    assert due(ledger) == 2
-    worker.finish(at_work)
 
 
 def test_what_a_stopped_job_left_behind_all_others_is_dropped_in_its_turn(
@@ -217,31 +154,25 @@ def fail_abandoned(ledger: Ledger) -> list[str]:
         return fail_abandoned_jobs(connection)
 
 
-def fall_silent(ledger: Ledger, job, seconds: float) -> None:
-    with ledger.transaction() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-seconds)))
-
-
 def test_a_job_whose_producer_was_killed_fails(ledger, make_job, worker):
     # Given a job without a heartbeat from its producer for too long, and one image done
     job = make_job([1, 1], sealed=False)
     worker.work(job.chunks[0])
-    fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+    age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
 
     # When the reconciler runs
     assert fail_abandoned(ledger) == [job.id]
 
     # Then the job has failed with the reason, keeps its predictions, and nothing of it is due
-    with ledger.reading() as connection:
-        status = job_status(connection, job.id)
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+    status = status_of(ledger, job)
+    assert count_rows(ledger, chunks) == 2
     assert (status.state, status.error, status.succeeded) == (JobState.FAILED, ABANDONED, 1)
     assert due(ledger) == 0
     assert fail_abandoned(ledger) == []
 
 
 def test_a_producer_that_is_slow_is_left_alone(ledger, make_job):
-    fall_silent(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
+    age_heartbeat(ledger, make_job([1], sealed=False), ABANDONED_SECONDS - 30)
     assert fail_abandoned(ledger) == []
 
 
@@ -252,13 +183,10 @@ def test_a_submitted_job_has_no_producer_to_wait_for(ledger, make_job, worker):
     with ledger.transaction() as connection:
         end_job(connection, cancelled.id, JobState.CANCELLED)
     for job in (waiting, done, cancelled):
-        fall_silent(ledger, job, 10 * ABANDONED_SECONDS)
+        age_heartbeat(ledger, job, 10 * ABANDONED_SECONDS)
 
     # When the reconciler runs, Then none of them counts as abandoned
     assert fail_abandoned(ledger) == []
-
-
-SEALED_MEANWHILE = "looks, then waits for the job's row, and does not look again"
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -266,7 +194,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker)
     # Given two producers without a heartbeat for too long, one of which is just sealing its job
     sealing, silent = make_job([1], sealed=False), make_job([1], sealed=False)
     for job in (sealing, silent):
-        fall_silent(ledger, job, ABANDONED_SECONDS + 1)
+        age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
     with worker.ledger.transaction() as connection:
         seal_job(connection, sealing.id, fingerprint=None)
 
@@ -275,8 +203,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_failed(ledger, make_job, worker)
 
     # And the sealed job is running
     assert fail_abandoned(ledger) == []
-    with ledger.reading() as connection:
-        assert job_status(connection, sealing.id).state == JobState.RUNNING
+    assert status_of(ledger, sealing).state == JobState.RUNNING
     assert due(ledger) == 1
 
 
@@ -299,9 +226,7 @@ def test_a_job_sealed_at_the_last_moment_is_not_taken_back(ledger, make_job, wai
         discarded.result(30)
 
     # Then the job is complete, with its row and its chunks
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 1
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 2
+    assert (count_rows(ledger, jobs), count_rows(ledger, chunks)) == (1, 2)
 
 
 # ---- sessions that hang -------------------------------------------------------------------------------
@@ -347,30 +272,6 @@ on_postgresql = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=T
 
 
 @on_postgresql
-def test_who_stands_still_in_a_copy_is_ended_and_another_has_its_chunk(
-    ledger, make_job, worker, new_worker, monkeypatch
-):
-    # Given a worker that blocks while it records, for longer than its lease and the limit for idle sessions
-    monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
-    job = make_job([2])
-    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
-    with standing_still(worker, claim) as recorded:
-        time.sleep(0.3)
-
-        # When the reconciler runs
-        assert end_standing(ledger) == 1
-
-        # Then another worker can finish the chunk
-        new_worker("ben").work(job.chunks[0], [Outcome("a.png", "3", 0.5), Outcome("b.png", "3", 0.5)])
-
-    # And the first one learns that it has recorded nothing
-    with pytest.raises(Unavailable):
-        recorded.result(30)
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(predictions.c.label))) == ["3", "3"]
-
-
-@on_postgresql
 def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, make_job, worker, monkeypatch):
     # Given a session that has locked a job's row, and does not read the long result of its query
     monkeypatch.setattr("jobs.ledger.maintenance.STALLED_SESSION_SECONDS", 0.2)
@@ -389,8 +290,7 @@ def test_who_stands_still_while_reading_what_it_has_changed_is_ended(ledger, mak
         worker.work(job.chunks[0])
     finally:
         standing.invalidate()
-    with ledger.reading() as connection:
-        assert job_status(connection, job.id).state == JobState.DONE
+    assert status_of(ledger, job).state == JobState.DONE
 
 
 @on_postgresql

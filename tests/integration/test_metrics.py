@@ -13,11 +13,9 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-import sqlalchemy as sa
 
 from jobs.ids import new_id
 from jobs.ledger import metrics as ledger_metrics
-from jobs.ledger.claims import IS_DUE, chunk_is_in_work
 from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.metrics import backlog
@@ -31,7 +29,7 @@ from labelmill import metrics
 from labelmill.metrics import LabelmillCollector
 from tests.conftest import plans_of
 from tests.outcomes import Outcome, to_columns
-from tests.scraping import Scrape, collected, exporter, exporter_at, scrape
+from tests.scraping import Scrape, collected, exporter_at
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -248,19 +246,6 @@ def test_a_ledger_that_hangs_keeps_no_scrape_waiting(settings, mute_port, monkey
 # ---- the exporter -------------------------------------------------------------------------------------
 
 
-def test_the_exporter_answers_as_a_process(settings, make_job, worker):
-    # Given the exporter, and a job
-    job = make_job([3, 2])
-    with exporter(settings) as port:
-        assert scrape(port)["pending_images"] == 5
-
-        # When a chunk is done, Then the next scrape says so
-        worker.work(job.chunks[0])
-        now = scrape(port)
-        assert (now["pending_images"], now["ledger_up"], now["broker_up"]) == (2, 1, 1)
-        assert now.by("images_total") == {"ok": 3}
-
-
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest.mark.usefixtures("ledger")
@@ -326,18 +311,6 @@ def test_a_scrape_reads_by_indexes(ledger, make_job, worker):
                 assert index in plan, f"{statement}\n{plan}"
         assert "Seq Scan" not in plan, f"{statement}\n{plan}"
         assert not re.search(r"SCAN (chunks|jobs)(?! USING)", plan), f"{statement}\n{plan}"
-
-
-@pytest.mark.fast
-@pytest.mark.parametrize(
-    ("wanted", "index"), [(IS_DUE, "ix_chunks_due"), (chunk_is_in_work(), "ix_chunks_claimed")]
-)
-def test_chunks_that_are_open_are_found_by_their_index(ledger, wanted, index):
-    # Each worker's reconciler asks every two seconds, so the number of finished chunks must not matter.
-    [(_, plan)] = plans_of(
-        ledger, lambda connection: connection.execute(sa.select(chunks.c.id).where(wanted))
-    )
-    assert index in plan
 
 
 def test_the_condition_of_the_index_is_that_of_unfinished_jobs():

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -27,7 +24,7 @@ from jobs.registry import fetch_model, model_key
 from jobs.settings import Settings
 from jobs.store import Store
 from tests.harness import Harness, digits
-from tests.kerasfile import archive, layer
+from tests.kerasfile import archive
 from tests.registering import register_digits
 
 # The database does not matter here.
@@ -73,10 +70,6 @@ def h5_file(tmp_path: Path) -> bytes:
 # ---- registering --------------------------------------------------------------------------------------
 
 
-def test_what_labelmill_trains_is_registered(ledger: Ledger, store: Store, model_file: bytes) -> None:
-    assert register_digits(ledger, store, model_file).size_bytes == len(model_file)
-
-
 def test_a_larger_network_of_known_layers_may_be_registered(
     ledger: Ledger, store: Store, tmp_path: Path
 ) -> None:
@@ -108,11 +101,6 @@ def test_a_model_with_code_in_it_is_not_registered(
         register_digits(ledger, store, lambda_file)
     assert not trap.exists()
     assert not (Path(store.folder or "") / "models").exists()
-
-
-def test_an_h5_file_is_not_registered_by_whatever_name(ledger: Ledger, store: Store, h5_file: bytes) -> None:
-    with pytest.raises(ModelRefused, match=r"HDF5 file, not a \.keras file"):
-        register_digits(ledger, store, h5_file)
 
 
 # ---- in a worker --------------------------------------------------------------------------------------
@@ -162,32 +150,6 @@ def test_a_worker_does_not_load_a_model_with_code_in_it(
 def test_a_worker_does_not_load_an_h5_file(keras_harness: Harness, h5_file: bytes) -> None:
     reason = "is refused. It is an HDF5 file"
     assert_refused_and_alive(keras_harness, h5_file, reason)
-
-
-@pytest.mark.parametrize(
-    ("evil", "reason"),
-    [
-        (layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"), "names keras.layers.StringLookup"),
-        (layer("keras.layers", "TFSMLayer", filepath="/tmp"), "names keras.layers.TFSMLayer"),
-        (layer("os", "system", command="true"), "names os.system"),
-    ],
-)
-def test_a_worker_does_not_build_what_reads_files_or_runs_programs(
-    keras_harness: Harness, model_file: bytes, evil: dict[str, Any], reason: str
-) -> None:
-    def add_layer(config: dict[str, Any]) -> None:
-        config["config"]["layers"].append(evil)
-
-    changed = with_config(model_file, add_layer)
-    assert_refused_and_alive(keras_harness, changed, reason)
-
-
-def with_config(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """Return the model with a changed config."""
-    contents = members_of(data)
-    config = json.loads(contents["config.json"])
-    change(config)
-    return archive(contents | {"config.json": json.dumps(config).encode()})
 
 
 def members_of(data: bytes) -> dict[str, bytes]:

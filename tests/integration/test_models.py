@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import ModelRefused, NotFound
+from jobs.errors import ModelRefused
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, add_model, find_champion, get_model, list_models, point_alias
 from jobs.model import InputSpec, Model
 from jobs.registry import fetch_model, model_key, register_model
-from jobs.schema import aliases, db_now, models
+from jobs.schema import db_now, models
 from jobs.store import Store
 from tests.kerasfile import keras_file
 
@@ -66,11 +64,6 @@ def test_a_registered_model_is_told_as_it_was_declared(ledger, shelf):
     assert told.created_at.utcoffset() == timedelta(0)
 
 
-def test_a_model_nobody_registered(ledger):
-    with pytest.raises(NotFound, match="no model 'nothing'"), ledger.reading() as connection:
-        get_model(connection, "nothing")
-
-
 def test_the_same_file_twice_is_one_model(ledger, make_model):
     # Given a model
     first = make_model(b"the same", champion=False)
@@ -84,45 +77,6 @@ def test_the_same_file_twice_is_one_model(ledger, make_model):
     assert other.id != first.id
     with ledger.reading() as connection:
         assert {model.id for model in list_models(connection)} == {first.id, other.id}
-
-
-def test_without_a_model_there_is_no_champion(ledger, make_model):
-    assert champion_of(ledger) is None
-    make_model(champion=False)
-    assert champion_of(ledger) is None
-
-
-def test_there_is_one_champion_and_it_moves(ledger, make_model):
-    # Given a champion and a challenger
-    old, new = make_model(b"old", champion=False), make_model(b"new", champion=False)
-    point(ledger, CHAMPION, old)
-    assert champion_of(ledger) == replace(old, aliases=(CHAMPION,))
-
-    # When the challenger becomes the champion
-    point(ledger, CHAMPION, new)
-
-    # Then it is the only champion
-    assert champion_of(ledger) == replace(new, aliases=(CHAMPION,))
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(aliases)) == 1
-        assert get_model(connection, old.id).aliases == ()
-
-
-def test_many_promote_at_once_and_there_is_one_champion(ledger, ledger_url, make_model):
-    # Given six models, each about to be made the champion
-    rivals = [make_model(f"{number}".encode(), champion=False) for number in range(6)]
-    start = threading.Barrier(6, timeout=30)
-
-    def promote(model):
-        own = Ledger(ledger_url)
-        start.wait()
-        point(own, CHAMPION, model)
-        own.close()
-
-    # When all of them are made champion, Then one of them is
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(promote, rivals))
-    assert champion_of(ledger).id in {model.id for model in rivals}
 
 
 def test_only_a_model_can_be_champion(ledger, make_model):
@@ -151,45 +105,6 @@ def test_models_are_listed_newest_first_with_all_their_names(ledger, make_model)
         listed = list_models(connection)
     assert [model.id for model in listed] == [model.id for model in reversed(made)]
     assert [model.aliases for model in listed] == [(), (), (CHAMPION, "previous")]
-
-
-def test_many_register_at_once_and_wait_their_turn(ledger, ledger_url, shelf):
-    # Given four workers that register ten models each
-    start = threading.Barrier(4, timeout=30)
-
-    def register_ten(worker):
-        own = Ledger(ledger_url)
-        start.wait()
-        for number in range(10):
-            register_model(
-                own,
-                shelf,
-                keras_file(f"{worker} {number}".encode()),
-                architecture="dense",
-                classes=("0",),
-                input_spec=InputSpec(28, 28),
-                accuracy=None,
-                metrics={},
-            )
-        own.close()
-
-    # When all do so at once, Then all models are registered
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(register_ten, range(4)))
-    with ledger.reading() as connection:
-        assert len(list_models(connection)) == 40
-
-
-def test_reading_keeps_nobody_from_writing(ledger, ledger_url, make_model):
-    # Given a reader in an open transaction
-    reader = Ledger(ledger_url)
-    with reader.reading() as connection:
-        assert list_models(connection) == []
-
-        # When another connection writes, Then it need not wait
-        make_model()
-    reader.close()
-    assert champion_of(ledger) is not None
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

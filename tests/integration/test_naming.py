@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, NotFound
 from jobs.ids import new_id
@@ -98,13 +97,11 @@ def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model)
 
 
 @pytest.fixture
-def run(settings, monkeypatch):
+def run(run_command):
     """Return a function: `run("status", "06h0w9")` returns the command's exit code, stdout and stderr."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
-    def run(command: str, *arguments: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(app, [command, *arguments])
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = run_command(app, *arguments)
         return done.exit_code, done.stdout, done.stderr
 
     return run

@@ -12,9 +12,7 @@ from typing import Final
 
 import pytest
 
-from jobs.ids import new_id
-from jobs.ledger.runs import add_epoch, claim_run, describe_data, request_run
-from tests.console import LABELMILL, rows
+from tests.console import LABELMILL, Home, rows
 from tests.outcomes import Outcome
 
 #: Latin-1 has only the first character; the last one is a byte that is not UTF-8, as the ledger stores it.
@@ -60,15 +58,13 @@ def test_names_and_labels_are_utf8_whatever_the_locale(make_job, worker, written
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(settings, make_job, worker, tmp_path):
+def test_a_files_name_says_its_format_and_a_file_that_is_there_stays(home, make_job, worker, tmp_path):
     # Given a job with a prediction
     job = make_job([1])
     worker.work(job.chunks[0])
 
     def exported(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [LABELMILL, "predictions", job.id, *map(str, arguments)]
-        environment = os.environ | settings.environment()
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return home.run("predictions", job.id, *map(str, arguments))
 
     # When it is written to a file, Then the format follows from the file's name
     path = tmp_path / "job.CSV"
@@ -210,34 +206,13 @@ def test_predictions_go_to_an_object_store(settings, make_job, worker, tmp_path,
         assert "sesame" not in failed.stderr
 
 
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_curves_of_a_run_are_drawn_whatever_the_locale(ledger, written):
-    run_id = new_id()
-    with ledger.transaction() as connection:
-        request_run(connection, run_id, recipe={"architecture": "mlp", "epochs": 2, "held_out": 1 / 30})
-        claim = claim_run(connection, run_id, owner="host/1")
-        told = ("train_images", "validation_images", "evaluation_images", "corrections", "left_out")
-        data = dict.fromkeys(told, 1)
-        describe_data(connection, claim, source="mnist", fingerprint="f" * 64, data=data)
-        for number in (1, 2):
-            figures = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy", "seconds"), 0.5 / number)
-            add_epoch(connection, claim, {"epoch": number, **figures})
-    told = written("runs", "show", run_id).decode()
-    assert "\u2588\u2581" in told
-    # And numbers are rounded to the digits that matter
-    assert "held_out 0.0333\n" in told
-
-
 def test_a_mistyped_setting_is_told_with_the_one_that_is_meant(tmp_path):
     # Given a mistyped setting for the ledger, and a variable that resembles no setting
-    said = {"LABELMILL_HOME": str(tmp_path / "home"), "labelmill_ledger_ulr": "sqlite:////nowhere/x.sqlite3"}
-    said["LABELMILL_QQQQ"] = "1"
+    said = {"labelmill_ledger_ulr": "sqlite:////nowhere/x.sqlite3", "LABELMILL_QQQQ": "1"}
 
     # When any command runs, Then stderr says once for each that it has no effect
     for command in (["jobs"], ["runs", "show", "nothing"], ["worker", "--processes", "5000"], ["doctor"]):
-        done = subprocess.run(
-            [LABELMILL, *command], env=os.environ | said, capture_output=True, text=True, check=False
-        )
+        done = Home(tmp_path / "home", said).run(*command)
         assert done.stderr.splitlines()[:2] == [
             "LABELMILL_QQQQ is not a setting and has no effect",
             "labelmill_ledger_ulr is not a setting and has no effect: did you mean LABELMILL_LEDGER_URL?",
@@ -250,13 +225,7 @@ def test_a_state_folder_that_cannot_be_used_is_told_with_what_names_it(tmp_path)
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):
         # When a command needs it, Then the error says so, and is a usage error
-        done = subprocess.run(
-            [LABELMILL, "jobs"],
-            env=os.environ | {"LABELMILL_HOME": str(home)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = Home(home).run("jobs")
         assert done.returncode == 2
         assert done.stderr.startswith(f"labelmill: Not a directory: {home}")
         assert "LABELMILL_HOME says where the state folder is" in done.stderr
@@ -299,12 +268,6 @@ def test_where_stdout_is_closed_there_is_no_data(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_a_mistyped_command_is_told_with_the_one_that_is_meant():
-    done = subprocess.run([LABELMILL, "submt"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "No such command 'submt'. Did you mean 'submit'?" in done.stderr
 
 
 @pytest.mark.parametrize(

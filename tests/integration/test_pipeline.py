@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -26,14 +24,10 @@ from billiard.pool import SIG_SOFT_TIMEOUT
 
 from jobs.errors import ErrorCode, ImageError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.claims import Reason
-from jobs.ledger.control import end_job
-from jobs.ledger.maintenance import release_expired_claims
-from jobs.model import MNIST_INPUT
 from jobs.payloads import Content
 from jobs.references import Reference
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
-from tests.conftest import Broker, Worker
+from jobs.schema import ChunkState, JobState, jobs, predictions
+from tests.conftest import Broker
 from tests.faults import light
 from tests.harness import Harness, digits, fail_at, strike_after, time_limit
 from worker.context import FIRST_CLAIM_IMAGES
@@ -75,45 +69,6 @@ def before_decoding(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -
 # ---- images in, rows out ------------------------------------------------------------------------------
 
 
-def test_every_image_gets_its_own_outcome_in_its_own_place(keras_harness: Harness) -> None:
-    # given more images than a batch holds, some of them broken
-    harness = keras_harness
-    contents: list[Content] = [digit + bytes(number % 3) for number, digit in enumerate(digits(1_100))]
-    contents[0] = b""
-    contents[511] = b"no picture"
-    contents[512] = ImageError(ErrorCode.SOURCE_MISSING, "it is gone")
-    contents[1_099] = digits(1)[0][:40]
-    job_id = harness.submit(contents)
-
-    # when the chunk is classified
-    assert harness.classify() == 1_100
-
-    # then each image has its outcome at its own index
-    found = harness.predictions(job_id)
-    assert [row.name for row in found] == [f"{number}.png" for number in range(1_100)]
-    assert {row.index: row.error for row in found if row.error} == {
-        0: ErrorCode.UNIDENTIFIED,
-        511: ErrorCode.UNIDENTIFIED,
-        512: ErrorCode.SOURCE_MISSING,
-        1_099: ErrorCode.CORRUPT,
-    }
-    assert found[512].detail == "it is gone"
-
-    # and the others have the label and confidence that Keras gives to the same pixels
-    from worker.predicting.decode import decode
-    from worker.predicting.tensorflow_runtime import keras
-
-    [path] = (harness.context.settings.cache_dir / "models").iterdir()
-    good = [row.index for row in found if row.label is not None]
-    pixels = np.stack([decode(contents[index], MNIST_INPUT) for index in good])
-    expected = keras.saving.load_model(path).predict(pixels, verbose=0)
-    assert [found[index].label for index in good] == [str(label) for label in expected.argmax(axis=1)]
-    assert np.allclose([found[index].confidence for index in good], expected.max(axis=1), atol=1e-5)
-
-    status = harness.status(job_id)
-    assert (status.state, status.total, status.succeeded, status.failed) == ("done", 1_100, 1_096, 4)
-
-
 def test_outcomes_stay_in_their_places_in_a_large_chunk(harness: Harness) -> None:
     # given plain pictures that are decoded together, mixed with images that fail or are decoded alone
     others: list[Content] = [
@@ -150,14 +105,6 @@ def test_a_chunk_without_one_good_image_is_done_and_needs_no_model(
 
     assert harness.labels(job_id) == ["source_missing"] * 2
     assert harness.status(job_id).state == "done"
-
-
-def test_a_second_wake_up_finds_nothing_to_do(harness: Harness) -> None:
-    job_id = harness.submit(digits(3))
-
-    assert [harness.classify() for _ in range(3)] == [3, 0, 0]
-
-    assert harness.status(job_id).succeeded == len(harness.predictions(job_id)) == 3
 
 
 @on_one_database
@@ -237,6 +184,11 @@ def test_a_claim_is_cut_by_the_measured_speed_and_its_rest_is_next(
     assert harness.labels(job_id) == LABELS[:200]
     assert harness.status(job_id).state == "done"
     assert len(read) == 1
+
+    # and the payload is kept for no other chunk
+    other = harness.submit(digits(10)[::-1])
+    assert harness.classify() == 10
+    assert harness.labels(other) == LABELS[9::-1]
 
 
 def test_small_jobs_are_claimed_and_recorded_together_before_a_large_one(
@@ -323,46 +275,6 @@ def test_a_chunk_that_keeps_crashing_is_halved_until_the_image_is_alone(
         assert [row.label for row in found if row.label] == LABELS[:13] + LABELS[14:20]
     assert harness.status(job_id).state == "done"
     assert attempts < 20
-
-
-def test_a_crash_among_small_jobs_costs_the_other_jobs_nothing(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given three small jobs that are claimed together; one image of the second crashes
-    contents = digits(4)
-    fail_at(monkeypatch, contents[3], MemoryError)
-    small = [harness.submit(contents[:3]), harness.submit(contents), harness.submit(contents[:2])]
-
-    # when they are tried until nothing is due
-    assert harness.classify() == 0
-    harness.classify_all()
-
-    # then only that image has an error
-    assert [harness.labels(job_id) for job_id in small] == [
-        LABELS[:3],
-        [*LABELS[:3], "quarantined"],
-        LABELS[:2],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("reason", "code"),
-    [(Reason.CRASHED, ErrorCode.QUARANTINED), (Reason.TIMED_OUT, ErrorCode.TIMEOUT)],
-)
-def test_an_image_that_crashed_alone_three_times_gets_its_code_without_another_attempt(
-    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, reason: Reason, code: ErrorCode
-) -> None:
-    # given an image that is alone in its chunk and has crashed three times
-    job_id = harness.submit(digits(1))
-    for _ in range(3):
-        [claim] = worker.claim_next()
-        worker.release(claim, reason)
-
-    # when it is claimed again, then it is not decoded, and the job is done
-    before_decoding(monkeypatch, lambda: pytest.fail("it was decoded"))
-    assert harness.classify() == 1
-    assert [(row.error, row.detail) for row in harness.predictions(job_id)] == [(code, "released by a test")]
-    assert harness.status(job_id).state == "done"
 
 
 def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
@@ -560,32 +472,6 @@ def test_a_worker_that_is_told_to_stop_releases_its_chunk_without_a_crash(
     assert row.not_before is None
 
 
-def test_a_worker_that_lost_its_lease_records_nothing(
-    harness: Harness, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # given a lease that expires while the image is decoded, so that another worker claims the chunk
-    job_id = harness.submit(digits(1))
-
-    def take_over() -> None:
-        with worker.ledger.transaction() as connection:
-            connection.execute(chunks.update().values(lease_until=db_now(-1)))
-            assert release_expired_claims(connection) == 1
-        taken.extend(worker.claim_next())
-
-    taken: list[Any] = []
-    before_decoding(monkeypatch, take_over)
-
-    # when the first worker tries to record, then nothing is recorded
-    assert harness.classify() == 0
-    assert harness.predictions(job_id) == []
-    assert "another worker has it; nothing was recorded" in caplog.text
-
-    # and only the other worker's result is recorded
-    worker.finish(*taken)
-    assert harness.labels(job_id) == ["7"]
-    assert harness.status(job_id).succeeded == 1
-
-
 @pytest.mark.parametrize("committed", [True, False])
 def test_results_whose_commit_lost_its_answer_are_recorded_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, committed: bool
@@ -664,29 +550,6 @@ def test_if_the_ledger_stays_unavailable_the_lease_expires(
         assert harness.classify() == 0
     assert "not released; the lease will expire: The ledger cannot be reached" in caplog.text
     assert harness.chunk(job_id).state == ChunkState.CLAIMED
-
-
-# ---- a job that ends meanwhile ------------------------------------------------------------------------
-
-
-def test_a_chunk_of_a_job_that_is_cancelled_meanwhile_is_recorded_whole(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a job that is cancelled while its first chunk is decoded
-    job_id = harness.submit(digits(103), sizes=[3, 100])
-
-    def cancel() -> None:
-        with harness.ledger.transaction() as connection:
-            end_job(connection, job_id, JobState.CANCELLED)
-
-    before_decoding(monkeypatch, cancel)
-
-    # when the chunk is recorded, then it is complete, the job stays cancelled, and nothing else is due
-    assert harness.classify() == 3
-    assert harness.labels(job_id) == LABELS[:3]
-    assert (harness.status(job_id).state, harness.status(job_id).succeeded) == (JobState.CANCELLED, 3)
-    assert [row.state for row in harness.chunks(job_id)] == [ChunkState.DONE, ChunkState.DROPPED]
-    assert harness.classify() == 0
 
 
 # ---- services and machines that are unavailable -------------------------------------------------------
@@ -819,21 +682,6 @@ def test_a_worker_without_tensorflow_is_no_images_fault(
 # ---- a model that is refused --------------------------------------------------------------------------
 
 
-def test_a_refused_model_fails_its_jobs(harness: Harness) -> None:
-    # given a model whose file was changed in the store, and two small jobs pinned to it
-    [path] = (Path(harness.context.settings.home) / "store" / "models").iterdir()
-    path.write_bytes(path.read_bytes() + b"\0")
-    small = [harness.submit(digits(1)) for _ in range(2)]
-
-    # when they are tried, then both fail with the reason, and are not tried again
-    assert harness.classify() == 0
-    for job_id in small:
-        assert harness.status(job_id).state == JobState.FAILED
-        assert "SHA-256" in (harness.status(job_id).error or "")
-        assert (harness.chunk(job_id).state, harness.chunk(job_id).crashes) == (ChunkState.DROPPED, 0)
-    assert harness.classify() == 0
-
-
 @pytest.mark.parametrize(
     ("error", "is_the_models"),
     [("InvalidArgumentError", True), ("UnimplementedError", True), ("InternalError", False)],
@@ -960,60 +808,3 @@ def test_a_reference_that_cannot_be_reached_is_source_missing_at_the_tenth_attem
     over.set()
     assert harness.labels(job_id) == ["0", "source_missing", *LABELS[2:40]]
     assert harness.predictions(job_id)[1].detail == error
-
-
-def test_a_server_that_comes_back_costs_no_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a server that is unavailable for the first nine attempts
-    job_id = harness.submit(references(2))
-
-    def unavailable(*_: object, **__: object) -> None:
-        raise Unavailable("the server answered 503")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("jobs.references.Roots.read", unavailable)
-        for _ in range(ATTEMPTS_TO_REACH - 1):
-            assert harness.classify() == 0
-            harness.make_due()
-
-    # when it is back at the tenth attempt, then all images have their labels
-    monkeypatch.setattr(
-        "jobs.references.Roots.read", lambda _roots, reference, **_: digits(2)[int(reference.url)]
-    )
-    assert harness.classify() == 2
-    assert harness.labels(job_id) == LABELS[:2]
-
-
-# ---- what the log says --------------------------------------------------------------------------------
-
-
-@on_one_database
-def test_the_log_has_a_line_for_each_chunk_that_was_recorded_and_for_each_release(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # given two small jobs, one with an error, and then a chunk whose store is unavailable
-    caplog.set_level(logging.INFO)
-    small = [harness.submit(digits(2)), harness.submit([b"no picture"])]
-    harness.classify()
-
-    # then each recorded chunk has its own line
-    done = [record for record in caplog.records if "is done" in record.getMessage()]
-    assert [(each.job, each.images, each.errors, each.attempt) for each in done] == [
-        (small[0], 2, 0, 1),
-        (small[1], 1, 1, 1),
-    ]
-    assert all(
-        {"claim", "read", "load", "decode", "predict", "record", "total"} <= each.seconds.keys()
-        for each in done
-    )
-
-    # and a release names the chunk and the reason
-    caplog.clear()
-    released = harness.submit(digits(3))
-
-    def unavailable(*_: object) -> None:
-        raise Unavailable("The store cannot be read")
-
-    monkeypatch.setattr("worker.context.read_payload", unavailable)
-    harness.classify()
-    [line] = caplog.messages
-    assert line == f"chunk {harness.chunk(released).id}: released, unavailable: The store cannot be read"

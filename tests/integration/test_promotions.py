@@ -10,22 +10,18 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs import ids
-from jobs.errors import Conflict, ModelRefused, NotFound
+from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import GateLimits
 from jobs.ledger import Ledger
 from jobs.ledger.models import (
     CHAMPION,
     champion_before,
     champion_history,
-    find_champion,
     find_evaluation,
     find_verdict,
     get_model,
-    lock_champion,
-    move_champion,
     roll_back,
     save_evaluation,
 )
@@ -33,13 +29,13 @@ from jobs.model import Model
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored
 from jobs.schema import RunState, aliases, db_now, evaluations, models, training_runs
-from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
-from labelmill.client import Client
 from labelmill.commands.models import app as models_command
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
+from tests.ledger_probes import champion_of
 from tests.registering import register_digits
+from tests.threads import at_once
 
 LIMITS = GateLimits(
     min_accuracy=0.9,
@@ -79,12 +75,6 @@ def trained(ledger: Ledger, make_model: Maker) -> Maker:
 def judged(ledger: Ledger, model: Model, **options: object) -> Verdict:
     with ledger.transaction() as connection:
         return judge_and_promote(connection, LIMITS, model.id, **{"how": "promote", **options})  # type: ignore[arg-type]
-
-
-def champion_of(ledger: Ledger) -> str | None:
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-    return champion.id if champion else None
 
 
 def moves_of(ledger: Ledger) -> list[tuple[str | None, str, str]]:
@@ -322,11 +312,6 @@ def test_the_champion_itself_is_not_promoted_again(ledger, trained):
     assert len(moves_of(ledger)) == 1
 
 
-def test_a_model_that_does_not_exist_is_said_so(ledger):
-    with pytest.raises(NotFound, match="no model 'nothing'"), ledger.transaction() as connection:
-        judge_and_promote(connection, LIMITS, "nothing", how="promote")
-
-
 def test_a_transaction_that_breaks_off_leaves_neither_verdict_nor_promotion(ledger, trained):
     # Given a champion and a better model
     old, new = trained("old", wrong=50), trained("new")
@@ -401,35 +386,18 @@ def test_of_two_equal_challengers_at_once_one_is_promoted_and_the_other_compared
     # Given a champion with fifty mistakes, and two models with the same few mistakes
     judged(ledger, trained("old", wrong=50))
     rivals = [trained("one", wrong=5), trained("other", wrong=5)]
-    start = threading.Barrier(2, timeout=30)
 
     def judge(model: Model) -> Verdict:
         with closing(Ledger(ledger_url)) as own:
-            start.wait()
             return judged(own, model, how="retrain")
 
     # When both are judged at the same time
-    with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(judge, rivals))
+    told = at_once(judge, rivals)
 
     # Then the second one was compared with the first, not with the earlier champion
     assert sorted(verdict.promote for verdict in told) == [False, True]
     refused = next(verdict for verdict in told if not verdict.promote)
     assert "it gets 0 right that the champion gets wrong and 0 the other way round" in refused.reason
-
-
-@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_who_looks_for_the_champion_is_not_held_up_by_a_promotion(ledger, trained):
-    # Given a promotion in the middle of its transaction
-    old, new = trained("old"), trained("new")
-    judged(ledger, old)
-    with ledger.transaction() as connection:
-        move_champion(connection, new.id, previous_id=lock_champion(connection), how="promote")
-
-        # When another connection reads, Then it gets the earlier champion at once
-        assert champion_of(ledger) == old.id
-        assert len(moves_of(ledger)) == 1
-    assert champion_of(ledger) == new.id
 
 
 def test_the_history_is_in_order_whatever_the_clocks_say(ledger, trained, monkeypatch):
@@ -475,11 +443,6 @@ def test_rolling_back_again_goes_further_back_and_then_no_further(ledger, traine
     assert rolled_back(ledger) == a.id
     moves = moves_of(ledger)
     assert [previous for previous, _, _ in moves] == [None, *(model for _, model, _ in moves[:-1])]
-
-
-def test_without_a_champion_there_is_no_way_back(ledger):
-    with pytest.raises(Conflict, match="There is no champion"), ledger.reading() as connection:
-        champion_before(connection)
 
 
 def test_a_champion_from_before_there_was_a_history_can_be_come_back_to(ledger, make_model, trained):
@@ -528,14 +491,11 @@ def shelved(ledger: Ledger, store: Store) -> Maker:
 
 
 @pytest.fixture
-def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def run(run_command) -> Callable[..., tuple[int, str, str]]:
     """Return a function: `run("promote", id)` returns the command's exit code, stdout and stderr."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-    assert ENV_PREFIX + "HOME" in settings.environment()
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(models_command, list(arguments))
+        done = run_command(models_command, *arguments)
         return done.exit_code, done.stdout, done.stderr
 
     return run
@@ -632,16 +592,3 @@ def test_show_tells_the_latest_evaluation_and_verdict_without_images(run, shelve
 
     # And `--json` prints the same
     assert run("show", model.id, "--json")[:2] == (0, printed)
-
-
-def test_from_python_as_at_the_console(settings, shelved, ledger):
-    # Given two models
-    old, new = shelved("old", wrong=10), shelved("new")
-    with Client(settings) as client:
-        # When both are promoted and the second is rolled back
-        assert client.promote(old.id).promote
-        assert client.promote(new.id).promote
-        assert client.rollback().model_id == old.id
-        # Then the history has both moves
-        assert [move.how for move in client.promotions(limit=2)] == ["rollback", "promote"]
-    assert champion_of(ledger) == old.id

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,15 +13,14 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import ids
-from jobs.errors import Conflict, LeaseLost, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger import maintenance as retention_module
 from jobs.ledger import queries as progress
-from jobs.ledger.control import end_job, settle_job
+from jobs.ledger.control import end_job
 from jobs.ledger.maintenance import delete_job, mark_purged
-from jobs.ledger.queries import Filter, JobStatus, job_status, stream_predictions
-from jobs.ledger.submission import NewChunk
+from jobs.ledger.queries import Filter, job_status, stream_predictions
 from jobs.payloads import payload_key
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
@@ -31,34 +29,13 @@ from labelmill.client import Client
 from labelmill.commands import predictions as command
 from labelmill.commands.purge import MAX_DAYS
 from labelmill.purging import Purge, Purged
-from producer.retry import retry
-from producer.sources import SourceImage
-from producer.submit import submit
 from tests.conftest import Job
+from tests.ledger_probes import cancel, status_of
+from tests.threads import at_once
 
 DAY = 24 * 3600
 
-Submit = Callable[..., Job]
 PurgeAll = Callable[..., Purged]
-
-
-@pytest.fixture
-def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """Return a function: `submitted(7)` submits seven images with their payloads, in chunks of three."""
-
-    def submitted(images: int, *, key: str | None = None) -> Job:
-        stream = (SourceImage(f"{n}.png", b"pixels", None) for n in range(images))
-        job_id = submit(
-            stream, ledger=ledger, store=store, publisher=publisher, chunk_images=3, key=key
-        ).job_id
-        with ledger.reading() as connection:
-            query = sa.select(
-                chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-            ).where(chunks.c.job_id == job_id)
-            rows = connection.execute(query.order_by(chunks.c.first_index))
-            return Job(job_id, [NewChunk(*row) for row in rows])
-
-    return submitted
 
 
 @pytest.fixture
@@ -92,19 +69,22 @@ def finish(worker, job: Job) -> None:
         worker.work(chunk)
 
 
-def cancel(ledger: Ledger, job: Job) -> None:
-    with ledger.transaction() as connection:
-        assert end_job(connection, job.id, JobState.CANCELLED)
-
-
 def finished_ago(ledger: Ledger, job: Job, days: float) -> None:
     with ledger.transaction() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(finished_at=db_now(-days * DAY)))
 
 
-def status_of(ledger: Ledger, job: Job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
+@pytest.fixture
+def finished(ledger, submitted, worker) -> Callable[..., Job]:
+    """Return a function: `finished(7, days=40)` submits a job of seven images that finished that long ago."""
+
+    def finished(images: int, *, days: float = 0, **options: str) -> Job:
+        job: Job = submitted(images, **options)
+        finish(worker, job)
+        finished_ago(ledger, job, days)
+        return job
+
+    return finished
 
 
 def rows_of(ledger: Ledger, job: Job) -> tuple[int, int, int]:
@@ -175,15 +155,6 @@ def test_a_job_that_never_finished_is_kept_however_old_it_is(ledger, store, subm
     assert rows_of(ledger, receiving) == (1, 1, 0)
 
 
-def test_a_purged_job_is_not_tried_again(ledger, store, publisher, submitted, worker, purge):
-    job = submitted(4)
-    finish(worker, job)
-    finished_ago(ledger, job, 1)
-    purge(payloads=0)
-    with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
-
-
 # ---- whole jobs ---------------------------------------------------------------------------------------
 
 
@@ -210,29 +181,9 @@ def test_whole_jobs_are_removed_with_all_they_have(ledger, store, submitted, wor
     assert submitted(7, key="mine").id != done.id
 
 
-def test_both_ages_are_kept_apart(ledger, store, submitted, worker, purge):
-    # Given jobs that finished 40 days, 10 days and one day ago
-    old, middle, young = (submitted(4) for _ in range(3))
-    for job, days in ((old, 40), (middle, 10), (young, 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
-
-    # When payloads are kept for a week and jobs for a month
-    purged = purge(payloads=7, jobs=30)
-
-    # Then the oldest job is gone, the next has no payloads, and the youngest is complete
-    assert (purged.jobs, purged.payloads) == (1, 2)
-    assert rows_of(ledger, old) == (0, 0, 0)
-    assert rows_of(ledger, middle) == (1, 2, 4)
-    assert store.folders("payloads") == [young.id]
-
-
-def test_one_job_is_removed_and_no_other(ledger, store, submitted, worker, purge, monkeypatch):
+def test_one_job_is_removed_and_no_other(ledger, store, submitted, finished, purge, monkeypatch):
     # Given a job with a key that has just finished, a much older one, and stray payloads
-    mine, older = submitted(7, key="mine"), submitted(4)
-    for job in (older, mine):
-        finish(worker, job)
-    finished_ago(ledger, older, 40)
+    older, mine = finished(4, days=40), finished(7, key="mine")
     stray = stray_folder(store, 2, monkeypatch)
 
     # When that job is purged, Then a dry run removes nothing, and the real one only that job
@@ -271,10 +222,9 @@ def test_one_job_that_somebody_is_at_is_refused(ledger, store, submitted, worker
     assert purge(job=job.id).jobs == 1
 
 
-def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted, worker, purge, monkeypatch):
+def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(finished, purge, monkeypatch):
     # Given a finished job that somebody else purges just after this purge has looked at it
-    job = submitted(3)
-    finish(worker, job)
+    job = finished(3)
 
     def overtaken(connection, job_id):
         monkeypatch.undo()
@@ -289,12 +239,9 @@ def test_one_job_that_somebody_else_removes_at_the_same_moment_is_gone(submitted
         purge(job=job.id)
 
 
-def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, submitted, worker, purge):
+def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger, finished, purge):
     # Given jobs that finished just before and just after the oldest allowed limit
-    old, young = submitted(4), submitted(4)
-    for job, days in ((old, MAX_DAYS + 1), (young, MAX_DAYS - 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    old, young = finished(4, days=MAX_DAYS + 1), finished(4, days=MAX_DAYS - 1)
 
     # When jobs older than that are purged, Then only the older one is gone
     assert purge(payloads=MAX_DAYS, jobs=MAX_DAYS).jobs == 1
@@ -302,12 +249,10 @@ def test_as_many_days_as_may_be_said_are_a_time_that_the_ledger_can_hold(ledger,
     assert rows_of(ledger, young) == (1, 2, 4)
 
 
-def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, monkeypatch):
+def test_a_large_job_is_removed_part_by_part(ledger, finished, purge, monkeypatch):
     # Given a job with more predictions than one transaction may delete
     monkeypatch.setattr(retention_module, "DELETE_ROWS", 4)
-    job = submitted(19)
-    finish(worker, job)
-    finished_ago(ledger, job, 1)
+    job = finished(19, days=1)
 
     # When it is purged, Then its predictions are deleted in steps
     steps: list[int] = []
@@ -316,9 +261,8 @@ def test_a_large_job_is_removed_part_by_part(ledger, submitted, worker, purge, m
     assert rows_of(ledger, job) == (0, 0, 0)
 
 
-def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
-    job = submitted(4)
-    finish(worker, job)
+def test_only_a_marked_job_is_deleted(ledger, finished):
+    job = finished(4)
     with ledger.transaction() as connection:
         assert not delete_job(connection, job.id)
     assert rows_of(ledger, job) == (1, 2, 4)
@@ -327,12 +271,11 @@ def test_only_a_marked_job_is_deleted(ledger, submitted, worker):
 # ---- a dry run ----------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_counts_the_same_and_removes_nothing(ledger, store, submitted, worker, purge, monkeypatch):
+def test_a_dry_run_counts_the_same_and_removes_nothing(
+    ledger, store, submitted, finished, worker, purge, monkeypatch
+):
     # Given jobs to be removed wholly or in part, one that a worker has, and a stray folder
-    old, middle, held = submitted(7), submitted(4), submitted(3)
-    for job, days in ((old, 40), (middle, 10)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    old, middle, held = finished(7, days=40), finished(4, days=10), submitted(3)
     worker.must_claim(held.chunks[0])
     cancel(ledger, held)
     finished_ago(ledger, held, 40)
@@ -368,12 +311,9 @@ def test_payloads_that_no_job_names_are_removed_after_a_day(store, purge, monkey
     assert store.get(f"models/{old}/x.keras") == b"x"
 
 
-def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(
-    ledger, store, submitted, worker, purge
-):
+def test_payloads_of_a_job_that_was_marked_are_removed_though_it_is_young(ledger, store, finished, purge):
     # Given a purge that was killed after it marked a job and before it removed the files
-    job = submitted(4)
-    finish(worker, job)
+    job = finished(4)
     with ledger.transaction() as connection:
         assert mark_purged(connection, job.id)
 
@@ -404,42 +344,6 @@ def test_a_job_with_a_worker_at_it_is_kept(ledger, store, submitted, worker, pur
     assert rows_of(ledger, job) == (0, 0, 0)
 
 
-def test_a_worker_that_comes_back_after_a_purge_records_nothing(ledger, submitted, worker, purge):
-    # Given a cancelled job, and a worker whose lease has expired
-    job = submitted(6)
-    claim = worker.must_claim(job.chunks[0], lease_seconds=-1)
-    cancel(ledger, job)
-    finished_ago(ledger, job, 40)
-
-    # When the job is purged and the worker then records, Then nothing of the job reappears
-    assert purge(jobs=30).jobs == 1
-    with pytest.raises(LeaseLost):
-        worker.finish(claim)
-    assert rows_of(ledger, job) == (0, 0, 0)
-
-
-def test_a_job_is_settled_when_nothing_can_come_in_any_more(ledger, submitted, worker):
-    def settle(job: Job) -> bool:
-        with ledger.transaction() as connection:
-            return settle_job(connection, job.id)
-
-    # Given a running job, a cancelled job with a claimed chunk, and a job that is done
-    waiting, cancelled, done = submitted(3), submitted(3), submitted(3)
-    claim = worker.must_claim(cancelled.chunks[0])
-    cancel(ledger, cancelled)
-    finish(worker, done)
-
-    # Then only the last one is settled, and the running job can still be finished
-    assert not settle(waiting)
-    assert not settle(cancelled)
-    assert settle(done)
-    finish(worker, waiting)
-    worker.finish(claim)
-    assert settle(waiting)
-    assert settle(cancelled)
-    assert not settle(Job(new_id(), []))
-
-
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_claim_at_the_last_moment_keeps_its_job(
     ledger, store, submitted, worker, purge, wait_until_blocked
@@ -465,25 +369,19 @@ def test_a_claim_at_the_last_moment_keeps_its_job(
     assert store.folders("payloads") == [job.id]
 
 
-def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, submitted, worker):
+def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, finished):
     # Given ten old jobs
-    old = [submitted(4) for _ in range(10)]
-    for job in old:
-        finish(worker, job)
-        finished_ago(ledger, job, 2)
-    start = threading.Barrier(2, timeout=30)
+    old = [finished(4, days=2) for _ in range(10)]
 
     def purge_all(_number: int) -> Purged:
         with contextlib.closing(Ledger(ledger_url)) as own:
             one = Purge(own, store, dry_run=False, on_progress=lambda _purged: None)
-            start.wait()
             one.whole_jobs(days=1)
             one.strays()
             return one.purged
 
     # When two purges run at once, Then everything is gone, and each prediction was deleted once
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(purge_all, range(2)))
+    both = at_once(purge_all, range(2))
     assert sum(purged.predictions for purged in both) == 40
     assert all(rows_of(ledger, job) == (0, 0, 0) for job in old)
     assert store.folders("payloads") == []
@@ -493,7 +391,7 @@ def test_two_purges_at_once_remove_everything_once(ledger, ledger_url, store, su
 
 
 @pytest.fixture
-def read_to_the_end(ledger, submitted, worker, monkeypatch):
+def read_to_the_end(ledger, finished, monkeypatch):
     """Return a function that reads ten predictions four at a time and returns their indices.
 
     `read_to_the_end(meanwhile, wanted, limit)` calls `meanwhile` after the first prediction.
@@ -506,9 +404,7 @@ def read_to_the_end(ledger, submitted, worker, monkeypatch):
         limit: int | None = None,
     ) -> list[int]:
         monkeypatch.setattr(progress, "PAGE_ROWS", 4)
-        job = submitted(10)
-        finish(worker, job)
-        finished_ago(ledger, job, 40)
+        job = finished(10, days=40)
         stream = stream_predictions(ledger, job.id, wanted, limit=limit)
         first = next(stream)
         meanwhile()
@@ -524,18 +420,6 @@ def test_who_reads_a_job_that_is_purged_as_a_whole_is_told(purge, read_to_the_en
         read_to_the_end(lambda: purge(jobs=30), wanted, limit=limit)
 
 
-@pytest.mark.parametrize("stop_after", [4, 5, 6])
-def test_who_reads_a_job_that_is_being_purged_is_told(settings, read_to_the_end, stop_after):
-    # Given a purge that has deleted the first, the second or the last part of the predictions
-    def purge_in_part():
-        with stopping_purge(settings, stop_after) as said:
-            assert said == "stopped"
-
-    # Then reading on after the first page raises an error, wherever the next page begins
-    with pytest.raises(Conflict, match="purged"):
-        read_to_the_end(purge_in_part, Filter())
-
-
 def test_who_reads_a_job_whose_payloads_are_purged_gets_all_of_it(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(payloads=7), Filter()) == list(range(10))
 
@@ -545,13 +429,9 @@ def test_who_has_all_they_asked_for_does_not_care(purge, read_to_the_end):
     assert read_to_the_end(lambda: purge(jobs=30), Filter(), limit=4) == list(range(4))
 
 
-def test_an_export_of_a_job_that_is_half_gone_fails(
-    ledger, settings, submitted, worker, monkeypatch, capsys, tmp_path
-):
+def test_an_export_of_a_job_that_is_half_gone_fails(settings, finished, monkeypatch, capsys, tmp_path):
     # Given a purge that was killed after it deleted a part of a job's predictions
-    job = submitted(10)
-    finish(worker, job)
-    finished_ago(ledger, job, 40)
+    job = finished(10, days=40)
     with stopping_purge(settings, 4) as said:
         assert said == "stopped"
 
@@ -636,14 +516,9 @@ def names_a_missing_payload(ledger: Ledger, store: Store, some: Sequence[Job]) -
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_purge_that_is_killed_can_be_run_again(
-    ledger, store, settings, submitted, worker, purge, stop_after
-):
+def test_a_purge_that_is_killed_can_be_run_again(ledger, store, settings, finished, purge, stop_after):
     # Given a job to be removed whole, one whose payloads are to be removed, and one to be kept
-    whole, payloads_only, kept = submitted(10), submitted(4), submitted(4)
-    for job, days in ((whole, 40), (payloads_only, 10), (kept, 1)):
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+    whole, payloads_only, kept = finished(10, days=40), finished(4, days=10), finished(4, days=1)
 
     # When a purge is killed at one of its steps
     with stopping_purge(settings, stop_after) as said:
@@ -662,38 +537,8 @@ def test_a_purge_that_is_killed_can_be_run_again(
     assert purge(payloads=7, jobs=30) == Purged()
 
 
-def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(ledger, settings, submitted, worker):
+def test_the_steps_at_which_a_purge_was_killed_are_all_there_are(settings, finished):
     for days in (40, 10, 1):
-        job = submitted(10 if days == 40 else 4)
-        finish(worker, job)
-        finished_ago(ledger, job, days)
+        finished(10 if days == 40 else 4, days=days)
     with stopping_purge(settings, 9) as said:
         assert said == "done"
-
-
-def test_a_job_that_is_half_gone_is_gone_for_who_asks(ledger, store, publisher, submitted, worker, settings):
-    # Given a purge that was killed after it deleted a part of a job's predictions
-    job = submitted(10)
-    finish(
-        worker,
-        job,
-    )
-    finished_ago(ledger, job, 40)
-    with stopping_purge(settings, 4) as said:
-        assert said == "stopped"
-    assert rows_of(ledger, job)[2] == 2
-
-    # Then the job's status says that it was purged, and it cannot be retried
-    assert status_of(ledger, job).purged_at is not None
-    with pytest.raises(Conflict, match="purged"):
-        retry(job.id, failed_only=False, ledger=ledger, store=store, publisher=publisher, chunk_images=3)
-
-
-def test_rows_of_other_jobs_are_never_touched(ledger, submitted, worker, purge):
-    # Given jobs whose ids sort before and after that of an old job
-    before, old, after = (submitted(7) for _ in range(3))
-    for job in (before, old, after):
-        finish(worker, job)
-    finished_ago(ledger, old, 40)
-    purge(jobs=30)
-    assert rows_of(ledger, before) == rows_of(ledger, after) == (1, 3, 7)

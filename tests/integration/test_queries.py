@@ -6,20 +6,16 @@ import fnmatch
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
-import sqlalchemy as sa
-from typer.testing import CliRunner
 
-from jobs.errors import Conflict, ErrorCode, NotFound, UserError
+from jobs.errors import Conflict, ErrorCode, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger import queries as progress
-from jobs.ledger.control import end_job
+from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.queries import (
     Filter,
-    JobStatus,
     Prediction,
     job_status,
     latest_jobs,
@@ -29,14 +25,10 @@ from jobs.ledger.queries import (
 from jobs.schema import JobState, db_now, jobs
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
+from tests.ledger_probes import status_of
 from tests.outcomes import Outcome
 
 EVERYTHING = Filter()
-
-
-def status_of(ledger: Ledger, job) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job.id)
 
 
 def latest(ledger: Ledger, limit: int = 100, state: JobState | None = None) -> list[str]:
@@ -54,11 +46,6 @@ def indices(found: Sequence[Prediction]) -> list[int]:
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------
-
-
-def test_a_job_nobody_submitted(ledger):
-    with pytest.raises(NotFound, match="no job '0123456789abcdef'"), ledger.reading() as connection:
-        job_status(connection, "0123456789abcdef")
 
 
 def test_a_fresh_job_has_no_rate_yet_and_waits(ledger, make_job, champion):
@@ -96,15 +83,19 @@ def test_a_job_at_work_has_a_rate_and_an_end(ledger, make_job, worker):
     assert status.eta_seconds == pytest.approx(30 * seconds / 20)
 
 
-def test_a_job_still_being_received_has_a_rate_and_no_end(ledger, make_job, worker):
-    # Given a job that is still being submitted, with all but 3 of its images so far done
-    job = make_job([20, 3], sealed=False)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_job_that_is_received_or_paused_has_a_rate_and_no_end(ledger, make_job, worker, sealed):
+    # Given a job that is still being submitted, or paused, with all but 3 of its images so far done
+    job = make_job([20, 3], sealed=sealed)
     worker.work(job.chunks[0])
+    if sealed:
+        with ledger.transaction() as connection:
+            assert pause_job(connection, job.id)
     time.sleep(0.02)
     status = status_of(ledger, job)
 
-    # Then no end is predicted, because more images will come
-    assert status.state == JobState.RECEIVING
+    # Then no end is predicted, because more images will come, or nobody works on it
+    assert (status.state, status.paused) == (JobState.RUNNING if sealed else JobState.RECEIVING, sealed)
     assert status.rate is not None
     assert status.eta_seconds is None
 
@@ -117,7 +108,9 @@ def test_a_job_that_is_done_waits_for_nothing(ledger, make_job, worker):
     time.sleep(0.02)
     after = status_of(ledger, job)
 
-    # Then it is finished, its rate does not change, and nothing is pending
+    # Then it is finished, its times are in order, its rate does not change, and nothing is pending
+    times = [after.created_at, after.submitted_at, after.started_at, after.finished_at, after.read_at]
+    assert times == sorted(times)
     assert after.finished
     assert after.rate == before.rate
     assert (after.eta_seconds, after.oldest_waiting_at, after.oldest_waiting_seconds) == (None, None, None)
@@ -164,15 +157,6 @@ def test_a_listed_job_is_the_job_itself(ledger, make_job):
     assert replace(listed, read_at=alone.read_at) == alone
 
 
-def test_every_time_is_utc(ledger, make_job, worker):
-    job = make_job([1])
-    worker.work(job.chunks[0])
-    status = status_of(ledger, job)
-    times = (status.created_at, status.submitted_at, status.started_at, status.finished_at, status.read_at)
-    assert {moment.utcoffset() for moment in times} == {timedelta(0)}
-    assert list(times) == sorted(times)
-
-
 # ---- predictions --------------------------------------------------------------------------------------
 
 
@@ -196,17 +180,6 @@ def test_pages_follow_each_other_by_the_last_index_seen(ledger, mixed):
     assert indices(page(ledger, mixed, after=3, limit=4)) == [4, 5, 6, 7]
     assert indices(page(ledger, mixed, after=7, limit=4)) == [8, 9]
     assert page(ledger, mixed, after=9) == []
-
-
-def test_a_job_sees_its_own_predictions_only(ledger, mixed, make_job, worker):
-    other = make_job([2])
-    worker.work(other.chunks[0])
-    assert len(page(ledger, mixed)) == 10
-    assert indices(page(ledger, other)) == [0, 1]
-
-
-def test_a_job_without_outcomes_has_an_empty_page(ledger, make_job):
-    assert page(ledger, make_job([3])) == []
 
 
 def test_filters_hold_together(ledger, mixed):
@@ -235,28 +208,9 @@ def below(ledger: Ledger, make_job, worker, confidence: float) -> list[int]:
 
 
 def test_a_confidence_just_as_asked_is_not_below(ledger, make_job, worker):
-    # The nearest float32 to 0.6 is a little above it
-    assert below(ledger, make_job, worker, 0.6) == [1]
-    assert below(ledger, make_job, worker, 0.5) == [1]
-
-
-@pytest.mark.parametrize(
-    "ledger_url",
-    [
-        "sqlite",
-        "postgresql",
-    ],
-    indirect=True,
-)
-def test_a_confidence_just_as_asked_is_not_below_either(ledger, make_job, worker):
-    # The nearest float32 to 0.7 is a little below it
-    assert below(ledger, make_job, worker, 0.7) == [1]
-
-
-def test_filtered_pages_follow_each_other_too(ledger, mixed):
-    sevens = Filter(label="7")
-    assert indices(page(ledger, mixed, sevens, limit=2)) == [4, 5]
-    assert indices(page(ledger, mixed, sevens, after=5, limit=2)) == [6, 7]
+    # The nearest float32 to 0.6 is a little above it, and to 0.7 a little below
+    for confidence in (0.5, 0.6, 0.7):
+        assert below(ledger, make_job, worker, confidence) == [1]
 
 
 # ---- streams ------------------------------------------------------------------------------------------
@@ -337,19 +291,10 @@ def names_found(ledger: Ledger, job, glob: str) -> list[str]:
     return [prediction.name for prediction in page(ledger, job, Filter(name=glob))]
 
 
-def test_a_glob_finds_what_a_shell_would(ledger, named):
-    found = {glob: names_found(ledger, named, glob) for glob in PLAIN_GLOBS}
-    assert found == {glob: expected_of(glob) for glob in PLAIN_GLOBS}
-
-
-def test_an_odd_glob_finds_what_a_shell_would(ledger, named):
-    found = {}
-    for glob in BROKEN_GLOBS:
-        try:
-            found[glob] = names_found(ledger, named, glob)
-        except sa.exc.DBAPIError as error:
-            found[glob] = [str(error.orig)]
-    assert found == {glob: expected_of(glob) for glob in BROKEN_GLOBS}
+@pytest.mark.parametrize("globs", [PLAIN_GLOBS, BROKEN_GLOBS], ids=["plain", "broken"])
+def test_a_glob_finds_what_a_shell_would(ledger, named, globs):
+    found = {glob: names_found(ledger, named, glob) for glob in globs}
+    assert found == {glob: expected_of(glob) for glob in globs}
 
 
 def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger):
@@ -361,13 +306,11 @@ def test_a_stream_of_a_job_that_is_not_there_any_more_is_not_an_empty_one(ledger
 
 
 @pytest.fixture
-def export(settings, monkeypatch):
+def export(run_command):
     """Return a function: `export(job)` returns the rows and the stderr of `labelmill predictions`."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def export(job, *options: str) -> tuple[list[str], str]:
-        done = CliRunner().invoke(predictions_command, [job.id, "--format", "csv", *options])
+        done = run_command(predictions_command, job.id, "--format", "csv", *options)
         assert done.exit_code == 0, done.stderr
         return done.stdout.splitlines()[1:], done.stderr
 
@@ -389,21 +332,6 @@ def test_an_export_of_a_job_that_goes_on_says_that_it_is_a_part(export, make_job
     worker.work(job.chunks[1])
     rows, said = export(job)
     assert (len(rows), said) == (5, "")
-
-
-def test_an_export_of_a_job_that_was_stopped_or_is_still_submitted_is_a_part(
-    export, ledger, make_job, worker
-):
-    # Given a job that was cancelled halfway, and one that is still being submitted
-    stopped, received = make_job([3, 2]), make_job([3], sealed=False)
-    worker.work(stopped.chunks[0])
-    with ledger.transaction() as connection:
-        end_job(connection, stopped.id, JobState.CANCELLED)
-    worker.work(received.chunks[0])
-
-    # When they are exported, Then stderr says that both are parts
-    assert f"job {stopped.id} is cancelled; 3 of its 5 images were done at" in export(stopped)[1]
-    assert f"job {received.id} is receiving; 3 of its 3 images were done at the start" in export(received)[1]
 
 
 def test_where_no_image_is_what_was_asked_for_it_is_said(export, make_job, worker):

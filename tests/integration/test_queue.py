@@ -59,12 +59,6 @@ def test_foreign_items_on_the_queue_keep_no_wake_up_away(publisher: Publisher, b
     assert broker.waiting() == 6
 
 
-def test_only_json_is_accepted_and_no_result_is_kept(app: Celery) -> None:
-    assert app.conf.accept_content == ["json"]
-    assert app.conf.result_backend is None
-    assert app.conf.task_ignore_result
-
-
 def test_time_limits_end_before_the_lease_and_the_lease_before_redelivery(
     app: Celery, settings: Settings
 ) -> None:

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from jobs.errors import NotFound, UserError
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, find_evaluation, get_model, list_models
 from jobs.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
-from labelmill.client import Client
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
 from worker.learning import mnist
@@ -117,39 +115,6 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
 
     # And it can be promoted
     assert run("promote", model_id)[0] == 0
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_client_registers_evaluates_and_reports(
-    settings: Settings, tmp_path: Path, little_mnist: mnist.Mnist, make_file: Callable[..., Path]
-) -> None:
-    # Given a model that was trained elsewhere
-    mnist.write_folder(little_mnist, tmp_path)
-    path = make_file("threes", bias=3)
-    with Client(settings.model_copy(update={"mnist_dir": tmp_path})) as client:
-        # When a program registers it twice, Then it is one model, which can be evaluated
-        registered = client.register(path, architecture="constant")
-        assert (registered.new, registered.measurable) == (True, True)
-        assert client.register(str(path)) == (registered.model, False, True)
-        model_id = registered.model.id
-
-        # And there is no report before its evaluation
-        with pytest.raises(NotFound, match="has not been evaluated"):
-            client.report(model_id)
-
-        # When it is evaluated, Then its figures are returned, stored, and in its report
-        told: list[str] = []
-        evaluation = client.evaluate(model_id, on_message=told.append)
-        assert evaluation.correct == int((little_mnist.test_labels == 3).sum())
-        assert f"evaluating model {model_id} on 300 images" in told
-        stored = client.evaluation(model_id)
-        assert stored is not None
-        assert stored.evaluation == evaluation
-        assert f"{evaluation.correct:,}" in client.report(model_id[:10])
-
-        # And classes that do not fit are refused by name
-        with pytest.raises(UserError, match="the model has 10 classes, and 2 are named"):
-            client.register(path, classes=["a", "b"])
 
 
 def test_the_champion_is_measured_as_well_where_it_was_not_yet(
@@ -305,15 +270,6 @@ def test_classes_that_do_not_fit_are_refused(
         assert list_models(connection) == []
 
 
-def test_a_model_of_other_classes_than_digits_says_how_to_name_them(
-    run: Run, make_file: Callable[..., Path]
-) -> None:
-    code, printed, said = run("register", make_file("birds", classes=3))
-    assert (code, printed) == (2, "")
-    assert "the model has 3 classes, and 10 are named (left out: the ten digits)" in said
-    assert "Name its 3 classes, in the order of its output: --classes A,B,C" in said
-
-
 def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger, settings: Settings
 ) -> None:
@@ -349,10 +305,3 @@ def test_a_model_that_has_no_answer_to_a_black_picture_has_one_to_others(run: Ru
     assert np.isnan(network(np.zeros((1, 28, 28)))).all()
     # When it is registered, Then it is accepted
     assert run("register", path)[0] == 0
-
-
-def test_a_model_nobody_registered_is_not_evaluated(run: Run) -> None:
-    assert run("evaluate", "nothing")[::2] == (
-        2,
-        "labelmill: There is no model 'nothing': `labelmill models list` shows them.\n",
-    )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from jobs.errors import NotFound
@@ -214,18 +211,6 @@ def test_a_model_that_was_never_evaluated_says_what_to_do(ledger):
     model = add(ledger, "a", wrong=None)
     with pytest.raises(NotFound, match=f"labelmill models evaluate {model}"):
         facts_of(ledger, model)
-
-
-def test_a_report_needs_nothing_of_a_workers():
-    # Given a machine that has only a producer's dependencies
-    lines = [
-        "import sys",
-        "import labelmill.reporting.facts, labelmill.reporting.page",
-        "assert not {'numpy', 'PIL', 'tensorflow', 'keras'} & set(sys.modules)",
-    ]
-
-    # Then the report can be made there
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
 
 
 # ---- at the console -----------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from PIL import Image
 from sqlalchemy.engine import Connection
 
-from jobs.errors import Conflict, DataUnavailable, Unavailable
+from jobs.errors import DataUnavailable, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger, runs
 from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
@@ -37,12 +36,13 @@ from jobs.ledger.runs import (
 )
 from jobs.messages import RETRAIN_TASK
 from jobs.queue import make_app
-from jobs.registry import fetch_model, model_key
+from jobs.registry import fetch_model
 from jobs.schema import RunState, db_now, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
 from tests.console import until
+from tests.ledger_probes import champion_of
 from worker.learning import heartbeat, mnist, retrain
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
@@ -61,12 +61,6 @@ def train(settings: Settings, data: mnist.Mnist, recipe: Recipe = QUICK, **more:
 def latest(ledger: Ledger) -> Run:
     with ledger.reading() as connection:
         return latest_runs(connection, limit=1)[0]
-
-
-def champion_of(ledger: Ledger) -> str | None:
-    with ledger.reading() as connection:
-        champion = find_champion(connection)
-    return champion and champion.id
 
 
 # ---- results ------------------------------------------------------------------------------------------
@@ -121,32 +115,6 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
     assert Classifier.load(path, champion.classes, champion.input_spec).classes == tuple("0123456789")
 
 
-def test_a_worse_model_is_refused_with_its_reasons(
-    settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
-) -> None:
-    # given a champion
-    first = train(settings, little_mnist)
-
-    # when a model is trained on shuffled labels
-    shuffled = np.random.default_rng(1).permutation(little_mnist.train_labels)
-    worse = train(settings, dataclasses.replace(little_mnist, train_labels=shuffled))
-
-    # then it is registered but not promoted, and the verdict says why
-    assert worse.reason.startswith("refused: ")
-    assert champion_of(ledger) == first.model.id
-    with ledger.reading() as connection:
-        verdict = verdict_on(connection, worse.run_id)
-        assert len(list_models(connection)) == 2
-        assert len(champion_history(connection)) == 1
-    assert verdict is not None
-    assert verdict.champion_id == first.model.id
-    assert {check["name"]: check["passed"] for check in verdict.checks} | {
-        "comparable": True,
-        "accuracy": False,
-        "better": False,
-    } == {check["name"]: check["passed"] for check in verdict.checks}
-
-
 def test_with_force_it_is_promoted_all_the_same_and_that_is_recorded(
     settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
@@ -189,22 +157,6 @@ def test_a_champion_that_was_never_evaluated_on_these_images_is_now(
         verdict = verdict_on(connection, second.run_id)
     assert verdict is not None
     assert "better" in {check["name"] for check in verdict.checks}
-
-
-def test_a_champion_whose_file_is_gone_cannot_be_compared_and_stays(
-    settings: Settings, ledger: Ledger, store: Store, little_mnist: mnist.Mnist
-) -> None:
-    # given a champion evaluated on other images, whose file is lost
-    fewer = dataclasses.replace(
-        little_mnist, test_images=little_mnist.test_images[:200], test_labels=little_mnist.test_labels[:200]
-    )
-    first = train(settings, fewer)
-    store.remove(model_key(first.model.sha256))
-
-    # when another model is trained, then the run is done, and the verdict says that they were not compared
-    second = train(settings, little_mnist, Recipe(epochs=1, batch_size=32, seed=4))
-    assert "not evaluated on the same images" in second.reason
-    assert champion_of(ledger) == first.model.id
 
 
 @pytest.mark.parametrize("error", ["InvalidArgumentError", "InternalError", "ResourceExhaustedError"])
@@ -318,12 +270,6 @@ def test_ctrl_c_interrupts_the_run(settings: Settings, ledger: Ledger, little_mn
     run = latest(ledger)
     assert (run.state, run.error) == (RunState.INTERRUPTED, "its trainer was stopped")
     assert champion_of(ledger) is None
-
-
-def test_only_one_at_a_time(settings: Settings) -> None:
-    claim = begin_run(settings, QUICK)
-    with pytest.raises(Conflict, match=claim.run_id):
-        begin_run(settings, QUICK)
 
 
 @pytest.mark.parametrize("person", ["train", "retrain"])
@@ -453,30 +399,6 @@ def away(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return away
 
 
-def test_an_epoch_that_cannot_be_recorded_is_with_the_next_one(
-    settings: Settings,
-    ledger: Ledger,
-    little_mnist: mnist.Mnist,
-    away: dict[str, int],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    # given a ledger that is unavailable at the end of the first two of three epochs
-    away["add"] = 2
-    recorded: list[int] = []
-
-    # when a model is trained, then training does not wait, and all epochs are recorded in the end
-    done = train(
-        settings,
-        little_mnist,
-        dataclasses.replace(QUICK, epochs=3),
-        on_epoch=lambda _: recorded.append(latest(ledger).epochs_done),
-    )
-    assert recorded == [0, 0, 3]
-    assert caplog.text.count("will be recorded with the next one: The ledger cannot be reached") == 2
-    with ledger.reading() as connection:
-        assert [epoch.epoch for epoch in epochs_of(connection, done.run_id)] == [1, 2, 3]
-
-
 def test_a_ledger_that_stays_away_costs_no_training(
     settings: Settings,
     ledger: Ledger,
@@ -536,39 +458,6 @@ def test_a_store_that_is_away_for_a_moment_at_any_correction_costs_no_training(
     data = latest(ledger).data
     assert data is not None
     assert (data["corrections"], data["left_out"]) == (3, 0)
-
-
-def test_a_run_that_was_cancelled_reads_no_further_correction(
-    settings: Settings,
-    ledger: Ledger,
-    store: Store,
-    little_mnist: mnist.Mnist,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # given a run that is cancelled at the second of many corrections, and a heartbeat that notices
-    correct(ledger, store, train(settings, little_mnist).model.id, images=20)
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
-    claim = begin_run(settings, QUICK)
-    real, read = Store.get, []
-
-    def get(store: Store, key: str, **more: Any) -> bytes:
-        if key.startswith("corrections/"):
-            read.append(key)
-            if len(read) == 2:
-                with ledger.transaction() as connection:
-                    cancel_run(connection, claim.run_id)
-                until(
-                    lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()),
-                    "the heart stands still",
-                )
-        return real(store, key, **more)
-
-    monkeypatch.setattr(Store, "get", get)
-
-    # when the run goes on, then it ends before it reads the next one
-    with pytest.raises(RunLost, match="is cancelled"):
-        retrain.retrain(settings, claim, little_mnist)
-    assert len(read) == 2
 
 
 def test_a_time_limit_that_strikes_while_the_ledger_is_away_is_not_waited_for(
@@ -640,25 +529,6 @@ def test_nobody_waits_for_the_ledger_while_the_data_are_hashed(
 # ---- the heartbeat ------------------------------------------------------------------------------------
 
 
-def test_the_heart_keeps_the_lease_while_nothing_else_does(
-    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given a lease that has just expired
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
-    claim = begin_run(settings, QUICK)
-    end_lease(ledger)
-
-    # when the heartbeat runs, then the lease is renewed without a finished batch
-    with Heartbeat(settings, claim) as heart:
-        until(lambda: _lasts(ledger), "the lease is renewed")
-        heart.check()
-
-        # and if the run is lost, then the next check raises
-        with ledger.transaction() as connection:
-            cancel_run(connection, claim.run_id)
-        until(lambda: _is_lost(heart), "the heart has noticed")
-
-
 def test_a_ledger_that_is_away_for_some_beats_stops_no_training(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -692,14 +562,6 @@ def _lasts(ledger: Ledger) -> bool:
             connection.scalar(training_runs.select().where(training_runs.c.lease_until > db_now()))
             is not None
         )
-
-
-def _is_lost(heart: Heartbeat) -> bool:
-    try:
-        heart.check()
-    except RunLost:
-        return True
-    return False
 
 
 # ---- the task -----------------------------------------------------------------------------------------

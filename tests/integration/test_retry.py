@@ -8,47 +8,27 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from typer.testing import CliRunner
 
 from jobs.errors import Conflict, ErrorCode, ImageError, LeaseLost, NotFound, PayloadDamaged
 from jobs.ledger import Ledger
 from jobs.ledger import queries as retries
-from jobs.ledger.control import end_job, pause_job
 from jobs.ledger.maintenance import mark_purged
 from jobs.ledger.queries import job_status
-from jobs.ledger.submission import NewChunk
 from jobs.payloads import Content, Payload, payload_folder, read_payload
 from jobs.references import Roots
-from jobs.schema import ChunkState, JobState, chunks, jobs
-from jobs.settings import ENV_PREFIX, Settings
+from jobs.schema import ChunkState, JobState, jobs
+from jobs.settings import ENV_PREFIX
 from jobs.store import Store
-from labelmill.client import Client
 from labelmill.commands.retry import app as retry_command
 from labelmill.purging import Purge
 from producer import retry as retry_module
 from producer.retry import Retried, retry
 from producer.sources import SourceImage, Sources
-from producer.submit import submit
 from tests.conftest import Job
+from tests.ledger_probes import cancel, chunks_of
 from tests.outcomes import Outcome
 
-Submit = Callable[..., Job]
 Again = Callable[..., Retried]
-
-
-@pytest.fixture
-def submitted(ledger, store, publisher, champion) -> Submit:  # noqa: ARG001 -- there has to be a model
-    """Return a function: `submitted(7)` submits seven images (or those given) in chunks of three."""
-
-    def submitted(images: int | Iterable[SourceImage], *, chunk_images: int = 3, **options: Any) -> Job:
-        if isinstance(images, int):
-            images = [SourceImage(f"{n}.png", f"pixels {n}".encode(), None) for n in range(images)]
-        job_id = submit(
-            images, ledger=ledger, store=store, publisher=publisher, chunk_images=chunk_images, **options
-        ).job_id
-        return Job(job_id, chunks_of(ledger, job_id))
-
-    return submitted
 
 
 @pytest.fixture
@@ -66,16 +46,6 @@ def again(ledger, store, publisher) -> Again:
         )
 
     return again
-
-
-def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:
-    query = sa.select(
-        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-    ).where(chunks.c.job_id == job_id)
-    if states:
-        query = query.where(chunks.c.state.in_(states))
-    with ledger.reading() as connection:
-        return [NewChunk(*row) for row in connection.execute(query.order_by(chunks.c.first_index))]
 
 
 @pytest.fixture
@@ -107,11 +77,6 @@ def finish(worker, job: Job, *, errors: Sequence[int] = (), only: Sequence[int] 
     for number, chunk in enumerate(job.chunks):
         if only is None or number in only:
             worker.work(chunk, outcomes(chunk.first_index, errors, chunk.images))
-
-
-def cancel(ledger: Ledger, job: Job) -> None:
-    with ledger.transaction() as connection:
-        assert end_job(connection, job.id, JobState.CANCELLED)
 
 
 def names_of(images: Iterable[tuple[str, Content]]) -> list[str]:
@@ -170,41 +135,19 @@ def test_a_stopped_jobs_other_images_are_tried_too_unless_only_errors_are_asked_
     assert names_of(images_of(new.job_id)) == [f"{n}.png" for n in expected]
 
 
-def test_a_retry_can_be_tried_again(submitted, again, worker, images_of, ledger):
-    # Given a retry in which one image failed again
-    job = submitted(7)
-    finish(worker, job, errors=[0, 3, 6])
-    first = again(job).submitted
-    [chunk] = chunks_of(ledger, first.job_id)
-    worker.work(
-        chunk,
-        [
-            Outcome("0.png", "7", 0.5),
-            Outcome("3.png", None, None, ErrorCode.TIMEOUT),
-            Outcome("6.png", "1", 0.5),
-        ],
-    )
-
-    # When the retry is retried, Then just that image is submitted
-    second = again(Job(first.job_id, [chunk])).submitted
-    assert images_of(second.job_id) == [("3.png", b"pixels 3")]
-
-
-def test_where_every_image_has_a_label_there_is_nothing_to_do(ledger, submitted, again, worker):
-    job = submitted(4)
-    finish(worker, job)
-    assert again(job) == Retried(None, 0)
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
-
-
-def test_where_there_is_no_error_and_only_errors_are_asked_for_there_is_nothing_to_do(
+def test_if_every_image_has_a_label_or_no_error_that_is_asked_for_there_is_nothing_to_do(
     ledger, submitted, again, worker
 ):
-    job = submitted(7)
-    finish(worker, job, only=[0])
-    cancel(ledger, job)
-    assert again(job, failed_only=True) == Retried(None, 0)
+    # Given a job that is done, and a cancelled one that has no error
+    done, stopped = submitted(4), submitted(7)
+    finish(worker, done)
+    finish(worker, stopped, only=[0])
+    cancel(ledger, stopped)
+
+    # When they are retried, the second for its errors only, Then no job is made
+    assert again(done) == again(stopped, failed_only=True) == Retried(None, 0)
+    with ledger.reading() as connection:
+        assert set(connection.scalars(sa.select(jobs.c.id))) == {done.id, stopped.id}
 
 
 def test_what_could_not_be_read_when_it_was_submitted_keeps_its_error(submitted, again, worker, images_of):
@@ -264,16 +207,6 @@ def test_halves_of_a_chunk_that_was_split_are_found_in_its_payload(
     assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (1, 3, 5, 8)]
 
 
-def test_halves_that_a_stopped_job_never_came_to_are_tried(ledger, submitted, again, worker, images_of):
-    job = submitted(4, chunk_images=4)
-    halve(worker, job.chunks[0])
-    first, _ = chunks_of(ledger, job.id, ChunkState.PENDING)
-    worker.work(first, outcomes(0, [0], 2))
-    cancel(ledger, job)
-    new = again(job).submitted
-    assert images_of(new.job_id) == [(f"{n}.png", f"pixels {n}".encode()) for n in (0, 2, 3)]
-
-
 def test_many_chunks_are_looked_at_page_by_page(submitted, again, worker, images_of):
     # Given a job with more chunks than one page, and errors at the page boundaries
     job = submitted(150, chunk_images=1)
@@ -304,14 +237,6 @@ def test_an_image_by_reference_is_referred_to_again(submitted, again, worker, im
 def test_a_job_that_goes_on_is_not_tried_again(make_job, again, sealed):
     with pytest.raises(Conflict, match="has not finished"):
         again(make_job([2], sealed=sealed))
-
-
-def test_a_paused_job_is_not_tried_again(ledger, make_job, again):
-    job = make_job([2])
-    with ledger.transaction() as connection:
-        pause_job(connection, job.id)
-    with pytest.raises(Conflict, match="has not finished"):
-        again(job)
 
 
 def test_a_job_that_is_not_there_is_not_tried_again(again):
@@ -510,32 +435,15 @@ def test_memory_holds_a_chunk_and_not_the_job(submitted, again, worker):
 # ---- from Python --------------------------------------------------------------------------------------
 
 
-def test_the_client_tries_again(settings: Settings, submitted, worker, broker):
-    job = submitted(5)
-    finish(worker, job, errors=[1, 2])
-    broker.client.flushall()
-    seen: list[int] = []
-    with Client(settings) as client:
-        retried = client.retry(job.id, on_progress=seen.append)
-        assert client.status(retried.submitted.job_id).retry_of == job.id
-        assert not client.broker_unavailable
-    assert seen == [2]
-    assert broker.waiting() == 1
-
-
-def test_a_retry_at_the_console_says_why_nobody_was_told(
-    settings: Settings, submitted, worker, broker, monkeypatch
-):
+def test_a_retry_at_the_console_says_why_nobody_was_told(submitted, worker, broker, run_command, monkeypatch):
     # given a job with an error, and a configured broker that cannot be reached
     job = submitted(5)
     finish(worker, job, errors=[1])
     broker.client.flushall()
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv(ENV_PREFIX + "BROKER_URL", "redis+socket:///nowhere/valkey.sock")
 
     # when it is retried, then a line says what is wrong with the broker, and that the new job waits
-    done = CliRunner().invoke(retry_command, [job.id])
+    done = run_command(retry_command, job.id)
     assert done.exit_code == 0
     [line] = [line for line in done.stderr.splitlines() if "broker" in line]
     assert line.startswith("The broker cannot be used (")
@@ -543,17 +451,15 @@ def test_a_retry_at_the_console_says_why_nobody_was_told(
     assert broker.waiting() == 0
 
 
-def test_what_is_left_out_by_failed_is_said(settings: Settings, ledger, submitted, monkeypatch):
+def test_what_is_left_out_by_failed_is_said(ledger, submitted, run_command):
     # given a job that was cancelled before any of it was classified
     job = submitted(5)
     cancel(ledger, job)
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     # when only its errors are retried, then the command says that there are other images
-    done = CliRunner().invoke(retry_command, [job.id, "--failed"])
+    done = run_command(retry_command, job.id, "--failed")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "5 images that it never reached: leave out --failed" in done.stderr
 
     # and without `--failed` they are retried
-    assert CliRunner().invoke(retry_command, [job.id]).exit_code == 0
+    assert run_command(retry_command, job.id).exit_code == 0

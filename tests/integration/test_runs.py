@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -43,10 +41,8 @@ from jobs.messages import RETRAIN_QUEUE
 from jobs.model import Model
 from jobs.queue import Publisher
 from jobs.schema import RunState, db_now, training_runs
-from jobs.settings import Settings
-from labelmill.client import Client
-from labelmill.retraining import data_line, watch_run
 from tests.conftest import Broker
+from tests.threads import at_once
 from worker.reconcile import Reconciler
 
 RECIPE = {"architecture": "mlp", "epochs": 2, "seed": 7}
@@ -171,17 +167,6 @@ def test_a_run_tells_how_it_went(ledger: Ledger, champion: Model) -> None:
     ask(ledger)
 
 
-def test_a_run_that_fails_says_why(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    with ledger.transaction() as connection:
-        fail_run(connection, claim, "no data")
-    failed = look(ledger, claim.run_id)
-    assert (failed.state, failed.error, failed.model_id) == (RunState.FAILED, "no data", None)
-    assert failed.finished
-    with ledger.reading() as connection:
-        assert not was_finished_by(connection, claim)
-
-
 def test_an_epoch_is_recorded_once(ledger: Ledger) -> None:
     claim = take(ledger, ask(ledger))
     with ledger.transaction() as connection:
@@ -247,31 +232,6 @@ def test_where_there_is_no_trainer_a_person_is_told_what_has_one(ledger: Ledger)
     assert "trainer" not in str(told.value)
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_who_follows_a_run_that_nobody_takes_is_told_what_would(
-    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: Any, there: bool
-) -> None:
-    # given a run that has been pending for an hour, with a busy trainer or without one
-    run_id = ask(ledger)
-    change(ledger, run_id, requested_at=db_now(-3600))
-    if there:
-        with ledger.transaction() as connection:
-            report_worker(connection, WorkerRow("a/1", "a", RETRAIN_QUEUE, ["a/2"], "0"), up_seconds=1)
-
-    def looks(client: Client, run_id: str) -> Iterator[Run]:
-        yield client.run(run_id)
-        yield client.run(run_id)
-        yield client.cancel_run(run_id)
-
-    # when somebody follows it, then a missing trainer is reported once, with the command that starts one
-    monkeypatch.setattr(Client, "follow_run", looks)
-    with Client(settings) as client:
-        start = "labelmill up" if client.settings.embedded_broker else "labelmill worker --trainer"
-        watch_run(client, run_id)
-    told = f"No trainer is running, so training run {run_id} waits: `{start}` starts one."
-    assert capsys.readouterr().err.count(told) == (not there)
-
-
 def test_a_slot_has_one_run_whoever_asks_first(ledger: Ledger) -> None:
     # given the run of a slot
     run_id = ask(ledger, slot=SLOT)
@@ -313,35 +273,18 @@ def test_a_slot_that_comes_while_another_run_is_under_way_is_skipped_and_says_so
 def test_of_many_who_ask_at_once_one_gets_a_run(
     ledger: Ledger, ledger_url: str, slot: datetime | None
 ) -> None:
-    asking = 8
-    together = threading.Barrier(asking, timeout=30)
-
     def ask_for_one(_: int) -> bool:
-        own = Ledger(ledger_url)
-        together.wait()
         try:
-            with own.transaction() as connection:
+            with closing(Ledger(ledger_url)) as own, own.transaction() as connection:
                 return request_run(connection, new_id(), recipe=RECIPE, slot=slot) == RunState.PENDING
         except Conflict:
             return False
-        finally:
-            own.close()
 
     for _ in range(5):
-        with ThreadPoolExecutor(asking) as pool:
-            got = list(pool.map(ask_for_one, range(asking)))
-        assert sum(got) == 1
+        assert sum(at_once(ask_for_one, range(8))) == 1
         with ledger.transaction() as connection:
             assert [run.state for run in latest_runs(connection, limit=9)] == [RunState.PENDING]
             connection.execute(training_runs.delete())
-
-
-def test_two_trainers_and_one_run(ledger: Ledger) -> None:
-    run_id = ask(ledger)
-    take(ledger, run_id)
-    with ledger.transaction() as connection:
-        assert claim_run(connection, run_id, owner="host/2") is None
-    assert look(ledger, run_id).owner == "host/1"
 
 
 # ---- the fence ----------------------------------------------------------------------------------------
@@ -442,19 +385,6 @@ def test_who_was_away_as_well_has_not_seen_that_the_trainer_was(ledger: Ledger) 
     assert looker.looks(seconds=RUN_GRACE_SECONDS) != []
 
 
-def test_a_run_says_since_when_its_trainer_is_silent(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    assert look(ledger, claim.run_id).silent_since is None
-
-    change(ledger, claim.run_id, lease_until=datetime(2026, 11, 22, 3, 1, tzinfo=UTC))
-    run = look(ledger, claim.run_id)
-    assert (run.state, run.silent_since) == (RunState.RUNNING, SLOT + timedelta(minutes=1, seconds=-60))
-
-    # and not after the run has been ended
-    assert Looker(ledger).looks(seconds=RUN_GRACE_SECONDS) != []
-    assert look(ledger, claim.run_id).silent_since is None
-
-
 def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Ledger, champion: Model) -> None:
     # given a trainer whose lease has expired
     claim = take(ledger, ask(ledger), lost=True)
@@ -470,22 +400,6 @@ def test_a_run_whose_trainer_died_is_interrupted_and_not_begun_again(ledger: Led
         assert find_active_run(connection) is None
     assert Looker(ledger).looks(seconds=60) == []
     assert look(ledger, claim.run_id).state == RunState.INTERRUPTED
-
-
-@pytest.mark.parametrize("slot", [None, SLOT])
-def test_a_dead_trainer_is_in_nobodys_way(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, slot: datetime | None
-) -> None:
-    # given a run whose trainer died, and no reconciler
-    monkeypatch.setattr(runs, "RUN_GRACE_SECONDS", 0.1)
-    lost = take(ledger, ask(ledger), lost=True)
-
-    # when another run is requested, then it waits for the grace period, and is created
-    waited: list[Run] = []
-    clear_expired_run(ledger, on_wait=waited.append)
-    ask(ledger, slot=slot)
-    assert look(ledger, lost.run_id).state == RunState.INTERRUPTED
-    assert [(run.id, run.state) for run in waited] == [(lost.run_id, RunState.RUNNING)]
 
 
 def test_who_wants_another_run_waits_no_longer_than_until_the_trainer_is_heard_of(ledger: Ledger) -> None:
@@ -535,24 +449,6 @@ def test_what_a_person_asked_for_waits_for_as_long_as_it_takes(ledger: Ledger) -
     with ledger.transaction() as connection:
         assert end_lost_runs(connection, FailureDetector()) == []
     take(ledger, run_id)
-
-
-def test_what_a_run_trains_on_is_a_sentence(ledger: Ledger) -> None:
-    claim = take(ledger, ask(ledger))
-    told = {"train_images": 2900, "validation_images": 100, "evaluation_images": 300, "left_out": 0}
-    for source, corrections, expected in (
-        ("mnist", 0, "2,900 training images from MNIST, 100 held out, 300 to evaluate"),
-        (
-            "folder",
-            1,
-            "2,900 training images from a folder of your own, 100 held out, 300 to evaluate; "
-            "1 correction included, 0 skipped",
-        ),
-    ):
-        data = told | {"corrections": corrections}
-        with ledger.transaction() as connection:
-            describe_data(connection, claim, source=source, fingerprint="f" * 64, data=data)
-        assert data_line(look(ledger, claim.run_id)) == expected
 
 
 def test_a_broker_that_lost_the_message_loses_no_run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.model import Model
-from jobs.settings import Settings
-from labelmill.client import Client
-from labelmill.follow import _note
 from tests.conftest import JobMaker, Worker
-from tests.console import LABELMILL
+from tests.console import Home
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
@@ -23,20 +19,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def labelmill(settings: Settings, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
+def labelmill(home: Home, champion: Model) -> Command:  # noqa: ARG001 -- submitting needs one
     """Return a function: `labelmill("submit", folder)` runs the command, with a champion in the ledger."""
-
-    def labelmill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [LABELMILL, *map(str, arguments)],
-            env=os.environ | settings.environment() | {"COLUMNS": "200"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return labelmill
+    return home.run
 
 
 def test_submit_says_which_images_cannot_be_read(labelmill: Command, photos: Path) -> None:
@@ -69,23 +54,6 @@ def test_a_job_without_results_waits_for_a_worker(
     # and once a worker has recorded images, it does not
     worker.finish(worker.must_claim(job.chunks[0]))
     assert "waits for a worker" not in labelmill("jobs").stdout
-
-
-def test_following_a_job_that_waits_names_what_may_be_missing(
-    settings: Settings, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a job that waits for a worker
-    monkeypatch.setattr("labelmill.follow._NO_WORKER_SECONDS", -1.0)
-    job = make_job([1])
-    with Client(settings) as client:
-        status = client.status(job.id)
-
-    # then the note names the command that lists workers, or the one that starts the embedded stack
-    told = [_note(status, own_stack=False, embedded=embedded) for embedded in (False, True)]
-    assert told == [
-        "waiting for a worker: `labelmill workers` lists those that run",
-        "waiting for a worker: is `labelmill up` running?",
-    ]
 
 
 def test_a_command_that_did_nothing_shows_no_progress(labelmill: Command, photos: Path) -> None:
@@ -124,10 +92,6 @@ def test_a_sample_without_a_share_is_refused(labelmill: Command, photos: Path) -
     done = labelmill("submit", photos, "--min-sample", "10", "--max-errors", "1")
     assert done.returncode == 2
     assert "--min-sample needs --max-error-rate: give both" in done.stderr
-
-
-def test_an_upgrade_says_where_the_ledger_is(labelmill: Command, settings: Settings) -> None:
-    assert labelmill("db", "upgrade").stderr == f"the ledger is up to date: {settings.ledger}\n"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -292,42 +291,3 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
     # then it uses our scheduler, and leaves no file
     assert "worker.schedule.SlotScheduler" in told
     assert not list(tmp_path.glob("celerybeat*"))
-
-
-def _fire_together(settings: Settings, start: Any, times: int) -> None:
-    beat = make_beat(settings)
-    schedule.datetime = Clock  # type: ignore[misc]
-    for number in range(times):
-        Clock.at = SUNDAY + timedelta(days=7 * number)
-        start.wait()
-        fire(beat)
-    beat.app.close()
-
-
-def test_two_beats_that_fire_at_the_same_moment_make_one_run_a_slot(
-    settings: Settings, ledger: Ledger
-) -> None:
-    # given two processes, each with its own beat
-    times = 20
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(3, timeout=PROCESS_SECONDS)
-    # Daemons, so that they cannot outlive the tests.
-    beats = [
-        context.Process(target=_fire_together, args=(settings, start, times), daemon=True) for _ in range(2)
-    ]
-    for process in beats:
-        process.start()
-
-    # when both fire at the same moment, again and again
-    for _ in range(times):
-        start.wait()
-    for process in beats:
-        process.join(PROCESS_SECONDS)
-        assert process.exitcode == 0
-
-    # then each slot has one row, and all but the first run are skipped
-    found = states(ledger)
-    slots = [slot for _, slot in found]
-    assert sorted(slots) == [SUNDAY + timedelta(days=7 * number) for number in range(times)]
-    assert [state for state, _ in found].count(RunState.PENDING) == 1
-    assert {state for state, _ in found} == {RunState.PENDING, RunState.SKIPPED}

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,9 +19,8 @@ from jobs.ledger.models import CHAMPION, SHADOW, point_alias
 from jobs.ledger.shadows import SHADOW_PRIORITY, Comparison, compare, is_shadowed, shadow_job
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.queue import Publisher
-from jobs.registry import model_key, register_model
+from jobs.registry import model_key
 from jobs.schema import ChunkState, JobState, aliases, chunks, jobs, predictions
-from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.purging import Purge
 from producer.retry import retry
@@ -30,6 +29,8 @@ from producer.submit import MAX_PRIORITY, submit
 from tests.faults import light
 from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
+from tests.ledger_probes import count_rows
+from tests.registering import register_digits
 
 DIGITS = tuple("0123456789")
 
@@ -44,15 +45,8 @@ def register(harness: Harness) -> Callable[..., Model]:
     """Return a function: `register(b"...")` registers a model, a different one for each marker."""
 
     def register(marker: bytes, *, classes: Sequence[str] = SWAPPED, spec: InputSpec = MNIST_INPUT) -> Model:
-        return register_model(
-            harness.ledger,
-            harness.store,
-            keras_file(marker),
-            architecture="mlp",
-            classes=tuple(classes),
-            input_spec=spec,
-            accuracy=None,
-            metrics={},
+        return register_digits(
+            harness.ledger, harness.store, keras_file(marker), classes=classes, input_spec=spec
         )
 
     return register
@@ -64,12 +58,6 @@ def challenger(harness: Harness, register: Callable[..., Model]) -> Model:
     model = register(b"challenger")
     point(harness.ledger, SHADOW, model)
     return model
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as client:
-        yield client
 
 
 @pytest.fixture
@@ -98,11 +86,6 @@ def shadow_of(ledger: Ledger, job_id: str) -> sa.Row[Any] | None:
     """Return the row of a job's shadow, if it has one."""
     with ledger.reading() as connection:
         return connection.execute(sa.select(jobs).where(jobs.c.shadow_of == job_id)).one_or_none()
-
-
-def count(ledger: Ledger, table: sa.Table) -> int:
-    with ledger.reading() as connection:
-        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
 
 
 # ---- the shadow job -----------------------------------------------------------------------------------
@@ -434,7 +417,7 @@ def test_some_models_cannot_be_the_challenger(
     harness.store.remove(model_key(gone.sha256))
     with pytest.raises(ModelRefused, match=f"The file of model {gone.id} is gone from the store"):
         client.begin_shadow(gone.id)
-    assert count(harness.ledger, aliases) == 1
+    assert count_rows(harness.ledger, aliases) == 1
 
     with harness.ledger.transaction() as connection:
         connection.execute(aliases.delete())
@@ -449,14 +432,14 @@ def test_a_shadow_goes_with_its_job(harness: Harness, submit_images: Submit, cli
     harness.classify_all()
     submit_images(digits(20))
     assert harness.classify() == 20
-    assert count(harness.ledger, predictions) == 60
+    assert count_rows(harness.ledger, predictions) == 60
 
     # when the jobs are purged
     run = Purge(harness.ledger, harness.store, dry_run=False, on_progress=lambda _purged: None)
     run.whole_jobs(days=-1)
 
     # then nothing of them or their shadows is left, and nothing is due
-    assert [count(harness.ledger, table) for table in (jobs, chunks, predictions)] == [0, 0, 0]
+    assert [count_rows(harness.ledger, table) for table in (jobs, chunks, predictions)] == [0, 0, 0]
     assert client.shadow()[0].images == 0
     assert harness.classify() == 0
 

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import pytest
 
 from jobs.settings import Settings
 from labelmill import logs
-from labelmill.logs import Event, LogFile, PartLog, event_of
+from labelmill.logs import Event, LogFile, PartLog
 from labelmill.stack import Stack
 
 #: A stack that is told to stop during the fork of its first process.
@@ -120,36 +119,3 @@ def test_lines_that_are_no_records_do_not_stop_the_reading(tmp_path: Path) -> No
     log.close(seconds=30)
     assert (tmp_path / "worker.log").read_bytes() == said
     assert events.empty()
-
-
-def record(level: str, logger: str, message: str, **fields: Any) -> dict[str, Any]:
-    return {"level": level, "logger": logger, "message": message, **fields}
-
-
-@pytest.mark.parametrize(
-    ("found", "shown"),
-    [
-        (record("info", "celery.apps.worker", "worker@host ready."), "ready"),
-        (record("info", "celery.beat", "beat: Starting..."), "ready"),
-        (record("info", "celery.worker.strategy", "Task labelmill.classify[1] received"), None),
-        (record("debug", "worker.tasks", "a detail"), None),
-        (record("info", "worker.learning.retrain", "training run R: promoted"), "training run R: promoted"),
-        (record("warning", "celery.worker", "away\nTraceback"), "warning: away"),
-        (record("error", "worker.tasks", ""), "error: -"),
-        (
-            record(
-                "info",
-                "worker.predicting",
-                "chunk C of job J is done: ...",
-                job="J",
-                images=16384,
-                errors=1,
-                seconds={"total": 0.44},
-            ),
-            "job J: 16,384 images done, 1 error, 0.4 s",
-        ),
-    ],
-)
-def test_events_are_what_a_person_needs_of_the_log(found: dict[str, Any], shown: str | None) -> None:
-    event = event_of("worker", found)
-    assert (event and event.text) == shown

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +14,8 @@ from jobs.schema import store_identity
 from jobs.store import Store
 from jobs.store_identity import adopt_store, check_store
 from labelmill.client import Client
-from tests.console import LABELMILL
+from tests.console import Home
+from tests.threads import at_once
 
 
 @pytest.fixture
@@ -30,41 +26,6 @@ def other_store(tmp_path):
 @pytest.fixture(params=["folder", "memory"])
 def any_store(request, tmp_path):
     return Store({"folder": str(tmp_path / "store"), "memory": f"memory://{tmp_path}/store"}[request.param])
-
-
-def labelmill(*arguments, environment):
-    return subprocess.run(
-        [LABELMILL, *arguments],
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def test_a_producer_with_another_store_is_told_both_and_what_to_set(settings, make_model, store, other_store):
-    # Given a champion, and a job that was submitted with the champion's store
-    make_model(store=store)
-    with Client(settings) as client:
-        client.submit(b"an image")
-
-    # When somebody submits to the same ledger with another store
-    elsewhere = settings.model_copy(update={"store_url": str(other_store.folder)})
-    with Client(elsewhere) as client, pytest.raises(Conflict) as refused:
-        client.submit(b"another image")
-
-    # Then the error names both stores and the setting, and nothing is stored
-    message = str(refused.value)
-    assert str(other_store.folder) in message
-    assert str(store.folder) in message
-    assert "Set LABELMILL_STORE_URL" in message
-    assert not other_store.folder.exists()
-    with Client(settings) as client:
-        assert len(client.jobs()) == 1
-        # And with the right store, the submission succeeds
-        client.submit(b"another image")
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -92,34 +53,25 @@ def test_a_ledger_from_before_knows_its_store_by_the_champion(ledger, make_model
 
 
 def test_many_first_producers_of_one_store_are_all_served(ledger_url, tmp_path):
-    start = threading.Barrier(8, timeout=30)
-
     def first(_number):
         with contextlib.closing(Ledger(ledger_url)) as ledger:
-            start.wait()
             check_store(ledger, Store(str(tmp_path / "store")))
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(first, range(8)))
-
+    at_once(first, range(8))
     # Then there is one identity
     assert len(list((tmp_path / "store" / "identity").iterdir())) == 1
 
 
 def test_of_two_first_producers_with_two_stores_one_is_refused(ledger_url, tmp_path):
-    start = threading.Barrier(2, timeout=30)
-
     def first(number):
         with contextlib.closing(Ledger(ledger_url)) as ledger:
-            start.wait()
             try:
                 check_store(ledger, Store(str(tmp_path / f"store {number}")))
             except Conflict:
                 return False
             return True
 
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(first, range(2))) == [False, True]
+    assert sorted(at_once(first, range(2))) == [False, True]
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
@@ -160,16 +112,20 @@ def test_a_producer_that_is_refused_is_told_so_by_the_command(settings, make_mod
     with Client(settings) as client:
         client.submit(tmp_path / "a.png")
 
-    # When the command submits with another store, Then it exits with 2, until that store is adopted
-    other = settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")}
-    done = labelmill("submit", str(tmp_path / "a.png"), environment=other)
+    # When the command submits with another store, Then it exits with 2 and names both stores and the setting,
+    # and nothing is stored, until that store is adopted
+    other = Home(settings.home, settings.environment() | {"LABELMILL_STORE_URL": str(tmp_path / "other")})
+    done = other.run("submit", tmp_path / "a.png")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "run `labelmill db adopt-store`" in done.stderr
+    unwrapped = "".join(done.stderr.split())
+    for word in (str(tmp_path / "other"), str(store.folder), "SetLABELMILL_STORE_URL", "dbadopt-store"):
+        assert word in unwrapped
+    assert not (tmp_path / "other").exists()
     # And purge and correct are refused with another store
-    job = json.loads(labelmill("jobs", "--json", environment=other).stdout)[0]["id"]
+    job = other.json("jobs")[0]["id"]
     for command in (("purge", "--payloads", "0"), ("correct", job, "0", "7")):
-        done = labelmill(*command, environment=other)
+        done = other.run(*command)
         assert (done.returncode, "LABELMILL_STORE_URL" in done.stderr) == (2, True)
-    adopted = labelmill("db", "adopt-store", environment=other)
+    adopted = other.run("db", "adopt-store")
     assert (adopted.returncode, f"in {tmp_path / 'other'} on " in adopted.stderr) == (0, True)
-    assert labelmill("submit", str(tmp_path / "a.png"), environment=other).returncode == 0
+    assert other.run("submit", tmp_path / "a.png").returncode == 0

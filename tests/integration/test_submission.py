@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from jobs.errors import Conflict, NotFound, Stopped
+from jobs.errors import NotFound, Stopped
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job, pause_job
-from jobs.ledger.queries import JobStatus, job_status
 from jobs.ledger.submission import (
     ABANDONED_SECONDS,
     KeyHolder,
@@ -21,16 +19,12 @@ from jobs.ledger.submission import (
     add_chunk,
     discard_job,
     find_key,
-    open_job,
     seal_job,
     touch_job,
 )
-from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
-
-
-def status_of(ledger: Ledger, job_id: str) -> JobStatus:
-    with ledger.reading() as connection:
-        return job_status(connection, job_id)
+from jobs.schema import ChunkState, JobState, chunks, jobs
+from tests.conftest import Job
+from tests.ledger_probes import age_heartbeat, status_of
 
 
 def holder_of(ledger: Ledger, key: str) -> KeyHolder | None:
@@ -38,59 +32,14 @@ def holder_of(ledger: Ledger, key: str) -> KeyHolder | None:
         return find_key(connection, key)
 
 
-def fall_silent(ledger: Ledger, job_id: str, seconds: float) -> None:
-    """Let the producer's last heartbeat be that old."""
-    with ledger.transaction() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == job_id).values(touched_at=db_now(-seconds)))
-
-
 def chunk(first: int, images: int) -> NewChunk:
     return NewChunk(new_id(), first, images, "payloads/x", "0" * 64)
-
-
-def test_a_job_grows_with_its_chunks(ledger, champion):
-    # Given a job that is being submitted
-    job_id = new_id()
-    with ledger.transaction() as connection:
-        open_job(connection, job_id, model_id=champion.id, key="mine")
-    empty = status_of(ledger, job_id)
-    assert (empty.state, empty.total, empty.model, empty.key) == (
-        JobState.RECEIVING,
-        0,
-        champion.id,
-        "mine",
-    )
-
-    # When chunks are added, Then its total grows
-    for first, images in [(0, 3), (3, 2)]:
-        with ledger.transaction() as connection:
-            add_chunk(connection, job_id, chunk(first, images))
-        assert status_of(ledger, job_id).total == first + images
-    assert status_of(ledger, job_id).submitted_at is None
-
-    # When it is sealed, Then it is running
-    with ledger.transaction() as connection:
-        seal_job(connection, job_id, fingerprint="f" * 64)
-    sealed = status_of(ledger, job_id)
-    assert (sealed.state, sealed.finished_at) == (JobState.RUNNING, None)
-    assert sealed.submitted_at is not None
-
-
-def test_a_chunk_that_is_added_waits(ledger, make_job):
-    # Given a job with a chunk
-    job = make_job([3], sealed=False)
-
-    # Then the chunk is pending
-    with ledger.reading() as connection:
-        row = connection.execute(sa.select(chunks).where(chunks.c.job_id == job.id)).one()
-    assert (row.state, row.attempts, row.token, row.owner) == (ChunkState.PENDING, 0, None, None)
-    assert (row.first_index, row.images, row.finished_at) == (0, 3, None)
 
 
 def test_each_chunk_is_a_sign_of_life(ledger, make_job):
     # Given a producer without a heartbeat for long
     job = make_job([1], sealed=False, key="mine")
-    fall_silent(ledger, job.id, 1000)
+    age_heartbeat(ledger, job, 1000)
     assert not holder_of(ledger, "mine").receiving
 
     # When it adds a chunk, Then it counts as alive
@@ -109,7 +58,7 @@ def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, pau
     # Given two producers without a heartbeat for long, with their jobs paused or not
     job, other = (make_job([1], sealed=False, key=key) for key in ("mine", "another's"))
     for one in (job, other):
-        fall_silent(ledger, one.id, 1000)
+        age_heartbeat(ledger, one, 1000)
         if paused:
             with ledger.transaction() as connection:
                 assert pause_job(connection, one.id)
@@ -118,7 +67,7 @@ def test_a_producer_can_give_a_sign_of_life_between_chunks(ledger, make_job, pau
     assert touch(ledger, job.id)
     assert holder_of(ledger, "mine").receiving
     assert not holder_of(ledger, "another's").receiving
-    assert status_of(ledger, job.id).total == 1
+    assert status_of(ledger, job).total == 1
 
 
 @pytest.mark.parametrize("end", ["sealed", "cancelled", "failed"])
@@ -128,7 +77,7 @@ def test_a_job_that_is_not_received_any_more_is_not_touched(ledger, make_job, en
     if end != "sealed":
         with ledger.transaction() as connection:
             assert end_job(connection, job.id, JobState(end))
-    fall_silent(ledger, job.id, 1000)
+    age_heartbeat(ledger, job, 1000)
     with ledger.reading() as connection:
         before = connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one()
 
@@ -165,7 +114,7 @@ def test_nothing_is_added_to_a_sealed_job(ledger, make_job):
     job = make_job([1])
     with pytest.raises(Stopped, match=job.id), ledger.transaction() as connection:
         add_chunk(connection, job.id, chunk(1, 1))
-    assert status_of(ledger, job.id).total == 1
+    assert status_of(ledger, job).total == 1
 
 
 def test_nothing_is_added_to_a_job_that_is_not_there(ledger):
@@ -173,44 +122,7 @@ def test_nothing_is_added_to_a_job_that_is_not_there(ledger):
     with pytest.raises(Stopped), ledger.transaction() as connection:
         add_chunk(connection, nobody, chunk(0, 1))
     with pytest.raises(NotFound):
-        status_of(ledger, nobody)
-
-
-def test_jobs_without_a_key_do_not_meet(make_job):
-    assert make_job().id != make_job().id
-
-
-def test_a_key_belongs_to_one_job(ledger, make_job, champion):
-    # Given a job with a key
-    job = make_job([1], key="mine")
-
-    # When another job asks for the same key, Then it is refused and leaves nothing
-    with pytest.raises(Conflict, match="mine"), ledger.transaction() as connection:
-        open_job(connection, new_id(), model_id=champion.id, key="mine")
-    with ledger.reading() as connection:
-        assert list(connection.scalars(sa.select(jobs.c.id))) == [job.id]
-
-
-def test_two_take_a_key_at_the_same_moment_and_one_gets_it(ledger_url, champion):
-    # Given six producers that are about to open a job with the same key
-    start = threading.Barrier(6, timeout=30)
-
-    def open_it(_number):
-        ledger = Ledger(ledger_url)
-        try:
-            start.wait()
-            with ledger.transaction() as connection:
-                open_job(connection, new_id(), model_id=champion.id, key="mine")
-        except Conflict:
-            return False
-        else:
-            return True
-        finally:
-            ledger.close()
-
-    # When all of them do, Then one gets it, and the others get an error
-    with ThreadPoolExecutor(6) as pool:
-        assert sorted(pool.map(open_it, range(6))) == [False] * 5 + [True]
+        status_of(ledger, Job(nobody, []))
 
 
 def test_keys_are_told_apart_to_the_letter(ledger, make_job):
@@ -240,9 +152,9 @@ def test_who_holds_a_key_and_how_far_they_are(ledger, make_job, champion):
 
 def test_a_silent_producer_is_taken_for_dead_in_time_and_not_before(ledger, make_job, champion):
     job = make_job([1], sealed=False, key="mine")
-    fall_silent(ledger, job.id, ABANDONED_SECONDS - 30)
+    age_heartbeat(ledger, job, ABANDONED_SECONDS - 30)
     assert holder_of(ledger, "mine").receiving
-    fall_silent(ledger, job.id, ABANDONED_SECONDS + 1)
+    age_heartbeat(ledger, job, ABANDONED_SECONDS + 1)
     assert holder_of(ledger, "mine") == KeyHolder(
         job.id, receiving=False, sealed=False, fingerprint=None, model_id=champion.id
     )
@@ -259,7 +171,7 @@ def test_a_job_stopped_while_it_was_received_has_no_producer_any_more(ledger, ma
 
 def test_times_are_utc_and_agree_with_the_clock(ledger, make_job):
     before = datetime.now(UTC)
-    status = status_of(ledger, make_job().id)
+    status = status_of(ledger, make_job())
     after = datetime.now(UTC)
     slack = timedelta(seconds=1)
     for moment in (status.created_at, status.submitted_at, status.read_at):
@@ -275,7 +187,7 @@ def test_times_are_utc_whatever_zone_the_database_lives_in(ledger, make_job, pos
     ledger.engine.dispose()
 
     # When a job is stored, Then its times are in UTC
-    status = status_of(ledger, make_job().id)
+    status = status_of(ledger, make_job())
     assert status.created_at.utcoffset() == timedelta(0)
     assert abs(status.created_at - datetime.now(UTC)) < timedelta(seconds=30)
 

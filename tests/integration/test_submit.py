@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 import sqlalchemy as sa
 
-from jobs import queue
 from jobs.errors import (
     Conflict,
     ErrorCode,
@@ -43,12 +41,12 @@ from jobs.references import Reference, Roots
 from jobs.schema import JobState, chunks, db_now, jobs, predictions
 from jobs.settings import Settings
 from jobs.store import Store
-from labelmill import Client
 from producer import chunking, heartbeat
 from producer import submit as submit_module
 from producer.sources import SourceImage, Sources
 from producer.submit import Submitted, submit
 from tests.console import until
+from tests.ledger_probes import chunks_of, count_rows
 
 
 def image(name: str, data: bytes = b"pixels") -> SourceImage:
@@ -96,25 +94,6 @@ def run(ledger, store, publisher, champion):  # noqa: ARG001 -- there has to be 
     return run
 
 
-def test_a_job_is_pinned_to_the_model_that_is_named_or_to_the_champion(run, ledger, make_model, champion):
-    # Given a champion and another model
-    other = make_model(b"other", champion=False)
-    # When images are submitted for that model and for none, Then each job is pinned to its own model
-    jobs_of = {run(images(3), model_id=other.id).job_id: other.id, run(images(3)).job_id: champion.id}
-    with ledger.reading() as connection:
-        assert {job_id: job_status(connection, job_id).model for job_id in jobs_of} == jobs_of
-
-
-def test_a_model_that_is_not_there_is_refused_before_an_image_is_read(run, nothing_is_left):
-    def never() -> Iterator[SourceImage]:
-        raise AssertionError("an image was asked for")
-        yield
-
-    with pytest.raises(NotFound, match="There is no model 'nobody'"):
-        run(never(), model_id="nobody")
-    assert nothing_is_left()
-
-
 def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
     # Given a job with a key, submitted for the champion
     other = make_model(b"other", champion=False)
@@ -126,15 +105,6 @@ def test_a_key_belongs_to_the_model_of_its_job(run, make_model, champion):
     # Then only another named model conflicts: without one, a new champion changes nothing
     make_model(b"new", champion=True)
     assert run(images(3), key="mine").job_id == first.job_id
-
-
-def chunks_of(ledger: Ledger, job_id: str) -> list[NewChunk]:
-    query = sa.select(
-        chunks.c.id, chunks.c.first_index, chunks.c.images, chunks.c.payload, chunks.c.payload_sha256
-    )
-    with ledger.reading() as connection:
-        rows = connection.execute(query.where(chunks.c.job_id == job_id).order_by(chunks.c.first_index))
-        return [NewChunk(*row) for row in rows]
 
 
 def payloads_of(ledger: Ledger, store: Store, job_id: str) -> list[Payload]:
@@ -158,11 +128,7 @@ def folders_of(settings: Settings) -> list[str]:
 @pytest.fixture
 def nothing_is_left(ledger, settings):
     def nothing_is_left() -> bool:
-        with ledger.reading() as connection:
-            rows = [
-                connection.scalar(sa.select(sa.func.count()).select_from(table))
-                for table in (jobs, chunks, predictions)
-            ]
+        rows = [count_rows(ledger, table) for table in (jobs, chunks, predictions)]
         return rows == [0, 0, 0] and files_of(settings) == []
 
     return nothing_is_left
@@ -241,21 +207,6 @@ def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    ("count", "chunk_images", "sizes"),
-    [(1, 2, [1]), (2, 2, [2]), (3, 2, [2, 1]), (4, 2, [2, 2]), (3, 1, [1, 1, 1]), (3, 100, [3])],
-)
-def test_chunks_hold_as_many_images_as_they_may(run, ledger, count, chunk_images, sizes):
-    assert sizes_of(ledger, run(images(count), chunk_images=chunk_images).job_id) == sizes
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_the_first_chunks_are_small_so_that_work_begins_soon(run, ledger, monkeypatch):
-    monkeypatch.setattr(chunking, "FIRST_IMAGES", 3)
-    assert sizes_of(ledger, run(images(38), chunk_images=10).job_id) == [3, 6, 10, 10, 9]
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize(
     ("count", "sizes"), [(64, [64]), (65, [64, 1]), (400, [64, 120, 181, 35])], ids=lambda given: f"{given}"
 )
 def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
@@ -307,19 +258,6 @@ def test_images_are_read_no_further_than_the_chunk_at_hand(run):
     seen = []
     run(source(), on_progress=lambda stored: seen.append((stored, len(read))))
     assert seen == [(2, 3), (4, 5), (6, 7), (7, 7)]
-
-
-def test_workers_that_are_faster_than_the_producer(run, ledger, worker):
-    # Given a worker that finishes each chunk as soon as it is stored
-    def work(_stored):
-        with ledger.reading() as connection:
-            [job] = latest_jobs(connection, limit=1)
-        worker.work(chunks_of(ledger, job.id)[-1])
-
-    # When a job is submitted, Then it is done at once
-    job_id = run(images(4), on_progress=work).job_id
-    with ledger.reading() as connection:
-        assert job_status(connection, job_id).state == JobState.DONE
 
 
 # ---- by reference -------------------------------------------------------------------------------------
@@ -418,40 +356,6 @@ def test_chunks_by_reference_are_those_of_the_same_images_otherwise(run, ledger,
         for way in (None, roots)
     ]
     assert sizes == [[2, 1], [2, 1]]
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("roots", [None, Roots(["memory://bucket"])], ids=["by value", "by reference"])
-def test_what_is_fetched_from_urls_comes_in_smaller_chunks(run, ledger, monkeypatch, roots):
-    # Given at most two images from URLs in a chunk
-    monkeypatch.setattr(chunking, "MAX_CHUNK_URLS", 2)
-    source = [SourceImage(f"{n}.png", b"x", None, f"memory://bucket/{n}.png") for n in range(5)]
-
-    # When they are submitted, Then no chunk has more than two; a smaller chunk size still applies
-    assert sizes_of(ledger, run(source, chunk_images=100, by_reference=roots).job_id) == [2, 2, 1]
-    assert sizes_of(ledger, run(source, chunk_images=1, by_reference=roots).job_id) == [1] * 5
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-@pytest.mark.usefixtures("champion")
-def test_the_client_submits_what_an_object_store_holds(settings, ledger, store):
-    # Given images in an object store, which is a root
-    bucket = fsspec.filesystem("memory")
-    for name in ("a.png", "deep/b.png"):
-        bucket.pipe_file(f"/shelf/{name}", name.encode())
-    settings = settings.model_copy(update={"reference_roots": ("memory://shelf",)})
-
-    # When the client submits them by value and by reference
-    with Client(settings) as client:
-        by_value = client.submit("memory://shelf/")
-        by_reference = client.submit("memory://shelf/", by_reference=True)
-
-    # Then the payloads hold the bytes, or references from which a worker reads the same bytes
-    [payload] = payloads_of(ledger, store, by_value)
-    assert payload == (["memory://shelf/a.png", "memory://shelf/deep/b.png"], [b"a.png", b"deep/b.png"])
-    [referring] = payloads_of(ledger, store, by_reference)
-    roots = Roots(settings.reference_roots)
-    assert [roots.read(content, max_bytes=100) for content in referring.contents] == payload.contents
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["by value first", "by reference first"])
@@ -591,23 +495,6 @@ def test_a_job_over_its_limits_by_reference_or_under_a_key_is_refused_as_well(ru
         run(images(3), key="mine", limits=JobLimits(max_images=2))
 
 
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_bomb_found_halfway_through_an_archive_takes_the_whole_job_back(run, nothing_is_left, tmp_path):
-    # Given an archive of good images, followed by one that unpacks to a thousand times its size
-    path = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(6):
-            archive.writestr(f"{number}.png", b"pixels")
-        archive.writestr("bomb.png", bytes(20_000_000))
-
-    # When it is submitted, then the good images that were stored are removed again
-    stored = []
-    with pytest.raises(SourceError, match="LABELMILL_MAX_ARCHIVE_EXPANSION"):
-        run(Sources([str(path)]), on_progress=stored.append)
-    assert stored == [2, 4]
-    assert nothing_is_left()
-
-
 # ---- failures -----------------------------------------------------------------------------------------
 
 
@@ -649,35 +536,6 @@ def test_what_went_wrong_first_is_told_where_cleaning_up_goes_wrong_as_well(run,
         run(breaks_after(5, raises(KeyboardInterrupt())))
 
 
-def test_an_interruption_that_leaves_a_transaction_open_leaves_nothing(run, ledger, nothing_is_left):
-    # Given Ctrl-C just before a transaction ends, so that it stays open
-    def interrupt(_images: int) -> None:
-        transaction = ledger.transaction()
-        transaction.__enter__()
-        raise KeyboardInterrupt
-
-    # When that interrupts a submission, Then the job is taken back without waiting for the transaction
-    with pytest.raises(KeyboardInterrupt):
-        run(images(5), on_progress=interrupt)
-    assert nothing_is_left()
-
-
-def test_a_progress_bar_that_breaks_leaves_nothing(run, nothing_is_left):
-    with pytest.raises(KeyboardInterrupt):
-        run(images(5), on_progress=lambda _: raises(KeyboardInterrupt())())
-    assert nothing_is_left()
-
-
-def test_a_store_that_cannot_be_written_leaves_nothing(run, nothing_is_left, tmp_path):
-    # Given a store whose folder is a file
-    (tmp_path / "file").write_bytes(b"")
-
-    # When a job is submitted, Then nothing is in the ledger
-    with pytest.raises(Unavailable, match="store"):
-        run(images(5), store=Store(str(tmp_path / "file")))
-    assert nothing_is_left()
-
-
 def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, settings):
     # Given a store that becomes unwritable after two chunks
     def break_the_store():
@@ -690,9 +548,7 @@ def test_a_store_that_breaks_halfway_leaves_nothing_in_the_ledger(run, ledger, s
     # When a job is submitted, Then no row of it is left
     with pytest.raises(Unavailable, match="store"):
         run(breaks_after(5, break_the_store))
-    with ledger.reading() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(jobs)) == 0
-        assert connection.scalar(sa.select(sa.func.count()).select_from(chunks)) == 0
+    assert (count_rows(ledger, jobs), count_rows(ledger, chunks)) == (0, 0)
 
 
 #: Make the database refuse a job's later chunks.
@@ -762,29 +618,6 @@ def test_a_last_commit_that_breaks_off_is_read_back(
     assert broken
 
 
-@pytest.mark.parametrize("key", [None, "mine"])
-def test_a_job_takes_one_commit_a_chunk(run, monkeypatch, key):
-    # Given a count of the transactions
-    real = Ledger.transaction
-    begun: list[Ledger] = []
-
-    def counting(self: Ledger, **named: bool) -> contextlib.AbstractContextManager[sa.Connection]:
-        begun.append(self)
-        return real(self, **named)
-
-    monkeypatch.setattr(Ledger, "transaction", counting)
-
-    # When jobs of one and of two chunks are submitted, Then each chunk takes one transaction
-    first = run(images(2), key=key)
-    assert len(begun) == 1
-    run(images(3))
-    assert len(begun) == 1 + 2
-
-    # And the job of one chunk can be found by its key
-    if key:
-        assert run(images(2), key=key) == first._replace(new=False)
-
-
 def test_a_job_cancelled_while_it_is_submitted(run, ledger):
     # Given a job that is cancelled after its first chunk
     def cancel():
@@ -792,9 +625,11 @@ def test_a_job_cancelled_while_it_is_submitted(run, ledger):
             [job] = latest_jobs(connection, limit=1)
             end_job(connection, job.id, JobState.CANCELLED)
 
-    # When its producer goes on, Then it raises Stopped, and the cancelled job keeps its first chunk
+    # When its producer goes on, Then it raises Stopped and ends its heartbeats, and the cancelled job keeps
+    # its first chunk
     with pytest.raises(Stopped, match="stopped"):
         run(breaks_after(3, cancel))
+    assert not signs_are_given()
     with ledger.reading() as connection:
         [job] = latest_jobs(connection, limit=1)
     assert (job.state, job.total) == (JobState.CANCELLED, 2)
@@ -859,18 +694,6 @@ def test_no_job_is_there_before_its_first_chunk_and_nobody_speaks_for_it(run, jo
     assert seen == [(0, False), (0, False), (0, False), (1, True)]
 
 
-def test_who_shows_the_progress_may_take_long(run):
-    # Given a progress callback that records whether heartbeats are running; a slow one may block
-    seen: list[bool] = []
-
-    # When a job is submitted, Then heartbeats run from the first chunk until the last, after which the job
-    # is complete; a job of one chunk needs none
-    run(images(5), on_progress=lambda _: seen.append(signs_are_given()))
-    assert seen == [True, True, False]
-    run(images(2), on_progress=lambda _: seen.append(signs_are_given()))
-    assert seen == [True, True, False, False]
-
-
 @pytest.mark.usefixtures("signs_come_fast")
 @pytest.mark.parametrize(
     ("step", "happens"),
@@ -928,24 +751,6 @@ def test_a_job_that_was_stopped_stays_however_its_submission_ends(run, ledger, e
 
 
 @pytest.mark.usefixtures("signs_come_fast")
-def test_who_is_told_by_a_chunk_that_the_job_was_stopped_gives_no_more_signs(run, ledger, monkeypatch):
-    # Given heartbeats that never reach the ledger, and a job that is cancelled
-    def away(*_: object) -> bool:
-        raise Unavailable
-
-    monkeypatch.setattr(heartbeat, "touch_job", away)
-
-    def cancel():
-        with ledger.transaction() as connection:
-            [job] = latest_jobs(connection, limit=1)
-            end_job(connection, job.id, JobState.CANCELLED)
-
-    with pytest.raises(Stopped):
-        run(breaks_after(3, cancel))
-    assert not signs_are_given()
-
-
-@pytest.mark.usefixtures("signs_come_fast")
 def test_a_sign_that_is_lost_is_followed_by_others(run, monkeypatch):
     # Given a ledger that is unavailable for the first three heartbeats
     real = heartbeat.touch_job
@@ -991,64 +796,12 @@ def test_an_interruption_does_not_wait_for_a_sign_that_waits_for_it(
     assert nothing_is_left()
 
 
-# ---- an unavailable broker ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_without_a_broker_the_job_is_stored_all_the_same(
-    run, ledger, settings, short_folder, broker, monkeypatch
-):
-    # Given a broker that cannot be reached
-    away = make_app(Settings(home=settings.home, broker_url=f"redis+socket://{short_folder}/nobody.sock"))
-    publisher = Publisher(away)
-    asked: list[None] = []
-    real = publisher._noting_failure
-
-    def noted():
-        asked.append(None)
-        return real()
-
-    monkeypatch.setattr(publisher, "_noting_failure", noted)
-
-    # When a job of many chunks is submitted
-    submitted = run(images(9), publisher=publisher)
-    away.close()
-
-    # Then the job is in the ledger, the broker was tried once, and the publisher reports it unavailable
-    with ledger.reading() as connection:
-        status = job_status(connection, submitted.job_id)
-    assert (status.state, status.total) == (JobState.RUNNING, 9)
-    assert len(asked) == 1
-    assert publisher.unavailable
-    assert broker.waiting() == 0
-
-
-@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_no_more_messages_wait_than_may(run, ledger, broker, monkeypatch):
-    # Given room for three messages
-    monkeypatch.setattr(queue, "MAX_WAITING", 3)
-
-    # When a job of five chunks is submitted, Then the other two wait in the ledger only
-    job_id = run(images(10)).job_id
-    assert sizes_of(ledger, job_id) == [2] * 5
-    assert broker.waiting() == 3
-
-
-def test_a_publisher_with_a_broker_is_available(run, publisher):
-    run(images(3))
-    assert not publisher.unavailable
-
-
 # ---- submission keys ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def job_count(ledger):
-    def job_count() -> int:
-        with ledger.reading() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(jobs)) or 0
-
-    return job_count
+    return lambda: count_rows(ledger, jobs)
 
 
 def test_the_same_content_under_the_same_key_is_the_same_job(run, job_count, settings, broker):
@@ -1204,69 +957,26 @@ def test_who_waits_for_another_under_the_same_key_says_so_once(run, monkeypatch)
     assert not submitted.new
 
 
-def test_a_key_taken_between_the_look_and_the_insert(run, settings, job_count):
+@pytest.mark.parametrize("theirs", [5, 4], ids=["the same content", "other content"])
+def test_a_key_taken_between_the_look_and_the_insert(run, settings, job_count, theirs):
     # Given a producer that found its key free, and is overtaken while it stores its first payload
     overtaking: list[Submitted] = []
 
     def be_overtaken(_key):
         if not overtaking:
-            overtaking.append(run(images(5), key="mine"))
+            overtaking.append(run(images(theirs), key="mine"))
 
-    # When it then opens its job
-    submitted = run(images(5), key="mine", store=LookingStore(settings.store, be_overtaken))
+    # When it then opens its job, Then it gets the other producer's job, or an error if that has other content
+    store = LookingStore(settings.store, be_overtaken)
+    if theirs == 5:
+        assert run(images(5), key="mine", store=store) == Submitted(overtaking[0].job_id, 5, new=False)
+    else:
+        with pytest.raises(Conflict, match="other content"):
+            run(images(5), key="mine", store=store)
 
-    # Then it gets the other producer's job, and leaves nothing of its own
-    assert submitted == Submitted(overtaking[0].job_id, 5, new=False)
-    assert job_count() == 1
-    assert folders_of(settings) == [submitted.job_id]
-
-
-def test_a_key_taken_meanwhile_by_other_content(run, settings, job_count):
-    overtaking: list[Submitted] = []
-
-    def be_overtaken(_key):
-        if not overtaking:
-            overtaking.append(run(images(4), key="mine"))
-
-    with pytest.raises(Conflict, match="other content"):
-        run(images(5), key="mine", store=LookingStore(settings.store, be_overtaken))
+    # And it leaves nothing of its own
     assert job_count() == 1
     assert folders_of(settings) == [overtaking[0].job_id]
-
-
-def test_who_comes_while_the_first_is_still_at_it_waits(run, ledger_url, settings, job_count):
-    # Given a producer in the middle of a job with a key
-    halfway, go_on = threading.Event(), threading.Event()
-
-    def pause():
-        halfway.set()
-        assert go_on.wait(30)
-
-    def produce(source) -> Submitted:
-        own = Ledger(ledger_url)
-        app = make_app(settings)
-        try:
-            return run(source, key="mine", ledger=own, publisher=Publisher(app))
-        finally:
-            app.close()
-            own.close()
-
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            first = pool.submit(produce, breaks_after(3, pause))
-            assert halfway.wait(30)
-
-            # When another one submits the same content, Then it waits for the first
-            second = pool.submit(produce, breaks_after(3, lambda: None))
-            time.sleep(0.3)
-            assert not second.done()
-        finally:
-            go_on.set()
-
-        # And gets the same job, once that is complete
-        assert first.result(30).new
-        assert second.result(30) == Submitted(first.result().job_id, 6, new=False)
-    assert job_count() == 1
 
 
 def test_a_killed_producers_job_can_be_submitted_again(run, ledger, store, settings, champion, job_count):

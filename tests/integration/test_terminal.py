@@ -11,18 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
-from jobs.ledger.models import CHAMPION, point_alias, save_evaluation
+from jobs.ledger.models import save_evaluation
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreement
-from jobs.model import MNIST_INPUT, Model
-from jobs.registry import register_model
+from jobs.model import Model
 from jobs.schema import JobState, RunState, training_runs
 from jobs.settings import Settings
 from jobs.store import Store
@@ -33,10 +30,11 @@ from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
 from labelmill.console import Console
 from labelmill.doctor import Finding, Level
-from labelmill.drawing import Picture, draw
 from tests.conftest import Job, JobMaker, Worker
+from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
 from tests.outcomes import Outcome
+from tests.registering import register_digits
 from worker.learning.mnist import Mnist
 
 #: Classes that a terminal or rich would obey: red in two encodings, the cursor one line up, and markup.
@@ -45,6 +43,9 @@ WRITTEN_OUT = ("\\x1b[31mred", "\\x9b31mred too", "up\\x1b[1A", "[red]tin[/red]"
 
 #: Images of each class, enough for the model's health.
 EACH = 60
+
+#: An evaluation set of a hundred images of each class.
+TRUTH = [number % len(CLASSES) for number in range(100 * len(CLASSES))]
 
 
 def obeyed(text: str) -> list[str]:
@@ -55,42 +56,10 @@ def obeyed(text: str) -> list[str]:
 @pytest.fixture
 def champion(ledger: Ledger, store: Store) -> Model:
     """Return a model of these classes, with its evaluation."""
-    model = register_model(
-        ledger,
-        store,
-        keras_file(b""),
-        architecture="dense",
-        classes=CLASSES,
-        input_spec=MNIST_INPUT,
-        accuracy=1.0,
-        metrics={},
-    )
+    model = register_digits(ledger, store, keras_file(), champion=True, classes=CLASSES)
     with ledger.transaction() as connection:
-        point_alias(connection, CHAMPION, model.id)
-        save_evaluation(connection, model.id, "f" * 64, evaluation(), bytes(2 * evaluation().total))
+        save_evaluation(connection, model.id, "f" * 64, *made_evaluation(TRUTH, TRUTH, classes=CLASSES))
     return model
-
-
-def evaluation() -> Evaluation:
-    """Return an evaluation with a hundred images of each class, all classified correctly."""
-    count = len(CLASSES)
-    return Evaluation(
-        total=100 * count,
-        correct=100 * count,
-        accuracy=1.0,
-        accuracy_low=0.99,
-        accuracy_high=1.0,
-        classes=CLASSES,
-        confusion=tuple(tuple(100 * (t == p) for p in range(count + 1)) for t in range(count)),
-        precision=(1.0,) * count,
-        recall=(1.0,) * count,
-        log_loss=0.0,
-        calibration_error=0.0,
-        calibration=(),
-        confidence_histogram=(100 * count, *(0,) * (len(CONFIDENCE_EDGES) - 2)),
-        image_microseconds=10.0,
-        mistakes=(),
-    )
 
 
 @pytest.fixture
@@ -117,13 +86,11 @@ def job(make_job: JobMaker, worker: Worker, champion: Model, ledger: Ledger, tmp
 
 
 @pytest.fixture
-def run(settings: Settings, monkeypatch) -> Callable[..., str]:
+def run(run_command) -> Callable[..., str]:
     """Return a function: `run("status", job.id)` returns what the command prints."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(app, list(arguments))
+        done = run_command(app, *arguments)
         assert done.exit_code == 0, done.stderr
         return done.stdout
 
@@ -168,7 +135,7 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
 
 
 def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
-    registering._print_figures(evaluation())
+    registering._print_figures(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0])
     figures = capsys.readouterr().out
     shadow._print_comparison(
         Comparison(new_id(), 1, 4, 4),
@@ -202,16 +169,6 @@ def test_what_the_demo_shows_is_written_out(
     for each in WRITTEN_OUT:
         assert f"{each} \u2502" in said
     assert "[bold]/labelmill up" in said
-
-
-def test_what_is_beneath_a_picture_is_written_out(tmp_path: Path) -> None:
-    Image.new("L", (28, 28)).save(tmp_path / "a.png")
-    black = (tmp_path / "a.png").read_bytes()
-    out = io.StringIO()
-    draw([Picture(black, each) for each in CLASSES], Console(file=out, highlight=False, width=200))
-    assert obeyed(out.getvalue()) == []
-    for each in WRITTEN_OUT:
-        assert each in out.getvalue()
 
 
 def test_why_something_ended_is_written_out(ledger: Ledger, run, make_job: JobMaker) -> None:

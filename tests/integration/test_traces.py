@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -245,40 +245,6 @@ def test_a_retry_is_a_submission_with_a_trace_of_its_own(
     first, second = traced.spans("submit")
     assert trace_of(first) != trace_of(second)
     assert f"{trace_of(second):032x}" in (traceparent_of(harness.ledger, retried.submitted.job_id) or "")
-
-
-def test_a_submission_joins_the_trace_of_the_program_that_submits(
-    ledger: Ledger, traced: Traced, submit_digits: Callable[..., str]
-) -> None:
-    # given a program that makes its own traces
-    program = TracerProvider(shutdown_on_exit=False).get_tracer("a program")
-    with program.start_as_current_span("its own") as span:
-        job_id = submit_digits(traced, 1)
-
-    # then the job belongs to the program's trace
-    assert f"{span.get_span_context().trace_id:032x}" in (traceparent_of(ledger, job_id) or "")
-
-
-def test_opentelemetry_can_be_told_to_make_none(
-    ledger: Ledger, submit_digits: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    with closing(Traced("labelmill-test")) as traced:
-        job_id = submit_digits(traced, 1)
-    assert traceparent_of(ledger, job_id) is None
-
-
-@pytest.mark.parametrize("name", [None, "mine"])
-def test_a_process_is_called_as_opentelemetry_was_told(
-    name: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name is not None:
-        monkeypatch.setenv("OTEL_SERVICE_NAME", name)
-    with closing(Traced("labelmill-worker")) as traced:
-        with traced.span("x", began=time.time_ns()):
-            pass
-        [span] = traced.spans()
-    assert span.resource.attributes["service.name"] == (name or "labelmill-worker")
 
 
 def test_no_traces_are_made_unless_an_endpoint_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

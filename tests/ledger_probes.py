@@ -1,0 +1,58 @@
+"""What many tests ask the ledger about a job, and what they do to it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from jobs.ledger import Ledger
+from jobs.ledger.control import end_job
+from jobs.ledger.models import find_champion
+from jobs.ledger.queries import JobStatus, job_status
+from jobs.ledger.submission import NewChunk
+from jobs.schema import ChunkState, JobState, chunks, db_now, jobs
+from tests.conftest import Job
+
+
+def status_of(ledger: Ledger, job: Job) -> JobStatus:
+    with ledger.reading() as connection:
+        return job_status(connection, job.id)
+
+
+def chunks_of(ledger: Ledger, job_id: str, *states: ChunkState) -> list[NewChunk]:
+    """Return the job's chunks in order, or only those in these states."""
+    columns = chunks.c["id", "first_index", "images", "payload", "payload_sha256", "priority"]
+    query = sa.select(columns).where(chunks.c.job_id == job_id).order_by(chunks.c.first_index)
+    if states:
+        query = query.where(chunks.c.state.in_(states))
+    with ledger.reading() as connection:
+        return [NewChunk(*row) for row in connection.execute(query)]
+
+
+def chunk_states_of(ledger: Ledger, job: Job) -> list[ChunkState]:
+    """Return the states of the job's chunks, in order."""
+    with ledger.reading() as connection:
+        query = sa.select(chunks.c.state).where(chunks.c.job_id == job.id).order_by(chunks.c.first_index)
+        return [ChunkState(state) for state in connection.scalars(query)]
+
+
+def champion_of(ledger: Ledger) -> str | None:
+    """Return the champion's id."""
+    with ledger.reading() as connection:
+        champion = find_champion(connection)
+    return champion.id if champion else None
+
+
+def count_rows(ledger: Ledger, table: sa.Table) -> int:
+    with ledger.reading() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+def cancel(ledger: Ledger, job: Job) -> None:
+    with ledger.transaction() as connection:
+        assert end_job(connection, job.id, JobState.CANCELLED)
+
+
+def age_heartbeat(ledger: Ledger, job: Job, seconds: float) -> None:
+    """Let the last heartbeat of the job's producer be that old."""
+    with ledger.transaction() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(touched_at=db_now(-seconds)))
