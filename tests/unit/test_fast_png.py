@@ -16,7 +16,8 @@ from PIL import Image
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
-from tests.unit.test_decode import chunk, encode, png
+from tests.faults.corpus import encode
+from tests.png import chunk, png
 from worker.predicting import fast_png
 from worker.predicting.batches import decode_many
 from worker.predicting.decode import DEFAULT_LIMITS, decode
