@@ -121,12 +121,6 @@ def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
     assert names(sources) == ["memory://bucket/photos/a.png", "memory://bucket/photos/b.png"]
 
 
-def test_a_name_that_no_database_takes_is_made_storable(bucket: MemoryFileSystem) -> None:
-    put(bucket, "photos/a\0b.png")
-    [image] = Sources(["memory://bucket/photos"])
-    assert outcome(image) == ("memory://bucket/photos/a\ufffdb.png", b"x")
-
-
 @pytest.mark.parametrize(
     ("url", "message"),
     [
