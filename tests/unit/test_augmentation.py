@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import UserError
 from worker.learning.augmentation import distorter
-from worker.learning.recipes import PLAIN, Augmentation, Recipe, recipe_for
+from worker.learning.recipes import Augmentation, Recipe, recipe_for
 from worker.learning.training import views
 
 SEED = np.array((3, 1), np.int32)
@@ -121,21 +119,6 @@ def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, p
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
-def test_the_plain_recipe_has_no_tricks():
-    assert Recipe.from_json(PLAIN.to_json()) == PLAIN
-    assert PLAIN.augmentation is None
-    assert (PLAIN.epochs, PLAIN.batch_size, PLAIN.schedule, PLAIN.averaging) == (3, 32, "constant", 0.0)
-
-
 def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
     with pytest.raises(UserError, match="no recipe mlp endless: there are mlp quick, mlp long, cnn"):
         recipe_for("mlp", "endless", seed=1)
-
-
-#: Fields of an `Augmentation` that are not amounts.
-HOW = ("smoothness", "at_the_end")
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
-def test_whatever_is_more_than_a_shift_bends(name):
-    assert Augmentation(**{name: 1}).bends == (name != "shift")

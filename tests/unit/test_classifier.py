@@ -70,15 +70,6 @@ def near(size: int) -> tuple[int, int, int]:
     return size - 1, size, size + 1
 
 
-def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
-    spec = InputSpec(width=33, height=32)
-    model = keras.Sequential(
-        [keras.Input(spec.shape), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
-    )
-    assert Classifier(model, CLASSES, spec).batch == BATCH
-    assert Classifier(linear(np.zeros((784, 10), np.float32)), CLASSES, MNIST_INPUT).batch == LARGE_BATCH
-
-
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
@@ -192,12 +183,6 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     # Then the one that overflows has no label, and there is no NaN.
     assert predictions.class_index.tolist() == [7, 7, -1, 7, 7]
     assert predictions.confidence.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-6)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_model_whose_weights_are_spoiled_gives_no_label_at_all(value: float) -> None:
-    classifier = Classifier(linear(np.full((784, 10), value, np.float32)), CLASSES, MNIST_INPUT)
-    assert (classifier.predict(pixels(3)).class_index == -1).all()
 
 
 @pytest.mark.parametrize("activation", ["linear", "sigmoid", "tanh"])

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 from typing import Any
@@ -32,15 +30,6 @@ def refusal_of(config: dict[str, Any]) -> str:
 
 def test_a_file_of_known_layers_passes() -> None:
     check_model_file(keras_file())
-
-
-def test_looking_at_a_file_imports_neither_keras_nor_numpy() -> None:
-    code = (
-        "import sys; from jobs.model_file import check_model_file; from tests.kerasfile import keras_file\n"
-        "check_model_file(keras_file())\n"
-        "sys.exit(bool({'keras', 'tensorflow', 'numpy', 'h5py'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 # ---- other formats ------------------------------------------------------------------------------------
@@ -170,10 +159,6 @@ def test_what_runs_code_or_opens_files_is_refused_wherever_it_stands(
     reason = refusal_of(config)
     assert "which is not a layer or function that may be loaded" in reason
     assert len(reason) < 250
-
-
-def test_what_is_named_is_told() -> None:
-    assert "names keras.layers.Lambda, which is not" in refusal_of(sequential(LAMBDA))
 
 
 # ---- bounds -------------------------------------------------------------------------------------------
