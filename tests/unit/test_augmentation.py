@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,3 +124,12 @@ def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, p
 def test_a_recipe_nobody_wrote_is_told_with_those_there_are():
     with pytest.raises(UserError, match="no recipe mlp endless: there are mlp quick, mlp long, cnn"):
         recipe_for("mlp", "endless", seed=1)
+
+
+#: Fields of an `Augmentation` that are not amounts.
+HOW = ("smoothness", "at_the_end")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
+def test_whatever_is_more_than_a_shift_bends(name):
+    assert Augmentation(**{name: 1}).bends == (name != "shift")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,12 @@ def test_a_line_says_when_how_bad_who_and_what() -> None:
         "process": "MainProcess",
         "pid": os.getpid(),
     }
+
+
+def test_the_time_is_that_of_the_line() -> None:
+    made = record("a line")
+    made.created = datetime(2026, 11, 25, 3, 4, 5, 678_000, tzinfo=UTC).timestamp()
+    assert parsed(made)["time"] == "2026-11-25T03:04:05.678Z"
 
 
 def test_ids_are_forgotten_when_celery_is_done_with_a_task() -> None:
@@ -210,6 +217,17 @@ raise RuntimeError("the end of ftp://anna:hers@host")
     assert lines[7]["level"] == "critical"
     assert "the end of ftp://anna:***@host" in lines[7]["exception"]
     assert len(lines) == 8
+
+
+def test_a_log_file_that_celery_was_told_is_written_in_json(tmp_path: Any) -> None:
+    path = tmp_path / "a.log"
+    done = said(
+        f"from worker.app import app; import logging; app.log.setup(loglevel='INFO', logfile={str(path)!r});"
+        " logging.getLogger('worker.x').info('a line')",
+        log_format="json",
+    )
+    assert done.stderr == ""
+    assert json.loads(path.read_text())["message"] == "a line"
 
 
 @pytest.mark.parametrize(("log_format", "begins"), [("text", "labelmill: "), ("json", '{"time": ')])

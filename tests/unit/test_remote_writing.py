@@ -76,6 +76,17 @@ def test_what_is_there_stays_unless_it_is_to_go(shelf: MemoryFileSystem) -> None
     assert shelf.cat_file(URL) == b"mine"
 
 
+def test_one_that_is_written_elsewhere_meanwhile_is_seen(shelf: MemoryFileSystem) -> None:
+    # The fsspec package may cache its listings
+    forgotten: list[Any] = []
+    shelf.invalidate_cache = lambda path=None: forgotten.append(path)
+    try:
+        write(URL, "x")
+    finally:
+        del shelf.invalidate_cache
+    assert forgotten == [None]
+
+
 class Odd(MemoryFileSystem):
     """An object store that fails at a given step."""
 
