@@ -15,7 +15,6 @@ seam, so that one worker serves many trials.
 | `before COMMIT` | the outcomes are written in an open transaction |
 | `COMMIT` | the same, and what happens next happens to the COMMIT |
 | `after COMMIT` | the outcomes are committed |
-| `cut` | a cut is written in the claim's open transaction |
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
@@ -124,10 +123,6 @@ def _stop_both() -> None:
     """The whole worker stands still, as in a machine that is suspended. The test lets it go on."""
     with _nobody_writing():
         os.kill(PARENT, signal.SIGSTOP)
-    _stop_child()
-
-
-def _stop_child() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -209,7 +204,6 @@ _ACTIONS: _Actions = {
     "kill parent": _kill_parent,
     "kill both": _kill_both,
     "stop both": _stop_both,
-    "stop child": _stop_child,
     "hang": _hang,
     "raise": _raise,
     "out of memory": _run_out_of_memory,
@@ -300,12 +294,6 @@ def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if claims:
         _Answer.lost = passing("claim")
     return claims
-
-
-@_wrap(jobs.ledger.claims, "cut")
-def _cutting(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    original(*args, **kwargs)
-    passing("cut")
 
 
 @_wrap(pipeline, "_claim")
