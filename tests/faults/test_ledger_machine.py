@@ -29,7 +29,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import ErrorCode, LeaseLost, Stopped
 from jobs.ids import new_id
@@ -550,7 +552,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for chunk in self.still_ours(worker):
             chunk.expired = True
 
-    # ---- commits that nobody knows of -----------------------------------------------------------------
+    # ---- commits that nobody knows of, and the last guard ---------------------------------------------
 
     @happening(weight=2, when=lambda self: self._sound_workers(), pick=PICK, committed=st.booleans())
     def the_answer_to_a_commit_is_lost(self, pick: int, committed: bool) -> None:
@@ -577,6 +579,38 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _sound_workers(self) -> list[Worker]:
         return [worker for worker in self.workers if not any(map(self._is_poisoned, worker.claims))]
+
+    @happening(
+        when=lambda self: any(chunk.state == "done" for chunk in self.model.chunks.values()), pick=PICK
+    )
+    def a_done_chunk_is_opened_by_mistake(self, pick: int) -> None:
+        """By hand, or by a mistake in a later version: the primary key refuses a second outcome."""
+        done = [chunk for chunk in self.model.chunks.values() if chunk.state == "done"]
+        chunk = done[pick % len(done)]
+        with self.ledger.transaction() as connection:
+            connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="claimed"))
+            row = connection.execute(sa.select(chunks).where(chunks.c.id == chunk.id)).one()
+        claim = Claim(
+            chunk_id=chunk.id,
+            token=row.token,
+            job_id=chunk.job.id,
+            model_id=chunk.job.model_id,
+            first_index=chunk.first,
+            images=chunk.images,
+            payload=row.payload,
+            payload_digest=row.payload_sha256,
+            payload_offset=row.payload_offset,
+            attempts=row.attempts,
+            releases=0,
+            crashes=0,
+            crash_code=None,
+            error=None,
+            traceparent=None,
+        )
+        with pytest.raises((IntegrityError, UniqueViolation)), self.ledger.transaction() as connection:
+            record_results(connection, [Classified(claim, Outcomes.of(self._outcomes(claim)))])
+        with self.ledger.transaction() as connection:
+            connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(state="done"))
 
     # ---- a person -------------------------------------------------------------------------------------
 
