@@ -37,7 +37,7 @@ def champion(trained: Home) -> tuple[Model, Path]:
 
 @pytest.fixture(scope="module")
 def answers_of_keras(champion: tuple[Model, Path], mnist_dir: Path) -> npt.NDArray[np.float32]:
-    """What Keras itself makes of all of MNIST's test images, or the sample's: the probability of each class."""
+    """What Keras itself makes of all of MNIST's test images, or the sample's: each class's probability."""
     images = mnist.read_folder(mnist_dir, lambda _line: None).test_images
     answers: npt.NDArray[np.float32] = keras.saving.load_model(champion[1]).predict(images, verbose=0)
     return answers
