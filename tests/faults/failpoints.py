@@ -96,13 +96,9 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_parent() -> None:
+def _kill_both() -> None:
     if os.getppid() == PARENT:  # or is the parent, or an orphan
         os.kill(PARENT, signal.SIGKILL)
-
-
-def _kill_both() -> None:
-    _kill_parent()
     _kill()
 
 
@@ -129,14 +125,6 @@ def _stop_both() -> None:
 def _hang() -> None:
     """In Python, as in a package that waits for its server: the soft time limit ends it."""
     time.sleep(600)
-
-
-def _raise() -> None:
-    raise RuntimeError("a failpoint")
-
-
-def _run_out_of_memory() -> None:
-    raise MemoryError
 
 
 class _Seam:
@@ -201,12 +189,9 @@ def _room_for_files() -> Iterator[None]:
 _Actions = dict[str, Callable[[], None]]
 _ACTIONS: _Actions = {
     "kill": _kill,
-    "kill parent": _kill_parent,
     "kill both": _kill_both,
     "stop both": _stop_both,
     "hang": _hang,
-    "raise": _raise,
-    "out of memory": _run_out_of_memory,
     "terminate backend": _terminate_backend,
     "fill the disk": _fill_the_disk,
     "limit files": _limit_files,
