@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluation import CONFIDENCE_EDGES, NO_ANSWER
+from jobs.evaluation import NO_ANSWER
 from jobs.ledger.corrections import LiveAccuracy
 from jobs.ledger.models import StoredEvaluation, StoredVerdict
 from jobs.ledger.runs import Run
@@ -362,22 +362,6 @@ def test_two_models_are_compared_image_by_image(images):
     assert pair.p == mcnemar(pair.gained, pair.lost)
 
 
-def test_a_mistake_is_shown_with_what_the_other_model_made_of_it():
-    # Given four wrong answers, for which the other model is right, right, wrong, and without an answer
-    evaluation, _ = made_evaluation([0, 0, 0, 0], [1, 1, 1, 1], confidences=[0.9, 0.8, 0.7, 0.6])
-    theirs = bytes([0, 0, 0, 0, 2, 0, NO_ANSWER, 0])
-
-    # Then each has the other model's answer
-    shown = tables.shown_mistakes(evaluation, theirs)
-    assert [(each.theirs, each.they_are_right) for each in shown] == [
-        ("0", True),
-        ("0", True),
-        ("2", False),
-        (None, False),
-    ]
-    assert [each.theirs for each in tables.shown_mistakes(evaluation, None)] == [None] * 4
-
-
 def test_a_class_that_was_never_seen_has_no_shares():
     evaluation, _ = made_evaluation([0, 0], [0, 0], classes=("a", "b"))
     assert tables.by_class(evaluation, None)[1] == tables.ClassRow("b", 0, None, None, None, None)
@@ -434,34 +418,3 @@ def test_ticks_are_round_few_and_within_their_axis(low, factor):
         assert 1 <= len(ticks) <= 12
         assert ticks == sorted(set(ticks))
         assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
-
-
-def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
-    # Given images in two bins: 900 with high confidence, all right, and 100 with 0.5, half of them right
-    truth = [0] * 1000
-    answers = [0] * 950 + [1] * 50
-    evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
-
-    # When they are drawn, Then there are two marks, and the area follows the number of images
-    svg = str(charts.calibration_diagram("x", [charts.Marks("this model", "ours", evaluation.calibration)]))
-    assert inside(svg)
-    marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
-    assert [(float(radius), words) for radius, words in marks] == [
-        (4.3, "this model: 100 images, confidence 0.500, accuracy 0.500"),
-        (13.0, "this model: 900 images, confidence 0.990, accuracy 1.000"),
-    ]
-
-
-def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
-    # Given counts of two models, with none in the first range
-    counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
-    series = [charts.Bars("this model", "ours", counts), charts.Bars("champion", "theirs", counts)]
-
-    # Then there is no bar for zero, and every other count has its number
-    svg = str(charts.confidence_bars("x", series))
-    assert inside(svg)
-    assert svg.count('<rect class="bar ours"') == len(counts) - 1 + 1  # and one in the legend
-    assert svg.count(">12,345<") == 2
-    assert ">0.999 to 1<" in svg
-    lengths = [float(width) for width in re.findall(r'bar ours"[^>]*width="([\d.]+)"', svg)]
-    assert lengths[:-1] == sorted(lengths[:-1])

@@ -260,23 +260,6 @@ def test_an_archive_on_stdin_that_cannot_be_read_stops_only_itself() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_an_archive_that_is_cut_short_is_refused_when_that_is_known(path: str, share: float) -> None:
-    # Given an archive of random bytes, which gzip cannot compress, that is cut off
-    chance = random.Random(3)
-    pack(path, {f"{number}.png": chance.randbytes(5000) for number in range(10)})
-    content = Path(path).read_bytes()
-    Path(path).write_bytes(content[: int(len(content) * share)])
-    # When it is read, then all images before the cut are returned, and no partial one
-    reading = iter(Sources([path]))
-    came = [next(reading)]
-    with pytest.raises(SourceError, match="not a TAR archive that can be read to its end"):
-        came.extend(reading)
-    assert 10 * share - 2 <= len(came) <= 10 * share
-    assert all(len(image.data or b"") == 5000 for image in came)
-
-
 def test_a_broken_header_in_the_middle_is_not_taken_for_the_end() -> None:
     # Given a header with a wrong checksum, which tarfile itself would take for the end
     broken = bytearray(GOOD)
