@@ -21,6 +21,9 @@ from jobs.errors import ErrorCode, SourceError
 from producer import sources as sources_module
 from producer.sources import SourceImage, SourceImages, Sources, files
 from producer.sources.lines import read_lines
+from tests.sources import outcome, outcomes
+
+pytestmark = pytest.mark.usefixtures("here")
 
 KINDS = (
     "png jpg jpeg jpe jfif gif bmp dib webp pgm ppm pnm pbm "
@@ -28,25 +31,9 @@ KINDS = (
 )
 
 
-def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
-    """Return an image's name with its bytes, or with its error's code."""
-    assert (image.data is None) != (image.error is None)
-    return image.name, image.error.code if image.error else image.data
-
-
-def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
-    return [outcome(image) for image in sources]
-
-
 def put(path: str, data: bytes = b"x") -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(data)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in tmp_path, so that sources can be named by relative paths."""
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

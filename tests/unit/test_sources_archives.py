@@ -17,6 +17,9 @@ import pytest
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from producer.sources import SourceImage, Sources
+from tests.sources import outcomes
+
+pytestmark = pytest.mark.usefixtures("here")
 
 # The positions of fields in a member's entry in the archive's directory.
 FLAGS = (8, "<H")
@@ -38,15 +41,6 @@ def lie(path: str, name: str, field: tuple[int, str], value: int) -> None:
     at, form = field
     struct.pack_into(form, content, content.rindex(name.encode()) - 46 + at, value)
     Path(path).write_bytes(content)
-
-
-def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
-    return [(image.name, image.error.code if image.error else image.data) for image in sources]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_members_come_in_the_archives_order_under_its_name() -> None:

@@ -15,6 +15,8 @@ import pytest
 from jobs.errors import ErrorCode, SourceError
 from producer.sources import SourceImage, Sources
 
+pytestmark = pytest.mark.usefixtures("here")
+
 
 def idx(count: int, rows: int = 2, columns: int = 3) -> bytes:
     """Return an IDX file with that many images, each filled with its number."""
@@ -23,11 +25,6 @@ def idx(count: int, rows: int = 2, columns: int = 3) -> bytes:
 
 
 LABELS = struct.pack(">II", 0x0801, 3) + bytes(3)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

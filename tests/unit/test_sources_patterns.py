@@ -13,6 +13,8 @@ from jobs.errors import ErrorCode, SourceError
 from producer import sources as sources_module
 from producer.sources import Sources
 
+pytestmark = pytest.mark.usefixtures("here")
+
 
 def put(*paths: str) -> None:
     for path in paths:
@@ -22,11 +24,6 @@ def put(*paths: str) -> None:
 
 def names(*patterns: str) -> list[str]:
     return [image.name for image in Sources(patterns)]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_pattern_names_files_in_order_whatever_their_extension() -> None:

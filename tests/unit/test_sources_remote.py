@@ -10,17 +10,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs.errors import ErrorCode, SourceError, Unavailable
 from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
+from tests.sources import outcome
 
 
 def put(bucket: MemoryFileSystem, *names: str, data: bytes = b"x") -> None:
     for name in names:
         bucket.pipe_file(f"/bucket/{name}", data)
-
-
-def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
-    """Return an image's name with its bytes, or with its error's code."""
-    assert (image.data is None) != (image.error is None)
-    return image.name, image.error.code if image.error else image.data
 
 
 def names(sources: Sources) -> list[str]:

@@ -17,6 +17,9 @@ import pytest
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from producer.sources import Sources
+from tests.sources import outcomes
+
+pytestmark = pytest.mark.usefixtures("here")
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -63,10 +66,6 @@ def record(keyword: str, value: str) -> bytes:
     return str(size).encode() + rest
 
 
-def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
-    return [(image.name, image.error.code if image.error else image.data) for image in sources]
-
-
 def peak_of(read: Callable[[], object]) -> int:
     """Return the peak of Python's memory, in bytes, during a call."""
     tracemalloc.start()
@@ -75,11 +74,6 @@ def peak_of(read: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 GOOD = header("good.png", 4) + padded(b"good")
