@@ -27,7 +27,7 @@ from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from jobs.traces import ENDPOINT_VARIABLE
-from labelmill.stack import beat_command, worker_command
+from labelmill.stack import worker_command
 from producer.submit import submit
 from tests.console import COMMAND_SECONDS, until
 from tests.faults.pictures import Picture, pictures, poisoned
@@ -219,15 +219,6 @@ def test_a_worker_without_its_broker_says_so_in_json_and_no_secret(deployment: D
     messages = [line["message"] for line in deployment.lines("worker")]
     assert any("redis://user:***@127.0.0.1:1/0" in message for message in messages)
     assert "worker: Warm shutdown (MainProcess)" in messages
-
-
-def test_every_line_of_beat_is_json(deployment: Deployment) -> None:
-    # given all that beat can say: of two options the last one counts
-    with deployment.process("beat", [*beat_command(), "--loglevel", "debug"]) as beat:
-        until(lambda: deployment.says("beat", "beat: Starting"), "beat has started")
-        beat.send_signal(signal.SIGTERM)
-        beat.wait(60)
-    assert deployment.lines("beat")
 
 
 @pytest.fixture
