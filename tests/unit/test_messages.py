@@ -15,7 +15,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-ID = "0" * ID_LENGTH
 
 
 def is_wake_up(args: list[object], kwargs: dict[str, object]) -> bool:
