@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -137,36 +135,6 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
     # and TensorFlow traced once per batch size: every further trace would stay in memory.
     traces = {size: each.experimental_get_tracing_count() for size, each in classifier._answer.items()}
     assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
-
-
-@pytest.mark.parametrize(
-    ("images", "batches"),
-    [
-        (1, [32]),
-        (33, [128]),
-        (129, [128, 32]),
-        (230, [128, 128]),
-        (383, [128, 128, 128]),
-        (384, [512]),
-        (460, [512]),
-        (1500, [512, 512, 512]),
-        (1536, [2048]),
-        (4000, [2048, 2048]),
-    ],
-)
-def test_batches_are_nearly_full_but_for_a_few_images(
-    file: Path, monkeypatch: pytest.MonkeyPatch, images: int, batches: list[int]
-) -> None:
-    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
-    sizes: list[int] = []
-
-    def noted(size: int) -> Callable[[npt.NDArray[np.uint8]], object]:
-        answer = classifier._answer[size]
-        return lambda batch: sizes.append(len(batch)) or answer(batch)
-
-    monkeypatch.setattr(classifier, "_answer", {size: noted(size) for size in classifier._answer})
-    assert len(classifier.predict(pixels(images)).class_index) == images
-    assert sizes == batches
 
 
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:

@@ -285,25 +285,6 @@ def test_what_is_not_known_is_left_out_and_said_so():
         assert words not in page.text
 
 
-@pytest.mark.parametrize(
-    ("rival", "words"),
-    [
-        (
-            Rival(make_model("o", classes=tuple("ab")), True, stored(TRUTH, TRUTH), False),
-            "knows other classes",
-        ),
-        (Rival(make_model("o"), True, stored(TRUTH, TRUTH), False), "was evaluated on other images"),
-        (Rival(make_model("o"), True, None, False), "was not evaluated"),
-    ],
-    ids=["other classes", "other images", "never evaluated"],
-)
-def test_figures_that_cannot_be_compared_are_not_shown_side_by_side(rival, words):
-    page = Page(render(make_facts(rival=rival)))
-    assert words in page.text
-    assert "McNemar" not in page.text
-    assert "champion right" not in page.text
-
-
 # ---- tables -------------------------------------------------------------------------------------------
 
 

@@ -104,26 +104,6 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist
     assert not (other_seed.get_weights()[0] == model.get_weights()[0]).all()
 
 
-def test_the_network_is_the_one_described_with_its_scaling_inside() -> None:
-    # Given the network
-    model = build("mlp", MNIST_INPUT, 10)
-    # Then it is 784-512-512-10, takes bytes, and scales them itself
-    assert model.input_shape == (None, 28, 28)
-    assert model.inputs[0].dtype == "uint8"
-    assert [type(layer).__name__ for layer in model.layers] == [
-        "Rescaling",
-        "Flatten",
-        "Dense",
-        "Dense",
-        "Dense",
-    ]
-    assert model.count_params() == 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
-    white = np.full((1, 28, 28), 255, np.uint8)
-    assert float(model.layers[0](white).numpy().max()) == pytest.approx(1.0)
-    # and its outputs are probabilities.
-    assert model.predict(white, verbose=0).sum() == pytest.approx(1.0, abs=1e-5)
-
-
 def test_convolutions_learn_as_well(data: mnist.Mnist) -> None:
     # Given the convolutional network, for data of three classes
     chosen = data.train_labels < 3
