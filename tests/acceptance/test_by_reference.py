@@ -87,11 +87,3 @@ def _spoil(folder: Path, few_digits: Path) -> dict[str, str]:
         linked_out: "source_forbidden",
         piped: "source_forbidden",
     }
-
-
-def test_without_the_setting_nothing_is_submitted_by_reference(new_home: Home, few_digits: Path) -> None:
-    refused = new_home.run("submit", few_digits, "--by-reference")
-    assert refused.returncode == 2
-    assert "set LABELMILL_REFERENCE_ROOTS" in refused.stderr
-    assert new_home.json("jobs") == []
-    assert not list(new_home.path.glob("store/payloads/*"))

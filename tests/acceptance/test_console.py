@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -54,27 +53,6 @@ def test_a_mistake_gets_a_message_and_exit_code_2(trained: Home, arguments: list
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["up", "--processes", "5000"],
-            "labelmill: LABELMILL_PROCESSES: input should be less than or equal to",
-        ),
-        (["worker", "--processes", "5000"], "labelmill: LABELMILL_PROCESSES: input should be less than or"),
-        (["worker", "--loglevel", "loud"], "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
-        # a level that there is, however it is written: the next thing is wrong
-        (["worker", "--loglevel", "DEBUG"], "labelmill: The ledger has not been migrated"),
-    ],
-)
-def test_a_worker_is_refused_what_up_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = Home(tmp_path / "home").run(*arguments)
-
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert not (tmp_path / "home" / "broker").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["status", "\udcff"], "\\xff is not UTF-8"),
         (["predictions", "x", "--label", "\udcff"], "\\xff is not UTF-8"),
         (["submit", "nowhere", "--key", "\udcff"], "\\xff is not UTF-8"),
@@ -96,68 +74,6 @@ def test_what_no_ledger_could_hold_is_a_mistake_too(idle: Home, arguments: list[
     assert "Traceback" not in done.stderr
 
 
-def test_an_empty_key_is_none_and_stdin_is_no_image(idle: Home, few_digits: Path) -> None:
-    # given folders of images, when one is submitted with an empty key
-    done = idle.run("submit", few_digits, "--key", "")
-    # then that is refused
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "A submission key has" in done.stderr
-
-    # when an image's bytes are on stdin, or a line without end
-    for endless in ("\0", "x" * 100_000):
-        done = idle.run("submit", "-", stdin=endless)
-        # then that is refused, with what stdin must be
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "stdin must be paths and URLs, one per line" in done.stderr
-
-
-def test_who_waits_for_another_that_submits_under_the_same_key_is_told(
-    idle: Home, few_digits: Path, tmp_path: Path
-) -> None:
-    # given a command that submits under a key, and waits for more to be named
-    paths = [f"{path}\n" for path in sorted(few_digits.rglob("*.png"))[:3]]
-    environment = idle.environment | {"LABELMILL_CHUNK_IMAGES": "1"}
-    said = tmp_path / "said"
-
-    def submitting(stderr: TextIO) -> subprocess.Popen[str]:
-        command = [LABELMILL, "submit", "-", "--key", "both"]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
-
-    with said.open("w") as log, killed_at_the_end(submitting(log)) as first:
-        first.stdin.writelines(paths)
-        first.stdin.flush()
-        until(lambda: "both" in [job["key"] for job in idle.json("jobs")], "the first one has begun")
-
-        # when the same is submitted under it once more, then that says which job it waits for
-        with killed_at_the_end(submitting(log)) as second:
-            second.stdin.writelines(paths)
-            second.stdin.close()
-            until(lambda: "is being submitted under this key" in said.read_text(), "the second one says so")
-
-            # and both have that job when the first one ends
-            first.stdin.close()
-            job, again = first.stdout.read().strip(), second.stdout.read().strip()
-    assert f"waiting: job {job} is being submitted under this key" in said.read_text()
-    assert job == again
-
-
-@pytest.mark.parametrize("command", ["jobs", "workers", "ready worker", "db upgrade", "up"])
-def test_a_ledger_that_is_no_database_gets_a_message(tmp_path: Path, command: str) -> None:
-    # given a ledger's file that something else was written over
-    home = Home(tmp_path / "home")
-    home.path.mkdir(mode=0o700)
-    ledger = home.path / "ledger.sqlite3"
-    ledger.write_bytes(b"not a database" * 1000)
-
-    # when a command needs it, then it says which file, and all but a health check what to do
-    done = home.run(*command.split())
-    assert done.returncode == 1
-    assert f"file is not a database: {ledger}" in done.stdout + done.stderr
-    assert command.startswith("ready") or "Restore the file from its backup" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -175,28 +91,6 @@ def test_a_malformed_setting_is_named_at_start(trained: Home, name: str, value: 
         assert done.returncode == 2
         assert ENV_PREFIX + name in done.stderr
         assert "Traceback" not in done.stderr
-
-
-def test_a_deployed_ledger_is_not_migrated_behind_anybodys_back(tmp_path: Path) -> None:
-    # given a ledger that was named and never migrated
-    home = Home(tmp_path / "home", {ENV_PREFIX + "LEDGER_URL": f"sqlite:///{tmp_path / 'other.sqlite3'}"})
-
-    # when it is used, then the message says what to do
-    done = home.run("jobs")
-    assert done.returncode == 2
-    assert "labelmill db upgrade" in done.stderr
-
-    # and doing it helps
-    home.ok("db", "upgrade")
-    assert home.json("jobs") == []
-
-
-def test_without_a_model_nothing_can_be_submitted(tmp_path: Path, few_digits: Path) -> None:
-    done = Home(tmp_path / "home").run("submit", few_digits)
-
-    assert done.returncode == 2
-    assert "labelmill train" in done.stderr
-    assert done.stdout == ""
 
 
 def test_without_a_broker_a_job_waits_in_the_ledger(idle: Home, few_digits: Path) -> None:
@@ -285,27 +179,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(stack: Home, digits: Path) ->
         assert done.returncode == 0
         assert done.stdout.startswith(begins)
         assert done.stderr == ""
-
-
-def test_a_reader_that_is_gone_ends_what_is_data_and_not_what_is_said(tmp_path: Path) -> None:
-    # given pipes that nobody reads any more
-    home = Home(tmp_path / "home")
-
-    def run(*arguments: str, unread: str) -> subprocess.CompletedProcess[bytes]:
-        reading, writing = os.pipe()
-        os.close(reading)
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, unread: writing}
-        try:
-            return subprocess.run([LABELMILL, *arguments], env=home.environment, check=False, **streams)
-        finally:
-            os.close(writing)
-
-    # when Rich writes into one, then that is no failure
-    done = run("doctor", unread="stdout")
-    assert (done.returncode, done.stderr) == (0, b"")
-    # and where nobody hears what is wrong, the exit code is the same
-    done = run("status", "nonsense", unread="stderr")
-    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_no_command_that_only_looks_brings_in_tensorflow(trained: Home) -> None:

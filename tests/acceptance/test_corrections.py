@@ -122,38 +122,20 @@ def test_corrections_from_the_first_to_the_last(home: Home, folder: Path, tmp_pa
     assert "were purged on" in done.stderr
 
 
-def test_mistakes_are_told_and_store_nothing(home: Home, folder: Path, tmp_path: Path) -> None:
-    job = classified(home, folder)
-
-    # given a file with wrong rows, then all of them are told, and what is right beside them is not stored
-    path = tmp_path / "wrong.csv"
-    path.write_text(f"job,index,label\n{job},0,1\n{job},1,seven\n{job},99,1\n")
-    done = home.run("correct", "--from", path)
-    assert done.returncode == 2
-    assert "2 rows are wrong, and nothing is stored" in done.stderr
-    assert "line 3: 'seven' is not a class" in done.stderr
-    assert "line 4: Job" in done.stderr
-    path.write_bytes(b"job,index,label\n\xff,1,1\n")
-    assert "is not UTF-8" in home.run("correct", "--from", path).stderr
-
-    # and so is what was typed wrong
-    for arguments, words in (
-        ((job, "0", "x"), "'x' is not a class of model"),
-        ((job, "0"), "Give JOB INDEX LABEL"),
-        ((job, "0", "1", "--undo"), "Give JOB INDEX LABEL"),
-        ((job, "0", "1", "--list"), "Give JOB INDEX LABEL"),
-        ((job, "0", "--from", path), "Give JOB INDEX LABEL"),
-        ((job, "--list"), "Give JOB INDEX LABEL"),
-        (("--list", "--from", path), "Give JOB INDEX LABEL"),
-        ((), "Give JOB INDEX LABEL"),
-        (("--undo",), "Give JOB INDEX LABEL"),
-        ((job, "0", "--undo"), "has no correction"),
-        (("--from", tmp_path / "none.csv"), "cannot be read: No such file or directory"),
+def test_what_is_typed_wrong_is_told_and_stores_nothing(home: Home) -> None:
+    for arguments in (
+        ("job", "0"),
+        ("job", "0", "1", "--undo"),
+        ("job", "0", "1", "--list"),
+        ("job", "0", "--from", "file.csv"),
+        ("job", "--list"),
+        ("--list", "--from", "file.csv"),
+        (),
+        ("--undo",),
     ):
         done = home.run("correct", *arguments)
         assert done.returncode == 2, arguments
-        assert words in " ".join(done.stderr.split()), arguments
-        assert "Traceback" not in done.stderr
+        assert "Give JOB INDEX LABEL" in " ".join(done.stderr.split()), arguments
     assert home.json("correct", "--list") == []
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from jobs.settings import ENV_PREFIX
 from tests.console import Home, until
 
 AREAS = ["settings", "home", "broker", "ledger", "store", "models", "training", "jobs"]
@@ -64,33 +63,7 @@ def test_while_the_stack_runs_there_is_no_problem(stack: Home) -> None:
     assert not about(said, "broker", "warning")
 
 
-def test_jobs_that_wait_for_a_worker_and_a_broker_that_is_away(new_home: Home, few_digits: Path) -> None:
-    # Given a home with a model: that nothing runs is no problem until a job is submitted
-    assert [each["fix"] for each in about(findings(new_home, code=0), "broker", "warning")] == [
-        "labelmill up"
-    ]
-    new_home.ok("submit", few_digits)
-    [problem] = about(findings(new_home, code=1), "jobs", "problem")
-    assert problem["fix"] == "labelmill up"
-
-    # When the broker is elsewhere and away, then its password is not repeated, and all else is checked
-    new_home.extra = {ENV_PREFIX + "BROKER_URL": "redis://:geheim@127.0.0.1:1/0"}
-    said = findings(new_home, code=1)
-    [problem] = about(said, "broker", "problem")
-    assert "Connection refused" in problem["what"]
-    assert len(about(said, "models", "ok")) == 2
-    assert "geheim" not in json.dumps(said)
-
-
 def test_a_state_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
     fresh = Home(tmp_path / os.fsdecode(b"h\xff"))
     assert r"h\xff does not exist yet" in fresh.run("doctor").stdout
     assert r"h\xff does not exist yet" in about(findings(fresh, code=1), "home", "ok")[0]["what"]
-
-
-def test_a_malformed_setting_is_named_and_nothing_is_checked(fresh: Home) -> None:
-    fresh.extra = {ENV_PREFIX + "LEASE_SECONDS": "soon"}
-    done = fresh.run("doctor", "--json")
-    assert done.returncode == 2
-    assert "LABELMILL_LEASE_SECONDS" in done.stderr
-    assert done.stdout == ""

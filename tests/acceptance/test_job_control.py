@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import time
 from contextlib import ExitStack
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from jobs.schema import ChunkState, chunks, jobs, predictions
-from jobs.settings import Settings
+from jobs.schema import ChunkState, chunks
 from jobs.store import Store
 from labelmill import Client
 from tests.console import LABELMILL, Home, killed_at_the_end, rows, until
@@ -91,15 +89,6 @@ def test_a_paused_job_stands_still_and_ends_well(
         assert "has already finished: it is done" in done.stderr
 
 
-def test_what_is_not_paused_is_not_resumed(new_home: Home, few_digits: Path) -> None:
-    job = new_home.ok("submit", few_digits).strip()
-    done = new_home.run("resume", job)
-    assert done.returncode == 2
-    assert "is not paused" in done.stderr
-    new_home.ok("pause", job)
-    assert json.loads(new_home.ok("resume", job, "--json"))["paused"] is False
-
-
 # ---- limits of errors ---------------------------------------------------------------------------------
 
 
@@ -120,23 +109,6 @@ def test_too_many_errors_stop_a_job(stack: Home, mixed: Path) -> None:
     done = stack.run("submit", mixed, "--watch", "--max-error-rate", "0.1", "--min-sample", "1")
     assert done.returncode == 1
     assert "more than its limit of 10 %" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--max-errors", "-1"],
-        ["--max-error-rate", "1.5"],
-        ["--max-error-rate", "nan"],
-        ["--max-error-rate", "0.1", "--min-sample", "0"],
-    ],
-    ids=" ".join,
-)
-def test_what_is_no_limit_is_a_mistake(trained: Home, few_digits: Path, options: list[str]) -> None:
-    done = trained.run("submit", few_digits, *options)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
 
 
 # ---- trying again -------------------------------------------------------------------------------------
@@ -168,21 +140,6 @@ def test_where_nothing_failed_there_is_nothing_to_do(stack: Home, few_digits: Pa
     assert (done.returncode, done.stdout) == (0, "")
     assert "has nothing to retry" in done.stderr
     assert json.loads(stack.ok("retry", job, "--json")) is None
-
-
-def test_a_cancelled_jobs_rest_is_tried_again(new_home: Home, few_digits: Path) -> None:
-    # given a job that was cancelled before anybody came to it
-    job = new_home.ok("submit", few_digits).strip()
-    new_home.ok("cancel", job)
-
-    # when it is tried again, then all of it is there, to be worked on
-    new = json.loads(new_home.ok("retry", job, "--json"))
-    assert (new["total"], new["retry_of"], new["state"]) == (50, job, "running")
-
-    # and that one is not tried again before it has finished
-    done = new_home.run("retry", new["id"])
-    assert done.returncode == 2
-    assert "has not finished" in done.stderr
 
 
 # ---- purging ------------------------------------------------------------------------------------------
@@ -229,57 +186,3 @@ def test_a_purge_takes_nothing_from_a_running_job(
         assert "not both" in both.stderr
         assert new_home.json("purge", big.id[:-2])["jobs"] == 1
         assert new_home.json("jobs") == []
-
-
-#: So many predictions that deleting them takes more than a moment.
-MANY = 500_000
-
-
-def test_a_purge_that_is_killed_is_run_again(new_home: Home, few_digits: Path) -> None:
-    # given a job with very many predictions, and another one that waits
-    old = new_home.ok("submit", few_digits).strip()
-    new_home.ok("cancel", old)
-    waiting = new_home.ok("submit", few_digits).strip()
-    with Client(Settings.load(home=new_home.path)) as client:
-        with client.ledger.transaction() as connection:
-            connection.exec_driver_sql(
-                'INSERT INTO predictions (job_id, "index", name, label, confidence) '
-                "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) "
-                "SELECT ?, n, n || '.png', '7', 0.5 FROM numbers",
-                (MANY - 1, old),
-            )
-
-        def left() -> int:
-            with client.ledger.reading() as connection:
-                query = sa.select(sa.func.count()).where(predictions.c.job_id == old)
-                return connection.scalar(query) or 0
-
-        def begun() -> bool:
-            with client.ledger.reading() as connection:
-                query = sa.select(predictions.c.index).where(predictions.c.job_id == old)
-                return connection.scalar(query.order_by(predictions.c.index).limit(1)) != 0
-
-        # when it is purged, and the purge is killed in the middle
-        purging = subprocess.Popen(
-            [LABELMILL, "purge", "--jobs", "0"], env=new_home.environment, stderr=subprocess.DEVNULL
-        )
-        with killed_at_the_end(purging):
-            until(begun, "the first predictions are deleted")
-            purging.send_signal(signal.SIGKILL)
-        assert 0 < left() < MANY, "it was killed too late to be in the middle"
-
-        # then the job is still there, says that its payloads are gone, and nothing of it is tried again
-        status = new_home.json("status", old)
-        assert status["purged_at"] is not None
-        assert "removed" in new_home.ok("status", old)
-        assert new_home.run("retry", old).returncode == 2
-
-        # and running the purge again removes the rest, and nothing of the other job
-        new_home.ok("purge", "--jobs", "0")
-        assert left() == 0
-        with client.ledger.reading() as connection:
-            assert list(connection.scalars(sa.select(jobs.c.id))) == [waiting]
-        assert Store(client.settings.store).folders("payloads") == [waiting]
-        done = new_home.run("purge")
-        assert (done.returncode, done.stdout) == (0, "")
-        assert "nothing is old enough" in done.stderr

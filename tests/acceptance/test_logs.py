@@ -27,16 +27,15 @@ from jobs.schema import chunks, jobs
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from jobs.traces import ENDPOINT_VARIABLE
-from labelmill.stack import beat_command, worker_command
+from labelmill.stack import worker_command
 from producer.submit import submit
-from tests.console import COMMAND_SECONDS, Home, until, wait_for_broker
+from tests.console import COMMAND_SECONDS, until
 from tests.faults.pictures import Picture, pictures, poisoned
 from tests.faults.plan import FOLDER_VARIABLE
 from tests.kerasfile import keras_file
 from tests.otlp import Collector, attributes
 from tests.registering import register_digits
 from tests.secured import TlsBroker, TlsLedger
-from worker.learning import mnist
 
 PROJECT: Final = Path(__file__).parents[2]
 
@@ -220,51 +219,6 @@ def test_a_worker_without_its_broker_says_so_in_json_and_no_secret(deployment: D
     messages = [line["message"] for line in deployment.lines("worker")]
     assert any("redis://user:***@127.0.0.1:1/0" in message for message in messages)
     assert "worker: Warm shutdown (MainProcess)" in messages
-
-
-def test_every_line_of_beat_is_json(deployment: Deployment) -> None:
-    # given all that beat can say: of two options the last one counts
-    with deployment.process("beat", [*beat_command(), "--loglevel", "debug"]) as beat:
-        until(lambda: deployment.says("beat", "beat: Starting"), "beat has started")
-        beat.send_signal(signal.SIGTERM)
-        beat.wait(60)
-    assert deployment.lines("beat")
-
-
-def test_the_stack_logs_in_json_with_real_models(
-    short_folder: Path, little_mnist: mnist.Mnist, few_pictures: Path
-) -> None:
-    # given a stack with TensorFlow in it
-    data = short_folder / "mnist"
-    data.mkdir()
-    mnist.write_folder(little_mnist, data)
-    home = Home(
-        short_folder / "home",
-        {
-            ENV_PREFIX + "LOG_FORMAT": "json",
-            ENV_PREFIX + "MNIST_DIR": str(data),
-            ENV_PREFIX + "PROCESSES": "1",
-        },
-    )
-    home.ok("train")
-    log = short_folder / "up.log"
-    with home.started("up", log=log):
-        wait_for_broker(home)
-
-        # when something is classified, and a model trained
-        job = home.run("submit", few_pictures, "--watch").stdout.split()[-1]
-        run = home.run("retrain", "--wait").stdout.split()[-1]
-
-    # then all but the words of the command itself are JSON
-    text = log.read_text().splitlines()
-    people = [line for line in text if not line.startswith("{")]
-    assert (people[0].split()[0], people[-1]) == ("up", "all stopped"), people
-    assert len(people) < 25, people
-    lines = [json.loads(line) for line in text if line.startswith("{")]
-    loggers = {line["logger"] for line in lines}
-    assert {"celery.beat", "celery.apps.worker", "worker.predicting.telemetry"} <= loggers
-    assert any(line.get("job") == job and line.get("images") == 10 for line in lines)
-    assert any(line.get("run") == run and line.get("model") for line in lines)
 
 
 @pytest.fixture

@@ -4,47 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
-import subprocess
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobs.ledger.models import CHAMPION, point_alias
-from jobs.registry import fetch_model, register_model
-from jobs.settings import ENV_PREFIX, Settings
-from jobs.store import Store
+from jobs.settings import ENV_PREFIX
 from labelmill import Client
-from labelmill.stack import _broker_command
-from tests.console import Home, agreement, rows, until
-from worker.learning.mnist import read_folder
-
-
-@pytest.fixture
-def redis_url(short_folder: Path) -> Iterator[str]:
-    """A broker that is not the embedded one: TCP, with a password."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = _broker_command(Settings(home=short_folder))[0]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--requirepass", "sesame", "--save", ""]
-    process = subprocess.Popen(
-        [program, *options, "--dir", str(short_folder)], stdout=subprocess.DEVNULL, start_new_session=True
-    )
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-        return False
-
-    try:
-        until(answers, "the broker answers")
-        yield f"redis://:sesame@127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait()
+from tests.console import Home, agreement, rows
 
 
 @pytest.mark.fast
@@ -72,56 +38,6 @@ def test_ten_thousand_digits(stack: Home, digits: Path, accuracy: float) -> None
 @pytest.mark.usefixtures("published_mnist")
 def test_the_model_is_as_accurate_as_promised(accuracy: float) -> None:
     assert accuracy >= 0.967
-
-
-def test_the_same_through_postgresql_and_redis_by_settings_alone(
-    new_home: Home, postgresql_url: str, redis_url: str, digits: Path, accuracy: float, tmp_path: Path
-) -> None:
-    # given a PostgreSQL and a Redis with a password, named by settings, and a model in that ledger
-    new_home.extra = {
-        ENV_PREFIX + "LEDGER_URL": postgresql_url.replace("postgresql+psycopg", "postgresql"),
-        ENV_PREFIX + "BROKER_URL": redis_url,
-        ENV_PREFIX + "STORE_URL": str(tmp_path / "store"),
-    }
-    new_home.ok("db", "upgrade")
-    _hand_over_the_model(new_home)
-
-    # when a worker is started and the digits are submitted
-    with new_home.started("worker", "--processes", "2", log=tmp_path / "worker.log"):
-        done = new_home.run("submit", digits, "--watch")
-
-    # then it is the same as ever
-    assert done.returncode == 0, done.stderr
-    predictions = rows(new_home.ok("predictions", done.stdout.split()[-1], "--format", "csv"))
-    names = [row["name"] for row in predictions]
-    assert sorted(names) == sorted(map(str, digits.rglob("*.png")))
-    assert agreement(predictions) == accuracy
-
-    # and the password is in no log
-    assert "sesame" not in (tmp_path / "worker.log").read_text()
-
-
-def _hand_over_the_model(home: Home) -> None:
-    """Registers the champion of the home's embedded ledger in the ledger that its settings name."""
-    with contextlib.closing(Client(Settings.load(home=home.path))) as embedded:
-        [model] = embedded.models()
-        data = fetch_model(Store(embedded.settings.store), model, home.path / "cache").read_bytes()
-    there = Settings.load(
-        **{name.removeprefix(ENV_PREFIX).lower(): value for name, value in home.extra.items()}
-    )
-    with contextlib.closing(Client(there)) as client:
-        copy = register_model(
-            client.ledger,
-            Store(there.store),
-            data,
-            architecture=model.architecture,
-            classes=model.classes,
-            input_spec=model.input_spec,
-            accuracy=model.accuracy,
-            metrics=model.metrics,
-        )
-        with client.ledger.transaction() as connection:
-            point_alias(connection, CHAMPION, copy.id)
 
 
 @pytest.mark.fast
@@ -153,57 +69,6 @@ def test_a_bad_image_costs_its_neighbours_nothing(stack: Home, few_digits: Path,
     assert len(everything) == 54
     assert sum(row["label"] != "" for row in everything) == 50
     assert agreement([row for row in everything if row["label"]]) >= 0.9
-
-
-def test_every_kind_of_source(
-    stack: Home, few_digits: Path, mnist_dir: Path, tmp_path: Path, accuracy: float
-) -> None:
-    # given the same digits as files, a glob, paths on stdin and a ZIP archive
-    archive = tmp_path / "few.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(few_digits.rglob("*.png")):
-            file.write(path, path.relative_to(few_digits))
-    files = sorted(map(str, few_digits.rglob("*.png")))
-    stdin = "\n".join(files)
-
-    def labels(*sources: str | Path, stdin: str | None = None) -> list[str]:
-        job = stack.ok("submit", *sources, "--watch", stdin=stdin).split()[-1]
-        return sorted(row["label"] for row in rows(stack.ok("predictions", job, "--format", "csv")))
-
-    # when each is submitted, then the labels are the same
-    expected = labels(few_digits)
-    assert len(expected) == 50
-    assert labels(*files) == expected
-    assert labels(f"{few_digits}/*/*.png") == expected
-    assert labels("-", stdin=stdin) == expected
-    assert labels(archive) == expected
-
-    # and MNIST's own file of images gives all 10,000, as right as the model is
-    [images] = mnist_dir.glob("t10k-images*")
-    job = stack.ok("submit", images, "--watch").split()[-1]
-    truth = _labels_of(mnist_dir)
-    predictions = rows(stack.ok("predictions", job, "--format", "csv"))
-    right = sum(int(row["label"]) == label for row, label in zip(predictions, truth, strict=True))
-    assert right / len(truth) == accuracy
-
-
-def _labels_of(mnist_dir: Path) -> list[int]:
-    return read_folder(mnist_dir, lambda _line: None).test_labels.tolist()
-
-
-@pytest.mark.fast
-def test_a_submission_key_gives_the_same_job(stack: Home, few_digits: Path) -> None:
-    # given a job under a key
-    job = stack.ok("submit", few_digits / "0", few_digits / "1", "--key", "monday").split()[-1]
-
-    # when the same content is submitted again under it, in another order, then it is the same job
-    assert stack.ok("submit", few_digits / "1", few_digits / "0", "--key", "monday").split()[-1] == job
-
-    # and other content under the same key is refused
-    refused = stack.run("submit", few_digits / "2", "--key", "monday")
-    assert refused.returncode == 2
-    assert "already belongs to job" in refused.stderr
-    assert refused.stdout == ""
 
 
 def test_predictions_can_be_filtered_paged_and_exported(stack: Home, digits: Path, tmp_path: Path) -> None:

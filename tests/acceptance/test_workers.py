@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from PIL import Image
 
 from jobs.cores import usable_cores
-from jobs.schema import chunks
 from jobs.settings import ENV_PREFIX, Settings
-from labelmill.client import Client
 from labelmill.stack import broker_answers
 from tests.console import (
     Home,
@@ -42,29 +37,6 @@ def test_the_parent_has_no_tensorflow_and_each_child_has_its_own(stack: Home, fe
     classifying = [pid for pid in children if "labelmill.classify" in _command(pid)]
     assert len(classifying) == usable_cores()
     until(lambda: all(map(has_tensorflow, classifying)), "all children are warm")
-
-
-def test_all_processes_have_a_part_of_a_job_of_one_chunk(stack: Home, tmp_path: Path) -> None:
-    # given idle processes, and pictures that take seconds, in one chunk
-    until(lambda: sum(worker["processes"] for worker in stack.json("workers")) > 2, "all have started")
-    picture = tmp_path / "0.png"
-    Image.linear_gradient("L").resize((2_000, 2_000)).save(picture)
-    for number in range(1, 200):
-        os.link(picture, tmp_path / f"{number}.png")
-
-    # when they are submitted, until each process has learned how long they take: one that knows only faster
-    # ones claims them all
-    for _ in range(usable_cores() + 1):
-        job = stack.ok("submit", tmp_path, "--watch").split()[-1]
-
-    # then more than one process classified them, and each picture has its label, the same for all
-    with Client(Settings(home=stack.path)) as client:
-        with client.ledger.reading() as connection:
-            of_job = connection.execute(sa.select(chunks).where(chunks.c.job_id == job)).all()
-        found = list(client.predictions(job))
-    assert len({chunk.owner for chunk in of_job}) > 1
-    assert sum(chunk.images for chunk in of_job) == len(found) == 200
-    assert len({row.label for row in found} - {None}) == 1
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -31,6 +31,7 @@ _TAR_KINDS: Final = {
     "device": tarfile.CHRTYPE,
     "block-device": tarfile.BLKTYPE,
     "fifo": tarfile.FIFOTYPE,
+    "unknown": b"Z",
 }
 
 

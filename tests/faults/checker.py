@@ -60,16 +60,6 @@ def check_job(url: str, job_id: str, expected: Sequence[Expected]) -> Verdict:
     return verdict
 
 
-def stored_rows(url: str, job_id: str) -> list[tuple[Any, ...]]:
-    """All a job's outcomes in index order, every column but the job's id."""
-    with _rows(url) as select:
-        return select(
-            'SELECT "index", name, label, confidence, error, detail FROM predictions '
-            'WHERE job_id = ? ORDER BY "index"',
-            job_id,
-        )
-
-
 def chunk_rows(url: str, job_id: str) -> list[dict[str, Any]]:
     """All a job's chunks: state, images, attempts, crashes and releases."""
     columns = ("first_index", "state", "images", "attempts", "crashes", "releases", "error")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import PostgresqlServer
-from tests.console import Home, folder_for_sockets
+from tests.console import folder_for_sockets
 from tests.faults.harness import Harness
-from tests.faults.pictures import Picture
 from tests.faults.servers import FaultyPostgresql
 
 
@@ -58,23 +55,3 @@ def postgresql_harness(_postgresql_harness: Harness) -> Iterator[Harness]:
 def harnesses(sqlite_harness: Harness, postgresql_harness: Harness) -> list[Harness]:
     """Both at once: a trial that waits for a lease or a restart waits on both together."""
     return [sqlite_harness, postgresql_harness]
-
-
-@pytest.fixture
-def little_digits(few_digits: Path, trained: Home) -> list[Picture]:
-    """Fifty real digits ten times over, and what the trained model says of them when nothing goes wrong."""
-    paths = sorted(few_digits.rglob("*.png"))
-    job = trained.ok("classify", few_digits, "--json")
-    said = {Path(row["name"]).name: row["label"] for row in map(json.loads, job.splitlines())}
-    return [
-        Picture(f"{time}/{path.name}", path.read_bytes(), said[path.name])
-        for time in range(10)
-        for path in paths
-    ]
-
-
-@pytest.fixture
-def keras_harness(new_home: Home) -> Iterator[Harness]:
-    """A worker whose processes hold TensorFlow and the trained model, on SQLite."""
-    with Harness(new_home.path, keras=True, lease_seconds=10.0) as harness:
-        yield harness

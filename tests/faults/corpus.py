@@ -19,6 +19,7 @@ from PIL import Image
 
 from jobs.errors import ErrorCode
 from jobs.limits import ImageLimits
+from tests.png import chunk, png
 
 Pixels = np.ndarray
 
@@ -34,27 +35,7 @@ class Case:
     outcome: ErrorCode | None
 
 
-def png_part(kind: bytes, content: bytes) -> bytes:
-    """A chunk with its length and checksum."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(
-    width: int,
-    height: int,
-    rows: bytes = b"",
-    *,
-    depth: int = 8,
-    extra: bytes = b"",
-    interlaced: bool = False,
-) -> bytes:
-    """A grey PNG written by hand: `rows` with their filter bytes, `extra` chunks before the pixels."""
-    header = png_part(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced))
-    pixels = png_part(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + pixels + png_part(b"IEND", b"")
-
-
-def encode(image: Image.Image, format: str, **options: object) -> bytes:  # noqa: A002
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
     """An image's bytes, as Pillow writes them."""
     file = io.BytesIO()
     image.save(file, format, **options)
@@ -67,17 +48,17 @@ def animation(frames: int, format: str, digit: Pixels) -> bytes:  # noqa: A002
     return encode(Image.fromarray(digit), format, save_all=True, append_images=others, lossless=True)
 
 
-def images(digit: Pixels) -> dict[str, list[Case]]:
-    """Every image of the list, by the row it belongs to. `digit`: light on black, uint8 (28, 28)."""
-    return {
-        "what is no picture": list(_no_pictures()),
-        "what is broken": list(_broken(digit)),
-        "what is too large": list(_too_large()),
-        "what unpacks without end": list(_decompression_bombs(digit)),
-        "what is never decoded": list(_not_allowed(digit)),
-        "what is unusual": list(_unusual(digit)),
-        "what has an archive behind it": list(_with_archive(digit)),
-    }
+def images(digit: Pixels) -> list[Case]:
+    """Every image of the list. `digit`: light on black, uint8 (28, 28)."""
+    return [
+        *_no_pictures(),
+        *_broken(digit),
+        *_too_large(),
+        *_decompression_bombs(digit),
+        *_not_allowed(digit),
+        *_unusual(digit),
+        *_with_archive(digit),
+    ]
 
 
 def _no_pictures() -> Iterator[Case]:
@@ -88,6 +69,8 @@ def _no_pictures() -> Iterator[Case]:
         "random.png": random.Random(7).randbytes(5000),
         "text.png": b"Dear Sir or Madam,\nplease find attached.\n",
         "error-page.jpg": page,
+        "letter.bmp": b"BMW is not BMP, nor is BM anything without a header",
+        "letter.pgm": b"Pictures were promised, P1 too",
     }.items():
         yield Case(name, data, ErrorCode.UNIDENTIFIED)
 
@@ -102,14 +85,16 @@ def _broken(digit: Pixels) -> Iterator[Case]:
     checksum = bytearray(whole_png)
     checksum[-1] ^= 0xFF  # of the last chunk, behind all pixels
     cut_jpeg = whole_jpeg[: len(whole_jpeg) * 2 // 3]
-    places = png_part(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 3, 0, 0, 0))
+    bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
     for name, data in {
         "truncated.jpg": cut_jpeg,
         "truncated-and-filled.jpg": cut_jpeg.ljust(len(whole_jpeg), b"\0"),
         "truncated-with-zip-behind.jpg": cut_jpeg + _archive(),
         "without-its-end.jpg": whole_jpeg[:-2],
-        "empty-control.png": png(28, 28, bytes(29 * 28), extra=png_part(b"acTL", b"")),
-        "without-palette.png": whole_png[:8] + places + whole_png[33:],
+        "empty-control.png": png(28, 28, bytes(29 * 28), extra=chunk(b"acTL", b"")),
+        "without-palette.png": png(28, 28, bytes(29 * 28), colour=3),
+        # A frame header without a size, followed by bytes that are not a size.
+        "without-its-size.jpg": whole_jpeg[:2] + b"\xff\xc0\0\2\xff\xff\xff\xff\xff\xfe\0\2" + whole_jpeg[2:],
         "truncated.png": whole_png[: len(whole_png) // 2],
         "without-its-end.png": whole_png[:-12],
         "wrong-checksum-of-pixels.png": bytes(flipped),
@@ -123,6 +108,12 @@ def _broken(digit: Pixels) -> Iterator[Case]:
         "no-height.png": png(28, 0),
         "no-pixels.gif": b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0) + b";",
         "no-pixels.pgm": b"P5\n0 0\n255\n",
+        "no-pixels.bmp": bmp + struct.pack("<IiiHHIIIIII", 40, 0, 0, 1, 24, *[0] * 6),
+        "unknown-depth.png": png(28, 28, depth=3),
+        "unknown-depth.bmp": bmp + struct.pack("<IiiHHIIIIII", 40, 9, 9, 1, 77, *[0] * 6),
+        "no-numbers.pgm": b"P5\nx y\n255\n",
+        "unknown-depth.pgm": b"P5 28 28 70000\n" + bytes(784),
+        "over-its-maximum.pgm": b"P2\n2 2\n255\n1 2 3 999",
     }.items():
         yield Case(name, data, ErrorCode.CORRUPT)
 
@@ -135,15 +126,21 @@ def _too_large() -> Iterator[Case]:
     # An extension that says to clear what the frame covers: Pillow makes room for it when it opens the file.
     clearing = b"!\xf9\x04\x08\0\0\0\0"
     one_pixel = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
-    promise = png_part(b"acTL", struct.pack(">II", 2**31, 0))
+    promise = chunk(b"acTL", struct.pack(">II", 2**31, 0))
     comments = one_pixel + b"!\xfe\x01a\0" * 3_000_000 + frame + b";"
     scans = encode(Image.new("L", (2000, 2000), 3), "JPEG", progressive=True)
     scan = scans[scans.rindex(b"\xff\xda") : -2]
     canvas = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xff\xff\0\xff\xff\0"
+    moving_canvas = b"VP8X" + struct.pack("<I", 10) + b"\x02" + bytes(9)
+    moving = b"WEBP" + moving_canvas + (b"ANMF" + struct.pack("<I", 16) + bytes(16)) * 1_000_000
+    # An animation that declares one frame and has many.
+    control = chunk(b"acTL", struct.pack(">II", 1, 0))
+    one_more = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 1, 0, 0))
     for name, data in {
         "50000x50000.png": png(50_000, 50_000, b"\0" * 100_000),
         "wide.png": png(10**9, 1),
         "high.png": png(1, 10**9),
+        "50000x50000.jpg": b"\xff\xd8\xff\xc0" + struct.pack(">HBHHBI", 11, 8, 50_000, 50_000, 1, 0x01110000),
         "wide.pgm": b"P5 1000000000 1 255\n",
         "wide.bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIIIII", 40, 10**9, 1, 1, 8, *[0] * 6),
         "65536x65536.webp": b"RIFF" + struct.pack("<I", len(canvas)) + canvas,
@@ -153,9 +150,11 @@ def _too_large() -> Iterator[Case]:
         "many-scans.jpg": scans[:-2] + scan * 2000 + scans[-2:],
         "many-comments.gif": comments,
         "many-comments.jpg": scans[:2] + b"\xff\xfe\0\2" * 3_000_000 + scans[2:],
-        "many-chunks.png": png(28, 28, bytes(29 * 28), extra=png_part(b"teSt", b"") * 1_000_000),
+        "many-chunks.png": png(28, 28, bytes(29 * 28), extra=chunk(b"teSt", b"") * 1_000_000),
         "animated-bomb.gif": many_frames,
         "huge-frame.gif": one_pixel + clearing + large_frame,
+        "animated-bomb.webp": b"RIFF" + struct.pack("<I", len(moving)) + moving,
+        "animated-bomb.png": png(1, 1, b"\0\0", extra=control + one_more * 500_000),
         "endless-animation.png": png(28, 28, extra=promise),
         "over-the-bytes.png": png(28, 28, bytes(29 * 28)).ljust(LIMITS.max_bytes + 1, b"\0"),
     }.items():
@@ -167,7 +166,7 @@ def _decompression_bombs(digit: Pixels) -> Iterator[Case]:
     compressor = zlib.compressobj(9)
     zeros = b"".join(compressor.compress(bytes(2**20)) for _ in range(256)) + compressor.flush()
     for kind, words in {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\x01\0\0\0"}.items():
-        data = png(28, 28, rows, extra=png_part(kind, words + zeros))
+        data = png(28, 28, rows, extra=chunk(kind, words + zeros))
         yield Case(f"{kind.decode()}.png", data, ErrorCode.CORRUPT)
 
 
@@ -194,6 +193,16 @@ def _not_allowed(digit: Pixels) -> Iterator[Case]:
         "archive.jp2": encode(picture, "JPEG2000"),
         "old.wmf": wmf,
         "paper.pdf": encode(picture, "PDF"),
+        "big-endian.tif": tiff.replace(b"II*\0", b"MM\0*", 1),
+        "big.tif": b"II+\0\x08\0\0\0" + bytes(64),
+        "with-preview.eps": b"\xc5\xd0\xd3\xc6" + bytes(64),
+        "stream.j2k": b"\xff\x4f\xff\x51" + bytes(64),
+        "enhanced.emf": b"\x01\0\0\0" + bytes(36) + b" EMF" + bytes(64),
+        "icon.ico": encode(picture, "ICO"),
+        "photo.avif": b"\0\0\0\x20ftypavif" + bytes(64),
+        "sgi-named.png": encode(picture, "SGI"),
+        "dds-named.png": encode(picture, "DDS"),
+        "svg-with-mark.png": b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg>\n<SVG/>",
         "svg-named.png": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="28"/>',
         "scan-named.png": tiff,
     }.items():
@@ -259,3 +268,7 @@ def _with_archive(digit: Pixels) -> Iterator[Case]:
     picture = Image.fromarray(digit)
     yield Case("with-zip-behind.png", encode(picture, "PNG") + _archive(), None)
     yield Case("with-zip-behind.jpg", encode(picture, "JPEG", quality=95) + _archive(), None)
+
+
+#: The names of all cases, with their codes, if it does not matter which digit is in them.
+CASES: Final = images(np.zeros((28, 28), np.uint8))

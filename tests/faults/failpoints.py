@@ -15,7 +15,6 @@ seam, so that one worker serves many trials.
 | `before COMMIT` | the outcomes are written in an open transaction |
 | `COMMIT` | the same, and what happens next happens to the COMMIT |
 | `after COMMIT` | the outcomes are committed |
-| `cut` | a cut is written in the claim's open transaction |
 | `after task` | the child has nothing left to do; the parent does not know it yet |
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
@@ -97,13 +96,9 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_parent() -> None:
+def _kill_both() -> None:
     if os.getppid() == PARENT:  # or is the parent, or an orphan
         os.kill(PARENT, signal.SIGKILL)
-
-
-def _kill_both() -> None:
-    _kill_parent()
     _kill()
 
 
@@ -124,24 +119,12 @@ def _stop_both() -> None:
     """The whole worker stands still, as in a machine that is suspended. The test lets it go on."""
     with _nobody_writing():
         os.kill(PARENT, signal.SIGSTOP)
-    _stop_child()
-
-
-def _stop_child() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _hang() -> None:
     """In Python, as in a package that waits for its server: the soft time limit ends it."""
     time.sleep(600)
-
-
-def _raise() -> None:
-    raise RuntimeError("a failpoint")
-
-
-def _run_out_of_memory() -> None:
-    raise MemoryError
 
 
 class _Seam:
@@ -206,13 +189,9 @@ def _room_for_files() -> Iterator[None]:
 _Actions = dict[str, Callable[[], None]]
 _ACTIONS: _Actions = {
     "kill": _kill,
-    "kill parent": _kill_parent,
     "kill both": _kill_both,
     "stop both": _stop_both,
-    "stop child": _stop_child,
     "hang": _hang,
-    "raise": _raise,
-    "out of memory": _run_out_of_memory,
     "terminate backend": _terminate_backend,
     "fill the disk": _fill_the_disk,
     "limit files": _limit_files,
@@ -300,12 +279,6 @@ def _claiming(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if claims:
         _Answer.lost = passing("claim")
     return claims
-
-
-@_wrap(jobs.ledger.claims, "cut")
-def _cutting(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    original(*args, **kwargs)
-    passing("cut")
 
 
 @_wrap(pipeline, "_claim")

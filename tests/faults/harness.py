@@ -30,10 +30,9 @@ from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.stack import _broker_command, _die_with_parent, broker_answers, worker_command
-from producer.sources import SourceImage, Sources
 from producer.submit import submit
 from tests.console import processes_below, until
-from tests.faults.checker import Expected, Verdict, check_job, chunk_rows
+from tests.faults.checker import Verdict, check_job, chunk_rows
 from tests.faults.pictures import Picture
 from tests.faults.plan import FOLDER_VARIABLE, STACK_SIGNAL, Plan
 from tests.kerasfile import keras_file
@@ -233,26 +232,6 @@ class Harness:
         finally:
             own.close()
 
-    def submit_sources(self, sources: Sequence[str]) -> tuple[str, list[str]]:
-        """Submits files as one job in chunks of the default size; gives back its id and the images' names."""
-        names: list[str] = []
-
-        def noted() -> Iterator[SourceImage]:
-            for image in Sources(sources):
-                names.append(image.name)
-                yield image
-
-        publisher = Publisher(self.app)
-        with contextlib.closing(publisher):
-            submitted = submit(
-                noted(),
-                ledger=self.ledger,
-                store=self.store,
-                publisher=publisher,
-                chunk_images=self.settings.chunk_images,
-            )
-        return submitted.job_id, names
-
     def state(self, job_id: str) -> JobState:
         with self.ledger.reading() as connection:
             return job_status(connection, job_id).state
@@ -289,15 +268,8 @@ class Harness:
 
     def judge(self, job_id: str, images: Iterable[Picture], *, seconds: float = HEALED_SECONDS) -> Verdict:
         """Waits for the job's end, and compares what it got with what it must get."""
-        return self._judge(job_id, [image.expected for image in images], seconds)
-
-    def judge_names(self, job_id: str, names: Sequence[str], *, seconds: float) -> Verdict:
-        """The same where any label will do."""
-        return self._judge(job_id, [Expected(name, None) for name in names], seconds)
-
-    def _judge(self, job_id: str, expected: Sequence[Expected], seconds: float) -> Verdict:
         self.wait(job_id, seconds=seconds)
-        verdict = check_job(self.url, job_id, expected)
+        verdict = check_job(self.url, job_id, [image.expected for image in images])
         verdict.wait_for_silence = self.wait_for_silence
         return verdict
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-CRASHES_TO_SPLIT: Final = 2
 CRASHES_TO_GIVE_UP: Final = 3
 COMBINED_CLAIM_IMAGES: Final = 512
 

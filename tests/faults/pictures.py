@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from producer.sources import SourceImage
 from tests.faults.checker import Expected
+from tests.png import chunk, png
 
 #: A 28 x 28 picture is black but for this pixel, whose grey is the label times `GREY_STEP`.
 LABEL_PIXEL = (14, 14)
@@ -43,8 +42,8 @@ def pictures(count: int, *, first: int = 0) -> list[Picture]:
 def poisoned(picture: Picture, poison: str, *, answer: str) -> Picture:
     """The picture with a text chunk in it that `tests.faults.failpoints` takes for an order."""
     signature_and_header = 8 + 25
-    chunk = _chunk(b"tEXt", b"fault\0" + poison.encode())
-    data = picture.data[:signature_and_header] + chunk + picture.data[signature_and_header:]
+    order = chunk(b"tEXt", b"fault\0" + poison.encode())
+    data = picture.data[:signature_and_header] + order + picture.data[signature_and_header:]
     return Picture(f"{poison}-{picture.name}", data, answer)
 
 
@@ -65,17 +64,4 @@ def _picture(number: int) -> Picture:
     pixels[(1 + _SIDE) * row + 1 + column] = label * GREY_STEP
     # The number goes into a corner that nobody looks at: no two pictures have the same bytes.
     struct.pack_into(">I", pixels, (1 + _SIDE) * (_SIDE - 2) + 10, number)
-    return Picture(f"{number:06}-{label}.png", _png(bytes(pixels)), str(label))
-
-
-def _png(rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)
-    chunks: Iterator[bytes] = (
-        _chunk(kind, data)
-        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return Picture(f"{number:06}-{label}.png", png(_SIDE, _SIDE, bytes(pixels)), str(label))

@@ -40,11 +40,6 @@ class RunningJob:
     submitting: subprocess.Popen[str]
     folder: Path
 
-    @property
-    def children(self) -> list[int]:
-        """The processes that classify."""
-        return warm_children(self.up.pid)
-
     def check_under_way(self) -> None:
         """Fails where the fault came too late to be one."""
         [status] = self.client.jobs()

@@ -57,6 +57,7 @@ from jobs.errors import ErrorCode
 from jobs.settings import ENV_PREFIX
 from tests.console import Home, rows
 from tests.faults import bad_archives, corpus
+from tests.faults.corpus import CASES
 
 #: What one input may take of memory: a few times the largest file, far below what it could ask for.
 MOST_BYTES: Final = 128 * 1024 * 1024
@@ -65,13 +66,8 @@ MOST_BYTES: Final = 128 * 1024 * 1024
 #: one that is over the limit of pixels would take 64 or more.
 MOST_BYTES_UNDECODED: Final = 4 * 1024 * 1024
 
-BLANK: Final = np.zeros((28, 28), np.uint8)
-
-#: The names of all cases, with their codes: which digit is in them does not matter here.
-CASES: Final = [case for cases in corpus.images(BLANK).values() for case in cases]
-
 #: Members' archives, and how many there are of each kind in them.
-MEMBERS: Final = {"members.zip": 8, "members.tar": 10, "members.tgz": 10}
+MEMBERS: Final = {"members.zip": 8, "members.tar": 11, "members.tgz": 11}
 
 #: What is no file of the folder that it lies in.
 OF_FOLDER: Final = ["fifo.png", "link.png", "link-to-folder.png", "link-to-device.png"]
@@ -122,7 +118,7 @@ def box(few_digits: Path, session_folder: Path) -> Iterator[Box]:
     (outside / "secret.png").write_bytes(good)
 
     (box / "images").mkdir(parents=True)
-    cases = [case for cases in corpus.images(digit).values() for case in cases]
+    cases = corpus.images(digit)
     for number, case in enumerate([*cases, *OF_FOLDER]):
         for neighbour in _neighbours(number):
             (box / neighbour).write_bytes(good)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import redis
@@ -142,26 +141,3 @@ def test_a_broker_that_is_alive_and_silent_holds_nobody_up_for_long(
                 trials.ran(0, harness.judge(before, images))
                 trials.ran(1, harness.judge(meanwhile, images))
                 _flush(harness)  # what could not be acknowledged comes back in minutes, in another test
-
-
-def test_flushing_in_the_middle_of_a_large_job(
-    keras_harness: Harness, mnist_dir: Path, matrix: Matrix
-) -> None:
-    with matrix.trials("FLUSHALL in mid-job, all of MNIST, TensorFlow", "I1, I3", short=1, long=10) as trials:
-        harness = keras_harness
-        files = sorted(str(path) for path in mnist_dir.glob("*-images-idx3-ubyte*"))
-
-        # given all of MNIST in chunks of the size that is the default
-        job, names = harness.submit_sources(files)
-        until(lambda: harness.done(job) > 0, "the first chunk is done")
-
-        # when the broker is emptied while it is under way
-        flushed = 0
-        while flushed < trials.wanted and not harness.is_over(job):
-            _flush(harness)
-            flushed += 1
-            time.sleep(1.0)
-        assert flushed
-
-        # then every image has its label, and nobody had to do anything
-        trials.ran(flushed, harness.judge_names(job, names, seconds=300))

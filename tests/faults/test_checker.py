@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.sqlite import driver
-from tests.faults.checker import Expected, Verdict, attempts_are_bounded, check_job, stored_rows
-from tests.faults.trials import Matrix
+from tests.faults.checker import Expected, attempts_are_bounded, check_job
 
 JOB = "job"
 EXPECTED = [
@@ -60,14 +59,12 @@ def test_a_sound_ledger_passes(ledger_file: Bad) -> None:
     verdict = check_job(ledger_file.url, JOB, EXPECTED)
     assert verdict.clean, str(verdict)
     assert attempts_are_bounded(ledger_file.url, JOB)
-    assert len(stored_rows(ledger_file.url, JOB)) == 4
 
 
 @pytest.mark.parametrize(
     ("damage", "lost", "doubled", "wrong"),
     [
         ('DELETE FROM predictions WHERE "index" = 2', 1, 0, 0),
-        ("DELETE FROM predictions", 4, 0, 0),
         ("INSERT INTO predictions VALUES ('job', 1, 'b.png', '2', 0.9, NULL, NULL)", 0, 1, 0),
         # another outcome beside the first is doubled and wrong
         ("INSERT INTO predictions VALUES ('job', 1, 'b.png', '3', 0.9, NULL, NULL)", 0, 1, 1),
@@ -77,6 +74,8 @@ def test_a_sound_ledger_passes(ledger_file: Bad) -> None:
         ("UPDATE predictions SET error = 'corrupt' WHERE \"index\" = 0", 0, 0, 1),
         ('UPDATE predictions SET label = NULL WHERE "index" = 0', 0, 0, 1),
         ('UPDATE predictions SET confidence = NULL WHERE "index" = 0', 0, 0, 1),
+        # any label would do there, but it is an error
+        ("UPDATE predictions SET label = NULL, confidence = NULL, error = 'x' WHERE \"index\" = 3", 0, 0, 1),
         ("UPDATE predictions SET error = 'timeout' WHERE \"index\" = 2", 0, 0, 1),
         ("UPDATE chunks SET state = 'pending' WHERE first_index = 2", 0, 0, 0),
         ("UPDATE chunks SET images = 3 WHERE state = 'done' AND first_index = 0", 0, 1, 0),
@@ -84,8 +83,6 @@ def test_a_sound_ledger_passes(ledger_file: Bad) -> None:
         ("INSERT INTO chunks VALUES ('job', 'done', 2, 2, 1, 0, 0, NULL)", 0, 2, 0),
         ("UPDATE jobs SET state = 'running'", 0, 0, 0),
         ("UPDATE jobs SET succeeded = 4", 0, 0, 0),
-        ("UPDATE jobs SET failed = 2", 0, 0, 0),
-        ("UPDATE jobs SET total = 5", 0, 0, 0),
         ("UPDATE jobs SET finished_at = NULL", 0, 0, 0),
         ("UPDATE jobs SET model_id = 'another'", 0, 0, 0),
         ("DELETE FROM jobs", 0, 0, 0),
@@ -101,13 +98,6 @@ def test_what_is_wrong_is_seen(ledger_file: Bad, damage: str, lost: int, doubled
     assert (verdict.lost, verdict.doubled, verdict.wrong) == (lost, doubled, wrong), str(verdict)
 
 
-def test_an_error_where_any_label_would_do_is_wrong(ledger_file: Bad) -> None:
-    ledger_file.run(
-        "UPDATE predictions SET label = NULL, confidence = NULL, error = 'timeout' WHERE \"index\" = 3"
-    )
-    assert check_job(ledger_file.url, JOB, EXPECTED).wrong == 1
-
-
 def test_attempts_without_end_are_seen(ledger_file: Bad) -> None:
     # given a chunk that was claimed sixteen times and given back once, then it is within the bound
     ledger_file.run("UPDATE chunks SET attempts = 16, releases = 1 WHERE first_index = 2")
@@ -116,21 +106,3 @@ def test_attempts_without_end_are_seen(ledger_file: Bad) -> None:
     # and not with one more
     ledger_file.run("UPDATE chunks SET attempts = 17 WHERE first_index = 2")
     assert not attempts_are_bounded(ledger_file.url, JOB)
-
-
-def test_who_says_that_the_queue_is_empty_has_looked() -> None:
-    matrix, looked = Matrix(soak=False), []
-
-    # given trials of jobs that came through a queue, when they are through, then the queue has been looked at
-    with matrix.trials("of a harness", "I1-I5", short=1, long=1) as trials:
-        trials.ran(1, Verdict(wait_for_silence=lambda: looked.append("empty")))
-        assert not looked
-    assert looked == ["empty"]
-
-    # and trials that claim it without a queue have failed
-    with (
-        pytest.raises(AssertionError, match="no queue"),
-        matrix.trials("of nothing", "I5", short=1, long=1) as trials,
-    ):
-        trials.ran(1, Verdict())
-    assert [row.failed for row in matrix.rows.values()] == [0, 1]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from jobs.messages import CLASSIFY_QUEUE
 from jobs.queue import KEY_PREFIX, Publisher
-from tests.faults.checker import chunk_rows, stored_rows
+from tests.faults.checker import chunk_rows
 from tests.faults.harness import Harness
 from tests.faults.pictures import pictures
 from tests.faults.trials import Matrix
@@ -56,30 +56,3 @@ def test_a_message_delivered_many_times_counts_once(harnesses: list[Harness], ma
                 assert [chunk["attempts"] for chunk in chunk_rows(harness.url, job)] == [1] * 6, (
                     f"seed {seed}"
                 )
-
-
-def test_ten_times_every_message_gives_the_same_rows(harnesses: list[Harness], matrix: Matrix) -> None:
-    with matrix.trials("every message ten times, shuffled: same rows", "I2, I5", short=2, long=10) as trials:
-        images = pictures(1_000)
-        for _ in range(trials.wanted // len(harnesses)):
-            # given jobs whose messages came once
-            plain = [harness.submit(images, chunk_images=25) for harness in harnesses]
-            for harness, job in zip(harnesses, plain, strict=True):
-                trials.ran(0, harness.judge(job, images))
-
-            # when the same images come again, and every message ten times
-            again = []
-            for harness in harnesses:
-                postman = _Postman(harness)
-                again.append(harness.submit(images, chunk_images=25, publisher=postman))
-                postman.deliver([10] * postman.kept, random.Random())
-
-            # then the rows are the same, byte for byte
-            for harness, once, tenfold in zip(harnesses, plain, again, strict=True):
-                verdict = harness.judge(tenfold, images)
-                assert _as_bytes(harness, tenfold) == _as_bytes(harness, once)
-                trials.ran(1, verdict)
-
-
-def _as_bytes(harness: Harness, job: str) -> bytes:
-    return repr(stored_rows(harness.url, job)).encode()

@@ -31,10 +31,6 @@ class _Exploit:
         return (Path.touch, (self.path,))
 
 
-#: How a worker tells of a message that it drops: which process, and its how manieth.
-_TOLD = re.compile(r"/(\w+)\S+ dropped a message that is not ours: .* \(number (\d+) of this process\)")
-
-
 def _junk(trap: Path) -> list[str | bytes]:
     """What a stranger may have put on our queue; left to kombu and Celery, half of it ends the worker."""
     chunk = [new_id()]

@@ -11,8 +11,7 @@ from contextlib import suppress
 from tests.console import until
 from tests.faults.checker import attempts_are_bounded, chunk_rows
 from tests.faults.harness import HEALED_SECONDS, Harness
-from tests.faults.pictures import Picture, pictures
-from tests.faults.plan import Rule
+from tests.faults.pictures import pictures
 from tests.faults.trials import Matrix, Trials
 
 #: One kill in so many takes the whole worker's parent, the others a child.
@@ -21,32 +20,17 @@ _PARENTS = 4
 
 def test_killing_processes_at_random_instants_loses_nothing(harnesses: list[Harness], matrix: Matrix) -> None:
     with matrix.trials("SIGKILL at a random instant", "I1-I5", short=20, long=300) as trials:
-        _kill_at_random(harnesses, trials, pictures(1_500), chunk_images=25, pause_seconds=(0.2, 1.5))
+        _kill_at_random(harnesses, trials)
 
 
-def test_killing_processes_that_hold_tensorflow_loses_nothing(
-    keras_harness: Harness, little_digits: list[Picture], matrix: Matrix
-) -> None:
-    with matrix.trials("SIGKILL at a random instant, TensorFlow", "I1-I5", short=4, long=60) as trials:
-        # slow enough that a kill comes while a job is under way, not only while TensorFlow starts
-        keras_harness.plan.set(Rule("after predict", "sleep", times=10**9, every=1, value=1.0))
-        _kill_at_random([keras_harness], trials, little_digits, chunk_images=5, pause_seconds=(1.0, 6.0))
-
-
-def _kill_at_random(
-    harnesses: list[Harness],
-    trials: Trials,
-    images: list[Picture],
-    *,
-    chunk_images: int,
-    pause_seconds: tuple[float, float],
-) -> None:
+def _kill_at_random(harnesses: list[Harness], trials: Trials) -> None:
+    images = pictures(1_500)
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     killed = met = 0
     while killed < trials.wanted:
         # given a job that is under way, on each harness
-        jobs = {harness: harness.submit(images, chunk_images=chunk_images) for harness in harnesses}
+        jobs = {harness: harness.submit(images, chunk_images=25) for harness in harnesses}
         for harness, job in jobs.items():
             until(lambda harness=harness, job=job: harness.done(job) > 0, "the first chunk is done")
 
@@ -55,7 +39,7 @@ def _kill_at_random(
         while killed < trials.wanted and (
             busy := [harness for harness in harnesses if not harness.is_over(jobs[harness])]
         ):
-            time.sleep(chance.uniform(*pause_seconds) / len(busy))
+            time.sleep(chance.uniform(0.2, 1.5) / len(busy))
             harness = chance.choice(busy)
             # but not while its processes only start: on a machine that is very busy no kill would meet work
             until(

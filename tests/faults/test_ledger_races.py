@@ -18,11 +18,11 @@ from sqlalchemy.engine import Connection
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, claim_next
-from jobs.ledger.control import drop_leftover_chunks, end_job
+from jobs.ledger.control import drop_leftover_chunks
 from jobs.ledger.maintenance import fail_abandoned_jobs, release_expired_claims
 from jobs.ledger.results import finish_claims
 from jobs.ledger.submission import NewChunk, discard_job
-from jobs.schema import JobState, chunks, db_now, jobs, predictions
+from jobs.schema import chunks, db_now, jobs, predictions
 from tests.conftest import JobMaker, Worker
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -66,25 +66,6 @@ def test_who_drops_what_an_abandoned_job_left_passes_over_a_chunk_that_is_finish
 
     # Then it did not wait for the worker, and dropped the other chunk
     assert states(ledger) == ["done", "dropped"]
-
-
-def test_who_stops_a_job_passes_over_a_chunk_that_is_being_claimed(
-    ledger: Ledger, make_job: JobMaker, worker: Worker
-) -> None:
-    # Given a job that is under way, and a worker that claims another chunk of it
-    job = make_job([1, 1, 1])
-    worker.work(job.chunks[0])
-    with worker.ledger.transaction() as claiming:
-        (claimed,) = claim(claiming, images=1)
-        assert claimed.chunk_id == job.chunks[1].id
-
-        # When somebody cancels the job
-        with ledger.transaction() as connection:
-            waits_for_nobody(connection)
-            assert end_job(connection, job.id, JobState.CANCELLED)
-
-    # Then nobody waited, and what waited is dropped
-    assert states(ledger) == ["done", "claimed", "dropped"]
 
 
 def test_a_chunk_that_is_cut_and_done_while_its_submission_is_taken_back_leaves_nothing(

@@ -17,7 +17,7 @@ from jobs.ledger.runs import Run, get_run, request_run
 from jobs.messages import RETRAIN_QUEUE
 from jobs.model import MNIST_INPUT
 from jobs.queue import Publisher
-from jobs.schema import RunState, db_now, training_runs
+from jobs.schema import RunState
 from jobs.settings import ENV_PREFIX
 from jobs.sqlite import driver
 from tests.console import folder_for_sockets, until
@@ -146,39 +146,6 @@ def test_dying_at_any_step_of_a_training_changes_nothing(trainers: list[Harness]
     for harness, run_id in [(harness, ask(harness, 1)) for harness in trainers]:
         assert end_of(harness, run_id) == RunState.DONE
         assert champion(harness) != last[harness]
-
-
-def test_a_trainer_that_dies_as_a_whole_is_told_of_by_its_lease(
-    trainers: list[Harness], matrix: Matrix
-) -> None:
-    with matrix.trials("SIGKILL of a whole trainer", "I6", short=1, long=5) as trials:
-        for time in range(trials.wanted):
-            # given a training whose trainer, parent and child, dies in the promotion
-            before = {harness: champion(harness) for harness in trainers}
-            runs = {}
-            for harness in trainers:
-                harness.plan.set(Rule("promoting", "kill both", times=1, every=1))
-                runs[harness] = ask(harness, time)
-            for harness, run_id in runs.items():
-                until(lambda harness=harness: bool(harness.plan.events("kill both")), "it is dead")
-                harness.plan.clear()
-
-                # when its lease runs out
-                with harness.ledger.transaction() as connection:
-                    assert get_run(connection, run_id).state == RunState.RUNNING
-                    connection.execute(
-                        training_runs.update()
-                        .where(training_runs.c.id == run_id)
-                        .values(lease_until=db_now(-1))
-                    )
-
-                # then whoever reconciles interrupts it, nothing was promoted, and the next run works
-                assert end_of(harness, run_id) == RunState.INTERRUPTED
-                assert champion(harness) == before[harness]
-                trials.ran(1)
-    for harness, run_id in [(harness, ask(harness, 2)) for harness in trainers]:
-        assert end_of(harness, run_id) == RunState.DONE
-        assert champion(harness) not in (None, before[harness])
 
 
 def test_a_model_for_which_there_is_no_room_changes_nothing(trainers: list[Harness], matrix: Matrix) -> None:

@@ -104,25 +104,6 @@ def test_a_standstill_while_recording_holds_nobody_up_for_long(
                 trials.ran(1, verdict)
 
 
-@pytest.mark.parametrize("seam", ["COPY", "before COMMIT"])
-def test_a_child_that_stands_still_while_recording_does_not_stop_its_worker(
-    postgresql_harness: Harness, matrix: Matrix, seam: str
-) -> None:
-    with matrix.trials(f"SIGSTOP of a child, {seam}, PostgreSQL", "I1-I4", short=1, long=10) as trials:
-        harness = postgresql_harness
-        for _ in range(trials.wanted):
-            # given a worker, the only one, of which one process stands still with rows locked
-            harness.plan.set(Rule(seam, "stop child", times=1, every=3))
-            images = pictures(200)
-            job = harness.submit(images, chunk_images=20)
-
-            # when its time is up, then it is killed, and the job ends: the main process, which writes down
-            # that it died, does not wait for what it has locked
-            verdict = harness.judge(job, images)
-            assert harness.plan.events("stop child")
-            trials.ran(1, verdict)
-
-
 def _too_late(harness: Harness) -> set[int]:
     """The processes that wanted to record and learnt that they own the chunk no more."""
     return {event["pid"] for event in harness.plan.events("lease lost")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -33,3 +34,9 @@ def bucket() -> Iterator[MemoryFileSystem]:
     yield memory
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in tmp_path, so that sources can be named by relative paths."""
+    monkeypatch.chdir(tmp_path)

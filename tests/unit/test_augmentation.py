@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.errors import UserError
 from worker.learning.augmentation import distorter
-from worker.learning.recipes import PLAIN, Augmentation, Recipe, recipe_for
+from worker.learning.recipes import Augmentation, Recipe, recipe_for
 from worker.learning.training import shifted_views
 
 SEED = np.array((3, 1), np.int32)
@@ -119,12 +119,6 @@ def test_a_recipe_goes_through_json_unchanged_and_knows_its_name(architecture, p
     recipe = recipe_for(architecture, profile, seed=7)
     assert (recipe.architecture, recipe.profile, recipe.seed) == (architecture, profile, 7)
     assert Recipe.from_json(recipe.to_json()) == recipe
-
-
-def test_the_plain_recipe_has_no_tricks():
-    assert Recipe.from_json(PLAIN.to_json()) == PLAIN
-    assert PLAIN.augmentation is None
-    assert (PLAIN.epochs, PLAIN.batch_size, PLAIN.schedule, PLAIN.averaging) == (3, 32, "constant", 0.0)
 
 
 def test_a_recipe_nobody_wrote_is_told_with_those_there_are():

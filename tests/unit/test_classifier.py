@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -68,15 +66,6 @@ def test_answers_are_those_of_keras_itself(file: Path, model: keras.Model) -> No
 
 def near(size: int) -> tuple[int, int, int]:
     return size - 1, size, size + 1
-
-
-def test_pictures_that_are_not_small_come_in_smaller_batches() -> None:
-    spec = InputSpec(width=33, height=32)
-    model = keras.Sequential(
-        [keras.Input(spec.shape), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
-    )
-    assert Classifier(model, CLASSES, spec).batch == BATCH
-    assert Classifier(linear(np.zeros((784, 10), np.float32)), CLASSES, MNIST_INPUT).batch == LARGE_BATCH
 
 
 @pytest.mark.parametrize(
@@ -148,36 +137,6 @@ def test_every_number_of_images_gets_as_many_answers_in_order_from_few_traces(fi
     assert traces == {SMALL_BATCH: 1, 128: 1, BATCH: 1, LARGE_BATCH: 1}
 
 
-@pytest.mark.parametrize(
-    ("images", "batches"),
-    [
-        (1, [32]),
-        (33, [128]),
-        (129, [128, 32]),
-        (230, [128, 128]),
-        (383, [128, 128, 128]),
-        (384, [512]),
-        (460, [512]),
-        (1500, [512, 512, 512]),
-        (1536, [2048]),
-        (4000, [2048, 2048]),
-    ],
-)
-def test_batches_are_nearly_full_but_for_a_few_images(
-    file: Path, monkeypatch: pytest.MonkeyPatch, images: int, batches: list[int]
-) -> None:
-    classifier = Classifier.load(file, CLASSES, MNIST_INPUT)
-    sizes: list[int] = []
-
-    def noted(size: int) -> Callable[[npt.NDArray[np.uint8]], object]:
-        run = classifier._run[size]
-        return lambda batch: sizes.append(len(batch)) or run(batch)
-
-    monkeypatch.setattr(classifier, "_run", {size: noted(size) for size in classifier._run})
-    assert len(classifier.predict(pixels(images)).class_index) == images
-    assert sizes == batches
-
-
 def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not() -> None:
     # Given a model that overflows if the first pixel is lit, and otherwise looks at the second
     kernel = np.zeros((784, 10), np.float32)
@@ -192,12 +151,6 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     # Then the one that overflows has no label, and there is no NaN.
     assert predictions.class_index.tolist() == [7, 7, -1, 7, 7]
     assert predictions.confidence.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-6)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_model_whose_weights_are_spoiled_gives_no_label_at_all(value: float) -> None:
-    classifier = Classifier(linear(np.full((784, 10), value, np.float32)), CLASSES, MNIST_INPUT)
-    assert (classifier.predict(pixels(3)).class_index == -1).all()
 
 
 @pytest.mark.parametrize("activation", ["linear", "sigmoid", "tanh"])

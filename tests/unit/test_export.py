@@ -56,10 +56,6 @@ def parquet_of(rows):
     return pq.ParquetFile(io.BytesIO(out.getvalue()))
 
 
-def test_scripts_rely_on_these_columns():
-    assert set(COLUMNS) >= {"index", "name", "label", "confidence", "error", "model"}
-
-
 # ---- CSV ----------------------------------------------------------------------------------------------
 
 
@@ -90,14 +86,6 @@ def test_csv_gives_back_a_carriage_return():
     assert [row[1] for row in rows] == ["name", "carriage\rreturn.png"]
 
 
-def test_csv_names_an_error_by_its_code():
-    assert f"0,a.png,,,corrupt,cut off,{MODEL}\n" in text_of(write_csv, [failed(0, "a.png", "cut off")])
-
-
-def test_csv_of_nothing_is_a_header():
-    assert text_of(write_csv, []) == ",".join(COLUMNS) + "\n"
-
-
 # ---- JSON lines ---------------------------------------------------------------------------------------
 
 
@@ -117,10 +105,6 @@ def test_a_json_object_has_every_column_and_null_for_what_is_not_there():
         "detail": None,
         "model": MODEL,
     }
-
-
-def test_jsonl_of_nothing_is_nothing():
-    assert text_of(write_jsonl, []) == ""
 
 
 # ---- Parquet ------------------------------------------------------------------------------------------
@@ -187,10 +171,6 @@ def test_the_table_is_aligned():
     ]
 
 
-def test_the_table_says_an_error_without_detail():
-    assert text_of(write_table, [failed(0, "a.png")]).endswith("corrupt\n")
-
-
 def test_the_table_has_one_line_a_row():
     text = text_of(write_table, [labelled(0, "two\nlines.png"), labelled(1, "b.png")])
     assert text.count("\n") == 3
@@ -207,10 +187,6 @@ def test_the_table_has_one_header_whatever_its_pages(monkeypatch):
 def test_the_table_sends_nothing_to_the_terminal_that_it_would_obey(name):
     text = text_of(write_table, [labelled(0, name), failed(1, "a.png", name)])
     assert not [character for character in text if ord(character) < 32 and character != "\n"]
-
-
-def test_the_table_of_nothing_is_a_header():
-    assert text_of(write_table, []).split() == ["index", "name", "label", "confidence"]
 
 
 # ---- any number of rows -------------------------------------------------------------------------------

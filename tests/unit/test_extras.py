@@ -6,16 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from jobs.extras import install_hint
-
 PROJECT = Path(__file__).parents[2]
-
-
-def test_a_hint_names_the_extras_and_how_to_get_them() -> None:
-    hint = "install Labelmill with the extra 'worker' (pip install '.[worker]' where its source is)"
-    assert install_hint("worker") == hint
-    both = install_hint("worker", "local")
-    assert "the extras 'worker' and 'local' (pip install '.[worker,local]' where" in both
 
 
 def test_every_extra_that_is_hinted_at_exists() -> None:

@@ -28,11 +28,6 @@ def test_its_errors_are_those_that_client_raises() -> None:
     assert all(issubclass(each, labelmill.LabelmillError) for each in raised)
 
 
-def test_anything_else_is_no_attribute_of_it() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'Clint'"):
-        _ = labelmill.Clint
-
-
 def test_nothing_is_loaded_before_it_is_asked_for() -> None:
     code = "import labelmill, sys; print('jobs.errors' in sys.modules, 'sqlalchemy' in sys.modules)"
     done = subprocess.run(

@@ -16,7 +16,8 @@ from PIL import Image
 from jobs.errors import ErrorCode, ImageError
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
-from tests.unit.test_decode import chunk, encode, png
+from tests.faults.corpus import encode
+from tests.png import chunk, png
 from worker.predicting import fast_png
 from worker.predicting.batches import decode_many
 from worker.predicting.decode import DEFAULT_LIMITS, decode
@@ -104,11 +105,6 @@ def test_a_plain_picture_is_decoded_without_being_opened(
     assert decode_one(data, spec) == pixels.tobytes()
     assert decode_one(memoryview(data), spec) == pixels.tobytes()
     assert decode_one(data + b"anything behind its end", spec) == pixels.tobytes()
-
-
-def test_each_filter_is_undone() -> None:
-    assert decode_one(PLAIN, GREY) is not None
-    assert decode_one(PLAIN, GREY) == opened(PLAIN, GREY)
 
 
 @pytest.mark.parametrize("data", NOT_PLAIN.values(), ids=NOT_PLAIN)
@@ -245,25 +241,3 @@ def test_the_others_among_many_are_decoded_alone_in_their_places() -> None:
 )
 def test_limits_hold_among_many(spec: InputSpec, limits: ImageLimits, is_taken: bool) -> None:
     assert together([PLAIN], spec, limits)[0] == ([0] if is_taken else [])
-
-
-@pytest.mark.parametrize(
-    ("spec", "is_taken"),
-    [
-        (replace(GREY, width=32, height=32), True),
-        (replace(GREY, width=33, height=32), False),
-        (replace(GREY, width=2), False),
-        (COLOUR, False),
-    ],
-)
-def test_only_small_grey_pictures_are_decoded_together(spec: InputSpec, is_taken: bool) -> None:
-    data = encode(Image.new(spec.mode, (spec.width, spec.height), 7 if spec.mode == "L" else (1, 2, 3)))
-    places, found = together([data], spec)
-    assert (places, found.shape) == (([0], (1, *spec.shape)) if is_taken else ([], (0, *spec.shape)))
-
-
-def test_few_pictures_are_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_png, "_MIN_PICTURES", 3)
-    assert together([PLAIN] * 2, GREY)[0] == []
-    assert together([PLAIN] * 3, GREY)[0] == [0, 1, 2]
-    assert together([], GREY)[0] == []

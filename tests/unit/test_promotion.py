@@ -6,7 +6,6 @@ import random
 import re
 from dataclasses import replace
 from fractions import Fraction
-from itertools import product
 from math import inf, nextafter
 
 import pytest
@@ -48,34 +47,9 @@ def test_mcnemars_p_is_twice_the_binomials_tail(gained, lost):
     assert mcnemar(gained, lost) == float(by_hand(gained, lost)) == mcnemar(lost, gained)
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "p"),
-    [
-        (0, 0, 1.0),
-        (5, 5, 1.0),
-        (1, 0, 1.0),
-        (6, 0, 2 / 64),
-        (8, 0, 2 / 256),
-        (5, 1, 2 * (1 + 6) / 64),
-        (2, 10, 2 * (1 + 12 + 66) / 4096),
-    ],
-)
-def test_mcnemars_p_of_cases_that_a_person_can_count(gained, lost, p):
-    assert mcnemar(gained, lost) == p
-
-
 @pytest.mark.parametrize(("gained", "lost"), [(10_000, 0), (5000, 5000), (5200, 4800), (9990, 10)])
 def test_mcnemars_p_holds_for_ten_thousand_differences(gained, lost):
     assert mcnemar(gained, lost) == float(by_hand(gained, lost))
-
-
-def test_of_equally_good_models_one_in_a_hundred_looks_better_or_worse_at_the_most():
-    # Given all ways in which ten images can be right for one of two equally good models
-    falls = [sum(way) for way in product((0, 1), repeat=10)]
-    # Then at most `significance` of them look different: the exact test is never too optimistic.
-    for significance in (0.05, 0.01):
-        told = sum(mcnemar(gained, 10 - gained) < significance for gained in falls)
-        assert told / len(falls) <= significance
 
 
 # ---- better than the champion -------------------------------------------------------------------------
@@ -114,17 +88,6 @@ def test_clearly_worse_is_not_better_however_small_p_is():
     check = check_better(LIMITS, answers(wrong=30), answers(wrong=1))
     assert not check.passed
     assert "it gets 0 right that the champion gets wrong and 29 the other way round" in check.text
-
-
-def test_the_same_mistakes_are_no_difference():
-    check = check_better(LIMITS, answers(wrong=5), answers(wrong=5))
-    assert (check.passed, "p = 1" in check.text) == (False, True)
-
-
-def test_images_that_both_get_wrong_count_for_neither():
-    # Given mistakes that overlap partly: 0 to 9 and 5 to 14
-    check = check_better(LIMITS, answers(wrong=10), answers(wrong=10, start=5))
-    assert "it gets 5 right that the champion gets wrong and 5 the other way round, p = 1" in check.text
 
 
 def test_no_answer_is_a_wrong_one():
@@ -199,15 +162,6 @@ def test_a_good_model_passes_and_each_check_says_by_what():
 )
 def test_each_limit_alone_fails_what_is_beyond_it(change, check, text):
     assert failed(replace(GOOD, **change)) == {check: text}
-
-
-def test_what_just_fails_does_not_read_as_the_limit():
-    # Given 956 of 1,028 images right, and a calibration error just above the limit
-    just = replace(GOOD, recall=(956 / 1028, *[0.99] * 9), calibration_error=0.03004)
-    assert failed(just, replace(LIMITS, min_class_recall=0.93)) == {
-        "class recall": "recall of class 0 is 0.9299, below the minimum of 0.93",
-        "calibration": "calibration error is 0.0301, above the maximum of 0.03",
-    }
 
 
 @given(st.data(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e6))

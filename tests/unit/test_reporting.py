@@ -12,18 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluation import CONFIDENCE_EDGES, NO_ANSWER
+from jobs.evaluation import NO_ANSWER
 from jobs.ledger.corrections import LiveAccuracy
-from jobs.ledger.models import Promotion, StoredEvaluation, StoredVerdict
+from jobs.ledger.models import StoredEvaluation, StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model
 from jobs.promotion import mcnemar
 from jobs.schema import RunState
-from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts, Rival
-from labelmill.reporting.page import interval, percent, points, render, setting
+from labelmill.reporting.page import render
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -260,26 +259,6 @@ def test_nothing_in_the_data_gets_out_of_its_place():
     }
 
 
-def test_the_page_of_a_whole_evaluation_is_small():
-    # Given two models on 10,000 images, 300 epochs, and 48 mistakes each
-    truth = [n % 10 for n in range(10_000)]
-    facts = make_facts(
-        stored=stored(truth, answers_of(truth, wrong=80)),
-        rival=Rival(
-            make_model("06h0w0000000000a"),
-            is_champion=True,
-            stored=stored(truth, answers_of(truth, wrong=60)),
-            same_images=True,
-        ),
-        epochs=make_epochs(300),
-    )
-
-    # When the page is made, Then it is small enough for an e-mail
-    text = render(facts)
-    assert len(Page(text).all("img")) == 96
-    assert len(text.encode()) < 500_000
-
-
 def test_the_headline_says_how_good_and_how_it_was_judged():
     page = Page(render(make_facts()))
     assert "99.00 %" in page.text
@@ -289,69 +268,6 @@ def test_the_headline_says_how_good_and_how_it_was_judged():
     assert "Promoted" in page.text
     assert "✓ accuracy: accuracy is 0.9871, 0.967 or more" in page.text
     assert "forced" not in page.text
-
-
-def test_a_refusal_shows_which_check_failed():
-    failed = {"name": "better", "passed": False, "text": "it gets 3 right that the champion gets wrong"}
-    page = Page(render(make_facts(verdict=make_verdict(promote=False, checks=[failed]))))
-    assert "Not promoted" in page.text
-    assert "✗ better, failed: it gets 3 right that the champion gets wrong" in page.text
-
-
-def test_a_promotion_by_force_is_marked_as_one():
-    # Given a model whose promotion was forced
-    promotion = Promotion("a", "06h0w99y8275b8s6", None, "promote", True, "v", NOON)
-    facts = make_facts(verdict=make_verdict(forced=True), promotion=promotion)
-
-    # Then the page says so
-    page = Page(render(facts))
-    assert "Promoted by force forced" in page.text
-    assert "It became the champion on 2026-11-24 12:00 UTC, by force." in page.text
-
-
-def test_a_model_that_was_kept_beside_the_champion_says_so():
-    # Given a run whose model was not compared
-    run = replace(make_run(), verdict="kept: it is the champion 06h0w0000000000a once more")
-    facts = make_facts(run=run, verdict=make_verdict(promote=False, checks=[], run_id=run.id))
-
-    # Then the page has the run's own verdict
-    assert "The gate: kept: it is the champion 06h0w0000000000a once more." in Page(render(facts)).text
-
-
-def test_a_rollback_is_told_as_one():
-    promotion = Promotion("a", "06h0w99y8275b8s6", None, "rollback", False, None, NOON)
-    assert "by a rollback." in Page(render(make_facts(promotion=promotion))).text
-
-
-def test_the_page_says_what_became_of_the_corrections():
-    page = Page(render(make_facts(run=make_run(corrections=200, left_out=3))))
-    assert (
-        "200 corrections joined the training images; 3 were left out because they are images of the "
-        "evaluation set or cannot be used." in page.text
-    )
-    page = Page(render(make_facts(run=make_run(corrections=1, left_out=1))))
-    assert "1 correction joined the training images; 1 was left out because it is an image of" in page.text
-    assert "0 corrections joined the training images." in Page(render(make_facts())).text
-
-
-def test_the_recipe_is_told_whole():
-    # Given a run of the long profile
-    run = make_run(recipe=recipe_for("mlp", "long", seed=77))
-
-    # Then every field of its recipe is there, with its value
-    page = Page(render(make_facts(run=run)))
-    assert "Recipe: mlp, long" in page.text
-    for words in (
-        "seed 77",
-        "epochs 300",
-        "precision bfloat16",
-        "schedule one-cycle",
-        "averaging 0.999",
-        "rotation 12, zoom 0.12",
-    ):
-        assert words in page.text
-    assert "2 min 05 s" in page.text
-    assert "Training images are distorted" in page.text
 
 
 def test_what_is_not_known_is_left_out_and_said_so():
@@ -367,64 +283,6 @@ def test_what_is_not_known_is_left_out_and_said_so():
     # And there is nothing that needs another model
     for words in ("McNemar", "difference", "Recipe", "Figures by epoch"):
         assert words not in page.text
-
-
-@pytest.mark.parametrize(
-    ("rival", "words"),
-    [
-        (
-            Rival(make_model("o", classes=tuple("ab")), True, stored(TRUTH, TRUTH), False),
-            "has other classes",
-        ),
-        (Rival(make_model("o"), True, stored(TRUTH, TRUTH), False), "was evaluated on other images"),
-        (Rival(make_model("o"), True, None, False), "was not evaluated"),
-    ],
-    ids=["other classes", "other images", "never evaluated"],
-)
-def test_figures_that_cannot_be_compared_are_not_shown_side_by_side(rival, words):
-    page = Page(render(make_facts(rival=rival)))
-    assert words in page.text
-    assert "McNemar" not in page.text
-    assert "champion right" not in page.text
-
-
-def test_the_champions_own_page_shows_the_one_before():
-    facts = make_facts(model=make_model(aliases=("champion",)))
-    facts = replace(facts, rival=replace(facts.rival, is_champion=False))
-    page = Page(render(facts))
-    assert "The champion before it, 06h0w0000000000a" in page.text
-    assert "The worst mistakes of the champion before it" in page.text
-
-
-def test_the_first_champion_has_none_before_it():
-    page = Page(render(bare(model=make_model(aliases=("champion",)))))
-    assert "No other model was the champion before it" in page.text
-
-
-def test_what_was_seen_at_work_is_told():
-    facts = make_facts(
-        live=LiveAccuracy(right=45, labelled=60),
-        shadowing=Comparison("06h0w99y8275b8s6", chunks=12, images=6_000, disagreements=30),
-    )
-    page = Page(render(facts))
-    assert "true label of 60 of its predictions in jobs; 45 of them were right (75.00 %)" in page.text
-    assert (
-        "classified 6,000 images of jobs, in 12 chunks, and disagreed with the job's model on 30 (0.50 %)"
-        in page.text
-    )
-    assert "In production" not in Page(render(make_facts())).text
-
-
-def test_a_recipe_that_holds_nothing_out_has_no_such_curve():
-    page = Page(render(make_facts(run=make_run(validation_images=0))))
-    assert "held-out loss" not in page.text
-    assert "held-out loss" in Page(render(make_facts())).text
-
-
-def test_a_perfect_model_has_no_mistakes_to_show():
-    page = Page(render(bare(stored=stored(TRUTH, TRUTH))))
-    assert "There are no mistakes." in page.text
-    assert page.all("img") == []
 
 
 # ---- tables -------------------------------------------------------------------------------------------
@@ -485,22 +343,6 @@ def test_two_models_are_compared_image_by_image(images):
     assert pair.p == mcnemar(pair.gained, pair.lost)
 
 
-def test_a_mistake_is_shown_with_what_the_other_model_made_of_it():
-    # Given four wrong answers, for which the other model is right, right, wrong, and without an answer
-    evaluation, _ = made_evaluation([0, 0, 0, 0], [1, 1, 1, 1], confidences=[0.9, 0.8, 0.7, 0.6])
-    theirs = bytes([0, 0, 0, 0, 2, 0, NO_ANSWER, 0])
-
-    # Then each has the other model's answer
-    shown = tables.shown_mistakes(evaluation, theirs)
-    assert [(each.theirs, each.they_are_right) for each in shown] == [
-        ("0", True),
-        ("0", True),
-        ("2", False),
-        (None, False),
-    ]
-    assert [each.theirs for each in tables.shown_mistakes(evaluation, None)] == [None] * 4
-
-
 def test_a_class_that_was_never_seen_has_no_shares():
     evaluation, _ = made_evaluation([0, 0], [0, 0], classes=("a", "b"))
     assert tables.by_class(evaluation, None)[1] == tables.ClassRow("b", 0, None, None, None, None)
@@ -559,69 +401,3 @@ def test_ticks_are_round_few_and_within_their_axis(low, factor):
         assert 1 <= len(ticks) <= 12
         assert ticks == sorted(set(ticks))
         assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
-
-
-def test_ticks_are_written_as_people_write_them():
-    assert charts.linear_ticks(0, 7) == [0, 2, 4, 6]
-    assert charts.linear_ticks(0, 0.35) == [0, 0.1, 0.2, 0.3]
-    assert charts.linear_ticks(3, 3) == [3]
-    assert charts.log_ticks(0.005, 0.5) == [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
-    assert charts.log_ticks(0.0005, 0.9) == [0.001, 0.01, 0.1]
-
-
-def test_a_calibration_mark_is_as_large_as_its_bin_and_an_empty_bin_has_none():
-    # Given images in two bins: 900 with high confidence, all right, and 100 with 0.5, half of them right
-    truth = [0] * 1000
-    answers = [0] * 950 + [1] * 50
-    evaluation, _ = made_evaluation(truth, answers, confidences=[0.99] * 900 + [0.5] * 100)
-
-    # When they are drawn, Then there are two marks, and the area follows the number of images
-    svg = str(charts.calibration_diagram("x", [charts.Series("this model", "ours", evaluation.calibration)]))
-    assert inside(svg)
-    marks = re.findall(r'<circle class="mark ours"[^>]*r="([\d.]+)"><title>([^<]*)', svg)
-    assert [(float(radius), words) for radius, words in marks] == [
-        (4.3, "this model: 100 images, confidence 0.500, accuracy 0.500"),
-        (13.0, "this model: 900 images, confidence 0.990, accuracy 1.000"),
-    ]
-
-
-def test_confidences_have_a_bar_and_a_number_for_each_range_and_model():
-    # Given counts of two models, with none in the first range
-    counts = [0, *range(1, len(CONFIDENCE_EDGES) - 2), 12_345]
-    series = [charts.Series("this model", "ours", counts), charts.Series("champion", "theirs", counts)]
-
-    # Then there is no bar for zero, and every other count has its number
-    svg = str(charts.confidence_bars("x", series))
-    assert inside(svg)
-    assert svg.count('<rect class="bar ours"') == len(counts) - 1 + 1  # and one in the legend
-    assert svg.count(">12,345<") == 2
-    assert ">0.999 to 1<" in svg
-    lengths = [float(width) for width in re.findall(r'bar ours"[^>]*width="([\d.]+)"', svg)]
-    assert lengths[:-1] == sorted(lengths[:-1])
-
-
-# ---- words --------------------------------------------------------------------------------------------
-
-
-def test_values_are_written_for_people():
-    assert [percent(0.98712), percent(1.0), percent(None)] == ["98.71\u00a0%", "100.00\u00a0%", "–"]
-    assert [points(0.0042), points(-0.0042), points(0.0), points(-0.000001)] == [
-        "+0.42",
-        "−0.42",
-        "±0.00",
-        "±0.00",
-    ]
-    assert [format_duration(seconds) for seconds in (4.24, 48, 125, 7620)] == [
-        "4.2 s",
-        "48 s",
-        "2 min 05 s",
-        "2 h 07 min",
-    ]
-    assert [setting(None), setting(True), setting(0.0833333), setting("x"), setting(12)] == [
-        "none",
-        "yes",
-        "0.08333",
-        "x",
-        "12",
-    ]
-    assert interval(stored(TRUTH, TRUTH).evaluation) == "99.00–100.00\u00a0%"

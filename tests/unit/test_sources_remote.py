@@ -10,17 +10,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs.errors import ErrorCode, SourceError, Unavailable
 from jobs.remote import is_chained, open_remote
 from producer.sources import SourceImage, Sources
+from tests.sources import outcome
 
 
 def put(bucket: MemoryFileSystem, *names: str, data: bytes = b"x") -> None:
     for name in names:
         bucket.pipe_file(f"/bucket/{name}", data)
-
-
-def outcome(image: SourceImage) -> tuple[str, bytes | ErrorCode | None]:
-    """Return an image's name with its bytes, or with its error's code."""
-    assert (image.data is None) != (image.error is None)
-    return image.name, image.error.code if image.error else image.data
 
 
 def names(sources: Sources) -> list[str]:
@@ -119,12 +114,6 @@ def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
     assert names(sources) == ["memory://bucket/photos/a.png"]
     put(bucket, "photos/b.png")
     assert names(sources) == ["memory://bucket/photos/a.png", "memory://bucket/photos/b.png"]
-
-
-def test_a_name_that_no_database_takes_is_made_storable(bucket: MemoryFileSystem) -> None:
-    put(bucket, "photos/a\0b.png")
-    [image] = Sources(["memory://bucket/photos"])
-    assert outcome(image) == ("memory://bucket/photos/a\ufffdb.png", b"x")
 
 
 @pytest.mark.parametrize(

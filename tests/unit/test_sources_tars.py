@@ -17,6 +17,9 @@ import pytest
 from jobs.errors import ErrorCode, SourceError
 from jobs.limits import ArchiveLimits
 from producer.sources import Sources
+from tests.sources import outcomes
+
+pytestmark = pytest.mark.usefixtures("here")
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -63,10 +66,6 @@ def record(keyword: str, value: str) -> bytes:
     return str(size).encode() + rest
 
 
-def outcomes(sources: Sources) -> list[tuple[str, bytes | ErrorCode | None]]:
-    return [(image.name, image.error.code if image.error else image.data) for image in sources]
-
-
 def peak_of(read: Callable[[], object]) -> int:
     """Return the peak of Python's memory, in bytes, during a call."""
     tracemalloc.start()
@@ -75,11 +74,6 @@ def peak_of(read: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 GOOD = header("good.png", 4) + padded(b"good")
@@ -148,49 +142,6 @@ def test_members_are_chosen_as_a_folders_files_are() -> None:
 
 
 # --- what is forbidden, or too large
-
-
-@pytest.mark.parametrize(
-    "name", ["/etc/a.png", "../a.png", "a/../b.png", "a/..", "a\\b.png", "..\\b.txt", "C:a.png", "c:/a.png"]
-)
-@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
-def test_a_members_name_that_leaves_the_archive_is_forbidden(path: str, name: str) -> None:
-    pack(path, {"1.png": b"1", name: b"2", "3.png": b"3"})
-    assert outcomes(Sources([path])) == [
-        (f"{path}/1.png", b"1"),
-        (f"{path}/{name}", ErrorCode.SOURCE_FORBIDDEN),
-        (f"{path}/3.png", b"3"),
-    ]
-
-
-def test_a_members_name_with_a_nul_is_forbidden_and_storable() -> None:
-    # Given a name with a NUL, which only an extended header can contain
-    Path("photos.tar").write_bytes(pax(record("path", "evil.txt\0.png")) + header("x", 0) + GOOD + END)
-    assert outcomes(Sources(["photos.tar"])) == [
-        ("photos.tar/evil.txt\ufffd.png", ErrorCode.SOURCE_FORBIDDEN),
-        ("photos.tar/good.png", b"good"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        tarfile.SYMTYPE,
-        tarfile.LNKTYPE,
-        tarfile.CHRTYPE,
-        tarfile.BLKTYPE,
-        tarfile.FIFOTYPE,
-        b"Z",
-    ],
-)
-def test_a_member_that_is_a_link_a_device_or_unknown_is_forbidden(kind: bytes) -> None:
-    # Given a member that links to an existing file
-    Path("secret.png").write_bytes(b"secret")
-    Path("photos.tar").write_bytes(header("a.png", type=kind, link="secret.png") + GOOD + END)
-    assert outcomes(Sources(["photos.tar"])) == [
-        ("photos.tar/a.png", ErrorCode.SOURCE_FORBIDDEN),
-        ("photos.tar/good.png", b"good"),
-    ]
 
 
 def sparse_old() -> bytes:
@@ -301,29 +252,6 @@ def test_an_archive_on_stdin_that_cannot_be_read_stops_only_itself() -> None:
         ("broken.tar", ErrorCode.FORMAT_NOT_ALLOWED),
         ("good.tar/a.png", b"1"),
     ]
-
-
-@pytest.mark.parametrize("path", ["photos.tar", "photos.tgz"])
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_an_archive_that_is_cut_short_is_refused_when_that_is_known(path: str, share: float) -> None:
-    # Given an archive of random bytes, which gzip cannot compress, that is cut off
-    chance = random.Random(3)
-    pack(path, {f"{number}.png": chance.randbytes(5000) for number in range(10)})
-    content = Path(path).read_bytes()
-    Path(path).write_bytes(content[: int(len(content) * share)])
-    # When it is read, then all images before the cut are returned, and no partial one
-    reading = iter(Sources([path]))
-    came = [next(reading)]
-    with pytest.raises(SourceError, match="not a TAR archive that can be read to its end"):
-        came.extend(reading)
-    assert 10 * share - 2 <= len(came) <= 10 * share
-    assert all(len(image.data or b"") == 5000 for image in came)
-
-
-def test_an_archive_that_lacks_its_end_is_refused_though_its_members_are_whole() -> None:
-    Path("photos.tar").write_bytes(GOOD + GOOD)
-    with pytest.raises(SourceError, match="the end is missing"):
-        list(Sources(["photos.tar"]))
 
 
 def test_a_broken_header_in_the_middle_is_not_taken_for_the_end() -> None:

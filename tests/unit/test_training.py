@@ -104,31 +104,6 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist
     assert not (other_seed.get_weights()[0] == model.get_weights()[0]).all()
 
 
-def test_the_network_is_the_one_described_with_its_scaling_inside() -> None:
-    # Given the network
-    model = build("mlp", MNIST_INPUT, 10)
-    # Then it is 784-512-512-10, takes bytes, and scales them itself
-    assert model.input_shape == (None, 28, 28)
-    assert model.inputs[0].dtype == "uint8"
-    assert [type(layer).__name__ for layer in model.layers] == [
-        "Rescaling",
-        "Flatten",
-        "Dense",
-        "Dense",
-        "Dense",
-    ]
-    assert model.count_params() == 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10
-    white = np.full((1, 28, 28), 255, np.uint8)
-    assert float(model.layers[0](white).numpy().max()) == pytest.approx(1.0)
-    # and its outputs are probabilities.
-    assert model.predict(white, verbose=0).sum() == pytest.approx(1.0, abs=1e-5)
-
-
-def test_an_unknown_architecture_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="unknown architecture 'rnn'"):
-        build("rnn", MNIST_INPUT, 10)
-
-
 def test_convolutions_learn_as_well(data: mnist.Mnist) -> None:
     # Given the convolutional network, for data of three classes
     chosen = data.train_labels < 3
@@ -326,18 +301,6 @@ def test_training_goes_through_the_conversion_of_its_spec(data: mnist.Mnist) -> 
     model = train(data, replace(RECIPE, epochs=1), spec)
     # Then the model takes that size.
     assert model.input_shape == (None, 12, 10)
-
-
-def test_whoever_follows_a_training_can_end_it(data: mnist.Mnist) -> None:
-    class Enough(Exception):
-        pass
-
-    def follow(_epoch: int, done: int, _total: int) -> None:
-        if done == 3:
-            raise Enough
-
-    with pytest.raises(Enough):
-        train(data, RECIPE, on_batch=follow)
 
 
 def test_a_model_is_saved_whole_or_not_at_all(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
