@@ -246,7 +246,7 @@ def test_weights_that_the_last_step_spoils_are_noticed(
     data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a training whose loss stays finite, and whose final weights answer NaN
-    monkeypatch.setattr(training, "_look", lambda *_: (float("nan"), 0.1))
+    monkeypatch.setattr(training, "_validate", lambda *_: (float("nan"), 0.1))
     # When a model is trained, then that is noticed too.
     with pytest.raises(TrainingDiverged):
         train(data, replace(RECIPE, epochs=1))
