@@ -50,7 +50,7 @@ from jobs.payloads import pack_payload, payload_digest, payload_key, read_payloa
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.console import Console, report_errors, say
-from producer.chunking import FIRST_BYTES, FIRST_IMAGES, MAX_CHUNK_BYTES
+from producer.chunking import CHUNK_BYTES, FIRST_IMAGES
 
 ROUNDS: Final = 5
 
@@ -119,13 +119,13 @@ class Shape:
 def _chunks_of(paths: list[str], chunk_images: int) -> Iterator[tuple[int, list[str], list[bytes]]]:
     """Yield each chunk: its first index, names and contents. Chunks are as large as the pipeline's."""
     first, size = 0, 0
-    room, room_bytes = min(FIRST_IMAGES, chunk_images), FIRST_BYTES
+    room = min(FIRST_IMAGES, chunk_images)
     contents: list[bytes] = []
     for place, path in enumerate(paths):
         content = read(path)
-        if contents and (len(contents) == room or size + len(content) > room_bytes):
+        if contents and (len(contents) == room or size + len(content) > CHUNK_BYTES):
             yield first, paths[first:place], contents
-            room, room_bytes = min(2 * room, chunk_images), min(2 * room_bytes, MAX_CHUNK_BYTES)
+            room = min(2 * room, chunk_images)
             first, size, contents = place, 0, []
         contents.append(content)
         size += len(content)

@@ -38,7 +38,7 @@ from jobs.ids import ID_LENGTH
 
 
 class JobState(StrEnum):
-    """The state of a job. docs/reference/sql.md lists the transitions."""
+    """The state of a job. docs/reference/sql.md describes the states."""
 
     RECEIVING = "receiving"  # its producer is still adding chunks; workers may already have started
     RUNNING = "running"  # all its chunks are in the ledger

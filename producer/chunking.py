@@ -16,15 +16,17 @@ from jobs.schema import SMALL_JOB_IMAGES
 from producer.sources import SourceImage, SourceImages
 from producer.sources.image import name_bytes
 
-#: Maximum bytes of a chunk's images and names: the producer and a worker hold a whole chunk in memory, and it
-#: must be classified within its lease.
+#: Maximum bytes of a chunk's images and names: hardly more photographs than one claim covers, because each
+#: process that claims a part of a chunk reads all of its payload.
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+
+#: The same for a chunk that may be a small job: only a job of one chunk gets a small job's priority. The
+#: producer and a worker hold a whole chunk in memory.
 MAX_CHUNK_BYTES: Final = 32 * 1024 * 1024
 
-#: Maximum images and bytes of a job's first chunk, doubled for each following chunk up to the maximum, so
-#: that workers can begin while the second chunk is read. The bytes do not divide what may be a small job,
-#: because only a job of one chunk gets a small job's priority.
+#: Maximum images of a job's first chunk, doubled for each following chunk up to the maximum, so that workers
+#: can begin while the second chunk is read.
 FIRST_IMAGES: Final = 2_048
-FIRST_BYTES: Final = 4 * 1024 * 1024
 
 #: Maximum images per chunk that come from URLs. At a tenth of a second each, a worker that fetches them by
 #: reference needs less than a lease.
@@ -109,7 +111,7 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
     The first chunks are smaller too (FIRST_IMAGES).
     """
     chunk = Chunk()
-    room, room_bytes = min(FIRST_IMAGES, chunk_images), min(FIRST_BYTES, MAX_CHUNK_BYTES)
+    room, room_bytes = min(FIRST_IMAGES, chunk_images), min(CHUNK_BYTES, MAX_CHUNK_BYTES)
     for item in items:
         waiting = [item]  # a stack: the next one is last
         while waiting:
@@ -130,7 +132,7 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
             else:
                 yield chunk
                 chunk = Chunk()
-                room, room_bytes = min(2 * room, chunk_images), min(2 * room_bytes, MAX_CHUNK_BYTES)
+                room = min(2 * room, chunk_images)
                 waiting.append(found)
     if chunk.names:
         chunk.is_last = True

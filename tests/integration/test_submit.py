@@ -207,14 +207,14 @@ def test_a_priority_out_of_range_is_refused(run, nothing_is_left, priority):
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(64, [64]), (65, [64, 1]), (400, [64, 120, 181, 35])], ids=lambda given: f"{given}"
+    ("count", "sizes"), [(64, [64]), (65, [64, 1]), (150, [64, 64, 22])], ids=lambda given: f"{given}"
 )
-def test_the_first_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
-    # Given images of ten bytes with one-byte names, and a first chunk limit of fewer than 64 such images
-    monkeypatch.setattr(chunking, "FIRST_BYTES", 660)
+def test_chunks_have_few_bytes_but_for_a_small_job(run, ledger, monkeypatch, count, sizes):
+    # Given images of ten bytes with one-byte names, and chunks of at most 600 bytes
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 600)
     monkeypatch.setattr(chunking, "MAX_CHUNK_BYTES", 2_000)
 
-    # When a small job is submitted, Then it is one chunk; the chunks of larger jobs grow up to the maximum
+    # When jobs are submitted, Then a chunk exceeds the limit only while it may be a small job
     ten = [image(f"{n % 10}", b"x" * 10) for n in range(count)]
     assert sizes_of(ledger, run(ten, chunk_images=1000).job_id) == sizes
 

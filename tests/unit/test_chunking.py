@@ -46,7 +46,7 @@ def few_bytes() -> Iterator[None]:
     """Let chunks have few bytes inside the context."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking, "MAX_CHUNK_BYTES", MAX_BYTES)
-        patch.setattr(chunking, "FIRST_BYTES", MAX_BYTES // 3)
+        patch.setattr(chunking, "CHUNK_BYTES", MAX_BYTES // 3)
         patch.setattr(chunking, "SMALL_JOB_IMAGES", 3)
         yield
 
@@ -79,7 +79,7 @@ def test_a_jobs_first_chunk_is_small_and_each_one_after_it_up_to_twice_as_large(
 
 
 def test_a_small_job_is_one_chunk_however_large_its_images() -> None:
-    # Given as many photographs as a small job may have, with more bytes than a first chunk may have
+    # Given as many photographs as a small job may have, with more bytes than other chunks may have
     photographs = [(f"{number}.jpg", bytes(200_000)) for number in range(SMALL_JOB_IMAGES)]
     assert len(chunks(one_by_one(photographs), 8_192)) == 1
     # When there is one more, then the job is not small

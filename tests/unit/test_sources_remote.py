@@ -129,7 +129,7 @@ def test_each_iteration_reads_again(bucket: MemoryFileSystem) -> None:
         ("http://host/photos.zip?sig=1", "is an archive"),
         ("https://host/photos.tgz#2", "is an archive"),
         ("zip://a.png::memory://bucket/photos.zip", "chains"),
-        ("file://server/photos/", "machine 'server'"),
+        ("file://server/photos/", "host 'server'"),
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_at_once(
