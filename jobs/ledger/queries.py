@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.errors import Conflict, ErrorCode, NotFound
+from jobs.errors import Conflict, NotFound
 from jobs.ids import id_range, is_id
 from jobs.ledger.control import settle_job, still_claimed
 from jobs.ledger.database import Ledger, batched
@@ -147,7 +147,8 @@ class Prediction:
     name: str
     label: str | None
     confidence: float | None
-    error: ErrorCode | None
+    #: An `ErrorCode`, or the code of a newer worker.
+    error: str | None
     detail: str | None
     model: str
 
@@ -186,7 +187,7 @@ def page_of_predictions(
         query = query.where(table.error.is_not(None))
     if wanted.name is not None:
         query = query.where(table.name.regexp_match(glob_to_regex(wanted.name)))
-    return list(map(_to_prediction, connection.execute(query)))
+    return [Prediction(*row) for row in connection.execute(query)]
 
 
 def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) -> dict[int, Prediction]:
@@ -194,13 +195,8 @@ def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) 
     found: dict[int, Prediction] = {}
     for some in batched(indices):
         query = _PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
-        found |= {each.index: each for each in map(_to_prediction, connection.execute(query))}
+        found |= {row[0]: Prediction(*row) for row in connection.execute(query)}
     return found
-
-
-def _to_prediction(row: Sequence[Any]) -> Prediction:
-    index, name, label, confidence, error, detail, model = row
-    return Prediction(index, name, label, confidence, ErrorCode(error) if error else None, detail, model)
 
 
 def stream_predictions(

@@ -22,7 +22,7 @@ from jobs.ledger.queries import (
     page_of_predictions,
     stream_predictions,
 )
-from jobs.schema import JobState, db_now, jobs
+from jobs.schema import JobState, db_now, jobs, predictions
 from labelmill.client import Client
 from labelmill.commands.predictions import app as predictions_command
 from tests.ledger_probes import status_of
@@ -180,6 +180,12 @@ def test_pages_follow_each_other_by_the_last_index_seen(ledger, mixed):
     assert indices(page(ledger, mixed, after=3, limit=4)) == [4, 5, 6, 7]
     assert indices(page(ledger, mixed, after=7, limit=4)) == [8, 9]
     assert page(ledger, mixed, after=9) == []
+
+
+def test_an_error_code_of_a_newer_worker_is_read_as_it_is(ledger, mixed):
+    with ledger.transaction() as connection:
+        connection.execute(predictions.update().where(predictions.c.index == 9).values(error="from_tomorrow"))
+    assert page(ledger, mixed, Filter(errors=True))[1].error == "from_tomorrow"
 
 
 def test_filters_hold_together(ledger, mixed):
