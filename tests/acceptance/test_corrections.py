@@ -144,7 +144,7 @@ def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: P
     [challenger] = [each["id"] for each in home.json("models", "list") if not each["aliases"]]
     done = home.run("models", "shadow", challenger)
     assert done.returncode == 0, done.stderr
-    assert f"model {challenger} classifies 100 % of the chunks" in done.stderr
+    assert f"model {challenger} is the challenger and also classifies 100 % of the chunks" in done.stderr
 
     # and a job is classified
     job = classified(home, folder)

@@ -86,5 +86,5 @@ def test_a_worker_is_ready_until_it_stops(harness: Harness) -> None:
     assert harness.remove_worker(worker) == 0
     done = home.run("ready", "worker")
     assert done.returncode == 1
-    assert done.stdout.startswith("not ready: no worker of this host")
+    assert done.stdout.startswith("not ready: no worker on this host")
     assert home.json("workers") == []

@@ -91,7 +91,7 @@ def test_without_a_stack_the_run_waits_and_a_second_one_is_told_so(home: Home) -
     # given no stack, when somebody asks for a run
     asked = home.run("retrain")
     assert asked.returncode == 0, asked.stderr
-    assert "waits in the ledger. `labelmill up` starts one with a trainer" in asked.stderr
+    assert "waits in the ledger. `labelmill up` starts it, and a trainer" in asked.stderr
     run_id = asked.stdout.strip()
 
     # then it waits, and another one is refused with what to do
