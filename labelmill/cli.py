@@ -148,11 +148,28 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
+        _drop_unwritten_output(end)
         # Rich prints the help itself, and exits with 1 if the pipe is closed early, which is not an error.
         # Help that follows a usage error keeps that error's exit code.
         if isinstance(end.__context__, BrokenPipeError):
             raise SystemExit(getattr(end.__context__.__context__, "exit_code", 0)) from None
         raise
+
+
+def _drop_unwritten_output(end: SystemExit) -> None:
+    """Drop what could not be written, if that was reported or the reader closed the pipe.
+
+    The interpreter would write it at shutdown, fail again, and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            if end.code or isinstance(error, BrokenPipeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 def repeat_lost_interrupts() -> None:

@@ -21,6 +21,12 @@ NAME: Final = "\u00e9\u4e03\\xff.png"
 LATIN_1: Final = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
 
 
+@pytest.fixture(autouse=True)
+def _buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python buffer stdout, as it does for users: what is left at the end is written at shutdown."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 @pytest.fixture
 def written(settings):
     """Return a function: `written("jobs")` returns the bytes that the command writes into a pipe."""
