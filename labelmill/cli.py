@@ -157,19 +157,16 @@ def main() -> None:
 
 
 def _drop_unwritten_output(end: SystemExit) -> None:
-    """Drop what could not be written, if that was reported or the reader closed the pipe.
-
-    The interpreter would write it at shutdown, fail again, and exit with 120.
-    """
+    """Drop what could not be written, if that was reported or the reader closed the pipe."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError as error:
             if end.code or isinstance(error, BrokenPipeError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+                from labelmill.console import discard_output  # only now: it imports SQLAlchemy
+
+                discard_output(stream)
 
 
 def repeat_lost_interrupts() -> None:

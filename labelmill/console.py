@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import IntEnum
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Final, NoReturn, ParamSpec
+from typing import IO, Any, Final, NoReturn, ParamSpec
 
 import rich.console
 
@@ -52,10 +52,17 @@ class Console(rich.console.Console):
         if not self.stderr:
             raise BrokenPipeError
         self.quiet = True
-        # The interpreter would write the rest of the buffer at shutdown, fail, and change the exit code.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        discard_output(self.file)
+
+
+def discard_output(stream: IO[str]) -> None:
+    """Discard what the stream still holds and gets.
+
+    The interpreter would write the rest of its buffer at shutdown, fail, and exit with 120.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 #: For messages to people. Data never goes here.
