@@ -46,17 +46,14 @@ class Chunk:
     names_size: int = 0  # in bytes
     is_last: bool = False  # of its job
 
-    def add(
-        self, names: Sequence[str], contents: Sequence[Content], size: int, *, max_images: int, max_bytes: int
-    ) -> bool:
-        """Add images, of `size` bytes together, unless the chunk would exceed `max_images` or `max_bytes`.
+    def add(self, names: Sequence[str], contents: Sequence[Content], size: int, *, max_images: int) -> bool:
+        """Add images, of `size` bytes together, unless the chunk would exceed `max_images` or its bytes.
 
         Return whether they were added. An empty chunk always accepts a single image.
         """
         named = sum(map(len if all(map(str.isascii, names)) else name_bytes, names))
         images, held = len(self.names) + len(names), self.size + self.names_size + size + named
-        if images <= SMALL_JOB_IMAGES:
-            max_bytes = MAX_CHUNK_BYTES
+        max_bytes = MAX_CHUNK_BYTES if images <= SMALL_JOB_IMAGES else CHUNK_BYTES
         if (images > max_images or held > max_bytes) and (self.names or len(names) > 1):
             return False
         self.names += names
@@ -111,20 +108,18 @@ def chunks_of(items: Iterable[Item | SourceImages], chunk_images: int) -> Iterat
     The first chunks are smaller too (FIRST_IMAGES).
     """
     chunk = Chunk()
-    room, room_bytes = min(FIRST_IMAGES, chunk_images), min(CHUNK_BYTES, MAX_CHUNK_BYTES)
+    room = min(FIRST_IMAGES, chunk_images)
     for item in items:
         waiting = [item]  # a stack: the next one is last
         while waiting:
             found = waiting.pop()
             if isinstance(found, SourceImages):
                 size = sum(map(len, found.data))
-                added = chunk.add(found.names, found.data, size, max_images=room, max_bytes=room_bytes)
+                added = chunk.add(found.names, found.data, size, max_images=room)
             else:
                 name, content, url = found
                 max_images = min(room, MAX_CHUNK_URLS) if url is not None and is_url(url) else room
-                added = chunk.add(
-                    (name,), (content,), _size_of(content), max_images=max_images, max_bytes=room_bytes
-                )
+                added = chunk.add((name,), (content,), _size_of(content), max_images=max_images)
             if added:
                 continue
             if isinstance(found, SourceImages) and len(found.names) > 1:
