@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import celery.apps.worker as celery_worker
 from celery.signals import worker_shutting_down
+from celery.worker import WorkController
 from celery.worker.request import Request
 from kombu.asynchronous import get_event_loop
 from kombu.transport import virtual
@@ -21,6 +22,9 @@ from kombu.transport.redis import Channel, PrefixedStrictRedis, Transport
 
 #: Far longer than a cold shutdown takes, because it does not wait for chunks.
 COLD_SHUTDOWN_SECONDS: Final = 5
+
+#: How long a worker that failed waits for its children, as long as docker-compose.yml lets a worker stop.
+FAILED_SHUTDOWN_SECONDS: Final = 60
 
 
 class SlotFreeingRequest(Request):  # type: ignore[misc]  # Celery has no types
@@ -95,6 +99,23 @@ def limit_cold_shutdown() -> None:
     celery_worker.install_worker_term_hard_handler = functools.partial(
         celery_worker.install_worker_term_hard_handler, callback=shut_down_or_die
     )
+
+
+def limit_failed_shutdown() -> None:
+    """Make a worker of this process end within a minute of an error that Celery cannot recover from.
+
+    A full Redis is such an error. Celery then waits for its children without a limit, and one worker in
+    hundreds waits for ever (no issue known). It takes no messages, and nobody restarts it, because it still
+    runs. What its children had claimed comes back when the leases expire.
+    """
+    stop = WorkController.stop
+
+    def stop_or_die(worker: Any, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        if exitcode:
+            signal.alarm(FAILED_SHUTDOWN_SECONDS)  # without a handler, as above
+        stop(worker, in_sighandler, exitcode)
+
+    WorkController.stop = stop_or_die
 
 
 @worker_shutting_down.connect

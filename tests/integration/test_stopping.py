@@ -49,6 +49,39 @@ def test_a_cold_shutdown_that_hangs_ends_all_the_same(signal_name: str) -> None:
     assert done.returncode == -signal.SIGALRM
 
 
+#: A worker that fails, and then waits for ever for its children.
+FAILING = """
+import time
+from celery.worker import WorkController
+import worker.celery_patches
+
+class Blueprint:
+    state = 1
+
+    def start(self, worker):
+        raise RuntimeError("the broker is full")
+
+    def stop(self, worker, terminate):
+        print("stopping", flush=True)
+        time.sleep(60)
+
+worker.celery_patches.FAILED_SHUTDOWN_SECONDS = 1
+worker.celery_patches.limit_failed_shutdown()
+failing = object.__new__(WorkController)
+failing.blueprint = Blueprint()
+failing.pool = None
+failing.start()
+"""
+
+
+def test_a_worker_that_failed_and_cannot_stop_ends_all_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "stopping" in done.stdout, done.stderr
+    assert done.returncode == -signal.SIGALRM
+
+
 #: Celery's event loop, idle for ten seconds, and a SIGTERM meanwhile.
 LOOP = """
 import os, signal, socket, threading, time
