@@ -50,9 +50,9 @@ mutants: install
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
-# The long counts of every fault, over an hour; what came of them goes into benchmarks/results/soak.md.
+# The long counts of every fault, about an hour; what came of them goes into benchmarks/results/soak.md.
 soak: install
-	$(BIN)/python -m pytest tests/faults --soak --soak-report benchmarks/results/soak.md
+	$(PYTEST) tests/faults --soak --soak-report benchmarks/results/soak.md
 
 lint: install docs
 	$(BIN)/ruff check .
