@@ -209,5 +209,6 @@ def _outcomes(indices: range) -> Iterator[Outcome]:
 def _drop_all(ledger: Ledger) -> None:
     found = sa.MetaData()
     with ledger.transaction() as connection:
+        connection.execute(sa.text("DROP VIEW IF EXISTS results"))
         found.reflect(connection)
         found.drop_all(connection)
