@@ -296,8 +296,7 @@ class Harness:
             return not waiting and out <= orphans  # type: ignore[operator]
 
         with self.redis() as client:
-            # Thousands of surplus messages may be left, each of which costs a look into the ledger.
-            until(is_silent, "the broker has nothing left", seconds=3 * HEALED_SECONDS)
+            until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
             client.delete(unacknowledged, unacknowledged + "_index")
         self._deaths_before = self._deaths()
 
