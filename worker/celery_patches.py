@@ -104,9 +104,9 @@ def limit_cold_shutdown() -> None:
 def limit_failed_shutdown() -> None:
     """Make a worker of this process end within a minute of an error that Celery cannot recover from.
 
-    A full Redis is such an error. Celery then waits for its children without a limit, and one worker in
-    hundreds waits for ever (no issue known). It takes no messages, and nobody restarts it, because it still
-    runs. What its children had claimed comes back when the leases expire.
+    A full Redis is such an error. Celery then waits for its children without a limit, and a worker can wait
+    for ever (seen once; no issue known). It takes no messages, and nobody restarts it, because it still runs.
+    What its children had claimed comes back when the leases expire.
     """
     stop = WorkController.stop
 
