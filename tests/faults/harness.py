@@ -250,11 +250,11 @@ class Harness:
         try:
             until(lambda: self.is_over(job_id), f"job {job_id} has ended", seconds=seconds)
         except pytest.fail.Exception as failure:
-            pytest.fail(f"{failure}\n{self._look(job_id)}")
+            open_chunks = [chunk for chunk in chunk_rows(self.url, job_id) if chunk["state"] != "done"]
+            pytest.fail("\n\n".join([str(failure), *map(str, open_chunks), self._look()]))
 
-    def _look(self, job_id: str) -> str:
-        """What everybody is at: chunks that are not done, each process's stack, each log's end."""
-        open_chunks = [chunk for chunk in chunk_rows(self.url, job_id) if chunk["state"] != "done"]
+    def _look(self) -> str:
+        """What everybody is at: each process's stack, each log's end."""
         for worker in self.workers:
             for pid in processes_below(worker.pid):
                 with contextlib.suppress(ProcessLookupError):
@@ -264,7 +264,7 @@ class Harness:
             f"{path.name}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
             for path in sorted(self.faults.glob("*.log"))
         ]
-        return "\n\n".join([*map(str, open_chunks), *logs])
+        return "\n\n".join(logs)
 
     def judge(self, job_id: str, images: Iterable[Picture], *, seconds: float = HEALED_SECONDS) -> Verdict:
         """Waits for the job's end, and compares what it got with what it must get."""
@@ -289,14 +289,28 @@ class Harness:
         """
         unacknowledged = KEY_PREFIX + "unacked"
 
-        def is_silent() -> bool:
-            orphans = (self._deaths() - self._deaths_before) * self.settings.processes
+        def held() -> tuple[int, int]:
             waiting = client.llen(KEY_PREFIX + CLASSIFY_QUEUE)
-            out = client.hlen(unacknowledged)
-            return not waiting and out <= orphans  # type: ignore[operator]
+            return waiting, client.hlen(unacknowledged)  # type: ignore[return-value]
+
+        def is_silent() -> bool:
+            waiting, out = held()
+            return not waiting and out <= orphans()
+
+        def orphans() -> int:
+            return (self._deaths() - self._deaths_before) * self.settings.processes
 
         with self.redis() as client:
-            until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
+            try:
+                until(is_silent, "the broker has nothing left", seconds=HEALED_SECONDS)
+            except pytest.fail.Exception as failure:
+                waiting, out = held()
+                taken = client.zrange(unacknowledged + "_index", 0, -1, withscores=True)
+                ages = [f"{time.time() - at:.0f} s" for _, at in taken]  # type: ignore[union-attr, misc]
+                pytest.fail(
+                    f"{failure}: {waiting} messages wait, {out} are not acknowledged (for {ages}), and "
+                    f"killed workers explain {orphans()}\n{self._look()}"
+                )
             client.delete(unacknowledged, unacknowledged + "_index")
         self._deaths_before = self._deaths()
 
