@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final, Self
 
 #: Edges of the bins for confidences: bin i holds edges[i] <= confidence < edges[i + 1], the last one also its
@@ -17,6 +18,13 @@ CALIBRATION_BINS: Final = 15
 
 #: Stands for a class in `answers` if the model gave no answer.
 NO_ANSWER: Final = 255
+
+
+class Part(StrEnum):
+    """The images that a model is evaluated on."""
+
+    TEST = "test"  # the data's own test set
+    LIVE = "live"  # corrections that no model is trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +102,7 @@ class GateLimits:
     min_accuracy: float  # 0 to 1
     min_class_recall: float  # of each class, 0 to 1
     significance: float  # the two-sided p value of McNemar's exact test must be below
+    margin: float  # how much lower its accuracy on the test set may be if the live set decides, 0 to 1
+    live_margin: float  # and the other way round
     max_calibration_error: float  # 0 to 1
     max_image_microseconds: float

@@ -6,13 +6,15 @@ neither the model nor the images.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.evaluation import Evaluation, GateLimits
+from jobs.evaluation import Evaluation, GateLimits, Part
 from jobs.ledger.models import (
     StoredEvaluation,
     add_verdict,
@@ -25,6 +27,19 @@ from jobs.model import Model
 
 #: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
+
+#: The names of the checks that compare with the champion.
+TEST_SET: Final = "test set"
+LIVE_SET: Final = "live set"
+
+#: With fewer held-out corrections, the test set decides alone.
+MIN_LIVE_IMAGES: Final = 60
+
+#: Steps to find a confidence bound: it is then exact to 1e-9.
+_BISECTIONS: Final = 30
+
+#: The standard normal distribution's 95th percentile.
+_Z_95_ONE_SIDED: Final = 1.6448536269514722
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,28 +129,105 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
     )
 
 
-def check_better(limits: GateLimits, challenger: bytes, champion: bytes) -> Check:
-    """Check that the challenger is significantly better than the champion, by McNemar's exact test.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How the challenger and the champion answered the same images."""
 
-    Both arguments are answers as `jobs.ledger.models` stores them. Raises ValueError if they are not for the
-    same images.
+    both: int  # images that both got right
+    gained: int  # only the challenger
+    lost: int  # only the champion
+    neither: int
+
+    @property
+    def images(self) -> int:
+        """Return the number of images."""
+        return self.both + self.gained + self.lost + self.neither
+
+    @property
+    def p(self) -> float:
+        """Return the two-sided p value of McNemar's exact test."""
+        return mcnemar(self.gained, self.lost)
+
+    @property
+    def most_worse(self) -> float:
+        """Return how much lower the challenger's accuracy may be, at most, with 95 % confidence.
+
+        It is the upper end of the one-sided score interval for the difference of two paired proportions:
+        T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
+        paired-sample design", Statistics in Medicine 17, 1998.
+        """
+        low, high = (self.lost - self.gained) / self.images, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if self._score(middle) > -_Z_95_ONE_SIDED:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _score(self, worse: float) -> float:
+        """Return Tango's score for the hypothesis that the challenger's accuracy is lower by `worse`."""
+        n, lost, gained = self.images, self.lost, self.gained
+        b = (2 * n - lost + gained) * worse - lost - gained
+        rate = (math.sqrt(b * b + 8 * n * gained * worse * (1 - worse)) - b) / (4 * n)
+        variance = n * (2 * rate + worse * (1 - worse))
+        return (lost - gained - n * worse) / math.sqrt(variance) if variance > 0 else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"it gets {self.gained} right that the champion gets wrong and {self.lost} the other way round, "
+            f"p = {self.p:.2g}"
+        )
+
+
+def compare_answers(challenger: bytes, champion: bytes) -> Compared:
+    """Compare two models' answers to the same images, as `jobs.ledger.models` stores them.
+
+    Raises ValueError if they are not for the same images.
     """
     truth = challenger[1::2]
     if truth != champion[1::2]:
         raise ValueError("the answers are not about the same images")
-    gained = lost = 0
-    for label, ours, theirs in zip(truth, challenger[::2], champion[::2], strict=True):
-        gained += ours == label != theirs
-        lost += theirs == label != ours
-    p = mcnemar(gained, lost)
-    passed = gained > lost and p < limits.significance
-    wanted = "" if passed else f"; the gate requires more of the former, and p below {limits.significance:g}"
-    return Check(
-        "better",
-        passed,
-        f"it gets {gained} right that the champion gets wrong and {lost} the other way round, "
-        f"p = {p:.2g}{wanted}",
+    counts = Counter(
+        (ours == label, theirs == label)
+        for label, ours, theirs in zip(truth, challenger[::2], champion[::2], strict=True)
     )
+    return Compared(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
+
+
+def check_better(limits: GateLimits, test: Compared, live: Compared | None) -> tuple[Check, ...]:
+    """Check that the challenger is better than the champion on one set, and not worse on the other.
+
+    `live` is None if there are no held-out corrections. Fewer than MIN_LIVE_IMAGES decide nothing: the test
+    set decides alone.
+    """
+    sets = [(TEST_SET, test, limits.margin)]
+    if live is not None and live.images >= MIN_LIVE_IMAGES:
+        sets.append((LIVE_SET, live, limits.live_margin))
+    better = [
+        compared.gained > compared.lost and compared.p < limits.significance for _name, compared, _ in sets
+    ]
+    checks = []
+    for place, (name, compared, margin) in enumerate(sets):
+        if better[place]:
+            checks.append(Check(name, True, f"better on the {name}: {compared}"))
+        elif any(better):
+            worse = compared.most_worse
+            points = 100 * max(worse, 0)
+            passed = worse <= margin
+            said = "not worse" if passed else "perhaps worse"
+            limit = "" if passed else f", more than {100 * margin:g}"
+            checks.append(
+                Check(
+                    name,
+                    passed,
+                    f"{said} on the {name}: at most {points:.2f} points{limit}, with 95 % confidence",
+                )
+            )
+        else:
+            wanted = f"; the gate requires more of the former, and p below {limits.significance:g}"
+            checks.append(Check(name, False, f"not better on the {name}: {compared}{wanted}"))
+    return tuple(checks)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -181,14 +273,25 @@ def _checks(
             f"`{EVALUATE} {model.id}` evaluates both"
         )
     else:
+        test = compare_answers(challenger.answers, before.answers)
+        live = _compare_live(connection, model.id, champion.id)
         return (
             Check("comparable", True, f"the champion {champion.id} was evaluated on the same images"),
             accuracy,
             class_recall,
-            check_better(limits, challenger.answers, before.answers),
+            *check_better(limits, test, live),
             *others,
         )
     return (Check("comparable", False, text), accuracy, class_recall, *others)
+
+
+def _compare_live(connection: Connection, model_id: str, champion_id: str) -> Compared | None:
+    """Compare both models on the model's latest live set; None if there is none."""
+    ours = find_evaluation(connection, model_id, part=Part.LIVE)
+    if ours is None:
+        return None
+    theirs = find_evaluation(connection, champion_id, ours.data_fingerprint, part=Part.LIVE)
+    return None if theirs is None else compare_answers(ours.answers, theirs.answers)
 
 
 def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool, replace: bool) -> Verdict:
@@ -202,8 +305,8 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
         return Verdict(False, False, checks, f"not promoted: {champion_id} stays the champion")
     if failed:
         return Verdict(False, False, checks, f"refused: {failed}")
-    better = next(check.text for check in checks if check.name == "better")
-    return Verdict(True, False, checks, f"promoted: {better}")
+    decided = "; ".join(check.text for check in checks if check.name in (TEST_SET, LIVE_SET))
+    return Verdict(True, False, checks, f"promoted: {decided}")
 
 
 def _minimum(name: str, what: str, value: float, least: float) -> Check:

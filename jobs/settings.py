@@ -175,6 +175,10 @@ class Settings(BaseSettings):
     gate_min_accuracy: Share = 0.967
     gate_min_class_recall: Share = 0.93
     gate_significance: float = Field(default=0.01, gt=0.0, le=1.0)
+    gate_margin: Share = 0.01
+    gate_live_margin: Share = 0.05
+    #: The share of the corrected images that no model is trained on.
+    live_share: Share = 0.3
     gate_max_calibration_error: Share = 0.03
     gate_max_image_microseconds: float = Field(default=1000.0, gt=0.0)
     #: The share of a job's chunks that the challenger classifies too.
@@ -279,6 +283,8 @@ class Settings(BaseSettings):
             min_accuracy=self.gate_min_accuracy,
             min_class_recall=self.gate_min_class_recall,
             significance=self.gate_significance,
+            margin=self.gate_margin,
+            live_margin=self.gate_live_margin,
             max_calibration_error=self.gate_max_calibration_error,
             max_image_microseconds=self.gate_max_image_microseconds,
         )

@@ -83,8 +83,12 @@ def data_line(run: Run) -> str:
         f"{pluralize(data['train_images'], 'training image')} from {source}, "
         f"{data['validation_images']:,} held out, {data['evaluation_images']:,} to evaluate"
     )
-    if data["corrections"] or data["left_out"]:
-        line += f"; {pluralize(data['corrections'], 'correction')} included, {data['left_out']:,} skipped"
+    live = data.get("live_images", 0)  # runs of earlier versions have none
+    if data["corrections"] or live or data["left_out"]:
+        line += (
+            f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
+            f"{data['left_out']:,} skipped"
+        )
     return line
 
 

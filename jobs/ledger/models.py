@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import Evaluation
+from jobs.evaluation import Evaluation, Part
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.model import InputSpec, Model
@@ -140,16 +140,23 @@ class StoredEvaluation:
 
 
 def save_evaluation(
-    connection: Connection, model_id: str, data_fingerprint: str, evaluation: Evaluation, answers: bytes
+    connection: Connection,
+    model_id: str,
+    data_fingerprint: str,
+    evaluation: Evaluation,
+    answers: bytes,
+    *,
+    part: Part = Part.TEST,
 ) -> None:
     """Store an evaluation, replacing an earlier one of the same model on the same data.
 
-    The model's accuracy becomes that of this evaluation. Raises ValueError unless `answers` are two bytes per
-    image.
+    The model's accuracy becomes that of this evaluation if it was made on a test set. Raises ValueError
+    unless `answers` are two bytes per image.
     """
     if len(answers) != 2 * evaluation.total:
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
     row = {
+        "part": part,
         "measures": asdict(evaluation),
         "answers": answers,
         "created_at": db_now(),
@@ -161,14 +168,16 @@ def save_evaluation(
             index_elements=[evaluations.c.model_id, evaluations.c.data_fingerprint], set_=row
         )
     )
-    connection.execute(models.update().where(models.c.id == model_id).values(accuracy=evaluation.accuracy))
+    if part is Part.TEST:
+        accuracy = models.update().where(models.c.id == model_id).values(accuracy=evaluation.accuracy)
+        connection.execute(accuracy)
 
 
 def find_evaluation(
-    connection: Connection, model_id: str, data_fingerprint: str | None = None
+    connection: Connection, model_id: str, data_fingerprint: str | None = None, *, part: Part = Part.TEST
 ) -> StoredEvaluation | None:
     """Return the model's evaluation on this data, or its latest on any data; None if there is none."""
-    query = sa.select(evaluations).where(evaluations.c.model_id == model_id)
+    query = sa.select(evaluations).where(evaluations.c.model_id == model_id, evaluations.c.part == part)
     if data_fingerprint is not None:
         query = query.where(evaluations.c.data_fingerprint == data_fingerprint)
     latest = query.order_by(evaluations.c.created_at.desc(), evaluations.c.data_fingerprint).limit(1)

@@ -33,7 +33,7 @@ from jobs.ledger.shadows import (
     first_disagreements,
     require_champion,
 )
-from jobs.model import Invert, Model, Resampling
+from jobs.model import MNIST_INPUT, Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored
 from labelmill.client.session import Session, accept_numpy_numbers
@@ -100,8 +100,9 @@ class ModelMethods(Session):
     ) -> Evaluation:
         """Evaluate a model on MNIST's test images, and store the figures for `promote` and `report`.
 
-        The champion is evaluated as well, unless it has been evaluated on these images already. MNIST comes
-        from LABELMILL_MNIST_DIR, the cache, or a download. Needs TensorFlow, and takes seconds.
+        It is also evaluated on the held-out corrections, if there are any. The champion is evaluated as well,
+        unless it has been evaluated on these images already. MNIST comes from LABELMILL_MNIST_DIR, the cache,
+        or a download. Needs TensorFlow, and takes seconds.
 
         - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
@@ -113,8 +114,18 @@ class ModelMethods(Session):
 
         wanted = self.model(model)
         data = load_mnist(self.settings, say=on_message)
-        # Imported here: it imports TensorFlow.
+        # Imported here: they import TensorFlow.
+        from worker.learning.corrections import add_corrections
         from worker.learning.evaluation import evaluate_champion, evaluate_model
+
+        data = add_corrections(
+            data,
+            self.ledger,
+            self._store,
+            self.settings.image_limits,
+            MNIST_INPUT,
+            live_share=self.settings.live_share,
+        )
 
         def on_begin(each: Model) -> None:
             on_message(f"evaluating model {each.id} on {len(data.test_images):,} images")

@@ -55,7 +55,7 @@ def test_from_nothing_to_a_champion_and_to_one_that_is_refused(home: Home) -> No
     assert again.returncode == 3, again.stderr
     refused = json.loads(again.stdout)
     assert refused["promoted"] is False
-    assert {check["name"]: check["passed"] for check in refused["checks"]}["better"] is False
+    assert {check["name"]: check["passed"] for check in refused["checks"]}["test set"] is False
     assert "NO " in again.stderr
     [champion] = [model["id"] for model in home.json("models", "list") if model["aliases"]]
     assert champion == model["id"]

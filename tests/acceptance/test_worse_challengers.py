@@ -54,7 +54,7 @@ def test_a_worse_challenger_is_refused_with_its_reasons(
     shown = json.loads(new_home.ok("models", "show", challenger.model.id))
     assert shown["aliases"] == []
     assert shown["verdict"]["promote"] is False
-    assert {"accuracy", "class recall", "better"} <= {
+    assert {"accuracy", "class recall", "test set"} <= {
         check["name"] for check in shown["verdict"]["checks"] if not check["passed"]
     }
 

@@ -805,7 +805,11 @@ def corrected(client, finished) -> Callable[..., str]:
 @pytest.fixture
 def learn(ledger, store) -> Callable[[Mnist], Mnist]:
     """Return a function: `learn(data)` returns the data of the next training run."""
-    return lambda data: add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT)
+
+    def learn(data: Mnist, *, live_share: float = 0.0) -> Mnist:
+        return add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT, live_share=live_share)
+
+    return learn
 
 
 @pytest.mark.fast
@@ -915,7 +919,7 @@ def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, clie
     assert learn(data).train_labels[20:].tolist() == [6]
 
 
-def test_a_training_image_with_another_label_is_dropped(data, learn, corrected) -> None:
+def test_a_correction_replaces_the_same_training_image(data, learn, corrected) -> None:
     # given corrections of two training images, one of which confirms the known label
     corrected((file_of(square(1)), "0"), (file_of(square(2)), "9"))
 
@@ -929,8 +933,42 @@ def test_a_training_image_with_another_label_is_dropped(data, learn, corrected) 
         ]
         for value in (1, 2, 3)
     }
-    assert labels == {1: [0, 0], 2: [9], 3: [2]}
-    assert (found.corrections, len(found.train_images)) == (2, 21)
+    assert labels == {1: [0], 2: [9], 3: [2]}
+    assert (found.corrections, len(found.train_images)) == (2, 20)
+
+
+def test_a_share_of_the_corrected_images_is_never_learnt(data, learn, corrected, client) -> None:
+    # given many corrections, one of them of a training image
+    files = [(file_of(square(value)), "3") for value in (1, *range(201, 251))]
+    job_id = corrected(*files)
+
+    # when the data of the next training run are built
+    found = learn(data, live_share=0.3)
+
+    # then about that share of them is the live set, and no picture is on two sides
+    assert found.corrections + len(found.live_images) == len(files)
+    assert 5 < len(found.live_images) < 26
+    assert set(found.live_labels.tolist()) == {3}
+    learnt = {image.tobytes() for image in found.train_images}
+    live = {image.tobytes() for image in found.live_images}
+    assert len(learnt) == len(found.train_images)
+    assert not learnt & live
+
+    # and each picture stays on its side when there are fewer or more of them, and in another format
+    for index in range(0, 50, 2):
+        client.undo_correction(job_id, index)
+    corrected(*((file_of(square(value), "BMP"), "4") for value in range(201, 251)))
+    again = learn(data, live_share=0.3)
+    assert {image.tobytes() for image in again.live_images} - live <= {square(1).tobytes()}
+    assert live - {image.tobytes() for image in again.live_images} <= {square(1).tobytes()}
+
+
+def test_a_picture_of_the_live_set_is_no_training_image(data, learn, corrected) -> None:
+    # given a correction of a training image, when all corrections are held out
+    corrected((file_of(square(1)), "0"))
+    found = learn(data, live_share=1.0)
+    # then the model does not learn it from the training images either
+    assert (found.corrections, len(found.live_images), len(found.train_images)) == (0, 1, 19)
 
 
 def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, store, caplog) -> None:

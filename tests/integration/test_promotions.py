@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
 from jobs import ids
 from jobs.errors import Conflict, ModelRefused
-from jobs.evaluation import GateLimits
+from jobs.evaluation import GateLimits, Part
 from jobs.ledger import Ledger
 from jobs.ledger.models import (
     CHAMPION,
@@ -41,6 +42,8 @@ LIMITS = GateLimits(
     min_accuracy=0.9,
     min_class_recall=0.5,
     significance=0.01,
+    margin=0.01,
+    live_margin=0.05,
     max_calibration_error=0.03,
     max_image_microseconds=1000,
 )
@@ -53,11 +56,11 @@ TRUTH = [number % 10 for number in range(100)]
 Maker = Callable[..., Model]
 
 
-def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA) -> None:
+def evaluated(ledger: Ledger, model: Model, wrong: int, data: str = DATA, *, part: Part = Part.TEST) -> None:
     """Record that the model got all but the first `wrong` images right."""
     given = [(label + 1) % 10 if index < wrong else label for index, label in enumerate(TRUTH)]
     with ledger.transaction() as connection:
-        save_evaluation(connection, model.id, data, *made_evaluation(TRUTH, given))
+        save_evaluation(connection, model.id, data, *made_evaluation(TRUTH, given), part=part)
 
 
 @pytest.fixture
@@ -180,10 +183,10 @@ def test_a_better_model_is_promoted_and_its_verdict_is_a_row(ledger, trained):
     # Then it is promoted, with these checks in this order
     assert verdict.promote
     assert verdict.reason.startswith(
-        "promoted: it gets 10 right that the champion gets wrong and 0 the other"
+        "promoted: better on the test set: it gets 10 right that the champion gets wrong and 0 the other"
     )
     names = [check.name for check in verdict.checks]
-    assert names == ["comparable", "accuracy", "class recall", "better", "calibration", "speed"]
+    assert names == ["comparable", "accuracy", "class recall", "test set", "calibration", "speed"]
     assert all(check.passed for check in verdict.checks)
     assert champion_of(ledger) == new.id
 
@@ -225,6 +228,40 @@ def test_what_is_not_better_is_refused_with_its_reasons_and_changes_nothing(ledg
     assert moves_of(ledger) == [(None, old.id, "promote")]
 
 
+def test_the_live_set_decides_if_the_test_set_has_nothing_left_to_gain(ledger, trained):
+    # Given two models that are equally good on the test set, but not on held-out corrections
+    old, new = trained("old"), trained("new")
+    judged(ledger, old)
+    evaluated(ledger, old, wrong=60, data=OTHER_DATA, part=Part.LIVE)
+    evaluated(ledger, new, wrong=10, data=OTHER_DATA, part=Part.LIVE)
+
+    # When the better one is judged, then it is promoted, and the verdict says what decided
+    with ledger.transaction() as connection:
+        verdict = judge_and_promote(connection, replace(LIMITS, margin=0.03), new.id, how="retrain")
+    assert verdict.reason == (
+        "promoted: not worse on the test set: at most 2.63 points, with 95 % confidence; better on the live "
+        "set: it gets 50 right that the champion gets wrong and 0 the other way round, p = 1.8e-15"
+    )
+    assert champion_of(ledger) == new.id
+
+    # And its accuracy is that on the test set
+    with ledger.reading() as connection:
+        assert get_model(connection, new.id).accuracy == 1.0
+
+
+def test_a_live_set_that_the_champion_was_not_evaluated_on_decides_nothing(ledger, trained):
+    # Given a challenger that is better on the live set, on which the champion was not evaluated
+    old, new = trained("old"), trained("new")
+    judged(ledger, old)
+    evaluated(ledger, old, wrong=60, data="f" * 64, part=Part.LIVE)
+    evaluated(ledger, new, wrong=10, data=OTHER_DATA, part=Part.LIVE)
+
+    # When it is judged, then by the test set alone
+    verdict = judged(ledger, new, how="retrain")
+    assert not verdict.promote
+    assert "live set" not in {check.name for check in verdict.checks}
+
+
 def test_without_replace_a_champion_stays_whatever_comes(ledger, trained):
     old, new = trained("old", wrong=30), trained("new")
     judged(ledger, old)
@@ -249,7 +286,7 @@ def test_with_force_it_goes_and_that_is_recorded_beside_what_failed(ledger, trai
         [move] = champion_history(connection, limit=1)
     assert (move.model_id, move.forced) == (new.id, True)
     assert (stored.promote, stored.forced) == (True, True)
-    assert {check["name"] for check in stored.checks if not check["passed"]} == {"accuracy", "better"}
+    assert {check["name"] for check in stored.checks if not check["passed"]} == {"accuracy", "test set"}
     assert champion_of(ledger) == new.id
 
 
@@ -517,7 +554,7 @@ def test_promote_rollback_and_history_at_the_console(run, shelved, ledger):
     assert [check["name"] for check in told["checks"] if not check["passed"]] == [
         "accuracy",
         "class recall",
-        "better",
+        "test set",
     ]
 
     # When the better one is promoted, Then it is the champion

@@ -1,14 +1,15 @@
-"""Add corrected images to the training images, but never to the evaluation set.
+"""Divide the corrected images: most are learnt, the others are the live set, which no model learns.
 
-A correction of an image of the evaluation set is left out: a model that is trained on it would be evaluated
-on an image it has seen.
+The live set shows how good a model is on the images that people submit. A picture's content decides where it
+belongs, so it stays there in all training runs. No picture is on two sides: a correction replaces the same
+picture among the training images, and one of a test image is left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -23,7 +24,7 @@ from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from jobs.store import Store
 from worker.learning.mnist import Mnist
-from worker.predicting.decode import decode, prepare_arrays
+from worker.predicting.decode import content_hash, decode, prepare_arrays
 from worker.retry import retry
 
 logger = logging.getLogger(__name__)
@@ -41,17 +42,18 @@ def add_corrections(
     limits: ImageLimits,
     spec: InputSpec,
     *,
+    live_share: float = 0.0,
     pauses: Sequence[float] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Mnist:
-    """Return the data with all corrected images appended to its training images, sorted by hash.
+    """Return the data with the corrected images appended to its training images, or in its live set.
 
-    `spec` is the input of the model to be trained, in the shape of the data's images. Corrections with the
-    same pixels count once, with the latest label. A training image with the same pixels and another label is
-    dropped. In the result, `corrections` counts the added images and `left_out` the corrections that could
-    not be used; each reason is logged once, with their number and the first few. If the store or the ledger
-    is unavailable, it is retried after each of `pauses`, in seconds. `check` is called before each image.
-    Raises Unavailable, and what `check` raises.
+    `spec` is the input of the model to be trained, in the shape of the data's images, and `live_share`, 0 to
+    1, the share of the live set. Both parts are sorted by hash. Corrections with the same pixels count once,
+    with the latest label; training images with the same pixels are dropped. In the result, `corrections`
+    counts the added images and `left_out` the corrections that could not be used; each reason is logged once,
+    with their number and the first few. If the store or the ledger is unavailable, it is retried after each
+    of `pauses`, in seconds. `check` is called before each image. Raises Unavailable, and what `check` raises.
     """
 
     def read() -> list[Correction]:
@@ -70,35 +72,42 @@ def add_corrections(
             if correction.label not in data.classes:
                 raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
             label = data.classes.index(correction.label)
-            pixels = retry(partial(_pixels, correction, store, limits, spec), pauses)
+            content = retry(partial(_content, correction, store, limits), pauses)
+            pixels, is_live = _decoded(content, spec, limits, live_share)
             if pixels.tobytes() in evaluated:
                 raise _Unusable("the image is in the evaluation set")
         except _Unusable as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
-            accepted.setdefault(pixels.tobytes(), _Accepted(correction.image_sha256, pixels, label))
+            found = _Accepted(correction.image_sha256, pixels, label, is_live)
+            accepted.setdefault(pixels.tobytes(), found)
     for reason, unused in left_out.items():
         logger.warning("%s", _left_out_line(reason, unused))
     data = replace(data, left_out=sum(map(len, left_out.values())))
     if not accepted:
         return data
-    kept = _not_contradicted(data, accepted, spec)
+    kept = [image.tobytes() not in accepted for image in prepare_arrays(data.train_images, spec)]
     # Sorted, because the order changes the training set's fingerprint and the trained model.
-    added = sorted(accepted.values(), key=lambda each: each.image_sha256)
+    ordered = sorted(accepted.values(), key=lambda each: each.image_sha256)
+    learnt = [each for each in ordered if not each.is_live]
+    live = [each for each in ordered if each.is_live]
     return replace(
         data,
-        train_images=np.concatenate([data.train_images[kept], np.stack([each.pixels for each in added])]),
-        train_labels=np.append(data.train_labels[kept], np.array([each.label for each in added], np.uint8)),
-        corrections=len(added),
+        train_images=np.concatenate([data.train_images[kept], _images(learnt, spec)]),
+        train_labels=np.concatenate([data.train_labels[kept], _labels(learnt)]),
+        corrections=len(learnt),
+        live_images=_images(live, spec),
+        live_labels=_labels(live),
     )
 
 
 class _Accepted(NamedTuple):
-    """A corrected image for training."""
+    """A corrected image that can be used."""
 
     image_sha256: str
     pixels: Pixels
     label: int
+    is_live: bool
 
 
 class _Unusable(Exception):
@@ -128,27 +137,34 @@ def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) ->
     return list(found.values())
 
 
-def _pixels(correction: Correction, store: Store, limits: ImageLimits, spec: InputSpec) -> Pixels:
-    """Return the pixels as the model sees them, uint8 of `spec.shape`. Raises _Unusable, Unavailable."""
+def _content(correction: Correction, store: Store, limits: ImageLimits) -> bytes:
+    """Return the image's bytes. Raises _Unusable, Unavailable."""
     try:
         content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
     except FileNotFoundError:
         raise _Unusable("the image is missing from the store") from None
     if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != correction.image_sha256:
         raise _Unusable("the stored image has changed")
+    return content
+
+
+def _decoded(content: bytes, spec: InputSpec, limits: ImageLimits, live_share: float) -> tuple[Pixels, bool]:
+    """Return the pixels as the model sees them, uint8 of `spec.shape`, and whether they are in the live set.
+
+    Raises _Unusable.
+    """
     try:
-        return decode(content, spec, limits)
+        drawn = int(content_hash(content, limits)[:16], 16)
+        return decode(content, spec, limits), drawn < live_share * 2**64
     except ImageError as error:
         raise _Unusable(f"the image cannot be decoded: {error.code}") from None
 
 
-def _not_contradicted(
-    data: Mnist, accepted: Mapping[bytes, _Accepted], spec: InputSpec
-) -> npt.NDArray[np.bool_]:
-    """Return which training images are kept, bool (n,): those that no correction labels differently."""
-    kept = np.ones(len(data.train_labels), np.bool_)
-    for place, image in enumerate(prepare_arrays(data.train_images, spec)):
-        corrected = accepted.get(image.tobytes())
-        if corrected is not None:
-            kept[place] = corrected.label == data.train_labels[place]
-    return kept
+def _images(chosen: Sequence[_Accepted], spec: InputSpec) -> Pixels:
+    """Return their pixels, uint8 (n, *spec.shape)."""
+    return np.array([each.pixels for each in chosen], np.uint8).reshape(-1, *spec.shape)
+
+
+def _labels(chosen: Sequence[_Accepted]) -> Pixels:
+    """Return their labels, uint8 (n,)."""
+    return np.array([each.label for each in chosen], np.uint8)

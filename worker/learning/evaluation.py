@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,9 +18,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from sqlalchemy.engine import Connection
 
 from jobs.errors import ModelRefused, UserError
-from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, CalibrationBin, Evaluation, Mistake
+from jobs.evaluation import (
+    CALIBRATION_BINS,
+    CONFIDENCE_EDGES,
+    NO_ANSWER,
+    CalibrationBin,
+    Evaluation,
+    Mistake,
+    Part,
+)
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.model import Model
@@ -105,11 +114,32 @@ def evaluate(
     )
 
 
-def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
-    """Evaluate a registered model on the test images of `data`, and store the evaluation in the ledger.
+def evaluate_parts(classifier: Classifier, data: Mnist) -> dict[Part, Evaluated]:
+    """Evaluate a model on the test set of `data`, and on its live set if it has one."""
+    evaluated = {Part.TEST: evaluate(classifier, data.test_images, data.test_labels)}
+    if len(data.live_images):
+        evaluated[Part.LIVE] = evaluate(classifier, data.live_images, data.live_labels)
+    return evaluated
 
-    Raises UserError if the data and the model have different classes, ModelRefused if the model's file is
-    missing, has changed or does not run, Unavailable.
+
+def save_evaluations(
+    connection: Connection,
+    model_id: str,
+    fingerprints: Mapping[Part, str],
+    evaluated: Mapping[Part, Evaluated],
+) -> None:
+    """Store what `evaluate_parts` returned. Compute the data's `fingerprints` before: that is slow."""
+    for part, each in evaluated.items():
+        save_evaluation(
+            connection, model_id, fingerprints[part], each.evaluation, each.answers.tobytes(), part=part
+        )
+
+
+def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
+    """Evaluate a registered model on the test set and the live set of `data`, and store both evaluations.
+
+    Return that on the test set. Raises UserError if the data and the model have different classes,
+    ModelRefused if the model's file is missing, has changed or does not run, Unavailable.
     """
     if data.classes != model.classes:
         raise UserError(
@@ -122,13 +152,13 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
         classifier = Classifier.load(path, model.classes, model.input_spec)
         classifier.warm_up()
         with translated_model_errors():
-            evaluated = evaluate(classifier, data.test_images, data.test_labels)
+            evaluated = evaluate_parts(classifier, data)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
-    fingerprint = data.evaluation_fingerprint  # slow, so outside the transaction with SQLite's write lock
+    fingerprints = data.evaluation_fingerprints
     with ledger.transaction() as connection:
-        save_evaluation(connection, model.id, fingerprint, evaluated.evaluation, evaluated.answers.tobytes())
-    return evaluated.evaluation
+        save_evaluations(connection, model.id, fingerprints, evaluated)
+    return evaluated[Part.TEST].evaluation
 
 
 def evaluate_champion(
@@ -139,7 +169,7 @@ def evaluate_champion(
     *,
     on_begin: Callable[[Model], None] = lambda _model: None,
 ) -> None:
-    """Evaluate the champion on the test images of `data`, because the gate compares models image by image.
+    """Evaluate the champion on `data`, because the gate compares models image by image.
 
     Do nothing if there is no champion, if it has other classes, or if it was evaluated on these images
     before. `on_begin` is called with the champion before its evaluation. Raises ModelRefused, Unavailable.
@@ -148,7 +178,10 @@ def evaluate_champion(
         champion = find_champion(connection)
         if champion is None or champion.classes != data.classes:
             return
-        if find_evaluation(connection, champion.id, data.evaluation_fingerprint) is not None:
+        if all(
+            find_evaluation(connection, champion.id, fingerprint, part=part) is not None
+            for part, fingerprint in data.evaluation_fingerprints.items()
+        ):
             return
     on_begin(champion)
     evaluate_model(ledger, store, cache_dir, champion, data)

@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
-from jobs.evaluation import NO_ANSWER
+from jobs.evaluation import NO_ANSWER, Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
 from jobs.text import is_plain
 
@@ -78,6 +78,9 @@ class Mnist:
     classes: tuple[str, ...] = DIGITS  # class names, by label
     corrections: int = 0  # number of training images that are corrected predictions
     left_out: int = 0  # number of corrections that could not be used
+    # held-out corrections
+    live_images: Uint8 = field(default_factory=lambda: np.empty((0, 28, 28), np.uint8))
+    live_labels: Uint8 = field(default_factory=lambda: np.empty(0, np.uint8))
 
     @property
     def fingerprint(self) -> str:
@@ -91,6 +94,14 @@ class Mnist:
     def evaluation_fingerprint(self) -> str:
         """Return the SHA-256, in hex, of the test images and labels as concatenated IDX files."""
         return _fingerprint(self.test_images, self.test_labels)
+
+    @property
+    def evaluation_fingerprints(self) -> dict[Part, str]:
+        """Return the fingerprint of the test set, and of the live set if there is one."""
+        fingerprints = {Part.TEST: self.evaluation_fingerprint}
+        if len(self.live_images):
+            fingerprints[Part.LIVE] = _fingerprint(self.live_images, self.live_labels)
+        return fingerprints
 
     @property
     def before_corrections(self) -> int:

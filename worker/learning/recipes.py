@@ -60,6 +60,10 @@ class Recipe:
     #: The share of the training images that is held out for validation between epochs.
     held_out: float = 1 / 30
     augmentation: Augmentation | None = Augmentation(shift=1)
+    #: Each corrected image is learnt several times per epoch, so that a few hundred among 60,000 make a
+    #: difference: at most so often, and until they are this share of the other images.
+    correction_repeats: int = 10
+    correction_share: float = 0.2
     #: Promote the model even if the gate refuses it. Recorded with the verdict.
     force: bool = False
 
@@ -70,6 +74,11 @@ class Recipe:
         have no validation figures.
         """
         return max(1, round(images * self.held_out)) if self.held_out else 0
+
+    def repeats_of(self, corrections: int, others: int) -> int:
+        """Return how often each of the corrections is learnt per epoch, beside the other images."""
+        most = round(self.correction_share * others / corrections) if corrections else 0
+        return max(1, min(self.correction_repeats, most))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON object, for the ledger."""

@@ -17,10 +17,11 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.engine import Connection
 
 from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
+from jobs.evaluation import Part
 from jobs.files import temporary_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import get_model, save_evaluation
+from jobs.ledger.models import get_model
 from jobs.ledger.runs import (
     Run,
     RunClaim,
@@ -45,7 +46,7 @@ from jobs.store_identity import check_store
 from worker.context import owner_name
 from worker.learning import mnist
 from worker.learning.corrections import add_corrections
-from worker.learning.evaluation import evaluate, evaluate_champion
+from worker.learning.evaluation import evaluate_champion, evaluate_parts, save_evaluations
 from worker.learning.heartbeat import Heartbeat
 from worker.learning.recipes import Recipe
 from worker.learning.training import EpochResult, precision, save, train
@@ -157,7 +158,7 @@ def retrain(
             save(trained, path)
             classifier = Classifier.load(path, dataset.classes, MNIST_INPUT)
             classifier.warm_up()
-            evaluated = evaluate(classifier, dataset.test_images, dataset.test_labels)
+            evaluated = evaluate_parts(classifier, dataset)
             heartbeat.check()
             file = path.read_bytes()
         try:
@@ -178,7 +179,7 @@ def retrain(
                 architecture=recipe.architecture,
                 classes=dataset.classes,
                 input_spec=MNIST_INPUT,
-                accuracy=evaluated.evaluation.accuracy,
+                accuracy=evaluated[Part.TEST].evaluation.accuracy,
                 metrics={
                     "data": dataset.source,
                     "run": claim.run_id,
@@ -188,19 +189,13 @@ def retrain(
         )
 
         # the verdict and the promotion, in one transaction
-        evaluation_fingerprint = dataset.evaluation_fingerprint
+        fingerprints = dataset.evaluation_fingerprints
 
         def conclude() -> str:
             try:
                 with ledger.transaction() as connection:
                     epochs.write(connection)
-                    save_evaluation(
-                        connection,
-                        model.id,
-                        evaluation_fingerprint,
-                        evaluated.evaluation,
-                        evaluated.answers.tobytes(),
-                    )
+                    save_evaluations(connection, model.id, fingerprints, evaluated)
                     verdict = judge_and_promote(
                         connection,
                         settings.gate_limits,
@@ -209,7 +204,7 @@ def retrain(
                         run_id=claim.run_id,
                         force=recipe.force,
                         replace=replace,
-                        data_fingerprint=evaluation_fingerprint,
+                        data_fingerprint=fingerprints[Part.TEST],
                     )
                     finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
             except RunLost:
@@ -234,13 +229,17 @@ def retrain(
 def _with_corrections(
     data: mnist.Mnist, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
 ) -> mnist.Mnist:
-    """Add all corrections to the data. Raises DataUnavailable if these are too few images to train with."""
+    """Divide all corrections between training and live set.
+
+    Raises DataUnavailable if these are too few images to train with.
+    """
     dataset = add_corrections(
         data,
         ledger,
         store,
         settings.image_limits,
         MNIST_INPUT,
+        live_share=settings.live_share,
         pauses=_RETRY_PAUSES,
         check=heartbeat.check,
     )
@@ -311,6 +310,7 @@ def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
         "validation_images": held_out,
         "evaluation_images": len(data.test_images),
         "corrections": data.corrections,
+        "live_images": len(data.live_images),
         "left_out": data.left_out,
         "classes": list(data.classes),
         "evaluation_fingerprint": data.evaluation_fingerprint,

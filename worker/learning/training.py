@@ -74,7 +74,8 @@ def train(
     uncorrected = data.before_corrections
     held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
     # Corrected images are never held out: people labelled them so that the model learns from them.
-    learnt = np.append(learnt, np.arange(uncorrected, len(labels)))
+    corrected = np.arange(uncorrected, len(labels))
+    learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
 
     finished = build(recipe.architecture, spec, len(data.classes))
     model = make_training_copy(finished, precision(recipe.architecture))

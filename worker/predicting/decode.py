@@ -6,10 +6,13 @@ step is `worker.predicting.classifier`.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -81,23 +84,53 @@ def decode(
     FORMAT_NOT_ALLOWED, or TOO_LARGE before memory is allocated. MemoryError and what signal handlers raise
     pass through.
     """
+    with _picture_errors(data, limits):
+        check_header(data, limits)
+        if "PNG" in limits.formats and (plain := fast_png.decode_one(data, spec)):
+            return _inverted(plain, spec)
+        return prepare(_open(data, limits), spec)
+
+
+def content_hash(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> str:
+    """Return the SHA-256, in hex, of a picture's upright pixels in its own size: L if it is grey, else RGB.
+
+    Pictures that look the same have the same hash, in whatever format they are stored. Raises what `decode`
+    raises.
+    """
+    with _picture_errors(data, limits):
+        check_header(data, limits)
+        image = _upright(_open(data, limits))
+        if image.mode != "L":
+            image = image.convert("RGB")
+            red, green, blue = image.split()
+            if red.tobytes() == green.tobytes() == blue.tobytes():
+                image = red
+    head = f"{image.mode} {image.width} {image.height}\n".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
+    """Open a picture whose header was checked. Raises ImageError, and what Pillow raises."""
+    image = Image.open(io.BytesIO(data), formats=limits.formats)
+    check_size(*image.size, limits)
+    if image.format == "PNG":
+        if image.mode == "P" and image.palette is None:  # Pillow would fail an assertion
+            raise ImageError(ErrorCode.CORRUPT, "no palette")
+        if "transparency" in image.info:
+            _scale_transparency(image, data)
+    return image
+
+
+@contextmanager
+def _picture_errors(data: bytes | memoryview, limits: ImageLimits) -> Iterator[None]:
+    """Raise ImageError for the errors of a broken picture."""
     if len(data) > limits.max_bytes:
         raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes, more than {limits.max_bytes:,}")
     # Pillow's own limit is a second check. It raises an error above twice this value and warns above it, so a
     # picture within our limit never causes a warning.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        check_header(data, limits)
-        if "PNG" in limits.formats and (plain := fast_png.decode_one(data, spec)):
-            return _inverted(plain, spec)
-        image = Image.open(io.BytesIO(data), formats=limits.formats)
-        check_size(*image.size, limits)
-        if image.format == "PNG":
-            if image.mode == "P" and image.palette is None:  # Pillow would fail an assertion
-                raise ImageError(ErrorCode.CORRUPT, "no palette")
-            if "transparency" in image.info:
-                _scale_transparency(image, data)
-        return prepare(image, spec)
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ErrorCode.TOO_LARGE, f"more than {limits.max_pixels:,} pixels") from error
     except TimeoutError:  # an OSError, but never one of Pillow's
@@ -113,19 +146,25 @@ def prepare(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     transparent pixels over white; convert to `spec.mode` (grey is ITU-R 601 luma); resize if the size
     differs; invert as `spec.invert` says. Raises what Pillow raises on broken pictures.
     """
-    image.load()
-    if image.info and not _METADATA.isdisjoint(image.info):
-        image = _apply_orientation(image)
-    if image.mode in _DEEP_MODES:
-        image = _to_8_bits(image)
-    elif (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey picture has none
-        image = _flatten_on_white(image)
+    image = _upright(image)
     if image.mode != spec.mode:
         image = image.convert(spec.mode)
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), Image.Resampling[spec.resampling.upper()])
     # Faster than np.asarray(image), which gets the bytes indirectly.
     return _inverted(image.tobytes(), spec)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Load a picture, apply its orientation, and make it opaque with at most 8 bits per channel."""
+    image.load()
+    if image.info and not _METADATA.isdisjoint(image.info):
+        image = _apply_orientation(image)
+    if image.mode in _DEEP_MODES:
+        return _to_8_bits(image)
+    if (image.info or image.mode != "L") and image.has_transparency_data:  # a plain grey picture has none
+        return _flatten_on_white(image)
+    return image
 
 
 def _inverted(data: bytes, spec: InputSpec) -> npt.NDArray[np.uint8]:
