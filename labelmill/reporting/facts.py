@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import Evaluation
+from jobs.evaluation import Evaluation, Part
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.models import (
     CHAMPION,
@@ -37,6 +37,7 @@ class Rival:
     is_champion: bool  # otherwise it is the previous champion
     stored: StoredEvaluation | None
     same_images: bool  # both were evaluated on the same images, so their figures can be compared
+    live_set: StoredEvaluation | None = None  # its evaluation on the reported model's live set
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -57,6 +58,7 @@ class Facts:
     epochs: Sequence[Row[Any]]
     live: LiveAccuracy
     shadowing: Shadowing
+    live_set: StoredEvaluation | None = None  # its latest evaluation on corrected images
 
     @property
     def evaluation(self) -> Evaluation:
@@ -78,22 +80,26 @@ def load_facts(connection: Connection, model_id: str) -> Facts:
             f"Model {model_id} has not been evaluated, so there is nothing to report: "
             f"`labelmill models evaluate {model_id}` does it."
         )
+    live_set = find_evaluation(connection, model_id, part=Part.LIVE)
     moves = champion_history(connection)
     run_id = model.metrics.get("run")
     return Facts(
         model=model,
         stored=stored,
-        rival=_rival(connection, model, stored),
+        rival=_rival(connection, model, stored, live_set),
         verdict=find_verdict(connection, model_id),
         promotion=next((move for move in moves if move.model_id == model_id), None),
         run=get_run(connection, run_id) if run_id else None,
         epochs=epochs_of(connection, run_id) if run_id else (),
         live=live_accuracy(connection, model_id),
         shadowing=compare_shadow(connection, model_id),
+        live_set=live_set,
     )
 
 
-def _rival(connection: Connection, model: Model, stored: StoredEvaluation) -> Rival | None:
+def _rival(
+    connection: Connection, model: Model, stored: StoredEvaluation, live_set: StoredEvaluation | None
+) -> Rival | None:
     """Return the champion, or the previous champion if the model is the champion; None if there is none."""
     champion = find_champion(connection)
     if champion is None:
@@ -104,13 +110,17 @@ def _rival(connection: Connection, model: Model, stored: StoredEvaluation) -> Ri
             champion = get_model(connection, champion_before(connection))
         except Conflict:  # the model is the first champion
             return None
-    theirs = None
+    theirs = their_live = None
     # The answers are class indices: with other classes, they mean something else.
     if champion.classes == model.classes:
         theirs = find_evaluation(connection, champion.id, stored.data_fingerprint)
+        if live_set is not None:
+            live = live_set.data_fingerprint
+            their_live = find_evaluation(connection, champion.id, live, part=Part.LIVE)
     return Rival(
         model=champion,
         is_champion=is_champion,
         stored=theirs or find_evaluation(connection, champion.id),
         same_images=theirs is not None,
+        live_set=their_live,
     )

@@ -56,11 +56,14 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         # The trainer's processor determines it, not the recipe.
         recipe["precision"] = facts.model.metrics["precision"]
     models = _compared_models(facts)
+    sets = [tables.evaluated_set("test set", facts.stored, theirs)]
+    if facts.live_set:
+        sets.append(tables.evaluated_set("live set", facts.live_set, rival.live_set if rival else None))
     return {
         "evaluation": evaluation,
         "rival": rival,
         "theirs": theirs.evaluation if theirs else None,
-        "pair": tables.compare_answers(facts.stored.answers, theirs.answers) if theirs else None,
+        "sets": sets,
         "matrix": tables.confusion_matrix(evaluation)
         if len(evaluation.classes) <= tables.MAX_MATRIX_CLASSES
         else None,

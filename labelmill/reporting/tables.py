@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
-from jobs.promotion import mcnemar
+from jobs.ledger.models import StoredEvaluation
+from jobs.promotion import Compared, compare_answers
 
 #: With more classes than this, the page lists only the most frequent confusions and draws no matrix.
 MAX_MATRIX_CLASSES: Final = 40
@@ -56,23 +57,39 @@ class ClassRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """How two models answered on the same images: numbers of images, and a p-value."""
-
-    both: int  # both are right
-    gained: int  # only this model is right
-    lost: int  # only the other model is right
-    neither: int
-    p: float  # of McNemar's test
-
-
-@dataclass(frozen=True, slots=True)
 class ShownMistake:
     """A mistake, and the other model's answer to the same image."""
 
     mistake: Mistake
     theirs: str | None  # None if the other model has not seen the image, or had no answer
     they_are_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedSet:
+    """The figures of both models on one set; None without another model that saw the same images."""
+
+    name: str
+    evaluation: Evaluation
+    theirs: Evaluation | None
+    pair: Compared | None
+    #: Stored mistakes of either model that the other one does not make.
+    now_right: tuple[ShownMistake, ...]
+    now_wrong: tuple[ShownMistake, ...]
+
+
+def evaluated_set(name: str, ours: StoredEvaluation, theirs: StoredEvaluation | None) -> EvaluatedSet:
+    """Compare two models on one set of images."""
+    if theirs is None:
+        return EvaluatedSet(name, ours.evaluation, None, None, (), ())
+    return EvaluatedSet(
+        name,
+        ours.evaluation,
+        theirs.evaluation,
+        compare_answers(ours.answers, theirs.answers),
+        tuple(each for each in shown_mistakes(theirs.evaluation, ours.answers) if each.they_are_right),
+        tuple(each for each in shown_mistakes(ours.evaluation, theirs.answers) if each.they_are_right),
+    )
 
 
 def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
@@ -130,15 +147,6 @@ def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow
             strict=True,
         )
     ]
-
-
-def compare_answers(ours: bytes, theirs: bytes) -> Pair:
-    """Compare two models' answers to the same images, in the format of `jobs.ledger.models`."""
-    counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
-    for label, one, other in zip(ours[1::2], ours[::2], theirs[::2], strict=True):
-        counts[one == label, other == label] += 1
-    gained, lost = counts[True, False], counts[False, True]
-    return Pair(counts[True, True], gained, lost, counts[False, False], mcnemar(gained, lost))
 
 
 def shown_mistakes(evaluation: Evaluation, theirs: bytes | None) -> list[ShownMistake]:

@@ -70,7 +70,7 @@ def test_a_trained_model_comes_with_its_run_its_verdict_and_the_champion(ledger)
     champion = add(ledger, "champion", wrong=20)
     promote(ledger, champion)
     run_id = new_id()
-    check = {"name": "better", "passed": False, "text": "it gets 3 right that the champion gets wrong"}
+    check = {"name": "test set", "passed": False, "text": "it gets 3 right that the champion gets wrong"}
     with ledger.transaction() as connection:
         request_run(connection, run_id, recipe=recipe_for("mlp", "quick", seed=7).to_json())
         claim = claim_run(connection, run_id, owner="a trainer")
