@@ -50,7 +50,7 @@ def test_a_message_delivered_many_times_counts_once(harnesses: list[Harness], ma
                 jobs.append(harness.submit(images, chunk_images=20, publisher=postman))
                 postman.deliver([chance.randint(2, 50) for _ in range(postman.kept)], chance)
 
-            # then each chunk was worked on once, and all messages are taken: a worker needs more time for them
+            # then each chunk was worked on once, and all messages are taken. A worker takes longer for them
             # than for the job, so they would pile up over the trials
             for harness, job in zip(harnesses, jobs, strict=True):
                 trials.ran(1, harness.judge(job, images))
