@@ -86,7 +86,9 @@ def test_a_rolling_restart_is_not_noticed(harnesses: list[Harness], matrix: Matr
             while replaced < trials.wanted and not all(map(Harness.is_over, harnesses, jobs)):
                 for place, harness in enumerate(harnesses):
                     [old] = harness.workers
-                    harness.add_worker(f"rolled{time.monotonic_ns()}")
+                    new = harness.add_worker(f"rolled{time.monotonic_ns()}")
+                    # before it has processes, it may not listen to SIGTERM yet, and it is the next to go
+                    until(new.children, "the new worker has processes")
                     assert harness.remove_worker(old) == 0
                     times[place] += 1
                     replaced += 1
