@@ -14,6 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.evaluation import Evaluation
+from jobs.promotion import LIVE_SET, TEST_SET
 from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
 from labelmill.reporting.facts import Facts
@@ -56,9 +57,9 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         # The trainer's processor determines it, not the recipe.
         recipe["precision"] = facts.model.metrics["precision"]
     models = _compared_models(facts)
-    sets = [tables.evaluated_set("test set", facts.stored, theirs)]
+    sets = [tables.evaluated_set(TEST_SET, facts.stored, theirs)]
     if facts.live_set:
-        sets.append(tables.evaluated_set("live set", facts.live_set, rival.live_set if rival else None))
+        sets.append(tables.evaluated_set(LIVE_SET, facts.live_set, rival.live_set if rival else None))
     return {
         "evaluation": evaluation,
         "rival": rival,
