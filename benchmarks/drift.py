@@ -11,18 +11,18 @@ Unchanged digits are training digits.
 from __future__ import annotations
 
 import io
-import json
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import typer
 from PIL import Image, ImageFilter
 
-from benchmarks.setup import RESULTS, drop_developer_settings
+from benchmarks.report import write_measured
+from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
 from jobs.settings import Settings
 from labelmill.client import Client
 from labelmill.console import report_errors, say
@@ -46,17 +46,17 @@ def shift(
     corrections: Annotated[int, typer.Option(min=1, max=7_000)] = 1_500,
 ) -> None:
     """Change the digits, correct some, retrain once, and report what the champion has gained."""
+    load_average = os.getloadavg()[0]
     data = _data()
-    with _Loop(data, kind, corrections) as loop:
+    with _running(data, kind, corrections) as loop:
         before = loop.accuracy()
         say(f"before: {before:.4f} of the {HELD_BACK:,} other {kind} digits, MNIST {loop.mnist():.4f}")
         verdict = loop.retrain(seed=1)
         after = loop.accuracy()
         say(f"{verdict}\nafter: {after:.4f} of the others, MNIST {loop.mnist():.4f}")
-        _write(
-            f"drift-{kind}-{corrections}",
-            {"before": before, "after": after, "mnist": loop.mnist(), "verdict": verdict},
-        )
+        measured = {"before": before, "after": after, "mnist": loop.mnist(), "verdict": verdict}
+        path = write_measured(f"drift-{kind}-{corrections}", measured, RESULTS, load_average)
+        say(f"written to {path}")
 
 
 @app.command()
@@ -66,8 +66,9 @@ def same(
     corrections: Annotated[int, typer.Option(min=1, max=7_000)] = 1_500,
 ) -> None:
     """Confirm unchanged digits, then retrain with other seeds; count the promotions, all of them mistakes."""
+    load_average = os.getloadavg()[0]
     data = _data()
-    with _Loop(data, "unchanged", corrections) as loop:
+    with _running(data, "unchanged", corrections) as loop:
         rows = []
         for seed in range(repeats):
             champion = loop.client.model().id
@@ -78,43 +79,43 @@ def same(
             say(f"{seed}: {verdict}")
     mistakes = sum(bool(row["promoted"]) for row in rows)
     say(f"{mistakes} of {repeats} promoted")
-    _write("drift-same", {"repeats": repeats, "promoted": mistakes, "runs": rows})
+    measured = {"repeats": repeats, "promoted": mistakes, "runs": rows}
+    path = write_measured("drift-same", measured, RESULTS, load_average)
+    say(f"written to {path}")
+
+
+@contextmanager
+def _running(data: mnist.Mnist, kind: Kind, corrections: int) -> Iterator[_Loop]:
+    """Start a stack, train a champion on MNIST, and correct some digits that have changed."""
+    with short_folder() as home:
+        settings = Settings.load(
+            home=home / "home", ledger_url=None, store_url=None, broker_url=None, retrain_cron="never"
+        )
+        open_ledger(settings).close()
+        with Stack(settings, trainer=True) as stack, Client(settings) as client:
+            loop = _Loop(client, stack, data, kind)
+            loop.retrain(seed=1_000)
+            loop.correct(corrections)
+            yield loop
 
 
 class _Loop:
-    """A stack with a champion trained on MNIST, and corrections of changed test digits."""
+    """A champion, and digits that arrive as jobs: those that are corrected, and others."""
 
-    def __init__(self, data: mnist.Mnist, kind: Kind, corrections: int) -> None:
-        self._kind, self._count = kind, corrections
+    def __init__(self, client: Client, stack: Stack, data: mnist.Mnist, kind: Kind) -> None:
+        self.client, self._stack, self._kind = client, stack, kind
         self._images, self._labels = data.test_images, data.test_labels
         if kind == "unchanged":  # corrections of test images are left out, so there would be no live set
             self._images, self._labels = data.train_images, data.train_labels
-
-    def __enter__(self) -> _Loop:
-        self._folder = tempfile.TemporaryDirectory(prefix="lm-drift-")
-        settings = Settings.load(
-            home=Path(self._folder.name),
-            ledger_url=None,
-            store_url=None,
-            broker_url=None,
-            retrain_cron="never",
-        )
-        open_ledger(settings).close()
-        self._stack = Stack(settings, trainer=True)
-        self._stack.__enter__()
-        self.client = Client(settings)
-        self.retrain(seed=1_000)
         order = np.random.default_rng(1).permutation(len(self._labels))
-        self._others, chosen = order[:HELD_BACK], order[HELD_BACK : HELD_BACK + self._count]
+        self._others, self._correctable = order[:HELD_BACK], order[HELD_BACK:]
+
+    def correct(self, count: int) -> None:
+        """Submit changed digits, and give each its true label."""
+        chosen = self._correctable[:count]
         job = self._classify(chosen)
         lines = ["index,label", *(f"{place},{self._labels[at]}" for place, at in enumerate(chosen))]
         self.client.correct_from(lines, job_id=job)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.client.close()
-        self._stack.__exit__(*exc)
-        self._folder.cleanup()
 
     def retrain(self, *, seed: int) -> str:
         """Retrain, wait for the end, and return the verdict."""
@@ -170,12 +171,6 @@ def _data() -> mnist.Mnist:
     data = mnist.load(settings.mnist_dir, settings.cache_dir, say=say)
     drop_developer_settings()
     return data
-
-
-def _write(name: str, value: dict[str, Any]) -> None:
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(value, indent=2) + "\n")
-    say(f"written to {path}")
 
 
 if __name__ == "__main__":

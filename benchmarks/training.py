@@ -16,10 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
 
+from benchmarks.report import write_measured
+from benchmarks.setup import RESULTS
 from jobs.ledger.models import CHAMPION
 from jobs.model import MNIST_INPUT
 from jobs.settings import Settings
@@ -32,8 +34,6 @@ from worker.learning.retrain import begin_run, retrain
 from worker.learning.training import train
 from worker.predicting.classifier import Classifier, configure_threads
 
-RESULTS: Final = Path(__file__).parent / "results"
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
@@ -44,6 +44,7 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
 
     Also time the whole command, `labelmill retrain --wait`, from nothing to a promoted champion.
     """
+    load_average = os.getloadavg()[0]
     data = _data()
     _timed(data, replace(PLAIN, epochs=1), seed=0)  # not counted: TensorFlow's own start
     turns = []
@@ -63,7 +64,9 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
         ratios = sorted(turn[name]["s"] / turn["plain"]["s"] for turn in turns)
         shares[name] = {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
         say(f"{name} over plain: median {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    _write("training-speed", {"cores": os.cpu_count(), "turns": turns, "ratios": shares})
+    measured = {"cores": os.cpu_count(), "turns": turns, "ratios": shares}
+    path = write_measured("training-speed", measured, RESULTS, load_average)
+    say(f"written to {path}")
 
 
 @app.command()
@@ -71,6 +74,7 @@ def speed(rounds: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 
 def seeds(repeats: Annotated[int, typer.Option(min=1, help="Trainings after the first.")] = 20) -> None:
     """Retrain repeatedly with the quick recipe, each time with another seed; count the promotions."""
     logging.basicConfig(level=logging.WARNING)
+    load_average = os.getloadavg()[0]
     data = _data()
     with tempfile.TemporaryDirectory(prefix="labelmill-seeds-") as home:
         settings = Settings.load(home=Path(home), ledger_url=None, store_url=None, broker_url=None)
@@ -84,7 +88,9 @@ def seeds(repeats: Annotated[int, typer.Option(min=1, help="Trainings after the 
             say(f"{seed}: accuracy {done.model.accuracy:.4f}, {done.reason}")
     promoted = sum(bool(row["promoted"]) for row in rows[1:])
     say(f"{promoted} of {repeats} promoted")
-    _write("training-seeds", {"repeats": repeats, "promoted": promoted, "runs": rows})
+    measured = {"repeats": repeats, "promoted": promoted, "runs": rows}
+    path = write_measured("training-seeds", measured, RESULTS, load_average)
+    say(f"written to {path}")
 
 
 def _data() -> mnist.Mnist:
@@ -114,12 +120,6 @@ def _commanded(*, seed: int) -> dict[str, float]:
             check=True,
         )
         return {"s": time.monotonic() - began, "accuracy": json.loads(done.stdout)["accuracy"]}
-
-
-def _write(name: str, value: dict[str, Any]) -> None:
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(value, indent=2) + "\n")
-    say(f"written to {path}")
 
 
 if __name__ == "__main__":
