@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from jobs.dataset import MNIST
 from jobs.errors import UserError
 
 Mode = Literal["L", "RGB"]
@@ -57,6 +58,7 @@ class Model:
     accuracy: float | None  # by its latest evaluation
     metrics: dict[str, Any]
     created_at: datetime
+    dataset: str = MNIST  # whose champion it can become
     aliases: tuple[str, ...] = ()
 
     def check_class(self, label: str) -> None:

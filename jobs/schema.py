@@ -34,6 +34,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from jobs.dataset import MAX_NAME, MNIST
 from jobs.ids import ID_LENGTH
 
 
@@ -143,12 +144,39 @@ metadata = MetaData(
 
 _Json = JSON().with_variant(JSONB(), "postgresql")
 _Id = String(ID_LENGTH)
+_Name = String(MAX_NAME)
+
+#: One row per version of a dataset, added when its images are in the store. `mnist` is built in and has none.
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    Column("dataset", _Name, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, ...
+    Column("fingerprint", String(64), nullable=False),  # of all images, their labels and splits
+    Column("classes", _Json, nullable=False),
+    Column("summary", _Json, nullable=False),  # `jobs.dataset.Summary`
+    Column("manifest", Text, nullable=False),  # the store's key of the list of images
+    Column("by_reference", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: When a dataset's model is trained. The settings apply to `mnist` while it has no row.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("dataset", _Name, primary_key=True),
+    Column("cron", Text),  # five fields, in UTC
+    Column("after_corrections", Integer),  # start a run when so many new corrections have arrived
+    Column("request", _Json, nullable=False),  # what the run is to train, as a person would request it
+    Column("changed_at", UtcTime, nullable=False),
+)
 
 #: One row per model: an immutable trained version. Its file is in the store under its SHA-256.
 models = Table(
     "models",
     metadata,
     Column("id", _Id, primary_key=True),
+    Column("dataset", _Name, nullable=False, server_default=MNIST),  # whose champion it can become
     Column("architecture", Text, nullable=False),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("size_bytes", BigInteger, nullable=False),
@@ -160,10 +188,11 @@ models = Table(
 )
 
 #: A name that moves from model to model. `champion` is the model that new jobs are pinned to; the primary key
-#: ensures that there is only one.
+#: ensures that each dataset has only one.
 aliases = Table(
     "aliases",
     metadata,
+    Column("dataset", _Name, primary_key=True, server_default=MNIST),
     Column("name", String(64), primary_key=True),
     Column("model_id", ForeignKey("models.id"), nullable=False),
     Column("moved_at", UtcTime, nullable=False),
@@ -174,13 +203,17 @@ training_runs = Table(
     "training_runs",
     metadata,
     Column("id", _Id, primary_key=True),
+    Column("dataset", _Name, nullable=False, server_default=MNIST),
+    Column("dataset_version", Integer),  # empty for the built-in dataset, and until the data is loaded
     Column("state", String(16), nullable=False),
     Column("recipe", _Json, nullable=False),
     Column("data_source", Text, nullable=False),  # empty until the data is loaded
     Column("data_fingerprint", String(64), nullable=False),  # of all its data; empty until it is loaded
     Column("data", _Json),  # how many images of each kind, the corrections among them
     Column("slot", UtcTime),  # its scheduled time; empty if a person requested it
-    Column("active", Integer),  # 1 while it waits or runs, else empty; unique, so one run at a time
+    # How many corrections its dataset had when their number triggered the run; empty for other runs.
+    Column("corrections_seen", BigInteger),
+    Column("active", Integer),  # 1 while it waits or runs, else empty; unique, so one run per dataset
     Column("token", _Id),  # the fencing token of the trainer that claimed it
     Column("owner", Text),  # who claimed it, for people to read
     Column("lease_until", UtcTime),
@@ -190,8 +223,9 @@ training_runs = Table(
     Column("model_id", ForeignKey("models.id")),
     Column("verdict", Text),
     Column("error", Text),
-    Index("ux_training_runs_slot", "slot", unique=True),
-    Index("ux_training_runs_active", "active", unique=True),
+    Index("ux_training_runs_slot", "dataset", "slot", unique=True),
+    Index("ux_training_runs_active", "dataset", "active", unique=True),
+    Index("ux_training_runs_corrections_seen", "dataset", "corrections_seen", unique=True),
 )
 
 training_epochs = Table(
@@ -213,6 +247,8 @@ evaluations = Table(
     Column("model_id", ForeignKey("models.id"), primary_key=True),
     Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
     Column("part", String(8), nullable=False, server_default="test"),  # the test set or the live set
+    Column("dataset", _Name, nullable=False, server_default=MNIST),
+    Column("dataset_version", Integer),  # empty for the built-in dataset
     Column("measures", _Json, nullable=False),
     Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.models`
     Column("created_at", UtcTime, nullable=False),

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
 from jobs.evaluation import Evaluation, Part
 from jobs.ids import new_id
@@ -69,9 +70,10 @@ def point_alias(connection: Connection, name: str, model_id: str) -> None:
     """Move the alias to the model. `move_champion` moves the champion's, and records the move."""
     connection.execute(
         insert_into(connection, aliases)
-        .values(name=name, model_id=model_id, moved_at=db_now())
+        .values(dataset=MNIST, name=name, model_id=model_id, moved_at=db_now())
         .on_conflict_do_update(
-            index_elements=[aliases.c.name], set_={"model_id": model_id, "moved_at": db_now()}
+            index_elements=[aliases.c.dataset, aliases.c.name],
+            set_={"model_id": model_id, "moved_at": db_now()},
         )
     )
 

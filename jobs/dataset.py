@@ -1,0 +1,65 @@
+"""A dataset: a named, versioned collection of labelled images.
+
+`jobs.manifest` lists a version's images, `labelmill.datasets` adds versions, `worker.learning` learns them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from jobs.errors import UserError
+
+#: The built-in dataset, which is also the default. Its images are not in the store (`worker.learning.mnist`).
+MNIST: Final = "mnist"
+
+#: The maximum length of a dataset's name.
+MAX_NAME: Final = 64
+
+#: The maximum number of classes: answers and labels are two bytes each, and one value means "no answer".
+MAX_CLASSES: Final = 1_000
+
+_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME - 1}}}")
+
+#: The store's folder of all datasets.
+DATASETS: Final = "datasets"
+
+
+class Split(StrEnum):
+    """What an image of a dataset is used for."""
+
+    TRAIN = "train"  # models learn from it
+    VALIDATION = "validation"  # the best epoch is chosen by it
+    TEST = "test"  # models are evaluated on it; no model learns from it
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """One version of a dataset: one row of the ledger."""
+
+    dataset: str
+    version: int  # 1, 2, ...
+    fingerprint: str  # SHA-256 of all images, labels and splits, in hex
+    classes: tuple[str, ...]
+    summary: dict[str, Any]  # counts, for people; see `labelmill.datasets`
+    manifest: str  # its key in the store
+    by_reference: bool
+    created_at: datetime
+
+
+def check_name(name: str) -> str:
+    """Return the name if a dataset can have it. Raises UserError."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be the name of a dataset: use at most {MAX_NAME} lower-case letters, digits, "
+            "dots, hyphens and underscores, and begin with a letter or a digit."
+        )
+    return name
+
+
+def dataset_folder(dataset: str) -> str:
+    """Return the key of the folder that holds all versions of a dataset."""
+    return f"{DATASETS}/{dataset}"
