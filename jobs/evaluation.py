@@ -97,12 +97,12 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """What a model must reach to become the champion."""
+    """What a model must reach to become the champion. A limit that is None is off."""
 
-    min_accuracy: float  # 0 to 1
-    min_class_recall: float  # of each class, 0 to 1
+    min_accuracy: float | None  # 0 to 1
+    min_class_recall: float | None  # of each class, 0 to 1
     significance: float  # the two-sided p value of McNemar's exact test must be below
     margin: float  # how much lower its accuracy on the test set may be if the live set decides, 0 to 1
     live_margin: float  # and the other way round
-    max_calibration_error: float  # 0 to 1
-    max_image_microseconds: float
+    max_calibration_error: float | None  # 0 to 1
+    max_image_microseconds: float | None

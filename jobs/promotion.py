@@ -32,6 +32,9 @@ EVALUATE: Final = "labelmill models evaluate"
 TEST_SET: Final = "test set"
 LIVE_SET: Final = "live set"
 
+#: The names of the checks for a minimum accuracy. People read them before the comparison with the champion.
+FLOORS: Final = ("accuracy", "class recall")
+
 #: With fewer held-out corrections, the test set decides alone.
 MIN_LIVE_IMAGES: Final = 60
 
@@ -74,16 +77,16 @@ def judge_and_promote(
 ) -> Verdict:
     """Judge a model, record the verdict, and make the model the champion if it passes.
 
-    Everything happens in the caller's transaction, and no other promotion can come between. The model is
-    judged by its evaluation on the data with this fingerprint; without one, by its latest. If there is no
-    champion, the model is promoted whatever the checks say. With `replace=False` an existing champion stays;
-    with `force` it is always replaced.
+    Everything happens in the caller's transaction, and no other promotion can come between. The champion is
+    that of the model's dataset. The model is judged by its evaluation on the data with this fingerprint;
+    without one, by its latest. If there is no champion, the model is promoted whatever the checks say. With
+    `replace=False` an existing champion stays; with `force` it is always replaced.
 
     Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
     if `how` is "promote" and it is already the champion.
     """
-    champion_id = lock_champion(connection)
     model = get_model(connection, model_id)
+    champion_id = lock_champion(connection, model.dataset)
     if champion_id == model_id and how == "promote":
         raise Conflict(f"Model {model_id} is already the champion.")
     challenger = find_evaluation(connection, model_id, data_fingerprint)
@@ -113,7 +116,10 @@ def judge_and_promote(
 
 
 def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...]:
-    """Check the limits that every model must meet, whether or not there is a champion."""
+    """Check the limits that every model must meet, whether or not there is a champion.
+
+    A limit that is off has no check.
+    """
     recalls = {
         name: share
         for name, share in zip(evaluation.classes, evaluation.recall, strict=True)
@@ -121,12 +127,13 @@ def check_limits(limits: GateLimits, evaluation: Evaluation) -> tuple[Check, ...
     }
     worst = min(recalls, key=lambda name: recalls[name])
     error, microseconds = evaluation.calibration_error, evaluation.image_microseconds
-    return (
+    checks = (
         _minimum("accuracy", "accuracy", evaluation.accuracy, limits.min_accuracy),
         _minimum("class recall", f"recall of class {worst}", recalls[worst], limits.min_class_recall),
         _maximum("calibration", "calibration error", error, limits.max_calibration_error, digits=4),
         _maximum("speed", "microseconds per image", microseconds, limits.max_image_microseconds, digits=1),
     )
+    return tuple(check for check in checks if check is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +265,11 @@ def _checks(
     """Run all checks, in the order in which people read them."""
     if challenger is None:
         return (Check("comparable", False, "it was not evaluated"),)
-    accuracy, class_recall, *others = check_limits(limits, challenger.evaluation)
+    limited = check_limits(limits, challenger.evaluation)
     if champion is None:
-        return (accuracy, class_recall, *others)
+        return limited
+    floors = tuple(check for check in limited if check.name in FLOORS)
+    others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
     if champion.classes != model.classes:
         text = (
@@ -277,12 +286,11 @@ def _checks(
         live = _compare_live(connection, model.id, champion.id)
         return (
             Check("comparable", True, f"the champion {champion.id} was evaluated on the same images"),
-            accuracy,
-            class_recall,
+            *floors,
             *check_better(limits, test, live),
             *others,
         )
-    return (Check("comparable", False, text), accuracy, class_recall, *others)
+    return (Check("comparable", False, text), *limited)
 
 
 def _compare_live(connection: Connection, model_id: str, champion_id: str) -> Compared | None:
@@ -309,13 +317,17 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
     return Verdict(True, False, checks, f"promoted: {decided}")
 
 
-def _minimum(name: str, what: str, value: float, least: float) -> Check:
+def _minimum(name: str, what: str, value: float, least: float | None) -> Check | None:
+    if least is None:
+        return None
     if value < least:
         return Check(name, False, f"{what} is {_rounded(value, least, 4)}, below the minimum of {least:g}")
     return Check(name, True, f"{what} is {value:.4f}, {least:g} or more")
 
 
-def _maximum(name: str, what: str, value: float, most: float, *, digits: int) -> Check:
+def _maximum(name: str, what: str, value: float, most: float | None, *, digits: int) -> Check | None:
+    if most is None:
+        return None
     if value > most:
         return Check(name, False, f"{what} is {_rounded(value, most, digits)}, above the maximum of {most:g}")
     return Check(name, True, f"{what} is {value:.{digits}f}, {most:g} or less")

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import ModelRefused, Unavailable
+from jobs.dataset import MNIST
+from jobs.errors import Conflict, ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
@@ -33,10 +34,12 @@ def register_model(
     input_spec: InputSpec,
     accuracy: float | None,
     metrics: dict[str, Any],
+    dataset: str = MNIST,
 ) -> Model:
     """Register a model from the bytes of a `.keras` file: store the file, then add its row.
 
-    Raises ModelRefused if the file has another format or names what may not be loaded, Unavailable.
+    Raises ModelRefused if the file has another format or names what may not be loaded, Conflict if it is
+    registered for another dataset, Unavailable.
     """
     check_model_file(data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -52,8 +55,15 @@ def register_model(
             input_spec=input_spec,
             accuracy=accuracy,
             metrics=metrics,
+            dataset=dataset,
         )
-        return get_model(connection, model_id)
+        model = get_model(connection, model_id)
+    if model.dataset != dataset:
+        raise Conflict(
+            f"This file is registered already, as model {model.id} of dataset {model.dataset}: a model "
+            "belongs to one dataset."
+        )
+    return model
 
 
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from jobs.cores import usable_cores
+from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
 from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
@@ -276,17 +277,20 @@ class Settings(BaseSettings):
         """Return the limits of one archive."""
         return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
 
-    @property
-    def gate_limits(self) -> GateLimits:
-        """Return what a model must reach to become the champion."""
+    def gate_limits_of(self, dataset: str) -> GateLimits:
+        """Return what a model must reach to become the dataset's champion.
+
+        The limits of one model's own measures suit handwritten digits, so they apply to `mnist` only.
+        """
+        digits = dataset == MNIST
         return GateLimits(
-            min_accuracy=self.gate_min_accuracy,
-            min_class_recall=self.gate_min_class_recall,
+            min_accuracy=self.gate_min_accuracy if digits else None,
+            min_class_recall=self.gate_min_class_recall if digits else None,
             significance=self.gate_significance,
             margin=self.gate_margin,
             live_margin=self.gate_live_margin,
-            max_calibration_error=self.gate_max_calibration_error,
-            max_image_microseconds=self.gate_max_image_microseconds,
+            max_calibration_error=self.gate_max_calibration_error if digits else None,
+            max_image_microseconds=self.gate_max_image_microseconds if digits else None,
         )
 
     @property

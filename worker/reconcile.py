@@ -30,7 +30,7 @@ from jobs.ledger.maintenance import (
     release_expired_claims,
     take_lock,
 )
-from jobs.ledger.runs import FailureDetector, end_lost_runs, find_active_run, interrupt_runs_of
+from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs, interrupt_runs_of
 from jobs.ledger.workers import forget_lost_workers
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import MAX_WAITING, Publisher
@@ -74,11 +74,12 @@ class Reconciler:
                 logger.warning(
                     "training run %s is %s: %s", lost.id, lost.state, lost.error, extra={"run": lost.id}
                 )
-            run = find_active_run(connection)
+            pending = [run.id for run in active_runs(connection) if run.state == RunState.PENDING]
             due = count_due(connection, limit=MAX_WAITING)
         publisher = self._publisher.reset()
-        if run is not None and run.state == RunState.PENDING and not publisher.waiting(RETRAIN_QUEUE):
-            publisher.request_run(run.id)
+        if pending and not publisher.waiting(RETRAIN_QUEUE):
+            for run_id in pending:
+                publisher.request_run(run_id)
         missing = due - publisher.waiting() if due else 0
         return publisher.wake_up(missing) if missing > 0 else 0
 

@@ -24,7 +24,7 @@ from jobs.ledger.maintenance import (
 )
 from jobs.ledger.metrics import backlog
 from jobs.ledger.queries import job_status, latest_jobs
-from jobs.ledger.runs import FailureDetector, end_lost_runs, find_active_run
+from jobs.ledger.runs import FailureDetector, active_runs, end_lost_runs
 from jobs.ledger.submission import SMALL_JOB_PRIORITY
 from jobs.ledger.workers import forget_lost_workers
 from jobs.queue import MAX_WAITING
@@ -130,7 +130,7 @@ def _questions(job_id: str) -> dict[str, Callable[[Connection], object]]:
         "fail_abandoned_jobs": fail_abandoned_jobs,
         "forget_lost_workers": forget_lost_workers,
         "end_lost_runs": lambda connection: end_lost_runs(connection, FailureDetector()),
-        "find_active_run": find_active_run,
+        "active_runs": active_runs,
         "claim_next of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES),
         "claim_next of a part of a chunk": lambda connection: _claim(connection, CHUNK_IMAGES // 2),
         "job_status": lambda connection: job_status(connection, job_id),

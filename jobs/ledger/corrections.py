@@ -17,8 +17,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.dataset import MNIST
 from jobs.ledger.database import batched, insert_into
-from jobs.schema import PAYLOAD_COLUMNS, ChunkState, chunks, corrections, db_now
+from jobs.schema import PAYLOAD_COLUMNS, ChunkState, chunks, corrections, db_now, models
 
 #: The folder of all copies in the store.
 COPIES: Final = "corrections"
@@ -124,10 +125,13 @@ def remove_correction(connection: Connection, job_id: str, index: int) -> Correc
     return None if row is None else Correction(**row._mapping)
 
 
-def all_corrections(connection: Connection) -> list[Correction]:
-    """Return all corrections, latest first."""
-    query = sa.select(corrections).order_by(
-        corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc()
+def all_corrections(connection: Connection, dataset: str = MNIST) -> list[Correction]:
+    """Return all corrections of predictions by models of this dataset, latest first."""
+    query = (
+        sa.select(corrections)
+        .join(models, models.c.id == corrections.c.model_id)
+        .where(models.c.dataset == dataset)
+        .order_by(corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc())
     )
     return [Correction(**row._mapping) for row in connection.execute(query)]
 

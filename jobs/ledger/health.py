@@ -16,6 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.dataset import MNIST
 from jobs.drift import MIN_IMAGES, Drift, Shift
 from jobs.evaluation import CONFIDENCE_EDGES, Evaluation
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
@@ -78,9 +79,9 @@ _WARNINGS: Final = {
 }
 
 
-def model_health(connection: Connection, model_id: str | None = None) -> Health:
-    """Return the health of the model; without an id, of the champion. Raises NotFound."""
-    model = model_or_champion(connection, model_id)
+def model_health(connection: Connection, model_id: str | None = None, dataset: str = MNIST) -> Health:
+    """Return the health of the model; without an id, of the dataset's champion. Raises NotFound."""
+    model = model_or_champion(connection, model_id, dataset)
     stored = find_evaluation(connection, model.id)
     recent = _recent_jobs(connection, model.id)
     labels: Counter[str] = Counter()

@@ -45,12 +45,14 @@ def add_model(
     input_spec: InputSpec,
     accuracy: float | None,
     metrics: dict[str, Any],
+    dataset: str = MNIST,
 ) -> str:
-    """Add a model's row and return its id. A file that is registered already keeps its id."""
+    """Add a model's row and return its id. A file that is registered already keeps its id and its dataset."""
     connection.execute(
         insert_into(connection, models)
         .values(
             id=model_id,
+            dataset=dataset,
             architecture=architecture,
             sha256=sha256,
             size_bytes=size_bytes,
@@ -67,10 +69,11 @@ def add_model(
 
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:
-    """Move the alias to the model. `move_champion` moves the champion's, and records the move."""
+    """Move the alias, in the model's dataset, to the model. `move_champion` also records the move."""
+    dataset = sa.select(models.c.dataset).where(models.c.id == model_id).scalar_subquery()
     connection.execute(
         insert_into(connection, aliases)
-        .values(dataset=MNIST, name=name, model_id=model_id, moved_at=db_now())
+        .values(dataset=dataset, name=name, model_id=model_id, moved_at=db_now())
         .on_conflict_do_update(
             index_elements=[aliases.c.dataset, aliases.c.name],
             set_={"model_id": model_id, "moved_at": db_now()},
@@ -78,9 +81,10 @@ def point_alias(connection: Connection, name: str, model_id: str) -> None:
     )
 
 
-def find_alias(connection: Connection, name: str) -> str | None:
-    """Return the id of the model that has this alias, or None."""
-    found: str | None = connection.scalar(sa.select(aliases.c.model_id).where(aliases.c.name == name))
+def find_alias(connection: Connection, name: str, dataset: str = MNIST) -> str | None:
+    """Return the id of the dataset's model that has this alias, or None."""
+    query = sa.select(aliases.c.model_id).where(aliases.c.dataset == dataset, aliases.c.name == name)
+    found: str | None = connection.scalar(query)
     return found
 
 
@@ -92,15 +96,15 @@ def get_model(connection: Connection, model_id: str) -> Model:
     return _to_model(row, _aliases(connection))
 
 
-def find_champion(connection: Connection) -> Model | None:
-    """Return the model that new jobs are pinned to, or None."""
-    model_id = find_alias(connection, CHAMPION)
+def find_champion(connection: Connection, dataset: str = MNIST) -> Model | None:
+    """Return the dataset's champion, which its new jobs are pinned to, or None."""
+    model_id = find_alias(connection, CHAMPION, dataset)
     return None if model_id is None else get_model(connection, model_id)
 
 
-def model_or_champion(connection: Connection, model_id: str | None) -> Model:
-    """Return the model with this id, or the champion if the id is None. Raises NotFound."""
-    model = find_champion(connection) if model_id is None else get_model(connection, model_id)
+def model_or_champion(connection: Connection, model_id: str | None, dataset: str = MNIST) -> Model:
+    """Return the model with this id, or the dataset's champion if the id is None. Raises NotFound."""
+    model = find_champion(connection, dataset) if model_id is None else get_model(connection, model_id)
     if model is None:
         is_empty = connection.scalar(sa.select(models.c.id).limit(1)) is None
         raise NotFound(NO_MODEL if is_empty else NO_CHAMPION)
@@ -139,6 +143,8 @@ class StoredEvaluation:
     evaluation: Evaluation
     answers: bytes  # two bytes per image: the class that the model answered, then the true class
     created_at: datetime
+    dataset: str = MNIST
+    version: int | None = None  # of the dataset; None for the built-in one
 
 
 def save_evaluation(
@@ -149,6 +155,8 @@ def save_evaluation(
     answers: bytes,
     *,
     part: Part = Part.TEST,
+    dataset: str = MNIST,
+    version: int | None = None,
 ) -> None:
     """Store an evaluation, replacing an earlier one of the same model on the same data.
 
@@ -159,6 +167,8 @@ def save_evaluation(
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
     row = {
         "part": part,
+        "dataset": dataset,
+        "dataset_version": version,
         "measures": asdict(evaluation),
         "answers": answers,
         "created_at": db_now(),
@@ -191,6 +201,8 @@ def find_evaluation(
         evaluation=Evaluation.from_json(row.measures),
         answers=bytes(row.answers),
         created_at=row.created_at,
+        dataset=row.dataset,
+        version=row.dataset_version,
     )
 
 
@@ -202,6 +214,7 @@ ROLLBACK: Final = "rollback"
 
 _MOVES: Final = (
     sa.select(promotions, sa.func.coalesce(verdicts.c.forced, sa.false()).label("forced"))
+    .join(models, models.c.id == promotions.c.model_id)
     .outerjoin(verdicts, verdicts.c.id == promotions.c.verdict_id)
     .order_by(promotions.c.id.desc())
 )
@@ -234,22 +247,22 @@ class StoredVerdict:
     created_at: datetime
 
 
-def lock_champion(connection: Connection) -> str | None:
-    """Return the champion's id, or None, and lock it: nobody else can move it until this transaction ends.
+def lock_champion(connection: Connection, dataset: str = MNIST) -> str | None:
+    """Return the id of the dataset's champion, or None, and lock it until this transaction ends.
 
-    Readers do not wait.
+    Nobody else can move any champion in the meantime. Readers do not wait.
     """
     if connection.dialect.name == "postgresql":
         # The table, because before the first promotion there is no row to lock. On SQLite, the transaction
         # itself is the lock.
         connection.execute(sa.text("LOCK TABLE promotions IN SHARE ROW EXCLUSIVE MODE"))
-    return find_alias(connection, CHAMPION)
+    return find_alias(connection, CHAMPION, dataset)
 
 
 def move_champion(
     connection: Connection, model_id: str, *, previous_id: str | None, how: How, verdict_id: str | None = None
 ) -> None:
-    """Make the model the champion and record the move. A promoted challenger stops being a challenger.
+    """Make the model its dataset's champion and record the move. It stops being a challenger.
 
     `previous_id` is what `lock_champion` returned in this transaction.
     """
@@ -304,21 +317,24 @@ def find_verdict(connection: Connection, model_id: str) -> StoredVerdict | None:
     return None if row is None else StoredVerdict(**row._mapping)
 
 
-def champion_history(connection: Connection, *, limit: int | None = None) -> list[Promotion]:
-    """Return the moves of the champion alias, latest first."""
-    return [Promotion(**row._mapping) for row in connection.execute(_MOVES.limit(limit))]
+def champion_history(
+    connection: Connection, dataset: str = MNIST, *, limit: int | None = None
+) -> list[Promotion]:
+    """Return the moves of the dataset's champion alias, latest first."""
+    moves = _MOVES.where(models.c.dataset == dataset).limit(limit)
+    return [Promotion(**row._mapping) for row in connection.execute(moves)]
 
 
-def champion_before(connection: Connection) -> str:
-    """Return the id of the champion before the present one, ignoring moves that were rolled back.
+def champion_before(connection: Connection, dataset: str = MNIST) -> str:
+    """Return the id of the dataset's champion before the present one, ignoring moves that were rolled back.
 
     So rolling back twice goes two steps back, not one back and one forth. Raises Conflict if there is none.
     """
-    champion_id = find_alias(connection, CHAMPION)
+    champion_id = find_alias(connection, CHAMPION, dataset)
     if champion_id is None:
         raise Conflict("There is no champion to roll back.")
     steps: list[str] = []
-    for move in reversed(champion_history(connection)):
+    for move in reversed(champion_history(connection, dataset)):
         if move.how == ROLLBACK:
             del steps[-1:]
             continue
@@ -335,10 +351,11 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
 
     Raises Conflict if another process has moved the champion meanwhile.
     """
-    champion_id = lock_champion(connection)
-    if champion_before(connection) != model_id:
+    dataset = get_model(connection, model_id).dataset
+    champion_id = lock_champion(connection, dataset)
+    if champion_before(connection, dataset) != model_id:
         raise Conflict(
             "Another process moved the champion at the same time: `labelmill models history` shows it."
         )
     move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
-    return champion_history(connection, limit=1)[0]
+    return champion_history(connection, dataset, limit=1)[0]

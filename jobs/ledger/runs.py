@@ -1,8 +1,9 @@
 """Training runs: requested, claimed by a trainer under a lease, followed epoch by epoch, and ended.
 
-Two unique indexes enforce the rules. `active` is 1 while a run is pending or running and empty afterwards, so
-there is one such run at a time. `slot` is the scheduled time that a run was made for, so there is one run per
-slot, however many beats are running. A trainer holds its run as a worker holds a chunk
+Three unique indexes enforce the rules, each per dataset. `active` is 1 while a run is pending or running and
+empty afterwards, so there is one such run at a time. `slot` is the scheduled time that a run was made for,
+and `corrections_seen` the number of corrections that triggered it, so there is one run for each, however many
+beats are running. A trainer holds its run as a worker holds a chunk
 (`jobs.ledger.claims`): by a lease with a fencing token.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, LabelmillError, NotFound
 from jobs.ids import new_id
 from jobs.ledger.counters import CounterName, count
@@ -29,8 +31,9 @@ from jobs.schema import RunState, db_now, models, training_epochs, training_runs
 #: How long a trainer owns its run without a heartbeat.
 RUN_LEASE_SECONDS: Final = 60.0
 
-#: A scheduled run that no trainer claims within this time is skipped: it must not start unexpectedly when a
-#: trainer is started days later. A run that a person requested waits as long as it takes.
+#: A scheduled run is skipped if no trainer claims it within this time: it must not start unexpectedly when a
+#: trainer is started days later. The time during which a trainer executes another run, of another dataset,
+#: does not count. A run that a person requested waits as long as it takes.
 SLOT_PATIENCE_SECONDS: Final = 3600.0
 
 #: Pending, or claimed by a trainer.
@@ -62,6 +65,8 @@ class Run:
     accuracy: float | None  # the model's, on the evaluation images
     epochs_done: int
     silent_since: datetime | None = None  # its trainer's last heartbeat, if the lease has expired
+    dataset: str = MNIST
+    dataset_version: int | None = None  # None for the built-in dataset, and until the data is loaded
 
     @property
     def finished(self) -> bool:
@@ -76,40 +81,52 @@ class RunClaim:
     run_id: str
     token: str
     recipe: dict[str, Any]
+    dataset: str = MNIST
 
 
 # ---- requesting a run ---------------------------------------------------------------------------------
 
 
 def request_run(
-    connection: Connection, run_id: str, *, recipe: dict[str, Any], slot: datetime | None = None
+    connection: Connection,
+    run_id: str,
+    *,
+    recipe: dict[str, Any],
+    dataset: str = MNIST,
+    slot: datetime | None = None,
+    corrections_seen: int | None = None,
 ) -> RunState | None:
-    """Add a run that waits for a trainer. Return its state, or None if the slot already has its run.
+    """Add a run that waits for a trainer. Return its state, or None if nothing is to be done.
 
-    If another run is active, a request without a slot (a person's) raises Conflict, and a scheduled one is
-    stored as `skipped`, with the reason. A run whose trainer has died stays active until it is ended: call
-    `clear_expired_run` first.
+    If the slot, or the number of corrections, already has its run, nothing is to be done. If another run of
+    the dataset is active, a person's request raises Conflict, a scheduled run is stored as `skipped`, with
+    the reason, and for a number of corrections nothing is stored: ask again. A run whose trainer has died
+    stays active until it is ended: call `clear_expired_run` first.
     """
-    end_active_run(connection, *STALE)
+    end_active_runs(connection, *STALE)
     asked = {
+        "dataset": dataset,
         "recipe": recipe,
         "slot": slot,
+        "corrections_seen": corrections_seen,
         "data_source": "",
         "data_fingerprint": "",
         "requested_at": db_now(),
         "started_at": db_now(),
     }
     while not _insert(connection, run_id, state=RunState.PENDING, active=1, **asked):
-        same_slot = sa.select(training_runs.c.id).where(training_runs.c.slot == slot)
-        if slot is not None and connection.scalar(same_slot) is not None:
+        if _is_answered(connection, dataset, slot, corrections_seen):
             return None
-        other = find_active_run(connection)
+        other = find_active_run(connection, dataset)
         if other is None:  # it has just finished
             continue
+        if corrections_seen is not None:
+            return None
         if slot is None:
             raise Conflict(
-                f"Training run {other.id} is already {other.state}: follow it with `labelmill runs "
-                f"show {other.id} --watch`, or stop it with `labelmill runs cancel {other.id}`."
+                f"Training run {other.id} is already {other.state}, on dataset {dataset}: follow it with "
+                f"`labelmill runs show {other.id} --watch`, or stop it with "
+                f"`labelmill runs cancel {other.id}`."
                 f"{_missing_trainer_hint(connection, other)}"
             )
         skipped = _insert(
@@ -127,6 +144,17 @@ def request_run(
     return RunState.PENDING
 
 
+def _is_answered(
+    connection: Connection, dataset: str, slot: datetime | None, corrections_seen: int | None
+) -> bool:
+    """Return whether the slot, or the number of corrections, has its run already."""
+    if slot is None and corrections_seen is None:
+        return False
+    cause = training_runs.c.slot == slot if slot else training_runs.c.corrections_seen == corrections_seen
+    query = sa.select(training_runs.c.id).where(training_runs.c.dataset == dataset, cause)
+    return connection.scalar(query.limit(1)) is not None
+
+
 def _missing_trainer_hint(connection: Connection, run: Run) -> str:
     """Return a sentence that says no trainer is running, or "" if the run does not wait for one."""
     if run.state != RunState.PENDING or RETRAIN_QUEUE in workers_by_queue(connection):
@@ -138,7 +166,7 @@ def _missing_trainer_hint(connection: Connection, run: Run) -> str:
 
 
 def _insert(connection: Connection, run_id: str, **values: Any) -> bool:
-    """Insert the run. Return False if another run is active or has the same slot."""
+    """Insert the run. Return False if another run of the dataset is active or has the same cause."""
     inserted = (
         insert_into(connection, training_runs)
         .values(id=run_id, **values)
@@ -154,7 +182,7 @@ def _insert(connection: Connection, run_id: str, **values: Any) -> bool:
 def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | None:
     """Claim the run. Return None if it is not pending, or is stale."""
     token = new_id()
-    recipe = connection.execute(
+    claimed = connection.execute(
         training_runs.update()
         .where(training_runs.c.id == run_id, training_runs.c.state == RunState.PENDING, ~is_stale())
         .values(
@@ -164,9 +192,9 @@ def claim_run(connection: Connection, run_id: str, *, owner: str) -> RunClaim | 
             lease_until=db_now(RUN_LEASE_SECONDS),
             started_at=db_now(),
         )
-        .returning(training_runs.c.recipe)
-    ).scalar_one_or_none()
-    return None if recipe is None else RunClaim(run_id, token, recipe)
+        .returning(training_runs.c.recipe, training_runs.c.dataset)
+    ).one_or_none()
+    return None if claimed is None else RunClaim(run_id, token, claimed.recipe, claimed.dataset)
 
 
 def renew_run(connection: Connection, claim: RunClaim) -> None:
@@ -175,10 +203,23 @@ def renew_run(connection: Connection, claim: RunClaim) -> None:
 
 
 def describe_data(
-    connection: Connection, claim: RunClaim, *, source: str, fingerprint: str, data: dict[str, Any]
+    connection: Connection,
+    claim: RunClaim,
+    *,
+    source: str,
+    fingerprint: str,
+    data: dict[str, Any],
+    version: int | None = None,
 ) -> None:
-    """Record what the run trains on. Raises RunLost."""
-    _change(connection, claim, data_source=source, data_fingerprint=fingerprint, data=data)
+    """Record what the run trains on: `version` is its dataset's. Raises RunLost."""
+    _change(
+        connection,
+        claim,
+        data_source=source,
+        data_fingerprint=fingerprint,
+        data=data,
+        dataset_version=version,
+    )
 
 
 def add_epoch(connection: Connection, claim: RunClaim, epoch: dict[str, float]) -> None:
@@ -256,7 +297,7 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
 
     Raises NotFound, or Conflict if the run had finished.
     """
-    cancelled = end_active_run(connection, training_runs.c.id == run_id, RunState.CANCELLED)
+    cancelled = end_active_runs(connection, training_runs.c.id == run_id, RunState.CANCELLED)
     if not cancelled:
         raise Conflict(
             f"Training run {run_id} has already finished: it is {get_run(connection, run_id).state}."
@@ -265,31 +306,30 @@ def cancel_run(connection: Connection, run_id: str) -> Run:
 
 
 def interrupt_runs_of(connection: Connection, owners: Iterable[str], *, error: str) -> list[Run]:
-    """End the active run if one of these processes, which are dead or were told to stop, trains it.
+    """End the active runs of these processes, which are dead or were told to stop. Return them.
 
-    Return it, or an empty list. Without this, the next run would have to wait for the lease to expire.
+    Without this, the dataset's next run would have to wait for the lease to expire.
     """
     theirs = sa.and_(training_runs.c.state == RunState.RUNNING, training_runs.c.owner.in_(list(owners)))
-    return end_active_run(connection, theirs, RunState.INTERRUPTED, error)
+    return end_active_runs(connection, theirs, RunState.INTERRUPTED, error)
 
 
-def end_active_run(
+def end_active_runs(
     connection: Connection, which: sa.ColumnElement[bool], state: RunState, error: str | None = None
 ) -> list[Run]:
-    """End the active run if it satisfies `which`. Return it, or an empty list.
+    """End the active runs that satisfy `which`. Return them.
 
     The condition is checked again by the UPDATE itself, because an earlier read may be out of date.
     """
-    ended = connection.scalar(
+    ended = connection.scalars(
         training_runs.update()
         .where(training_runs.c.active == 1, which)
         .values(**_ended(state, error))
         .returning(training_runs.c.id)
-    )
-    if ended is None:
-        return []
-    _count_end(connection, state)
-    return [get_run(connection, ended)]
+    ).all()
+    for _ in ended:
+        _count_end(connection, state)
+    return [get_run(connection, each) for each in ended]
 
 
 def lease_is_expired() -> sa.ColumnElement[bool]:
@@ -298,17 +338,26 @@ def lease_is_expired() -> sa.ColumnElement[bool]:
 
 
 def is_stale() -> sa.ColumnElement[bool]:
-    """Return the condition for a scheduled run that no trainer claimed in time."""
+    """Return the condition for a scheduled run that no trainer claimed in time.
+
+    A trainer executes one run at a time, so a run must not be skipped because others are executed before it:
+    the time starts again when one of them ends.
+    """
+    other, limit = training_runs.alias("other"), db_now(-SLOT_PATIENCE_SECONDS)
+    executed = sa.or_(
+        other.c.state == RunState.RUNNING, sa.and_(other.c.owner.is_not(None), other.c.finished_at > limit)
+    )
     return sa.and_(
         training_runs.c.state == RunState.PENDING,
         training_runs.c.slot.is_not(None),
-        training_runs.c.requested_at < db_now(-SLOT_PATIENCE_SECONDS),
+        training_runs.c.requested_at < limit,
+        ~sa.exists(sa.select(other.c.id).where(executed)),
     )
 
 
 # Runs that no trainer will finish: the condition, the state they get, and the reason.
 LOST: Final = (lease_is_expired(), RunState.INTERRUPTED, "its trainer stopped sending heartbeats")
-STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an hour of its slot")
+STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an hour")
 
 
 # ---- queries ------------------------------------------------------------------------------------------
@@ -316,6 +365,7 @@ STALE: Final = (is_stale(), RunState.SKIPPED, "no trainer claimed it within an h
 _RUNS: Final[sa.Select[Any]] = sa.select(
     *(training_runs.c.id, training_runs.c.state, training_runs.c.recipe, training_runs.c.slot),
     *(training_runs.c.data_source, training_runs.c.data_fingerprint, training_runs.c.data),
+    *(training_runs.c.dataset, training_runs.c.dataset_version),
     *(training_runs.c.owner, training_runs.c.requested_at, training_runs.c.finished_at),
     *(training_runs.c.model_id, training_runs.c.verdict, training_runs.c.error, models.c.accuracy),
     # The column cannot be empty: until a trainer claims the run, it is the time of the request.
@@ -341,20 +391,29 @@ def get_run(connection: Connection, run_id: str) -> Run:
     return _to_run(row)
 
 
-def classes_learnt(connection: Connection) -> tuple[str, ...] | None:
-    """Return the classes of the latest model that a training run produced, or None."""
+def classes_learnt(connection: Connection, dataset: str = MNIST) -> tuple[str, ...] | None:
+    """Return the classes of the latest model that a training run of the dataset produced, or None."""
     found: list[str] | None = connection.scalar(
         sa.select(models.c.classes)
         .join(training_runs, training_runs.c.model_id == models.c.id)
+        .where(training_runs.c.dataset == dataset)
         .order_by(training_runs.c.id.desc())
         .limit(1)
     )
     return None if found is None else tuple(found)
 
 
-def find_active_run(connection: Connection) -> Run | None:
-    """Return the run that is pending or running, or None."""
-    row = connection.execute(_RUNS.where(training_runs.c.active == 1)).one_or_none()
+def active_runs(connection: Connection) -> list[Run]:
+    """Return the runs that are pending or running, at most one per dataset, oldest first."""
+    query = _RUNS.where(training_runs.c.active == 1).order_by(training_runs.c.id)
+    return [_to_run(row) for row in connection.execute(query)]
+
+
+def find_active_run(connection: Connection, dataset: str = MNIST) -> Run | None:
+    """Return the dataset's run that is pending or running, or None."""
+    row = connection.execute(
+        _RUNS.where(training_runs.c.dataset == dataset, training_runs.c.active == 1)
+    ).one_or_none()
     return None if row is None else _to_run(row)
 
 
@@ -395,7 +454,7 @@ _POLL_SECONDS: Final = 0.5
 
 
 class FailureDetector:
-    """Decide whether a trainer is dead, by observing its run's lease repeatedly.
+    """Decide whether trainers are dead, by observing their runs' leases repeatedly.
 
     An expired lease does not prove that the trainer is dead. The database's clock may have been set, the
     machine may have slept, or the ledger may have been unavailable; a living trainer renews the lease with
@@ -405,53 +464,56 @@ class FailureDetector:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lease: tuple[str, datetime] | None = None
-        self._observed_at = 0.0
-        self._seconds = 0.0
+        #: By run and last heartbeat: when the lease was last observed, and how long it has been expired.
+        self._expired: dict[tuple[str, datetime], tuple[float, float]] = {}
 
-    def has_failed(self, run_id: str, last_heartbeat: datetime) -> bool:
-        """Note that the run's lease is expired now. Return whether it has been so for RUN_GRACE_SECONDS."""
-        now, lease = self._clock(), (run_id, last_heartbeat)
-        if self._lease == lease:
-            self._seconds += min(now - self._observed_at, _MAX_COUNTED_GAP_SECONDS)
-        else:
-            self._lease, self._seconds = lease, 0.0
-        self._observed_at = now
-        return self._seconds >= RUN_GRACE_SECONDS
+    def failed(self, leases: Iterable[tuple[str, datetime]]) -> list[str]:
+        """Note that exactly these leases are expired now: each run with its trainer's last heartbeat.
+
+        Return the runs whose lease has been expired for RUN_GRACE_SECONDS.
+        """
+        now = self._clock()
+        expired = {}
+        for lease in leases:
+            observed_at, seconds = self._expired.get(lease, (now, 0.0))
+            expired[lease] = now, seconds + min(now - observed_at, _MAX_COUNTED_GAP_SECONDS)
+        self._expired = expired
+        return [run_id for (run_id, _), (_, seconds) in expired.items() if seconds >= RUN_GRACE_SECONDS]
 
 
 def end_lost_runs(connection: Connection, detector: FailureDetector) -> list[Run]:
-    """End the active run if no trainer will finish it. Return it as it is now, or an empty list.
+    """End the active runs that no trainer will finish. Return them as they are now.
 
     A run whose lease expired is interrupted once the lease has been observed as expired for long enough: pass
     the same `detector` at each call. A scheduled run that no trainer claimed in time is skipped.
     """
-    run = find_active_run(connection)
-    if run is None:
-        return []
-    if run.silent_since is None:
-        return end_active_run(connection, *STALE)
-    if not detector.has_failed(run.id, run.silent_since):
-        return []
-    return end_active_run(connection, *LOST)
+    runs = active_runs(connection)
+    failed = detector.failed((run.id, run.silent_since) for run in runs if run.silent_since is not None)
+    expired, state, reason = LOST
+    lost = sa.and_(expired, training_runs.c.id.in_(failed))
+    ended = end_active_runs(connection, lost, state, reason) if failed else []
+    return ended + (end_active_runs(connection, *STALE) if runs else [])
 
 
-def clear_expired_run(ledger: Ledger, *, on_wait: Callable[[Run], None] = lambda _run: None) -> None:
-    """Wait until no run with an expired lease is active. Call it before `request_run`, outside a transaction.
+def clear_expired_run(
+    ledger: Ledger, dataset: str = MNIST, *, on_wait: Callable[[Run], None] = lambda _run: None
+) -> None:
+    """Wait until the dataset has no active run with an expired lease.
 
-    Its trainer renews the lease, or the run is ended after about RUN_GRACE_SECONDS. `on_wait` is called once,
-    with the run, if there is anything to wait for. Raises Unavailable.
+    Call it before `request_run`, outside a transaction. The run's trainer renews the lease, or the run is
+    ended after about RUN_GRACE_SECONDS. `on_wait` is called once, with the run, if there is anything to wait
+    for. Raises Unavailable.
     """
     detector, told = FailureDetector(), False
     while True:
         with ledger.reading() as connection:
-            run = find_active_run(connection)
+            run = find_active_run(connection, dataset)
         if run is None or run.silent_since is None:
             return
         if not told:
             on_wait(run)
             told = True
         with ledger.transaction() as connection:
-            if end_lost_runs(connection, detector):
+            if any(each.id == run.id for each in end_lost_runs(connection, detector)):
                 return
         time.sleep(_POLL_SECONDS)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger.models import SHADOW, find_alias, find_champion, get_model, point_alias
@@ -57,17 +58,17 @@ class Disagreement:
 
 
 def shadow_job(connection: Connection, job_id: str, *, share: float) -> str | None:
-    """Add the shadow of a job that has just been sealed: a share of its chunks, for the challenger.
+    """Add the shadow of a job that has just been sealed: a share of its chunks, for its dataset's challenger.
 
     `share` is 0 to 1. Return the shadow's id, or None if there is no challenger, it cannot be compared with
     the job's model, or no chunk falls into the share. Call it in the transaction that seals the job.
     """
-    challenger_id = find_alias(connection, SHADOW)
-    if challenger_id is None:
-        return None
     model_id = connection.execute(sa.select(jobs.c.model_id).where(jobs.c.id == job_id)).scalar_one()
-    challenger = get_model(connection, challenger_id)
-    if model_id == challenger_id or not comparable(get_model(connection, model_id), challenger):
+    model = get_model(connection, model_id)
+    challenger_id = find_alias(connection, SHADOW, model.dataset)
+    if challenger_id is None or challenger_id == model_id:
+        return None
+    if not comparable(model, get_model(connection, challenger_id)):
         return None
     query = sa.select(chunks.c.id, *PAYLOAD_COLUMNS).where(chunks.c.job_id == job_id)
     rows = connection.execute(query).mappings()
@@ -101,11 +102,12 @@ def is_shadowed(share: float, chunk_id: str) -> bool:
 
 
 def begin_shadow(connection: Connection, model_id: str) -> Model:
-    """Make the model the challenger, replacing the present one.
+    """Make the model its dataset's challenger, replacing the present one.
 
     Raises NotFound, or Conflict if there is nothing to compare it with.
     """
-    model, champion = get_model(connection, model_id), require_champion(connection)
+    model = get_model(connection, model_id)
+    champion = require_champion(connection, model.dataset)
     if champion.id == model.id:
         raise Conflict(f"Model {model.id} is the champion: it would be compared with itself.")
     if not comparable(champion, model):
@@ -117,9 +119,9 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
     return model
 
 
-def require_champion(connection: Connection) -> Model:
+def require_champion(connection: Connection, dataset: str = MNIST) -> Model:
     """Return the champion, which a challenger is compared with. Raises Conflict if there is none."""
-    champion = find_champion(connection)
+    champion = find_champion(connection, dataset)
     if champion is None:
         raise Conflict(
             "There is no champion to compare it with: promote a model with `labelmill models promote MODEL`, "
@@ -133,9 +135,10 @@ def comparable(one: Model, other: Model) -> bool:
     return set(one.classes) == set(other.classes) and one.input_spec == other.input_spec
 
 
-def end_shadow(connection: Connection) -> bool:
-    """Remove the challenger's alias; its results stay. Return False if there was none."""
-    return connection.execute(aliases.delete().where(aliases.c.name == SHADOW)).rowcount == 1
+def end_shadow(connection: Connection, dataset: str = MNIST) -> bool:
+    """Remove the alias of the dataset's challenger; its results stay. Return False if there was none."""
+    alias = aliases.delete().where(aliases.c.dataset == dataset, aliases.c.name == SHADOW)
+    return connection.execute(alias).rowcount == 1
 
 
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:

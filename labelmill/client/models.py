@@ -175,7 +175,7 @@ class ModelMethods(Session):
         read_stored(self._store, found)
         with self.ledger.transaction() as connection:
             return judge_and_promote(
-                connection, self.settings.gate_limits, found.id, how="promote", force=force
+                connection, self.settings.gate_limits_of(found.dataset), found.id, how="promote", force=force
             )
 
     def rollback(self) -> Promotion:

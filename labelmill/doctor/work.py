@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from jobs.ledger import metrics
 from jobs.ledger.metrics import OpenJob
-from jobs.ledger.runs import find_active_run
+from jobs.ledger.runs import active_runs
 from jobs.schema import RunState
 from jobs.settings import Settings
 from labelmill.console import format_duration, pluralize
@@ -90,19 +90,19 @@ def check_training(settings: Settings) -> Iterator[Finding]:
     start = "labelmill up" if settings.embedded_broker else "labelmill worker --trainer"
 
     def check(connection: Connection) -> Iterator[Finding]:
-        run = find_active_run(connection)
-        if run is None:
+        runs = active_runs(connection)
+        if not runs:
             yield ok("no training run is waiting or running")
-            return
-        waited = 0.0
-        if run.state == RunState.PENDING and run.requested_at is not None:
-            waited = (metrics.now(connection) - run.requested_at).total_seconds()
-        if waited > _LONG_WAIT_SECONDS:
-            yield warning(
-                f"training run {run.id} has waited for a trainer for {format_duration(waited)}",
-                fix=f"{start}, or labelmill runs cancel {run.id}",
-            )
-        else:
-            yield ok(f"training run {run.id} is {run.state}")
+        for run in runs:
+            waited = 0.0
+            if run.state == RunState.PENDING and run.requested_at is not None:
+                waited = (metrics.now(connection) - run.requested_at).total_seconds()
+            if waited > _LONG_WAIT_SECONDS and not any(run.state == RunState.RUNNING for run in runs):
+                yield warning(
+                    f"training run {run.id} has waited for a trainer for {format_duration(waited)}",
+                    fix=f"{start}, or labelmill runs cancel {run.id}",
+                )
+            else:
+                yield ok(f"training run {run.id} of dataset {run.dataset} is {run.state}")
 
     yield from check_in_ledger(settings, check, if_none=ok("there was no training run yet"))

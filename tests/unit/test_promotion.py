@@ -253,4 +253,4 @@ def test_the_limits_are_those_of_the_settings(monkeypatch):
         ("MAX_IMAGE_MICROSECONDS", "70"),
     ):
         monkeypatch.setenv(f"LABELMILL_GATE_{name}", value)
-    assert Settings.load().gate_limits == GateLimits(0.5, 0.4, 0.2, 0.02, 0.03, 0.1, 70)
+    assert Settings.load().gate_limits_of("mnist") == GateLimits(0.5, 0.4, 0.2, 0.02, 0.03, 0.1, 70)

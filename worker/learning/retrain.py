@@ -198,7 +198,7 @@ def retrain(
                     save_evaluations(connection, model.id, fingerprints, evaluated)
                     verdict = judge_and_promote(
                         connection,
-                        settings.gate_limits,
+                        settings.gate_limits_of(claim.dataset),
                         model.id,
                         how="retrain",
                         run_id=claim.run_id,
