@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "correct": "Store the true label of an image, for the next training run.",
     "train": "Train a model on MNIST.",
     "retrain": "Request a training run; its model is promoted if it is better.",
+    "schedule": "Say when a dataset's model is trained, and list the schedules.",
     "runs": "List the training runs, show one, or stop one.",
     "models": "List, show, register, evaluate, compare and promote models.",
     "worker": "Run one Celery worker, for your own deployment.",

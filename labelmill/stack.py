@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import Final, Self
 
@@ -118,9 +119,9 @@ class Stack:
         """
         # Imported here: only Celery can parse the cron line, and most commands never load Celery. Checked
         # here, because a process with a malformed line exits at every start.
-        from worker.schedule import beat_schedule
+        from worker.schedule import default_schedule
 
-        beat_schedule(settings)
+        default_schedule(settings, datetime.now(UTC))
         self._settings = settings
         self._logs = settings.home / "logs"
         self._events: SimpleQueue[Event] | None = SimpleQueue() if with_events else None

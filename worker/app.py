@@ -6,6 +6,7 @@ The parent process imports this module but never TensorFlow; each child loads it
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
@@ -19,7 +20,7 @@ from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
 from worker.reconcile import reconcile_step
-from worker.schedule import beat_schedule
+from worker.schedule import default_schedule
 from worker.tasks import register_tasks
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 try:
     settings = Settings.load()
     app = make_app(settings)
-    app.conf.beat_schedule = beat_schedule(settings)
+    default_schedule(settings, datetime.now(UTC))  # refuses an invalid cron line now
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"
 except SettingsError as error:
     refuse_to_start(error)

@@ -1,8 +1,9 @@
-"""Schedule the retraining: Celery beat provides the time, the ledger allows one run per slot.
+"""Schedule training runs: Celery beat provides the time, the ledger allows one run per dataset and slot.
 
-A *slot* is a scheduled time. When it comes, beat requests a training run in the ledger, with the slot in a
-unique column, so each slot has at most one run however many beats there are. A missed slot has no run: none
-starts late.
+A *slot* is a scheduled time. When it comes, beat requests a training run in the ledger, with dataset and slot
+in a unique index, so each slot has at most one run however many beats there are. A run that new corrections
+start has their number in such an index. The schedules are in the ledger too, so beat follows a change within
+seconds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, Final
 
 from celery.beat import Scheduler
 from celery.schedules import ParseException, crontab
+from sqlalchemy.engine import Connection
 
-from jobs.errors import LabelmillError, SettingsError
+from jobs.dataset import MNIST
+from jobs.errors import LabelmillError, SettingsError, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.runs import clear_expired_run, request_run
-from jobs.messages import RETRAIN_TASK
+from jobs.ledger.schedules import Schedule, count_corrections, list_schedules
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
@@ -30,18 +33,44 @@ from worker.learning.recipes import recipe_for
 
 logger = logging.getLogger(__name__)
 
-#: A slot older than this counts as missed: beat did not run, or the machine was asleep.
+#: A slot older than this counts as missed: beat did not run, the ledger was unavailable, or the machine was
+#: asleep.
 GRACE: Final = timedelta(minutes=10)
 
-#: The pause before the request is retried if the ledger is unavailable.
-RETRY_SECONDS: Final = 5.0
+#: The pause between two looks at the schedules.
+LOOK_SECONDS: Final = 5.0
+
+#: In place of a cron line: at no fixed time.
+NEVER: Final = "never"
+
+#: How far `next_slot` looks: 29 February may be eight years away.
+_MOST_DAYS: Final = 8 * 366
 
 
-def beat_schedule(settings: Settings) -> dict[str, Any]:
-    """Return beat's schedule. Raises SettingsError if the cron line is invalid."""
-    if settings.retrain_cron == "never":
-        return {}
-    return {"retrain": {"task": RETRAIN_TASK, "schedule": _crontab(settings.retrain_cron)}}
+def default_schedule(settings: Settings, changed_at: datetime) -> Schedule:
+    """Return the schedule of `mnist` by the settings, which applies if the ledger has none.
+
+    Raises SettingsError if the cron line is invalid.
+    """
+    line = settings.retrain_cron
+    try:
+        if line != NEVER:
+            parse_cron(line)
+    except UserError as error:
+        raise SettingsError(f"LABELMILL_RETRAIN_CRON: {error}") from None
+    return Schedule(
+        dataset=MNIST,
+        cron=None if line == NEVER else line,
+        after_corrections=None,
+        request={"architecture": settings.retrain_architecture, "profile": settings.retrain_profile},
+        changed_at=changed_at,
+    )
+
+
+def all_schedules(connection: Connection, default: Schedule) -> list[Schedule]:
+    """Return the schedules in the ledger, and `default` if its dataset has none there, by dataset."""
+    stored = {schedule.dataset: schedule for schedule in list_schedules(connection)}
+    return sorted(({default.dataset: default} | stored).values(), key=lambda each: each.dataset)
 
 
 def due_slot(schedule: crontab, now: datetime) -> datetime | None:
@@ -52,83 +81,104 @@ def due_slot(schedule: crontab, now: datetime) -> datetime | None:
     minute = now.astimezone(UTC).replace(second=0, microsecond=0)
     for back in range(GRACE // timedelta(minutes=1)):
         slot = minute - timedelta(minutes=back)
-        if (
-            slot.minute in schedule.minute
-            and slot.hour in schedule.hour
-            and slot.day in schedule.day_of_month
-            and slot.month in schedule.month_of_year
-            and slot.isoweekday() % 7 in schedule.day_of_week
-        ):
+        if slot.minute in schedule.minute and slot.hour in schedule.hour and _is_on(schedule, slot):
             return slot
     return None
+
+
+def next_slot(schedule: crontab, now: datetime) -> datetime | None:
+    """Return the first scheduled time after `now`, in UTC; None for a date that does not exist."""
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    for days in range(_MOST_DAYS):
+        day = midnight + timedelta(days=days)
+        if not _is_on(schedule, day):
+            continue
+        for hour in sorted(schedule.hour):
+            for minute in sorted(schedule.minute):
+                slot = day.replace(hour=hour, minute=minute)
+                if slot > now:
+                    return slot
+    return None
+
+
+def _is_on(schedule: crontab, day: datetime) -> bool:
+    return (
+        day.day in schedule.day_of_month
+        and day.month in schedule.month_of_year
+        and day.isoweekday() % 7 in schedule.day_of_week
+    )
 
 
 class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
     """Beat's scheduler. It stores nothing on disk, and works without the broker."""
 
-    #: The base class would connect here, and wait until the broker is available; the slot could be missed.
+    #: The base class would connect here, and wait until the broker is available; a slot could be missed.
     producer = None
 
-    #: The slot whose run is not in the ledger yet.
-    _slot: datetime | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The schedule by the settings counts from here: a slot before beat started has no run.
+        self._started = datetime.now(UTC)
+        self._opened: dict[str, datetime] = {}  # the latest slot of each dataset that has its run
+        self._trouble = ""  # why the latest tick failed, for which one log line is enough
 
-    _retry_at = 0.0
-
-    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002
-        """Open the slot of an entry that is due."""
-        if advance:
-            self.reserve(entry)
-        now = datetime.now(UTC)
-        self._slot = due_slot(entry.schedule, now)
-        if self._slot is None:
-            logger.warning("missed a slot of the schedule; the next one is not affected")
-        else:
-            self._open_slot(self._slot, now)
-
-    def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Retry the open slot if necessary. Return the seconds until the next call."""
-        delay: float = super().tick(*args, **kwargs)
-        if self._slot is None:
-            return delay
-        if time.monotonic() >= self._retry_at:
-            self._open_slot(self._slot, datetime.now(UTC))
-        return min(delay, RETRY_SECONDS)
-
-    def _open_slot(self, slot: datetime, now: datetime) -> None:
-        """Request a training run for this slot unless it has one, and send the run's message."""
-        if now - slot >= GRACE:
-            logger.warning("missed the slot %s: the ledger was unavailable for too long", slot)
-            self._slot = None
-            return
-        settings, run_id = self.app.labelmill_settings, new_id()
-        # A new seed each time: the same seed and data would give the same model again.
-        seed = secrets.randbelow(2**31)
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Request the runs that are due. Return the seconds until the next call."""
+        settings = self.app.labelmill_settings
+        trouble = ""
         try:
-            recipe = recipe_for(settings.retrain_architecture, settings.retrain_profile, seed=seed)
             with closing(Ledger(settings.ledger, pooled=False)) as ledger:
-                clear_expired_run(ledger)
-                with ledger.transaction() as connection:
-                    state = request_run(connection, run_id, recipe=recipe.to_json(), slot=slot)
-            if state == RunState.PENDING:
-                with closing(Publisher(self.app)) as publisher:
-                    publisher.request_run(run_id)
+                with ledger.reading() as connection:
+                    schedules = all_schedules(connection, default_schedule(settings, self._started))
+                for schedule in schedules:
+                    self._request_due_run(ledger, schedule)
         except LabelmillError as error:
-            logger.warning("retrying the slot %s in %g s: %s", slot, RETRY_SECONDS, error)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            return
-        self._slot = None
-        if state is None:
-            logger.info("the slot %s already has a training run", slot)
-        else:
-            logger.info("training run %s of the slot %s is %s", run_id, slot, state, extra={"run": run_id})
+            trouble = str(error)
+        if trouble != self._trouble:
+            if trouble:
+                logger.warning("no run is requested for now: %s", trouble)
+            else:
+                logger.info("runs are requested again")
+            self._trouble = trouble
+        now = time.time()
+        return min(LOOK_SECONDS, 60 - now % 60)
+
+    def _request_due_run(self, ledger: Ledger, schedule: Schedule) -> None:
+        """Request a run if a slot is due or enough corrections are new. Send the run's message."""
+        now = datetime.now(UTC)
+        slot = due_slot(parse_cron(schedule.cron), now) if schedule.cron else None
+        if slot is not None and slot >= schedule.changed_at and slot != self._opened.get(schedule.dataset):
+            clear_expired_run(ledger, schedule.dataset)
+            self._request(ledger, schedule, slot=slot)
+            self._opened[schedule.dataset] = slot
+        if schedule.after_corrections is not None:
+            with ledger.reading() as connection:
+                count, new = count_corrections(connection, schedule.dataset)
+            if new >= schedule.after_corrections:
+                self._request(ledger, schedule, corrections_seen=count)
+
+    def _request(self, ledger: Ledger, schedule: Schedule, **cause: Any) -> None:
+        run_id = new_id()
+        # A new seed each time: the same seed and data would give the same model again.
+        recipe = recipe_for(**schedule.request, seed=secrets.randbelow(2**31))
+        with ledger.transaction() as connection:
+            state = request_run(
+                connection, run_id, dataset=schedule.dataset, recipe=recipe.to_json(), **cause
+            )
+        if state == RunState.PENDING:
+            with closing(Publisher(self.app)) as publisher:
+                publisher.request_run(run_id)
+        if state is not None:
+            logger.info("training run %s on %s is %s", run_id, schedule.dataset, state, extra={"run": run_id})
 
 
-def _crontab(line: str) -> crontab:
+def parse_cron(line: str) -> crontab:
+    """Return the schedule of a cron line with its five fields. Raises UserError."""
     fields = line.split()
     if len(fields) != 5:
-        raise SettingsError(
-            f"LABELMILL_RETRAIN_CRON: {line!r} has {len(fields)} fields, but a cron line has five (minute, "
-            "hour, day of month, month, day of week). To switch the schedule off, set it to `never`."
+        raise UserError(
+            f"{line!r} has {len(fields)} fields, but a cron line has five (minute, hour, day of month, "
+            f"month, day of week). To switch the schedule off, set it to `{NEVER}`."
         )
     try:
         minute, hour, day, month, weekday = fields
@@ -140,7 +190,7 @@ def _crontab(line: str) -> crontab:
             day_of_week=_with_sunday_as_0(weekday),
         )
     except (ParseException, ValueError) as error:
-        raise SettingsError(f"LABELMILL_RETRAIN_CRON: {line!r} is not a valid cron line: {error}") from None
+        raise UserError(f"{line!r} is not a valid cron line: {error}") from None
 
 
 def _with_sunday_as_0(weekdays: str) -> str:

@@ -1,20 +1,21 @@
 """The Python client: everything that the console command does with jobs, models and training runs.
 
-`Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote) and
-`training` (retrain, correct). Importing this package never imports TensorFlow; only `register` and `evaluate`
-load it.
+`Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote),
+`training` (retrain, correct) and `schedules`. Importing this package never imports TensorFlow; only
+`register` and `evaluate` load it.
 """
 
 from __future__ import annotations
 
 from labelmill.client.jobs import JobMethods
 from labelmill.client.models import ModelMethods
+from labelmill.client.schedules import ScheduleMethods
 from labelmill.client.training import TrainingMethods
 
 __all__ = ["Client"]
 
 
-class Client(JobMethods, ModelMethods, TrainingMethods):
+class Client(JobMethods, ModelMethods, TrainingMethods, ScheduleMethods):
     """A connection to one Labelmill installation: its ledger, object store and broker.
 
     Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every

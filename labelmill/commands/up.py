@@ -11,6 +11,7 @@ from rich.text import Text
 from jobs.settings import Settings
 from jobs.urls import without_secrets
 from labelmill.client import Client
+from labelmill.client.schedules import ScheduleStatus
 from labelmill.console import err, examples, next_steps, pluralize, printable_lines, report_errors, say
 from labelmill.logs import MAX_LOG_BYTES, Event
 from labelmill.stack import Stack, settings_with
@@ -40,10 +41,11 @@ def up(
     require_tensorflow("A worker")
     with Client(settings) as client:
         has_model = bool(client.models())
+        schedules = client.schedules()
     stack = Stack(settings, trainer=True, beat=True, with_events=True)
     try:
         with stack:
-            for line in _startup_lines(settings, has_model=has_model):
+            for line in _startup_lines(settings, schedules, has_model=has_model):
                 say(line)
             try:
                 while True:
@@ -59,12 +61,19 @@ def up(
     say("all stopped")
 
 
-def _startup_lines(settings: Settings, *, has_model: bool) -> list[str]:
+def _startup_lines(settings: Settings, schedules: list[ScheduleStatus], *, has_model: bool) -> list[str]:
     """Return lines with what runs, where (paths in the state folder), and the commands to try next."""
     broker = "Valkey, broker/" if settings.embedded_broker else _without_secrets(settings.broker)
     ledger = "SQLite, ledger.sqlite3" if settings.embedded_ledger else _without_secrets(settings.ledger_url)
     store = "store/" if settings.store_url is None else _without_secrets(settings.store_url)
-    retrain = "no retraining" if settings.retrain_cron == "never" else f"{settings.retrain_cron} (cron, UTC)"
+    times = [f"{each.schedule.dataset} {each.schedule.cron}" for each in schedules if each.schedule.cron]
+    counts = [
+        f"{each.schedule.dataset} after {each.schedule.after_corrections:,} corrections"
+        for each in schedules
+        if each.schedule.after_corrections
+    ]
+    trained = [", ".join(times) + " (cron, UTC)"] if times else []
+    retrain = "; ".join(trained + counts) or "no retraining"
     model = ("retrain --wait", "train a new model") if has_model else ("train", "make the first model")
     return [
         f"up in {settings.home}",

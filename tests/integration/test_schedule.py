@@ -1,13 +1,19 @@
-"""Each slot of the schedule starts one run, however many beats there are, and never late."""
+"""Each dataset and slot gets one run, however many beats there are, and never late."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +24,17 @@ from hypothesis import strategies as st
 from jobs.errors import SettingsError
 from jobs.ids import new_id
 from jobs.ledger import Ledger, runs
+from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.runs import claim_run, latest_runs, request_run
+from jobs.ledger.schedules import set_schedule
 from jobs.messages import RETRAIN_QUEUE
 from jobs.queue import make_app
-from jobs.schema import RunState, db_now, training_runs
+from jobs.schema import RunState, db_now, schedules, training_runs
 from jobs.settings import Settings
 from tests.conftest import Broker
+from tests.console import until
 from worker import schedule
-from worker.schedule import GRACE, SlotScheduler, beat_schedule, due_slot
+from worker.schedule import GRACE, SlotScheduler, default_schedule, due_slot, next_slot, parse_cron
 
 WEEKLY = crontab(minute="0", hour="3", day_of_week="0")
 SUNDAY = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
@@ -55,20 +64,14 @@ def make_beat(settings: Settings) -> SlotScheduler:
     """Return beat's scheduler, as `worker.app` sets it up."""
     app = make_app(settings)
     app.labelmill_settings = settings
-    app.conf.beat_schedule = beat_schedule(settings)
     return SlotScheduler(app)
 
 
 @pytest.fixture
-def beat(settings: Settings) -> Iterator[SlotScheduler]:
+def beat(settings: Settings, clock: type[Clock]) -> Iterator[SlotScheduler]:  # noqa: ARG001 - it started then
     beat = make_beat(settings)
     yield beat
     beat.app.close()
-
-
-def fire(beat: SlotScheduler) -> None:
-    """Apply the entry, as beat does when its time has come."""
-    beat.apply_entry(beat.schedule["retrain"])
 
 
 def states(ledger: Ledger) -> list[tuple[str, datetime | None]]:
@@ -120,15 +123,27 @@ def test_the_latest_of_several_missed_slots_counts() -> None:
         ("mon-fri", set(range(1, 6))),
     ],
 )
-def test_sunday_is_7_as_well(settings: Settings, weekdays: str, meant: set[int]) -> None:
-    at = settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"})
-    assert beat_schedule(at)["retrain"]["schedule"].day_of_week == meant
+def test_sunday_is_7_as_well(weekdays: str, meant: set[int]) -> None:
+    assert parse_cron(f"0 3 * * {weekdays}").day_of_week == meant
 
 
 @pytest.mark.parametrize("weekdays", ["8", "70", "1-8", "7x"])
 def test_a_weekday_that_is_none_is_refused(settings: Settings, weekdays: str) -> None:
-    with pytest.raises(SettingsError, match="is not a valid cron line"):
-        beat_schedule(settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"}))
+    with pytest.raises(SettingsError, match=r"LABELMILL_RETRAIN_CRON: .* is not a valid cron line"):
+        default_schedule(settings.model_copy(update={"retrain_cron": f"0 3 * * {weekdays}"}), SUNDAY)
+
+
+@pytest.mark.parametrize(
+    ("line", "after", "found"),
+    [
+        ("0 3 * * 0", SUNDAY, SUNDAY + timedelta(days=7)),
+        ("0 3 * * 0", SUNDAY - timedelta(seconds=1), SUNDAY),
+        ("*/20 3,4 * * *", SUNDAY + timedelta(minutes=45), SUNDAY + timedelta(hours=1)),
+        ("0 0 29 2 *", SUNDAY, datetime(2028, 2, 29, tzinfo=UTC)),
+    ],
+)
+def test_the_next_slot_is_found(line: str, after: datetime, found: datetime) -> None:
+    assert next_slot(parse_cron(line), after) == found
 
 
 def test_another_time_zone_is_the_same_moment() -> None:
@@ -146,7 +161,7 @@ def test_beat_opens_the_slot_and_sends_the_runs_message(
     clock.at = SUNDAY + timedelta(seconds=0.3)
 
     # when the entry fires
-    fire(beat)
+    beat.tick()
 
     # then the slot's run is pending, with the recipe of the settings, and the message names the run
     with ledger.reading() as connection:
@@ -158,16 +173,24 @@ def test_beat_opens_the_slot_and_sends_the_runs_message(
 
 
 def test_a_slot_that_was_missed_does_not_fire_late(
-    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker, caplog: pytest.LogCaptureFixture
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, broker: Broker
 ) -> None:
-    # given a machine that was asleep during the slot
+    # given a machine that was asleep during the slot, when beat wakes, then there is no run
     clock.at = SUNDAY + timedelta(hours=5)
-
-    # when beat wakes and fires, then it only logs that the slot was missed
-    fire(beat)
+    beat.tick()
     assert states(ledger) == []
     assert broker.waiting(RETRAIN_QUEUE) == 0
-    assert "missed" in caplog.text
+
+
+def test_a_slot_before_beat_started_has_no_run(
+    settings: Settings, clock: type[Clock], ledger: Ledger
+) -> None:
+    # given a stack that starts five minutes after the slot, when beat looks, then nothing is trained
+    clock.at = SUNDAY + timedelta(minutes=5)
+    beat = make_beat(settings)
+    beat.tick()
+    assert states(ledger) == []
+    beat.app.close()
 
 
 def test_a_trainer_that_died_costs_no_slot(
@@ -183,16 +206,16 @@ def test_a_trainer_that_died_costs_no_slot(
 
     # when the slot's time comes, then the slot has a pending run
     clock.at = SUNDAY + timedelta(seconds=0.3)
-    fire(beat)
+    beat.tick()
     assert states(ledger) == [(RunState.PENDING, SUNDAY), (RunState.INTERRUPTED, None)]
 
 
 def test_each_slot_has_another_seed(beat: SlotScheduler, clock: type[Clock], ledger: Ledger) -> None:
-    fire(beat)
+    beat.tick()
     with ledger.transaction() as connection:
         connection.exec_driver_sql("UPDATE training_runs SET active = NULL, state = 'failed'")
     clock.at += timedelta(days=7)
-    fire(beat)
+    beat.tick()
     with ledger.reading() as connection:
         assert len({run.recipe["seed"] for run in latest_runs(connection, limit=9)}) == 2
 
@@ -203,37 +226,35 @@ def test_a_second_beat_comes_too_late(
     # given two beats, the second of which fires a little later
     other = make_beat(settings)
     clock.at = SUNDAY + timedelta(seconds=1)
-    fire(beat)
+    beat.tick()
     clock.at = SUNDAY + timedelta(seconds=4)
 
     # when both have fired, then there is one run, and one message
-    fire(other)
+    other.tick()
     other.app.close()
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
     assert broker.waiting(RETRAIN_QUEUE) == 1
 
 
 def test_a_ledger_that_is_unavailable_for_a_moment_costs_no_slot(
-    settings: Settings, clock: type[Clock], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, clock: type[Clock], ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a beat whose ledger cannot be reached at the slot's time
-    here = settings.ledger_url
     nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
     beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
-    fire(beat)
+    beat.tick()
+    beat.tick()
     assert states(ledger) == []
 
-    # when the ledger is back, then the next tick opens the slot
-    monkeypatch.setattr(schedule, "RETRY_SECONDS", 0.0)
-    beat.app.labelmill_settings = settings.model_copy(update={"ledger_url": here})
-    beat._retry_at = 0.0
+    # when the ledger is back minutes later, then the slot has its run, and only one
+    beat.app.labelmill_settings = settings
     clock.at = SUNDAY + timedelta(minutes=4)
     assert beat.tick() >= 0
+    beat.tick()
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
 
-    # and opens it only once
-    beat.tick()
-    assert len(states(ledger)) == 1
+    # and the log has one line for the outage, however often beat looked
+    assert caplog.text.count("no run is requested for now") == 1
     beat.app.close()
 
 
@@ -242,13 +263,9 @@ def test_a_ledger_that_is_unavailable_for_too_long_costs_the_slot(
 ) -> None:
     nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
     beat = make_beat(settings.model_copy(update={"ledger_url": nowhere}))
-    fire(beat)
-    beat.app.labelmill_settings = settings
-    beat._retry_at = 0.0
-    clock.at = SUNDAY + GRACE
     beat.tick()
-    assert states(ledger) == []
-    clock.at = SUNDAY  # not even if the clock is set back, because the slot was given up
+    beat.app.labelmill_settings = settings
+    clock.at = SUNDAY + GRACE
     beat.tick()
     assert states(ledger) == []
     beat.app.close()
@@ -260,11 +277,142 @@ def test_beat_needs_no_broker_to_open_a_slot(settings: Settings, clock: type[Clo
     beat = make_beat(settings.model_copy(update={"broker_url": away}))
 
     # when the slot's time comes, then its run is pending; a reconciler will send the message
-    beat.app.conf.broker_connection_max_retries = 1  # otherwise beat would wait for the broker forever
-    beat.schedule["retrain"].last_run_at = SUNDAY - timedelta(days=8)
     beat.tick()
     assert states(ledger) == [(RunState.PENDING, SUNDAY)]
     beat.app.close()
+
+
+# ---- schedules in the ledger ----------------------------------------------------------------------------
+
+
+def schedule_dataset(
+    ledger: Ledger, dataset: str, *, cron: str | None = None, after_corrections: int | None = None
+) -> None:
+    """Store a schedule that was changed long before the slot."""
+    with ledger.transaction() as connection:
+        set_schedule(
+            connection,
+            dataset,
+            cron=cron,
+            after_corrections=after_corrections,
+            request={"architecture": "cnn", "profile": "quick"},
+        )
+        connection.execute(schedules.update().values(changed_at=SUNDAY - timedelta(days=1)))
+
+
+def runs_by_dataset(ledger: Ledger) -> list[tuple[str, str]]:
+    with ledger.reading() as connection:
+        return sorted((run.dataset, str(run.state)) for run in latest_runs(connection, limit=99))
+
+
+def test_beat_follows_a_change_of_a_schedule(beat: SlotScheduler, clock: type[Clock], ledger: Ledger) -> None:
+    # given a running beat, and a schedule that is stored meanwhile
+    clock.at = SUNDAY - timedelta(minutes=30)
+    beat.tick()
+    schedule_dataset(ledger, "birds", cron="45 2 * * *")
+    clock.at = SUNDAY - timedelta(minutes=15)
+
+    # when its slot comes, then its dataset is trained as it says, and mnist at its own time
+    beat.tick()
+    with ledger.reading() as connection:
+        [run] = latest_runs(connection, limit=9)
+    assert (run.dataset, run.recipe["architecture"]) == ("birds", "cnn")
+    clock.at = SUNDAY
+    beat.tick()
+    assert runs_by_dataset(ledger) == [("birds", "pending"), ("mnist", "pending")]
+
+
+def test_a_schedule_in_the_ledger_replaces_that_of_the_settings(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger
+) -> None:
+    schedule_dataset(ledger, "mnist")  # off
+    clock.at = SUNDAY
+    beat.tick()
+    assert states(ledger) == []
+
+
+def test_a_new_schedule_does_not_open_a_slot_that_is_past(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger
+) -> None:
+    # given a schedule for 02:55 that is stored at 03:00
+    with ledger.transaction() as connection:
+        set_schedule(
+            connection,
+            "birds",
+            cron="55 2 * * *",
+            after_corrections=None,
+            request={"architecture": "mlp", "profile": "quick"},
+        )
+        connection.execute(schedules.update().values(changed_at=SUNDAY))
+    clock.at = SUNDAY
+    beat.tick()
+    assert runs_by_dataset(ledger) == [("mnist", "pending")]
+
+
+def test_enough_new_corrections_start_one_run(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, make_model: Any
+) -> None:
+    # given a dataset that is trained after three corrections, and two corrections
+    clock.at = SUNDAY + timedelta(hours=1)
+    model = make_model()
+    schedule_dataset(ledger, "mnist", after_corrections=3)
+    correct_images(ledger, model.id, range(2))
+    beat.tick()
+    assert states(ledger) == []
+
+    # when the third comes, then a run is requested, and only one
+    correct_images(ledger, model.id, range(2, 3))
+    beat.tick()
+    beat.tick()
+    assert states(ledger) == [(RunState.PENDING, None)]
+
+    # and the next one once three more have come after it
+    with ledger.transaction() as connection:
+        connection.execute(training_runs.update().values(active=None, state=RunState.DONE))
+    correct_images(ledger, model.id, range(3, 5))
+    beat.tick()
+    assert len(states(ledger)) == 1
+    correct_images(ledger, model.id, range(5, 6))
+    beat.tick()
+    assert len(states(ledger)) == 2
+
+
+def correct_images(ledger: Ledger, model_id: str, indices: range) -> None:
+    with ledger.transaction() as connection:
+        save_corrections(
+            connection,
+            [
+                NewCorrection(
+                    "06h0w99y8275b8s6", index, f"{index}.png", "7", "1", 0.5, model_id, f"{index:064}"
+                )
+                for index in indices
+            ],
+        )
+
+
+def test_two_beats_request_one_run_per_dataset_and_slot(
+    settings: Settings, clock: type[Clock], ledger: Ledger
+) -> None:
+    # given two beats and three datasets, one of which is trained after a correction too
+    for dataset in ("birds", "boats", "mnist"):
+        schedule_dataset(ledger, dataset, cron="0 3 * * *")
+    beats = [make_beat(settings), make_beat(settings)]
+    for day in range(3):
+        clock.at = SUNDAY + timedelta(days=day, seconds=1)
+
+        # when both look at the same moment, several times
+        with ThreadPoolExecutor(len(beats)) as pool:
+            for _ in range(3):
+                list(pool.map(lambda beat: beat.tick(), beats))
+
+        # then each dataset has one run more
+        assert [dataset for dataset, _ in runs_by_dataset(ledger)] == sorted(
+            ("birds", "boats", "mnist") * (day + 1)
+        )
+        with ledger.transaction() as connection:
+            connection.execute(training_runs.update().values(active=None, state=RunState.DONE))
+    for beat in beats:
+        beat.app.close()
 
 
 # ---- real processes -----------------------------------------------------------------------------------
@@ -291,3 +439,40 @@ def test_a_plain_celery_beat_is_ours_and_writes_no_file(settings: Settings, tmp_
     # then it uses our scheduler, and leaves no file
     assert "worker.schedule.SlotScheduler" in told
     assert not list(tmp_path.glob("celerybeat*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_two_beats_of_which_one_is_killed_request_one_run_per_slot(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    # given three datasets that are trained every minute, and two beats
+    for dataset in ("birds", "boats", "mnist"):
+        schedule_dataset(ledger, dataset, cron="* * * * *")
+    command = [sys.executable, "-m", "celery", "-A", "worker.app", "beat", "--pidfile="]
+    environment = os.environ | settings.environment()
+    with ExitStack() as stack:
+        beats = []
+        for _ in range(2):
+            beat = stack.enter_context(
+                subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(beat.kill)
+            beats.append(beat)
+
+        # when one is killed as soon as a first run is there, and the minute changes
+        until(lambda: states(ledger), "a beat has requested a run", seconds=PROCESS_SECONDS)
+        beats[0].kill()
+        first = {slot for _, slot in states(ledger)}
+        until(
+            lambda: len({slot for _, slot in states(ledger)}) > len(first),
+            "the next slot has a run",
+            seconds=PROCESS_SECONDS,
+        )
+        time.sleep(2 * schedule.LOOK_SECONDS)
+
+    # then each dataset has one run per slot
+    with ledger.reading() as connection:
+        requested = Counter((run.dataset, run.slot) for run in latest_runs(connection, limit=99))
+    assert set(requested.values()) == {1}
+    assert {dataset for dataset, _ in requested} == {"birds", "boats", "mnist"}

@@ -1,0 +1,84 @@
+"""The client's methods for schedules: when each dataset's model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jobs.errors import UserError
+from jobs.ledger.schedules import Schedule, count_corrections, set_schedule
+from labelmill.client.session import Session, accept_numpy_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """A dataset's schedule, and how far it is."""
+
+    schedule: Schedule
+    next_slot: datetime | None  # None without a cron line
+    new_corrections: int  # since the latest training run was requested
+
+
+class ScheduleMethods(Session):
+    """The client's methods for schedules."""
+
+    def schedules(self) -> list[ScheduleStatus]:
+        """Return the schedule of every dataset that has one, by name, that of the settings included."""
+        from worker.schedule import all_schedules, default_schedule, next_slot, parse_cron
+
+        now = datetime.now(UTC)
+        with self.ledger.reading() as connection:
+            return [
+                ScheduleStatus(
+                    schedule,
+                    next_slot(parse_cron(schedule.cron), now) if schedule.cron else None,
+                    count_corrections(connection, schedule.dataset)[1],
+                )
+                for schedule in all_schedules(connection, default_schedule(self.settings, now))
+            ]
+
+    @accept_numpy_numbers
+    def schedule(
+        self,
+        dataset: str,
+        *,
+        cron: str | None = None,
+        after_corrections: int | None = None,
+        architecture: str | None = None,
+        profile: str | None = None,
+    ) -> Schedule:
+        """Train the dataset's model at the times of a cron line, after so many new corrections, or both.
+
+        What is left out stays as it is. `cron="never"` and `after_corrections=0` switch one of them off; with
+        both off, nothing is trained. Raises UserError if the cron line or the architecture is unknown, or if
+        a dataset without a schedule gets no time.
+        """
+        from worker.learning.recipes import recipe_for
+        from worker.schedule import NEVER, parse_cron
+
+        if cron not in (None, NEVER):
+            parse_cron(cron)
+        if after_corrections is not None and after_corrections < 0:
+            raise UserError(f"after corrections must be 0 or more, got {after_corrections}.")
+        present = {each.schedule.dataset: each.schedule for each in self.schedules()}.get(dataset)
+        if present is None and cron is None and after_corrections is None:
+            raise UserError(
+                f"Dataset {dataset} has no schedule: say when to train, for example `labelmill schedule "
+                f"{dataset} --cron '0 3 * * 0'` or `--after-corrections 500`."
+            )
+        request = dict(present.request) if present else {"architecture": "mlp", "profile": "quick"}
+        request |= {"architecture": architecture} if architecture else {}
+        request |= {"profile": profile} if profile else {}
+        recipe_for(**request, seed=0)
+        if cron is None:
+            cron = present.cron if present else None
+        if after_corrections is None:
+            after_corrections = present.after_corrections if present else None
+        with self.ledger.transaction() as connection:
+            return set_schedule(
+                connection,
+                dataset,
+                cron=None if cron == NEVER else cron,
+                after_corrections=after_corrections or None,
+                request=request,
+            )

@@ -1,0 +1,104 @@
+"""`labelmill schedule`: when each dataset's model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+from jobs.errors import UserError
+from labelmill.client import Client
+from labelmill.client.schedules import ScheduleStatus
+from labelmill.console import examples, print_json, report_errors
+from labelmill.tables import Column, print_table, short_time
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill schedule",
+        "labelmill schedule birds --cron '0 3 * * 0'",
+        "labelmill schedule birds --after-corrections 500 --architecture cnn",
+        "labelmill schedule birds --off",
+    )
+)
+@report_errors
+def schedule(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all schedules.")
+    ] = None,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINE",
+            help="Train at these times: five cron fields, in UTC, or `never`. Left out: as it is.",
+        ),
+    ] = None,
+    after_corrections: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Train as soon as N corrections are new since the latest training run; 0 switches this off. "
+            "Left out: as it is.",
+        ),
+    ] = None,
+    architecture: Annotated[
+        Literal["mlp", "cnn"] | None, typer.Option(help="The network. Left out: as it is.")
+    ] = None,
+    profile: Annotated[
+        Literal["quick", "long"] | None, typer.Option(help="How long it is trained. Left out: as it is.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Train it no more.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Say when a dataset's model is trained, and list the schedules.
+
+    Beat follows a change within seconds. The new model becomes champion only if it passes the gate.
+    """
+    changes: dict[str, Any] = {
+        "cron": cron,
+        "after_corrections": after_corrections,
+        "architecture": architecture,
+        "profile": profile,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if off and changes:
+        raise UserError("Give --off alone: it switches the whole schedule off.")
+    with Client() as client:
+        if dataset is None and (off or changes):
+            raise UserError("Name the dataset, for example `labelmill schedule mnist --off`.")
+        if dataset is not None and off:
+            client.schedule(dataset, cron="never", after_corrections=0)
+        elif dataset is not None and changes:
+            client.schedule(dataset, **changes)
+        found = [each for each in client.schedules() if dataset in (None, each.schedule.dataset)]
+    if as_json:
+        print_json(
+            [
+                asdict(each.schedule) | {"next": each.next_slot, "new_corrections": each.new_corrections}
+                for each in found
+            ]
+        )
+    else:
+        print_table(_COLUMNS, found)
+
+
+def _corrections(status: ScheduleStatus) -> str:
+    wanted = status.schedule.after_corrections
+    return f"{status.new_corrections:,} of {wanted:,}" if wanted else "-"
+
+
+def _training(status: ScheduleStatus) -> str:
+    return " ".join(str(value) for value in status.schedule.request.values() if value is not None)
+
+
+_COLUMNS: Final = (
+    Column("dataset", lambda status: status.schedule.dataset, min_width=10),
+    Column("cron (UTC)", lambda status: status.schedule.cron or "never"),
+    Column("next (UTC)", lambda status: short_time(status.next_slot)),
+    Column("new corrections", _corrections, right=True),
+    Column("trains", _training, leave_out=1),
+)

@@ -1,0 +1,58 @@
+"""`labelmill schedule` says when each dataset's model is trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from labelmill.commands.schedule import app
+
+
+@pytest.fixture
+def cli(run_command):
+    return lambda *arguments: run_command(app, *arguments)
+
+
+def listed(cli, *arguments):
+    """Return what `labelmill schedule ... --json` prints, by dataset."""
+    found = json.loads(cli(*arguments, "--json").stdout)
+    return {each["dataset"]: each for each in found}
+
+
+def test_the_settings_are_the_schedule_of_mnist_until_it_gets_its_own(cli):
+    # Given a new ledger
+    before = listed(cli)["mnist"]
+    assert (before["cron"], before["request"]["architecture"]) == ("0 3 * * 0", "mlp")
+
+    # When its schedule changes in one point, then the rest stays
+    cli("mnist", "--architecture", "cnn")
+    after = listed(cli, "mnist")["mnist"]
+    assert (after["cron"], after["request"]["architecture"]) == ("0 3 * * 0", "cnn")
+
+    # And it can be switched off
+    cli("mnist", "--off")
+    assert listed(cli)["mnist"]["next"] is None
+
+
+def test_a_dataset_gets_a_schedule(cli):
+    cli("birds", "--after-corrections", "500")
+    cli("birds", "--cron", "15 4 * * *")
+    birds = listed(cli)["birds"]
+    assert (birds["cron"], birds["after_corrections"], birds["new_corrections"]) == ("15 4 * * *", 500, 0)
+    assert birds["next"].endswith("04:15:00+00:00")
+    assert "15 4 * * *" in cli().stdout
+
+
+def test_a_schedule_that_says_nothing_is_refused(cli):
+    for arguments, advice in (
+        (["birds", "--architecture", "cnn"], "say when to train"),
+        (["birds", "--cron", "0 3 * *"], "has 4 fields"),
+        (["birds", "--off", "--cron", "0 3 * * *"], "Give --off alone"),
+        (["--off"], "Name the dataset"),
+        (["--cron", "0 3 * * *"], "Name the dataset"),
+    ):
+        refused = cli(*arguments)
+        assert refused.exit_code == 2
+        assert advice in refused.stderr
+    assert list(listed(cli)) == ["mnist"]
