@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "train": "Train a model on MNIST.",
     "retrain": "Request a training run; its model is promoted if it is better.",
     "runs": "List the training runs, show one, or stop one.",
+    "datasets": "List, show, add and remove datasets: labelled images to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",
     "worker": "Run one Celery worker, for your own deployment.",
     "workers": "List the workers, and what they work on.",
@@ -48,7 +49,7 @@ COMMANDS: Final = {
 _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("models", "runs", "db")
+GROUPS: Final = ("datasets", "models", "runs", "db")
 
 
 class _LazyGroup(TyperGroup):

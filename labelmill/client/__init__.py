@@ -1,12 +1,13 @@
-"""The Python client: everything that the console command does with jobs, models and training runs.
+"""The Python client: everything that the console command does with jobs, models, training runs and datasets.
 
-`Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote) and
-`training` (retrain, correct). Importing this package never imports TensorFlow; only `register` and `evaluate`
+`Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote),
+`training` (retrain, correct) and `datasets`. Importing this package never imports TensorFlow; only `register` and `evaluate`
 load it.
 """
 
 from __future__ import annotations
 
+from labelmill.client.datasets import DatasetMethods
 from labelmill.client.jobs import JobMethods
 from labelmill.client.models import ModelMethods
 from labelmill.client.training import TrainingMethods
@@ -14,7 +15,7 @@ from labelmill.client.training import TrainingMethods
 __all__ = ["Client"]
 
 
-class Client(JobMethods, ModelMethods, TrainingMethods):
+class Client(JobMethods, ModelMethods, TrainingMethods, DatasetMethods):
     """A connection to one Labelmill installation: its ledger, object store and broker.
 
     Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every
