@@ -154,7 +154,7 @@ dataset_versions = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, ...
     Column("fingerprint", String(64), nullable=False),  # of all images, their labels and splits
     Column("classes", _Json, nullable=False),
-    Column("summary", _Json, nullable=False),  # `jobs.dataset.Summary`
+    Column("summary", _Json, nullable=False),  # counts, for people; see `labelmill.datasets.summary`
     Column("manifest", Text, nullable=False),  # the store's key of the list of images
     Column("by_reference", Boolean, nullable=False),
     Column("created_at", UtcTime, nullable=False),

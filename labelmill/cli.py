@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "retrain": "Request a training run; its model is promoted if it is better.",
     "schedule": "Say when a dataset's model is trained, and list the schedules.",
     "runs": "List the training runs, show one, or stop one.",
+    "datasets": "List, show, add and remove datasets: labelled images to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",
     "worker": "Run one Celery worker, for your own deployment.",
     "workers": "List the workers, and what they work on.",
@@ -49,7 +50,7 @@ COMMANDS: Final = {
 _MODULES: Final = {"pause": "control", "resume": "control", "cancel": "control"}
 
 #: Commands that are groups of commands.
-GROUPS: Final = ("models", "runs", "db")
+GROUPS: Final = ("datasets", "models", "runs", "db")
 
 
 class _LazyGroup(TyperGroup):

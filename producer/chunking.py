@@ -73,15 +73,19 @@ def items_of(
     """
     for found in images:
         if isinstance(found, SourceImage):
-            yield found.name, _content(found, roots), found.url
+            yield found.name, content_of(found, roots), found.url
         elif roots is None:
             yield found
         else:
             for image in found.one_by_one():
-                yield image.name, _content(image, roots), image.url
+                yield image.name, content_of(image, roots), image.url
 
 
-def _content(image: SourceImage, roots: Roots | None) -> Content:
+def content_of(image: SourceImage, roots: Roots | None) -> Content:
+    """Return what a payload holds of an image: its bytes, its error, or with `roots` a reference.
+
+    Raises SourceError if it cannot be a reference below these roots.
+    """
     if image.data is None:
         assert image.error is not None  # noqa: S101 -- a source gives one or the other
         return image.error

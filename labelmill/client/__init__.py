@@ -1,12 +1,13 @@
-"""The Python client: everything that the console command does with jobs, models and training runs.
+"""The Python client: everything that the console command does.
 
 `Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote),
-`training` (retrain, correct) and `schedules`. Importing this package never imports TensorFlow; only
-`register` and `evaluate` load it.
+`training` (retrain, correct), `datasets` and `schedules`. Importing this package never imports TensorFlow;
+only `register` and `evaluate` load it.
 """
 
 from __future__ import annotations
 
+from labelmill.client.datasets import DatasetMethods
 from labelmill.client.jobs import JobMethods
 from labelmill.client.models import ModelMethods
 from labelmill.client.schedules import ScheduleMethods
@@ -15,7 +16,7 @@ from labelmill.client.training import TrainingMethods
 __all__ = ["Client"]
 
 
-class Client(JobMethods, ModelMethods, TrainingMethods, ScheduleMethods):
+class Client(JobMethods, ModelMethods, TrainingMethods, DatasetMethods, ScheduleMethods):
     """A connection to one Labelmill installation: its ledger, object store and broker.
 
     Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every

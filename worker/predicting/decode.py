@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,22 +91,43 @@ def decode(
         return prepare(_open(data, limits), spec)
 
 
+class Picture(NamedTuple):
+    """What identifies and describes a picture, apart from its pixels."""
+
+    #: The SHA-256, in hex, of its upright pixels in its own size: L if it is grey, else RGB.
+    pixels: str
+    width: int  # upright
+    height: int
+    mode: str  # Pillow's, as stored in the file
+
+
+def describe(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> Picture:
+    """Decode a picture and describe it. Raises what `decode` raises."""
+    with _picture_errors(data, limits):
+        check_header(data, limits)
+        image = _open(data, limits)
+        mode = image.mode
+        image = _upright(image)
+        if image.mode != "L":
+            image = image.convert("RGB")
+        return _describe_pixels(image.tobytes(), *image.size, image.mode, mode)
+
+
 def content_hash(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> str:
-    """Return the SHA-256, in hex, of a picture's upright pixels in its own size: L if it is grey, else RGB.
+    """Return the hash of a picture's pixels, as `Picture.pixels`.
 
     Pictures that look the same have the same hash, in whatever format they are stored. Raises what `decode`
     raises.
     """
-    with _picture_errors(data, limits):
-        check_header(data, limits)
-        image = _upright(_open(data, limits))
-        if image.mode != "L":
-            image = image.convert("RGB")
-            red, green, blue = image.split()
-            if red.tobytes() == green.tobytes() == blue.tobytes():
-                image = red
-    head = f"{image.mode} {image.width} {image.height}\n".encode()
-    return hashlib.sha256(head + image.tobytes()).hexdigest()
+    return describe(data, limits).pixels
+
+
+def _describe_pixels(raw: bytes, width: int, height: int, raw_mode: str, mode: str) -> Picture:
+    """Return the description of pixels, in row order, of mode L or RGB. A grey picture's hash is that of L."""
+    if raw_mode == "RGB" and raw[::3] == raw[1::3] == raw[2::3]:
+        raw, raw_mode = raw[::3], "L"
+    head = f"{raw_mode} {width} {height}\n".encode()
+    return Picture(hashlib.sha256(head + raw).hexdigest(), width, height, mode)
 
 
 def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:

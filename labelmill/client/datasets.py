@@ -1,0 +1,80 @@
+"""The client's methods for datasets: list, show, add and remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+from jobs.dataset import DatasetVersion
+from jobs.errors import UserError
+from jobs.extras import install_hint
+from jobs.ledger.datasets import get_version, list_datasets
+from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.datasets.removing import remove
+
+if TYPE_CHECKING:
+    from labelmill.datasets.adding import Added
+
+
+class DatasetMethods(Session):
+    """The client's methods for datasets. The built-in dataset `mnist` has no versions in the ledger."""
+
+    def datasets(self) -> list[DatasetVersion]:
+        """Return the latest version of each dataset, in the order of their names, without `mnist`."""
+        with self.ledger.reading() as connection:
+            return list_datasets(connection)
+
+    @accept_numpy_numbers
+    def dataset(self, name: str, *, version: int | None = None) -> DatasetVersion:
+        """Return a version of a dataset, by default its latest. Raises NotFound."""
+        with self.ledger.reading() as connection:
+            return get_version(connection, name, version)
+
+    def add_dataset(
+        self,
+        name: str,
+        *sources: str | PathLike[str],
+        by_reference: bool = False,
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> Added:
+        """Add labelled images to a dataset as a new version, and return the version and whether it is new.
+
+        The dataset is created if it does not exist. A new version also has the images of the one before.
+
+        - `sources`: folders with one subfolder per class, or with such folders below `train`, `validation`
+          (or `val`) and `test`; ZIP and TAR archives of such folders; manifests (.csv, .jsonl, .parquet) with
+          `path` or `url`, `label` and optionally `split`; IDX files.
+        - `by_reference`: store where the images are instead of their bytes. Trainers then read them there,
+          below LABELMILL_REFERENCE_ROOTS.
+        - `on_progress`: called with the number of images read so far.
+
+        Images that cannot be decoded are left out and listed in the version's summary. After any exception,
+        nothing is stored. Raises UserError if the name or the images cannot be used, or Labelmill is
+        installed without decoders; SourceError if a source cannot be read; Conflict if another process added
+        to the dataset at the same time. Example::
+
+            added = client.add_dataset("birds", "photos/")
+            print(added.version.summary["images"])
+        """
+        if find_spec("numpy") is None or find_spec("PIL") is None:
+            raise UserError(f"Adding a dataset needs the decoders of images: {install_hint('worker')}.")
+        from labelmill.datasets.adding import add_dataset
+
+        return add_dataset(
+            self.ledger,
+            self._store,
+            self.settings,
+            name,
+            [fspath(source) for source in sources],
+            by_reference=by_reference,
+            on_progress=on_progress,
+        )
+
+    def remove_dataset(self, name: str) -> None:
+        """Remove a dataset with all its versions and images. The models that were trained on it stay.
+
+        Raises NotFound; Conflict if it has a champion or a challenger, is being trained on, or is built in.
+        """
+        remove(self.ledger, self._store, name)

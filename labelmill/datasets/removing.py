@@ -1,0 +1,45 @@
+"""Remove datasets, and what killed processes left of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from jobs.dataset import MNIST, dataset_folder
+from jobs.errors import Conflict
+from jobs.ids import id_seconds, is_id
+from jobs.ledger import Ledger
+from jobs.ledger.datasets import manifests_of, remove_dataset
+from jobs.store import Store
+from jobs.store_identity import check_store
+
+#: A folder that no version has is removed once it is this old: until then a process may still fill it.
+_STRAY_SECONDS: Final = 24 * 3600
+
+
+def remove(ledger: Ledger, store: Store, name: str) -> None:
+    """Remove the dataset with all its versions and images. The models that were trained on it stay.
+
+    Raises NotFound; Conflict if it is built in, has a champion or a challenger, or is being trained on, or if
+    the store is not the one that the workers use; Unavailable.
+    """
+    if name == MNIST:
+        raise Conflict(f"{MNIST} is built in, and cannot be removed.")
+    check_store(ledger, store)
+    with ledger.transaction() as connection:
+        manifests = remove_dataset(connection, name)
+    for key in manifests:
+        store.remove_folder(key.rpartition("/")[0])
+    remove_strays(ledger, store, name)
+
+
+def remove_strays(ledger: Ledger, store: Store, name: str) -> None:
+    """Remove what killed processes left of this dataset, once it is a day old. Raises Unavailable."""
+    oldest = time.time() - _STRAY_SECONDS
+    # Folders are listed before rows are read: a listed folder has its row by then, or is young.
+    folders = store.folders(dataset_folder(name))
+    with ledger.reading() as connection:
+        needed = {key.split("/")[-2] for key in manifests_of(connection, name)}
+    for folder in folders:
+        if is_id(folder) and folder not in needed and id_seconds(folder) < oldest:
+            store.remove_folder(f"{dataset_folder(name)}/{folder}")
