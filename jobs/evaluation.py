@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -16,8 +19,11 @@ CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 #: How many bins of equal width compare confidence with accuracy.
 CALIBRATION_BINS: Final = 15
 
-#: Stands for a class in `answers` if the model gave no answer.
-NO_ANSWER: Final = 255
+#: Stands for a class in answers if the model gave none.
+NO_ANSWER: Final = 65_535
+
+#: Bytes of one image in stored answers: the predicted class index and the true one, uint16, little-endian.
+ANSWER_BYTES: Final = 4
 
 
 class Part(StrEnum):
@@ -93,6 +99,28 @@ class Evaluation:
                 "mistakes": tuple(Mistake(**each) for each in value["mistakes"]),
             }
         )
+
+
+def pack_answers(predicted: Sequence[int], truth: Sequence[int]) -> bytes:
+    """Return answers as they are stored. Raises ValueError if there is not one prediction for each truth."""
+    return _swapped(
+        array("H", [index for pair in zip(predicted, truth, strict=True) for index in pair])
+    ).tobytes()
+
+
+def unpack_answers(stored: bytes) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the predicted class indexes, some of them NO_ANSWER, and the true ones."""
+    indexes = array("H")
+    indexes.frombytes(stored)
+    indexes = _swapped(indexes)
+    return indexes[::2], indexes[1::2]
+
+
+def _swapped(indexes: array[int]) -> array[int]:
+    """Convert between this machine's byte order and little-endian."""
+    if sys.byteorder == "big":
+        indexes.byteswap()
+    return indexes
 
 
 @dataclass(frozen=True, slots=True)

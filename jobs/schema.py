@@ -214,7 +214,7 @@ evaluations = Table(
     Column("data_fingerprint", String(64), primary_key=True),  # of the evaluation images and their labels
     Column("part", String(8), nullable=False, server_default="test"),  # the test set or the live set
     Column("measures", _Json, nullable=False),
-    Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.models`
+    Column("answers", LargeBinary, nullable=False),  # see `jobs.evaluation.pack_answers`
     Column("created_at", UtcTime, nullable=False),
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
+from jobs.evaluation import NO_ANSWER, Evaluation, Mistake, unpack_answers
 from jobs.ledger.models import StoredEvaluation
 from jobs.promotion import Compared, compare_answers
 
@@ -151,9 +151,10 @@ def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow
 
 def shown_mistakes(evaluation: Evaluation, theirs: bytes | None) -> list[ShownMistake]:
     """Return the mistakes, each with the other model's answer to that image if `theirs` has one."""
+    answers = unpack_answers(theirs)[0] if theirs is not None else None
     shown = []
     for mistake in evaluation.mistakes:
-        answer = NO_ANSWER if theirs is None else theirs[2 * mistake.index]
+        answer = NO_ANSWER if answers is None else answers[mistake.index]
         label = None if answer == NO_ANSWER else evaluation.classes[answer]
         shown.append(ShownMistake(mistake, label, label == mistake.truth))
     return shown

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from array import array
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
@@ -16,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation
+from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation, unpack_answers
 from jobs.model import MNIST_INPUT
 from worker.learning.evaluation import (
     MIN_PROBABILITY,
@@ -59,7 +60,7 @@ ANSWERED = st.lists(st.tuples(st.sampled_from([0, 1, 2, NO_ANSWER]), st.integers
 
 @given(ANSWERED)
 def test_the_confusion_matrix_counts_each_image_once(pairs):
-    answers, labels = (np.array(column, np.uint8) for column in zip(*pairs, strict=True))
+    answers, labels = (np.array(column, np.uint16) for column in zip(*pairs, strict=True))
     matrix = confusion_of(answers, labels, len(CLASSES)).tolist()
     for truth in range(3):
         for place, answer in enumerate([0, 1, 2, NO_ANSWER]):
@@ -166,8 +167,7 @@ def test_every_figure_is_the_one_of_the_models_answers(case):
         assert figures.confidence_histogram[place] == ((low <= sure) & (sure < high)).sum()
     assert 0 < figures.image_microseconds < 1e6
     # and so do the stored answers, next to the true labels.
-    assert evaluated.answers.dtype == np.uint8
-    assert (evaluated.answers == np.stack([answers, labels], axis=1)).all()
+    assert unpack_answers(evaluated.answers.tobytes()) == (array("H", answers), array("H", labels))
 
 
 def test_the_surest_mistakes_are_kept_with_their_images(case):
