@@ -66,7 +66,7 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         "theirs": theirs.evaluation if theirs else None,
         "sets": sets,
         "matrix": tables.confusion_matrix(evaluation)
-        if len(evaluation.classes) <= tables.MAX_MATRIX_CLASSES
+        if len(evaluation.classes) <= tables.MAX_CLASSES
         else None,
         "confused": tables.most_confused(evaluation),
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),

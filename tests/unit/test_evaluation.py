@@ -17,7 +17,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation, unpack_answers
+from jobs.evaluation import (
+    CALIBRATION_BINS,
+    CONFIDENCE_EDGES,
+    NO_ANSWER,
+    Evaluation,
+    Figures,
+    unpack_answers,
+    wilson,
+)
 from jobs.model import MNIST_INPUT
 from worker.learning.evaluation import (
     MIN_PROBABILITY,
@@ -28,7 +36,6 @@ from worker.learning.evaluation import (
     confusion_of,
     evaluate,
     log_loss,
-    wilson,
 )
 from worker.predicting.classifier import Classifier
 from worker.predicting.tensorflow_runtime import keras
@@ -53,6 +60,34 @@ def test_wilsons_interval_ends_where_the_accuracy_would_be_z_deviations_away(cou
     for end in (low, high):
         if 1e-9 < end < 1 - 1e-9:
             assert abs(share - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / total), rel=1e-3)
+
+
+def test_every_class_counts_the_same_in_macro_f1_and_balanced_accuracy():
+    # Given nine of ten ants right, the other taken for a bee; a bee right, a bee without an answer; an owl
+    # taken for an ant; and no cat
+    confusion = ((9, 1, 0, 0, 0), (0, 1, 0, 0, 1), (0, 0, 0, 0, 0), (1, 0, 0, 0, 0))
+    figures = Figures.from_confusion(("ant", "bee", "cat", "owl"), confusion)
+    # Then recalls are 0.9, 0.5 and 0; F1 is 0.9, 0.5 and 0; the class without images does not count
+    assert figures.recall == (0.9, 0.5, None, 0.0)
+    assert figures.precision == (0.9, 0.5, None, None)
+    assert figures.balanced_accuracy == pytest.approx((0.9 + 0.5) / 3)
+    assert figures.macro_f1 == pytest.approx((0.9 + 0.5) / 3)
+    assert (figures.total, figures.correct) == (13, 10)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=3, max_size=3).filter(
+        lambda rows: any(map(any, rows))
+    )
+)
+def test_macro_f1_is_the_harmonic_mean_of_precision_and_recall(confusion):
+    figures = Figures.from_confusion(CLASSES, confusion)
+    scores = []
+    for place, row in enumerate(confusion):
+        if sum(row):
+            labelled_so = sum(each[place] for each in confusion)
+            scores.append(2 * row[place] / (sum(row) + labelled_so))
+    assert figures.macro_f1 == pytest.approx(sum(scores) / len(scores))
 
 
 ANSWERED = st.lists(st.tuples(st.sampled_from([0, 1, 2, NO_ANSWER]), st.integers(0, 2)), min_size=1)

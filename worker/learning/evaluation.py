@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -38,9 +37,6 @@ from jobs.store import Store
 from worker.learning.mnist import Mnist
 from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
 from worker.predicting.decode import prepare_arrays
-
-#: The standard normal distribution's 97.5th percentile, for 95 % intervals.
-_Z_95: Final = 1.959963984540054
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 MIN_PROBABILITY: Final = 1e-7
@@ -88,23 +84,13 @@ def evaluate(classifier: Classifier, images: npt.NDArray[np.uint8], labels: Inde
     probabilities = _probabilities(images, classifier)
     predictions = Predictions.of(probabilities)
     answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint16)
-    confusion = confusion_of(answers, labels, len(classes))
-    correct, total = int(np.trace(confusion)), len(labels)
-    low, high = wilson(correct, total)
     answered = answers != NO_ANSWER
     confidence, right = predictions.confidence[answered].astype(np.float64), (answers == labels)[answered]
     calibration = calibration_of(confidence, right)
     return Evaluated(
-        Evaluation(
-            total=total,
-            correct=correct,
-            accuracy=correct / total,
-            accuracy_low=low,
-            accuracy_high=high,
-            classes=classes,
-            confusion=tuple(tuple(row) for row in confusion.tolist()),
-            precision=_ratios(confusion.diagonal(), confusion[:, :-1].sum(axis=0)),
-            recall=_ratios(confusion.diagonal(), confusion.sum(axis=1)),
+        Evaluation.from_confusion(
+            classes,
+            confusion_of(answers, labels, len(classes)).tolist(),
             log_loss=log_loss(probabilities, labels),
             calibration_error=calibration_error(calibration),
             calibration=calibration,
@@ -189,20 +175,6 @@ def evaluate_champion(
     evaluate_model(ledger, store, cache_dir, champion, data)
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return Wilson's score interval for an accuracy, with a confidence level of 95 %.
-
-    With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
-    textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, the range of good models.
-    """
-    share, z = correct / total, _Z_95
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
 def confusion_of(answers: Indexes, labels: Indexes, classes: int) -> npt.NDArray[np.int64]:
     """Return the confusion matrix, int64 (classes, classes + 1).
 
@@ -267,12 +239,6 @@ def _probabilities(images: npt.NDArray[np.uint8], classifier: Classifier) -> npt
     """Return the probabilities of all classes, float32 (n, classes)."""
     parts = (images[start : start + _WINDOW_IMAGES] for start in range(0, len(images), _WINDOW_IMAGES))
     return np.concatenate([classifier.probabilities(prepare_arrays(part, classifier.spec)) for part in parts])
-
-
-def _ratios(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
-    return tuple(
-        part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
-    )
 
 
 def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -> float:
