@@ -149,17 +149,23 @@ class TrainingMethods(Session):
         return self._corrector().correct(CorrectionRequest(job_id, index, label))
 
     def correct_from(
-        self, lines: Iterable[str], *, jsonl: bool = False, job_id: str | None = None
+        self,
+        lines: Iterable[str],
+        *,
+        jsonl: bool = False,
+        job_id: str | None = None,
+        on_skip: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none if any row is wrong.
 
         - `lines`: CSV with a header row and the columns job, index and label.
         - `jsonl`: the lines are JSON objects with these fields instead of CSV.
         - `job_id`: the job of all rows; the rows then need not name it.
+        - `on_skip`: called with the number of rows whose label is empty; they are skipped.
 
         Raises UserError with one line for each wrong row.
         """
-        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id)
+        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id, on_skip=on_skip)
 
     @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
