@@ -14,7 +14,7 @@ from typing import Final, Literal
 from sqlalchemy.engine import Connection
 
 from jobs.errors import Conflict
-from jobs.evaluation import Evaluation, GateLimits, Part
+from jobs.evaluation import Evaluation, GateLimits, Part, unpack_answers
 from jobs.ledger.models import (
     StoredEvaluation,
     add_verdict,
@@ -192,12 +192,12 @@ def compare_answers(challenger: bytes, champion: bytes) -> Compared:
 
     Raises ValueError if they are not for the same images.
     """
-    truth = challenger[1::2]
-    if truth != champion[1::2]:
+    ours, truth = unpack_answers(challenger)
+    theirs, their_truth = unpack_answers(champion)
+    if truth != their_truth:
         raise ValueError("the answers are not about the same images")
     counts = Counter(
-        (ours == label, theirs == label)
-        for label, ours, theirs in zip(truth, challenger[::2], champion[::2], strict=True)
+        (our == label, their == label) for label, our, their in zip(truth, ours, theirs, strict=True)
     )
     return Compared(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
 

@@ -250,7 +250,7 @@ evaluations = Table(
     Column("dataset", _Name, nullable=False, server_default=MNIST),
     Column("dataset_version", Integer),  # empty for the built-in dataset
     Column("measures", _Json, nullable=False),
-    Column("answers", LargeBinary, nullable=False),  # see `jobs.ledger.models`
+    Column("answers", LargeBinary, nullable=False),  # see `jobs.evaluation.pack_answers`
     Column("created_at", UtcTime, nullable=False),
 )
 

@@ -87,7 +87,12 @@ def print_data(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document, for programs."""
-    print_data(printable_json(json.dumps(value, default=_json_default, ensure_ascii=False, indent=2)))
+    print_data(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a JSON document, for programs."""
+    return printable_json(json.dumps(value, default=_json_default, ensure_ascii=False, indent=2))
 
 
 def examples(*lines: str) -> str:

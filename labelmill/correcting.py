@@ -8,7 +8,7 @@ however many of its images are corrected.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -71,16 +71,26 @@ class Corrector:
             return batch.save()[0]
 
     def correct_from(
-        self, lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
+        self,
+        lines: Iterable[str],
+        *,
+        jsonl: bool,
+        job_id: str | None = None,
+        on_skip: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none.
 
         The lines are CSV with a header, or with `jsonl` one JSON object each. With `job_id`, all are of this
-        job and need not name it. Raises UserError with a line for each wrong row, Unavailable.
+        job and need not name it. Rows with an empty label are skipped; `on_skip` is called with their number.
+        Raises UserError with a line for each wrong row, Unavailable.
         """
         requests: dict[tuple[str, int], CorrectionRequest] = {}
+        skipped = 0
         with self._batch() as batch:
             for line, request in requests_in(lines, jsonl=jsonl, job_id=job_id):
+                if request is None:
+                    skipped += 1
+                    continue
                 if isinstance(request, UserError):
                     batch.problems[line] = request
                     continue
@@ -92,7 +102,9 @@ class Corrector:
             batch.look_up(list(requests.values()))
             if batch.problems:
                 raise UserError(_summarize_problems(batch.problems))
-            return batch.save()
+            stored = batch.save()
+        on_skip(skipped)
+        return stored
 
     def undo(self, job_id: str, index: int) -> Correction:
         """Remove a correction, and the copy of the image's bytes unless another correction needs it.

@@ -30,8 +30,8 @@ class CorrectionRequest:
 
 def requests_in(
     lines: Iterable[str], *, jsonl: bool, job_id: str | None = None
-) -> Iterator[tuple[int, CorrectionRequest | UserError]]:
-    """Yield each row's line number with its request, or with what is wrong.
+) -> Iterator[tuple[int, CorrectionRequest | UserError | None]]:
+    """Yield each row's line number with its request, with what is wrong, or with None if its label is empty.
 
     With `job_id`, all rows are of this job and need not name it. Raises UserError if the header is wrong.
     """
@@ -39,10 +39,18 @@ def requests_in(
         if isinstance(row, UserError):
             yield line, row
             continue
+        if _has_empty_label(row, jsonl=jsonl):
+            yield line, None
+            continue
         try:
             yield line, _to_request(row, line, job_id)
         except UserError as error:
             yield line, error
+
+
+def _has_empty_label(row: dict[str, Any], *, jsonl: bool) -> bool:
+    """Return whether a row names no label on purpose: in CSV, a row that is too short has None."""
+    return row.get("label") == "" or (jsonl and "label" in row and row["label"] is None)
 
 
 def _rows(lines: Iterable[str], job_id: str | None) -> Iterator[tuple[int, dict[str, Any] | UserError]]:

@@ -71,6 +71,15 @@ def closing_line(status: JobStatus) -> str:
     return counts
 
 
+def report_incomplete(status: JobStatus) -> None:
+    """Print that some images had no outcome when the status was read; nothing if all had one."""
+    if status.done < status.total or status.state == JobState.RECEIVING:
+        say(
+            f"incomplete: job {status.id} is {format_state(status)}; {status.done:,} of its {status.total:,} "
+            "images were done at the start"
+        )
+
+
 def format_state(status: JobStatus) -> str:
     """Return a job's state, for people."""
     if status.paused:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import typer
 
 from jobs.errors import Conflict, UserError
 from jobs.remote import is_url, local_path, shown_url, writing_object
+
+FormatT = TypeVar("FormatT", bound=StrEnum)
 
 #: Standard output, as a value of `--output`. A file of that name is `./-`.
 STDOUT: Final = "-"
@@ -57,6 +60,32 @@ def opened(output: str, *, force: bool) -> Iterator[IO[bytes]]:
         raise UserError(f"{name} cannot be written ({error}): name another file with --output.") from None
     with file:
         yield file
+
+
+def choose_format(
+    by_option: Mapping[str, FormatT | None],
+    output: str | None,
+    by_ending: Mapping[str, FormatT],
+    default: FormatT,
+) -> FormatT:
+    """Return the format that the options and the file's ending name, or `default` if neither does.
+
+    Raises UserError if they name two, or if the ending is unknown and no option names one.
+    """
+    ending = "" if output is None else Path(shown(output)).suffix.lower()  # without the query of a URL
+    named = dict(by_option)
+    if output is not None:
+        named[shown(output)] = by_ending.get(ending)
+    meant = {what: each for what, each in named.items() if each is not None}
+    if len(set(meant.values())) > 1:
+        words = " and ".join(f"{each} by {what}" for what, each in meant.items())
+        raise UserError(f"Two formats are given, {words}: leave one of them out, or name another file.")
+    if not meant and ending:
+        raise UserError(
+            f"No format ends in {ending}: choose one with --format ({', '.join(type(default))}), or end the "
+            f"file's name in {', '.join(by_ending)}."
+        )
+    return next(iter(meant.values()), default)
 
 
 def shown(output: str) -> str:

@@ -32,8 +32,12 @@ class Column:
 
 def print_table(columns: Sequence[Column], items: Iterable[Any]) -> None:
     """Print a table that fits the terminal. Control characters in it are written out."""
-    width = shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
-    print_data("\n".join(table_lines(columns, items, width)))
+    print_data("\n".join(table_lines(columns, items, terminal_width())))
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal, or a very large one without a terminal."""
+    return shutil.get_terminal_size((_PIPED_WIDTH, 24)).columns
 
 
 def field_lines(*fields: tuple[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from jobs.evaluation import (
     CalibrationBin,
     Evaluation,
     Mistake,
+    pack_answers,
 )
 
 DIGITS = tuple("0123456789")
@@ -82,7 +83,7 @@ def made_evaluation(
             for n, index in enumerate(wrong[:48])
         ),
     )
-    return evaluation, bytes(value for pair in zip(answers, truth, strict=True) for value in pair)
+    return evaluation, pack_answers(answers, truth)
 
 
 def png(number: int, side: int = 28) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
-from jobs.evaluation import Evaluation, Part
+from jobs.evaluation import ANSWER_BYTES, Evaluation, Part
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
 from jobs.model import InputSpec, Model
@@ -141,7 +141,7 @@ class StoredEvaluation:
 
     data_fingerprint: str
     evaluation: Evaluation
-    answers: bytes  # two bytes per image: the class that the model answered, then the true class
+    answers: bytes  # as `jobs.evaluation.pack_answers` returns them
     created_at: datetime
     dataset: str = MNIST
     version: int | None = None  # of the dataset; None for the built-in one
@@ -161,9 +161,9 @@ def save_evaluation(
     """Store an evaluation, replacing an earlier one of the same model on the same data.
 
     The model's accuracy becomes that of this evaluation if it was made on a test set. Raises ValueError
-    unless `answers` are two bytes per image.
+    unless `answers` has ANSWER_BYTES bytes per image.
     """
-    if len(answers) != 2 * evaluation.total:
+    if len(answers) != ANSWER_BYTES * evaluation.total:
         raise ValueError(f"{len(answers)} bytes are not the answers to {evaluation.total} images")
     row = {
         "part": part,

@@ -153,7 +153,8 @@ class Prediction:
     model: str
 
 
-_PREDICTIONS: Final[sa.Select[Any]] = sa.select(
+#: The columns of a `Prediction`, in order.
+PREDICTIONS: Final[sa.Select[Any]] = sa.select(
     *(predictions.c.index, predictions.c.name, predictions.c.label, predictions.c.confidence),
     *(predictions.c.error, predictions.c.detail, jobs.c.model_id),
 ).join_from(predictions, jobs, jobs.c.id == predictions.c.job_id)
@@ -177,7 +178,7 @@ def page_of_predictions(
     The cursor is the last index of the previous page, so every page costs the same.
     """
     table = predictions.c
-    query = _PREDICTIONS.where(table.job_id == job_id, table.index > after).order_by(table.index).limit(limit)
+    query = PREDICTIONS.where(table.job_id == job_id, table.index > after).order_by(table.index).limit(limit)
     if wanted.label is not None:
         query = query.where(table.label == wanted.label)
     if wanted.below is not None:
@@ -194,7 +195,7 @@ def predictions_of(connection: Connection, job_id: str, indices: Sequence[int]) 
     """Return the predictions of these images, by index. An image without one is left out."""
     found: dict[int, Prediction] = {}
     for some in batched(indices):
-        query = _PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
+        query = PREDICTIONS.where(predictions.c.job_id == job_id, predictions.c.index.in_(some))
         found |= {row[0]: Prediction(*row) for row in connection.execute(query)}
     return found
 

@@ -1,4 +1,4 @@
-"""The client's methods for training: retrain, follow training runs, and correct labels."""
+"""The client's methods for training: retrain, follow runs, review predictions, and correct labels."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from labelmill.client.session import Session, accept_numpy_numbers
 
 if TYPE_CHECKING:
     from labelmill.correcting import Corrector
+    from labelmill.reviewing import Review
 
 #: How often `follow_run` reads the run: an epoch takes seconds.
 RUN_POLL_SECONDS: Final = 0.2
@@ -149,22 +150,50 @@ class TrainingMethods(Session):
         return self._corrector().correct(CorrectionRequest(job_id, index, label))
 
     def correct_from(
-        self, lines: Iterable[str], *, jsonl: bool = False, job_id: str | None = None
+        self,
+        lines: Iterable[str],
+        *,
+        jsonl: bool = False,
+        job_id: str | None = None,
+        on_skip: Callable[[int], None] = lambda _rows: None,
     ) -> list[Correction]:
         """Store the corrections in these lines: all of them, or none if any row is wrong.
 
         - `lines`: CSV with a header row and the columns job, index and label.
         - `jsonl`: the lines are JSON objects with these fields instead of CSV.
         - `job_id`: the job of all rows; the rows then need not name it.
+        - `on_skip`: called with the number of rows whose label is empty; they are skipped.
 
         Raises UserError with one line for each wrong row.
         """
-        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id)
+        return self._corrector().correct_from(lines, jsonl=jsonl, job_id=job_id, on_skip=on_skip)
 
     @accept_numpy_numbers
     def undo_correction(self, job_id: str, index: int) -> Correction:
         """Remove the correction of an image, and return the removed correction. Raises NotFound."""
         return self._corrector().undo(job_id, index)
+
+    @accept_numpy_numbers
+    def review(
+        self,
+        job_id: str,
+        *,
+        limit: int = 20,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> Review:
+        """Return the images of a job that are most worth checking, lowest confidence first.
+
+        Images with an error or a correction are left out, and those that look the same as one with a lower
+        confidence. Needs Pillow, and reads the images from the store.
+
+        - `limit`: at most this many images.
+        - `on_progress`: called with the number of images looked at, and the number of all images.
+
+        Raises NotFound, Conflict if the job's images were purged, UserError if Pillow is not installed.
+        """
+        from labelmill.reviewing import review
+
+        return review(self.ledger, self._store, self.settings, job_id, limit=limit, on_progress=on_progress)
 
     def corrections(self) -> list[Correction]:
         """Return all corrections, latest first."""

@@ -68,7 +68,7 @@ def correct(
     """Store the true label of an image. The next training run learns from it.
 
     A copy of the image is kept, even if the job is purged. Giving the predicted label confirms the
-    prediction. All rows of a file are stored, or none if one is wrong.
+    prediction. All rows of a file are stored, or none if one is wrong; rows with an empty label are skipped.
     """
     with Client() as client:
         is_one = not list_all and source is None and undo == (label is None)
@@ -110,13 +110,21 @@ def _describe_prediction(correction: Correction) -> str:
 def _correct_from_file(client: Client, source: Path, job: str | None, *, as_json: bool) -> None:
     try:
         with nullcontext(_stdin()) if str(source) == "-" else _opened(source) as file:
-            stored = client.correct_from(file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job)
+            stored = client.correct_from(
+                file, jsonl=source.suffix.lower() in _JSON_LINES, job_id=job, on_skip=_report_unlabelled
+            )
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8.") from None
     say(f"{pluralize(len(stored), 'correction')} stored")
     _report_skipped(client, stored)
     if as_json:
         print_json([asdict(each) for each in stored])
+
+
+def _report_unlabelled(rows: int) -> None:
+    """Print how many rows of a file are no corrections."""
+    if rows:
+        say(f"skipped {pluralize(rows, 'row')} without a label")
 
 
 def _report_skipped(client: Client, stored: list[Correction]) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from jobs.errors import UserError
 from jobs.ledger.queries import Prediction
-from jobs.schema import JobState
 from labelmill.client import Client
 from labelmill.console import examples, pluralize, report_errors, say
-from labelmill.follow import format_state
-from labelmill.output import STDOUT, as_text, opened, output_option, shown
+from labelmill.follow import report_incomplete
+from labelmill.output import STDOUT, as_text, choose_format, opened, output_option, shown
 from producer.export import Format, check_parquet, write_csv, write_jsonl, write_parquet, write_table
 
 app = typer.Typer(add_completion=False)
@@ -75,7 +73,9 @@ def predictions(
     has not finished, it prints the predictions so far, and stderr says how many of how many.
     """
     output = None if output == STDOUT else output
-    chosen = _format(form, output, as_json=as_json)
+    chosen = choose_format(
+        {"--format": form, "--json": Format.JSONL if as_json else None}, output, _BY_ENDING, Format.TABLE
+    )
     last: Prediction | None = None
 
     with Client() as client:
@@ -96,11 +96,7 @@ def predictions(
                 yield prediction
 
         count = _write(track_last(), chosen, output, force=force)
-        if status.done < status.total or status.state == JobState.RECEIVING:
-            say(
-                f"incomplete: job {job} is {format_state(status)}; {status.done:,} of its {status.total:,} "
-                "images were done at the start"
-            )
+        report_incomplete(status)
         if not count and after < 0 and (label is not None or below is not None or errors or name is not None):
             # The glob may be meant for the last part of a path.
             may_be_part = name is not None and not name.startswith("*")
@@ -114,27 +110,6 @@ def predictions(
                 say(f"more: --after {last.index}")
     if output is not None:
         say(f"{pluralize(count, 'prediction')} written to {shown(output)}")
-
-
-def _format(form: Format | None, output: str | None, *, as_json: bool) -> Format:
-    """Return the format that the options and the file's ending name.
-
-    Raises UserError if they name two, or if the ending is unknown and no option names one.
-    """
-    ending = "" if output is None else Path(shown(output)).suffix.lower()  # without the query of a URL
-    named = {"--format": form, "--json": Format.JSONL if as_json else None}
-    if output is not None:
-        named[shown(output)] = _BY_ENDING.get(ending)
-    meant = {what: each for what, each in named.items() if each is not None}
-    if len(set(meant.values())) > 1:
-        words = " and ".join(f"{each} by {what}" for what, each in meant.items())
-        raise UserError(f"Two formats are given, {words}: leave one of them out, or name another file.")
-    if not meant and ending:
-        raise UserError(
-            f"No format ends in {ending}: choose one with --format ({', '.join(Format)}), or end the "
-            f"file's name in {', '.join(_BY_ENDING)}."
-        )
-    return next(iter(meant.values()), Format.TABLE)
 
 
 def _write(found: Iterator[Prediction], form: Format, output: str | None, *, force: bool) -> int:

@@ -1,6 +1,7 @@
 """Render the report as one HTML page that fetches nothing and runs no script.
 
 Jinja escapes everything that comes from the data. `page.html` is the template, `page.css` goes into its head.
+`contact_sheet` and `labelled` render other pages with the same style.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ _NO_BREAK_SPACE: Final = "\u00a0"
 
 def render(facts: Facts) -> str:
     """Return the page as HTML."""
+    return render_template("page.html", facts=facts, **_template_values(facts))
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a template of this folder as HTML, with these values escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # for every template, whatever its name ends with
@@ -45,7 +51,7 @@ def render(facts: Facts) -> str:
         "setting": setting,
         "p_value": p_value,
     }
-    return environment.get_template("page.html").render(facts=facts, **_template_values(facts))
+    return environment.get_template(name).render(**values)
 
 
 def _template_values(facts: Facts) -> dict[str, Any]:
@@ -66,7 +72,7 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         "theirs": theirs.evaluation if theirs else None,
         "sets": sets,
         "matrix": tables.confusion_matrix(evaluation)
-        if len(evaluation.classes) <= tables.MAX_MATRIX_CLASSES
+        if len(evaluation.classes) <= tables.MAX_CLASSES
         else None,
         "confused": tables.most_confused(evaluation),
         "classes": tables.by_class(evaluation, theirs.evaluation if theirs else None),

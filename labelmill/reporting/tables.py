@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.evaluation import NO_ANSWER, Evaluation, Mistake
+from jobs.evaluation import NO_ANSWER, Evaluation, Figures, Mistake, unpack_answers
 from jobs.ledger.models import StoredEvaluation
 from jobs.promotion import Compared, compare_answers
 
-#: With more classes than this, the page lists only the most frequent confusions and draws no matrix.
-MAX_MATRIX_CLASSES: Final = 40
+#: With more classes than this, no matrix is shown, only the most frequent confusions and the classes with the
+#: lowest recall.
+MAX_CLASSES: Final = 40
 
 #: How many confusions are listed.
 _MAX_CONFUSIONS: Final = 15
@@ -92,7 +93,7 @@ def evaluated_set(name: str, ours: StoredEvaluation, theirs: StoredEvaluation | 
     )
 
 
-def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
+def confusion_matrix(evaluation: Figures) -> list[MatrixRow]:
     """Return the confusion matrix with its shades.
 
     The shades are logarithmic, so that one mistake among 10,000 right answers is visible. Right and wrong
@@ -120,7 +121,7 @@ def confusion_matrix(evaluation: Evaluation) -> list[MatrixRow]:
     ]
 
 
-def most_confused(evaluation: Evaluation) -> list[Confused]:
+def most_confused(evaluation: Figures) -> list[Confused]:
     """Return the confusions in descending order of frequency, at most _MAX_CONFUSIONS of them."""
     names = evaluation.classes
     found = [
@@ -132,10 +133,13 @@ def most_confused(evaluation: Evaluation) -> list[Confused]:
     return sorted(found, key=lambda each: -each.count)[:_MAX_CONFUSIONS]
 
 
-def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow]:
-    """Return each class's precision and recall, with those of the other model if there is one."""
+def by_class(evaluation: Figures, theirs: Figures | None) -> list[ClassRow]:
+    """Return each class's precision and recall, with those of the other model if there is one.
+
+    Of more than MAX_CLASSES classes, return those with the lowest recall, in ascending order.
+    """
     nothing: Sequence[float | None] = [None] * len(evaluation.classes)
-    return [
+    rows = [
         ClassRow(name, sum(row), *shares)
         for name, row, *shares in zip(
             evaluation.classes,
@@ -147,13 +151,19 @@ def by_class(evaluation: Evaluation, theirs: Evaluation | None) -> list[ClassRow
             strict=True,
         )
     ]
+    if len(rows) > MAX_CLASSES:
+        rows = sorted(
+            (row for row in rows if row.recall is not None), key=lambda row: (row.recall or 0, -row.images)
+        )
+    return rows[:MAX_CLASSES]
 
 
 def shown_mistakes(evaluation: Evaluation, theirs: bytes | None) -> list[ShownMistake]:
     """Return the mistakes, each with the other model's answer to that image if `theirs` has one."""
+    answers = unpack_answers(theirs)[0] if theirs is not None else None
     shown = []
     for mistake in evaluation.mistakes:
-        answer = NO_ANSWER if theirs is None else theirs[2 * mistake.index]
+        answer = NO_ANSWER if answers is None else answers[mistake.index]
         label = None if answer == NO_ANSWER else evaluation.classes[answer]
         shown.append(ShownMistake(mistake, label, label == mistake.truth))
     return shown

@@ -610,6 +610,24 @@ def test_json_lines_are_read_too(client, finished) -> None:
     assert [(each.index, each.label) for each in stored] == [(1, "1"), (2, "2")]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_rows_with_an_empty_label_are_skipped(client, finished, correct, tmp_path: Path, ending: str) -> None:
+    # given a file in which two of three rows have no label
+    job = finished(3)
+    file = tmp_path / f"review.{ending}"
+    rows = [{"job": job.id, "index": index, "label": label} for index, label in enumerate(["", "4", None])]
+    if ending == "csv":
+        file.write_text("index,label\n" + "".join(f"{row['index']},{row['label'] or ''}\n" for row in rows))
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+
+    # when it is read, then the other row is stored, and the number of skipped rows is printed
+    said = correct(job.id, "--from", file)
+    assert "skipped 2 rows without a label" in said
+    assert "1 correction stored" in said
+    assert {each.index: each.label for each in client.corrections()} == {1: "4"}
+
+
 def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished) -> None:
     # given a file in which most rows are wrong
     job = finished(4, {3: ErrorCode.QUARANTINED})
@@ -620,7 +638,7 @@ def test_all_wrong_rows_are_told_and_nothing_is_stored(client, store, finished) 
 {job.id},nine,1
 {job.id},9,1
 {stranger},0,1
-{job.id},2,
+{job.id},2
 {job.id},3,1
 {job.id},0,2
 {job.id}

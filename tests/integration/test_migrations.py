@@ -10,15 +10,20 @@ from alembic import command
 from sqlalchemy.engine import make_url
 
 from jobs.errors import LedgerNotReady
+from jobs.evaluation import NO_ANSWER
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import REVISION, revision
-from jobs.ledger.models import find_champion
+from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.ledger.queries import job_status
-from jobs.schema import jobs, metadata
+from jobs.schema import evaluations, jobs, metadata, models
 from jobs.settings import Settings
 from labelmill.migrating import alembic_config, open_ledger, upgrade
+from tests.evaluations import made_evaluation
 from tests.threads import at_once
+
+#: The migration before the one that made each answer two bytes.
+BEFORE_UINT16 = "0012"
 
 
 def tables_of(ledger: Ledger) -> set[str]:
@@ -68,6 +73,29 @@ def test_a_ledger_can_be_taken_down_and_made_again(ledger, make_job):
     ledger.check()
     with ledger.reading() as connection:
         assert find_champion(connection) is None
+
+
+@pytest.mark.fast
+def test_the_answers_of_evaluations_survive_both_ways(ledger, make_model):
+    # Given the evaluation of a model with ten classes, one of its answers missing, and of one with 300
+    small, large = make_model(b"small"), make_model(b"large", champion=False)
+    evaluation, answers = made_evaluation([0, 9, 3], [0, 8, NO_ANSWER])
+    names = tuple(map(str, range(300)))
+    with ledger.transaction() as connection:
+        connection.execute(models.update().where(models.c.id == large.id).values(classes=names))
+        save_evaluation(connection, small.id, "a" * 64, evaluation, answers)
+        save_evaluation(connection, large.id, "a" * 64, *made_evaluation([299], [299], classes=names))
+
+    # When the ledger goes back to one byte per answer, Then the small model keeps its answers
+    with ledger.transaction() as connection:
+        command.downgrade(alembic_config(connection), BEFORE_UINT16)
+        assert connection.scalars(sa.select(evaluations.c.answers)).all() == [b"\x00\x00\x08\x09\xff\x03"]
+
+    # And when it is upgraded again, they are as before
+    upgrade(ledger)
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, small.id).answers == answers
+        assert find_evaluation(connection, large.id) is None
 
 
 class Interruption(Exception):

@@ -10,6 +10,7 @@ from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.models import add_model, add_verdict, move_champion, roll_back, save_evaluation
 from jobs.ledger.runs import add_epoch, claim_run, describe_data, finish_run, request_run
 from jobs.model import MNIST_INPUT
+from jobs.promotion import Compared, compare_answers
 from jobs.settings import Settings
 from labelmill.console import ExitCode
 from labelmill.migrating import open_ledger
@@ -23,7 +24,7 @@ TRUTH = [n % 10 for n in range(200)]
 IMAGES, OTHER_IMAGES = "ab" * 32, "cd" * 32
 
 
-def add(ledger, name, *, wrong=0, images=IMAGES, classes=DIGITS, run=None):
+def add(ledger, name, *, wrong=0, images=IMAGES, classes=DIGITS, run=None, truth=TRUTH):
     """Add a model with that many mistakes; if `wrong` is None, it was never evaluated."""
     with ledger.transaction() as connection:
         model_id = add_model(
@@ -38,8 +39,8 @@ def add(ledger, name, *, wrong=0, images=IMAGES, classes=DIGITS, run=None):
             metrics={"run": run} if run else {},
         )
         if wrong is not None:
-            answers = [(label + 1) % 10 for label in TRUTH[:wrong]] + TRUTH[wrong:]
-            save_evaluation(connection, model_id, images, *made_evaluation(TRUTH, answers, classes=classes))
+            answers = [(label + 1) % len(classes) for label in truth[:wrong]] + truth[wrong:]
+            save_evaluation(connection, model_id, images, *made_evaluation(truth, answers, classes=classes))
     return model_id
 
 
@@ -185,6 +186,26 @@ def test_the_champion_is_compared_on_the_same_images_even_where_others_came_late
     assert facts.rival.same_images
     assert facts.rival.stored.data_fingerprint == IMAGES
     assert facts.rival.evaluation.correct == 192
+
+
+def test_models_of_a_thousand_classes_are_compared_and_reported(ledger):
+    # Given two models of 1,000 classes, evaluated on two images of each, and a champion with more mistakes
+    classes = tuple(f"class {number}" for number in range(1_000))
+    truth = [number % 1_000 for number in range(2_000)]
+    champion = add(ledger, "champion", wrong=1_500, classes=classes, truth=truth)
+    promote(ledger, champion)
+    model = add(ledger, "challenger", wrong=600, classes=classes, truth=truth)
+
+    # Then the answers beyond 255 are told apart: 900 images are right only by the challenger
+    facts = facts_of(ledger, model)
+    assert facts.evaluation.correct == 1_400
+    assert compare_answers(facts.stored.answers, facts.rival.stored.answers) == Compared(500, 900, 0, 600)
+
+    # And the page stays small: it lists confusions and the worst classes
+    page = " ".join(render(facts).split())
+    assert "The 40 of 1,000 classes with the lowest recall" in page
+    assert "With 1000 classes the matrix would fill the page" in page
+    assert len(page) < 200_000
 
 
 def test_corrections_of_its_predictions_are_told(ledger):

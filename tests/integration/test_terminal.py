@@ -135,7 +135,7 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
 
 
 def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
-    registering._print_figures(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0])
+    registering._print_evaluation(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0])
     figures = capsys.readouterr().out
     shadow._print_comparison(
         Comparison(new_id(), 1, 4, 4),

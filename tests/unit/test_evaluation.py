@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from array import array
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
@@ -16,7 +17,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.evaluation import CALIBRATION_BINS, CONFIDENCE_EDGES, NO_ANSWER, Evaluation
+from jobs.evaluation import (
+    CALIBRATION_BINS,
+    CONFIDENCE_EDGES,
+    NO_ANSWER,
+    Evaluation,
+    Figures,
+    unpack_answers,
+    wilson,
+)
 from jobs.model import MNIST_INPUT
 from worker.learning.evaluation import (
     MIN_PROBABILITY,
@@ -27,7 +36,6 @@ from worker.learning.evaluation import (
     confusion_of,
     evaluate,
     log_loss,
-    wilson,
 )
 from worker.predicting.classifier import Classifier
 from worker.predicting.tensorflow_runtime import keras
@@ -54,12 +62,40 @@ def test_wilsons_interval_ends_where_the_accuracy_would_be_z_deviations_away(cou
             assert abs(share - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / total), rel=1e-3)
 
 
+def test_every_class_counts_the_same_in_macro_f1_and_balanced_accuracy():
+    # Given nine of ten ants right, the other taken for a bee; a bee right, a bee without an answer; an owl
+    # taken for an ant; and no cat
+    confusion = ((9, 1, 0, 0, 0), (0, 1, 0, 0, 1), (0, 0, 0, 0, 0), (1, 0, 0, 0, 0))
+    figures = Figures.from_confusion(("ant", "bee", "cat", "owl"), confusion)
+    # Then recalls are 0.9, 0.5 and 0; F1 is 0.9, 0.5 and 0; the class without images does not count
+    assert figures.recall == (0.9, 0.5, None, 0.0)
+    assert figures.precision == (0.9, 0.5, None, None)
+    assert figures.balanced_accuracy == pytest.approx((0.9 + 0.5) / 3)
+    assert figures.macro_f1 == pytest.approx((0.9 + 0.5) / 3)
+    assert (figures.total, figures.correct) == (13, 10)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=3, max_size=3).filter(
+        lambda rows: any(map(any, rows))
+    )
+)
+def test_macro_f1_is_the_harmonic_mean_of_precision_and_recall(confusion):
+    figures = Figures.from_confusion(CLASSES, confusion)
+    scores = []
+    for place, row in enumerate(confusion):
+        if sum(row):
+            labelled_so = sum(each[place] for each in confusion)
+            scores.append(2 * row[place] / (sum(row) + labelled_so))
+    assert figures.macro_f1 == pytest.approx(sum(scores) / len(scores))
+
+
 ANSWERED = st.lists(st.tuples(st.sampled_from([0, 1, 2, NO_ANSWER]), st.integers(0, 2)), min_size=1)
 
 
 @given(ANSWERED)
 def test_the_confusion_matrix_counts_each_image_once(pairs):
-    answers, labels = (np.array(column, np.uint8) for column in zip(*pairs, strict=True))
+    answers, labels = (np.array(column, np.uint16) for column in zip(*pairs, strict=True))
     matrix = confusion_of(answers, labels, len(CLASSES)).tolist()
     for truth in range(3):
         for place, answer in enumerate([0, 1, 2, NO_ANSWER]):
@@ -166,8 +202,7 @@ def test_every_figure_is_the_one_of_the_models_answers(case):
         assert figures.confidence_histogram[place] == ((low <= sure) & (sure < high)).sum()
     assert 0 < figures.image_microseconds < 1e6
     # and so do the stored answers, next to the true labels.
-    assert evaluated.answers.dtype == np.uint8
-    assert (evaluated.answers == np.stack([answers, labels], axis=1)).all()
+    assert unpack_answers(evaluated.answers.tobytes()) == (array("H", answers), array("H", labels))
 
 
 def test_the_surest_mistakes_are_kept_with_their_images(case):

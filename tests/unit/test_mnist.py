@@ -171,7 +171,7 @@ def test_class_names_are_read_as_an_editor_of_windows_writes_them(tmp_path: Path
         (b"\xff\xfe" + b"a\n" * 10, "cannot be read"),
         (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n\x1b[31m9\n", r"the name '\\x1b\[31m9' has a control character"),
         (b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\0\n", r"the name '9\\x00' has a control character"),
-        ("\n".join(map(str, range(256))).encode(), "lists 256 classes"),
+        ("\n".join(map(str, range(257))).encode(), "lists 257 classes"),
     ],
 )
 def test_class_names_that_do_not_fit_are_refused(content: bytes, complaint: str, tmp_path: Path) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +38,6 @@ from worker.learning.mnist import Mnist
 from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
 from worker.predicting.decode import prepare_arrays
 
-#: The standard normal distribution's 97.5th percentile, for 95 % intervals.
-_Z_95: Final = 1.959963984540054
-
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 MIN_PROBABILITY: Final = 1e-7
 
@@ -57,24 +53,26 @@ _TIMED_PASSES: Final = 5
 _WINDOW_IMAGES: Final = 1000
 
 
+#: Class indexes. Training data has them as uint8 or uint16.
+Indexes = npt.NDArray[np.unsignedinteger[Any]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
     """The measures, and the answers that they were computed from."""
 
     evaluation: Evaluation
-    #: uint8, shape (n, 2), as `jobs.ledger.models` stores it: for each image the predicted class index, or
-    #: NO_ANSWER, and the true one.
-    answers: npt.NDArray[np.uint8]
+    #: Little-endian uint16, shape (n, 2), whose bytes are those of `jobs.evaluation.pack_answers`: for each
+    #: image the predicted class index, or NO_ANSWER, and the true one.
+    answers: npt.NDArray[np.uint16]
 
 
-def evaluate(
-    classifier: Classifier, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
-) -> Evaluated:
+def evaluate(classifier: Classifier, images: npt.NDArray[np.uint8], labels: Indexes) -> Evaluated:
     """Classify `images`, uint8 (n, height, width), and compare the answers with `labels`.
 
-    `labels` are class indexes, uint8 (n,). An image without a valid answer counts as wrong. Raises
-    ValueError if there is no image, the numbers of images and labels differ, a label has no class, or there
-    are more than 255 classes.
+    `labels` are class indexes, unsigned integers (n,). An image without a valid answer counts as wrong.
+    Raises ValueError if there is no image, the numbers of images and labels differ, a label has no class, or
+    there are more than NO_ANSWER classes.
     """
     classes = classifier.classes
     if not len(images) or len(images) != len(labels):
@@ -85,24 +83,14 @@ def evaluate(
         raise ValueError(f"{len(classes)} classes are too many: at most {NO_ANSWER} are possible")
     probabilities = _probabilities(images, classifier)
     predictions = Predictions.of(probabilities)
-    answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint8)
-    confusion = confusion_of(answers, labels, len(classes))
-    correct, total = int(np.trace(confusion)), len(labels)
-    low, high = wilson(correct, total)
+    answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint16)
     answered = answers != NO_ANSWER
     confidence, right = predictions.confidence[answered].astype(np.float64), (answers == labels)[answered]
     calibration = calibration_of(confidence, right)
     return Evaluated(
-        Evaluation(
-            total=total,
-            correct=correct,
-            accuracy=correct / total,
-            accuracy_low=low,
-            accuracy_high=high,
-            classes=classes,
-            confusion=tuple(tuple(row) for row in confusion.tolist()),
-            precision=_ratios(confusion.diagonal(), confusion[:, :-1].sum(axis=0)),
-            recall=_ratios(confusion.diagonal(), confusion.sum(axis=1)),
+        Evaluation.from_confusion(
+            classes,
+            confusion_of(answers, labels, len(classes)).tolist(),
             log_loss=log_loss(probabilities, labels),
             calibration_error=calibration_error(calibration),
             calibration=calibration,
@@ -110,7 +98,7 @@ def evaluate(
             image_microseconds=_image_microseconds(classifier, images),
             mistakes=_most_confident_mistakes(classes, images, labels, predictions),
         ),
-        np.stack([answers, labels], axis=1),
+        np.stack([answers, labels], axis=1).astype("<u2"),
     )
 
 
@@ -187,38 +175,22 @@ def evaluate_champion(
     evaluate_model(ledger, store, cache_dir, champion, data)
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return Wilson's score interval for an accuracy, with a confidence level of 95 %.
-
-    With p = correct / total and n = total, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927. The
-    textbook's p -+ z sqrt(p(1-p)/n) is too narrow near 1, the range of good models.
-    """
-    share, z = correct / total, _Z_95
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def confusion_of(
-    answers: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], classes: int
-) -> npt.NDArray[np.int64]:
+def confusion_of(answers: Indexes, labels: Indexes, classes: int) -> npt.NDArray[np.int64]:
     """Return the confusion matrix, int64 (classes, classes + 1).
 
     Row t, column p counts the images of class t that were predicted as class p; the last column counts those
-    without an answer. `answers` and `labels` are class indexes, uint8 (n,); `answers` may be NO_ANSWER.
+    without an answer. `answers` and `labels` are class indexes (n,); `answers` may be NO_ANSWER.
     """
     columns = np.where(answers == NO_ANSWER, classes, answers).astype(np.int64)
     counts = np.bincount(labels.astype(np.int64) * (classes + 1) + columns, minlength=classes * (classes + 1))
     return counts.reshape(classes, classes + 1)
 
 
-def log_loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> float:
+def log_loss(probabilities: npt.NDArray[np.float32], labels: Indexes) -> float:
     """Return the mean of -ln p(truth), in nats, with p clipped to MIN_PROBABILITY..1.
 
-    `probabilities` is float32 (n, classes), `labels` uint8 (n,). An image without an answer has a row of
-    zeros, so its p is MIN_PROBABILITY.
+    `probabilities` is float32 (n, classes), `labels` are class indexes (n,). An image without an answer has a
+    row of zeros, so its p is MIN_PROBABILITY.
     """
     truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     # Subtracted from 0, so that a perfect loss is 0 and not -0.
@@ -269,12 +241,6 @@ def _probabilities(images: npt.NDArray[np.uint8], classifier: Classifier) -> npt
     return np.concatenate([classifier.probabilities(prepare_arrays(part, classifier.spec)) for part in parts])
 
 
-def _ratios(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
-    return tuple(
-        part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
-    )
-
-
 def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -> float:
     """Return the microseconds per image on full batches: the median of several passes.
 
@@ -295,7 +261,7 @@ def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -
 def _most_confident_mistakes(
     classes: tuple[str, ...],
     images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.uint8],
+    labels: Indexes,
     predictions: Predictions,
 ) -> tuple[Mistake, ...]:
     wrong = np.flatnonzero((predictions.class_index >= 0) & (predictions.class_index != labels))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import DataUnavailable
-from jobs.evaluation import NO_ANSWER, Part
+from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
 from jobs.text import is_plain
 
@@ -43,8 +43,8 @@ DIGITS: Final = tuple("0123456789")
 #: The file of class names in a folder of IDX files: one name per line, in label order.
 CLASS_NAMES: Final = "classes.txt"
 
-#: A label is a byte, and evaluations reserve one value for "no answer".
-_MAX_CLASSES: Final = NO_ANSWER
+#: A label is a byte.
+_MAX_CLASSES: Final = 256
 
 #: The downloaded file's name in the cache folder.
 CACHED: Final = "mnist.npz"

@@ -130,6 +130,23 @@ def _describe_pixels(raw: bytes, width: int, height: int, raw_mode: str, mode: s
     return Picture(hashlib.sha256(head + raw).hexdigest(), width, height, mode)
 
 
+def thumbnail(data: bytes | memoryview, side: int, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Return a picture as a PNG file of at most `side` x `side` pixels, upright and opaque.
+
+    Raises what `decode` raises.
+    """
+    with _picture_errors(data, limits):
+        check_header(data, limits)
+        image = _upright(_open(data, limits))
+        if image.mode != "L":
+            image = image.convert("RGB")
+        image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.info.clear()  # no metadata of the original, such as a place
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """Open a picture whose header was checked. Raises ImageError, and what Pillow raises."""
     image = Image.open(io.BytesIO(data), formats=limits.formats)

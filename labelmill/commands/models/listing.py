@@ -84,6 +84,8 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation's figures, without the images of its mistakes."""
     return {
         **asdict(evaluation),
+        "macro_f1": evaluation.macro_f1,
+        "balanced_accuracy": evaluation.balanced_accuracy,
         "mistakes": [
             {name: value for name, value in asdict(mistake).items() if name != "png"}
             for mistake in evaluation.mistakes

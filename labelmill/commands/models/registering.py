@@ -12,8 +12,8 @@ from jobs.model import Invert, Resampling
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.figures import class_lines, confusion_lines, summary_lines
 from labelmill.registration import DIGITS, describe_input
-from producer.export import printable
 
 if TYPE_CHECKING:
     from jobs.evaluation import Evaluation
@@ -103,20 +103,18 @@ def evaluate(
     if as_json:
         print_json({"model": model, **evaluation_to_json(evaluation)})
     else:
-        _print_figures(evaluation)
+        _print_evaluation(evaluation)
 
 
-def _print_figures(figures: Evaluation) -> None:
-    low, high = figures.accuracy_low, figures.accuracy_high
-    print_data(f"accuracy            {figures.accuracy:.4f}  (95 % between {low:.4f} and {high:.4f})")
-    print_data(f"right               {figures.correct:,} of {figures.total:,}")
-    print_data(f"log loss            {figures.log_loss:.4f}")
-    print_data(f"calibration error   {figures.calibration_error:.4f}")
-    print_data(f"time per image      {figures.image_microseconds:.1f} us")
-    print_data("class                    precision  recall")
-    for name, precision, recall in zip(figures.classes, figures.precision, figures.recall, strict=True):
-        print_data(f"{printable(name):<25}{_share(precision):>9}{_share(recall):>8}")
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _print_evaluation(evaluation: Evaluation) -> None:
+    lines = [
+        *summary_lines(evaluation),
+        f"log loss            {evaluation.log_loss:.4f}",
+        f"calibration error   {evaluation.calibration_error:.4f}",
+        f"time per image      {evaluation.image_microseconds:.1f} us",
+        "",
+        *class_lines(evaluation),
+        "",
+        *confusion_lines(evaluation),
+    ]
+    print_data("\n".join(lines))

@@ -1,0 +1,58 @@
+"""Read single images of a finished chunk again: the bytes that were submitted, or a reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+
+from jobs.errors import ImageError, PayloadDamaged, UserError
+from jobs.extras import install_hint
+from jobs.ledger import Ledger
+from jobs.ledger.corrections import FinishedChunk, chunk_of
+from jobs.payloads import Content, read_payload
+from jobs.references import Reference, Roots
+from jobs.settings import Settings
+from jobs.store import Store
+
+
+def read_images(
+    ledger: Ledger, store: Store, settings: Settings, job_id: str, indices: Sequence[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield these images of a job by index, in ascending order. Images that cannot be read are left out.
+
+    Each payload is read once, and only one is in memory. Raises Unavailable, and SettingsError if a root for
+    references is malformed.
+    """
+    roots = Roots(settings.reference_roots)
+    chunk: FinishedChunk | None = None
+    contents: Sequence[Content] = ()
+    for index in sorted(indices):
+        if chunk is None or index >= chunk.first_index + chunk.images:
+            with ledger.reading() as connection:
+                chunk = chunk_of(connection, job_id, index)
+            contents = () if chunk is None else _contents(store, chunk)
+        if chunk is None or not contents:
+            continue
+        content = contents[index - chunk.first_index]
+        try:
+            if isinstance(content, Reference):
+                content = roots.read(content, max_bytes=settings.max_image_bytes)
+        except ImageError:
+            continue
+        if isinstance(content, bytes):
+            yield index, content
+
+
+def require_pillow(what: str) -> None:
+    """Raise UserError if Pillow, which decodes images, is not installed."""
+    if find_spec("PIL") is None:
+        raise UserError(f"{what} needs Pillow: {install_hint('worker')}.")
+
+
+def _contents(store: Store, chunk: FinishedChunk) -> Sequence[Content]:
+    """Return the chunk's images; none if its payload is gone or damaged."""
+    try:
+        payload = read_payload(store, chunk.payload, chunk.payload_digest)
+        return payload.part(chunk.payload_offset, chunk.images).contents
+    except PayloadDamaged:
+        return ()

@@ -1,0 +1,119 @@
+"""Choose the images of a job that are most worth checking: lowest confidence first, no near-duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from jobs.errors import Conflict, ImageError
+from jobs.ledger import Ledger
+from jobs.ledger.queries import Prediction, job_status
+from jobs.ledger.review import least_confident
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.store_identity import check_store
+from labelmill.job_images import read_images, require_pillow
+
+#: For each image wanted, so many are looked at: the others make up for near-duplicates.
+_CANDIDATES_PER_IMAGE: Final = 4
+
+#: Pixels of the longer side of a thumbnail.
+THUMBNAIL_SIDE: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewImage:
+    """An image that is worth checking."""
+
+    index: int
+    name: str
+    label: str  # the predicted one
+    confidence: float
+    thumbnail: bytes  # a PNG file
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """The images of a job that are most worth checking, lowest confidence first."""
+
+    job: str
+    model: str
+    images: tuple[ReviewImage, ...]
+    duplicates: int  # images with a low confidence that look like one of these
+    unreadable: int  # images with a low confidence that could not be read again
+
+
+class _Seen(NamedTuple):
+    """How an image looks."""
+
+    hash: int
+    thumbnail: bytes
+
+
+def review(
+    ledger: Ledger,
+    store: Store,
+    settings: Settings,
+    job_id: str,
+    *,
+    limit: int,
+    on_progress: Callable[[int, int], None],
+) -> Review:
+    """Return at most `limit` images of a job to check. Those with an error or a correction are left out.
+
+    There are fewer if most candidates are near-duplicates. Raises NotFound, Conflict if the job's images were
+    purged, UserError without Pillow, Unavailable.
+    """
+    require_pillow("Reviewing")
+    from labelmill.near_duplicates import look_the_same
+
+    with ledger.reading() as connection:
+        status = job_status(connection, job_id)
+    if status.purged_at is not None:
+        raise Conflict(
+            f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: there is nothing "
+            f"left to look at. `labelmill predictions {job_id} --below 0.6` lists its unsure labels."
+        )
+    check_store(ledger, store)
+    candidates = least_confident(ledger, job_id, limit=limit * _CANDIDATES_PER_IMAGE, on_progress=on_progress)
+    hashes: list[int] = []
+    images: list[ReviewImage] = []
+    duplicates = unreadable = 0
+    for start in range(0, len(candidates), limit):
+        part = candidates[start : start + limit]
+        seen = _look_at(ledger, store, settings, job_id, part)
+        for each in part:
+            if len(images) == limit:
+                break
+            if each.index not in seen:
+                unreadable += 1
+            elif any(look_the_same(seen[each.index].hash, other) for other in hashes):
+                duplicates += 1
+            else:
+                hashes.append(seen[each.index].hash)
+                images.append(_to_review_image(each, seen[each.index].thumbnail))
+    return Review(job_id, status.model, tuple(images), duplicates, unreadable)
+
+
+def _look_at(
+    ledger: Ledger, store: Store, settings: Settings, job_id: str, candidates: list[Prediction]
+) -> dict[int, _Seen]:
+    """Return how these images look, by index. Images that cannot be read are left out. Raises Unavailable."""
+    from labelmill.near_duplicates import difference_hash
+    from worker.predicting.decode import thumbnail
+
+    seen = {}
+    limits = settings.image_limits
+    for index, data in read_images(ledger, store, settings, job_id, [each.index for each in candidates]):
+        try:
+            seen[index] = _Seen(difference_hash(data, limits), thumbnail(data, THUMBNAIL_SIDE, limits))
+        except ImageError:
+            continue
+    return seen
+
+
+def _to_review_image(prediction: Prediction, thumbnail: bytes) -> ReviewImage:
+    assert prediction.label is not None  # noqa: S101 -- `least_confident` returns only images with a label
+    assert prediction.confidence is not None  # noqa: S101
+    return ReviewImage(prediction.index, prediction.name, prediction.label, prediction.confidence, thumbnail)
