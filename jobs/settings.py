@@ -20,7 +20,7 @@ from jobs.cores import usable_cores
 from jobs.dataset import MNIST
 from jobs.errors import SettingsError
 from jobs.evaluation import GateLimits
-from jobs.limits import IMAGE_FORMATS, ArchiveLimits, ImageLimits, JobLimits
+from jobs.limits import IMAGE_FORMATS, OPTIONAL_FORMATS, ArchiveLimits, ImageLimits, JobLimits
 from jobs.urls import check_broker_url, check_ledger_url, check_store_url
 
 ENV_PREFIX: Final = "LABELMILL_"
@@ -106,10 +106,11 @@ def _split(value: object) -> object:
 
 
 def _image_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple("JPEG" if name.upper() == "JPG" else name.upper() for name in names)
+    known = IMAGE_FORMATS + OPTIONAL_FORMATS
+    chosen = tuple({"JPG": "JPEG", "TIF": "TIFF"}.get(name.upper(), name.upper()) for name in names)
     for name in chosen:
-        if name not in IMAGE_FORMATS:
-            raise ValueError(f"names {name}; the formats are {', '.join(IMAGE_FORMATS)}")
+        if name not in known:
+            raise ValueError(f"names {name}; the formats are {', '.join(known)}")
     if not chosen:
         raise ValueError("names no format, so no image would be classified")
     return chosen

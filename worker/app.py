@@ -19,6 +19,7 @@ from worker.celery_patches import exit_at_once, filter_messages, limit_cold_shut
 from worker.context import close_process_context, process_context
 from worker.logs import refuse_to_start, set_up_logs
 from worker.message_filter import rebuild_or_drop
+from worker.predicting.optional_formats import check_installed
 from worker.reconcile import reconcile_step
 from worker.schedule import default_schedule
 from worker.tasks import register_tasks
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 try:
     settings = Settings.load()
+    check_installed(settings.image_formats)
     app = make_app(settings)
     default_schedule(settings, datetime.now(UTC))  # refuses an invalid cron line now
     app.conf.beat_scheduler = "worker.schedule:SlotScheduler"

@@ -64,8 +64,18 @@ def test_each_image_of_the_corpus_gets_its_error_or_is_decoded(number: int) -> N
 
 
 def test_no_decoder_off_the_list_is_even_imported() -> None:
-    # Given a fresh process that decodes each kind of picture, a TIFF, and data that is not a picture
-    inputs = [b"", b"II*\0", b"%!PS", b"GIF89a", b"P5 1 1 255 7", b"RIFF....WEBP", b"BM", PNG]
+    # Given a fresh process that decodes each kind of picture, a TIFF, an AVIF, and data that is not a picture
+    inputs = [
+        b"",
+        b"II*\0",
+        b"\0\0\0\x20ftypavif",
+        b"%!PS",
+        b"GIF89a",
+        b"P5 1 1 255 7",
+        b"RIFF....WEBP",
+        b"BM",
+        PNG,
+    ]
     program = f"""
 import sys
 from jobs.errors import ImageError

@@ -24,9 +24,10 @@ from PIL import (
 )
 
 from jobs.errors import ErrorCode, ImageError
-from jobs.limits import ImageLimits
+from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.model import InputSpec
 from worker.predicting import fast_png
+from worker.predicting.optional_formats import open_optional
 from worker.predicting.validation import HEAD_BYTES, check_header, check_size, decoded_format, other_format
 
 #: The limits of an image by default.
@@ -149,7 +150,9 @@ def thumbnail(data: bytes | memoryview, side: int, limits: ImageLimits = DEFAULT
 
 def _open(data: bytes | memoryview, limits: ImageLimits) -> Image.Image:
     """Open a picture whose header was checked. Raises ImageError, and what Pillow raises."""
-    image = Image.open(io.BytesIO(data), formats=limits.formats)
+    image = open_optional(data, limits) or Image.open(
+        io.BytesIO(data), formats=[name for name in limits.formats if name in IMAGE_FORMATS]
+    )
     check_size(*image.size, limits)
     if image.format == "PNG":
         if image.mode == "P" and image.palette is None:  # Pillow would fail an assertion
