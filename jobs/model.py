@@ -6,15 +6,19 @@ The input spec is stored with the model, so that training, evaluation and predic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jobs.errors import UserError
 
 Mode = Literal["L", "RGB"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Invert = Literal["never", "always", "dark_on_light"]
+
+#: At most this many classes are named in a message or a table.
+_MAX_NAMED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,17 @@ class Model:
     metrics: dict[str, Any]
     created_at: datetime
     aliases: tuple[str, ...] = ()
+    logits: bool = False  # it answers logits, so softmax is added when it is served
 
     def check_class(self, label: str) -> None:
         """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
-                f"{label!r} is not a class of model {self.id}; its classes are {', '.join(self.classes)}."
+                f"{label!r} is not a class of model {self.id}; its classes are {name_classes(self.classes)}."
             )
+
+
+def name_classes(classes: Sequence[str]) -> str:
+    """Name the classes, or the first ones of many."""
+    more = ", ..." if len(classes) > _MAX_NAMED else ""
+    return ", ".join(classes[:_MAX_NAMED]) + more

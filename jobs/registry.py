@@ -33,9 +33,11 @@ def register_model(
     input_spec: InputSpec,
     accuracy: float | None,
     metrics: dict[str, Any],
+    logits: bool = False,
 ) -> Model:
     """Register a model from the bytes of a `.keras` file: store the file, then add its row.
 
+    `logits` says that it answers logits, not probabilities.
     Raises ModelRefused if the file has another format or names what may not be loaded, Unavailable.
     """
     check_model_file(data)
@@ -52,6 +54,7 @@ def register_model(
             input_spec=input_spec,
             accuracy=accuracy,
             metrics=metrics,
+            logits=logits,
         )
         return get_model(connection, model_id)
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    false,
     literal,
     text,
 )
@@ -154,6 +155,7 @@ models = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("classes", _Json, nullable=False),
     Column("input_spec", _Json, nullable=False),
+    Column("logits", Boolean, nullable=False, server_default=false()),  # it answers logits: softmax is added
     Column("accuracy", Double),
     Column("metrics", _Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),

@@ -44,6 +44,7 @@ def add_model(
     input_spec: InputSpec,
     accuracy: float | None,
     metrics: dict[str, Any],
+    logits: bool = False,
 ) -> str:
     """Add a model's row and return its id. A file that is registered already keeps its id."""
     connection.execute(
@@ -57,6 +58,7 @@ def add_model(
             input_spec=asdict(input_spec),
             accuracy=accuracy,
             metrics=metrics,
+            logits=logits,
             created_at=db_now(),
         )
         .on_conflict_do_nothing(index_elements=[models.c.sha256])

@@ -37,7 +37,7 @@ from jobs.model import MNIST_INPUT, Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored
 from labelmill.client.session import Session, accept_numpy_numbers
-from labelmill.registration import DIGITS, Registered, register
+from labelmill.registration import Registered, register
 
 
 class ModelMethods(Session):
@@ -61,25 +61,28 @@ class ModelMethods(Session):
         self,
         file: str | PathLike[str],
         *,
-        classes: Sequence[str] = DIGITS,
+        classes: Sequence[str] | None = None,
         architecture: str = "custom",
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
+        logits: bool = False,
     ) -> Registered:
         """Register a model that was trained elsewhere. Only `promote` makes it the champion.
 
         - `file`: a `.keras` file on this machine. The model must take grey or RGB images of one size, as
           bytes (0 to 255), and end with a softmax. Size and colours are read from the file. The model is run
           once, to check that workers can use it.
-        - `classes`: the names of its classes, in the order of its outputs. Default: the ten digits.
+        - `classes`: the names of its classes, in the order of its outputs. They can be left out if the model
+          takes MNIST's format, 28 x 28 grey, and has ten classes: these are then the digits.
         - `architecture`: the name of its architecture, for lists.
         - `resampling`: how images are resized for the model: nearest, box, bilinear, bicubic or lanczos.
         - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
-          border). Default: dark_on_light if the model takes MNIST's format, 28 x 28 grey; otherwise never.
+          border). Default: dark_on_light if the model takes MNIST's format; otherwise never.
+        - `logits`: whether it answers logits instead of probabilities, so that a softmax is added.
 
         Returns the model, whether it is new, and whether `evaluate` can measure it. Registering a file again
         returns the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used,
-        Conflict if the file was registered with other classes or another input. Example::
+        Conflict if the file was registered with other options. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
@@ -93,6 +96,7 @@ class ModelMethods(Session):
             architecture=architecture,
             resampling=resampling,
             invert=invert,
+            logits=logits,
         )
 
     def evaluate(

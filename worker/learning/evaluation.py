@@ -149,7 +149,7 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
         )
     path = fetch_model(store, model, cache_dir)
     try:
-        classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier = Classifier.load(path, model.classes, model.input_spec, logits=model.logits)
         classifier.warm_up()
         with translated_model_errors():
             evaluated = evaluate_parts(classifier, data)

@@ -68,8 +68,13 @@ class Predictions:
 class Classifier:
     """A loaded model."""
 
-    def __init__(self, model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
-        """Wrap a Keras model. Raises ModelRefused if its shapes are not those of `spec` and `classes`."""
+    def __init__(
+        self, model: keras.Model, classes: Sequence[str], spec: InputSpec, *, logits: bool = False
+    ) -> None:
+        """Wrap a Keras model, and add a softmax if it answers logits.
+
+        Raises ModelRefused if its shapes are not those of `spec` and `classes`.
+        """
         _check_shapes(model, classes, spec)
         self.classes = tuple(classes)
         self.spec = spec
@@ -84,6 +89,8 @@ class Classifier:
             if has_channel:
                 pixels = pixels[..., tf.newaxis]
             scores = tf.cast(model(pixels, training=False), tf.float32)
+            if logits:
+                scores = tf.nn.softmax(scores)
             # NaN needs no separate check, because every comparison with it is false.
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
                 tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
@@ -98,13 +105,13 @@ class Classifier:
         self._run = {size: traced(size) for size in self._sizes}
 
     @classmethod
-    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec) -> Self:
+    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, logits: bool = False) -> Self:
         """Load a `.keras` file whose SHA-256 the caller has checked.
 
         Raises ModelRefused if the file has another format, does not load safely, or does not fit `spec` and
         `classes`; Unavailable if there is no memory for the model.
         """
-        return cls(load_model(path), classes, spec)
+        return cls(load_model(path), classes, spec, logits=logits)
 
     def warm_up(self) -> None:
         """Trace and run the model for each batch size, so that the first image does not have to wait for it.
