@@ -72,6 +72,24 @@ class Model:
             )
 
 
+def why_unfit(model: Model, classes: Sequence[str], shape: tuple[int, ...]) -> str | None:
+    """Return why the model cannot be evaluated on images of these classes and this shape; None if it can.
+
+    `shape` is (height, width) for grey images, (height, width, 3) for RGB. An accuracy on images of another
+    kind says nothing about the model: it was made for other images.
+    """
+    if model.classes != tuple(classes):
+        return f"it has other classes ({name_classes(model.classes)}) than the data ({name_classes(classes)})"
+    if model.input_spec.shape != shape:
+        takes = _name_shape(model.input_spec.shape)
+        return f"it takes {takes} images, and those of the data are {_name_shape(shape)}"
+    return None
+
+
+def _name_shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
+
+
 def name_classes(classes: Sequence[str]) -> str:
     """Name the classes, or the first ones of many."""
     more = ", ..." if len(classes) > _MAX_NAMED else ""

@@ -23,7 +23,7 @@ from jobs.ledger.models import (
     lock_champion,
     move_champion,
 )
-from jobs.model import Model
+from jobs.model import Model, why_unfit
 
 #: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
@@ -262,10 +262,12 @@ def _checks(
     if champion is None:
         return (accuracy, class_recall, *others)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
-    if champion.classes != model.classes:
+    # Not only its evaluation decides: earlier versions evaluated any model with the same classes.
+    unfit = why_unfit(champion, model.classes, model.input_spec.shape)
+    if unfit is not None:
         text = (
-            f"the champion has other classes ({', '.join(champion.classes)}), so the two cannot be compared: "
-            f"`labelmill models promote {model.id} --force` promotes this one anyway"
+            f"the champion {champion.id} cannot be evaluated on the same images, so the two cannot be "
+            f"compared: {unfit}. `labelmill models promote {model.id} --force` promotes this one anyway"
         )
     elif before is None:
         text = (

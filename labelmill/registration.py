@@ -12,7 +12,7 @@ from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.models import list_models
-from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes
+from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
@@ -43,7 +43,7 @@ class Registered(NamedTuple):
 
     model: Model
     new: bool  # False if the same file was registered before
-    measurable: bool  # whether it has the classes of the evaluation images, so that `evaluate` can measure it
+    unfit: str | None  # why `evaluate` cannot measure it; None if it can
 
 
 def register(
@@ -105,7 +105,7 @@ def register(
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
         raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
-    return Registered(model, model.id not in known, _is_measurable(settings, classes))
+    return Registered(model, model.id not in known, _why_unfit(settings, model))
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -173,11 +173,11 @@ def _answers_probabilities(classifier: Classifier) -> bool:
     return bool((answers.class_index >= 0).any())
 
 
-def _is_measurable(settings: Settings, classes: tuple[str, ...]) -> bool:
-    """Return whether `evaluate` can measure a model with these classes, as far as known before a download."""
+def _why_unfit(settings: Settings, model: Model) -> str | None:
+    """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can."""
     from worker.learning.mnist import class_names
 
     try:
-        return classes == class_names(settings.mnist_dir)
+        return why_unfit(model, class_names(settings.mnist_dir), MNIST_INPUT.shape)
     except DataUnavailable:  # `evaluate` will say so
-        return True
+        return None

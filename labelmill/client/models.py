@@ -80,9 +80,9 @@ class ModelMethods(Session):
           border). Default: dark_on_light if the model takes MNIST's format; otherwise never.
         - `logits`: whether it answers logits instead of probabilities, so that a softmax is added.
 
-        Returns the model, whether it is new, and whether `evaluate` can measure it. Registering a file again
-        returns the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used,
-        Conflict if the file was registered with other options. Example::
+        Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
+        Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
+        classes cannot be used, Conflict if the file was registered with other options. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
@@ -111,7 +111,7 @@ class ModelMethods(Session):
         - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
 
-        Raises UserError if the model's classes differ from those of the images, DataUnavailable if MNIST
+        Raises UserError if the model has other classes or takes other images, DataUnavailable if MNIST
         cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
         """
         from labelmill.training import load_mnist

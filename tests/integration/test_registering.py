@@ -222,13 +222,30 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
     assert "with another input: RGB bytes, 30 x 20, lanczos, all inverted" in said
 
 
-def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
-    run: Run, make_file: Callable[..., Path], little_mnist: mnist.Mnist
+def test_a_model_of_other_images_is_not_measured_on_mnist(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger
 ) -> None:
+    # Given the champion, which takes colour pictures of another size and has the digits as classes
     large = make_file("large", bias=3, shape=(40, 36, 3))
-    model_id = run("register", large, "--classes", DIGITS)[1].strip()
-    code, printed, _ = run("evaluate", model_id, "--json")
-    assert (code, json.loads(printed)["correct"]) == (0, int((little_mnist.test_labels == 3).sum()))
+    _, printed, said = run("register", large, "--classes", DIGITS)
+    champion = printed.strip()
+    why = "it takes 36x40 RGB images, and those of the data are 28x28 grey"
+    assert f"(it cannot be measured: {why})" in said
+    assert run("promote", champion, "--force")[0] == 0
+    # When it is evaluated, Then that is refused
+    code, printed, said = run("evaluate", champion)
+    assert (code, printed, why in said) == (2, "", True)
+    # And when another model is evaluated and promoted, Then the champion is not measured, and stays
+    other = run("register", make_file("one", bias=1))[1].strip()
+    assert run("evaluate", other)[2].count("evaluating model") == 1
+    code, printed, said = run("promote", other)
+    assert (code, printed) == (3, "")
+    assert f"so the two cannot be compared: {why}" in said
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, champion) is None
+        model = find_champion(connection)
+    assert model is not None
+    assert model.id == champion
 
 
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(

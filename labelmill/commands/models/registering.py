@@ -90,11 +90,11 @@ def register(
     say(f"  its input:   {describe_input(model.input_spec)}")
     say(f"  its classes: {name_classes(model.classes)}")
     say(f"  use it:      labelmill submit SOURCES --model {model.id}")
-    if registered.measurable:
+    if registered.unfit is None:
         say(f"  measure it:  labelmill models evaluate {model.id}")
     else:
         say(f"  promote it:  labelmill models promote {model.id} --force")
-        say("  (it cannot be measured: the evaluation images have other classes)")
+        say(f"  (it cannot be measured: {registered.unfit})")
     if as_json:
         print_json(
             {
