@@ -16,7 +16,8 @@ from jobs.errors import ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import add_model, get_model
+from jobs.ledger.model_changes import remove_row
+from jobs.ledger.models import add_model, get_model, has_file
 from jobs.model import InputSpec, Model
 from jobs.model_file import check_model_file
 from jobs.reading import why
@@ -42,7 +43,8 @@ def register_model(
     """
     check_model_file(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    store.put(model_key(sha256), data)
+    key = model_key(sha256)
+    store.put(key, data)
     with ledger.transaction() as connection:
         model_id = add_model(
             connection,
@@ -56,7 +58,37 @@ def register_model(
             metrics=metrics,
             logits=logits,
         )
-        return get_model(connection, model_id)
+        model = get_model(connection, model_id)
+    # `remove_model` in another process may have removed the file between the two.
+    if not store.exists(key):
+        store.put(key, data)
+    return model
+
+
+def remove_model(ledger: Ledger, store: Store, model: Model) -> None:
+    """Remove a model that nothing refers to: its row, then its file.
+
+    If it is interrupted in between, a file is left over that nobody needs. Raises NotFound, Conflict if
+    anything refers to it, Unavailable.
+    """
+    key = model_key(model.sha256)
+    try:
+        data = store.get(key, limit=model.size_bytes)
+    except FileNotFoundError:
+        data = b""
+    with ledger.transaction() as connection:
+        remove_row(connection, model.id)
+    if not data or _is_registered(ledger, model.sha256):
+        return
+    store.remove(key)
+    # The same file may have been registered again meanwhile; `register_model` looks only before this.
+    if _is_registered(ledger, model.sha256):
+        store.put(key, data)
+
+
+def _is_registered(ledger: Ledger, sha256: str) -> bool:
+    with ledger.reading() as connection:
+        return has_file(connection, sha256)
 
 
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:

@@ -92,6 +92,11 @@ def get_model(connection: Connection, model_id: str) -> Model:
     return _to_model(row, _aliases(connection))
 
 
+def has_file(connection: Connection, sha256: str) -> bool:
+    """Return whether a model has the file with this SHA-256."""
+    return connection.scalar(sa.select(models.c.id).where(models.c.sha256 == sha256)) is not None
+
+
 def find_champion(connection: Connection) -> Model | None:
     """Return the model that new jobs are pinned to, or None."""
     model_id = find_alias(connection, CHAMPION)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 
+from jobs.class_names import check_class_names
 from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import Evaluation
 from jobs.ledger.health import Health, model_health
+from jobs.ledger.model_changes import rename_classes
 from jobs.ledger.models import (
     SHADOW,
     Promotion,
@@ -35,7 +37,8 @@ from jobs.ledger.shadows import (
 )
 from jobs.model import MNIST_INPUT, Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import read_stored
+from jobs.registry import read_stored, remove_model
+from jobs.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.registration import Registered, register
 
@@ -98,6 +101,27 @@ class ModelMethods(Session):
             invert=invert,
             logits=logits,
         )
+
+    def edit_model(self, model: str, *, classes: Sequence[str]) -> Model:
+        """Correct the names of a model's classes, in the order of its outputs, and return the model.
+
+        Its evaluations are removed. Raises UserError if the names cannot be used or are not as many as its
+        classes, Conflict if a job, an alias, a promotion, a training run or a correction depends on them.
+        """
+        classes = tuple(classes)
+        check_class_names(classes, "The list of classes")
+        with self.ledger.transaction() as connection:
+            return rename_classes(connection, model_named(connection, model).id, classes)
+
+    def remove_model(self, model: str) -> Model:
+        """Remove a model that nothing refers to, with its file and its evaluations, and return what it was.
+
+        Raises Conflict, which says what refers to it, Unavailable.
+        """
+        found = self.model(model)
+        check_store(self.ledger, self._store)
+        remove_model(self.ledger, self._store, found)
+        return found
 
     def evaluate(
         self, model: str | None = None, *, on_message: Callable[[str], None] = lambda _text: None

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.class_names import read_class_names
-from jobs.errors import UserError
 from jobs.model import Invert, Resampling, name_classes
 from labelmill.client import Client
+from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.registration import describe_input
@@ -21,22 +20,6 @@ if TYPE_CHECKING:
     from jobs.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False)
-
-ClassesOption = Annotated[
-    str | None, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
-]
-ClassesFileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A text file of these names, one per line.")
-]
-
-
-def class_names_given(classes: str | None, file: Path | None) -> list[str] | None:
-    """Return the class names from --classes or --classes-file; None if neither is given. Raises UserError."""
-    if classes is not None and file is not None:
-        raise UserError("Give --classes or --classes-file, not both.")
-    if file is not None:
-        return list(read_class_names(file))
-    return None if classes is None else [name.strip() for name in classes.split(",")]
 
 
 @app.command(
