@@ -63,6 +63,7 @@ class Model:
     created_at: datetime
     aliases: tuple[str, ...] = ()
     logits: bool = False  # it answers logits, so softmax is added when it is served
+    pinned_at: datetime | None = None  # as the champion: since when no training run replaces it
 
     def check_class(self, label: str) -> None:
         """Raise UserError if the label is not one of the model's classes."""

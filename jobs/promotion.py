@@ -18,6 +18,7 @@ from jobs.evaluation import Evaluation, GateLimits, Part
 from jobs.ledger.models import (
     StoredEvaluation,
     add_verdict,
+    describe_pin,
     find_evaluation,
     get_model,
     lock_champion,
@@ -31,6 +32,9 @@ EVALUATE: Final = "labelmill models evaluate"
 #: The names of the checks that compare with the champion.
 TEST_SET: Final = "test set"
 LIVE_SET: Final = "live set"
+
+#: The name of the check that fails if the champion is pinned.
+PIN: Final = "pin"
 
 #: With fewer held-out corrections, the test set decides alone.
 MIN_LIVE_IMAGES: Final = 60
@@ -77,7 +81,7 @@ def judge_and_promote(
     Everything happens in the caller's transaction, and no other promotion can come between. The model is
     judged by its evaluation on the data with this fingerprint; without one, by its latest. If there is no
     champion, the model is promoted whatever the checks say. With `replace=False` an existing champion stays;
-    with `force` it is always replaced.
+    with `force` it is always replaced. A pinned champion stays, unless a person forces a promotion.
 
     Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
     if `how` is "promote" and it is already the champion.
@@ -97,6 +101,9 @@ def judge_and_promote(
         verdict = Verdict(False, False, (), "kept: it is already the champion")
     else:
         checks = _checks(connection, limits, model, challenger, champion)
+        if champion is not None and champion.pinned_at is not None:
+            checks = (Check(PIN, False, describe_pin(champion.id)), *checks)
+            force = force and how == "promote"
         verdict = _verdict(checks, champion_id, force=force, replace=replace)
     verdict_id = add_verdict(
         connection,
@@ -303,6 +310,8 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
     if champion_id is None:
         reason = "promoted: there was no champion" + (f" (although {failed})" if failed else "")
         return Verdict(True, False, checks, reason)
+    if checks[0].name == PIN:
+        return Verdict(False, False, checks, f"not promoted: {checks[0].text}")
     if not replace:
         return Verdict(False, False, checks, f"not promoted: {champion_id} stays the champion")
     if failed:

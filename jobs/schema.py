@@ -169,6 +169,7 @@ aliases = Table(
     Column("name", String(64), primary_key=True),
     Column("model_id", ForeignKey("models.id"), nullable=False),
     Column("moved_at", UtcTime, nullable=False),
+    Column("pinned_at", UtcTime),  # since when no training run replaces it; empty if one may
 )
 
 #: One row per training run, with its data, metrics and verdict.

@@ -22,6 +22,7 @@ from jobs.ledger.models import (
     find_verdict,
     get_model,
     list_models,
+    pin_champion,
     roll_back,
 )
 from jobs.ledger.queries import model_named
@@ -195,9 +196,9 @@ class ModelMethods(Session):
     def promote(self, model: str, *, force: bool = False) -> Verdict:
         """Make the model the champion if it passes the gate, and return the gate's verdict.
 
-        With `force`, promote the model even if it fails. New jobs use the new champion; running jobs keep
-        their model. Raises Conflict if the model is already the champion or was never evaluated, ModelRefused
-        if its file is missing from the store or was changed.
+        With `force`, promote the model even if it fails or the champion is pinned. New jobs use the new
+        champion; running jobs keep their model. Raises Conflict if the model is already the champion or was
+        never evaluated, ModelRefused if its file is missing from the store or was changed.
         """
         found = self.model(model)
         read_stored(self._store, found)
@@ -206,11 +207,25 @@ class ModelMethods(Session):
                 connection, self.settings.gate_limits, found.id, how="promote", force=force
             )
 
+    def pin(self) -> Model:
+        """Pin the champion, and return it: no training run replaces it until `unpin` is called.
+
+        `promote` needs `force`, which releases the pin, and `rollback` is refused. Raises NotFound if there
+        is no champion.
+        """
+        with self.ledger.transaction() as connection:
+            return pin_champion(connection, pinned=True)
+
+    def unpin(self) -> Model:
+        """Release the champion, and return it. Raises NotFound if there is no champion."""
+        with self.ledger.transaction() as connection:
+            return pin_champion(connection, pinned=False)
+
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again, and return this promotion.
 
-        A second call goes back one champion further. Raises Conflict if there is no previous champion,
-        ModelRefused if its file is missing from the store or was changed.
+        A second call goes back one champion further. Raises Conflict if there is no previous champion or the
+        present one is pinned, ModelRefused if its file is missing from the store or was changed.
         """
         with self.ledger.reading() as connection:
             model = get_model(connection, champion_before(connection))

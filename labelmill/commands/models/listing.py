@@ -22,13 +22,18 @@ def _describe_input(model: Model) -> str:
     return f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}"
 
 
+def _describe_aliases(model: Model) -> str:
+    pin = "" if model.pinned_at is None else " (pinned)"
+    return f"{', '.join(model.aliases) or '-'}{pin}"
+
+
 def _describe_classes(model: Model) -> str:
     return f"{len(model.classes)}: {name_classes(model.classes)}"
 
 
 COLUMNS: Final = (
     Column("model", attrgetter("id")),
-    Column("aliases", lambda model: ", ".join(model.aliases) or "-"),
+    Column("aliases", _describe_aliases),
     Column("kind", attrgetter("architecture")),
     Column("accuracy", lambda model: "-" if model.accuracy is None else f"{model.accuracy:.4f}", right=True),
     Column("input", _describe_input),
