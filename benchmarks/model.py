@@ -60,6 +60,7 @@ def make_champion(model: TrainedModel, ledger: Ledger, settings: Settings) -> Mo
         input_spec=model.row.input_spec,
         accuracy=model.row.accuracy,
         metrics=model.row.metrics,
+        logits=model.row.logits,
     )
     with ledger.transaction() as connection:
         point_alias(connection, CHAMPION, registered.id)

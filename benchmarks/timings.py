@@ -52,7 +52,8 @@ def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
     from worker.predicting.classifier import Classifier, configure_threads
 
     configure_threads(settings.processes)
-    classifier = Classifier.load(model.path, model.row.classes, model.row.input_spec)
+    row = model.row
+    classifier = Classifier.load(model.path, row.classes, row.input_spec, logits=row.logits)
     classifier.warm_up()
     with contextlib.closing(Ledger(settings.ledger)) as ledger:
         passes = [_one_pass(settings, classifier, ledger, folder) for _ in range(PASSES)]

@@ -6,9 +6,10 @@ The input spec is stored with the model, so that training, evaluation and predic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jobs.dataset import MNIST
 from jobs.errors import UserError
@@ -16,6 +17,9 @@ from jobs.errors import UserError
 Mode = Literal["L", "RGB"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Invert = Literal["never", "always", "dark_on_light"]
+
+#: At most this many classes are named in a message or a table.
+_MAX_NAMED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,36 @@ class Model:
     created_at: datetime
     dataset: str = MNIST  # whose champion it can become
     aliases: tuple[str, ...] = ()
+    logits: bool = False  # it answers logits, so softmax is added when it is served
+    pinned_at: datetime | None = None  # as the champion: since when no training run replaces it
 
     def check_class(self, label: str) -> None:
         """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
-                f"{label!r} is not a class of model {self.id}; its classes are {', '.join(self.classes)}."
+                f"{label!r} is not a class of model {self.id}; its classes are {name_classes(self.classes)}."
             )
+
+
+def why_unfit(model: Model, classes: Sequence[str], shape: tuple[int, ...]) -> str | None:
+    """Return why the model cannot be evaluated on images of these classes and this shape; None if it can.
+
+    `shape` is (height, width) for grey images, (height, width, 3) for RGB. An accuracy on images of another
+    kind says nothing about the model: it was made for other images.
+    """
+    if model.classes != tuple(classes):
+        return f"it has other classes ({name_classes(model.classes)}) than the data ({name_classes(classes)})"
+    if model.input_spec.shape != shape:
+        takes = _name_shape(model.input_spec.shape)
+        return f"it takes {takes} images, and those of the data are {_name_shape(shape)}"
+    return None
+
+
+def _name_shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
+
+
+def name_classes(classes: Sequence[str]) -> str:
+    """Name the classes, or the first ones of many."""
+    more = ", ..." if len(classes) > _MAX_NAMED else ""
+    return ", ".join(classes[:_MAX_NAMED]) + more

@@ -2,8 +2,12 @@
 
 Loading a model builds every class that its config names. Classes that run code (`Lambda`), open files
 (`StringLookup`, `TFSMLayer`) or call any function of Keras have repeatedly led to code execution:
-CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So only what is listed here may be in
-a file, and that is checked before Keras parses it. Keras's own safe mode applies as well.
+CVE-2025-1550, -8747, -9905, -9906, -12058, CVE-2026-0897, -1462, -1669. So only what is listed here and in
+`jobs.keras_names` may be in a file, and that is checked before Keras parses it. Keras's own safe mode applies
+as well.
+
+How a model was compiled matters only to its training. It often names custom code, so it is not checked and
+must never be loaded: see `find_compiled_parts`.
 """
 
 from __future__ import annotations
@@ -11,10 +15,13 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import zipfile
+from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import ModelRefused
+from jobs.keras_names import APPLICATION_LAYERS, LAYERS, OPERATIONS
 
 _MEMBERS: Final = {"metadata.json", "config.json", "model.weights.h5"}
 
@@ -32,6 +39,9 @@ _ZIP_ERRORS: Final = (
     ValueError,
 )
 
+#: Weights are copied in pieces of this size.
+_COPY_BYTES: Final = 1024 * 1024
+
 _ZIP: Final = b"PK\x03\x04"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -40,33 +50,22 @@ _MODULES: Final = (
     "keras.activations",
     "keras.constraints",
     "keras.initializers",
-    "keras.losses",
-    "keras.metrics",
-    "keras.optimizers",
     "keras.regularizers",
-)
-
-#: Layers that compute on images. None runs code from the file, opens another file, or wraps another library's
-#: layer.
-_LAYERS: Final = frozenset(
-    (
-        *("Activation", "Add", "AlphaDropout", "Average", "AveragePooling2D", "BatchNormalization"),
-        *("CenterCrop", "Concatenate", "Conv2D", "Conv2DTranspose", "Cropping2D", "Dense", "DepthwiseConv2D"),
-        *("Dropout", "ELU", "Flatten", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling2D"),
-        *("GlobalMaxPooling2D", "GroupNormalization", "Identity", "InputLayer", "LayerNormalization"),
-        *("LeakyReLU", "MaxPooling2D", "Maximum", "Minimum", "Multiply", "Normalization", "PReLU", "Permute"),
-        *("RMSNormalization", "RandomBrightness", "RandomContrast", "RandomCrop", "RandomFlip"),
-        *("RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "Rescaling", "Reshape", "Resizing"),
-        *("SeparableConv2D", "Softmax", "SpatialDropout2D", "Subtract", "UnitNormalization"),
-        *("UpSampling2D", "ZeroPadding2D"),
-    )
 )
 
 _CLASSES: Final = {
     "keras": frozenset(("DTypePolicy", "Model", "Sequential")),
     "keras.src.models.functional": frozenset(("Functional",)),
-    "keras.layers": _LAYERS,
+    "keras.layers": LAYERS,
+    **APPLICATION_LAYERS,
+    **OPERATIONS,
 }
+
+#: Values that a config writes as objects without a module. Keras makes them of numbers and names alone.
+_VALUES: Final = frozenset(("__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"))
+
+#: The type of an array or tensor in a config, such as float32.
+_DTYPE: Final = re.compile(r"[a-z]+[0-9]*")
 
 _CLASS_NAME: Final = re.compile(r"[A-Z][A-Za-z0-9]*")
 
@@ -75,9 +74,10 @@ _FUNCTION_NAME: Final = re.compile(r"(?!(?:get|serialize|deserialize)$)[a-z][a-z
 
 
 def check_model_file(data: bytes) -> None:
-    """Check that this is a `.keras` file of known layers. Raises ModelRefused with the reason.
+    """Check that this is a `.keras` file of known layers and operations. Raises ModelRefused with the reason.
 
-    Its weights are not inspected: Keras reads them as numbers, and refuses links to other files.
+    How the model was compiled is ignored. Its weights are not inspected: Keras reads them as numbers, and
+    refuses links to other files.
     """
     if data.startswith(_HDF5):
         raise ModelRefused("It is an HDF5 file, not a .keras file; loading one can run code.")
@@ -90,10 +90,50 @@ def check_model_file(data: bytes) -> None:
                 if weights.read(len(_HDF5)) != _HDF5:
                     raise ModelRefused("Its model.weights.h5 is not HDF5.")
             _read_json(archive, "metadata.json")
-            _check_config(_read_json(archive, "config.json"))
+            config = _read_json(archive, "config.json")
+            _drop_compilation(config)
+            _check_config(config)
     except _ZIP_ERRORS as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise ModelRefused(f"It is not a complete .keras file: {reason}.") from None
+
+
+def find_compiled_parts(path: Path) -> dict[str, Any] | None:
+    """Return the file's config without compile configurations, or None if no nested model has one.
+
+    Keras loads those of nested models even with `compile=False`, which concerns only the outermost model.
+    Raises ModelRefused, or what zipfile raises for a broken file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = _read_json(archive, "config.json")
+    return config if _drop_compilation(config) else None
+
+
+def copy_with_config(path: Path, copy: Path, config: dict[str, Any]) -> None:
+    """Copy a `.keras` file with another config. Raises OSError, or what zipfile raises for a broken file."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as copied:
+        copied.writestr("metadata.json", archive.read("metadata.json"))
+        copied.writestr("config.json", json.dumps(config))
+        with (
+            archive.open("model.weights.h5") as weights,
+            copied.open("model.weights.h5", "w", force_zip64=True) as target,
+        ):
+            shutil.copyfileobj(weights, target, _COPY_BYTES)
+
+
+def _drop_compilation(config: dict[str, Any]) -> bool:
+    """Remove all compile configurations from a model's config. Return whether nested models had any."""
+    config.pop("compile_config", None)
+    nested = False
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            nested = value.pop("compile_config", None) is not None or nested
+            waiting += value.values()
+    return nested
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -146,7 +186,8 @@ def _check_config(config: dict[str, Any]) -> None:
 def _check_object(value: dict[str, Any]) -> None:
     """Check that this object of the config may be built. Raises ModelRefused."""
     module, name = value.get("module"), value["class_name"]
-    if name == "__keras_tensor__" and module is None:  # a node in a graph of layers: a name and two numbers
+    if module is None and isinstance(name, str) and name in _VALUES:
+        _check_value(name, value.get("config"))
         return
     # A function has its name in `config`, and may leave its module to Keras.
     named = value.get("config") if name == "function" else name
@@ -161,4 +202,17 @@ def _check_object(value: dict[str, Any]) -> None:
         known = known or named in _CLASSES.get(module, ())
     if not known:
         what = ".".join(str(part)[:60] for part in (module, named) if part)
-        raise ModelRefused(f"Its config names {what}, which is not a layer or function that may be loaded.")
+        raise ModelRefused(
+            f"Its config names {what}, which is not a layer or function that may be loaded. Only Keras's "
+            "own layers and operations on tensors are: build the model of these, copy the weights, and save "
+            "it again."
+        )
+
+
+def _check_value(name: str, config: Any) -> None:
+    """Check that an array or tensor has a type that is a plain name. Raises ModelRefused."""
+    if name not in ("__numpy__", "__tensor__"):
+        return
+    dtype = config.get("dtype") if isinstance(config, dict) else None
+    if not isinstance(dtype, str) or _DTYPE.fullmatch(dtype) is None or dtype == "object":
+        raise ModelRefused(f"Its config has a constant of the type {str(dtype)[:60]!r}, not of a number.")

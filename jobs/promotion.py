@@ -18,12 +18,13 @@ from jobs.evaluation import Evaluation, GateLimits, Part, unpack_answers
 from jobs.ledger.models import (
     StoredEvaluation,
     add_verdict,
+    describe_pin,
     find_evaluation,
     get_model,
     lock_champion,
     move_champion,
 )
-from jobs.model import Model
+from jobs.model import Model, why_unfit
 
 #: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
@@ -34,6 +35,8 @@ LIVE_SET: Final = "live set"
 
 #: The names of the checks for a minimum accuracy. People read them before the comparison with the champion.
 FLOORS: Final = ("accuracy", "class recall")
+#: The name of the check that fails if the champion is pinned.
+PIN: Final = "pin"
 
 #: With fewer held-out corrections, the test set decides alone.
 MIN_LIVE_IMAGES: Final = 60
@@ -80,7 +83,8 @@ def judge_and_promote(
     Everything happens in the caller's transaction, and no other promotion can come between. The champion is
     that of the model's dataset. The model is judged by its evaluation on the data with this fingerprint;
     without one, by its latest. If there is no champion, the model is promoted whatever the checks say. With
-    `replace=False` an existing champion stays; with `force` it is always replaced.
+    `replace=False` an existing champion stays; with `force` it is always replaced. A pinned champion stays,
+    unless a person forces a promotion.
 
     Raises NotFound if the model is unknown. Raises Conflict if it has no such evaluation (unless forced), or
     if `how` is "promote" and it is already the champion.
@@ -100,6 +104,9 @@ def judge_and_promote(
         verdict = Verdict(False, False, (), "kept: it is already the champion")
     else:
         checks = _checks(connection, limits, model, challenger, champion)
+        if champion is not None and champion.pinned_at is not None:
+            checks = (Check(PIN, False, describe_pin(champion.id)), *checks)
+            force = force and how == "promote"
         verdict = _verdict(checks, champion_id, force=force, replace=replace)
     verdict_id = add_verdict(
         connection,
@@ -271,10 +278,12 @@ def _checks(
     floors = tuple(check for check in limited if check.name in FLOORS)
     others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
-    if champion.classes != model.classes:
+    # Not only its evaluation decides: earlier versions evaluated any model with the same classes.
+    unfit = why_unfit(champion, model.classes, model.input_spec.shape)
+    if unfit is not None:
         text = (
-            f"the champion has other classes ({', '.join(champion.classes)}), so the two cannot be compared: "
-            f"`labelmill models promote {model.id} --force` promotes this one anyway"
+            f"the champion {champion.id} cannot be evaluated on the same images, so the two cannot be "
+            f"compared: {unfit}. `labelmill models promote {model.id} --force` promotes this one anyway"
         )
     elif before is None:
         text = (
@@ -309,6 +318,8 @@ def _verdict(checks: tuple[Check, ...], champion_id: str | None, *, force: bool,
     if champion_id is None:
         reason = "promoted: there was no champion" + (f" (although {failed})" if failed else "")
         return Verdict(True, False, checks, reason)
+    if checks[0].name == PIN:
+        return Verdict(False, False, checks, f"not promoted: {checks[0].text}")
     if not replace:
         return Verdict(False, False, checks, f"not promoted: {champion_id} stays the champion")
     if failed:

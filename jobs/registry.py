@@ -17,7 +17,8 @@ from jobs.errors import Conflict, ModelRefused, Unavailable
 from jobs.files import make_private_folder, write_whole
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import add_model, get_model
+from jobs.ledger.model_changes import remove_row
+from jobs.ledger.models import add_model, get_model, has_file
 from jobs.model import InputSpec, Model
 from jobs.model_file import check_model_file
 from jobs.reading import why
@@ -35,15 +36,17 @@ def register_model(
     accuracy: float | None,
     metrics: dict[str, Any],
     dataset: str = MNIST,
+    logits: bool = False,
 ) -> Model:
     """Register a model from the bytes of a `.keras` file: store the file, then add its row.
 
-    Raises ModelRefused if the file has another format or names what may not be loaded, Conflict if it is
-    registered for another dataset, Unavailable.
+    `logits` says that it answers logits, not probabilities. Raises ModelRefused if the file has another
+    format or names what may not be loaded, Conflict if it is registered for another dataset, Unavailable.
     """
     check_model_file(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    store.put(model_key(sha256), data)
+    key = model_key(sha256)
+    store.put(key, data)
     with ledger.transaction() as connection:
         model_id = add_model(
             connection,
@@ -56,6 +59,7 @@ def register_model(
             accuracy=accuracy,
             metrics=metrics,
             dataset=dataset,
+            logits=logits,
         )
         model = get_model(connection, model_id)
     if model.dataset != dataset:
@@ -63,7 +67,36 @@ def register_model(
             f"This file is registered already, as model {model.id} of dataset {model.dataset}: a model "
             "belongs to one dataset."
         )
+    # `remove_model` in another process may have removed the file between the two.
+    if not store.exists(key):
+        store.put(key, data)
     return model
+
+
+def remove_model(ledger: Ledger, store: Store, model: Model) -> None:
+    """Remove a model that nothing refers to: its row, then its file.
+
+    If it is interrupted in between, a file is left over that nobody needs. Raises NotFound, Conflict if
+    anything refers to it, Unavailable.
+    """
+    key = model_key(model.sha256)
+    try:
+        data = store.get(key, limit=model.size_bytes)
+    except FileNotFoundError:
+        data = b""
+    with ledger.transaction() as connection:
+        remove_row(connection, model.id)
+    if not data or _is_registered(ledger, model.sha256):
+        return
+    store.remove(key)
+    # The same file may have been registered again meanwhile; `register_model` looks only before this.
+    if _is_registered(ledger, model.sha256):
+        store.put(key, data)
+
+
+def _is_registered(ledger: Ledger, sha256: str) -> bool:
+    with ledger.reading() as connection:
+        return has_file(connection, sha256)
 
 
 def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:

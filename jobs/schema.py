@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    false,
     literal,
     text,
 )
@@ -182,6 +183,7 @@ models = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("classes", _Json, nullable=False),
     Column("input_spec", _Json, nullable=False),
+    Column("logits", Boolean, nullable=False, server_default=false()),  # it answers logits: softmax is added
     Column("accuracy", Double),
     Column("metrics", _Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -196,6 +198,7 @@ aliases = Table(
     Column("name", String(64), primary_key=True),
     Column("model_id", ForeignKey("models.id"), nullable=False),
     Column("moved_at", UtcTime, nullable=False),
+    Column("pinned_at", UtcTime),  # since when no training run replaces it; empty if one may
 )
 
 #: One row per training run, with its data, metrics and verdict.

@@ -7,24 +7,32 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from jobs.class_names import check_class_names
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.models import list_models
-from jobs.model import InputSpec, Invert, Model, Resampling
+from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
-from jobs.text import is_plain, storable
+from jobs.text import storable
 from labelmill.training import require_tensorflow
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
 
-#: The default classes: the ten digits.
+#: The default classes of a model that takes MNIST's images: the ten digits.
 DIGITS: Final = tuple("0123456789")
+
+_NAME_CLASSES: Final = (
+    "Name its classes, in the order of its output: --classes A,B,C, or --classes-file FILE with one per line."
+)
+_NO_PROBABILITIES: Final = (
+    "if it answers logits, register it with --logits, which adds a softmax; otherwise end it with one"
+)
 
 #: How many noise images a new model is tried on, besides a black image and a white one.
 _NOISE_IMAGES: Final = 30
@@ -35,7 +43,7 @@ class Registered(NamedTuple):
 
     model: Model
     new: bool  # False if the same file was registered before
-    measurable: bool  # whether it has the classes of the evaluation images, so that `evaluate` can measure it
+    unfit: str | None  # why `evaluate` cannot measure it; None if it can
 
 
 def register(
@@ -44,30 +52,30 @@ def register(
     settings: Settings,
     file: str | PathLike[str],
     *,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     architecture: str,
     resampling: Resampling,
     invert: Invert | None,
+    logits: bool,
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
-    Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed; Conflict if
-    the file was registered with other classes or another input, or if the store is not the one that the
+    The classes of a model that takes MNIST's images are the digits if they are left out. Raises UserError if
+    the file or the classes cannot be used, or TensorFlow is not installed; Conflict if the file was
+    registered with other classes, another input or other outputs, or if the store is not the one that the
     workers use; Unavailable.
     """
-    classes, path = tuple(classes), Path(file)
-    names = ",".join(classes)
-    if not all(classes) or len(set(classes)) != len(classes):
-        raise UserError(f"The classes {names!r} cannot be used: each class needs its own name.")
-    if not all(map(is_plain, classes)):
-        raise UserError(f"The classes {names!r} cannot be used: a name cannot contain control characters.")
+    path = Path(file)
+    if classes is not None:
+        classes = tuple(classes)
+        check_class_names(classes, "The list of classes")
     require_tensorflow("Registering")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert)
+        classes, input_spec = _test_run(settings.cache_dir, data, classes, resampling, invert, logits)
     except ModelRefused as error:
         raise UserError(f"{path} cannot be used: {error}") from error
     check_store(ledger, store)
@@ -82,18 +90,22 @@ def register(
         input_spec=input_spec,
         accuracy=None,
         metrics={"file": storable(path.name)},
+        logits=logits,
     )
     if model.classes != classes:
         raise Conflict(
             f"This file is already registered as model {model.id}, with other classes: "
-            f"{', '.join(model.classes)}."
+            f"{name_classes(model.classes)}. `labelmill models edit {model.id}` corrects them."
         )
     if model.input_spec != input_spec:
         raise Conflict(
             f"This file is already registered as model {model.id}, with another input: "
             f"{describe_input(model.input_spec)}."
         )
-    return Registered(model, model.id not in known, _is_measurable(settings, classes))
+    if model.logits != logits:
+        outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
+        raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
+    return Registered(model, model.id not in known, _why_unfit(settings, model))
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -108,9 +120,17 @@ def describe_input(spec: InputSpec) -> str:
 
 
 def _test_run(
-    cache_dir: Path, data: bytes, classes: tuple[str, ...], resampling: Resampling, invert: Invert | None
-) -> InputSpec:
-    """Load the model and run it. Return how images are prepared for it. Raises ModelRefused."""
+    cache_dir: Path,
+    data: bytes,
+    classes: tuple[str, ...] | None,
+    resampling: Resampling,
+    invert: Invert | None,
+    logits: bool,
+) -> tuple[tuple[str, ...], InputSpec]:
+    """Load the model and run it. Return its classes, and how images are prepared for it.
+
+    Raises ModelRefused.
+    """
     from worker.predicting.classifier import Classifier, input_spec_of, load_model
 
     # A copy of the bytes that were read, because the file may have changed since.
@@ -120,20 +140,28 @@ def _test_run(
         check_model_file(data)
         model = load_model(copy)
         spec = input_spec_of(model, resampling=resampling, invert=invert)
-        match tuple(model.outputs[0].shape):
-            case (None, int(number)) if number != len(classes):
-                raise ModelRefused(
-                    f"the model has {number} classes, and {len(classes)} are named (left out: the ten "
-                    f"digits). Name its {number} classes, in the order of its output: --classes A,B,C"
-                )
-        classifier = Classifier(model, classes, spec)
+        outputs = tuple(model.outputs[0].shape)
+        number = outputs[1] if len(outputs) == 2 and outputs[0] is None else None
+        if classes is None:
+            if number is not None and (spec.shape != MNIST_INPUT.shape or number != len(DIGITS)):
+                raise ModelRefused(f"its {number} classes have no names. {_NAME_CLASSES}")
+            classes = DIGITS
+        if number not in (len(classes), None):
+            raise ModelRefused(
+                f"the model answers {number} classes, and {len(classes)} are named. {_NAME_CLASSES}"
+            )
+        classifier = Classifier(model, classes, spec, logits=logits)
         classifier.warm_up()
-        _check_probabilities(classifier)
-    return spec
+        if not _answers_probabilities(classifier):
+            remedy = "they are not finite numbers" if logits else _NO_PROBABILITIES
+            raise ModelRefused(f"its outputs are not probabilities that add up to 1: {remedy}")
+        if logits and _answers_probabilities(Classifier(model, classes, spec)):
+            raise ModelRefused("its outputs are probabilities already: leave out --logits")
+    return classes, spec
 
 
-def _check_probabilities(classifier: Classifier) -> None:
-    """Raise ModelRefused if no image gets probabilities.
+def _answers_probabilities(classifier: Classifier) -> bool:
+    """Return whether any image gets probabilities.
 
     Single images may get none: a network that divides by the contrast has no answer for a blank image.
     """
@@ -142,15 +170,14 @@ def _check_probabilities(classifier: Classifier) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (_NOISE_IMAGES, *classifier.spec.shape), np.uint8)
     black, white = np.zeros_like(noise[:1]), np.full_like(noise[:1], 255)
     answers = classifier.predict(np.concatenate([black, white, noise]))
-    if (answers.class_index < 0).all():
-        raise ModelRefused("its outputs are not probabilities that add up to 1: end it with a softmax")
+    return bool((answers.class_index >= 0).any())
 
 
-def _is_measurable(settings: Settings, classes: tuple[str, ...]) -> bool:
-    """Return whether `evaluate` can measure a model with these classes, as far as known before a download."""
+def _why_unfit(settings: Settings, model: Model) -> str | None:
+    """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can."""
     from worker.learning.mnist import class_names
 
     try:
-        return classes == class_names(settings.mnist_dir)
+        return why_unfit(model, class_names(settings.mnist_dir), MNIST_INPUT.shape)
     except DataUnavailable:  # `evaluate` will say so
-        return True
+        return None

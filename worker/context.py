@@ -142,7 +142,7 @@ class WorkerContext:
         with self.ledger.reading() as connection:
             model = get_model(connection, model_id)
         path = fetch_model(self.store, model, self.settings.cache_dir)
-        classifier = load(path, model.classes, model.input_spec)
+        classifier = load(path, model.classes, model.input_spec, logits=model.logits)
         classifier.warm_up()
         self._classifiers[model_id] = classifier
         if len(self._classifiers) > MODELS_KEPT:

@@ -46,6 +46,7 @@ def add_model(
     accuracy: float | None,
     metrics: dict[str, Any],
     dataset: str = MNIST,
+    logits: bool = False,
 ) -> str:
     """Add a model's row and return its id. A file that is registered already keeps its id and its dataset."""
     connection.execute(
@@ -60,6 +61,7 @@ def add_model(
             input_spec=asdict(input_spec),
             accuracy=accuracy,
             metrics=metrics,
+            logits=logits,
             created_at=db_now(),
         )
         .on_conflict_do_nothing(index_elements=[models.c.sha256])
@@ -69,14 +71,17 @@ def add_model(
 
 
 def point_alias(connection: Connection, name: str, model_id: str) -> None:
-    """Move the alias, in the model's dataset, to the model. `move_champion` also records the move."""
+    """Move the alias, in the model's dataset, to the model, not pinned.
+
+    `move_champion` also records the move.
+    """
     dataset = sa.select(models.c.dataset).where(models.c.id == model_id).scalar_subquery()
     connection.execute(
         insert_into(connection, aliases)
         .values(dataset=dataset, name=name, model_id=model_id, moved_at=db_now())
         .on_conflict_do_update(
             index_elements=[aliases.c.dataset, aliases.c.name],
-            set_={"model_id": model_id, "moved_at": db_now()},
+            set_={"model_id": model_id, "moved_at": db_now(), "pinned_at": None},
         )
     )
 
@@ -94,6 +99,11 @@ def get_model(connection: Connection, model_id: str) -> Model:
     if row is None:
         raise NotFound(f"There is no model {model_id!r}: `labelmill models list` shows them.")
     return _to_model(row, _aliases(connection))
+
+
+def has_file(connection: Connection, sha256: str) -> bool:
+    """Return whether a model has the file with this SHA-256."""
+    return connection.scalar(sa.select(models.c.id).where(models.c.sha256 == sha256)) is not None
 
 
 def find_champion(connection: Connection, dataset: str = MNIST) -> Model | None:
@@ -118,17 +128,19 @@ def list_models(connection: Connection) -> list[Model]:
     return [_to_model(row, names) for row in connection.execute(query)]
 
 
-def _aliases(connection: Connection) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for row in connection.execute(sa.select(aliases.c.model_id, aliases.c.name).order_by(aliases.c.name)):
-        names.setdefault(row.model_id, []).append(row.name)
-    return names
+def _aliases(connection: Connection) -> dict[str, list[Row[Any]]]:
+    found: dict[str, list[Row[Any]]] = {}
+    for row in connection.execute(sa.select(aliases).order_by(aliases.c.name)):
+        found.setdefault(row.model_id, []).append(row)
+    return found
 
 
-def _to_model(row: Row[Any], names: dict[str, list[str]]) -> Model:
+def _to_model(row: Row[Any], all_aliases: dict[str, list[Row[Any]]]) -> Model:
+    own = all_aliases.get(row.id, [])
     return Model(
         **{**row._mapping, "classes": tuple(row.classes), "input_spec": InputSpec(**row.input_spec)},
-        aliases=tuple(names.get(row.id, ())),
+        aliases=tuple(alias.name for alias in own),
+        pinned_at=next((alias.pinned_at for alias in own if alias.pinned_at is not None), None),
     )
 
 
@@ -282,6 +294,24 @@ def move_champion(
     )
 
 
+def pin_champion(connection: Connection, *, pinned: bool) -> Model:
+    """Pin the champion, so that no training run replaces it, or release it; return it. Raises NotFound.
+
+    A champion that is pinned already keeps its time.
+    """
+    lock_champion(connection)
+    champion = model_or_champion(connection, None)
+    if pinned != (champion.pinned_at is not None):
+        moved = aliases.update().where(aliases.c.name == CHAMPION)
+        connection.execute(moved.values(pinned_at=db_now() if pinned else None))
+    return get_model(connection, champion.id)
+
+
+def describe_pin(champion_id: str) -> str:
+    """Say that this champion is pinned, and how it is released."""
+    return f"the champion {champion_id} is pinned (labelmill models pin --off releases it)"
+
+
 def add_verdict(
     connection: Connection,
     *,
@@ -349,10 +379,12 @@ def champion_before(connection: Connection, dataset: str = MNIST) -> str:
 def roll_back(connection: Connection, model_id: str) -> Promotion:
     """Make the model that `champion_before` returned the champion again, and return the move.
 
-    Raises Conflict if another process has moved the champion meanwhile.
+    Raises Conflict if the champion is pinned, or if another process has moved it meanwhile.
     """
     dataset = get_model(connection, model_id).dataset
     champion_id = lock_champion(connection, dataset)
+    if champion_id is not None and get_model(connection, champion_id).pinned_at is not None:
+        raise Conflict(f"Not rolled back: {describe_pin(champion_id)}.")
     if champion_before(connection, dataset) != model_id:
         raise Conflict(
             "Another process moved the champion at the same time: `labelmill models history` shows it."

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from jobs.errors import Conflict, Stopped
+from jobs.errors import Conflict, NotFound, Stopped
 from jobs.ledger.counters import CounterName, count
 from jobs.limits import ErrorLimits
 from jobs.schema import ChunkState, JobState, chunks, db_now, jobs, predictions
@@ -63,7 +63,10 @@ def open_job(
     retry_of: str | None = None,
     traceparent: str | None = None,
 ) -> None:
-    """Add a job in state `receiving`. Raises Conflict if another job holds the key."""
+    """Add a job in state `receiving`.
+
+    Raises Conflict if another job holds the key, NotFound if the model was removed.
+    """
     limits = error_limits or ErrorLimits()
     try:
         connection.execute(
@@ -82,6 +85,8 @@ def open_job(
             )
         )
     except IntegrityError as error:
+        if "foreign key" in str(error.orig).lower():
+            raise NotFound(f"Model {model_id} was removed at this moment.") from error
         if key is None:
             raise
         raise Conflict(f"Another job was submitted under the key {key!r} at this moment.") from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 
+from jobs.class_names import check_class_names
 from jobs.errors import Conflict, ModelRefused
 from jobs.evaluation import Evaluation
 from jobs.ledger.health import Health, model_health
+from jobs.ledger.model_changes import rename_classes
 from jobs.ledger.models import (
     SHADOW,
     Promotion,
@@ -20,6 +22,7 @@ from jobs.ledger.models import (
     find_verdict,
     get_model,
     list_models,
+    pin_champion,
     roll_back,
 )
 from jobs.ledger.queries import model_named
@@ -35,9 +38,10 @@ from jobs.ledger.shadows import (
 )
 from jobs.model import MNIST_INPUT, Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
-from jobs.registry import read_stored
+from jobs.registry import read_stored, remove_model
+from jobs.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers
-from labelmill.registration import DIGITS, Registered, register
+from labelmill.registration import Registered, register
 
 
 class ModelMethods(Session):
@@ -61,25 +65,28 @@ class ModelMethods(Session):
         self,
         file: str | PathLike[str],
         *,
-        classes: Sequence[str] = DIGITS,
+        classes: Sequence[str] | None = None,
         architecture: str = "custom",
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
+        logits: bool = False,
     ) -> Registered:
         """Register a model that was trained elsewhere. Only `promote` makes it the champion.
 
         - `file`: a `.keras` file on this machine. The model must take grey or RGB images of one size, as
           bytes (0 to 255), and end with a softmax. Size and colours are read from the file. The model is run
           once, to check that workers can use it.
-        - `classes`: the names of its classes, in the order of its outputs. Default: the ten digits.
+        - `classes`: the names of its classes, in the order of its outputs. They can be left out if the model
+          takes MNIST's format, 28 x 28 grey, and has ten classes: these are then the digits.
         - `architecture`: the name of its architecture, for lists.
         - `resampling`: how images are resized for the model: nearest, box, bilinear, bicubic or lanczos.
         - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
-          border). Default: dark_on_light if the model takes MNIST's format, 28 x 28 grey; otherwise never.
+          border). Default: dark_on_light if the model takes MNIST's format; otherwise never.
+        - `logits`: whether it answers logits instead of probabilities, so that a softmax is added.
 
-        Returns the model, whether it is new, and whether `evaluate` can measure it. Registering a file again
-        returns the same model. Needs TensorFlow. Raises UserError if the file or the classes cannot be used,
-        Conflict if the file was registered with other classes or another input. Example::
+        Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
+        Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
+        classes cannot be used, Conflict if the file was registered with other options. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
@@ -93,7 +100,29 @@ class ModelMethods(Session):
             architecture=architecture,
             resampling=resampling,
             invert=invert,
+            logits=logits,
         )
+
+    def edit_model(self, model: str, *, classes: Sequence[str]) -> Model:
+        """Correct the names of a model's classes, in the order of its outputs, and return the model.
+
+        Its evaluations are removed. Raises UserError if the names cannot be used or are not as many as its
+        classes, Conflict if a job, an alias, a promotion, a training run or a correction depends on them.
+        """
+        classes = tuple(classes)
+        check_class_names(classes, "The list of classes")
+        with self.ledger.transaction() as connection:
+            return rename_classes(connection, model_named(connection, model).id, classes)
+
+    def remove_model(self, model: str) -> Model:
+        """Remove a model that nothing refers to, with its file and its evaluations, and return what it was.
+
+        Raises Conflict, which says what refers to it, Unavailable.
+        """
+        found = self.model(model)
+        check_store(self.ledger, self._store)
+        remove_model(self.ledger, self._store, found)
+        return found
 
     def evaluate(
         self, model: str | None = None, *, on_message: Callable[[str], None] = lambda _text: None
@@ -107,7 +136,7 @@ class ModelMethods(Session):
         - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
 
-        Raises UserError if the model's classes differ from those of the images, DataUnavailable if MNIST
+        Raises UserError if the model has other classes or takes other images, DataUnavailable if MNIST
         cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
         """
         from labelmill.training import load_mnist
@@ -167,9 +196,9 @@ class ModelMethods(Session):
     def promote(self, model: str, *, force: bool = False) -> Verdict:
         """Make the model the champion if it passes the gate, and return the gate's verdict.
 
-        With `force`, promote the model even if it fails. New jobs use the new champion; running jobs keep
-        their model. Raises Conflict if the model is already the champion or was never evaluated, ModelRefused
-        if its file is missing from the store or was changed.
+        With `force`, promote the model even if it fails or the champion is pinned. New jobs use the new
+        champion; running jobs keep their model. Raises Conflict if the model is already the champion or was
+        never evaluated, ModelRefused if its file is missing from the store or was changed.
         """
         found = self.model(model)
         read_stored(self._store, found)
@@ -178,11 +207,25 @@ class ModelMethods(Session):
                 connection, self.settings.gate_limits_of(found.dataset), found.id, how="promote", force=force
             )
 
+    def pin(self) -> Model:
+        """Pin the champion, and return it: no training run replaces it until `unpin` is called.
+
+        `promote` needs `force`, which releases the pin, and `rollback` is refused. Raises NotFound if there
+        is no champion.
+        """
+        with self.ledger.transaction() as connection:
+            return pin_champion(connection, pinned=True)
+
+    def unpin(self) -> Model:
+        """Release the champion, and return it. Raises NotFound if there is no champion."""
+        with self.ledger.transaction() as connection:
+            return pin_champion(connection, pinned=False)
+
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again, and return this promotion.
 
-        A second call goes back one champion further. Raises Conflict if there is no previous champion,
-        ModelRefused if its file is missing from the store or was changed.
+        A second call goes back one champion further. Raises Conflict if there is no previous champion or the
+        present one is pinned, ModelRefused if its file is missing from the store or was changed.
         """
         with self.ledger.reading() as connection:
             model = get_model(connection, champion_before(connection))

@@ -47,7 +47,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
 def _champion(models: list[Model]) -> Finding:
     champion = next((model for model in models if CHAMPION in model.aliases), None)
     if champion is not None:
-        return ok(f"the champion is {champion.id}")
+        pin = "" if champion.pinned_at is None else ", pinned: no training run replaces it"
+        return ok(f"the champion is {champion.id}{pin}")
     if not models:
         return _NO_MODEL
     return warning(

@@ -1,7 +1,8 @@
-"""Give each dataset its own versions, champion, training runs and schedule.
+"""Give each dataset its own versions, champion, training runs and schedule; pin champions, and mark logits.
 
 What exists belongs to `mnist`. Stop the trainers of the previous version first: they cannot move the champion
-any more. Its workers and producers can go on until another dataset has a champion.
+any more, and do not know pins. Its workers and producers can go on until another dataset has a champion, or a
+model that answers logits is promoted.
 
 Revision ID: 0013
 Revises: 0012
@@ -30,6 +31,8 @@ def upgrade() -> None:
         op.add_column(table, sa.Column("dataset", NAME, nullable=False, server_default="mnist"))
     for table in ("evaluations", "training_runs"):
         op.add_column(table, sa.Column("dataset_version", sa.Integer(), nullable=True))
+    op.add_column("models", sa.Column("logits", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("aliases", sa.Column("pinned_at", MOMENT, nullable=True))
     op.add_column("training_runs", sa.Column("corrections_seen", sa.BigInteger(), nullable=True))
     _replace_key(["dataset", "name"])
     op.drop_index("ux_training_runs_active", "training_runs")
@@ -69,6 +72,8 @@ def downgrade() -> None:
         op.create_index(f"ux_training_runs_{column}", "training_runs", [column], unique=True)
     _replace_key(["name"])
     op.drop_column("training_runs", "corrections_seen")
+    op.drop_column("aliases", "pinned_at")
+    op.drop_column("models", "logits")
     for table in ("evaluations", "training_runs"):
         op.drop_column(table, "dataset_version")
     for table in ("models", "aliases", "evaluations", "training_runs"):

@@ -42,7 +42,7 @@ class Classifier:
         self.spec = spec
 
     @classmethod
-    def load(cls, _path: Path, classes: Sequence[str], spec: InputSpec) -> Self:
+    def load(cls, _path: Path, classes: Sequence[str], spec: InputSpec, *, logits: bool = False) -> Self:  # noqa: ARG003
         """The file is none and is not looked at."""
         return cls(classes, spec)
 

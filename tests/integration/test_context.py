@@ -62,9 +62,9 @@ def test_the_models_used_last_stay_loaded(harness: Harness, monkeypatch: pytest.
     loaded: list[str] = []
     real = light.Classifier.load.__func__  # type: ignore[attr-defined]
 
-    def load(cls: type[light.Classifier], path: Path, *arguments: Any) -> light.Classifier:
+    def load(cls: type[light.Classifier], path: Path, *arguments: Any, **options: Any) -> light.Classifier:
         loaded.append(path.stem)
-        return real(cls, path, *arguments)  # type: ignore[no-any-return]
+        return real(cls, path, *arguments, **options)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(light.Classifier, "load", classmethod(load))
     models = [

@@ -281,7 +281,7 @@ def test_a_chunk_ends_even_if_loading_the_model_is_what_crashes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a model whose loading always crashes
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(light.Classifier, "load", load)

@@ -318,20 +318,30 @@ def test_a_champion_that_was_evaluated_on_other_images_cannot_be_compared(ledger
     assert judged(ledger, new).promote
 
 
-def test_models_of_other_classes_cannot_be_compared(ledger, trained):
-    # Given a champion with other classes, as many of them, and evaluated on the same images
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"classes": list("abcdefghij")}, "it has other classes (a, b, c"),
+        ({"input_spec": {"width": 64, "height": 64, "mode": "RGB"}}, "it takes 64x64 RGB images"),
+    ],
+    ids=["classes", "input"],
+)
+def test_models_of_other_classes_or_other_images_cannot_be_compared(ledger, trained, changed, why):
+    # Given a champion with other classes, or for other images, that was evaluated on the same images
     old, new = trained("old", wrong=90), trained("new")
     judged(ledger, old)
     with ledger.transaction() as connection:
-        connection.execute(models.update().where(models.c.id == old.id).values(classes=list("abcdefghij")))
+        connection.execute(models.update().where(models.c.id == old.id).values(**changed))
 
-    # Then the same class index means different labels, so neither can be better
+    # Then its answers say nothing about it, so the other one cannot be better
     verdict = judged(ledger, new, how="retrain")
     assert (verdict.promote, [check.name for check in verdict.checks if not check.passed]) == (
         False,
         ["comparable"],
     )
+    assert f"so the two cannot be compared: {why}" in verdict.reason
     assert f"`labelmill models promote {new.id} --force`" in verdict.reason
+    assert len(moves_of(ledger)) == 1
 
 
 def test_the_champion_itself_is_not_promoted_again(ledger, trained):

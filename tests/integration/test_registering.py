@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from keras.src.applications.convnext import ConvNeXt
 from typer.testing import CliRunner
 
 from jobs.ledger import Ledger
@@ -18,8 +20,12 @@ from jobs.model import MNIST_INPUT, InputSpec
 from jobs.settings import Settings
 from labelmill.commands.models import app as models_command
 from tests.kerasfile import keras_file
+from worker.context import WorkerContext
 from worker.learning import mnist
+from worker.predicting.classifier import load_model
 from worker.predicting.tensorflow_runtime import keras
+
+DIGITS = ",".join("0123456789")
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -207,22 +213,40 @@ def test_what_pictures_it_takes_is_read_from_the_file_and_said(
     ):
         # When one is registered, Then its input spec follows from its file and the options
         path = make_file(name, shape=shape, bias=len(name))
-        code, printed, _ = run("register", path, *options)
+        code, printed, _ = run("register", path, "--classes", DIGITS, *options)
         assert code == 0
         with ledger.reading() as connection:
             assert get_model(connection, printed.strip()).input_spec == expected
     # And it cannot be registered again with another input spec
-    code, printed, said = run("register", path)
+    code, printed, said = run("register", path, "--classes", DIGITS)
     assert (code, printed) == (2, "")
     assert "with another input: RGB bytes, 30 x 20, lanczos, all inverted" in said
 
 
-def test_a_model_of_larger_digits_is_measured_on_mnist_as_well(
-    run: Run, make_file: Callable[..., Path], little_mnist: mnist.Mnist
+def test_a_model_of_other_images_is_not_measured_on_mnist(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger
 ) -> None:
-    model_id = run("register", make_file("large", bias=3, shape=(40, 36, 3)))[1].strip()
-    code, printed, _ = run("evaluate", model_id, "--json")
-    assert (code, json.loads(printed)["correct"]) == (0, int((little_mnist.test_labels == 3).sum()))
+    # Given the champion, which takes colour pictures of another size and has the digits as classes
+    large = make_file("large", bias=3, shape=(40, 36, 3))
+    _, printed, said = run("register", large, "--classes", DIGITS)
+    champion = printed.strip()
+    why = "it takes 36x40 RGB images, and those of the data are 28x28 grey"
+    assert f"(it cannot be measured: {why})" in said
+    assert run("promote", champion, "--force")[0] == 0
+    # When it is evaluated, Then that is refused
+    code, printed, said = run("evaluate", champion)
+    assert (code, printed, why in said) == (2, "", True)
+    # And when another model is evaluated and promoted, Then the champion is not measured, and stays
+    other = run("register", make_file("one", bias=1))[1].strip()
+    assert run("evaluate", other)[2].count("evaluating model") == 1
+    code, printed, said = run("promote", other)
+    assert (code, printed) == (3, "")
+    assert f"so the two cannot be compared: {why}" in said
+    with ledger.reading() as connection:
+        assert find_evaluation(connection, champion) is None
+        model = find_champion(connection)
+    assert model is not None
+    assert model.id == champion
 
 
 def test_a_model_of_other_classes_is_evaluated_on_its_own_data_only(
@@ -254,12 +278,106 @@ def test_a_model_of_the_classes_that_the_data_name_can_be_measured(
 
 
 @pytest.mark.parametrize(
+    ("shape", "classes"), [((64, 64, 3), 10), ((28, 28, 3), 10), ((32, 32), 10), ((28, 28), 9)]
+)
+def test_classes_must_be_named_unless_it_takes_mnists_images(
+    run: Run, make_file: Callable[..., Path], shape: tuple[int, ...], classes: int
+) -> None:
+    path = make_file("pictures", shape=shape, classes=classes)
+    code, printed, said = run("register", path)
+    assert (code, printed) == (2, "")
+    assert f"its {classes} classes have no names" in said
+    assert "--classes A,B,C, or --classes-file FILE" in said
+
+
+def test_class_names_are_read_from_a_file(
+    run: Run, make_file: Callable[..., Path], tmp_path: Path, ledger: Ledger
+) -> None:
+    # Given a list as an editor of Windows writes it
+    names = tmp_path / "names.txt"
+    names.write_bytes("\ufeffa crow\r\n\r\nmagpie\r\njay, blue\r\n".encode())
+    path = make_file("birds", classes=3)
+    # When a model is registered with it, Then its classes have these names
+    code, printed, said = run("register", path, "--classes-file", names)
+    assert code == 0
+    assert "a crow, magpie, jay, blue" in said
+    with ledger.reading() as connection:
+        assert get_model(connection, printed.strip()).classes == ("a crow", "magpie", "jay, blue")
+    # And only one list can be given, which must exist and fit
+    for arguments, why in (
+        (("--classes", "a,b,c", "--classes-file", names), "not both"),
+        (("--classes-file", tmp_path / "missing.txt"), "is not a file"),
+        (("--classes-file", path), "cannot be read"),
+    ):
+        code, _, said = run("register", path, *arguments)
+        assert (code, why in said) == (2, True)
+    names.write_text("crow\nmagpie\n")
+    assert "answers 3 classes, and 2 are named" in run("register", path, "--classes-file", names)[2]
+    names.write_text("\n")
+    assert "names no class" in run("register", path, "--classes-file", names)[2]
+
+
+def test_a_model_that_answers_logits_is_served_and_evaluated_with_a_softmax(
+    run: Run, tmp_path: Path, settings: Settings, ledger: Ledger, little_mnist: mnist.Mnist
+) -> None:
+    # Given a network without a softmax, when it is registered with --logits
+    path = make_without_softmax(tmp_path / "logits.keras")
+    code, printed, _ = run("register", path, "--logits")
+    model_id = printed.strip()
+    with ledger.reading() as connection:
+        assert (code, get_model(connection, model_id).logits) == (0, True)
+    # Then a worker answers with the probabilities
+    with WorkerContext(settings, processes=1) as context:
+        images = little_mnist.test_images[:5]
+        answers = context.classifier(model_id).probabilities(images)
+    logits = load_model(path)(images).numpy()
+    np.testing.assert_allclose(answers, keras.ops.softmax(logits).numpy(), atol=1e-5)
+    # and so does its evaluation.
+    code, printed, _ = run("evaluate", model_id, "--json")
+    assert (code, sum(json.loads(printed)["confidence_histogram"])) == (0, 300)
+
+    # And the same file is not registered again as anything else
+    code, _, said = run("register", path)
+    assert (code, "register it with --logits" in said) == (2, True)
+
+
+def test_probabilities_are_not_taken_for_logits(run: Run, make_file: Callable[..., Path]) -> None:
+    code, _, said = run("register", make_file("soft"), "--logits")
+    assert (code, "are probabilities already: leave out --logits" in said) == (2, True)
+
+
+def own_loss(truth: Any, answer: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(truth - answer))
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_a_convnext_that_scales_its_input_is_registered_and_classifies(
+    run: Run, tmp_path: Path, settings: Settings
+) -> None:
+    # Given a ConvNeXt with scaling in front, compiled with a schedule and a loss of the author's own
+    images = keras.Input((32, 32, 3))
+    network = ConvNeXt([1, 1, 1, 1], [8, 8, 8, 8], weights=None, classes=3, input_shape=(32, 32, 3))
+    model = keras.Model(images, network(images / 127.5 - 1))
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    model.compile(keras.optimizers.Adam(rate), loss=own_loss)
+    path = tmp_path / "convnext.keras"
+    model.save(path)
+    # When it is registered, Then a worker classifies with it
+    code, printed, _ = run("register", path, "--classes", "crow,magpie,jay")
+    assert code == 0
+    pictures = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    with WorkerContext(settings, processes=1) as context:
+        answers = context.classifier(printed.strip()).probabilities(pictures)
+    np.testing.assert_allclose(answers, model(pictures, training=False).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("classes", "why"),
     [
-        ("0,1,2", "the model has 10 classes, and 3 are named"),
-        ("0,1,2,3,4,5,6,7,8,8", "each class needs its own name"),
+        ("0,1,2", "the model answers 10 classes, and 3 are named"),
+        ("0,1,2,3,4,5,6,7,8,8", "lists a class twice: 8"),
         ("0,1,2,3,4,5,6,7,8,", "each class needs its own name"),
-        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "a name cannot contain control characters"),
+        ("0,1,2,3,4,5,6,7,8,\x1b[31m9", "has a control character"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(
@@ -282,7 +400,7 @@ def test_a_file_that_no_worker_can_use_is_refused_and_nothing_is_kept(
     for path, why in (
         (make_file("row", shape=(784,)), "input is (None, 784), not pictures of one size"),
         (make_any_size(tmp_path / "any.keras"), "input is (None, None, None, 3), not pictures of one size"),
-        (make_without_softmax(tmp_path / "logits.keras"), "its outputs are not probabilities"),
+        (make_without_softmax(tmp_path / "logits.keras"), "register it with --logits"),
         (hollow, "could not be loaded"),
         (text, "text.keras cannot be used: It is not a .keras file"),
         (tmp_path / "missing.keras", "missing.keras cannot be read: No such file or directory"),

@@ -153,6 +153,21 @@ def test_an_answer_that_is_no_probability_is_marked_and_its_neighbours_are_not()
     assert predictions.confidence.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-6)
 
 
+def test_logits_become_probabilities_except_where_they_are_not_finite() -> None:
+    # Given a model that answers logits, and overflows if the first pixel is lit
+    kernel = np.random.default_rng(1).normal(0, 0.01, (784, 10)).astype(np.float32)
+    kernel[0] = 3e38
+    model = linear(kernel, "linear")
+    images = pixels(5)
+    images[:, 0, 0] = [0, 0, 200, 0, 0]
+    # When it is served with a softmax
+    found = Classifier(model, CLASSES, MNIST_INPUT, logits=True).probabilities(images)
+    # Then each image has its probabilities, and the one that overflows has none.
+    expected = keras.ops.softmax(model(images)).numpy()
+    expected[2] = 0
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ["linear", "sigmoid", "tanh"])
 def test_scores_that_are_not_probabilities_are_no_confidence(activation: str) -> None:
     kernel = np.random.default_rng(1).normal(0, 0.01, (784, 10)).astype(np.float32)

@@ -110,7 +110,25 @@ LAMBDA = layer("keras.layers", "Lambda", function=layer("builtins", "__lambda__"
         layer("keras.layers", "TorchModuleWrapper", module="gASV"),
         layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"),  # CVE-2025-12058
         layer("keras.layers", "Wrapper"),
-        layer("keras.layers", "TimeDistributed", layer=layer("keras.layers", "Dense")),
+        layer("keras.layers", "TimeDistributed", layer=layer("keras.layers", "Lambda")),
+        layer("keras.layers", "FlaxLayer", module="gASV"),
+        layer("keras.layers", "JaxLayer", call_fn="gASV"),
+        layer("keras.layers", "IntegerLookup", vocabulary="/etc/passwd"),
+        layer("keras.layers", "TextVectorization", vocabulary="/etc/passwd"),
+        layer("keras.src.layers.core.dense", "Dense", units=1),
+        layer("keras.src.ops.core", "Map"),
+        layer("keras.src.ops.core", "VectorizedMap", function=function("builtins", "relu")),
+        layer("keras.src.ops.core", "importlib"),
+        layer("keras.src.ops.function", "Function"),
+        layer("keras.src.ops.operation", "Operation"),
+        layer("keras.src.ops.numpy", "Operation"),
+        layer("keras.src.ops.numpy", "Add") | {"registered_name": "mine>Add"},
+        layer("keras.src.saving.saving_lib", "H5IOStore", path="/etc/passwd"),
+        layer("keras.src.applications.convnext", "ConvNeXtTiny"),
+        layer("keras.applications", "ConvNeXtTiny", weights="imagenet"),
+        layer("keras.optimizers", "Adam"),
+        layer("keras.quantizers", "Quantizer"),
+        layer("keras.utils", "FeatureSpace", features={}),
         layer("keras.src.layers.core.lambda_layer", "Lambda"),
         layer("keras.utils", "get_file"),  # CVE-2025-8747
         function("keras.utils", "get_file", registered="get_file"),
@@ -130,12 +148,17 @@ LAMBDA = layer("keras.layers", "Lambda", function=layer("builtins", "__lambda__"
         {"module": "keras.layers", "class_name": ["Dense"], "config": {}},
         {"module": "keras.layers", "class_name": None, "config": {}},
         layer("keras.layers", "Dense") | {"registered_name": "mine>Dense"},
+        layer("mine", "__tensor__", value=[1.0], dtype="float32"),
+        layer(None, "__bytes__", value="x"),
+        layer(None, "__typespec__"),
         {"module": "tensorflow", "class_name": "__typespec__", "spec_name": "TensorSpec", "config": []},
         {"module": "keras.layers", "class_name": "__keras_tensor__", "config": {}},
     ],
     ids=lambda evil: f"{evil.get('module')}.{evil['class_name']}.{evil.get('config')}"[:60],
 )
-@pytest.mark.parametrize("place", ["a layer", "the model", "an argument", "a nested model", "the loss"])
+@pytest.mark.parametrize(
+    "place", ["a layer", "the model", "an argument", "a nested model", "a node", "a cell"]
+)
 def test_what_runs_code_or_opens_files_is_refused_wherever_it_stands(
     evil: dict[str, Any], place: str
 ) -> None:
@@ -144,11 +167,41 @@ def test_what_runs_code_or_opens_files_is_refused_wherever_it_stands(
         "the model": evil,
         "an argument": sequential(layer("keras.layers", "Dense", units=1, activation=evil)),
         "a nested model": sequential(sequential(layer("keras.layers", "Dense", x=[[[{"y": evil}]]]))),
-        "the loss": sequential() | {"compile_config": {"loss": evil}},
+        "a node": sequential(
+            layer("keras.src.ops.numpy", "Add") | {"inbound_nodes": [{"args": [evil], "kwargs": {}}]}
+        ),
+        "a cell": sequential(
+            layer("keras.layers", "RNN", cell=[layer("keras.layers", "Dense", units=1), evil])
+        ),
     }[place]
     reason = refusal_of(config)
     assert "which is not a layer or function that may be loaded" in reason
-    assert len(reason) < 250
+    assert "build the model of these" in reason
+    assert len(reason) < 350
+
+
+@pytest.mark.parametrize(
+    "dtype", [None, ["x", "O"], "object", "O8", "float32,object", "float32\n", {"names": ["x"]}]
+)
+@pytest.mark.parametrize("name", ["__numpy__", "__tensor__"])
+def test_a_constant_of_anything_but_numbers_is_refused(name: str, dtype: Any) -> None:
+    constant = {"class_name": name, "config": {"value": [1.0], "dtype": dtype}}
+    assert "a constant of the type" in refusal_of(
+        sequential(layer("keras.layers", "Rescaling", scale=constant))
+    )
+
+
+def test_how_a_model_was_compiled_is_ignored_at_every_depth() -> None:
+    # given a model, a nested model and a model in a layer, each compiled with code of its author's
+    compiled = {"compile_config": {"optimizer": LAMBDA, "loss": function("mine", "loss")}}
+    nested = sequential(sequential(layer("keras.layers", "Dense", units=1)) | compiled) | compiled
+    held = sequential(layer("keras.layers", "TimeDistributed", layer=nested))
+
+    # when the file is checked, then it passes
+    check_model_file(archive(members(held | compiled)))
+
+    # and what a compile configuration is not hides nothing
+    assert "Lambda" in refusal_of(sequential(layer("keras.layers", "Dense", x={"compile_confi": LAMBDA})))
 
 
 # ---- bounds -------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from jobs.evaluation import (
 )
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
-from jobs.model import Model
+from jobs.model import Model, why_unfit
 from jobs.registry import fetch_model
 from jobs.store import Store
 from worker.learning.mnist import Mnist
@@ -126,18 +126,18 @@ def save_evaluations(
 def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
     """Evaluate a registered model on the test set and the live set of `data`, and store both evaluations.
 
-    Return that on the test set. Raises UserError if the data and the model have different classes,
+    Return that on the test set. Raises UserError if the data have other classes or images than the model,
     ModelRefused if the model's file is missing, has changed or does not run, Unavailable.
     """
-    if data.classes != model.classes:
+    unfit = why_unfit(model, data.classes, _shape_of(data))
+    if unfit is not None:
         raise UserError(
-            f"Model {model.id} has other classes ({', '.join(model.classes)}) than the data "
-            f"({', '.join(data.classes)}), so it cannot be evaluated on them. "
-            f"`labelmill models promote {model.id} --force` promotes it without an evaluation."
+            f"Model {model.id} cannot be evaluated: {unfit}. `labelmill models promote {model.id} --force` "
+            "promotes it without an evaluation."
         )
     path = fetch_model(store, model, cache_dir)
     try:
-        classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier = Classifier.load(path, model.classes, model.input_spec, logits=model.logits)
         classifier.warm_up()
         with translated_model_errors():
             evaluated = evaluate_parts(classifier, data)
@@ -159,12 +159,12 @@ def evaluate_champion(
 ) -> None:
     """Evaluate the champion on `data`, because the gate compares models image by image.
 
-    Do nothing if there is no champion, if it has other classes, or if it was evaluated on these images
+    Do nothing if there is no champion, if the data do not fit it, or if it was evaluated on these images
     before. `on_begin` is called with the champion before its evaluation. Raises ModelRefused, Unavailable.
     """
     with ledger.reading() as connection:
         champion = find_champion(connection)
-        if champion is None or champion.classes != data.classes:
+        if champion is None or why_unfit(champion, data.classes, _shape_of(data)) is not None:
             return
         if all(
             find_evaluation(connection, champion.id, fingerprint, part=part) is not None
@@ -173,6 +173,10 @@ def evaluate_champion(
             return
     on_begin(champion)
     evaluate_model(ledger, store, cache_dir, champion, data)
+
+
+def _shape_of(data: Mnist) -> tuple[int, ...]:
+    return data.test_images.shape[1:]
 
 
 def confusion_of(answers: Indexes, labels: Indexes, classes: int) -> npt.NDArray[np.int64]:

@@ -22,10 +22,10 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from jobs.errors import DataUnavailable
+from jobs.class_names import read_class_names
+from jobs.errors import DataUnavailable, UserError
 from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
-from jobs.text import is_plain
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -198,20 +198,10 @@ def class_names(folder: Path | None) -> tuple[str, ...]:
     # Not `exists`: a dangling symlink must be an error, not a folder without names.
     if path is None or not os.path.lexists(path):
         return DIGITS
-    if not path.is_file():
-        raise DataUnavailable(f"{path} is not a file; it must list the class names, one per line")
     try:
-        # -sig: Windows editors put a byte order mark before the first name.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataUnavailable(f"{path} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) != len(names):
-        raise DataUnavailable(f"{path} lists a class twice")
-    for name in names:
-        if not is_plain(name):
-            raise DataUnavailable(f"{path}: the name {name!r} has a control character")
-    return names
+        return read_class_names(path)
+    except UserError as error:
+        raise DataUnavailable(str(error)) from error
 
 
 def _checked_class_names(folder: Path, highest: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,7 +18,10 @@ import numpy.typing as npt
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
+from jobs.files import temporary_folder
 from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
+from jobs.model_file import copy_with_config, find_compiled_parts
+from jobs.reading import why
 from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
 
 __all__ = ["BATCH", "Classifier", "Predictions", "configure_threads"]
@@ -65,8 +68,13 @@ class Predictions:
 class Classifier:
     """A loaded model."""
 
-    def __init__(self, model: keras.Model, classes: Sequence[str], spec: InputSpec) -> None:
-        """Wrap a Keras model. Raises ModelRefused if its shapes are not those of `spec` and `classes`."""
+    def __init__(
+        self, model: keras.Model, classes: Sequence[str], spec: InputSpec, *, logits: bool = False
+    ) -> None:
+        """Wrap a Keras model, and add a softmax if it answers logits.
+
+        Raises ModelRefused if its shapes are not those of `spec` and `classes`.
+        """
         _check_shapes(model, classes, spec)
         self.classes = tuple(classes)
         self.spec = spec
@@ -81,6 +89,8 @@ class Classifier:
             if has_channel:
                 pixels = pixels[..., tf.newaxis]
             scores = tf.cast(model(pixels, training=False), tf.float32)
+            if logits:
+                scores = tf.nn.softmax(scores)
             # NaN needs no separate check, because every comparison with it is false.
             sound = tf.reduce_all((scores >= 0) & (scores <= 1 + _SUM_TOLERANCE), axis=1) & (
                 tf.abs(tf.reduce_sum(scores, axis=1) - 1) <= _SUM_TOLERANCE
@@ -95,13 +105,13 @@ class Classifier:
         self._run = {size: traced(size) for size in self._sizes}
 
     @classmethod
-    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec) -> Self:
+    def load(cls, path: Path, classes: Sequence[str], spec: InputSpec, *, logits: bool = False) -> Self:
         """Load a `.keras` file whose SHA-256 the caller has checked.
 
         Raises ModelRefused if the file has another format, does not load safely, or does not fit `spec` and
         `classes`; Unavailable if there is no memory for the model.
         """
-        return cls(load_model(path), classes, spec)
+        return cls(load_model(path), classes, spec, logits=logits)
 
     def warm_up(self) -> None:
         """Trace and run the model for each batch size, so that the first image does not have to wait for it.
@@ -168,7 +178,7 @@ class Classifier:
 
 
 def load_model(path: Path) -> keras.Model:
-    """Load the network in a `.keras` file.
+    """Load the network in a `.keras` file, without how it was compiled.
 
     Raises ModelRefused if the file has another format or does not load safely, Unavailable if there is no
     memory for it.
@@ -176,14 +186,30 @@ def load_model(path: Path) -> keras.Model:
     if path.suffix != ".keras":  # .h5 and SavedModel can run code as they load
         raise ModelRefused(f"{path.name} is not a .keras file, the only format that is loaded")
     try:
-        with _translated_memory_errors():
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with _translated_memory_errors(), _without_compilation(path) as loadable:
+            return keras.saving.load_model(loadable, compile=False, safe_mode=True)
     except (SoftTimeLimitExceeded, Unavailable):
         raise
     except Exception as error:
         # Keras raises many kinds of errors on a bad file; the first line of the message is enough.
         reason = str(error).strip().partition("\n")[0]
         raise ModelRefused(f"{path.name} could not be loaded: {reason}") from error
+
+
+@contextmanager
+def _without_compilation(path: Path) -> Iterator[Path]:
+    """Yield the path of the model's file, or of a temporary copy if a nested model was compiled."""
+    config = find_compiled_parts(path)
+    if config is None:
+        yield path
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(path.parent, "loading-"))
+            copy_with_config(path, folder / path.name, config)
+        except OSError as error:
+            raise Unavailable(f"No model can be copied in {path.parent}: {why(error)}.") from error
+        yield folder / path.name
 
 
 @contextmanager

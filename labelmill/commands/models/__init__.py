@@ -1,4 +1,4 @@
-"""`labelmill models`: list, show, register, evaluate, compare and promote models."""
+"""`labelmill models`: list, show, register, edit, remove, evaluate, compare and promote models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labelmill.commands.groups import ListingGroup
-from labelmill.commands.models import health, listing, promoting, registering, report, shadow
+from labelmill.commands.models import editing, health, listing, promoting, registering, report, shadow
 from labelmill.console import examples, report_errors
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def models(
 app.add_typer(listing.app)
 app.add_typer(promoting.app)
 app.add_typer(registering.app)
+app.add_typer(editing.app)
 app.add_typer(report.app)
 app.add_typer(health.app)
 app.add_typer(shadow.app)

@@ -9,15 +9,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.evaluation import Evaluation
-from jobs.model import Model
+from jobs.model import Model, name_classes
 from labelmill.client import Client
 from labelmill.console import examples, print_json, report_errors
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
-
-#: At most this many classes are named.
-_MAX_NAMED: Final = 10
 
 
 def _describe_input(model: Model) -> str:
@@ -25,14 +22,18 @@ def _describe_input(model: Model) -> str:
     return f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}"
 
 
+def _describe_aliases(model: Model) -> str:
+    pin = "" if model.pinned_at is None else " (pinned)"
+    return f"{', '.join(model.aliases) or '-'}{pin}"
+
+
 def _describe_classes(model: Model) -> str:
-    more = ", ..." if len(model.classes) > _MAX_NAMED else ""
-    return f"{len(model.classes)}: {', '.join(model.classes[:_MAX_NAMED])}{more}"
+    return f"{len(model.classes)}: {name_classes(model.classes)}"
 
 
 COLUMNS: Final = (
     Column("model", attrgetter("id")),
-    Column("aliases", lambda model: ", ".join(model.aliases) or "-"),
+    Column("aliases", _describe_aliases),
     Column("kind", attrgetter("architecture")),
     Column("accuracy", lambda model: "-" if model.accuracy is None else f"{model.accuracy:.4f}", right=True),
     Column("input", _describe_input),

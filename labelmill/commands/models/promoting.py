@@ -1,4 +1,4 @@
-"""`labelmill models promote`, `rollback` and `history`: which model is the champion."""
+"""`labelmill models promote`, `rollback`, `pin` and `history`: which model is the champion."""
 
 from __future__ import annotations
 
@@ -66,6 +66,28 @@ def rollback(
         print_json(asdict(move))
     else:
         print_data(move.model_id)
+
+
+@app.command(epilog=examples("labelmill models pin", "labelmill models pin --off"))
+@report_errors
+def pin(
+    off: Annotated[bool, typer.Option("--off", help="Release the champion.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Pin the champion: no training run replaces it until it is released.
+
+    A person can still replace it, with `promote --force`.
+    """
+    with Client() as client:
+        champion = client.unpin() if off else client.pin()
+    if off:
+        say(f"the champion {champion.id} is not pinned: training runs may replace it")
+    else:
+        say(f"the champion {champion.id} is pinned: no training run replaces it")
+    if as_json:
+        print_json({"model": champion.id, "pinned_at": champion.pinned_at})
+    else:
+        print_data(champion.id)
 
 
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))

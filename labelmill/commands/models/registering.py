@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.model import Invert, Resampling
+from jobs.model import Invert, Resampling, name_classes
 from labelmill.client import Client
+from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.figures import class_lines, confusion_lines, summary_lines
-from labelmill.registration import DIGITS, describe_input
+from labelmill.registration import describe_input
 
 if TYPE_CHECKING:
     from jobs.evaluation import Evaluation
@@ -25,6 +26,7 @@ app = typer.Typer(add_completion=False)
     epilog=examples(
         "labelmill models register digits.keras",
         "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
+        "labelmill models register birds.keras --classes-file birds.txt --logits",
     )
 )
 @report_errors
@@ -33,9 +35,11 @@ def register(
         Path,
         typer.Argument(metavar="FILE", help="A .keras file that takes grey or RGB images of one size."),
     ],
-    classes: Annotated[
-        str, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
-    ] = ",".join(DIGITS),
+    classes: ClassesOption = None,
+    classes_file: ClassesFileOption = None,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="It answers logits, not probabilities: a softmax is added.")
+    ] = False,
     architecture: Annotated[
         str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
     ] = "custom",
@@ -52,25 +56,28 @@ def register(
     """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
     The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
-    scale itself. It is loaded and run once, to check that workers can use it.
+    scale itself. It is loaded and run once, to check that workers can use it. Its classes must be named,
+    unless it takes MNIST's format, 28 x 28 grey: they are then the digits.
     """
     with Client() as client:
         registered = client.register(
             file,
-            classes=[name.strip() for name in classes.split(",")],
+            classes=class_names_given(classes, classes_file),
             architecture=architecture,
             resampling=resampling,
             invert=invert,
+            logits=logits,
         )
     model = registered.model
     say(f"model {model.id} " + ("is registered" if registered.new else "was registered before"))
     say(f"  its input:   {describe_input(model.input_spec)}")
+    say(f"  its classes: {name_classes(model.classes)}")
     say(f"  use it:      labelmill submit SOURCES --model {model.id}")
-    if registered.measurable:
+    if registered.unfit is None:
         say(f"  measure it:  labelmill models evaluate {model.id}")
     else:
         say(f"  promote it:  labelmill models promote {model.id} --force")
-        say("  (it cannot be measured: the evaluation images have other classes)")
+        say(f"  (it cannot be measured: {registered.unfit})")
     if as_json:
         print_json(
             {
@@ -79,6 +86,7 @@ def register(
                 "architecture": model.architecture,
                 "classes": model.classes,
                 "input_spec": asdict(model.input_spec),
+                "logits": model.logits,
                 "sha256": model.sha256,
             }
         )

@@ -1,0 +1,82 @@
+"""Correct a model's class names, or remove the model, while nothing depends on it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from jobs.errors import Conflict, UserError
+from jobs.ledger.models import get_model
+from jobs.model import Model, name_classes
+from jobs.schema import evaluations, metadata, models, verdicts
+
+#: The columns of other tables that name a model. Evaluations belong to their model, and go with it.
+_REFERENCES: Final = tuple(
+    column
+    for table in metadata.sorted_tables
+    if table is not evaluations
+    for column in table.columns
+    if column.references(models.c.id)
+)
+
+
+def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ...]) -> Model:
+    """Give the model's classes other names, in the order of its outputs, and return the model.
+
+    Its evaluations are removed, because they count under the old names. Its verdicts stay: they were true.
+    Raises NotFound; UserError for another number of classes; Conflict if a job, a person's correction, a
+    promotion, an alias or a training run depends on the names.
+    """
+    _lock(connection, model_id)
+    model = get_model(connection, model_id)
+    if len(classes) != len(model.classes):
+        raise UserError(
+            f"Model {model_id} has {len(model.classes)} classes ({name_classes(model.classes)}), and "
+            f"{len(classes)} are named."
+        )
+    used = _used_by(connection, model_id, but=verdicts)
+    if used:
+        raise Conflict(f"The classes of model {model_id} cannot be changed any more: it is used by {used}.")
+    connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
+    renamed = models.update().where(models.c.id == model_id)
+    connection.execute(renamed.values(classes=list(classes), accuracy=None))
+    return get_model(connection, model_id)
+
+
+def remove_row(connection: Connection, model_id: str) -> None:
+    """Remove a model's row and its evaluations.
+
+    Raises NotFound, or Conflict, which says what else refers to the model.
+    """
+    _lock(connection, model_id)
+    used = _used_by(connection, model_id)
+    if used:
+        raise Conflict(f"Model {model_id} cannot be removed: it is used by {used}.")
+    connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
+    try:
+        connection.execute(models.delete().where(models.c.id == model_id))
+    except IntegrityError as error:
+        raise Conflict(f"Model {model_id} cannot be removed: another process began to use it.") from error
+
+
+def _lock(connection: Connection, model_id: str) -> None:
+    """Lock the model's row: nothing that refers to it can be added until this transaction ends.
+
+    Raises NotFound.
+    """
+    get_model(connection, model_id)
+    connection.execute(sa.select(models.c.id).where(models.c.id == model_id).with_for_update())
+
+
+def _used_by(connection: Connection, model_id: str, *, but: sa.Table | None = None) -> str:
+    """Say how many rows of which tables refer to the model: `jobs (2), promotions (1)`, or nothing."""
+    counts: dict[str, int] = {}
+    for column in _REFERENCES:
+        if column.table is not but:
+            query = sa.select(sa.func.count()).select_from(column.table).where(column == model_id)
+            found = connection.execute(query).scalar_one()
+            counts[column.table.name] = counts.get(column.table.name, 0) + found
+    return ", ".join(f"{name.replace('_', ' ')} ({count})" for name, count in counts.items() if count)

@@ -1,0 +1,67 @@
+"""`labelmill models edit` and `remove`: correct class names, and remove a model that nobody needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.errors import UserError
+from jobs.model import name_classes
+from labelmill.client import Client
+from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
+from labelmill.console import examples, print_data, print_json, report_errors, say
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill models edit 06h0w4r0rf0dkckt --classes crow,magpie,jay",
+        "labelmill models edit 06h0w4r0rf0dkckt --classes-file birds.txt",
+    )
+)
+@report_errors
+def edit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    classes: ClassesOption = None,
+    classes_file: ClassesFileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Correct the names of a model's classes, as long as no job used it and it was never the champion.
+
+    Its evaluations are removed, because they count under the old names.
+    """
+    names = class_names_given(classes, classes_file)
+    if names is None:
+        raise UserError("Name the classes: --classes A,B,C, or --classes-file FILE with one per line.")
+    with Client() as client:
+        before = client.model(model)
+        edited = client.edit_model(before.id, classes=names)
+    say(f"the classes of model {edited.id} are {name_classes(edited.classes)}")
+    if before.accuracy is not None:
+        say(f"its evaluation is removed: repeat it with labelmill models evaluate {edited.id}")
+    if as_json:
+        print_json(asdict(edited))
+    else:
+        print_data(edited.id)
+
+
+@app.command(epilog=examples("labelmill models remove 06h0w4r0rf0dkckt"))
+@report_errors
+def remove(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Remove a model that nothing refers to, with its file and its evaluations.
+
+    A model stays if a job, a correction, a training run, a verdict or a promotion names it.
+    """
+    with Client() as client:
+        removed = client.remove_model(model)
+    say(f"model {removed.id} is removed, with its file of {removed.size_bytes:,} bytes")
+    if as_json:
+        print_json(asdict(removed))
+    else:
+        print_data(removed.id)
