@@ -59,6 +59,8 @@ class Model:
     metrics: dict[str, Any]
     created_at: datetime
     dataset: str = MNIST  # whose champion it can become
+    #: The version of the dataset that the accuracy is about; None for the built-in dataset.
+    accuracy_version: int | None = None
     aliases: tuple[str, ...] = ()
 
     def check_class(self, label: str) -> None:

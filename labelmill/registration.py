@@ -7,9 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
+from jobs.ledger.datasets import get_version
 from jobs.ledger.models import list_models
 from jobs.model import InputSpec, Invert, Model, Resampling
 from jobs.model_file import check_model_file
@@ -44,18 +46,24 @@ def register(
     settings: Settings,
     file: str | PathLike[str],
     *,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
+    dataset: str,
     architecture: str,
     resampling: Resampling,
     invert: Invert | None,
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
-    Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed; Conflict if
-    the file was registered with other classes or another input, or if the store is not the one that the
-    workers use; Unavailable.
+    If no classes are given, they are those of the dataset. Raises UserError if the file or the classes cannot
+    be used, or TensorFlow is not installed; NotFound if there is no such dataset; Conflict if the file was
+    registered for another dataset, with other classes or another input, or if the store is not the one that
+    the workers use; Unavailable.
     """
-    classes, path = tuple(classes), Path(file)
+    path, theirs = Path(file), DIGITS
+    if dataset != MNIST:
+        with ledger.reading() as connection:
+            theirs = get_version(connection, dataset).classes
+    classes = theirs if classes is None else tuple(classes)
     names = ",".join(classes)
     if not all(classes) or len(set(classes)) != len(classes):
         raise UserError(f"The classes {names!r} cannot be used: each class needs its own name.")
@@ -82,6 +90,7 @@ def register(
         input_spec=input_spec,
         accuracy=None,
         metrics={"file": storable(path.name)},
+        dataset=dataset,
     )
     if model.classes != classes:
         raise Conflict(
@@ -93,7 +102,8 @@ def register(
             f"This file is already registered as model {model.id}, with another input: "
             f"{describe_input(model.input_spec)}."
         )
-    return Registered(model, model.id not in known, _is_measurable(settings, classes))
+    measurable = _is_measurable(settings, classes) if dataset == MNIST else classes == theirs
+    return Registered(model, model.id not in known, measurable)
 
 
 def describe_input(spec: InputSpec) -> str:

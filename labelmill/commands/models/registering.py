@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.dataset import MNIST
 from jobs.model import Invert, Resampling
 from labelmill.client import Client
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.registration import DIGITS, describe_input
+from labelmill.registration import describe_input
 from producer.export import printable
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples(
         "labelmill models register digits.keras",
+        "labelmill models register finch.keras --dataset birds",
         "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
     )
 )
@@ -34,8 +36,15 @@ def register(
         typer.Argument(metavar="FILE", help="A .keras file that takes grey or RGB images of one size."),
     ],
     classes: Annotated[
-        str, typer.Option(metavar="A,B,C", help="The names of its classes, in the order of its output.")
-    ] = ",".join(DIGITS),
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="The names of its classes, in the order of its output. Left out: those of the dataset.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="The dataset that it belongs to, and can be the champion of.")
+    ] = MNIST,
     architecture: Annotated[
         str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
     ] = "custom",
@@ -57,7 +66,8 @@ def register(
     with Client() as client:
         registered = client.register(
             file,
-            classes=[name.strip() for name in classes.split(",")],
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            dataset=dataset,
             architecture=architecture,
             resampling=resampling,
             invert=invert,
@@ -76,6 +86,7 @@ def register(
             {
                 "model": model.id,
                 "new": registered.new,
+                "dataset": model.dataset,
                 "architecture": model.architecture,
                 "classes": model.classes,
                 "input_spec": asdict(model.input_spec),
