@@ -60,6 +60,21 @@ def check_name(name: str) -> str:
     return name
 
 
+def describe_version(dataset: str, version: int | None) -> str:
+    """Return a dataset and one of its versions for people: "birds version 3"; just its name if None."""
+    return dataset if version is None else f"{dataset} version {version}"
+
+
+def describe_accuracy(accuracy: float | None, dataset: str, version: int | None) -> str:
+    """Return an accuracy and the images that it is about: "0.8123 on birds version 3"; a dash if None."""
+    return "-" if accuracy is None else f"{accuracy:.4f} on {describe_version(dataset, version)}"
+
+
+def dataset_option(dataset: str) -> str:
+    """Return what to append to a command so that it means this dataset; nothing for the default one."""
+    return "" if dataset == MNIST else f" --dataset {dataset}"
+
+
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"

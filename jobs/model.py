@@ -63,6 +63,8 @@ class Model:
     metrics: dict[str, Any]
     created_at: datetime
     dataset: str = MNIST  # whose champion it can become
+    #: The version of the dataset that the accuracy is about; None for the built-in dataset.
+    accuracy_version: int | None = None
     aliases: tuple[str, ...] = ()
     logits: bool = False  # it answers logits, so softmax is added when it is served
     pinned_at: datetime | None = None  # as the champion: since when no training run replaces it

@@ -16,7 +16,7 @@ from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.database import insert_into
-from jobs.ledger.models import find_champion
+from jobs.ledger.models import champions
 from jobs.registry import model_key
 from jobs.remote import shown_url
 from jobs.schema import db_now, store_identity
@@ -71,12 +71,12 @@ def describe_store(store: Store) -> str:
 def _record_first(ledger: Ledger, store: Store) -> Row[Any] | None:
     """Record the store of a ledger that has none yet. Return what is recorded then.
 
-    Return None, and record nothing, if the champion's file is not in the store: the ledger is older than this
+    Return None, and record nothing, if a champion's file is not in the store: the ledger is older than this
     record and was used with another store.
     """
     with ledger.reading() as connection:
-        champion = find_champion(connection)
-    if champion is not None and not store.exists(model_key(champion.sha256)):
+        in_use = champions(connection)
+    if not all(store.exists(model_key(champion.sha256)) for champion in in_use):
         return None
     identity = new_id()
     # The file first. If several processes do this at once, the ledger keeps one id, and those that use the

@@ -8,9 +8,10 @@ or hangs, only its own metrics are missing.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
 import redis
@@ -30,7 +31,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.corrections import LiveAccuracy, live_accuracy
 from jobs.ledger.counters import BUCKETS, INFINITE, OK, AttemptEnd, CounterName, totals
 from jobs.ledger.metrics import backlog, last_run_seconds
-from jobs.ledger.models import find_champion
+from jobs.ledger.models import champions
 from jobs.ledger.results import RECORD_STAGE
 from jobs.ledger.runs import UNFINISHED_RUN
 from jobs.ledger.workers import workers_by_queue
@@ -163,7 +164,7 @@ class _LedgerMetrics:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ledger: Ledger | None = None
-        self._live: tuple[str, float, LiveAccuracy] | None = None
+        self._live: dict[str, tuple[float, LiveAccuracy]] = {}
 
     def read(self) -> list[Metric]:
         """Return the ledger's metrics. Raises LedgerNotReady, NoLedgerYet, Unavailable, OSError."""
@@ -178,35 +179,43 @@ class _LedgerMetrics:
                 *_work(connection),
                 *_history(totals(connection)),
                 *_workers(connection),
-                *self._champion(connection),
+                *self._champions(connection),
             ]
 
-    def _champion(self, connection: Connection) -> Iterator[Metric]:
-        info = InfoMetricFamily("labelmill_champion", "The model that new jobs are pinned to.")
-        accuracy = _gauge("champion_accuracy_ratio", "Accuracy of the champion, from its evaluation.")
+    def _champions(self, connection: Connection) -> Iterator[Metric]:
+        labels = ["dataset"]
+        info = InfoMetricFamily("labelmill_champion", "The model that new jobs are pinned to.", labels=labels)
+        accuracy = _gauge(
+            "champion_accuracy_ratio", "Accuracy of the champion, from its evaluation.", labels=labels
+        )
         live_ratio = _gauge(
             "champion_live_accuracy_ratio",
             "Share of the champion's corrected or confirmed predictions that were right.",
+            labels=labels,
         )
         labelled = _gauge(
-            "champion_corrections", "Predictions of the champion that people corrected or confirmed."
+            "champion_corrections",
+            "Predictions of the champion that people corrected or confirmed.",
+            labels=labels,
         )
-        champion = find_champion(connection)
-        if champion is not None:
-            info.add_metric([], {"model": champion.id, "architecture": champion.architecture})
+        for champion in champions(connection):
+            of = [champion.dataset]
+            info.add_metric(of, {"model": champion.id, "architecture": champion.architecture})
             if champion.accuracy is not None:
-                accuracy.add_metric([], champion.accuracy)
+                accuracy.add_metric(of, champion.accuracy)
             live = self._live_accuracy(connection, champion.id)
-            labelled.add_metric([], live.labelled)
+            labelled.add_metric(of, live.labelled)
             if live.accuracy is not None:
-                live_ratio.add_metric([], live.accuracy)
+                live_ratio.add_metric(of, live.accuracy)
         yield from (info, accuracy, live_ratio, labelled)
 
     def _live_accuracy(self, connection: Connection, model_id: str) -> LiveAccuracy:
         now = time.monotonic()
-        if self._live is None or self._live[0] != model_id or now - self._live[1] >= LIVE_SECONDS:
-            self._live = model_id, now, live_accuracy(connection, model_id)
-        return self._live[2]
+        read_at, found = self._live.get(model_id, (-math.inf, None))
+        if found is None or now - read_at >= LIVE_SECONDS:
+            found = live_accuracy(connection, model_id)
+            self._live[model_id] = now, found
+        return found
 
 
 def _work(connection: Connection) -> Iterator[Metric]:
@@ -272,14 +281,18 @@ def _workers(connection: Connection) -> Iterator[Metric]:
         processes.add_metric([queue], ready)
     yield alive
     yield processes
-    last = _gauge("training_run_last_end_age_seconds", "Time since the latest training run ended.")
-    if (seconds := last_run_seconds(connection)) is not None:
-        last.add_metric([], seconds)
+    last = _gauge(
+        "training_run_last_end_age_seconds", "Time since the latest training run ended.", labels=["dataset"]
+    )
+    for dataset, seconds in last_run_seconds(connection).items():
+        last.add_metric([dataset], seconds)
     yield last
 
 
-def _gauge(name: str, help_text: str, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"labelmill_{name}", help_text, value=value)
+def _gauge(
+    name: str, help_text: str, value: float | None = None, labels: Sequence[str] | None = None
+) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"labelmill_{name}", help_text, value=value, labels=labels)
 
 
 # ---- the broker ---------------------------------------------------------------------------------------

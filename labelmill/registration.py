@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from jobs.class_names import check_class_names
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
+from jobs.ledger.datasets import get_version
 from jobs.ledger.models import list_models
 from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling, name_classes, why_unfit
 from jobs.model_file import check_model_file
@@ -53,6 +55,7 @@ def register(
     file: str | PathLike[str],
     *,
     classes: Sequence[str] | None,
+    dataset: str,
     architecture: str,
     resampling: Resampling,
     invert: Invert | None,
@@ -60,12 +63,17 @@ def register(
 ) -> Registered:
     """Register the `.keras` file as a model with these classes, after it has classified a few images.
 
-    The classes of a model that takes MNIST's images are the digits if they are left out. Raises UserError if
-    the file or the classes cannot be used, or TensorFlow is not installed; Conflict if the file was
-    registered with other classes, another input or other outputs, or if the store is not the one that the
-    workers use; Unavailable.
+    If no classes are given, they are those of the dataset; for `mnist`, the digits if the model takes its
+    images. Raises UserError if the file or the classes cannot be used, or TensorFlow is not installed;
+    NotFound if there is no such dataset; Conflict if the file was registered for another dataset, with other
+    classes, another input or other outputs, or if the store is not the one that the workers use; Unavailable.
     """
     path = Path(file)
+    theirs: tuple[str, ...] | None = None
+    if dataset != MNIST:
+        with ledger.reading() as connection:
+            theirs = get_version(connection, dataset).classes
+        classes = theirs if classes is None else classes
     if classes is not None:
         classes = tuple(classes)
         check_class_names(classes, "The list of classes")
@@ -91,6 +99,7 @@ def register(
         accuracy=None,
         metrics={"file": storable(path.name)},
         logits=logits,
+        dataset=dataset,
     )
     if model.classes != classes:
         raise Conflict(
@@ -105,7 +114,7 @@ def register(
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
         raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
-    return Registered(model, model.id not in known, _why_unfit(settings, model))
+    return Registered(model, model.id not in known, _why_unfit(settings, model, theirs))
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -173,10 +182,15 @@ def _answers_probabilities(classifier: Classifier) -> bool:
     return bool((answers.class_index >= 0).any())
 
 
-def _why_unfit(settings: Settings, model: Model) -> str | None:
-    """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can."""
+def _why_unfit(settings: Settings, model: Model, classes: tuple[str, ...] | None) -> str | None:
+    """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can.
+
+    `classes` are those of its dataset, whose images become as large as the model wants; None for `mnist`.
+    """
     from worker.learning.mnist import class_names
 
+    if classes is not None:
+        return why_unfit(model, classes, model.input_spec.shape)
     try:
         return why_unfit(model, class_names(settings.mnist_dir), MNIST_INPUT.shape)
     except DataUnavailable:  # `evaluate` will say so

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs.dataset import describe_accuracy
 from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from jobs.schema import RunState
@@ -70,7 +71,8 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
     """Return how a run ended, and why."""
     if run.state != RunState.DONE:
         return [f"training run {run.id} is {run.state}" + (f": {run.error}" if run.error else "")]
-    lines = [f"model {run.model_id}, accuracy {run.accuracy or 0:.4f} on the evaluation images"]
+    accuracy = describe_accuracy(run.accuracy, run.dataset, run.dataset_version)
+    lines = [f"model {run.model_id}, accuracy {accuracy}"]
     lines += [f"  {'yes' if check['passed'] else 'NO '}  {check['text']}" for check in _checks(verdict)]
     return [*lines, run.verdict or ""]
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, ImageError, SourceError, Stopped, Unavailable, UserError
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import model_or_champion
+from jobs.ledger.models import get_model, model_or_champion
 from jobs.ledger.shadows import shadow_job
 from jobs.ledger.submission import (
     DEFAULT_PRIORITY,
@@ -116,6 +117,7 @@ def submit(
     chunk_images: int,
     key: str | None = None,
     model_id: str | None = None,
+    dataset: str = MNIST,
     by_reference: Roots | None = None,
     error_limits: ErrorLimits | None = None,
     priority: int | None = None,
@@ -127,19 +129,19 @@ def submit(
 ) -> Submitted:
     """Submit one job of all `images`. When this returns, the job is committed in the ledger.
 
-    The job is pinned to the model `model_id`, or to the champion. If `key` already has a job with the same
-    content, return that job. With `by_reference`, payloads hold the locations of images below these roots and
-    their SHA-256 instead of their bytes. `error_limits` end a job early that has too many errors. Chunks of a
-    higher `priority`, -100 to 100, are classified first; the default is SMALL_JOB_PRIORITY for a small job
-    and DEFAULT_PRIORITY for any other. The challenger, if there is one, also classifies `shadow_share` of the
-    chunks. `on_progress` is called with the number of images stored so far. `on_wait` is called with a job's
-    id before waiting for another producer that is still submitting it under the same key. `tracing` records a
-    span. Memory holds one chunk. Reading `images` may take any time, because a thread writes the producer's
-    heartbeat.
+    The job is pinned to the model `model_id`, or to the champion of `dataset`. If `key` already has a job
+    with the same content, return that job. With `by_reference`, payloads hold the locations of images below
+    these roots and their SHA-256 instead of their bytes. `error_limits` end a job early that has too many
+    errors. Chunks of a higher `priority`, -100 to 100, are classified first; the default is
+    SMALL_JOB_PRIORITY for a small job and DEFAULT_PRIORITY for any other. The challenger, if there is one,
+    also classifies `shadow_share` of the chunks. `on_progress` is called with the number of images stored so
+    far. `on_wait` is called with a job's id before waiting for another producer that is still submitting it
+    under the same key. `tracing` records a span. Memory holds one chunk. Reading `images` may take any time,
+    because a thread writes the producer's heartbeat.
 
     Raises SourceError if there is no image, more than `limits` allow, or one that cannot be submitted by
     reference; UserError for an invalid key or priority; NotFound if there is no such model, or no champion
-    yet; Conflict if `key` was used for other content or for another model than `model_id`; Unavailable if the
+    yet; Conflict if `key` was used for other content, or for another model or dataset; Unavailable if the
     ledger or the store cannot be reached; Stopped if the job was cancelled, failed or was removed during
     submission. After any exception, Ctrl-C included, nothing of the job is left, except that a stopped job
     stays as it is.
@@ -150,7 +152,7 @@ def submit(
         raise UserError(f"A priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}.")
     submitter = Submitter(ledger, store, publisher, on_progress, tracing, shadow_share)
     with ledger.reading() as connection:
-        pinned_to = model_or_champion(connection, model_id).id
+        pinned_to = model_or_champion(connection, model_id, dataset).id
     check_store(ledger, store)
 
     if by_reference is not None and not by_reference:
@@ -169,6 +171,13 @@ def submit(
 
     while True:
         if key is not None and (holder := submitter.find_job_by_key(key, on_wait)) is not None:
+            with ledger.reading() as connection:
+                other = get_model(connection, holder.model_id).dataset
+            if model_id is None and other != dataset:
+                raise Conflict(
+                    f"The key {key!r} already belongs to job {holder.job_id}, which was submitted for "
+                    f"dataset {other}: choose another key, or leave it out."
+                )
             return _compare_with_holder(holder, key, model_id, chain([first], chunks))
         try:
             return submitter.submit(

@@ -32,6 +32,7 @@ import structlog
 from celery import Celery
 from sqlalchemy.engine import Connection
 
+from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger import Ledger
 from jobs.ledger.claims import Claim, Reason, claim_next, claimed_as, release_claims
@@ -458,7 +459,9 @@ def make_model(ledger: Ledger, tmp_path: Path) -> ModelMaker:
     """
     own_store = Store(str(tmp_path / "models"))
 
-    def make_model(marker: bytes = b"", *, champion: bool = True, store: Store | None = None) -> Model:
+    def make_model(
+        marker: bytes = b"", *, champion: bool = True, store: Store | None = None, dataset: str = MNIST
+    ) -> Model:
         model = register_model(
             ledger,
             store or own_store,
@@ -468,6 +471,7 @@ def make_model(ledger: Ledger, tmp_path: Path) -> ModelMaker:
             input_spec=MNIST_INPUT,
             accuracy=0.975,
             metrics={"loss": 0.1},
+            dataset=dataset,
         )
         if champion:
             with ledger.transaction() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jobs.dataset import MNIST
 from jobs.ledger import Ledger
 from jobs.ledger.models import CHAMPION, point_alias
 from jobs.model import MNIST_INPUT, InputSpec, Model
@@ -19,6 +20,7 @@ def register_digits(
     champion: bool = False,
     classes: Sequence[str] = "0123456789",
     input_spec: InputSpec = MNIST_INPUT,
+    dataset: str = MNIST,
 ) -> Model:
     """Registers the bytes of a `.keras` file as a model for digits, and makes it the champion if asked to."""
     model = register_model(
@@ -30,6 +32,7 @@ def register_digits(
         input_spec=input_spec,
         accuracy=None,
         metrics={},
+        dataset=dataset,
     )
     if champion:
         with ledger.transaction() as connection:

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from jobs.settings import Settings
 from tests.console import LABELMILL, stop
@@ -46,6 +47,15 @@ class Scrape:
             for (each, labels), value in self._values.items()
             if each == f"labelmill_{name}" and value
         }
+
+    def samples(self, name: str) -> list[Sample]:
+        """All of a metric."""
+        return [
+            sample
+            for family in self.families
+            for sample in family.samples
+            if sample.name == f"labelmill_{name}"
+        ]
 
     def labels(self, name: str) -> dict[str, str]:
         """Of a metric that is there once."""

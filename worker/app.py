@@ -59,16 +59,16 @@ def _store_concurrency(instance: Any, **_: Any) -> None:
 
 @worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Load the champion before the first message, so that loading does not count against the time limit.
+    """Load the champions before the first message, so that loading does not count against the time limit.
 
-    If there is no champion, or it cannot be loaded, the process starts without it.
+    If there is none, or one cannot be loaded, the process starts without it.
     """
     if CLASSIFY_QUEUE not in app.amqp.queues.consume_from:
         return
     try:
         process_context(settings, app.conf.worker_concurrency).warm_up()
     except LabelmillError as error:
-        logger.warning("the champion was not loaded: %s", error)
+        logger.warning("no champion was loaded: %s", error)
 
 
 @worker_process_shutdown.connect

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from billiard.pool import SIG_SOFT_TIMEOUT
 
-from jobs.errors import Unavailable
+from jobs.errors import LabelmillError, Unavailable
 from jobs.ledger import Ledger
-from jobs.ledger.models import find_champion, get_model
+from jobs.ledger.models import champions, get_model
 from jobs.payloads import Payload, read_payload
 from jobs.queue import Publisher, make_app
 from jobs.references import Roots
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Models kept loaded: the champion, the previous champion, and a challenger.
+#: Models kept loaded: for example the champion, the previous champion, and a challenger.
 MODELS_KEPT: Final = 3
 
 #: The work that a claim covers. It is short, because nothing interrupts a claim, and other jobs wait for it.
@@ -150,12 +150,19 @@ class WorkerContext:
         return classifier
 
     def warm_up(self) -> None:
-        """Start TensorFlow, and load the champion if there is one, so that no chunk has to wait for them."""
+        """Start TensorFlow, and load the champions, so that no chunk has to wait for them.
+
+        If there are more than are kept loaded, load those of the datasets that were used last. A champion
+        that cannot be loaded is left out.
+        """
         self._start_tensorflow()
         with self.ledger.reading() as connection:
-            champion = find_champion(connection)
-        if champion is not None:
-            self.classifier(champion.id)
+            in_use = champions(connection)[:MODELS_KEPT]
+        for champion in in_use:
+            try:
+                self.classifier(champion.id)
+            except LabelmillError as error:
+                logger.warning("the champion of dataset %s was not loaded: %s", champion.dataset, error)
 
     def _start_tensorflow(self) -> type[Classifier]:
         """Import TensorFlow and return the classifier's class. Raises Unavailable.

@@ -125,14 +125,13 @@ def remove_correction(connection: Connection, job_id: str, index: int) -> Correc
     return None if row is None else Correction(**row._mapping)
 
 
-def all_corrections(connection: Connection, dataset: str = MNIST) -> list[Correction]:
-    """Return all corrections of predictions by models of this dataset, latest first."""
-    query = (
-        sa.select(corrections)
-        .join(models, models.c.id == corrections.c.model_id)
-        .where(models.c.dataset == dataset)
-        .order_by(corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc())
+def all_corrections(connection: Connection, dataset: str | None = MNIST) -> list[Correction]:
+    """Return all corrections of predictions by models of this dataset, or of any, latest first."""
+    query = sa.select(corrections).order_by(
+        corrections.c.created_at.desc(), corrections.c.job_id.desc(), corrections.c.index.desc()
     )
+    if dataset is not None:
+        query = query.join(models, models.c.id == corrections.c.model_id).where(models.c.dataset == dataset)
     return [Correction(**row._mapping) for row in connection.execute(query)]
 
 

@@ -40,6 +40,8 @@ class Health:
     """What is known about a model in use."""
 
     model: str
+    dataset: str
+    dataset_version: int | None  # that the accuracy is about; None for the built-in dataset
     accuracy: float | None  # by its evaluation, 0 to 1
     live: LiveAccuracy
     jobs: int  # recent jobs
@@ -92,6 +94,8 @@ def model_health(connection: Connection, model_id: str | None = None, dataset: s
             confidences[place] += count
     return Health(
         model=model.id,
+        dataset=model.dataset,
+        dataset_version=stored.version if stored else None,
         accuracy=stored.evaluation.accuracy if stored else model.accuracy,
         live=live_accuracy(connection, model.id),
         jobs=len(recent),

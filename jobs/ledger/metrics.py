@@ -98,9 +98,13 @@ def _oldest_pending_seconds(connection: Connection) -> float:
     return _seconds_since(connection, sa.select(sa.func.min(of_each.c.created_at))) or 0.0
 
 
-def last_run_seconds(connection: Connection) -> float | None:
-    """Return the seconds since the latest training run ended, or None if none has ended."""
-    return _seconds_since(connection, sa.select(sa.func.max(training_runs.c.finished_at)))
+def last_run_seconds(connection: Connection) -> dict[str, float]:
+    """Return the seconds since the latest training run of each dataset ended; nothing if none has ended."""
+    query = sa.select(training_runs.c.dataset, sa.func.max(training_runs.c.finished_at), db_now()).where(
+        training_runs.c.finished_at.is_not(None)
+    )
+    rows = connection.execute(query.group_by(training_runs.c.dataset).order_by(training_runs.c.dataset))
+    return {dataset: max(0.0, _seconds(ended, now)) for dataset, ended, now in rows}
 
 
 # ---- checks for `labelmill doctor` ----------------------------------------------------------------

@@ -9,13 +9,14 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobs.dataset import MNIST
+from jobs.dataset import MNIST, dataset_option
 from jobs.errors import Conflict, NotFound
 from jobs.evaluation import ANSWER_BYTES, Evaluation, Part
 from jobs.ids import new_id
 from jobs.ledger.database import insert_into
+from jobs.ledger.datasets import get_version
 from jobs.model import InputSpec, Model
-from jobs.schema import aliases, db_now, evaluations, models, promotions, verdicts
+from jobs.schema import aliases, db_now, evaluations, jobs, models, promotions, verdicts
 
 # ---- models and aliases ---------------------------------------------------------------------------
 
@@ -25,12 +26,19 @@ CHAMPION: Final = "champion"
 #: The alias of the challenger (`jobs.ledger.shadows`).
 SHADOW: Final = "shadow"
 
-#: The messages if a champion is needed and there is none.
-NO_MODEL: Final = "There is no model yet: run `labelmill train`."
-NO_CHAMPION: Final = (
-    "There is no champion. Name a model, as in `labelmill submit SOURCES --model MODEL`, or promote one: "
-    "`labelmill models promote MODEL`, with --force if it was not evaluated. `labelmill models list` shows "
-    "all models."
+
+#: By how many of the latest jobs `champions` determines which datasets are in use.
+_RECENT_JOBS: Final = 100
+
+#: The models, each with the version of its dataset that its accuracy is about.
+_MODELS: Final = sa.select(
+    models,
+    sa.select(evaluations.c.dataset_version)
+    .where(evaluations.c.model_id == models.c.id, evaluations.c.part == Part.TEST)
+    .order_by(evaluations.c.created_at.desc(), evaluations.c.data_fingerprint)
+    .limit(1)
+    .scalar_subquery()
+    .label("accuracy_version"),
 )
 
 
@@ -95,7 +103,7 @@ def find_alias(connection: Connection, name: str, dataset: str = MNIST) -> str |
 
 def get_model(connection: Connection, model_id: str) -> Model:
     """Return the model with this id. Raises NotFound."""
-    row = connection.execute(sa.select(models).where(models.c.id == model_id)).one_or_none()
+    row = connection.execute(_MODELS.where(models.c.id == model_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no model {model_id!r}: `labelmill models list` shows them.")
     return _to_model(row, _aliases(connection))
@@ -116,15 +124,62 @@ def model_or_champion(connection: Connection, model_id: str | None, dataset: str
     """Return the model with this id, or the dataset's champion if the id is None. Raises NotFound."""
     model = find_champion(connection, dataset) if model_id is None else get_model(connection, model_id)
     if model is None:
-        is_empty = connection.scalar(sa.select(models.c.id).limit(1)) is None
-        raise NotFound(NO_MODEL if is_empty else NO_CHAMPION)
+        raise NotFound(_why_no_champion(connection, dataset))
     return model
 
 
-def list_models(connection: Connection) -> list[Model]:
-    """Return all models, newest first."""
+def _why_no_champion(connection: Connection, dataset: str) -> str:
+    """Return the message if a champion is needed and the dataset has none."""
+    check_dataset(connection, dataset)
+    option = dataset_option(dataset)
+    if _has_model(connection, dataset):
+        return (
+            f"Dataset {dataset} has no champion. Name a model, as in `labelmill submit SOURCES --model "
+            "MODEL`, or promote one: `labelmill models promote MODEL`, with --force if it was not evaluated. "
+            f"`labelmill models list{option}` shows its models."
+        )
+    other = connection.scalar(sa.select(aliases.c.dataset).where(aliases.c.name == CHAMPION).limit(1))
+    hint = f", or name another dataset, as in `--dataset {other}`" if other else ""
+    return f"Dataset {dataset} has no model yet: run `labelmill train{option}`{hint}."
+
+
+def check_dataset(connection: Connection, dataset: str) -> None:
+    """Raise NotFound if the dataset has neither versions nor models."""
+    # The models of a removed dataset stay.
+    if dataset != MNIST and not _has_model(connection, dataset):
+        get_version(connection, dataset)
+
+
+def _has_model(connection: Connection, dataset: str) -> bool:
+    return connection.scalar(sa.select(models.c.id).where(models.c.dataset == dataset).limit(1)) is not None
+
+
+def champions(connection: Connection) -> list[Model]:
+    """Return the champions of all datasets, those of the latest jobs first."""
+    latest = (
+        sa.select(models.c.dataset, jobs.c.created_at)
+        .join(models, models.c.id == jobs.c.model_id)
+        .order_by(jobs.c.created_at.desc())
+        .limit(_RECENT_JOBS)
+        .subquery()
+    )
+    used_at = sa.func.max(latest.c.created_at)
+    query = (
+        sa.select(aliases.c.model_id)
+        .outerjoin(latest, latest.c.dataset == aliases.c.dataset)
+        .where(aliases.c.name == CHAMPION)
+        .group_by(aliases.c.dataset, aliases.c.model_id)
+        .order_by(used_at.desc().nulls_last(), aliases.c.dataset)
+    )
+    return [get_model(connection, each) for each in connection.scalars(query).all()]
+
+
+def list_models(connection: Connection, dataset: str | None = None) -> list[Model]:
+    """Return the models of the dataset, or of all datasets, newest first."""
     names = _aliases(connection)
-    query = sa.select(models).order_by(models.c.created_at.desc(), models.c.id.desc())
+    query = _MODELS.order_by(models.c.created_at.desc(), models.c.id.desc())
+    if dataset is not None:
+        query = query.where(models.c.dataset == dataset)
     return [_to_model(row, names) for row in connection.execute(query)]
 
 
@@ -294,15 +349,15 @@ def move_champion(
     )
 
 
-def pin_champion(connection: Connection, *, pinned: bool) -> Model:
-    """Pin the champion, so that no training run replaces it, or release it; return it. Raises NotFound.
+def pin_champion(connection: Connection, dataset: str = MNIST, *, pinned: bool) -> Model:
+    """Pin the dataset's champion, so that no training run replaces it, or release it; return it.
 
-    A champion that is pinned already keeps its time.
+    A champion that is pinned already keeps its time. Raises NotFound.
     """
-    lock_champion(connection)
-    champion = model_or_champion(connection, None)
+    lock_champion(connection, dataset)
+    champion = model_or_champion(connection, None, dataset)
     if pinned != (champion.pinned_at is not None):
-        moved = aliases.update().where(aliases.c.name == CHAMPION)
+        moved = aliases.update().where(aliases.c.dataset == dataset, aliases.c.name == CHAMPION)
         connection.execute(moved.values(pinned_at=db_now() if pinned else None))
     return get_model(connection, champion.id)
 
@@ -362,7 +417,7 @@ def champion_before(connection: Connection, dataset: str = MNIST) -> str:
     """
     champion_id = find_alias(connection, CHAMPION, dataset)
     if champion_id is None:
-        raise Conflict("There is no champion to roll back.")
+        raise Conflict(f"Dataset {dataset} has no champion to roll back.")
     steps: list[str] = []
     for move in reversed(champion_history(connection, dataset)):
         if move.how == ROLLBACK:
@@ -372,7 +427,10 @@ def champion_before(connection: Connection, dataset: str = MNIST) -> str:
             steps.append(move.previous_id)  # a champion that is older than the history
         steps.append(move.model_id)
     if len(steps) < 2 or steps[-1] != champion_id:
-        raise Conflict(f"There was no champion before {champion_id}: `labelmill models history` shows them.")
+        raise Conflict(
+            f"There was no champion before {champion_id}: "
+            f"`labelmill models history{dataset_option(dataset)}` shows them."
+        )
     return steps[-2]
 
 
@@ -387,7 +445,8 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
         raise Conflict(f"Not rolled back: {describe_pin(champion_id)}.")
     if champion_before(connection, dataset) != model_id:
         raise Conflict(
-            "Another process moved the champion at the same time: `labelmill models history` shows it."
+            "Another process moved the champion at the same time: "
+            f"`labelmill models history{dataset_option(dataset)}` shows it."
         )
     move_champion(connection, model_id, previous_id=champion_id, how=ROLLBACK)
     return champion_history(connection, dataset, limit=1)[0]

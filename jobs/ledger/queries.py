@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, NotFound
 from jobs.ids import id_range, is_id
 from jobs.ledger.control import settle_job, still_claimed
@@ -286,15 +287,22 @@ _IDS: Final = {"job": jobs.c.id, "training run": training_runs.c.id, "model": mo
 _MAX_LISTED_IDS: Final = 4
 
 
-def model_named(connection: Connection, typed: str | None) -> Model:
+def model_named(connection: Connection, typed: str | None, dataset: str | None = None) -> Model:
     """Return the model that an id, the beginning of one, or an alias means; the champion if `typed` is None.
 
-    Raises NotFound, or Conflict if several models match.
+    Aliases are those of the dataset, by default of `mnist`. Raises NotFound; Conflict if several models
+    match, or if the model belongs to another dataset than the given one.
     """
     if typed is None or typed.strip() == CHAMPION:
-        return model_or_champion(connection, None)
-    found = find_alias(connection, typed.strip())
-    return get_model(connection, found or full_id(connection, "model", typed))
+        return model_or_champion(connection, None, dataset or MNIST)
+    found = find_alias(connection, typed.strip(), dataset or MNIST)
+    model = get_model(connection, found or full_id(connection, "model", typed))
+    if dataset not in (None, model.dataset):
+        raise Conflict(
+            f"Model {model.id} belongs to dataset {model.dataset}, not to {dataset}: leave out --dataset, or "
+            f"name a model of {dataset}."
+        )
+    return model
 
 
 def full_id(connection: Connection, what: Literal["job", "training run", "model"], typed: str) -> str:

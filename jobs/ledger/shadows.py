@@ -17,15 +17,12 @@ from sqlalchemy.engine import Connection
 from jobs.dataset import MNIST
 from jobs.errors import Conflict
 from jobs.ids import new_id
-from jobs.ledger.models import SHADOW, find_alias, find_champion, get_model, point_alias
+from jobs.ledger.models import SHADOW, check_dataset, find_alias, find_champion, get_model, point_alias
 from jobs.model import Model
 from jobs.schema import PAYLOAD_COLUMNS, ChunkState, JobState, aliases, chunks, db_now, jobs, predictions
 
 #: Below every priority that a person can set: a shadow delays no job.
 SHADOW_PRIORITY: Final = -1_000
-
-#: The message if there is no challenger.
-NO_SHADOW: Final = "There is no shadow model: `labelmill models shadow MODEL` sets one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +117,12 @@ def begin_shadow(connection: Connection, model_id: str) -> Model:
 
 
 def require_champion(connection: Connection, dataset: str = MNIST) -> Model:
-    """Return the champion, which a challenger is compared with. Raises Conflict if there is none."""
+    """Return the dataset's champion, to compare a challenger with. Raises Conflict if there is none."""
     champion = find_champion(connection, dataset)
     if champion is None:
         raise Conflict(
-            "There is no champion to compare it with: promote a model with `labelmill models promote MODEL`, "
-            "with --force if it was not evaluated."
+            f"Dataset {dataset} has no champion to compare it with: promote a model with `labelmill models "
+            "promote MODEL`, with --force if it was not evaluated."
         )
     return champion
 
@@ -135,10 +132,26 @@ def comparable(one: Model, other: Model) -> bool:
     return set(one.classes) == set(other.classes) and one.input_spec == other.input_spec
 
 
-def end_shadow(connection: Connection, dataset: str = MNIST) -> bool:
-    """Remove the alias of the dataset's challenger; its results stay. Return False if there was none."""
+def require_challenger(connection: Connection, dataset: str = MNIST) -> str:
+    """Return the id of the dataset's challenger. Raises NotFound, or Conflict if there is none."""
+    check_dataset(connection, dataset)
+    model_id = find_alias(connection, SHADOW, dataset)
+    if model_id is None:
+        raise Conflict(
+            f"Dataset {dataset} has no shadow model: `labelmill models shadow MODEL` sets one, for the "
+            "dataset of MODEL."
+        )
+    return model_id
+
+
+def end_shadow(connection: Connection, dataset: str = MNIST) -> None:
+    """Remove the alias of the dataset's challenger; its results stay.
+
+    Raises NotFound, or Conflict if there is none.
+    """
+    require_challenger(connection, dataset)
     alias = aliases.delete().where(aliases.c.dataset == dataset, aliases.c.name == SHADOW)
-    return connection.execute(alias).rowcount == 1
+    connection.execute(alias)
 
 
 def compare(connection: Connection, model_id: str, *, beside: str | None = None) -> Comparison:

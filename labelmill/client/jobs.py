@@ -7,6 +7,7 @@ from itertools import chain
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, SourceError
 from jobs.ledger.control import end_job, pause_job, resume_job
 from jobs.ledger.models import get_model
@@ -41,6 +42,7 @@ class JobMethods(Session):
         *sources: str | PathLike[str] | bytes,
         key: str | None = None,
         model: str | None = None,
+        dataset: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
@@ -63,6 +65,7 @@ class JobMethods(Session):
             self._images(sources, stdin=stdin, by_reference=by_reference),
             key=key,
             model=model,
+            dataset=dataset,
             by_reference=by_reference,
             error_limits=error_limits,
             priority=priority,
@@ -90,6 +93,7 @@ class JobMethods(Session):
         *,
         key: str | None = None,
         model: str | None = None,
+        dataset: str | None = None,
         by_reference: bool = False,
         error_limits: ErrorLimits | None = None,
         priority: int | None = None,
@@ -103,7 +107,9 @@ class JobMethods(Session):
 
         - `key`: your name for this submission. The same key with the same content returns the same job.
         - `model`: the model that classifies the images: its id, the first characters of its id (at least
-          six), or an alias. Default: the champion.
+          six), or an alias. Default: the dataset's champion.
+        - `dataset`: the dataset whose champion or alias is meant. Default: `mnist`. A model that is given by
+          its id must belong to the dataset if both are given.
         - `by_reference`: store the images' locations instead of their bytes. Workers then read the images
           themselves, below LABELMILL_REFERENCE_ROOTS.
         - `priority`: from -100 to 100; jobs with a higher priority are classified first. Default: 10 for a
@@ -115,15 +121,16 @@ class JobMethods(Session):
         Raises SourceError if there are no images, more than the settings allow, or one that cannot be
         submitted by reference; NotFound if the model does not exist or there is no champion yet; UserError if
         the key is empty or too long, or the priority is out of range; Conflict if the key was used for other
-        content or another model, if several models match `model`, or if the object store is not the one that
-        the workers use; Stopped if the job is stopped during the submission.
+        content, another model or another dataset, if several models match `model`, if the model does not
+        belong to `dataset`, or if the object store is not the one that the workers use; Stopped if the job is
+        stopped during the submission.
         """
         from jobs.references import Roots
         from producer.submit import submit
 
         if model is not None:
             with self.ledger.reading() as connection:
-                model = model_named(connection, model).id
+                model = model_named(connection, model, dataset).id
         return submit(
             images,
             ledger=self.ledger,
@@ -132,6 +139,7 @@ class JobMethods(Session):
             chunk_images=self.settings.chunk_images,
             key=key,
             model_id=model,
+            dataset=dataset or MNIST,
             by_reference=Roots(self.settings.reference_roots) if by_reference else None,
             error_limits=error_limits,
             priority=priority,

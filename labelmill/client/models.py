@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 
 from jobs.class_names import check_class_names
-from jobs.errors import Conflict, ModelRefused
+from jobs.dataset import MNIST
+from jobs.errors import ModelRefused
 from jobs.evaluation import Evaluation
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.model_changes import rename_classes
 from jobs.ledger.models import (
-    SHADOW,
     Promotion,
     StoredEvaluation,
     StoredVerdict,
     champion_before,
     champion_history,
-    find_alias,
+    check_dataset,
     find_evaluation,
     find_verdict,
     get_model,
@@ -27,13 +27,13 @@ from jobs.ledger.models import (
 )
 from jobs.ledger.queries import model_named
 from jobs.ledger.shadows import (
-    NO_SHADOW,
     Comparison,
     Disagreement,
     begin_shadow,
     compare,
     end_shadow,
     first_disagreements,
+    require_challenger,
     require_champion,
 )
 from jobs.model import MNIST_INPUT, Invert, Model, Resampling
@@ -51,21 +51,28 @@ class ModelMethods(Session):
     All methods that take a model raise NotFound if none matches, and Conflict if several do.
     """
 
-    def models(self) -> list[Model]:
-        """Return all models, newest first."""
+    def models(self, *, dataset: str | None = None) -> list[Model]:
+        """Return the models of a dataset, by default of all datasets, newest first."""
         with self.ledger.reading() as connection:
-            return list_models(connection)
+            if dataset is not None:
+                check_dataset(connection, dataset)
+            return list_models(connection, dataset)
 
-    def model(self, name: str | None = None) -> Model:
-        """Return the model with this id, first characters of an id, or alias; by default the champion."""
+    def model(self, name: str | None = None, *, dataset: str | None = None) -> Model:
+        """Return the model with this id, first characters of an id, or alias; by default the champion.
+
+        Aliases are those of the dataset, by default of `mnist`. Raises Conflict if the model belongs to
+        another dataset than the given one.
+        """
         with self.ledger.reading() as connection:
-            return model_named(connection, name)
+            return model_named(connection, name, dataset)
 
     def register(
         self,
         file: str | PathLike[str],
         *,
         classes: Sequence[str] | None = None,
+        dataset: str = MNIST,
         architecture: str = "custom",
         resampling: Resampling = "bilinear",
         invert: Invert | None = None,
@@ -77,7 +84,9 @@ class ModelMethods(Session):
           bytes (0 to 255), and end with a softmax. Size and colours are read from the file. The model is run
           once, to check that workers can use it.
         - `classes`: the names of its classes, in the order of its outputs. They can be left out if the model
-          takes MNIST's format, 28 x 28 grey, and has ten classes: these are then the digits.
+          takes MNIST's format, 28 x 28 grey, and has ten classes: these are then the digits. For another
+          dataset, they are by default those of its latest version.
+        - `dataset`: the dataset that the model belongs to, so that it can become its champion.
         - `architecture`: the name of its architecture, for lists.
         - `resampling`: how images are resized for the model: nearest, box, bilinear, bicubic or lanczos.
         - `invert`: which images are inverted first: never, always, or dark_on_light (images with a bright
@@ -86,7 +95,8 @@ class ModelMethods(Session):
 
         Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
         Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
-        classes cannot be used, Conflict if the file was registered with other options. Example::
+        classes cannot be used, Conflict if the file was registered with other options, NotFound if there is no
+        such dataset. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)
@@ -97,6 +107,7 @@ class ModelMethods(Session):
             self.settings,
             file,
             classes=classes,
+            dataset=dataset,
             architecture=architecture,
             resampling=resampling,
             invert=invert,
@@ -207,51 +218,53 @@ class ModelMethods(Session):
                 connection, self.settings.gate_limits_of(found.dataset), found.id, how="promote", force=force
             )
 
-    def pin(self) -> Model:
-        """Pin the champion, and return it: no training run replaces it until `unpin` is called.
+    def pin(self, *, dataset: str = MNIST) -> Model:
+        """Pin the dataset's champion, and return it: no training run replaces it until `unpin` is called.
 
         `promote` needs `force`, which releases the pin, and `rollback` is refused. Raises NotFound if there
         is no champion.
         """
         with self.ledger.transaction() as connection:
-            return pin_champion(connection, pinned=True)
+            return pin_champion(connection, dataset, pinned=True)
 
-    def unpin(self) -> Model:
-        """Release the champion, and return it. Raises NotFound if there is no champion."""
+    def unpin(self, *, dataset: str = MNIST) -> Model:
+        """Release the dataset's champion, and return it. Raises NotFound if there is no champion."""
         with self.ledger.transaction() as connection:
-            return pin_champion(connection, pinned=False)
+            return pin_champion(connection, dataset, pinned=False)
 
-    def rollback(self) -> Promotion:
-        """Make the previous champion the champion again, and return this promotion.
+    def rollback(self, *, dataset: str = MNIST) -> Promotion:
+        """Make the dataset's previous champion the champion again, and return this promotion.
 
         A second call goes back one champion further. Raises Conflict if there is no previous champion or the
         present one is pinned, ModelRefused if its file is missing from the store or was changed.
         """
         with self.ledger.reading() as connection:
-            model = get_model(connection, champion_before(connection))
+            check_dataset(connection, dataset)
+            model = get_model(connection, champion_before(connection, dataset))
         read_stored(self._store, model)
         with self.ledger.transaction() as connection:
             return roll_back(connection, model.id)
 
     @accept_numpy_numbers
-    def promotions(self, *, limit: int | None = None) -> list[Promotion]:
-        """Return the changes of champion, latest first; without `limit`, all of them."""
+    def promotions(self, *, dataset: str = MNIST, limit: int | None = None) -> list[Promotion]:
+        """Return the changes of the dataset's champion, latest first; without `limit`, all of them."""
         with self.ledger.reading() as connection:
-            return champion_history(connection, limit=limit)
+            check_dataset(connection, dataset)
+            return champion_history(connection, dataset, limit=limit)
 
-    def health(self, model: str | None = None) -> Health:
-        """Return how a model (default: the champion) has performed since it was evaluated.
+    def health(self, model: str | None = None, *, dataset: str | None = None) -> Health:
+        """Return how a model (default: the dataset's champion) has performed since it was evaluated.
 
         That is how often it was right, judged by people's corrections, and whether the labels and confidences
         of recent jobs are distributed as they were on the evaluation images.
         """
         with self.ledger.reading() as connection:
-            return model_health(connection, model_named(connection, model).id)
+            return model_health(connection, model_named(connection, model, dataset).id)
 
     def begin_shadow(self, model: str) -> Model:
-        """Make a model the challenger, which also classifies a share of the chunks, and return it.
+        """Make a model its dataset's challenger, which also classifies a share of the chunks, and return it.
 
-        Its labels are only compared with the champion's; no job gets them. It replaces the present
+        Its labels are only compared with the champion's; no job gets them. It replaces the dataset's present
         challenger. Raises Conflict if it cannot be compared with a champion, ModelRefused if its file is
         missing from the store or was changed.
         """
@@ -261,23 +274,20 @@ class ModelMethods(Session):
         with self.ledger.transaction() as connection:
             return begin_shadow(connection, found.id)
 
-    def end_shadow(self) -> None:
-        """Stop the challenger; its results so far are kept. Raises Conflict if there is none."""
+    def end_shadow(self, *, dataset: str = MNIST) -> None:
+        """Stop the dataset's challenger; its results so far are kept. Raises Conflict if there is none."""
         with self.ledger.transaction() as connection:
-            if not end_shadow(connection):
-                raise Conflict(NO_SHADOW)
+            end_shadow(connection, dataset)
 
     @accept_numpy_numbers
-    def shadow(self, *, limit: int = 20) -> tuple[Comparison, list[Disagreement]]:
-        """Return how the challenger compares with the champion, and up to `limit` images they disagree on.
+    def shadow(self, *, dataset: str = MNIST, limit: int = 20) -> tuple[Comparison, list[Disagreement]]:
+        """Return how the dataset's challenger compares with its champion, and images they disagree on.
 
-        Images of the latest jobs come first. Raises Conflict if there is no challenger.
+        Up to `limit` images, those of the latest jobs first. Raises Conflict if there is no challenger.
         """
         with self.ledger.reading() as connection:
-            model_id = find_alias(connection, SHADOW)
-            if model_id is None:
-                raise Conflict(NO_SHADOW)
-            champion = require_champion(connection).id
+            model_id = require_challenger(connection, dataset)
+            champion = require_champion(connection, dataset).id
             return (
                 compare(connection, model_id, beside=champion),
                 first_disagreements(connection, model_id, beside=champion, limit=limit),

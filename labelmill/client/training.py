@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Row
 
+from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
 from jobs.ledger.models import StoredVerdict
@@ -195,18 +196,18 @@ class TrainingMethods(Session):
 
         return review(self.ledger, self._store, self.settings, job_id, limit=limit, on_progress=on_progress)
 
-    def corrections(self) -> list[Correction]:
-        """Return all corrections, latest first."""
+    def corrections(self, *, dataset: str | None = None) -> list[Correction]:
+        """Return the corrections of a dataset's models, by default of all models, latest first."""
         with self.ledger.reading() as connection:
-            return all_corrections(connection)
+            return all_corrections(connection, dataset)
 
-    def classes_learnt(self) -> tuple[str, ...] | None:
-        """Return the classes of the latest trained model, or None if no run has made one.
+    def classes_learnt(self, *, dataset: str = MNIST) -> tuple[str, ...] | None:
+        """Return the classes of the dataset's latest trained model, or None if no run has made one.
 
         The next training run skips corrections with other labels, unless its data has other classes.
         """
         with self.ledger.reading() as connection:
-            return classes_learnt(connection)
+            return classes_learnt(connection, dataset)
 
     def _corrector(self) -> Corrector:
         from labelmill.correcting import Corrector

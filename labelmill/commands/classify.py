@@ -10,6 +10,7 @@ import typer
 
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.commands.options import ChampionOfOption
 from labelmill.console import examples, exit_code_of, report_errors, say
 from labelmill.follow import report_broker_unavailable, watch
 from labelmill.stack import Stack, broker_answers
@@ -24,7 +25,7 @@ app = typer.Typer(add_completion=False)
     epilog=examples(
         "labelmill classify digit.png",
         "labelmill classify scans/ --json",
-        "labelmill classify birds/ --model 06h0w4r0rf0dkckt",
+        "labelmill classify finch.jpg --dataset birds",
     )
 )
 @report_errors
@@ -36,6 +37,7 @@ def classify(
         str | None,
         typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
     ] = None,
+    dataset: ChampionOfOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Submit images, wait, and print their labels.
@@ -44,7 +46,7 @@ def classify(
     """
     settings = Settings.load()
     with Client(settings) as client:
-        model = client.model(model).id  # if there is no model, no stack is started
+        model = client.model(model, dataset=dataset).id  # if there is no model, no stack is started
         missing = _missing_stack(settings)
         images = client.sources(sources, stdin=paths_on_stdin())
         # Started before the job is accepted: if it cannot start, there is no job.

@@ -129,15 +129,18 @@ def _report_unlabelled(rows: int) -> None:
 
 def _report_skipped(client: Client, stored: list[Correction]) -> None:
     """Print how many corrections the next training run will skip, if its data has the same classes."""
-    learnt = client.classes_learnt()
-    if learnt is None:
-        return
-    count = sum(each.label not in learnt for each in stored)
-    if count:
-        what = "it: its label is not a class" if len(stored) == 1 else f"{count:,} of them: not classes"
-        say(f"  the next training run skips {what} of the training data")
-        say(f"  ({', '.join(learnt)}), unless the data changes")
-        say("  (`labelmill models health MODEL` counts it if the image had a label)")
+    datasets = {model.id: model.dataset for model in client.models()}
+    for dataset in sorted({datasets[each.model_id] for each in stored}):
+        learnt = client.classes_learnt(dataset=dataset)
+        if learnt is None:
+            continue
+        theirs = [each for each in stored if datasets[each.model_id] == dataset]
+        count = sum(each.label not in learnt for each in theirs)
+        if count:
+            what = "it: its label is not a class" if len(stored) == 1 else f"{count:,} of them: not classes"
+            say(f"  the next training run on {dataset} skips {what} of the training data")
+            say(f"  ({', '.join(learnt)}), unless the data changes")
+            say("  (`labelmill models health MODEL` counts it if the image had a label)")
 
 
 def _opened(source: Path) -> TextIO:

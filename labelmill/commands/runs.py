@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from sqlalchemy.engine import Row
 
+from jobs.dataset import describe_version
 from jobs.ledger.models import StoredVerdict
 from jobs.ledger.runs import Run
 from labelmill.client import Client
@@ -44,6 +45,7 @@ def _heartbeat_note(run: Run) -> str:
 
 _COLUMNS: Final = (
     Column("run", attrgetter("id")),
+    Column("dataset", lambda run: describe_version(run.dataset, run.dataset_version), min_width=8),
     Column("state", attrgetter("state")),
     Column("requested (UTC)", lambda run: short_time(run.requested_at or run.started_at), leave_out=2),
     Column("by", _requested_by, leave_out=3),
@@ -120,6 +122,7 @@ def _format_run(run: Run, epochs: list[Row[float]], verdict: StoredVerdict | Non
     silence = _heartbeat_note(run)
     lines = field_lines(
         ("run", run.id),
+        ("dataset", describe_version(run.dataset, run.dataset_version)),
         ("state", f"{run.state}, but {silence}" if silence else str(run.state)),
         ("requested by", _requested_by(run)),
         ("recipe", ", ".join(f"{name} {value}" for name, value in _options_in_use(run.recipe).items())),

@@ -10,6 +10,7 @@ from jobs.errors import UserError
 from jobs.limits import ErrorLimits
 from jobs.schema import SMALL_JOB_IMAGES
 from labelmill.client import Client
+from labelmill.commands.options import ChampionOfOption
 from labelmill.console import examples, exit_code_of, pluralize, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable, status_to_json, watch
 from labelmill.progress import ProgressLine
@@ -28,7 +29,8 @@ app = typer.Typer(add_completion=False)
         "labelmill submit 'scans/**/*.png' archive.zip",
         "find . -name '*.jpg' | labelmill submit -",
         "labelmill submit s3://bucket/photos/ --by-reference",
-        "labelmill submit birds/ --model 06h0w4r0rf0dkckt",
+        "labelmill submit finches/ --dataset birds",
+        "labelmill submit finches/ --model 06h0w4r0rf0dkckt",
     )
 )
 @report_errors
@@ -50,6 +52,7 @@ def submit(
         str | None,
         typer.Option(metavar="MODEL", help="The model that classifies them. Left out: the champion."),
     ] = None,
+    dataset: ChampionOfOption = None,
     by_reference: Annotated[
         bool,
         typer.Option(
@@ -100,13 +103,14 @@ def submit(
     limits = ErrorLimits(max_errors, max_error_rate, min_sample or ErrorLimits().sample)
     with Client() as client:
         if model is not None:
-            model = client.model(model).id
+            model = client.model(model, dataset=dataset).id
         images = client.sources(sources, stdin=paths_on_stdin())
         with ProgressLine("submitting") as progress:
             submitted = client.submission(
                 images,
                 key=key,
                 model=model,
+                dataset=dataset,
                 by_reference=by_reference,
                 error_limits=limits,
                 priority=priority,

@@ -30,7 +30,7 @@ def check_models(settings: Settings) -> Iterator[Finding]:
     def check(connection: Connection) -> Iterator[Finding]:
         models, ids = list_models(connection), metrics.models_needed(connection)
         needed.extend(model for model in models if model.id in ids)
-        yield _champion(models)
+        yield from _champions(models)
 
     yield from check_in_ledger(settings, check, if_none=_NO_MODEL)
     if not needed:
@@ -44,17 +44,22 @@ def check_models(settings: Settings) -> Iterator[Finding]:
     yield from problems or [ok(f"{files} in use, with the registered SHA-256")]
 
 
-def _champion(models: list[Model]) -> Finding:
-    champion = next((model for model in models if CHAMPION in model.aliases), None)
-    if champion is not None:
-        pin = "" if champion.pinned_at is None else ", pinned: no training run replaces it"
-        return ok(f"the champion is {champion.id}{pin}")
+def _champions(models: list[Model]) -> Iterator[Finding]:
+    """Yield a finding about each dataset that has models: whether one of them is the champion."""
     if not models:
-        return _NO_MODEL
-    return warning(
-        "there is no champion, so each job must name its model (submit --model)",
-        fix=f"labelmill models promote {models[0].id}" + (" --force" if models[0].accuracy is None else ""),
-    )
+        yield _NO_MODEL
+    for dataset in sorted({model.dataset for model in models}):
+        theirs = [model for model in models if model.dataset == dataset]
+        champion = next((model for model in theirs if CHAMPION in model.aliases), None)
+        if champion is not None:
+            pin = "" if champion.pinned_at is None else ", pinned: no training run replaces it"
+            yield ok(f"the champion of {dataset} is {champion.id}{pin}")
+        else:
+            latest = theirs[0]
+            yield warning(
+                f"{dataset} has no champion, so each of its jobs must name a model (submit --model)",
+                fix=f"labelmill models promote {latest.id}" + (" --force" if latest.accuracy is None else ""),
+            )
 
 
 def _check_file(model: Model, store: Store, settings: Settings) -> Iterator[Finding]:

@@ -81,7 +81,7 @@ def load_facts(connection: Connection, model_id: str) -> Facts:
             f"`labelmill models evaluate {model_id}` does it."
         )
     live_set = find_evaluation(connection, model_id, part=Part.LIVE)
-    moves = champion_history(connection)
+    moves = champion_history(connection, model.dataset)
     run_id = model.metrics.get("run")
     return Facts(
         model=model,
@@ -101,13 +101,13 @@ def _rival(
     connection: Connection, model: Model, stored: StoredEvaluation, live_set: StoredEvaluation | None
 ) -> Rival | None:
     """Return the champion, or the previous champion if the model is the champion; None if there is none."""
-    champion = find_champion(connection)
+    champion = find_champion(connection, model.dataset)
     if champion is None:
         return None
     is_champion = champion.id != model.id
     if not is_champion:
         try:
-            champion = get_model(connection, champion_before(connection))
+            champion = get_model(connection, champion_before(connection, model.dataset))
         except Conflict:  # the model is the first champion
             return None
     theirs = their_live = None

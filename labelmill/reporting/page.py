@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from jobs.dataset import describe_version
 from jobs.evaluation import Evaluation
+from jobs.ledger.models import StoredEvaluation
 from jobs.promotion import LIVE_SET, TEST_SET
 from labelmill.console import format_duration
 from labelmill.reporting import charts, tables
@@ -68,6 +70,9 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         sets.append(tables.evaluated_set(LIVE_SET, facts.live_set, rival.live_set if rival else None))
     return {
         "evaluation": evaluation,
+        "data": _describe_data(facts.stored),
+        "their_data": _describe_data(rival.stored) if rival and rival.stored else None,
+        "run_data": describe_version(facts.run.dataset, facts.run.dataset_version) if facts.run else None,
         "rival": rival,
         "theirs": theirs.evaluation if theirs else None,
         "sets": sets,
@@ -92,6 +97,10 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         ),
         **_curves(facts),
     }
+
+
+def _describe_data(stored: StoredEvaluation) -> str:
+    return describe_version(stored.dataset, stored.version)
 
 
 def _curves(facts: Facts) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_classify_without_a_model_starts_nothing(image: Path, short_folder: Path
     # when an image is to be classified, then it is said what is missing, before a stack is there
     done = home.run("classify", str(image))
     assert done.returncode == 2, done.stderr
-    assert "There is no model yet: run `labelmill train`" in done.stderr
+    assert "Dataset mnist has no model yet: run `labelmill train`" in done.stderr
     assert "starting a worker" not in done.stderr
     assert not (home.path / "logs").exists()
 

@@ -394,9 +394,9 @@ def test_a_store_that_returns_something_else(fresh):
 def test_there_is_no_champion(settings, ledger, make_model, store):
     find(check_models, settings, "there is no model", PROBLEM, "labelmill train")
     model = make_model(b"evaluated", champion=False, store=store)
-    find(check_models, settings, "there is no champion", WARNING, f"labelmill models promote {model.id}")
+    find(check_models, settings, "mnist has no champion", WARNING, f"labelmill models promote {model.id}")
     change(ledger, models_table, accuracy=None)
-    find(check_models, settings, "there is no champion", WARNING, f"promote {model.id} --force")
+    find(check_models, settings, "mnist has no champion", WARNING, f"promote {model.id} --force")
 
 
 @on_sqlite

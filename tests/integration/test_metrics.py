@@ -127,16 +127,21 @@ def test_the_champion_is_told_with_what_people_say_of_it(ledger, make_job, champ
 
     # Then both accuracies are reported: by its evaluation, and by corrections
     now = look()
-    assert now.labels("champion_info") == {"model": champion.id, "architecture": "dense"}
-    assert now["champion_accuracy_ratio"] == 0.975
-    assert (now["champion_live_accuracy_ratio"], now["champion_corrections"]) == (0.5, 2)
+    assert now.labels("champion_info") == {
+        "dataset": "mnist",
+        "model": champion.id,
+        "architecture": "dense",
+    }
+    assert now.by("champion_accuracy_ratio") == {"mnist": 0.975}
+    assert now.by("champion_live_accuracy_ratio") == {"mnist": 0.5}
+    assert now.by("champion_corrections") == {"mnist": 2}
 
     # And corrections are not counted at every scrape; an image without a label does not count
     correct(2)
     correct(3)
-    assert look()["champion_corrections"] == 2
+    assert look().by("champion_corrections") == {"mnist": 2}
     monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.0)
-    assert look()["champion_corrections"] == 3
+    assert look().by("champion_corrections") == {"mnist": 3}
 
 
 def test_workers_that_are_there_are_told_by_queue(ledger, look):
@@ -168,7 +173,24 @@ def test_training_runs_are_told_by_their_end(ledger, look):
     # Then it is counted, with the time since its end
     now = look()
     assert now.by("training_runs_total") == {"cancelled": 1}
-    assert 0 <= now["training_run_last_end_age_seconds"] < 60
+    assert list(now.by("training_run_last_end_age_seconds")) == ["mnist"]
+    assert 0 < now.by("training_run_last_end_age_seconds")["mnist"] < 60
+
+
+def test_each_dataset_has_its_champion_and_its_runs(ledger, champion, make_model, look):
+    # Given a second dataset with a champion, and a run of it that has ended
+    finch = make_model(b"finch", dataset="birds")
+    run_id = new_id()
+    with ledger.transaction() as connection:
+        request_run(connection, run_id, recipe={}, dataset="birds")
+        cancel_run(connection, run_id)
+
+    # Then both champions are reported, and only the run of one
+    now = look()
+    told = {sample.labels["dataset"]: sample.labels["model"] for sample in now.samples("champion_info")}
+    assert told == {"mnist": champion.id, "birds": finch.id}
+    assert now.by("champion_accuracy_ratio") == {"mnist": 0.975, "birds": 0.975}
+    assert list(now.by("training_run_last_end_age_seconds")) == ["birds"]
 
 
 def test_what_waits_in_the_broker_is_told(make_job, publisher, look):

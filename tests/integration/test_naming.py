@@ -89,7 +89,7 @@ def test_a_model_has_aliases_too(ledger, make_model):
 
 def test_without_a_champion_its_alias_is_not_taken_for_an_id(ledger, make_model):
     make_model(champion=False)
-    with pytest.raises(NotFound, match="There is no champion"), ledger.reading() as connection:
+    with pytest.raises(NotFound, match="Dataset mnist has no champion"), ledger.reading() as connection:
         model_named(connection, "champion")
 
 

@@ -600,7 +600,7 @@ def test_a_person_who_cannot_have_what_they_ask_for_is_told_what_to_do(run, make
     )
     code, _, said = run("promote", model.id)
     assert (code, f"run `labelmill models evaluate {model.id}`" in said) == (2, True)
-    assert run("rollback")[::2] == (2, "labelmill: There is no champion to roll back.\n")
+    assert run("rollback")[::2] == (2, "labelmill: Dataset mnist has no champion to roll back.\n")
 
 
 @pytest.mark.parametrize("damage", ["gone", "another"])

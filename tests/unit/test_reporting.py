@@ -261,7 +261,7 @@ def test_nothing_in_the_data_gets_out_of_its_place():
 def test_the_headline_says_how_good_and_how_it_was_judged():
     page = Page(render(make_facts()))
     assert "99.00 %" in page.text
-    assert "of the 1,000 evaluation images are correct: 990, and 10 wrong." in page.text
+    assert "of the 1,000 evaluation images of mnist are correct: 990, and 10 wrong." in page.text
     assert "95 % interval: 98.00–100.00 %" in page.text
     assert "The champion, 06h0w0000000000a, reaches 96.60 % on the same images." in page.text
     assert "Promoted" in page.text

@@ -26,7 +26,7 @@ def models(
 ) -> None:
     """List the models, newest first; or show one, promote one, or roll back a promotion."""
     if context.invoked_subcommand is None:
-        listing.list_all(as_json=as_json)
+        listing.list_all(dataset=None, as_json=as_json)
 
 
 # Added without a name, so that their commands become commands of `models`.

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from jobs.dataset import describe_accuracy
 from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
+from labelmill.commands.options import ChampionOfOption
 from labelmill.console import examples, print_data, print_json, printable_lines, report_errors
 from labelmill.tables import field_lines
 from producer.export import printable
@@ -19,12 +21,13 @@ app = typer.Typer(add_completion=False)
 _BAR_WIDTH: Final = 40
 
 
-@app.command(epilog=examples("labelmill models health", "labelmill models health MODEL --json"))
+@app.command(epilog=examples("labelmill models health", "labelmill models health --dataset birds --json"))
 @report_errors
 def health(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The model's id; left out: the champion.")
     ] = None,
+    dataset: ChampionOfOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how a model has performed since it was evaluated.
@@ -33,7 +36,7 @@ def health(
     recent jobs are distributed as they were on the evaluation images.
     """
     with Client() as client:
-        found = client.health(model)
+        found = client.health(model, dataset=dataset)
     if as_json:
         print_json(_to_json(found))
     else:
@@ -43,6 +46,8 @@ def health(
 def _to_json(health: Health) -> dict[str, Any]:
     return {
         "model": health.model,
+        "dataset": health.dataset,
+        "dataset_version": health.dataset_version,
         "accuracy": health.accuracy,
         "live_accuracy": health.live.accuracy,
         "right": health.live.right,
@@ -72,7 +77,7 @@ def _format_health(health: Health) -> list[str]:
     said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
     lines = field_lines(
         ("model", health.model),
-        ("accuracy", "-" if health.accuracy is None else f"{health.accuracy:.4f}"),
+        ("accuracy", describe_accuracy(health.accuracy, health.dataset, health.dataset_version)),
         ("live accuracy", f"{said}, {live.right:,} right of {live.labelled:,} labelled"),
         ("recent", f"{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days"),
     )

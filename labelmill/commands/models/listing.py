@@ -31,11 +31,18 @@ def _describe_classes(model: Model) -> str:
     return f"{len(model.classes)}: {name_classes(model.classes)}"
 
 
+def _describe_accuracy(model: Model) -> str:
+    if model.accuracy is None or model.accuracy_version is None:
+        return "-" if model.accuracy is None else f"{model.accuracy:.4f}"
+    return f"{model.accuracy:.4f} on version {model.accuracy_version}"
+
+
 COLUMNS: Final = (
     Column("model", attrgetter("id")),
+    Column("dataset", attrgetter("dataset"), min_width=8),
     Column("aliases", _describe_aliases),
     Column("kind", attrgetter("architecture")),
-    Column("accuracy", lambda model: "-" if model.accuracy is None else f"{model.accuracy:.4f}", right=True),
+    Column("accuracy", _describe_accuracy),
     Column("input", _describe_input),
     Column("file", lambda model: str(model.metrics.get("file", "-")), min_width=8),  # of a registered model
     Column("classes", _describe_classes, min_width=12),
@@ -43,14 +50,17 @@ COLUMNS: Final = (
 )
 
 
-@app.command("list", epilog=examples("labelmill models list --json"))
+@app.command("list", epilog=examples("labelmill models list --json", "labelmill models list --dataset birds"))
 @report_errors
 def list_all(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only the models of this dataset.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the models, newest first."""
     with Client() as client:
-        found = client.models()
+        found = client.models(dataset=dataset)
     if as_json:
         print_json([asdict(model) for model in found])
     else:
@@ -74,6 +84,8 @@ def show(
     evaluation = None
     if stored is not None:
         evaluation = {
+            "dataset": stored.dataset,
+            "dataset_version": stored.version,
             "data_fingerprint": stored.data_fingerprint,
             "created_at": stored.created_at,
             **evaluation_to_json(stored.evaluation),

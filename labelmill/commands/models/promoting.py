@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from jobs.dataset import MNIST
 from labelmill.client import Client
+from labelmill.commands.options import DatasetOption
 from labelmill.console import ExitCode, examples, fail, print_data, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
 
@@ -36,7 +38,9 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Overrule the gate; that is recorded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make a model the champion if it passes the gate. New jobs use it; running jobs keep their model.
+    """Make a model its dataset's champion if it passes the gate.
+
+    New jobs use it; running jobs keep their model.
 
     The gate compares its recorded evaluation with the champion's on the same images.
     """
@@ -53,14 +57,15 @@ def promote(
         print_data(model)
 
 
-@app.command(epilog=examples("labelmill models rollback"))
+@app.command(epilog=examples("labelmill models rollback", "labelmill models rollback --dataset birds"))
 @report_errors
 def rollback(
+    dataset: DatasetOption = MNIST,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Make the previous champion the champion again. Running it twice goes back two champions."""
     with Client() as client:
-        move = client.rollback()
+        move = client.rollback(dataset=dataset)
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")
     if as_json:
         print_json(asdict(move))
@@ -68,9 +73,10 @@ def rollback(
         print_data(move.model_id)
 
 
-@app.command(epilog=examples("labelmill models pin", "labelmill models pin --off"))
+@app.command(epilog=examples("labelmill models pin --dataset birds", "labelmill models pin --off"))
 @report_errors
 def pin(
+    dataset: DatasetOption = MNIST,
     off: Annotated[bool, typer.Option("--off", help="Release the champion.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
@@ -79,7 +85,7 @@ def pin(
     A person can still replace it, with `promote --force`.
     """
     with Client() as client:
-        champion = client.unpin() if off else client.pin()
+        champion = client.unpin(dataset=dataset) if off else client.pin(dataset=dataset)
     if off:
         say(f"the champion {champion.id} is not pinned: training runs may replace it")
     else:
@@ -93,12 +99,13 @@ def pin(
 @app.command(epilog=examples("labelmill models history", "labelmill models history --json"))
 @report_errors
 def history(
+    dataset: DatasetOption = MNIST,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the promotions, latest first: which model became the champion, when, how, and instead of which."""
     with Client() as client:
-        moves = client.promotions(limit=limit)
+        moves = client.promotions(dataset=dataset, limit=limit)
     if as_json:
         print_json([asdict(move) for move in moves])
     else:

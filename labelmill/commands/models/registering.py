@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.dataset import MNIST
 from jobs.model import Invert, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
@@ -25,6 +26,7 @@ app = typer.Typer(add_completion=False)
 @app.command(
     epilog=examples(
         "labelmill models register digits.keras",
+        "labelmill models register finch.keras --dataset birds",
         "labelmill models register shoes.keras --classes sandal,sneaker,boot --resampling lanczos",
         "labelmill models register birds.keras --classes-file birds.txt --logits",
     )
@@ -40,6 +42,9 @@ def register(
     logits: Annotated[
         bool, typer.Option("--logits", help="It answers logits, not probabilities: a softmax is added.")
     ] = False,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="The dataset that it belongs to, and can be the champion of.")
+    ] = MNIST,
     architecture: Annotated[
         str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
     ] = "custom",
@@ -63,6 +68,7 @@ def register(
         registered = client.register(
             file,
             classes=class_names_given(classes, classes_file),
+            dataset=dataset,
             architecture=architecture,
             resampling=resampling,
             invert=invert,
@@ -83,6 +89,7 @@ def register(
             {
                 "model": model.id,
                 "new": registered.new,
+                "dataset": model.dataset,
                 "architecture": model.architecture,
                 "classes": model.classes,
                 "input_spec": asdict(model.input_spec),

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from jobs.dataset import MNIST
 from jobs.errors import UserError
 from jobs.ledger.shadows import Comparison, Disagreement
 from labelmill.client import Client
@@ -39,32 +40,35 @@ def shadow(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="The challenger. Left out: show how it compares.")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The dataset. Left out: that of MODEL, or mnist."),
+    ] = None,
     off: Annotated[bool, typer.Option("--off", help="Stop the challenger.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most this many disagreements.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Let a challenger also classify a share of the chunks, or show where it disagrees with the champion.
 
-    Its labels are only compared, and its errors never affect a job.
+    Its labels are only compared, and its errors never affect a job. Each dataset can have one challenger.
     """
     if off and model is not None:
         raise UserError("Give MODEL or --off, not both.")
     with Client() as client:
         if off:
-            client.end_shadow()
+            client.end_shadow(dataset=dataset or MNIST)
             say("the challenger is stopped")
             if as_json:
                 print_json(None)
             return
         if model is not None:
-            model = client.model(model).id
-            client.begin_shadow(model)
-            share = client.settings.shadow_share
+            challenger = client.begin_shadow(client.model(model, dataset=dataset).id)
+            dataset, share = challenger.dataset, client.settings.shadow_share
             say(
-                f"model {model} is the challenger and also classifies {100 * share:.6g} % of the chunks of "
-                "new jobs (LABELMILL_SHADOW_SHARE)"
+                f"model {challenger.id} is the challenger and also classifies {100 * share:.6g} % of the "
+                f"chunks of new jobs of dataset {dataset} (LABELMILL_SHADOW_SHARE)"
             )
-        comparison, disagreed = client.shadow(limit=limit)
+        comparison, disagreed = client.shadow(dataset=dataset or MNIST, limit=limit)
     if as_json:
         print_json(
             asdict(comparison)
