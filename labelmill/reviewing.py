@@ -13,13 +13,10 @@ from jobs.ledger.review import least_confident
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
-from labelmill.job_images import read_images, require_pillow
+from labelmill.job_images import THUMBNAIL_SIDE, read_images, require_pillow
 
 #: For each image wanted, so many are looked at: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
-
-#: Pixels of the longer side of a thumbnail.
-THUMBNAIL_SIDE: Final = 96
 
 
 @dataclass(frozen=True, slots=True)

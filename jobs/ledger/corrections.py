@@ -108,6 +108,12 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
     return {index: found[index] for index in indices if index in found}
 
 
+def corrected_labels(connection: Connection, job_id: str) -> dict[int, str]:
+    """Return the true labels of the job's corrected images, by index."""
+    query = sa.select(corrections.c.index, corrections.c.label).where(corrections.c.job_id == job_id)
+    return dict(connection.execute(query).all())
+
+
 def any_correction(connection: Connection, job_id: str) -> bool:
     """Return whether an image of the job has a correction. Corrections outlive a purged job."""
     query = sa.select(corrections.c.index).where(corrections.c.job_id == job_id)
