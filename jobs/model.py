@@ -6,11 +6,15 @@ The input spec is stored with the model, so that training, evaluation and predic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jobs.errors import UserError
+
+#: Of more classes than this, a message names only the first.
+MAX_LISTED_CLASSES: Final = 10
 
 Mode = Literal["L", "RGB"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
@@ -44,6 +48,12 @@ class InputSpec:
 MNIST_INPUT = InputSpec(width=28, height=28, mode="L", resampling="bilinear", invert="dark_on_light")
 
 
+def list_classes(classes: Sequence[str]) -> str:
+    """Return the names of classes for a message; of many classes, the first MAX_LISTED_CLASSES."""
+    more = ", ..." if len(classes) > MAX_LISTED_CLASSES else ""
+    return ", ".join(classes[:MAX_LISTED_CLASSES]) + more
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A registered model: one row of the ledger."""
@@ -63,5 +73,5 @@ class Model:
         """Raise UserError if the label is not one of the model's classes."""
         if label not in self.classes:
             raise UserError(
-                f"{label!r} is not a class of model {self.id}; its classes are {', '.join(self.classes)}."
+                f"{label!r} is not a class of model {self.id}; its classes are {list_classes(self.classes)}."
             )

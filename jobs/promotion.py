@@ -23,7 +23,7 @@ from jobs.ledger.models import (
     lock_champion,
     move_champion,
 )
-from jobs.model import Model
+from jobs.model import Model, list_classes
 
 #: The command that creates a missing evaluation.
 EVALUATE: Final = "labelmill models evaluate"
@@ -264,8 +264,8 @@ def _checks(
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
     if champion.classes != model.classes:
         text = (
-            f"the champion has other classes ({', '.join(champion.classes)}), so the two cannot be compared: "
-            f"`labelmill models promote {model.id} --force` promotes this one anyway"
+            f"the champion has other classes ({list_classes(champion.classes)}), so the two cannot be "
+            f"compared: `labelmill models promote {model.id} --force` promotes this one anyway"
         )
     elif before is None:
         text = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from jobs.errors import ImageError, ModelRefused, UserError
 from jobs.evaluation import Figures
 from jobs.ledger.queries import Prediction
-from jobs.model import Model
+from jobs.model import Model, list_classes
 from jobs.registry import fetch_model
 from jobs.settings import Settings
 from jobs.store import Store
@@ -29,9 +29,6 @@ MISTAKES: Final = 48
 #: Folders that are named if they are not classes, and that are counted to find the most frequent ones.
 _NAMED_FOLDERS: Final = 5
 _COUNTED_FOLDERS: Final = 1_000
-
-#: Classes that a message names.
-_NAMED_CLASSES: Final = 10
 
 #: Images of a folder that are classified at a time, and about how many bytes of files.
 _WINDOW_IMAGES: Final = 2_048
@@ -169,11 +166,9 @@ def _no_label(model: Model, images: int, folders: Counter[str]) -> str:
     """Return why nothing can be compared, and what to do."""
     if not images:
         return "There is no prediction yet, so there is nothing to evaluate."
-    more = ", ..." if len(model.classes) > _NAMED_CLASSES else ""
-    classes = ", ".join(model.classes[:_NAMED_CLASSES]) + more
     named = [name for name, _count in folders.most_common(_NAMED_FOLDERS) if name]
     found = f"their folders are {', '.join(named)}" if named else "they are in no folder"
     return (
         f"None of the {images:,} images is in a folder named after a class of model {model.id} "
-        f"({classes}): {found}. Sort the images into one folder per class."
+        f"({list_classes(model.classes)}): {found}. Sort the images into one folder per class."
     )

@@ -11,7 +11,7 @@ from jobs.errors import Conflict, DataUnavailable, ModelRefused, UserError
 from jobs.files import temporary_folder
 from jobs.ledger import Ledger
 from jobs.ledger.models import list_models
-from jobs.model import InputSpec, Invert, Model, Resampling
+from jobs.model import InputSpec, Invert, Model, Resampling, list_classes
 from jobs.model_file import check_model_file
 from jobs.registry import register_model
 from jobs.settings import Settings
@@ -86,7 +86,7 @@ def register(
     if model.classes != classes:
         raise Conflict(
             f"This file is already registered as model {model.id}, with other classes: "
-            f"{', '.join(model.classes)}."
+            f"{list_classes(model.classes)}."
         )
     if model.input_spec != input_spec:
         raise Conflict(

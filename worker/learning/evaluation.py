@@ -31,7 +31,7 @@ from jobs.evaluation import (
 )
 from jobs.ledger import Ledger
 from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
-from jobs.model import Model
+from jobs.model import Model, list_classes
 from jobs.registry import fetch_model
 from jobs.store import Store
 from worker.learning.mnist import Mnist
@@ -131,8 +131,8 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     """
     if data.classes != model.classes:
         raise UserError(
-            f"Model {model.id} has other classes ({', '.join(model.classes)}) than the data "
-            f"({', '.join(data.classes)}), so it cannot be evaluated on them. "
+            f"Model {model.id} has other classes ({list_classes(model.classes)}) than the data "
+            f"({list_classes(data.classes)}), so it cannot be evaluated on them. "
             f"`labelmill models promote {model.id} --force` promotes it without an evaluation."
         )
     path = fetch_model(store, model, cache_dir)

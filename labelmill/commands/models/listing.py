@@ -9,16 +9,13 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.evaluation import Evaluation
-from jobs.model import Model
+from jobs.model import Model, list_classes
 from labelmill.client import Client
 from labelmill.console import examples, print_json, report_errors
 from labelmill.figures import figures_to_json
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
-
-#: At most this many classes are named.
-_MAX_NAMED: Final = 10
 
 
 def _describe_input(model: Model) -> str:
@@ -27,8 +24,7 @@ def _describe_input(model: Model) -> str:
 
 
 def _describe_classes(model: Model) -> str:
-    more = ", ..." if len(model.classes) > _MAX_NAMED else ""
-    return f"{len(model.classes)}: {', '.join(model.classes[:_MAX_NAMED])}{more}"
+    return f"{len(model.classes)}: {list_classes(model.classes)}"
 
 
 COLUMNS: Final = (
