@@ -114,6 +114,12 @@ def corrected_labels(connection: Connection, job_id: str) -> dict[int, str]:
     return dict(connection.execute(query).all())
 
 
+def latest_corrected_images(connection: Connection, job_id: str, *, limit: int) -> list[str]:
+    """Return the hashes of the job's corrected images, latest correction first."""
+    query = sa.select(corrections.c.image_sha256).where(corrections.c.job_id == job_id)
+    return list(connection.scalars(query.order_by(corrections.c.created_at.desc()).limit(limit)))
+
+
 def any_correction(connection: Connection, job_id: str) -> bool:
     """Return whether an image of the job has a correction. Corrections outlive a purged job."""
     query = sa.select(corrections.c.index).where(corrections.c.job_id == job_id)
