@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "cancel": "Stop a job; images that were classified keep their labels.",
     "retry": "Submit again the images of a job that got no label.",
     "review": "List the images of a job that are most worth checking.",
+    "evaluate": "Compare a job's labels with the folders that its images are in.",
     "correct": "Store the true label of an image, for the next training run.",
     "train": "Train a model on MNIST.",
     "retrain": "Request a training run; its model is promoted if it is better.",

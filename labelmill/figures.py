@@ -4,14 +4,69 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
+from typing import Any, Final
 
 from rich.cells import cell_len
 
 from jobs.evaluation import Figures
+from labelmill.console import pluralize, say
+from labelmill.labelled import LabelledEvaluation
 from labelmill.reporting.tables import MAX_CLASSES, by_class, most_confused
-from labelmill.tables import Column, table_lines
+from labelmill.tables import Column, table_lines, terminal_width
 from producer.export import printable
+
+#: Mistakes that are listed on a terminal.
+_SHOWN_MISTAKES: Final = 10
+
+_MISTAKES: Final = (
+    Column("index", lambda mistake: f"{mistake.index}", right=True),
+    Column("true", attrgetter("truth"), min_width=8),
+    Column("label", attrgetter("label"), min_width=8),
+    Column("confidence", lambda mistake: f"{mistake.confidence:.4f}", right=True),
+    Column("name", attrgetter("name"), min_width=10),
+)
+
+
+def figures_to_json(figures: Figures) -> dict[str, Any]:
+    """Return all figures as a dictionary, for `--json`."""
+    derived = {"macro_f1": figures.macro_f1, "balanced_accuracy": figures.balanced_accuracy}
+    return asdict(figures) | derived
+
+
+def labelled_to_json(found: LabelledEvaluation) -> dict[str, Any]:
+    """Return the evaluation of labelled images as a dictionary, for `--json`."""
+    others = {name: value for name, value in asdict(found).items() if name not in ("model", "figures")}
+    return {"model": found.model, **figures_to_json(found.figures), **others}
+
+
+def labelled_lines(found: LabelledEvaluation) -> list[str]:
+    """Return the evaluation of labelled images for the console."""
+    lines = summary_lines(found.figures)
+    if found.errors:
+        lines.append(f"without an answer   {found.errors:,}, counted as wrong")
+    if found.corrected:
+        lines.append(
+            f"corrected           {found.corrected:,}, by their corrections instead of their folders"
+        )
+    lines += ["", *class_lines(found.figures), "", *confusion_lines(found.figures)]
+    if found.mistakes:
+        lines += [
+            "",
+            "most confident mistakes",
+            *table_lines(_MISTAKES, found.mistakes[:_SHOWN_MISTAKES], terminal_width()),
+        ]
+    return lines
+
+
+def report_unlabelled(found: LabelledEvaluation) -> None:
+    """Print how many images were left out, because their folder is not a class; nothing if none was."""
+    if found.unlabelled:
+        named = ", ".join(name or "no folder" for name in found.unlabelled_folders)
+        images = pluralize(found.unlabelled, "image")
+        say(f"left out {images} whose folder is not a class of the model ({named})")
 
 
 def summary_lines(figures: Figures) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
+from typing import Final
 
 from jobs.errors import ImageError, PayloadDamaged, UserError
 from jobs.extras import install_hint
@@ -13,6 +15,9 @@ from jobs.payloads import Content, read_payload
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
+
+#: Pixels of the longer side of a thumbnail.
+THUMBNAIL_SIDE: Final = 96
 
 
 def read_images(
@@ -41,6 +46,23 @@ def read_images(
             continue
         if isinstance(content, bytes):
             yield index, content
+
+
+def thumbnails(
+    ledger: Ledger, store: Store, settings: Settings, job_id: str, indices: Sequence[int]
+) -> dict[int, bytes]:
+    """Return these images as small PNG files, by index. Images that cannot be read are left out.
+
+    Raises UserError without Pillow, and what `read_images` raises.
+    """
+    require_pillow("A page with images")
+    from worker.predicting.decode import thumbnail
+
+    found = {}
+    for index, data in read_images(ledger, store, settings, job_id, indices):
+        with suppress(ImageError):
+            found[index] = thumbnail(data, THUMBNAIL_SIDE, settings.image_limits)
+    return found
 
 
 def require_pillow(what: str) -> None:

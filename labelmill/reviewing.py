@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from jobs.errors import Conflict, ImageError
 from jobs.ledger import Ledger
+from jobs.ledger.corrections import correction_key, latest_corrected_images
 from jobs.ledger.queries import Prediction, job_status
 from jobs.ledger.review import least_confident
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
-from labelmill.job_images import read_images, require_pillow
+from labelmill.job_images import THUMBNAIL_SIDE, read_images, require_pillow
 
 #: For each image wanted, so many are looked at: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
 
-#: Pixels of the longer side of a thumbnail.
-THUMBNAIL_SIDE: Final = 96
+
+#: Corrected images, the latest ones, whose near-duplicates are left out, too.
+_CORRECTED_IMAGES: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Review:
     job: str
     model: str
     images: tuple[ReviewImage, ...]
-    duplicates: int  # images with a low confidence that look like one of these
+    duplicates: int  # images with a low confidence that look like one of these, or like a corrected one
     unreadable: int  # images with a low confidence that could not be read again
 
 
@@ -62,14 +65,16 @@ def review(
 ) -> Review:
     """Return at most `limit` images of a job to check. Those with an error or a correction are left out.
 
-    There are fewer if most candidates are near-duplicates. Raises NotFound, Conflict if the job's images were
-    purged, UserError without Pillow, Unavailable.
+    So are those that look like another one of the list, or like one that was corrected lately: otherwise the
+    next of many equal images would come up each time. There are fewer if most candidates are near-duplicates.
+    Raises NotFound, Conflict if the job's images were purged, UserError without Pillow, Unavailable.
     """
     require_pillow("Reviewing")
     from labelmill.near_duplicates import look_the_same
 
     with ledger.reading() as connection:
         status = job_status(connection, job_id)
+        corrected = latest_corrected_images(connection, job_id, limit=_CORRECTED_IMAGES)
     if status.purged_at is not None:
         raise Conflict(
             f"The images of job {job_id} were purged on {status.purged_at:%Y-%m-%d}: there is nothing "
@@ -77,11 +82,11 @@ def review(
         )
     check_store(ledger, store)
     candidates = least_confident(ledger, job_id, limit=limit * _CANDIDATES_PER_IMAGE, on_progress=on_progress)
-    hashes: list[int] = []
+    hashes = _hashes_of_copies(store, settings, corrected)
     images: list[ReviewImage] = []
     duplicates = unreadable = 0
-    for start in range(0, len(candidates), limit):
-        part = candidates[start : start + limit]
+    while candidates and len(images) < limit:
+        part, candidates = candidates[:limit], candidates[limit:]
         seen = _look_at(ledger, store, settings, job_id, part)
         for each in part:
             if len(images) == limit:
@@ -94,6 +99,17 @@ def review(
                 hashes.append(seen[each.index].hash)
                 images.append(_to_review_image(each, seen[each.index].thumbnail))
     return Review(job_id, status.model, tuple(images), duplicates, unreadable)
+
+
+def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]) -> list[int]:
+    """Return how these corrected images look, without those whose copy is gone. Raises Unavailable."""
+    from labelmill.near_duplicates import difference_hash
+
+    hashes = []
+    for sha256 in image_sha256s:
+        with suppress(FileNotFoundError, ImageError):
+            hashes.append(difference_hash(store.get(correction_key(sha256)), settings.image_limits))
+    return hashes
 
 
 def _look_at(

@@ -109,6 +109,18 @@ def find_corrections(connection: Connection, job_id: str, indices: Sequence[int]
     return {index: found[index] for index in indices if index in found}
 
 
+def corrected_labels(connection: Connection, job_id: str) -> dict[int, str]:
+    """Return the true labels of the job's corrected images, by index."""
+    query = sa.select(corrections.c.index, corrections.c.label).where(corrections.c.job_id == job_id)
+    return dict(connection.execute(query).all())
+
+
+def latest_corrected_images(connection: Connection, job_id: str, *, limit: int) -> list[str]:
+    """Return the hashes of the job's corrected images, latest correction first."""
+    query = sa.select(corrections.c.image_sha256).where(corrections.c.job_id == job_id)
+    return list(connection.scalars(query.order_by(corrections.c.created_at.desc()).limit(limit)))
+
+
 def any_correction(connection: Connection, job_id: str) -> bool:
     """Return whether an image of the job has a correction. Corrections outlive a purged job."""
     query = sa.select(corrections.c.index).where(corrections.c.job_id == job_id)

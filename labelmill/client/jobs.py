@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, SourceError
 from jobs.ledger.control import end_job, pause_job, resume_job
+from jobs.ledger.corrections import corrected_labels
 from jobs.ledger.models import get_model
 from jobs.ledger.queries import (
+    PAGE_ROWS,
     Filter,
     JobStatus,
     Prediction,
@@ -30,6 +32,7 @@ from producer.follow import follow
 from producer.sources import SourceImage, Sources
 
 if TYPE_CHECKING:
+    from labelmill.labelled import LabelledEvaluation
     from producer.retry import Retried
     from producer.submit import Submitted
 
@@ -290,6 +293,52 @@ class JobMethods(Session):
                 get_model(connection, status.model).check_class(label)
         wanted = Filter(label=label, below=below, errors=errors, name=name)
         return stream_predictions(self.ledger, job_id, wanted, after=after, limit=limit)
+
+    def evaluate_job(
+        self, job_id: str, *, on_progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> LabelledEvaluation:
+        """Compare a job's labels with the names of the folders that its images are in. Nothing is stored.
+
+        Only images whose folder is named after a class of the job's model count. A correction replaces the
+        folder's name. An image with an error counts as wrong. Needs no TensorFlow.
+
+        - `on_progress`: called with the number of predictions read, and the number of images.
+
+        Raises NotFound if the job does not exist, UserError if no image is in such a folder, Conflict if the
+        job was purged meanwhile.
+        """
+        from labelmill.labelled import compare_with_folders
+
+        with self.ledger.reading() as connection:
+            status = job_status(connection, job_id)
+            model = get_model(connection, status.model)
+            corrected = corrected_labels(connection, job_id)
+
+        def reported() -> Iterator[Prediction]:
+            done = 0
+            for done, prediction in enumerate(stream_predictions(self.ledger, job_id, Filter()), 1):
+                if done % PAGE_ROWS == 0:
+                    on_progress(done, status.total)
+                yield prediction
+            on_progress(done, status.total)
+
+        return compare_with_folders(reported(), model, corrected)
+
+    def job_report(self, job_id: str, evaluation: LabelledEvaluation | None = None) -> str:
+        """Return an HTML report on how well a job's labels agree with the folders of its images.
+
+        The page needs no other file. `evaluation` is what `evaluate_job` returned; without it, the job is
+        evaluated. Needs Pillow, and reads the images of the worst mistakes from the store. Raises what
+        `evaluate_job` raises.
+        """
+        # Imported here: importing the template engine takes as long as a whole command.
+        from labelmill.job_images import thumbnails
+        from labelmill.reporting.labelled import render_labelled
+
+        found = evaluation or self.evaluate_job(job_id)
+        indices = [mistake.index for mistake in found.mistakes]
+        shown = thumbnails(self.ledger, self._store, self.settings, job_id, indices)
+        return render_labelled(job_id, found, shown)
 
     def _images(
         self,

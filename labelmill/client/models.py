@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os import PathLike
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
 
 from jobs.class_names import check_class_names
 from jobs.dataset import MNIST
@@ -42,6 +43,9 @@ from jobs.registry import read_stored, remove_model
 from jobs.store_identity import check_store
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.registration import Registered, register
+
+if TYPE_CHECKING:
+    from labelmill.labelled import LabelledEvaluation
 
 
 class ModelMethods(Session):
@@ -177,6 +181,38 @@ class ModelMethods(Session):
         except ModelRefused as error:
             on_message(f"the champion cannot be evaluated, so the gate cannot compare this model: {error}")
         return evaluation
+
+    def evaluate_images(
+        self,
+        model: str | None,
+        *sources: str | PathLike[str],
+        on_progress: Callable[[int], None] = lambda _images: None,
+    ) -> LabelledEvaluation:
+        """Run a model on labelled images and compare its labels with the names of their folders.
+
+        The model runs in this process, which must be its main thread, and nothing is stored. Only images
+        whose folder is named after a class of the model count. Needs TensorFlow.
+
+        - `model`: the model to evaluate; None is the champion.
+        - `sources`: what `submit` takes, usually a folder with one subfolder per class.
+        - `on_progress`: called with the number of images classified so far.
+
+        Raises SourceError if a source cannot be read, UserError if no image is in such a folder, ModelRefused
+        if the model's file is missing, changed, or does not run.
+        """
+        from labelmill.labelled import classify_images, compare_with_folders
+        from labelmill.training import require_tensorflow
+        from producer.sources import Sources
+
+        require_tensorflow("Evaluating")
+        found = self.model(model)
+        images = Sources(
+            [fspath(source) for source in sources],
+            max_bytes=self.settings.max_image_bytes,
+            archives=self.settings.archive_limits,
+        )
+        predictions = classify_images(self._store, self.settings, found, images, on_progress)
+        return compare_with_folders(predictions, found)
 
     def evaluation(self, model: str | None = None) -> StoredEvaluation | None:
         """Return the latest evaluation of a model (default: the champion), or None."""

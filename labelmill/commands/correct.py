@@ -14,6 +14,7 @@ import typer
 
 from jobs.errors import UserError
 from jobs.ledger.corrections import Correction
+from jobs.model import name_classes
 from labelmill.client import Client
 from labelmill.console import examples, pluralize, print_json, report_errors, say
 from labelmill.tables import Column, print_table, short_time
@@ -139,7 +140,7 @@ def _report_skipped(client: Client, stored: list[Correction]) -> None:
         if count:
             what = "it: its label is not a class" if len(stored) == 1 else f"{count:,} of them: not classes"
             say(f"  the next training run on {dataset} skips {what} of the training data")
-            say(f"  ({', '.join(learnt)}), unless the data changes")
+            say(f"  ({name_classes(learnt)}), unless the data changes")
             say("  (`labelmill models health MODEL` counts it if the image had a label)")
 
 

@@ -75,6 +75,15 @@ def test_the_least_confident_come_first_without_duplicates_errors_and_correction
     assert (found.duplicates, found.unreadable) == (1, 0)
 
 
+def test_what_looks_like_a_corrected_image_is_not_listed_either(client, job: Job) -> None:
+    # Given a correction of one of two images that look the same
+    client.correct(job.id, 1, "1")
+    # Then the other one is not listed
+    found = client.review(job.id)
+    assert [image.index for image in found.images] == [6, 3, 8, 7, 4, 2]
+    assert found.duplicates == 1
+
+
 def test_a_job_is_read_in_pages(ledger, submitted, worker, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given 60 images with few different confidences, and pages of 7 images
     job = submitted(60, chunk_images=20)

@@ -19,7 +19,7 @@ from jobs.limits import IMAGE_FORMATS, ImageLimits
 from jobs.model import MNIST_INPUT, InputSpec
 from tests.faults.corpus import CASES, encode
 from tests.png import chunk, png
-from worker.predicting.decode import DEFAULT_LIMITS, decode, prepare, prepare_arrays
+from worker.predicting.decode import DEFAULT_LIMITS, decode, prepare, prepare_arrays, thumbnail
 
 GREY = InputSpec(width=28, height=28)
 COLOUR = InputSpec(width=28, height=28, mode="RGB")
@@ -579,3 +579,38 @@ def test_an_interruption_is_not_taken_for_a_broken_picture(
     # Then the exception is passed on unchanged.
     with pytest.raises(interruption):
         decode(encode(Image.fromarray(digit()).convert("RGB")), GREY)  # Pillow opens RGB
+
+
+# ---- thumbnails ---------------------------------------------------------------------------------------
+
+
+def test_a_thumbnail_is_upright_opaque_and_in_proportion() -> None:
+    # Given a transparent picture of 300 x 100 pixels that lies on its side, with the place where it was taken
+    picture = Image.new("RGBA", (300, 100), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "at home"
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+
+    # Then its thumbnail is a white PNG of 32 x 96 pixels, without the place
+    data = thumbnail(file.getvalue(), 96)
+    with Image.open(io.BytesIO(data)) as small:
+        assert (small.format, small.mode, small.size) == ("PNG", "RGB", (32, 96))
+        assert small.getextrema() == ((255, 255),) * 3
+        assert not small.getexif()
+    assert b"at home" not in data
+
+
+def test_a_small_picture_is_its_own_thumbnail() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    with Image.open(io.BytesIO(thumbnail(file.getvalue(), 96))) as small:
+        assert (np.asarray(small) == pixels).all()
+
+
+def test_a_thumbnail_of_what_is_no_picture_is_its_error() -> None:
+    with pytest.raises(ImageError) as raised:
+        thumbnail(b"no picture", 96)
+    assert raised.value.code == ErrorCode.UNIDENTIFIED

@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 from jobs.evaluation import NO_ANSWER
 from jobs.ledger.corrections import LiveAccuracy
 from jobs.ledger.models import StoredEvaluation, StoredVerdict
+from jobs.ledger.queries import Prediction
 from jobs.ledger.runs import Run
 from jobs.ledger.shadows import Comparison
 from jobs.model import MNIST_INPUT, Model
 from jobs.schema import RunState
+from labelmill.labelled import compare_with_folders
 from labelmill.reporting import charts, tables
+from labelmill.reporting.contact_sheet import render_contact_sheet
 from labelmill.reporting.facts import Facts, Rival
+from labelmill.reporting.labelled import render_labelled
 from labelmill.reporting.page import render
+from labelmill.reviewing import Review, ReviewImage
 from tests.evaluations import DIGITS, made_evaluation
 from worker.learning.recipes import recipe_for
 
@@ -196,10 +201,29 @@ def bare(**changes):
 # ---- the page -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("facts", [make_facts(), bare()], ids=["all is known", "hardly anything is known"])
-def test_the_page_is_whole_and_stands_alone(facts):
+def page_on_a_job(name="a.png", classes=DIGITS):
+    """Return the report on a job of a hundred images with nine mistakes, eight of which can be read."""
+    predictions = [
+        Prediction(place, f"{classes[place % 10]}/{name}", classes[max(place, 10) % 10], 0.9, None, None, "m")
+        for place in range(100)
+    ]
+    found = compare_with_folders(predictions, make_model(classes=classes))
+    return render_labelled("06h0w97q1v5eqnwm", found, dict.fromkeys(range(9), b"a picture"))
+
+
+def contact_sheet(name="a.png", label="7"):
+    images = tuple(ReviewImage(place, name, label, 0.5, b"a picture") for place in range(3))
+    return render_contact_sheet(Review("06h0w97q1v5eqnwm", "m", images, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda: render(make_facts()), lambda: render(bare()), page_on_a_job, contact_sheet],
+    ids=["all is known", "hardly anything is known", "a job", "a contact sheet"],
+)
+def test_the_page_is_whole_and_stands_alone(write):
     # Given a page
-    text = render(facts)
+    text = write()
 
     # Then all elements are nested properly, and every id is unique and every reference to an id valid
     page = Page(text)
@@ -258,11 +282,32 @@ def test_nothing_in_the_data_gets_out_of_its_place():
     }
 
 
+@pytest.mark.parametrize("page", ["a job", "a contact sheet"])
+def test_names_of_images_and_classes_stay_text(page):
+    # Given names with markup; a folder's name has no slash
+    names = tuple(name.replace("/", ":") for name in HOSTILE)
+    if page == "a job":
+        hostile, plain = page_on_a_job(names[0], names), page_on_a_job()
+    else:
+        hostile, plain = contact_sheet(*names[:2]), contact_sheet()
+
+    # Then they are shown as text, and none of them became an element
+    page, plain = Page(hostile), Page(plain)
+    for name in names[:2]:
+        assert name in page.text
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+
+
 def test_the_headline_says_how_good_and_how_it_was_judged():
-    page = Page(render(make_facts()))
+    facts = make_facts()
+    page = Page(render(facts))
     assert "99.00 %" in page.text
     assert "of the 1,000 evaluation images of mnist are correct: 990, and 10 wrong." in page.text
     assert "95 % interval: 98.00–100.00 %" in page.text
+    both = (facts.evaluation, facts.rival.evaluation)
+    assert " ".join(["macro F1", *(f"{100 * each.macro_f1:.2f} %" for each in both)]) in page.text
+    shares = [f"{100 * each.balanced_accuracy:.2f} %" for each in both]
+    assert " ".join(["balanced accuracy", *shares]) in page.text
     assert "The champion, 06h0w0000000000a, reaches 96.60 % on the same images." in page.text
     assert "Promoted" in page.text
     assert "✓ accuracy: accuracy is 0.9871, 0.967 or more" in page.text

@@ -12,6 +12,7 @@ from jobs.evaluation import Evaluation
 from jobs.model import Model, name_classes
 from labelmill.client import Client
 from labelmill.console import examples, print_json, report_errors
+from labelmill.figures import figures_to_json
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
@@ -96,9 +97,7 @@ def show(
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation's figures, without the images of its mistakes."""
     return {
-        **asdict(evaluation),
-        "macro_f1": evaluation.macro_f1,
-        "balanced_accuracy": evaluation.balanced_accuracy,
+        **figures_to_json(evaluation),
         "mistakes": [
             {name: value for name, value in asdict(mistake).items() if name != "png"}
             for mistake in evaluation.mistakes

@@ -14,7 +14,15 @@ from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
 from labelmill.console import examples, print_data, print_json, report_errors, say
-from labelmill.figures import class_lines, confusion_lines, summary_lines
+from labelmill.figures import (
+    class_lines,
+    confusion_lines,
+    labelled_lines,
+    labelled_to_json,
+    report_unlabelled,
+    summary_lines,
+)
+from labelmill.progress import ProgressLine
 from labelmill.registration import describe_input
 
 if TYPE_CHECKING:
@@ -101,24 +109,52 @@ def register(
         print_data(model.id)
 
 
-@app.command(epilog=examples("labelmill models evaluate 06h0w4r0rf0dkckt"))
+@app.command(
+    epilog=examples(
+        "labelmill models evaluate 06h0w4r0rf0dkckt",
+        "labelmill models evaluate 06h0w4r0rf0dkckt --images photos/",
+    )
+)
 @report_errors
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Measure it on these images instead, which are in folders named after its classes.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Measure a model on MNIST's test images, and store the figures: `promote` judges by them.
 
     The champion is measured as well, unless it was measured on these images before. MNIST comes from the same
     place as for `train`.
+
+    With --images, nothing is stored. Images with an error count as wrong, and images whose folder is not a
+    class of the model are left out.
     """
     with Client() as client:
         model = client.model(model).id
+        if images is not None:
+            _evaluate_images(client, model, images, as_json=as_json)
+            return
         evaluation = client.evaluate(model, on_message=say)
     if as_json:
         print_json({"model": model, **evaluation_to_json(evaluation)})
     else:
         _print_evaluation(evaluation)
+
+
+def _evaluate_images(client: Client, model: str, images: str, *, as_json: bool) -> None:
+    with ProgressLine("classifying") as progress:
+        found = client.evaluate_images(model, images, on_progress=progress.update)
+    report_unlabelled(found)
+    if as_json:
+        print_json(labelled_to_json(found))
+    else:
+        print_data("\n".join(labelled_lines(found)))
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:

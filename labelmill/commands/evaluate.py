@@ -1,0 +1,53 @@
+"""`labelmill evaluate`: compare a job's labels with the names of its images' folders."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labelmill.client import Client
+from labelmill.console import examples, print_data, print_json, report_errors, say
+from labelmill.figures import labelled_lines, labelled_to_json, report_unlabelled
+from labelmill.follow import report_incomplete
+from labelmill.output import STDOUT, opened, output_option, shown
+from labelmill.progress import ProgressLine
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=examples("labelmill evaluate JOB", "labelmill evaluate JOB --output report.html"))
+@report_errors
+def evaluate(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    output: Annotated[
+        str | None, output_option("Also write an HTML report into this file or URL; - is stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Compare a job's labels with the folders that its images are in, if these are named after classes.
+
+    Images with an error count as wrong. If an image was corrected, its correction counts instead of its
+    folder. Images whose folder is not a class of the job's model are left out. Nothing is stored.
+    """
+    with Client() as client:
+        job = client.job_id(job)
+        status = client.status(job)
+        with ProgressLine("reading predictions") as progress:
+            found = client.evaluate_job(
+                job, on_progress=lambda done, total: progress.update(done, total=total)
+            )
+        report_incomplete(status)
+        report_unlabelled(found)
+        if output is not None:
+            page = client.job_report(job, found)
+            with opened(output, force=force) as file:
+                file.write(page.encode())
+            if output == STDOUT:  # the page is the data
+                return
+            say(f"report written to {shown(output)}")
+    if as_json:
+        print_json({"job": job, **labelled_to_json(found)})
+    else:
+        print_data("\n".join(labelled_lines(found)))

@@ -1,0 +1,174 @@
+"""Evaluate predictions of labelled images: an image's label is the name of the folder that it is in.
+
+The predictions are those of a job, or made here for a folder of images. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from jobs.errors import ImageError, ModelRefused, UserError
+from jobs.evaluation import Figures
+from jobs.ledger.queries import Prediction
+from jobs.model import Model, name_classes
+from jobs.registry import fetch_model
+from jobs.settings import Settings
+from jobs.store import Store
+from producer.sources import SourceImage
+
+if TYPE_CHECKING:
+    from worker.predicting.classifier import Classifier
+
+#: Number of mistakes kept: one page of them.
+MISTAKES: Final = 48
+
+#: Folders that are named if they are not classes, and that are counted to find the most frequent ones.
+_NAMED_FOLDERS: Final = 5
+_COUNTED_FOLDERS: Final = 1_000
+
+#: Images of a folder that are classified at a time, and about how many bytes of files.
+_WINDOW_IMAGES: Final = 2_048
+_WINDOW_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledMistake:
+    """A labelled image that got another label."""
+
+    index: int
+    name: str
+    truth: str
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledEvaluation:
+    """How well the labels of images agree with the names of their folders."""
+
+    model: str
+    figures: Figures
+    errors: int  # images with an error; they count as wrong
+    corrected: int  # images whose true label is a correction, not the folder's name
+    unlabelled: int  # images whose folder is not one of the model's classes; they are left out
+    unlabelled_folders: tuple[str, ...]  # the names of some of these folders
+    mistakes: tuple[LabelledMistake, ...]  # highest confidence first, MISTAKES at most
+
+
+def folder_of(name: str) -> str:
+    """Return the name of the folder that directly contains an image; empty if there is none."""
+    return name.rpartition("/")[0].rpartition("/")[2]
+
+
+def compare_with_folders(
+    predictions: Iterable[Prediction], model: Model, corrected: Mapping[int, str] | None = None
+) -> LabelledEvaluation:
+    """Compare predictions with the names of the images' folders, in constant memory.
+
+    An image in `corrected`, by index, has that label instead. Corrections do not add images: people correct
+    what looks wrong, so the figures would be too low. Raises UserError if no image has a label.
+    """
+    corrections = corrected or {}
+    places = {name: place for place, name in enumerate(model.classes)}
+    no_answer = len(places)
+    counts: Counter[tuple[int, int]] = Counter()
+    folders: Counter[str] = Counter()
+    left_out = used = 0
+
+    def mistakes() -> Iterator[LabelledMistake]:
+        nonlocal left_out, used
+        for each in predictions:
+            folder = folder_of(each.name)
+            if folder not in places:
+                left_out += 1
+                if folder in folders or len(folders) < _COUNTED_FOLDERS:
+                    folders[folder] += 1
+                continue
+            truth = corrections.get(each.index, folder)
+            used += each.index in corrections
+            counts[places[truth], no_answer if each.label is None else places[each.label]] += 1
+            if each.label not in (None, truth):
+                yield LabelledMistake(each.index, each.name, truth, each.label or "", each.confidence or 0.0)
+
+    # It counts while it looks for the worst mistakes, because the predictions can be read only once.
+    worst = heapq.nsmallest(MISTAKES, mistakes(), key=lambda mistake: (-mistake.confidence, mistake.index))
+    if not counts:
+        raise UserError(_no_label(model, left_out, folders))
+    confusion = [[counts[truth, place] for place in range(no_answer + 1)] for truth in range(no_answer)]
+    return LabelledEvaluation(
+        model=model.id,
+        figures=Figures.from_confusion(model.classes, confusion),
+        errors=sum(row[-1] for row in confusion),
+        corrected=used,
+        unlabelled=left_out,
+        unlabelled_folders=tuple(name for name, _count in folders.most_common(_NAMED_FOLDERS)),
+        mistakes=tuple(worst),
+    )
+
+
+def classify_images(
+    store: Store,
+    settings: Settings,
+    model: Model,
+    images: Iterable[SourceImage],
+    on_progress: Callable[[int], None],
+) -> Iterator[Prediction]:
+    """Run a model on images in this process, in its main thread, and yield the predictions in order.
+
+    `on_progress` is called with the number of images done. Raises ModelRefused if the model's file is
+    missing, changed, or does not run; Unavailable.
+    """
+    from worker.predicting.batches import classify_images as classify
+    from worker.predicting.classifier import Classifier, translated_model_errors
+    from worker.predicting.timings import Timings
+
+    path = fetch_model(store, model, settings.cache_dir)
+    try:
+        classifier: Classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier.warm_up()
+        done = 0
+        for names, contents in _windows(images):
+            with translated_model_errors():
+                found = classify(names, contents, classifier, settings, Timings())
+            for place, name in enumerate(names):
+                error = found.errors[place] if found.errors else None
+                detail = found.details[place] if found.details else None
+                label, confidence = found.labels[place], found.confidences[place]
+                yield Prediction(done + place, name, label, confidence, error, detail, model.id)
+            done += len(names)
+            on_progress(done)
+    except ModelRefused as error:
+        raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
+
+
+def _windows(images: Iterable[SourceImage]) -> Iterator[tuple[list[str], list[bytes | ImageError]]]:
+    """Yield the images' names and contents, as many at a time as memory should hold."""
+    names: list[str] = []
+    contents: list[bytes | ImageError] = []
+    size = 0
+    for image in images:
+        assert image.data is not None or image.error is not None  # noqa: S101 -- a source gives one of them
+        names.append(image.name)
+        contents.append(image.data if image.data is not None else image.error)  # type: ignore[arg-type]
+        size += len(image.data or b"")
+        if len(names) == _WINDOW_IMAGES or size >= _WINDOW_BYTES:
+            yield names, contents
+            names, contents, size = [], [], 0
+    if names:
+        yield names, contents
+
+
+def _no_label(model: Model, images: int, folders: Counter[str]) -> str:
+    """Return why nothing can be compared, and what to do."""
+    if not images:
+        return "There is no prediction yet, so there is nothing to evaluate."
+    named = [name for name, _count in folders.most_common(_NAMED_FOLDERS) if name]
+    found = f"their folders are {', '.join(named)}" if named else "they are in no folder"
+    return (
+        f"None of the {images:,} images is in a folder named after a class of model {model.id} "
+        f"({name_classes(model.classes)}): {found}. Sort the images into one folder per class."
+    )

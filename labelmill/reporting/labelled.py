@@ -1,0 +1,42 @@
+"""Render how well a job's labels agree with the folders of its images, as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+
+from jobs.evaluation import Mistake
+from labelmill.labelled import LabelledEvaluation
+from labelmill.reporting import tables
+from labelmill.reporting.page import render_template
+
+
+def render_labelled(job_id: str, found: LabelledEvaluation, thumbnails: Mapping[int, bytes]) -> str:
+    """Return the page as HTML. `thumbnails` are PNG files of the mistakes that could be read, by index."""
+    figures = found.figures
+    pictures = [
+        tables.ShownMistake(
+            Mistake(
+                mistake.index,
+                mistake.truth,
+                mistake.label,
+                mistake.confidence,
+                base64.b64encode(thumbnails[mistake.index]).decode(),
+            ),
+            theirs=None,
+            they_are_right=False,
+        )
+        for mistake in found.mistakes
+        if mistake.index in thumbnails
+    ]
+    return render_template(
+        "labelled.html",
+        job=job_id,
+        found=found,
+        evaluation=figures,
+        theirs=None,
+        matrix=tables.confusion_matrix(figures) if len(figures.classes) <= tables.MAX_CLASSES else None,
+        confused=tables.most_confused(figures),
+        classes=tables.by_class(figures, None),
+        shown=pictures,
+    )

@@ -1,0 +1,156 @@
+"""Jobs and folders whose images are in folders named after classes are evaluated, and nothing is stored."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.ledger import Ledger
+from jobs.model import Model
+from jobs.schema import evaluations, models
+from jobs.store import Store
+from labelmill.client import Client
+from labelmill.commands.evaluate import app as evaluate_command
+from labelmill.commands.models import app as models_command
+from producer.sources import SourceImage
+from tests.conftest import Job
+from tests.ledger_probes import count_rows
+from tests.outcomes import Outcome
+from tests.registering import register_digits
+
+
+def picture(grey: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((28, 28), grey, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+#: The folder of each image of a job, and the label that it got.
+OUTCOMES = (("3", "3"), ("3", "3"), ("3", "8"), ("8", "8"), ("8", None), ("misc", "1"))
+
+
+@pytest.fixture
+def job(submitted, worker) -> Job:
+    """Return a finished job; two of its images are in folders named 3 and 8."""
+    names = [f"pics/{folder}/{place}<b>.png" for place, (folder, _label) in enumerate(OUTCOMES)]
+    job: Job = submitted(SourceImage(name, picture(50 + place), None) for place, name in enumerate(names))
+    for chunk in job.chunks:
+        worker.work(
+            chunk,
+            [
+                Outcome(names[place], None, None, "corrupt")
+                if (label := OUTCOMES[place][1]) is None
+                else Outcome(names[place], label, 0.75)
+                for place in range(chunk.first_index, chunk.first_index + chunk.images)
+            ],
+        )
+    return job
+
+
+def test_a_job_is_evaluated_by_the_folders_of_its_images(ledger: Ledger, run_command, job: Job) -> None:
+    # When the job is evaluated, Then the image with an error counts as wrong, and the folder misc not at all
+    done = run_command(evaluate_command, job.id, "--json")
+    told = json.loads(done.stdout)
+    assert (told["job"], told["total"], told["correct"], told["errors"]) == (job.id, 5, 3, 1)
+    assert told["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert told["accuracy_low"] < 0.6 < told["accuracy_high"]
+    assert told["confusion"][8][-1] == 1
+    assert [mistake["index"] for mistake in told["mistakes"]] == [2]
+    assert "left out 1 image whose folder is not a class of the model (misc)" in done.stderr
+    done = run_command(evaluate_command, job.id)
+    assert "right               3 of 5" in done.stdout
+    assert "most confident mistakes" in done.stdout
+
+    # And nothing is stored
+    assert count_rows(ledger, evaluations) == 0
+
+
+def test_a_correction_counts_instead_of_the_folder(client: Client, job: Job) -> None:
+    # Given an image in the folder 3 that a person has found to be an 8, as the model has
+    client.correct(job.id, 2, "8")
+    found = client.evaluate_job(job.id)
+    assert (found.figures.correct, found.figures.total, found.corrected) == (4, 5, 1)
+    assert found.mistakes == ()
+
+
+def test_the_report_on_a_job_shows_its_mistakes(run_command, store: Store, job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert run_command(evaluate_command, job.id, "--output", path).exit_code == 0
+    page = path.read_text()
+    assert "Balanced accuracy" in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "pics/3/2&lt;b&gt;.png" in page
+    assert "<b>.png" not in page
+
+    # When the payloads are gone, Then the page still lists the mistakes by name
+    for chunk in job.chunks:
+        store.remove(chunk.payload)
+    assert run_command(evaluate_command, job.id, "--output", path, "--force").exit_code == 0
+    assert "data:image/png;base64," not in path.read_text()
+    assert "pics/3/2&lt;b&gt;.png" in path.read_text()
+
+
+def test_a_job_without_labels_says_what_to_do(run_command, submitted, worker) -> None:
+    job = submitted(3)
+    worker.work(job.chunks[0], [Outcome(f"{place}.png", "7", 0.9) for place in range(3)])
+    done = run_command(evaluate_command, job.id)
+    assert done.exit_code == 2
+    assert "None of the 3 images is in a folder named after a class" in done.stderr
+
+
+def test_a_model_of_a_thousand_classes_is_evaluated(
+    client: Client, ledger: Ledger, submitted, worker
+) -> None:
+    # Given a job of a model with 1,000 classes: every third image is wrong
+    job = submitted((SourceImage(f"{n}.png", picture(n), None) for n in range(90)), chunk_images=90)
+    names = [f"class {n}" for n in range(1_000)]
+    with ledger.transaction() as connection:
+        connection.execute(models.update().values(classes=names))
+    outcomes = [
+        Outcome(f"pics/class {10 * n}/x.png", f"class {10 * n + (n % 3 == 0)}", 0.5) for n in range(90)
+    ]
+    worker.work(job.chunks[0], outcomes)
+
+    # Then its figures and its report are those of 90 classes, and the report is small
+    found = client.evaluate_job(job.id)
+    assert (found.figures.correct, found.figures.balanced_accuracy) == (60, pytest.approx(2 / 3))
+    page = client.job_report(job.id, found)
+    assert "The 40 of 1,000 classes with the lowest recall" in page
+    assert len(page) < 200_000
+
+
+def test_a_labelled_folder_is_evaluated_with_a_model(
+    ledger: Ledger, store: Store, run_command, model_file: bytes, little_mnist, tmp_path: Path
+) -> None:
+    # Given a model, and digits in folders named after them, one of which is broken
+    model: Model = register_digits(ledger, store, model_file, champion=True)
+    for place in range(60):
+        folder = tmp_path / "digits" / str(little_mnist.test_labels[place])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(little_mnist.test_images[place]).save(folder / f"{place}.png")
+    (tmp_path / "digits" / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "digits" / "x.png").write_bytes(picture(9))
+
+    # When the model is evaluated on them
+    done = run_command(models_command, "evaluate", model.id, "--images", tmp_path / "digits", "--json")
+    told = json.loads(done.stdout)
+
+    # Then the figures are those of the classifier's own answers
+    from jobs.registry import fetch_model
+    from worker.predicting.classifier import Classifier
+
+    path = fetch_model(store, model, tmp_path / "cache")
+    classifier = Classifier.load(path, model.classes, model.input_spec)
+    right = int(
+        (classifier.predict(little_mnist.test_images[:60]).class_index == little_mnist.test_labels[:60]).sum()
+    )
+    assert (told["total"], told["correct"], told["errors"], told["unlabelled"]) == (61, right, 1, 1)
+    assert "left out 1 image whose folder is not a class of the model (digits)" in done.stderr
+
+    # And nothing is stored
+    assert count_rows(ledger, evaluations) == 0
