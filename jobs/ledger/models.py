@@ -57,7 +57,7 @@ def add_model(
     logits: bool = False,
 ) -> str:
     """Add a model's row and return its id. A file that is registered already keeps its id and its dataset."""
-    connection.execute(
+    found: str = connection.execute(
         insert_into(connection, models)
         .values(
             id=model_id,
@@ -72,9 +72,10 @@ def add_model(
             logits=logits,
             created_at=db_now(),
         )
-        .on_conflict_do_nothing(index_elements=[models.c.sha256])
-    )
-    found: str = connection.execute(sa.select(models.c.id).where(models.c.sha256 == sha256)).scalar_one()
+        # Not `do_nothing`: this locks the row, so that nobody removes it before this transaction ends.
+        .on_conflict_do_update(index_elements=[models.c.sha256], set_={"sha256": sha256})
+        .returning(models.c.id)
+    ).scalar_one()
     return found
 
 

@@ -15,6 +15,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.model_changes import remove_row, rename_classes
 from jobs.ledger.models import (
     CHAMPION,
+    add_model,
     add_verdict,
     find_evaluation,
     get_model,
@@ -24,7 +25,7 @@ from jobs.ledger.models import (
     save_evaluation,
 )
 from jobs.ledger.submission import open_job
-from jobs.model import Model
+from jobs.model import MNIST_INPUT, Model
 from jobs.registry import model_key, read_stored, remove_model
 from jobs.schema import corrections, db_now, metadata, models, training_runs
 from jobs.store import Store
@@ -279,6 +280,29 @@ def test_a_job_for_a_model_that_is_removed_meanwhile_is_refused(
             wait_until_blocked()
         with pytest.raises(NotFound, match="was removed at this moment"):
             submitted.result(30)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_file_that_is_registered_again_is_not_removed_before_that_is_committed(
+    model: Model, ledger: Ledger, wait_until_blocked: Callable[[], None]
+) -> None:
+    # Given a transaction that registers the same file again and that is not committed yet
+    def remove() -> None:
+        with ledger.transaction() as connection:
+            remove_row(connection, model.id)
+
+    row = {"sha256": model.sha256, "size_bytes": 1, "classes": LETTERS, "input_spec": MNIST_INPUT}
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.transaction() as connection:
+            again = add_model(
+                connection, model_id=new_id(), architecture="", accuracy=None, metrics={}, **row
+            )
+            removed = pool.submit(remove)
+            wait_until_blocked()
+            # When another process removes the model, Then the transaction still finds it
+            assert again == model.id
+            assert get_model(connection, again).classes == model.classes
+        removed.result(30)
 
 
 def test_a_removed_champion_is_impossible(make_model: Callable[..., Model], ledger: Ledger) -> None:
