@@ -64,7 +64,7 @@ def labelled_lines(found: LabelledEvaluation) -> list[str]:
 def report_unlabelled(found: LabelledEvaluation) -> None:
     """Print how many images were left out, because their folder is not a class; nothing if none was."""
     if found.unlabelled:
-        named = ", ".join(name or "no folder" for name in found.unlabelled_folders)
+        named = ", ".join(printable(name) or "no folder" for name in found.unlabelled_folders)
         images = pluralize(found.unlabelled, "image")
         say(f"left out {images} whose folder is not a class of the model ({named})")
 

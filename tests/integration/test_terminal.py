@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.control import end_job
 from jobs.ledger.corrections import NewCorrection, save_corrections
 from jobs.ledger.models import save_evaluation
+from jobs.ledger.queries import Prediction
 from jobs.ledger.runs import request_run
 from jobs.ledger.shadows import Comparison, Disagreement
 from jobs.model import Model
@@ -30,6 +32,8 @@ from labelmill.commands import doctor
 from labelmill.commands.models import registering, shadow
 from labelmill.console import Console
 from labelmill.doctor import Finding, Level
+from labelmill.figures import labelled_lines, report_unlabelled
+from labelmill.labelled import compare_with_folders
 from tests.conftest import Job, JobMaker, Worker
 from tests.evaluations import made_evaluation
 from tests.kerasfile import keras_file
@@ -134,7 +138,7 @@ def test_what_comes_after_a_name_stays_in_its_column(run) -> None:
     assert len({line.index("  then ") for line in bars[: len(CLASSES)]}) == 1
 
 
-def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
+def test_what_evaluations_and_a_challenger_say_is_written_out(capsys, champion: Model) -> None:
     registering._print_evaluation(made_evaluation(TRUTH, TRUTH, classes=CLASSES)[0])
     figures = capsys.readouterr().out
     shadow._print_comparison(
@@ -142,7 +146,15 @@ def test_what_an_evaluation_and_a_challenger_say_is_written_out(capsys) -> None:
         [Disagreement(new_id(), 0, each, CLASSES[n - 1], 0.5, each, 0.5) for n, each in enumerate(CLASSES)],
     )
     challenger = capsys.readouterr().out
-    for said in (figures, challenger):
+    wrong = [
+        Prediction(n, f"pics/{CLASSES[n - 1]}/{n}\x1b[31m.png", each, 0.5, None, None, "m")
+        for n, each in enumerate(CLASSES)
+    ]
+    labelled = compare_with_folders([*wrong, replace(wrong[0], name="\x1b[31m\nred/0.png")], champion)
+    folders = "\n".join(labelled_lines(labelled))
+    report_unlabelled(labelled)
+    assert obeyed(capsys.readouterr().err) == []
+    for said in (figures, challenger, folders):
         assert obeyed(said) == []
         for each in WRITTEN_OUT:
             assert each in said
