@@ -101,10 +101,11 @@ def _data() -> mnist.Mnist:
 
 def _timed(data: mnist.Mnist, recipe: Recipe, *, seed: int) -> dict[str, float]:
     began = time.monotonic()
-    model = train(data, replace(recipe, seed=seed))
+    prepared = data.prepared()
+    model = train(prepared, replace(recipe, seed=seed))
     seconds = time.monotonic() - began
     classifier = Classifier(model, data.classes, MNIST_INPUT)
-    found = evaluate(classifier, data.test_images, data.test_labels).evaluation
+    found = evaluate(classifier, prepared.test).evaluation
     return {"s": seconds, "accuracy": found.accuracy}
 
 

@@ -77,17 +77,16 @@ class Model:
             )
 
 
-def why_unfit(model: Model, classes: Sequence[str], shape: tuple[int, ...]) -> str | None:
-    """Return why the model cannot be evaluated on images of these classes and this shape; None if it can.
+def why_unfit(model: Model, classes: Sequence[str]) -> str | None:
+    """Return why the model cannot be evaluated on its dataset with these classes; None if it can.
 
-    `shape` is (height, width) for grey images, (height, width, 3) for RGB. An accuracy on images of another
-    kind says nothing about the model: it was made for other images.
+    The images of `mnist` are not resized: an accuracy on images of another kind says nothing about a model.
     """
     if model.classes != tuple(classes):
         return f"it has other classes ({name_classes(model.classes)}) than the data ({name_classes(classes)})"
-    if model.input_spec.shape != shape:
-        takes = _name_shape(model.input_spec.shape)
-        return f"it takes {takes} images, and those of the data are {_name_shape(shape)}"
+    if model.dataset == MNIST and model.input_spec.shape != MNIST_INPUT.shape:
+        takes, theirs = _name_shape(model.input_spec.shape), _name_shape(MNIST_INPUT.shape)
+        return f"it takes {takes} images, and those of the data are {theirs}"
     return None
 
 

@@ -279,7 +279,7 @@ def _checks(
     others = tuple(check for check in limited if check.name not in FLOORS)
     before = find_evaluation(connection, champion.id, challenger.data_fingerprint)
     # Not only its evaluation decides: earlier versions evaluated any model with the same classes.
-    unfit = why_unfit(champion, model.classes, model.input_spec.shape)
+    unfit = why_unfit(champion, model.classes)
     if unfit is not None:
         text = (
             f"the champion {champion.id} cannot be evaluated on the same images, so the two cannot be "

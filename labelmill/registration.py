@@ -185,13 +185,13 @@ def _answers_probabilities(classifier: Classifier) -> bool:
 def _why_unfit(settings: Settings, model: Model, classes: tuple[str, ...] | None) -> str | None:
     """Return why `evaluate` cannot measure the model, as far as known before a download; None if it can.
 
-    `classes` are those of its dataset, whose images become as large as the model wants; None for `mnist`.
+    `classes` are those of its dataset; None for `mnist`.
     """
     from worker.learning.mnist import class_names
 
     if classes is not None:
-        return why_unfit(model, classes, model.input_spec.shape)
+        return why_unfit(model, classes)
     try:
-        return why_unfit(model, class_names(settings.mnist_dir), MNIST_INPUT.shape)
+        return why_unfit(model, class_names(settings.mnist_dir))
     except DataUnavailable:  # `evaluate` will say so
         return None

@@ -13,7 +13,7 @@ from jobs.schema import RunState
 from labelmill.client import Client
 from labelmill.console import ExitCode, pluralize, say
 from labelmill.progress import ProgressLine
-from labelmill.training import epoch_line
+from labelmill.training import choice_line, epoch_line
 
 if TYPE_CHECKING:
     from labelmill.stack import Stack
@@ -78,7 +78,10 @@ def closing_lines(run: Run, verdict: StoredVerdict | None) -> list[str]:
 
 
 def data_line(run: Run) -> str:
-    """Return what a run trains on, in one line. Its data must be known already."""
+    """Return what a run trains on, and what was chosen for it, in one line.
+
+    Its data must be known already.
+    """
     data = run.data or {}
     source = _SOURCES.get(run.data_source, run.data_source)
     line = (
@@ -91,7 +94,7 @@ def data_line(run: Run) -> str:
             f"; {pluralize(data['corrections'], 'correction')} included, {live:,} in the live set, "
             f"{data['left_out']:,} skipped"
         )
-    return line
+    return f"{line}; {choice_line(run.recipe, data['input'])}" if run.recipe.get("augment") else line
 
 
 def exit_code_of_run(run: Run, verdict: StoredVerdict | None) -> ExitCode:

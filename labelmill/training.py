@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs.dataset import MNIST
 from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.runs import RUN_GRACE_SECONDS, Run
@@ -20,6 +22,7 @@ MAX_SEED: Final = 2**31 - 1
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
+    from jobs.model import InputSpec
     from worker.learning.mnist import Mnist
     from worker.learning.recipes import Recipe
     from worker.learning.retrain import Retrained
@@ -39,32 +42,65 @@ def load_mnist(settings: Settings, *, allow_sample: bool = False, say: Callable[
 
 
 def train_with_progress(
-    settings: Settings, recipe: Recipe, data: Mnist | None = None, *, replace: bool = False
+    settings: Settings,
+    recipe: Recipe,
+    data: Mnist | None = None,
+    *,
+    dataset: str = MNIST,
+    replace: bool = False,
 ) -> Retrained:
-    """Execute one training run and show its progress.
+    """Execute one training run and show its progress. `data` is MNIST if it is loaded already.
 
-    Raises Conflict if another run is active, UserError without TensorFlow, DataUnavailable, Unavailable.
+    Raises Conflict if another run is active, UserError without TensorFlow, DataUnavailable, NotFound,
+    Unavailable.
     """
-    data = data or load_mnist(settings)
+    require_tensorflow()
+    if dataset == MNIST:
+        data = data or load_mnist(settings)
     # Imported here: importing TensorFlow takes seconds, and --help should not wait for it.
     from worker.learning.retrain import begin_run, retrain
 
     # On SIGTERM, the run is recorded as interrupted; otherwise it seems to go on until its lease expires.
     with sigterm_like_ctrl_c():
-        claim = begin_run(settings, recipe, on_wait=report_silent_trainer)
+        claim = begin_run(settings, recipe, dataset=dataset, on_wait=report_silent_trainer)
         with ProgressLine("training") as progress:
+            epochs = recipe.epochs
+
+            def on_data(chosen: Recipe, spec: InputSpec) -> None:
+                nonlocal epochs
+                epochs = chosen.epochs
+                if chosen.augment is not None:
+                    say(choice_line(chosen.to_json(), asdict(spec)))
 
             def on_batch(epoch: int, done: int, total: int) -> None:
                 progress.update(
-                    (epoch - 1) * total + done,
-                    total=recipe.epochs * total,
-                    note=f"epoch {epoch} of {recipe.epochs}",
+                    (epoch - 1) * total + done, total=epochs * total, note=f"epoch {epoch} of {epochs}"
                 )
 
             def on_epoch(result: EpochResult) -> None:
-                say(epoch_line(result, recipe.epochs))
+                say(epoch_line(result, epochs))
 
-            return retrain(settings, claim, data, replace=replace, on_batch=on_batch, on_epoch=on_epoch)
+            return retrain(
+                settings,
+                claim,
+                data,
+                replace=replace,
+                on_data=on_data,
+                on_batch=on_batch,
+                on_epoch=on_epoch,
+                say=say,
+            )
+
+
+def choice_line(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
+    """Return in one line what was chosen from the data: a run's recipe, and the input of its model."""
+    colours = "grey" if spec["mode"] == "L" else "colour"
+    limit = f", at most {recipe['max_minutes']:g} minutes" if recipe.get("max_minutes") else ""
+    return (
+        f"{recipe['architecture']} for {colours} images of {spec['width']}x{spec['height']} pixels, "
+        f"augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "
+        f"{recipe['batch_size']}{limit}"
+    )
 
 
 def report_silent_trainer(run: Run) -> None:

@@ -210,11 +210,16 @@ def describe_data(
     fingerprint: str,
     data: dict[str, Any],
     version: int | None = None,
+    recipe: dict[str, Any] | None = None,
 ) -> None:
-    """Record what the run trains on: `version` is its dataset's. Raises RunLost."""
+    """Record what the run trains on: `version` is its dataset's. Raises RunLost.
+
+    `recipe` replaces the run's recipe, because parts of it are chosen when the data is known.
+    """
     _change(
         connection,
         claim,
+        **({} if recipe is None else {"recipe": recipe}),
         data_source=source,
         data_fingerprint=fingerprint,
         data=data,

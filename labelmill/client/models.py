@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.class_names import check_class_names
 from jobs.dataset import MNIST
-from jobs.errors import ModelRefused
+from jobs.errors import ModelRefused, UserError
 from jobs.evaluation import Evaluation
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.model_changes import rename_classes
@@ -37,7 +37,7 @@ from jobs.ledger.shadows import (
     require_challenger,
     require_champion,
 )
-from jobs.model import MNIST_INPUT, Invert, Model, Resampling
+from jobs.model import Invert, Model, Resampling
 from jobs.promotion import Verdict, judge_and_promote
 from jobs.registry import read_stored, remove_model
 from jobs.store_identity import check_store
@@ -142,11 +142,12 @@ class ModelMethods(Session):
     def evaluate(
         self, model: str | None = None, *, on_message: Callable[[str], None] = lambda _text: None
     ) -> Evaluation:
-        """Evaluate a model on MNIST's test images, and store the figures for `promote` and `report`.
+        """Evaluate a model on its dataset's test images, and store the figures for `promote` and `report`.
 
-        It is also evaluated on the held-out corrections, if there are any. The champion is evaluated as well,
-        unless it has been evaluated on these images already. MNIST comes from LABELMILL_MNIST_DIR, the cache,
-        or a download. Needs TensorFlow, and takes seconds.
+        The images are those of the dataset's latest version. It is also evaluated on the held-out
+        corrections, if there are any. The champion is evaluated as well, unless it has been evaluated on
+        these images already. MNIST comes from LABELMILL_MNIST_DIR, the cache, or a download. Needs
+        TensorFlow, and takes seconds.
 
         - `model`: the model to evaluate. Default: the champion.
         - `on_message`: called with a line of text at each step.
@@ -154,31 +155,32 @@ class ModelMethods(Session):
         Raises UserError if the model has other classes or takes other images, DataUnavailable if MNIST
         cannot be found or downloaded, ModelRefused if the model's file is missing, changed, or does not run.
         """
-        from labelmill.training import load_mnist
+        from labelmill.training import require_tensorflow
 
+        require_tensorflow("An evaluation")
         wanted = self.model(model)
-        data = load_mnist(self.settings, say=on_message)
         # Imported here: they import TensorFlow.
         from worker.learning.corrections import add_corrections
         from worker.learning.evaluation import evaluate_champion, evaluate_model
+        from worker.learning.loading import open_dataset
 
+        dataset = open_dataset(self.settings, self.ledger, self._store, wanted.dataset, say=on_message)
         data = add_corrections(
-            data,
+            dataset.prepared(wanted.input_spec),
             self.ledger,
             self._store,
             self.settings.image_limits,
-            MNIST_INPUT,
             live_share=self.settings.live_share,
         )
 
         def on_begin(each: Model) -> None:
-            on_message(f"evaluating model {each.id} on {len(data.test_images):,} images")
+            on_message(f"evaluating model {each.id} on {len(data.test):,} images")
 
         on_begin(wanted)
         evaluation = evaluate_model(self.ledger, self._store, self.settings.cache_dir, wanted, data)
         try:
             evaluate_champion(self.ledger, self._store, self.settings.cache_dir, data, on_begin=on_begin)
-        except ModelRefused as error:
+        except (ModelRefused, UserError) as error:
             on_message(f"the champion cannot be evaluated, so the gate cannot compare this model: {error}")
         return evaluation
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy.engine import Row
 
 from jobs.dataset import MNIST
 from jobs.ids import new_id
 from jobs.ledger.corrections import Correction, all_corrections
+from jobs.ledger.datasets import get_version
 from jobs.ledger.models import StoredVerdict
 from jobs.ledger.queries import full_id
 from jobs.ledger.runs import (
@@ -31,10 +31,13 @@ from jobs.ledger.runs import (
 from jobs.ledger.workers import workers_by_queue
 from jobs.messages import RETRAIN_QUEUE
 from labelmill.client.session import Session, accept_numpy_numbers
+from worker.learning.recipes import TrainingRequest
+from worker.learning.start_model import model_to_start_from
 
 if TYPE_CHECKING:
     from labelmill.correcting import Corrector
     from labelmill.reviewing import Review
+    from worker.learning.recipes import Architecture, Augment, Profile, Recipe
 
 #: How often `follow_run` reads the run: an epoch takes seconds.
 RUN_POLL_SECONDS: Final = 0.2
@@ -47,36 +50,68 @@ class TrainingMethods(Session):
     def retrain(
         self,
         *,
+        dataset: str = MNIST,
         architecture: str | None = None,
         profile: str | None = None,
+        start: str | None = None,
+        size: int | None = None,
+        augment: str | None = None,
+        max_minutes: float | None = None,
         seed: int | None = None,
         force: bool = False,
         on_wait: Callable[[Run], None] = lambda _run: None,
     ) -> str:
         """Request a training run and return its id. A trainer executes it; see `follow_run`.
 
-        - `architecture`: "mlp" or "cnn". Default: from the settings.
-        - `profile`: "quick" or "long". Default: from the settings.
+        - `dataset`: the dataset to train on, its latest version. What is left out below is chosen from the
+          settings for `mnist`, and from the data for other datasets.
+        - `architecture`: "mlp", "cnn", or "finetune", which starts from a trained model.
+        - `profile`: "quick" or "long"; `mnist` only.
+        - `start`: the id of the model that "finetune" starts from. Default: the dataset's champion.
+        - `size`: the width and height in pixels that images are scaled to.
+        - `augment`: how images are varied in training: "digits", "photos" (mirrored, too) or "none".
+        - `max_minutes`: the longest training. The best model of this time counts.
         - `seed`: the seed of all random numbers. Default: a different one each time.
         - `force`: promote the new model even if it fails the gate.
         - `on_wait`: called with the active run if its trainer sends no heartbeats, before this method waits
           some seconds for one.
 
-        Raises UserError for an unknown architecture or profile, Conflict if another run is active.
+        Raises UserError if these options do not fit together, NotFound if there is no such dataset or model,
+        Conflict if another run on this dataset is active.
         """
-        from worker.learning.recipes import recipe_for
-
-        recipe = recipe_for(
-            architecture or self.settings.retrain_architecture,
-            profile or self.settings.retrain_profile,
-            seed=secrets.randbelow(2**31) if seed is None else seed,
+        request = TrainingRequest(
+            dataset=dataset,
+            architecture=cast("Architecture | None", architecture),
+            profile=cast("Profile | None", profile),
+            start=start,
+            size=size,
+            augment=cast("Augment | None", augment),
+            max_minutes=max_minutes,
+            seed=seed,
+            force=force,
         )
+        recipe = self.recipe_of(request)
         run_id = new_id()
-        clear_expired_run(self.ledger, on_wait=on_wait)
+        clear_expired_run(self.ledger, dataset, on_wait=on_wait)
         with self.ledger.transaction() as connection:
-            request_run(connection, run_id, recipe=replace(recipe, force=force).to_json())
+            request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
         self.wake_trainer(run_id)
         return run_id
+
+    def recipe_of(self, request: TrainingRequest) -> Recipe:
+        """Return the recipe for a request.
+
+        Raises UserError if its options do not fit together, NotFound if there is no such dataset or model.
+        """
+        with self.ledger.reading() as connection:
+            if request.dataset != MNIST:
+                get_version(connection, request.dataset)
+            if request.start is not None:
+                request = replace(request, start=full_id(connection, "model", request.start))
+            recipe = request.recipe(self.settings)
+            if recipe.architecture == "finetune":
+                model_to_start_from(connection, request.dataset, recipe.start)
+        return recipe
 
     def wake_trainer(self, run_id: str) -> None:
         """Send the run's message again, for a broker that was started after `retrain`."""

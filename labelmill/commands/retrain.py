@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.dataset import MNIST
 from jobs.errors import Conflict, LabelmillError
 from labelmill.client import Client
 from labelmill.console import examples, print_data, print_json, report_errors, say
@@ -15,23 +16,52 @@ from labelmill.follow import report_broker_unavailable
 from labelmill.retraining import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import MAX_SEED, report_silent_trainer, require_tensorflow
+from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(
-    epilog=examples("labelmill retrain --wait", "labelmill retrain --architecture cnn --profile long")
+    epilog=examples("labelmill retrain --wait", "labelmill retrain --dataset birds --max-minutes 10")
 )
 @report_errors
 def retrain(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="The dataset, its latest version.")] = MNIST,
     architecture: Annotated[
-        Literal["mlp", "cnn"] | None,
-        typer.Option(help="The network. Left out: LABELMILL_RETRAIN_ARCHITECTURE."),
+        Literal["mlp", "cnn", "finetune"] | None,
+        typer.Option(
+            help="The network. Left out: LABELMILL_RETRAIN_ARCHITECTURE; for other datasets than mnist, cnn."
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Where finetune starts. Left out: the dataset's champion."
+        ),
     ] = None,
     profile: Annotated[
         Literal["quick", "long"] | None,
-        typer.Option(help="How long it is trained. Left out: LABELMILL_RETRAIN_PROFILE."),
+        typer.Option(help="How long mnist's recipes train. Left out: LABELMILL_RETRAIN_PROFILE."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=MIN_SIZE,
+            max=MAX_SIZE,
+            help="Width and height in pixels that images are scaled to. Left out: chosen from the data.",
+        ),
+    ] = None,
+    augment: Annotated[
+        Literal["digits", "photos", "none"] | None,
+        typer.Option(
+            help="How images are varied: photos are mirrored, digits are not. Left out: photos if they have "
+            "colours."
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="The longest training; the best model of this time counts."),
     ] = None,
     seed: Annotated[
         int | None,
@@ -44,8 +74,9 @@ def retrain(
 ) -> None:
     """Request a training run; prints its id.
 
-    A trainer trains and evaluates a model, and promotes it if it is better than the champion. There is one
-    run at a time. With --wait and no stack, broker and trainer are started for this run alone.
+    A trainer trains and evaluates a model, and promotes it if it is better than the dataset's champion. Each
+    dataset has one run at a time. With --wait and no stack, broker and trainer are started for this run
+    alone.
     """
     with Client() as client:
         alone = client.settings.embedded_broker and not broker_answers(client.settings)
@@ -54,7 +85,16 @@ def retrain(
             require_tensorflow()
             stack = Stack(client.settings, worker=False, trainer=True)
         run_id = client.retrain(
-            architecture=architecture, profile=profile, seed=seed, force=force, on_wait=report_silent_trainer
+            dataset=dataset,
+            architecture=architecture,
+            profile=profile,
+            start=start,
+            size=size,
+            augment=augment,
+            max_minutes=max_minutes,
+            seed=seed,
+            force=force,
+            on_wait=report_silent_trainer,
         )
         if not as_json:
             print_data(run_id)

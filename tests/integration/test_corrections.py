@@ -28,7 +28,6 @@ from jobs.ledger.corrections import (
 )
 from jobs.ledger.runs import request_run
 from jobs.limits import ImageLimits
-from jobs.model import MNIST_INPUT
 from jobs.payloads import payload_folder
 from jobs.references import Roots
 from jobs.schema import corrections, db_now, jobs, models, training_runs
@@ -48,6 +47,7 @@ from tests.conftest import Job, plans_of
 from tests.ledger_probes import chunks_of, count_rows
 from tests.outcomes import Outcome
 from worker.learning.corrections import add_corrections
+from worker.learning.data import Data, Labelled
 from worker.learning.mnist import Mnist
 
 
@@ -796,7 +796,7 @@ def file_of(pixels: npt.NDArray[np.uint8], form: str = "PNG") -> bytes:
 
 
 @pytest.fixture
-def data() -> Mnist:
+def data() -> Data:
     """Return squares of brightness 1 to 20 for training, and 101 to 110 for evaluation."""
     return Mnist(
         np.stack([square(value) for value in range(1, 21)]),
@@ -804,7 +804,7 @@ def data() -> Mnist:
         np.stack([square(value) for value in range(101, 111)]),
         np.arange(10, dtype=np.uint8),
         source="mnist",
-    )
+    ).prepared()
 
 
 @pytest.fixture
@@ -821,11 +821,11 @@ def corrected(client, finished) -> Callable[..., str]:
 
 
 @pytest.fixture
-def learn(ledger, store) -> Callable[[Mnist], Mnist]:
+def learn(ledger, store) -> Callable[[Data], Data]:
     """Return a function: `learn(data)` returns the data of the next training run."""
 
-    def learn(data: Mnist, *, live_share: float = 0.0) -> Mnist:
-        return add_corrections(data, ledger, store, ImageLimits(), MNIST_INPUT, live_share=live_share)
+    def learn(data: Data, *, live_share: float = 0.0) -> Data:
+        return add_corrections(data, ledger, store, ImageLimits(), live_share=live_share)
 
     return learn
 
@@ -848,14 +848,14 @@ def test_corrected_images_join_the_training_images(data, learn, corrected, clien
     found = learn(data)
 
     # then both are among the training images, as the model sees them, and the evaluation set is unchanged
-    assert (len(found.train_images), found.corrections, found.left_out) == (22, 2, 0)
-    assert np.array_equal(found.train_images[:20], data.train_images)
+    assert (len(found.train.images), found.corrections, found.left_out) == (22, 2, 0)
+    assert np.array_equal(found.train.images[:20], data.train.images)
     added = {
         int(image.max()): int(label)
-        for image, label in zip(found.train_images[20:], found.train_labels[20:], strict=True)
+        for image, label in zip(found.train.images[20:], found.train.labels[20:], strict=True)
     }
     assert added == {200: 3, 210: 4}
-    assert found.train_labels.dtype == found.train_images.dtype == np.uint8
+    assert found.train.labels.dtype == np.uint16
     assert found.evaluation_fingerprint == data.evaluation_fingerprint
 
     # and if one is undone, the data are different
@@ -871,7 +871,7 @@ def test_the_same_corrections_are_the_same_data(data, learn, corrected, client) 
 
     # then they are ordered by the images' hashes
     in_order = [int(label) for _, label in sorted(files.items(), key=lambda each: sha256(each[0]))]
-    assert found.train_labels[20:].tolist() == in_order
+    assert found.train.labels[20:].tolist() == in_order
 
     # and if they are made in another order, the data are the same
     for index in (3, 0, 5):
@@ -887,11 +887,11 @@ def test_what_an_image_is_to_a_model_of_other_classes_takes_nothing_from_this_on
     corrected((file_of(square(200)), "5"))
     corrected((file_of(square(200)), "3"))
     # if both labels are classes of the data, the latest counts
-    assert learn(data).train_labels[20:].tolist() == [3]
+    assert learn(data).train.labels[20:].tolist() == [3]
     # and if only one of them is a class of the data, that one counts, and nothing is left out
     without_three = replace(data, classes=(*"012", "drei", *"456789"))
     found = learn(without_three)
-    assert (found.train_labels[20:].tolist(), found.corrections, found.left_out) == ([5], 1, 0)
+    assert (found.train.labels[20:].tolist(), found.corrections, found.left_out) == ([5], 1, 0)
 
 
 def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, corrected, caplog) -> None:
@@ -908,8 +908,8 @@ def test_an_image_of_the_evaluation_set_is_never_learnt_from(data, learn, correc
 
     # then none of them is in the training images, and the log says so
     assert (found.corrections, found.left_out) == (1, 3)
-    seen = {image.tobytes() for image in found.train_images}
-    assert not seen & {image.tobytes() for image in data.test_images}
+    seen = {image.tobytes() for image in found.train.images}
+    assert not seen & {image.tobytes() for image in data.test.images}
     [line] = [message for message in caplog.messages if "left out" in message]
     assert line.startswith("3 corrections are left out: the image is in the evaluation set (image ")
     assert all(f"image {index} of job {job_id}" in line for index in range(3))
@@ -930,11 +930,11 @@ def test_an_image_counts_once_with_its_latest_label(data, learn, corrected, clie
 
     # then the latest label counts
     found = learn(data)
-    assert (found.corrections, found.left_out, found.train_labels[20:].tolist()) == (1, 0, [5])
+    assert (found.corrections, found.left_out, found.train.labels[20:].tolist()) == (1, 0, [5])
 
     # and when the first one is corrected again, its label counts
     client.correct(first, 0, "6")
-    assert learn(data).train_labels[20:].tolist() == [6]
+    assert learn(data).train.labels[20:].tolist() == [6]
 
 
 def test_a_correction_replaces_the_same_training_image(data, learn, corrected) -> None:
@@ -946,13 +946,13 @@ def test_a_correction_replaces_the_same_training_image(data, learn, corrected) -
     labels = {
         value: [
             int(label)
-            for image, label in zip(found.train_images, found.train_labels, strict=True)
+            for image, label in zip(found.train.images, found.train.labels, strict=True)
             if image.max() == value
         ]
         for value in (1, 2, 3)
     }
     assert labels == {1: [0], 2: [9], 3: [2]}
-    assert (found.corrections, len(found.train_images)) == (2, 20)
+    assert (found.corrections, len(found.train.images)) == (2, 20)
 
 
 def test_a_share_of_the_corrected_images_is_never_learnt(data, learn, corrected, client) -> None:
@@ -964,12 +964,12 @@ def test_a_share_of_the_corrected_images_is_never_learnt(data, learn, corrected,
     found = learn(data, live_share=0.3)
 
     # then about that share of them is the live set, and no picture is on two sides
-    assert found.corrections + len(found.live_images) == len(files)
-    assert 5 < len(found.live_images) < 26
-    assert set(found.live_labels.tolist()) == {3}
-    learnt = {image.tobytes() for image in found.train_images}
-    live = {image.tobytes() for image in found.live_images}
-    assert len(learnt) == len(found.train_images)
+    assert found.corrections + len(found.live.images) == len(files)
+    assert 5 < len(found.live.images) < 26
+    assert set(found.live.labels.tolist()) == {3}
+    learnt = {image.tobytes() for image in found.train.images}
+    live = {image.tobytes() for image in found.live.images}
+    assert len(learnt) == len(found.train.images)
     assert not learnt & live
 
     # and each picture stays on its side when there are fewer or more of them, and in another format
@@ -977,8 +977,8 @@ def test_a_share_of_the_corrected_images_is_never_learnt(data, learn, corrected,
         client.undo_correction(job_id, index)
     corrected(*((file_of(square(value), "BMP"), "4") for value in range(201, 251)))
     again = learn(data, live_share=0.3)
-    assert {image.tobytes() for image in again.live_images} - live <= {square(1).tobytes()}
-    assert live - {image.tobytes() for image in again.live_images} <= {square(1).tobytes()}
+    assert {image.tobytes() for image in again.live.images} - live <= {square(1).tobytes()}
+    assert live - {image.tobytes() for image in again.live.images} <= {square(1).tobytes()}
 
 
 def test_a_picture_of_the_live_set_is_no_training_image(data, learn, corrected) -> None:
@@ -986,7 +986,7 @@ def test_a_picture_of_the_live_set_is_no_training_image(data, learn, corrected) 
     corrected((file_of(square(1)), "0"))
     found = learn(data, live_share=1.0)
     # then the model does not learn it from the training images either
-    assert (found.corrections, len(found.live_images), len(found.train_images)) == (0, 1, 19)
+    assert (found.corrections, len(found.live.images), len(found.train.images)) == (0, 1, 19)
 
 
 def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, store, caplog) -> None:
@@ -1000,15 +1000,15 @@ def test_what_cannot_be_learnt_is_left_out_and_told(data, learn, corrected, stor
     found = learn(
         replace(
             data,
-            train_labels=data.train_labels % 8,
-            test_labels=data.test_labels % 8,
+            train=Labelled(data.train.images, data.train.labels % 8),
+            test=Labelled(data.test.images, data.test.labels % 8),
             classes=tuple("01234567"),
         )
     )
 
     # then only the good image is learnt
     assert (found.corrections, found.left_out) == (1, 4)
-    assert found.train_images[20:].max() == 200
+    assert found.train.images[20:].max() == 200
     for reason in (
         "the image cannot be decoded: unidentified",
         "the label '9' is not a class of the training data",

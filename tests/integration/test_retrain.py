@@ -107,6 +107,7 @@ def test_the_first_model_becomes_the_champion_and_its_run_is_recorded(
         "left_out": 0,
         "classes": list("0123456789"),
         "evaluation_fingerprint": little_mnist.evaluation_fingerprint,
+        "input": {"width": 28, "height": 28, "mode": "L"},
     }
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert all(0 < epoch.accuracy <= 1 and epoch.loss > 0 and epoch.seconds > 0 for epoch in epochs)

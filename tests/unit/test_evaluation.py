@@ -27,6 +27,7 @@ from jobs.evaluation import (
     wilson,
 )
 from jobs.model import MNIST_INPUT
+from worker.learning.data import Labelled
 from worker.learning.evaluation import (
     MIN_PROBABILITY,
     MISTAKES,
@@ -173,8 +174,8 @@ def case() -> tuple[np.ndarray, np.ndarray, Evaluated]:
     rows = chance.integers(0, 256, (700, 3), dtype=np.uint8)
     # About two of three labels are what the model answers.
     labels = np.where(chance.random(700) < 2 / 3, rows.argmax(axis=1), chance.integers(0, 3, 700))
-    labels = labels.astype(np.uint8)
-    return rows, labels, evaluate(reader(), pictures(rows), labels)
+    labels = labels.astype(np.uint16)
+    return rows, labels, evaluate(reader(), Labelled(pictures(rows), labels))
 
 
 def test_every_figure_is_the_one_of_the_models_answers(case):
@@ -233,7 +234,9 @@ def test_an_evaluation_goes_through_json_unchanged(case):
 def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence():
     # Given a model that only answers NaN
     classifier = reader(math.nan)
-    evaluated = evaluate(classifier, pictures(np.eye(3, dtype=np.uint8)), np.arange(3, dtype=np.uint8))
+    evaluated = evaluate(
+        classifier, Labelled(pictures(np.eye(3, dtype=np.uint8)), np.arange(3, dtype=np.uint16))
+    )
     figures = evaluated.evaluation
     # Then nothing is right, and the last column of the confusion matrix has all images
     assert (figures.accuracy, figures.correct, figures.total) == (0, 0, 3)
@@ -247,7 +250,9 @@ def test_an_image_without_a_sound_answer_counts_as_wrong_and_has_no_confidence()
 
 
 def test_a_class_that_the_images_lack_has_no_recall():
-    figures = evaluate(reader(), pictures(np.array([[9, 0, 0]], np.uint8)), np.zeros(1, np.uint8)).evaluation
+    figures = evaluate(
+        reader(), Labelled(pictures(np.array([[9, 0, 0]], np.uint8)), np.zeros(1, np.uint16))
+    ).evaluation
     assert (figures.recall, figures.precision) == ((1.0, None, None), (1.0, None, None))
 
 
@@ -270,8 +275,8 @@ def test_probabilities_are_the_whole_of_what_predict_tells_the_best_of():
 def test_there_is_nothing_to_evaluate_without_images_or_with_foreign_labels():
     classifier, images = reader(), pictures(np.zeros((2, 3), np.uint8))
     with pytest.raises(ValueError, match="cannot be compared"):
-        evaluate(classifier, images[:0], np.zeros(0, np.uint8))
+        evaluate(classifier, Labelled(images[:0], np.zeros(0, np.uint16)))
     with pytest.raises(ValueError, match="cannot be compared"):
-        evaluate(classifier, images, np.zeros(3, np.uint8))
+        evaluate(classifier, Labelled(images, np.zeros(3, np.uint16)))
     with pytest.raises(ValueError, match="not one of the model's 3 classes"):
-        evaluate(classifier, images, np.array([0, 3], np.uint8))
+        evaluate(classifier, Labelled(images, np.array([0, 3], np.uint16)))

@@ -13,32 +13,41 @@ import numpy as np
 import pytest
 
 from jobs.errors import TrainingDiverged
-from jobs.model import MNIST_INPUT, InputSpec
-from worker.learning import mnist, training
+from jobs.model import MNIST_INPUT
+from worker.learning import mnist, networks, training
+from worker.learning.data import Data, Labelled, Uint16
+from worker.learning.networks import build, make_training_copy, precision
 from worker.learning.recipes import Augmentation, Recipe
 from worker.learning.training import (
     EpochResult,
-    build,
     distortion_share,
     make_train_step,
-    make_training_copy,
     save,
     train,
 )
 from worker.predicting import tensorflow_runtime
-from worker.predicting.decode import prepare_arrays
 from worker.predicting.tensorflow_runtime import keras, tf
 
 RECIPE = Recipe(epochs=2, batch_size=32, seed=3, held_out=1 / 8)
 
 
 @pytest.fixture(scope="session")
-def data(little_mnist: mnist.Mnist) -> mnist.Mnist:
-    return little_mnist
+def data(little_mnist: mnist.Mnist) -> Data:
+    return little_mnist.prepared()
+
+
+def learning(data: Data, rows: Any) -> Data:
+    """Return the data with only these training images."""
+    return replace(data, train=Labelled(data.train.images[rows], data.train.labels[rows]))
+
+
+def labelled(data: Data, labels: Uint16) -> Data:
+    """Return the data with other labels of the training images."""
+    return replace(data, train=Labelled(data.train.images, labels))
 
 
 @pytest.fixture(scope="module")
-def trained(data: mnist.Mnist) -> tuple[keras.Model, list[EpochResult], list[tuple[int, int, int]]]:
+def trained(data: Data) -> tuple[keras.Model, list[EpochResult], list[tuple[int, int, int]]]:
     epochs: list[EpochResult] = []
     batches: list[tuple[int, int, int]] = []
     model = train(
@@ -66,10 +75,10 @@ def test_a_short_training_learns_and_says_how_it_goes(trained) -> None:  # type:
     ("images", "sizes"), [(97, {25: 1, 24: 3}), (128, {32: 4}), (31, {31: 1}), (33, {17: 1, 16: 1})]
 )
 def test_no_batch_is_a_remainder(
-    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch, images: int, sizes: dict[int, int]
+    data: Data, monkeypatch: pytest.MonkeyPatch, images: int, sizes: dict[int, int]
 ) -> None:
     # Given that many images, in batches of about 32, with none held out
-    few = replace(data, train_images=data.train_images[:images], train_labels=data.train_labels[:images])
+    few = learning(data, slice(images))
     given: list[int] = []
 
     def watched(*args: Any) -> Callable[..., Any]:
@@ -88,7 +97,7 @@ def test_no_batch_is_a_remainder(
     assert Counter(given) == {size: 2 * times for size, times in sizes.items()}
 
 
-def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist.Mnist, trained) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: Data, trained) -> None:  # type: ignore[no-untyped-def]
     model, epochs, _ = trained
     again: list[EpochResult] = []
     # When the model is trained again, without reporting the steps
@@ -104,15 +113,9 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(data: mnist
     assert not (other_seed.get_weights()[0] == model.get_weights()[0]).all()
 
 
-def test_convolutions_learn_as_well(data: mnist.Mnist) -> None:
+def test_convolutions_learn_as_well(data: Data) -> None:
     # Given the convolutional network, for data of three classes
-    chosen = data.train_labels < 3
-    three = replace(
-        data,
-        train_images=data.train_images[chosen],
-        train_labels=data.train_labels[chosen],
-        classes=("zero", "one", "two"),
-    )
+    three = replace(learning(data, data.train.labels < 3), classes=("zero", "one", "two"))
     # When it is trained briefly, with averaged weights
     epochs: list[EpochResult] = []
     recipe = Recipe(architecture="cnn", epochs=6, batch_size=16, held_out=1 / 4, averaging=0.9, seed=3)
@@ -151,16 +154,16 @@ def test_normalisation_trains_as_keras_has_it() -> None:
 
 
 def test_convolutions_are_computed_in_half_the_bytes_where_that_is_faster(
-    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
+    data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(architecture="cnn", epochs=1, batch_size=16, held_out=1 / 4, seed=3)
-    few = replace(data, train_images=data.train_images[:64], train_labels=data.train_labels[:64])
+    few = learning(data, slice(64))
     weights = {}
     for does in (True, False):
         # Given a processor that multiplies bfloat16, or one that does not
-        monkeypatch.setattr(training, "multiplies_bfloat16", lambda does=does: does)
-        assert training.precision("cnn") == ("bfloat16" if does else "float32")
-        assert training.precision("mlp") == "float32"
+        monkeypatch.setattr(networks, "multiplies_bfloat16", lambda does=does: does)
+        assert precision("cnn") == ("bfloat16" if does else "float32")
+        assert precision("mlp") == "float32"
         # When the same training is done
         model = train(few, recipe)
         # Then the model is float32 throughout
@@ -189,37 +192,37 @@ def test_only_a_processor_that_multiplies_bfloat16_is_given_it(
     assert not tensorflow_runtime.multiplies_bfloat16()
 
 
-def test_what_is_held_out_is_never_learnt_from(data: mnist.Mnist) -> None:
+def test_what_is_held_out_is_never_learnt_from(data: Data) -> None:
     # Given a training with half of the images held out
     recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
-    held_out = np.random.default_rng(recipe.seed).permutation(len(data.train_labels))[:400]
+    held_out = np.random.default_rng(recipe.seed).permutation(len(data.train.labels))[:400]
     # When all labels of the held-out images change
-    labels = data.train_labels.copy()
+    labels = data.train.labels.copy()
     labels[held_out] = (labels[held_out] + 1) % 10
     one = train(data, recipe)
-    other = train(replace(data, train_labels=labels), recipe)
+    other = train(labelled(data, labels), recipe)
     # Then the model is the same.
     for weights, same in zip(one.get_weights(), other.get_weights(), strict=True):
         assert (weights == same).all()
 
 
-def test_what_people_corrected_is_never_held_out(data: mnist.Mnist) -> None:
+def test_what_people_corrected_is_never_held_out(data: Data) -> None:
     # Given a training with half of the images held out, where the last hundred images are corrections
     recipe = replace(RECIPE, held_out=1 / 2, epochs=1)
     corrected = replace(data, corrections=100)
     one = train(corrected, recipe).get_weights()
     for place in (700, 750, 799):
         # When the label of any correction changes
-        labels = data.train_labels.copy()
+        labels = data.train.labels.copy()
         labels[place] = (labels[place] + 1) % 10
-        other = train(replace(corrected, train_labels=labels), recipe).get_weights()
+        other = train(labelled(corrected, labels), recipe).get_weights()
         # Then the model changes.
         assert any((weights != same).any() for weights, same in zip(one, other, strict=True)), place
 
 
-def test_the_test_images_are_not_looked_at(data: mnist.Mnist) -> None:
+def test_the_test_images_are_not_looked_at(data: Data) -> None:
     # Given the same training images with and without test images
-    without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    without = replace(data, test=Labelled(data.test.images[:0], data.test.labels[:0]))
     # When a model is trained on each
     said: list[list[EpochResult]] = [[], []]
     models = [
@@ -232,7 +235,7 @@ def test_the_test_images_are_not_looked_at(data: mnist.Mnist) -> None:
         assert (weights == same).all()
 
 
-def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
+def test_a_training_that_diverges_ends_and_says_so(data: Data) -> None:
     # Given a learning rate that makes the weights overflow after a few steps
     epochs: list[EpochResult] = []
     recipe = replace(RECIPE, learning_rate=1e30)
@@ -242,9 +245,7 @@ def test_a_training_that_diverges_ends_and_says_so(data: mnist.Mnist) -> None:
     assert epochs == []
 
 
-def test_weights_that_the_last_step_spoils_are_noticed(
-    data: mnist.Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_the_last_step_spoils_are_noticed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a training whose loss stays finite, and whose final weights answer NaN
     monkeypatch.setattr(training, "_validate", lambda *_: (float("nan"), 0.1))
     # When a model is trained, then that is noticed too.
@@ -252,13 +253,13 @@ def test_weights_that_the_last_step_spoils_are_noticed(
         train(data, replace(RECIPE, epochs=1))
 
 
-def test_without_held_out_images_there_is_nothing_to_say_of_them(data: mnist.Mnist) -> None:
+def test_without_held_out_images_there_is_nothing_to_say_of_them(data: Data) -> None:
     epochs: list[EpochResult] = []
     train(data, replace(RECIPE, held_out=0.0, epochs=1), on_epoch=epochs.append)
     assert np.isnan([epochs[0].val_loss, epochs[0].val_accuracy]).all()
 
 
-def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) -> None:
+def test_averaged_weights_are_the_mean_of_those_on_the_way(data: Data) -> None:
     # Given a network, and a second one for averaged weights that keeps a tenth at each step
     recipe = replace(RECIPE, averaging=0.1)
     model, averaged = build("mlp", MNIST_INPUT, 10), build("mlp", MNIST_INPUT, 10)
@@ -268,8 +269,8 @@ def test_averaged_weights_are_the_mean_of_those_on_the_way(data: mnist.Mnist) ->
     step = make_train_step(model, averaged, optimizer, recipe, MNIST_INPUT)
     # When the first is trained for three steps, then the second has the running mean after each.
     expected = model.get_weights()[1:]
-    pixels = prepare_arrays(data.train_images[:32], MNIST_INPUT)
-    labels = data.train_labels[:32].astype(np.int32)
+    pixels = data.train.take(slice(32))
+    labels = data.train.labels[:32].astype(np.int32)
     for number in range(3):
         step(pixels, labels, np.array((1, number), np.int32), np.float32(1.0))
         for place, weights in enumerate(model.get_weights()[1:]):
@@ -284,23 +285,15 @@ def test_the_last_fifth_of_a_training_is_distorted_less() -> None:
     assert distortion_share(replace(RECIPE, augmentation=None), 0.9) == 1
 
 
-def test_pictures_are_bent_in_training_and_only_there(data: mnist.Mnist) -> None:
+def test_pictures_are_bent_in_training_and_only_there(data: Data) -> None:
     # Given a recipe with distortions
     recipe = replace(RECIPE, epochs=1, augmentation=Augmentation(shift=1, rotation=10, elastic=1.0))
     # When a model is trained by it
     model = train(data, recipe)
     # Then the model has the usual layers, and does not distort.
     assert [type(layer).__name__ for layer in model.layers][:2] == ["Rescaling", "Flatten"]
-    pixels = prepare_arrays(data.test_images[:5], MNIST_INPUT)
+    pixels = data.test.take(slice(5))
     assert (model(pixels).numpy() == model(pixels).numpy()).all()
-
-
-def test_training_goes_through_the_conversion_of_its_spec(data: mnist.Mnist) -> None:
-    # Given a spec of another size, when a model is trained for it
-    spec = InputSpec(width=10, height=12)
-    model = train(data, replace(RECIPE, epochs=1), spec)
-    # Then the model takes that size.
-    assert model.input_shape == (None, 12, 10)
 
 
 def test_a_model_is_saved_whole_or_not_at_all(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

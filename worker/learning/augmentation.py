@@ -1,4 +1,4 @@
-"""Distort training images at random: rotate, zoom, shear and deform them elastically.
+"""Distort training images at random: bend them (rotate, zoom, shear, deform elastically), mirror, brighten.
 
 The elastic deformation is that of Simard, Steinkraus and Platt (Best Practices for Convolutional Neural
 Networks Applied to Visual Document Analysis, 2003): a random displacement field, smoothed by a Gaussian.
@@ -20,13 +20,40 @@ from worker.predicting.tensorflow_runtime import tf
 _BUMPS_PER_WIDTH = 1.0
 
 
-def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[Any, Any, Any], Any]:
+def distorter(
+    augmentation: Augmentation, height: int, width: int, *, edges: bool = False
+) -> Callable[[Any, Any, Any], Any]:
     """Return a function that distorts images in a TensorFlow graph.
 
-    It takes images, uint8 (n, height, width), a seed, int32 (2,), and the share of the distortion, float32
-    from 0 to 1, and returns images of the same shape and type. The same seed gives the same distortion.
-    Pixels from outside the picture are 0.
+    It takes images, uint8 (n, height, width) or (n, height, width, 3), a seed, int32 (2,), and the share of
+    the distortion, float32 from 0 to 1, and returns images of the same shape and type. The same seed gives
+    the same distortion. Pixels from outside the picture are 0, or with `edges` those of the nearest edge.
     """
+    bend = _bender(augmentation, height, width, edges=edges)
+
+    def distort(images: Any, seed: Any, share: Any) -> Any:
+        if augmentation.bends:
+            images = bend(images, seed, share)
+        shape = (tf.shape(images)[0], *(1 for _ in images.shape[1:]))
+        if augmentation.mirror:
+            is_mirrored = tf.random.stateless_uniform(shape, seed + 2) < 0.5
+            images = tf.where(is_mirrored, tf.reverse(images, (2,)), images)
+        if augmentation.brightness or augmentation.contrast:
+            draws = share * tf.random.stateless_uniform((2, *shape), seed + 3, -1.0, 1.0)
+            pixels = tf.cast(images, tf.float32)
+            mean = tf.reduce_mean(pixels, tuple(range(1, len(images.shape))), keepdims=True)
+            pixels = mean + (pixels - mean) * (1 + draws[0] * augmentation.contrast)
+            pixels += 255 * draws[1] * augmentation.brightness
+            images = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
+        return images
+
+    return distort
+
+
+def _bender(
+    augmentation: Augmentation, height: int, width: int, *, edges: bool
+) -> Callable[[Any, Any, Any], Any]:
+    """Return a function like that of `distorter` that only moves pixels."""
     rows = _bumps(height, augmentation.smoothness)
     columns = _bumps(width, augmentation.smoothness)
     y, x = np.meshgrid(
@@ -35,7 +62,7 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
         indexing="ij",
     )
 
-    def distort(images: Any, seed: Any, share: Any) -> Any:
+    def bend(images: Any, seed: Any, share: Any) -> Any:
         count = tf.shape(images)[0]
         draws = share * tf.random.stateless_uniform((4, count, 1, 1), seed, -1.0, 1.0)
         angle = draws[0] * math.radians(augmentation.rotation)
@@ -52,9 +79,15 @@ def distorter(augmentation: Augmentation, height: int, width: int) -> Callable[[
                 share * augmentation.elastic * tf.matmul(tf.matmul(rows, noise), columns, transpose_b=True)
             )
             from_y, from_x = from_y + field[0], from_x + field[1]
-        return _sample(images, from_y + (height - 1) / 2, from_x + (width - 1) / 2)
+        from_y, from_x = from_y + (height - 1) / 2, from_x + (width - 1) / 2
+        if edges:
+            from_y = tf.clip_by_value(from_y, 0.0, height - 1.0)
+            from_x = tf.clip_by_value(from_x, 0.0, width - 1.0)
+        if len(images.shape) == 3:
+            return _sample(images, from_y, from_x)
+        return tf.stack([_sample(channel, from_y, from_x) for channel in tf.unstack(images, axis=3)], axis=3)
 
-    return distort
+    return bend
 
 
 def _bumps(size: int, width: float) -> Any:

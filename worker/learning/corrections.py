@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from jobs.errors import ImageError
+from jobs.errors import DataUnavailable, ImageError
+from jobs.evaluation import Part
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import Correction, all_corrections, correction_key
 from jobs.limits import ImageLimits
 from jobs.model import InputSpec
 from jobs.store import Store
-from worker.learning.mnist import Mnist
-from worker.predicting.decode import content_hash, decode, prepare_arrays
+from worker.learning.data import Data, Joined, Labelled, Uint8, Uint16
+from worker.predicting.decode import content_hash, decode
 from worker.retry import retry
 
 logger = logging.getLogger(__name__)
@@ -32,80 +32,140 @@ logger = logging.getLogger(__name__)
 #: How many corrections a log line names.
 _NAMED_IN_LOG: Final = 3
 
-Pixels = npt.NDArray[np.uint8]
+#: How many images are read at a time.
+_WINDOW_IMAGES: Final = 1000
 
 
 def add_corrections(
-    data: Mnist,
+    data: Data,
     ledger: Ledger,
     store: Store,
     limits: ImageLimits,
-    spec: InputSpec,
     *,
     live_share: float = 0.0,
     pauses: Sequence[float] = (),
     check: Callable[[], None] = lambda: None,
-) -> Mnist:
+) -> Data:
     """Return the data with the corrected images appended to its training images, or in its live set.
 
-    `spec` is the input of the model to be trained, in the shape of the data's images, and `live_share`, 0 to
-    1, the share of the live set. Both parts are sorted by hash. Corrections with the same pixels count once,
-    with the latest label; training images with the same pixels are dropped. In the result, `corrections`
-    counts the added images and `left_out` the corrections that could not be used; each reason is logged once,
-    with their number and the first few. If the store or the ledger is unavailable, it is retried after each
-    of `pauses`, in seconds. `check` is called before each image. Raises Unavailable, and what `check` raises.
+    `live_share`, 0 to 1, is the share of the live set. Both parts are sorted by hash. Corrections of the same
+    picture count once, with the latest label; the same pictures among the images for training and validation
+    are dropped. In the result, `corrections` counts the added images and `left_out` the corrections that
+    could not be used; each reason is logged once, with their number and the first few. If the store or the
+    ledger is unavailable, it is retried after each of `pauses`, in seconds. `check` is called before each
+    image. Raises Unavailable, and what `check` raises.
     """
 
     def read() -> list[Correction]:
         with ledger.reading() as connection:
-            return all_corrections(connection)
+            return all_corrections(connection, data.dataset)
 
     corrections = retry(read, pauses)
     if not corrections:
         return data
-    accepted: dict[bytes, _Accepted] = {}
+    accepted: dict[str | bytes, _Accepted] = {}
     left_out: dict[str, list[Correction]] = {}
-    evaluated = {image.tobytes() for image in prepare_arrays(data.test_images, spec)}
+    evaluated = set(_pictures(data.test))
     for correction in _one_per_image(corrections, data.classes):
         check()
         try:
             if correction.label not in data.classes:
                 raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
-            label = data.classes.index(correction.label)
-            content = retry(partial(_content, correction, store, limits), pauses)
-            pixels, is_live = _decoded(content, spec, limits, live_share)
-            if pixels.tobytes() in evaluated:
+            content = retry(partial(_content, correction.image_sha256, store, limits), pauses)
+            found = _accept(correction, content, data, limits, live_share)
+            if found.known_by in evaluated:
                 raise _Unusable("the image is in the evaluation set")
         except _Unusable as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
-            found = _Accepted(correction.image_sha256, pixels, label, is_live)
-            accepted.setdefault(pixels.tobytes(), found)
+            accepted.setdefault(found.known_by, found)
     for reason, unused in left_out.items():
         logger.warning("%s", _left_out_line(reason, unused))
     data = replace(data, left_out=sum(map(len, left_out.values())))
-    if not accepted:
-        return data
-    kept = [image.tobytes() not in accepted for image in prepare_arrays(data.train_images, spec)]
+    return _with(accepted, data, store, limits) if accepted else data
+
+
+def _accept(
+    correction: Correction, content: bytes, data: Data, limits: ImageLimits, live_share: float
+) -> _Accepted:
+    """Decode a corrected image, and decide on which side it is. Raises _Unusable."""
+    pixels, picture = _decoded(content, data.spec, limits)
+    return _Accepted(
+        correction.image_sha256,
+        pixels.tobytes() if data.test.pictures is None else picture,
+        pixels,
+        data.classes.index(correction.label),
+        is_live=int(picture[:16], 16) < live_share * 2**64,
+    )
+
+
+def _with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
+    """Return the data with these images."""
     # Sorted, because the order changes the training set's fingerprint and the trained model.
     ordered = sorted(accepted.values(), key=lambda each: each.image_sha256)
     learnt = [each for each in ordered if not each.is_live]
     live = [each for each in ordered if each.is_live]
+    fingerprint = hashlib.sha256(data.fingerprint.encode())
+    for each in ordered:
+        fingerprint.update(f"{each.image_sha256} {each.label} {each.is_live}\n".encode())
+    fingerprints = dict(data.evaluation_fingerprints)
+    if live:
+        fingerprints[Part.LIVE] = _live_fingerprint(live, data.classes)
+
+    def part_for(part: Part, spec: InputSpec) -> Labelled:
+        if part == Part.TEST:
+            return data.part_for(part, spec)
+        try:
+            contents = [_content(each.image_sha256, store, limits) for each in live]
+            return Labelled(
+                np.array([decode(content, spec, limits) for content in contents], np.uint8), _labels(live)
+            )
+        except (_Unusable, ImageError) as error:
+            raise DataUnavailable(f"A correction of the live set cannot be read: {error}.") from None
+
     return replace(
         data,
-        train_images=np.concatenate([data.train_images[kept], _images(learnt, spec)]),
-        train_labels=np.concatenate([data.train_labels[kept], _labels(learnt)]),
+        train=_joined(data.train, accepted, _images(learnt, data.spec), _labels(learnt)),
+        validation=_joined(data.validation, accepted, _images([], data.spec), _labels([])),
         corrections=len(learnt),
-        live_images=_images(live, spec),
-        live_labels=_labels(live),
+        live=Labelled(_images(live, data.spec), _labels(live)),
+        fingerprint=fingerprint.hexdigest(),
+        evaluation_fingerprints=fingerprints,
+        part_for=part_for,
     )
+
+
+def _pictures(labelled: Labelled) -> Iterable[str | bytes]:
+    """Return by what each picture is known: by the hash of its picture, else by its pixels."""
+    if labelled.pictures is not None:
+        return labelled.pictures
+    return (image.tobytes() for images in labelled.windows(_WINDOW_IMAGES) for image in images)
+
+
+def _joined(base: Labelled, dropped: Container[str | bytes], images: Uint8, labels: Uint16) -> Labelled:
+    """Return the images without the dropped ones, followed by others."""
+    rows = np.flatnonzero(np.array([each not in dropped for each in _pictures(base)], np.bool_))
+    if len(rows) == len(base) and not len(labels):
+        return base
+    return Labelled(
+        Joined(np.asanyarray(base.images), rows, images), np.concatenate([base.labels[rows], labels])
+    )
+
+
+def _live_fingerprint(live: Sequence[_Accepted], classes: Sequence[str]) -> str:
+    """Return the fingerprint of the live set. It does not depend on a model's input."""
+    digest = hashlib.sha256()
+    for each in live:
+        digest.update(f"{each.image_sha256} {classes[each.label]}\n".encode())
+    return digest.hexdigest()
 
 
 class _Accepted(NamedTuple):
     """A corrected image that can be used."""
 
     image_sha256: str
-    pixels: Pixels
+    known_by: str | bytes  # equal for the same picture
+    pixels: Uint8
     label: int
     is_live: bool
 
@@ -137,34 +197,33 @@ def _one_per_image(corrections: Iterable[Correction], classes: Sequence[str]) ->
     return list(found.values())
 
 
-def _content(correction: Correction, store: Store, limits: ImageLimits) -> bytes:
+def _content(image_sha256: str, store: Store, limits: ImageLimits) -> bytes:
     """Return the image's bytes. Raises _Unusable, Unavailable."""
     try:
-        content = store.get(correction_key(correction.image_sha256), limit=limits.max_bytes)
+        content = store.get(correction_key(image_sha256), limit=limits.max_bytes)
     except FileNotFoundError:
         raise _Unusable("the image is missing from the store") from None
-    if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != correction.image_sha256:
+    if len(content) <= limits.max_bytes and hashlib.sha256(content).hexdigest() != image_sha256:
         raise _Unusable("the stored image has changed")
     return content
 
 
-def _decoded(content: bytes, spec: InputSpec, limits: ImageLimits, live_share: float) -> tuple[Pixels, bool]:
-    """Return the pixels as the model sees them, uint8 of `spec.shape`, and whether they are in the live set.
+def _decoded(content: bytes, spec: InputSpec, limits: ImageLimits) -> tuple[Uint8, str]:
+    """Return the pixels as the model sees them, uint8 of `spec.shape`, and the hash of the picture.
 
     Raises _Unusable.
     """
     try:
-        drawn = int(content_hash(content, limits)[:16], 16)
-        return decode(content, spec, limits), drawn < live_share * 2**64
+        return decode(content, spec, limits), content_hash(content, limits)
     except ImageError as error:
         raise _Unusable(f"the image cannot be decoded: {error.code}") from None
 
 
-def _images(chosen: Sequence[_Accepted], spec: InputSpec) -> Pixels:
+def _images(chosen: Sequence[_Accepted], spec: InputSpec) -> Uint8:
     """Return their pixels, uint8 (n, *spec.shape)."""
     return np.array([each.pixels for each in chosen], np.uint8).reshape(-1, *spec.shape)
 
 
-def _labels(chosen: Sequence[_Accepted]) -> Pixels:
-    """Return their labels, uint8 (n,)."""
-    return np.array([each.label for each in chosen], np.uint8)
+def _labels(chosen: Sequence[_Accepted]) -> Uint16:
+    """Return their labels, uint16 (n,)."""
+    return np.array([each.label for each in chosen], np.uint16)

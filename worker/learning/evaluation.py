@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,8 @@ from jobs.ledger.models import find_champion, find_evaluation, save_evaluation
 from jobs.model import Model, why_unfit
 from jobs.registry import fetch_model
 from jobs.store import Store
-from worker.learning.mnist import Mnist
+from worker.learning.data import Data, Labelled, Uint16
 from worker.predicting.classifier import BATCH, Classifier, Predictions, translated_model_errors
-from worker.predicting.decode import prepare_arrays
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 MIN_PROBABILITY: Final = 1e-7
@@ -53,10 +52,6 @@ _TIMED_PASSES: Final = 5
 _WINDOW_IMAGES: Final = 1000
 
 
-#: Class indexes. Training data has them as uint8 or uint16.
-Indexes = npt.NDArray[np.unsignedinteger[Any]]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
     """The measures, and the answers that they were computed from."""
@@ -67,13 +62,13 @@ class Evaluated:
     answers: npt.NDArray[np.uint16]
 
 
-def evaluate(classifier: Classifier, images: npt.NDArray[np.uint8], labels: Indexes) -> Evaluated:
-    """Classify `images`, uint8 (n, height, width), and compare the answers with `labels`.
+def evaluate(classifier: Classifier, labelled: Labelled) -> Evaluated:
+    """Classify images, as `classifier.spec` declares them, and compare the answers with their labels.
 
-    `labels` are class indexes, unsigned integers (n,). An image without a valid answer counts as wrong.
-    Raises ValueError if there is no image, the numbers of images and labels differ, a label has no class, or
-    there are more than NO_ANSWER classes.
+    An image without a valid answer counts as wrong. Raises ValueError if there is no image, the numbers of
+    images and labels differ, a label has no class, or there are more than NO_ANSWER classes.
     """
+    images, labels = labelled.images, labelled.labels
     classes = classifier.classes
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels cannot be compared")
@@ -81,7 +76,7 @@ def evaluate(classifier: Classifier, images: npt.NDArray[np.uint8], labels: Inde
         raise ValueError(f"label {labels.max()} is not one of the model's {len(classes)} classes")
     if len(classes) > NO_ANSWER:
         raise ValueError(f"{len(classes)} classes are too many: at most {NO_ANSWER} are possible")
-    probabilities = _probabilities(images, classifier)
+    probabilities = _probabilities(labelled, classifier)
     predictions = Predictions.of(probabilities)
     answers = np.where(predictions.class_index < 0, NO_ANSWER, predictions.class_index).astype(np.uint16)
     answered = answers != NO_ANSWER
@@ -95,46 +90,54 @@ def evaluate(classifier: Classifier, images: npt.NDArray[np.uint8], labels: Inde
             calibration_error=calibration_error(calibration),
             calibration=calibration,
             confidence_histogram=tuple(np.histogram(confidence, CONFIDENCE_EDGES)[0].tolist()),
-            image_microseconds=_image_microseconds(classifier, images),
-            mistakes=_most_confident_mistakes(classes, images, labels, predictions),
+            image_microseconds=_image_microseconds(classifier, labelled),
+            mistakes=_most_confident_mistakes(classes, labelled, predictions),
         ),
         np.stack([answers, labels], axis=1).astype("<u2"),
     )
 
 
-def evaluate_parts(classifier: Classifier, data: Mnist) -> dict[Part, Evaluated]:
-    """Evaluate a model on the test set of `data`, and on its live set if it has one."""
-    evaluated = {Part.TEST: evaluate(classifier, data.test_images, data.test_labels)}
-    if len(data.live_images):
-        evaluated[Part.LIVE] = evaluate(classifier, data.live_images, data.live_labels)
-    return evaluated
+def evaluate_parts(classifier: Classifier, data: Data) -> dict[Part, Evaluated]:
+    """Evaluate a model on the test set of `data`, and on its live set if it has one.
+
+    Raises UserError if the data cannot be prepared for the model, DataUnavailable, Unavailable.
+    """
+    return {
+        part: evaluate(classifier, data.part(part, classifier.spec)) for part in data.evaluation_fingerprints
+    }
 
 
 def save_evaluations(
-    connection: Connection,
-    model_id: str,
-    fingerprints: Mapping[Part, str],
-    evaluated: Mapping[Part, Evaluated],
+    connection: Connection, model_id: str, data: Data, evaluated: Mapping[Part, Evaluated]
 ) -> None:
-    """Store what `evaluate_parts` returned. Compute the data's `fingerprints` before: that is slow."""
+    """Store what `evaluate_parts` returned."""
     for part, each in evaluated.items():
         save_evaluation(
-            connection, model_id, fingerprints[part], each.evaluation, each.answers.tobytes(), part=part
+            connection,
+            model_id,
+            data.evaluation_fingerprints[part],
+            each.evaluation,
+            each.answers.tobytes(),
+            part=part,
+            dataset=data.dataset,
+            version=data.version,
         )
 
 
-def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Mnist) -> Evaluation:
+def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, data: Data) -> Evaluation:
     """Evaluate a registered model on the test set and the live set of `data`, and store both evaluations.
 
-    Return that on the test set. Raises UserError if the data have other classes or images than the model,
-    ModelRefused if the model's file is missing, has changed or does not run, Unavailable.
+    Return that on the test set. Raises UserError if the data and the model have different classes, or the
+    data cannot be prepared for the model; ModelRefused if the model's file is missing, has changed or does
+    not run; Unavailable.
     """
-    unfit = why_unfit(model, data.classes, _shape_of(data))
+    unfit = why_unfit(model, data.classes)
     if unfit is not None:
         raise UserError(
             f"Model {model.id} cannot be evaluated: {unfit}. `labelmill models promote {model.id} --force` "
             "promotes it without an evaluation."
         )
+    data.part(Part.TEST, model.input_spec)  # if this fails, the model need not be loaded
     path = fetch_model(store, model, cache_dir)
     try:
         classifier = Classifier.load(path, model.classes, model.input_spec, logits=model.logits)
@@ -143,9 +146,8 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
             evaluated = evaluate_parts(classifier, data)
     except ModelRefused as error:
         raise ModelRefused(f"Model {model.id} cannot be evaluated: {error}") from error
-    fingerprints = data.evaluation_fingerprints
     with ledger.transaction() as connection:
-        save_evaluations(connection, model.id, fingerprints, evaluated)
+        save_evaluations(connection, model.id, data, evaluated)
     return evaluated[Part.TEST].evaluation
 
 
@@ -153,18 +155,18 @@ def evaluate_champion(
     ledger: Ledger,
     store: Store,
     cache_dir: Path,
-    data: Mnist,
+    data: Data,
     *,
     on_begin: Callable[[Model], None] = lambda _model: None,
 ) -> None:
-    """Evaluate the champion on `data`, because the gate compares models image by image.
+    """Evaluate the dataset's champion on `data`, because the gate compares models image by image.
 
     Do nothing if there is no champion, if the data do not fit it, or if it was evaluated on these images
-    before. `on_begin` is called with the champion before its evaluation. Raises ModelRefused, Unavailable.
+    before. `on_begin` is called with the champion before its evaluation. Raises what `evaluate_model` raises.
     """
     with ledger.reading() as connection:
-        champion = find_champion(connection)
-        if champion is None or why_unfit(champion, data.classes, _shape_of(data)) is not None:
+        champion = find_champion(connection, data.dataset)
+        if champion is None or why_unfit(champion, data.classes) is not None:
             return
         if all(
             find_evaluation(connection, champion.id, fingerprint, part=part) is not None
@@ -175,11 +177,7 @@ def evaluate_champion(
     evaluate_model(ledger, store, cache_dir, champion, data)
 
 
-def _shape_of(data: Mnist) -> tuple[int, ...]:
-    return data.test_images.shape[1:]
-
-
-def confusion_of(answers: Indexes, labels: Indexes, classes: int) -> npt.NDArray[np.int64]:
+def confusion_of(answers: Uint16, labels: Uint16, classes: int) -> npt.NDArray[np.int64]:
     """Return the confusion matrix, int64 (classes, classes + 1).
 
     Row t, column p counts the images of class t that were predicted as class p; the last column counts those
@@ -190,7 +188,7 @@ def confusion_of(answers: Indexes, labels: Indexes, classes: int) -> npt.NDArray
     return counts.reshape(classes, classes + 1)
 
 
-def log_loss(probabilities: npt.NDArray[np.float32], labels: Indexes) -> float:
+def log_loss(probabilities: npt.NDArray[np.float32], labels: Uint16) -> float:
     """Return the mean of -ln p(truth), in nats, with p clipped to MIN_PROBABILITY..1.
 
     `probabilities` is float32 (n, classes), `labels` are class indexes (n,). An image without an answer has a
@@ -239,19 +237,24 @@ def calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
     return weighted / images if images else 0.0
 
 
-def _probabilities(images: npt.NDArray[np.uint8], classifier: Classifier) -> npt.NDArray[np.float32]:
+def _probabilities(labelled: Labelled, classifier: Classifier) -> npt.NDArray[np.float32]:
     """Return the probabilities of all classes, float32 (n, classes)."""
-    parts = (images[start : start + _WINDOW_IMAGES] for start in range(0, len(images), _WINDOW_IMAGES))
-    return np.concatenate([classifier.probabilities(prepare_arrays(part, classifier.spec)) for part in parts])
+    return np.concatenate([classifier.probabilities(images) for images in labelled.windows(_WINDOW_IMAGES)])
 
 
-def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -> float:
+def _ratios(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
+    return tuple(
+        part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
+    )
+
+
+def _image_microseconds(classifier: Classifier, labelled: Labelled) -> float:
     """Return the microseconds per image on full batches: the median of several passes.
 
     The classifier must be warm.
     """
     count = _TIMED_BATCHES * min(BATCH, classifier.batch)
-    pixels = prepare_arrays(images[:count], classifier.spec)
+    pixels = labelled.take(slice(count))
     # Too few images are repeated: a padded batch would take as long but count fewer images.
     timed = np.resize(pixels, (count, *pixels.shape[1:]))
     passes = []
@@ -263,11 +266,9 @@ def _image_microseconds(classifier: Classifier, images: npt.NDArray[np.uint8]) -
 
 
 def _most_confident_mistakes(
-    classes: tuple[str, ...],
-    images: npt.NDArray[np.uint8],
-    labels: Indexes,
-    predictions: Predictions,
+    classes: tuple[str, ...], labelled: Labelled, predictions: Predictions
 ) -> tuple[Mistake, ...]:
+    labels = labelled.labels
     wrong = np.flatnonzero((predictions.class_index >= 0) & (predictions.class_index != labels))
     surest = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MISTAKES].tolist()
     return tuple(
@@ -276,7 +277,7 @@ def _most_confident_mistakes(
             truth=classes[labels[index]],
             label=classes[predictions.class_index[index]],
             confidence=float(predictions.confidence[index]),
-            png=_png(images[index]),
+            png=_png(labelled.images[index]),
         )
         for index in surest
     )

@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -23,9 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.class_names import read_class_names
+from jobs.dataset import MNIST
 from jobs.errors import DataUnavailable, UserError
 from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
+from jobs.model import MNIST_INPUT, InputSpec
+from worker.learning.data import Data, Labelled, nothing
+from worker.predicting.decode import prepare_arrays
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -76,11 +80,6 @@ class Mnist:
     test_labels: Uint8
     source: str  # "mnist", "mnist-sample", or "folder" for other IDX files
     classes: tuple[str, ...] = DIGITS  # class names, by label
-    corrections: int = 0  # number of training images that are corrected predictions
-    left_out: int = 0  # number of corrections that could not be used
-    # held-out corrections
-    live_images: Uint8 = field(default_factory=lambda: np.empty((0, 28, 28), np.uint8))
-    live_labels: Uint8 = field(default_factory=lambda: np.empty(0, np.uint8))
 
     @property
     def fingerprint(self) -> str:
@@ -96,22 +95,47 @@ class Mnist:
         return _fingerprint(self.test_images, self.test_labels)
 
     @property
-    def evaluation_fingerprints(self) -> dict[Part, str]:
-        """Return the fingerprint of the test set, and of the live set if there is one."""
-        fingerprints = {Part.TEST: self.evaluation_fingerprint}
-        if len(self.live_images):
-            fingerprints[Part.LIVE] = _fingerprint(self.live_images, self.live_labels)
-        return fingerprints
-
-    @property
-    def before_corrections(self) -> int:
-        """Return the number of training images that are not corrections. They precede the corrected ones."""
-        return len(self.train_images) - self.corrections
-
-    @property
     def arrays(self) -> tuple[Uint8, Uint8, Uint8, Uint8]:
         """Return training images, training labels, test images and test labels."""
         return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+    def choose_input(self, size: int | None = None) -> InputSpec:  # noqa: ARG002
+        """Return the input of a model for these images, which all have one size."""
+        return MNIST_INPUT
+
+    def prepared(self, spec: InputSpec = MNIST_INPUT) -> Data:
+        """Return the data of a training run, prepared for a model with this input.
+
+        Raises UserError if the model does not take grey images of 28x28 pixels.
+        """
+        return Data(
+            dataset=MNIST,
+            version=None,
+            source=self.source,
+            classes=self.classes,
+            spec=spec,
+            train=_prepared(self.train_images, self.train_labels, spec),
+            validation=nothing(spec),
+            test=_prepared(self.test_images, self.test_labels, spec),
+            live=nothing(spec),
+            fingerprint=self.fingerprint,
+            evaluation_fingerprints={Part.TEST: self.evaluation_fingerprint},
+            part_for=self._part_for,
+        )
+
+    def _part_for(self, part: Part, spec: InputSpec) -> Labelled:
+        return _prepared(self.test_images, self.test_labels, spec) if part == Part.TEST else nothing(spec)
+
+
+def _prepared(images: Uint8, labels: Uint8, spec: InputSpec) -> Labelled:
+    """Return raw images as a model with this input sees them. Raises UserError if it takes other images."""
+    if spec.shape != MNIST_INPUT.shape:
+        colours = "grey" if spec.mode == "L" else "RGB"
+        raise UserError(
+            f"The images of {MNIST} do not fit the model: it takes {spec.width}x{spec.height} {colours} "
+            "images, and those of the data are 28x28 grey."
+        )
+    return Labelled(prepare_arrays(images, spec), labels.astype(np.uint16))
 
 
 def load(

@@ -5,13 +5,23 @@ docs/explanation/training.md has the figures and the reasons.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from jobs.dataset import MNIST
 from jobs.errors import UserError
 
-Architecture = Literal["mlp", "cnn"]
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+
+Architecture = Literal["mlp", "cnn", "finetune"]
 Profile = Literal["quick", "long"]
+Augment = Literal["digits", "photos", "none"]
+
+#: The width and height that a person may ask for, in pixels.
+MIN_SIZE: Final = 8
+MAX_SIZE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +38,19 @@ class Augmentation:
     elastic: float = 0.0  # standard deviation of a point's displacement, in pixels
     smoothness: float = 4.0  # pixels over which neighbouring points move together
     at_the_end: float = 1.0  # the factor of all but the shift in the last fifth of the training
+    mirror: bool = False  # left and right are swapped in every second image
+    brightness: float = 0.0  # 0.1: the pixels plus up to a tenth of white, or minus
+    contrast: float = 0.0  # 0.1: the differences from the image's mean times 0.9 to 1.1
+
+    @property
+    def bends(self) -> bool:
+        """Return whether it moves pixels by more than a shift."""
+        return any((self.rotation, self.zoom, self.shear, self.elastic))
 
     @property
     def distorts(self) -> bool:
         """Return whether it does more than shift."""
-        return any((self.rotation, self.zoom, self.shear, self.elastic))
+        return self.bends or any((self.mirror, self.brightness, self.contrast))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +59,7 @@ class Recipe:
 
     architecture: Architecture = "mlp"
     profile: str = "quick"  # the name of the recipe's profile
-    #: Passes over the training images.
+    #: Passes over the training images. 0: chosen from the data, with all that depends on their number.
     epochs: int = 4
     #: Images per step.
     batch_size: int = 256
@@ -66,6 +84,19 @@ class Recipe:
     correction_share: float = 0.2
     #: Promote the model even if the gate refuses it. Recorded with the verdict.
     force: bool = False
+    #: The model that `finetune` starts from.
+    start: str | None = None
+    #: The images' width and height in pixels. None: chosen from the data.
+    size: int | None = None
+    #: The kind of augmentation, if it is not MNIST's. None: chosen from the data.
+    augment: Augment | None = None
+    #: Rare classes weigh more in the loss.
+    class_weights: bool = False
+    #: The best epoch counts, and the training ends after so many epochs without a better one. None: the last
+    #: epoch counts.
+    patience: int | None = None
+    #: The longest training, in minutes. The learning rate falls in time for it.
+    max_minutes: float | None = None
 
     def held_out_of(self, images: int) -> int:
         """Return how many of `images` training images are held out.
@@ -143,9 +174,132 @@ _RECIPES: Final = {
 
 
 def recipe_for(architecture: str, profile: str, *, seed: int) -> Recipe:
-    """Return the recipe for an architecture and a profile. Raises UserError if there is none."""
+    """Return MNIST's recipe for an architecture and a profile. Raises UserError if there is none."""
     try:
         return replace(_RECIPES[architecture, profile], seed=seed)
     except KeyError:
         known = ", ".join(f"{name} {length}" for name, length in _RECIPES)
         raise UserError(f"There is no recipe {architecture} {profile}. The recipes are: {known}.") from None
+
+
+# ---- any dataset --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRequest:
+    """What a person or a schedule asks for. What is None is chosen from the settings or from the data."""
+
+    dataset: str = MNIST
+    architecture: Architecture | None = None
+    profile: Profile | None = None  # mnist only
+    start: str | None = None  # the full id of the model that `finetune` starts from; None: the champion
+    size: int | None = None
+    augment: Augment | None = None
+    max_minutes: float | None = None
+    seed: int | None = None  # None: another one each time
+    force: bool = False
+
+    def recipe(self, settings: Settings) -> Recipe:
+        """Return the recipe, without any access to data or ledger. Raises UserError."""
+        is_mnist = self.dataset == MNIST
+        architecture = self.architecture or (settings.retrain_architecture if is_mnist else "cnn")
+        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
+        if self.start is not None and architecture != "finetune":
+            raise UserError("Only a fine-tuning starts from a model: add --architecture finetune.")
+        if self.size is not None and architecture == "finetune":
+            raise UserError("A fine-tuned model takes images of its own size: leave out --size.")
+        if self.size is not None and is_mnist:
+            raise UserError("The images of mnist have 28x28 pixels: leave out --size.")
+        if self.size is not None and not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise UserError(f"The size must be from {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"The minutes must be more than 0, got {self.max_minutes:g}.")
+        if is_mnist and architecture != "finetune":
+            if self.augment is not None:
+                raise UserError("mnist's recipes have their own augmentation: leave out --augment.")
+            recipe = recipe_for(architecture, self.profile or settings.retrain_profile, seed=seed)
+            return replace(recipe, force=self.force, max_minutes=self.max_minutes)
+        if self.profile is not None:
+            raise UserError("Only mnist's recipes have a profile. Give the time instead: --max-minutes.")
+        if architecture not in ("mlp", "cnn", "finetune"):
+            raise UserError(f"There is no architecture {architecture}: there are mlp, cnn and finetune.")
+        return Recipe(
+            architecture=architecture,
+            profile="adaptive",
+            epochs=0,
+            seed=seed,
+            held_out=0.1,
+            augmentation=None,
+            force=self.force,
+            start=self.start,
+            size=self.size,
+            augment=self.augment,
+            class_weights=True,
+            patience=_PATIENCE,
+            max_minutes=self.max_minutes,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as a JSON object, for the ledger."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Return the request in a JSON object of the ledger. Raises TypeError on unknown fields."""
+        return cls(**value)
+
+
+#: Epochs without a better one, counted after the warm-up, that end a training.
+_PATIENCE: Final = 25
+
+#: How many images a training learns in all, as far as the limits of epochs allow.
+_IMAGES_LEARNT: Final = 1_200_000
+_EPOCHS: Final = (8, 120)
+_FINETUNED_EPOCHS: Final = (6, 40)
+
+#: Up to so many training images, batches are smaller and the weights are averaged over a shorter time.
+_FEW_IMAGES: Final = 5_000
+
+
+def augmentation_of(kind: Augment, width: int, height: int, *, few: bool) -> Augmentation | None:
+    """Return a kind of augmentation for images of this size; `few` images are distorted more."""
+    side = min(width, height)
+    if kind == "none":
+        return None
+    if kind == "digits":
+        shift = max(1, round(side / 14))
+        if not few:
+            return Augmentation(shift=shift)
+        return Augmentation(shift=shift, rotation=10, zoom=0.1, shear=0.1, at_the_end=0.5)
+    return Augmentation(
+        shift=max(1, round(side / 12)),
+        rotation=10 if few else 0,
+        zoom=0.2 if few else 0.1,
+        mirror=True,
+        brightness=0.15,
+        contrast=0.25,
+        at_the_end=0.5,
+    )
+
+
+def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: bool) -> Recipe:
+    """Return the recipe with what is chosen from the data: `images` training images of this size."""
+    if recipe.epochs:
+        return recipe
+    few = images <= _FEW_IMAGES
+    tuned = recipe.architecture == "finetune"
+    least, most = _FINETUNED_EPOCHS if tuned else _EPOCHS
+    epochs = max(least, min(most, _IMAGES_LEARNT // max(1, images)))
+    augment: Augment = recipe.augment or ("digits" if grey else "photos")
+    return replace(
+        recipe,
+        epochs=epochs,
+        batch_size=32 if images <= _FEW_IMAGES // 4 else 64 if few else 128,
+        learning_rate=0.0005 if tuned else 0.001 if recipe.architecture == "mlp" else 0.004,
+        warm_up=0.1,
+        weight_decay=0.02,
+        label_smoothing=0.05 if few else 0.0,
+        averaging=0.99 if few else 0.998,
+        augment=augment,
+        augmentation=augmentation_of(augment, width, height, few=few),
+    )

@@ -7,6 +7,7 @@ is killed leaves the champion as it was. `jobs.ledger.runs` records which traine
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable
+from jobs.dataset import MNIST
+from jobs.errors import DataUnavailable, LabelmillError, ModelRefused, Unavailable, UserError
 from jobs.evaluation import Part
 from jobs.files import temporary_folder
 from jobs.ids import new_id
@@ -36,21 +38,24 @@ from jobs.ledger.runs import (
     request_run,
     was_finished_by,
 )
-from jobs.model import MNIST_INPUT, Model
+from jobs.model import InputSpec, Model
 from jobs.promotion import judge_and_promote
-from jobs.registry import register_model
+from jobs.registry import fetch_model, register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
 from worker.context import owner_name
-from worker.learning import mnist
 from worker.learning.corrections import add_corrections
+from worker.learning.data import Data
 from worker.learning.evaluation import evaluate_champion, evaluate_parts, save_evaluations
 from worker.learning.heartbeat import Heartbeat
-from worker.learning.recipes import Recipe
-from worker.learning.training import EpochResult, precision, save, train
-from worker.predicting.classifier import Classifier
+from worker.learning.loading import Dataset, open_dataset
+from worker.learning.networks import Start, precision
+from worker.learning.recipes import Recipe, fitted_to
+from worker.learning.start_model import model_to_start_from
+from worker.learning.training import EpochResult, save, train
+from worker.predicting.classifier import Classifier, load_model
 from worker.predicting.time_limit import time_ran_out
 from worker.retry import retry
 
@@ -80,18 +85,22 @@ class Retrained:
 
 
 def begin_run(
-    settings: Settings, recipe: Recipe, *, on_wait: Callable[[Run], None] = lambda _run: None
+    settings: Settings,
+    recipe: Recipe,
+    *,
+    dataset: str = MNIST,
+    on_wait: Callable[[Run], None] = lambda _run: None,
 ) -> RunClaim:
-    """Request a training run and claim it for this process in one transaction.
+    """Request a training run on a dataset and claim it for this process in one transaction.
 
     `on_wait` is called as in `clear_expired_run`. Raises Conflict if another run is active, RunLost if
     another trainer claimed this one, Unavailable.
     """
     run_id = new_id()
     with closing(Ledger(settings.ledger)) as ledger:
-        clear_expired_run(ledger, on_wait=on_wait)
+        clear_expired_run(ledger, dataset, on_wait=on_wait)
         with ledger.transaction() as connection:
-            request_run(connection, run_id, recipe=recipe.to_json())
+            request_run(connection, run_id, recipe=recipe.to_json(), dataset=dataset)
             claim = claim_run(connection, run_id, owner=owner_name(os.getpid()))
     if claim is None:
         raise RunLost(f"Another trainer has claimed training run {run_id}.")
@@ -101,17 +110,21 @@ def begin_run(
 def retrain(
     settings: Settings,
     claim: RunClaim,
-    data: mnist.Mnist | None = None,
+    dataset: Dataset | None = None,
     *,
     replace: bool = True,
     on_batch: Callable[[int, int, int], None] = lambda _epoch, _done, _total: None,
     on_epoch: Callable[[EpochResult], None] = lambda _result: None,
+    on_data: Callable[[Recipe, InputSpec], None] = lambda _recipe, _spec: None,
+    say: Callable[[str], None] = logger.info,
 ) -> Retrained:
-    """Execute a claimed run to its end, on `data` (MNIST by default) and all corrections.
+    """Execute a claimed run to its end, on the latest version of its dataset and all corrections.
 
-    With `replace`, a better model becomes the champion; without it, only if there is no champion. Raises
-    RunLost if the run was cancelled or taken for dead. Any other error, such as DataUnavailable or
-    Unavailable, is recorded in the run's row and raised.
+    `dataset` is given if it is loaded already. `on_data` is called when the data is loaded, with the recipe
+    and the input that were chosen for it; `say` receives what takes long, a line each. With `replace`, a
+    better model becomes the champion; without it, only if there is no champion. Raises RunLost if the run was
+    cancelled or taken for dead. Any other error, such as DataUnavailable or Unavailable, is recorded in the
+    run's row and raised.
     """
     with (
         closing(Ledger(settings.ledger)) as ledger,
@@ -122,21 +135,45 @@ def retrain(
         retry(lambda: check_store(ledger, store), _RETRY_PAUSES)
         recipe = Recipe.from_json(claim.recipe)
 
-        # the data, and all corrections
-        data = data or mnist.load(settings.mnist_dir, settings.cache_dir, say=logger.info)
-        dataset = _with_corrections(data, ledger, store, settings, heartbeat)
+        # the model that the training starts from, if any
+        start_model = _start_model(ledger, claim.dataset, recipe)
+        start = None if start_model is None else _load_start(store, settings, start_model)
 
-        # Before the transaction, which holds SQLite's write lock: tens of megabytes are hashed.
-        fingerprint, description = dataset.fingerprint, _description(dataset, recipe)
+        # the data, prepared for the new model, and all corrections
+        images = dataset or open_dataset(
+            settings,
+            ledger,
+            store,
+            claim.dataset,
+            pauses=_RETRY_PAUSES,
+            check=heartbeat.check,
+            say=say,
+        )
+        spec = start_model.input_spec if start_model else images.choose_input(recipe.size)
+        data = _with_corrections(images.prepared(spec), ledger, store, settings, heartbeat)
+        recipe = dataclasses.replace(
+            fitted_to(recipe, len(data.train), width=spec.width, height=spec.height, grey=spec.mode == "L"),
+            start=start_model.id if start_model else None,
+        )
+        on_data(recipe, spec)
+
+        # Before the transaction, which holds SQLite's write lock.
+        description = _description(data, recipe)
 
         def describe() -> None:
             with ledger.transaction() as connection:
                 describe_data(
-                    connection, claim, source=dataset.source, fingerprint=fingerprint, data=description
+                    connection,
+                    claim,
+                    source=data.source,
+                    fingerprint=data.fingerprint,
+                    data=description,
+                    version=data.version,
+                    recipe=recipe.to_json(),
                 )
 
         retry(describe, _RETRY_PAUSES)
-        logger.info("training run %s: begins, on %s images", claim.run_id, f"{len(dataset.train_images):,}")
+        logger.info("training run %s: begins, on %s images", claim.run_id, f"{len(data.train):,}")
 
         # the training
         def batch_done(epoch: int, done: int, total: int) -> None:
@@ -149,21 +186,21 @@ def retrain(
             epochs.add(result)
             on_epoch(result)
 
-        trained = train(dataset, recipe, MNIST_INPUT, on_batch=batch_done, on_epoch=epoch_done)
+        trained = train(data, recipe, start=start, on_batch=batch_done, on_epoch=epoch_done)
 
         # the evaluation: the model is read back from its file by the code that will serve it
         # The temporary folder is in the cache: nothing is written outside the state folder.
         with temporary_folder(settings.cache_dir, "training-") as folder:
             path = folder / "model.keras"
             save(trained, path)
-            classifier = Classifier.load(path, dataset.classes, MNIST_INPUT)
+            classifier = Classifier.load(path, data.classes, spec)
             classifier.warm_up()
-            evaluated = evaluate_parts(classifier, dataset)
+            evaluated = evaluate_parts(classifier, data)
             heartbeat.check()
             file = path.read_bytes()
         try:
-            _retry_longer(lambda: evaluate_champion(ledger, store, settings.cache_dir, dataset))
-        except (ModelRefused, Unavailable) as error:
+            _retry_longer(lambda: evaluate_champion(ledger, store, settings.cache_dir, data))
+        except (ModelRefused, UserError, Unavailable) as error:
             if time_ran_out(error):
                 raise
             # The new model is still registered; the gate then reports that the two cannot be compared.
@@ -177,11 +214,12 @@ def retrain(
                 store,
                 file,
                 architecture=recipe.architecture,
-                classes=dataset.classes,
-                input_spec=MNIST_INPUT,
+                classes=data.classes,
+                input_spec=spec,
                 accuracy=evaluated[Part.TEST].evaluation.accuracy,
+                dataset=data.dataset,
                 metrics={
-                    "data": dataset.source,
+                    "data": data.source,
                     "run": claim.run_id,
                     "precision": precision(recipe.architecture),
                 },
@@ -189,13 +227,11 @@ def retrain(
         )
 
         # the verdict and the promotion, in one transaction
-        fingerprints = dataset.evaluation_fingerprints
-
         def conclude() -> str:
             try:
                 with ledger.transaction() as connection:
                     epochs.write(connection)
-                    save_evaluations(connection, model.id, fingerprints, evaluated)
+                    save_evaluations(connection, model.id, data, evaluated)
                     verdict = judge_and_promote(
                         connection,
                         settings.gate_limits_of(claim.dataset),
@@ -204,7 +240,7 @@ def retrain(
                         run_id=claim.run_id,
                         force=recipe.force,
                         replace=replace,
-                        data_fingerprint=fingerprints[Part.TEST],
+                        data_fingerprint=data.evaluation_fingerprint,
                     )
                     finish_run(connection, claim, model_id=model.id, verdict=verdict.reason)
             except RunLost:
@@ -226,29 +262,55 @@ def retrain(
         return Retrained(claim.run_id, _retry_longer(reload_model), reason)
 
 
+def _start_model(ledger: Ledger, dataset: str, recipe: Recipe) -> Model | None:
+    """Return the model that a fine-tuning starts from: the recipe's, else the dataset's champion.
+
+    Raises NotFound if there is none.
+    """
+    if recipe.architecture != "finetune":
+        return None
+
+    def find() -> Model:
+        with ledger.reading() as connection:
+            return model_to_start_from(connection, dataset, recipe.start)
+
+    return retry(find, _RETRY_PAUSES)
+
+
+def _load_start(store: Store, settings: Settings, model: Model) -> Start:
+    """Load the model that a fine-tuning starts from. Raises ModelRefused, Unavailable."""
+    path = retry(lambda: fetch_model(store, model, settings.cache_dir), _RETRY_PAUSES)
+    return Start(load_model(path), model.classes)
+
+
 def _with_corrections(
-    data: mnist.Mnist, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
-) -> mnist.Mnist:
+    data: Data, ledger: Ledger, store: Store, settings: Settings, heartbeat: Heartbeat
+) -> Data:
     """Divide all corrections between training and live set.
 
     Raises DataUnavailable if these are too few images to train with.
     """
-    dataset = add_corrections(
+    data = add_corrections(
         data,
         ledger,
         store,
         settings.image_limits,
-        MNIST_INPUT,
         live_share=settings.live_share,
         pauses=_RETRY_PAUSES,
         check=heartbeat.check,
     )
-    if len(dataset.train_images) < _MIN_IMAGES or not dataset.before_corrections:
+    needed = 1 if len(data.validation) else _MIN_IMAGES
+    if len(data.train) < needed or not data.before_corrections:
+        more = (
+            "Set LABELMILL_MNIST_DIR to a folder with more"
+            if data.dataset == MNIST
+            else f"Add more with `labelmill datasets add {data.dataset}`"
+        )
         raise DataUnavailable(
             f"Training needs at least {_MIN_IMAGES} images, one to learn from and one to hold out, but there "
-            f"are {len(dataset.train_images)}. Set LABELMILL_MNIST_DIR to a folder with more."
+            f"are {len(data.train)}. {more}."
         )
-    return dataset
+    return data
 
 
 @contextmanager
@@ -302,18 +364,19 @@ def _retry_longer(do: Callable[[], T]) -> T:
     return retry(do, _RETRY_PAUSES + _RETRY_PAUSES[-1:] * _EXTRA_RETRIES)
 
 
-def _description(data: mnist.Mnist, recipe: Recipe) -> dict[str, Any]:
+def _description(data: Data, recipe: Recipe) -> dict[str, Any]:
     """Return the content of the column `training_runs.data`."""
-    held_out = recipe.held_out_of(data.before_corrections)
+    held_out = 0 if len(data.validation) else recipe.held_out_of(data.before_corrections)
     return {
-        "train_images": len(data.train_images) - held_out,
-        "validation_images": held_out,
-        "evaluation_images": len(data.test_images),
+        "train_images": len(data.train) - held_out,
+        "validation_images": held_out or len(data.validation),
+        "evaluation_images": len(data.test),
         "corrections": data.corrections,
-        "live_images": len(data.live_images),
+        "live_images": len(data.live),
         "left_out": data.left_out,
         "classes": list(data.classes),
         "evaluation_fingerprint": data.evaluation_fingerprint,
+        "input": {"width": data.spec.width, "height": data.spec.height, "mode": data.spec.mode},
     }
 
 

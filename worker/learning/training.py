@@ -20,18 +20,24 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jobs.errors import TrainingDiverged
 from jobs.files import sync
-from jobs.model import MNIST_INPUT, InputSpec
+from jobs.model import InputSpec
 from worker.learning.augmentation import distorter
-from worker.learning.mnist import Mnist
+from worker.learning.data import Data, Labelled
+from worker.learning.networks import Start, build, freeze, make_training_copy, precision
 from worker.learning.recipes import Recipe
-from worker.predicting.decode import prepare_arrays
-from worker.predicting.tensorflow_runtime import keras, multiplies_bfloat16, tf
+from worker.predicting.tensorflow_runtime import keras, tf
 
-#: Batch size for the held-out images.
-_VALIDATION_BATCH: Final = 1000
+#: How many pixels of held-out images are in one batch: 1,000 images of MNIST.
+_VALIDATION_PIXELS: Final = 784_000
 
 #: The share of the training to which `Augmentation.at_the_end` applies: the last fifth.
 _FINAL_SHARE: Final = 0.2
+
+#: The highest learning rate of a new head while the other layers are frozen.
+_HEAD_LEARNING_RATE: Final = 0.003
+
+#: How much more an image of a rare class may weigh than one of the most frequent class.
+MAX_CLASS_WEIGHT: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,199 +57,251 @@ class EpochResult:
 
 
 def train(
-    data: Mnist,
+    data: Data,
     recipe: Recipe,
-    spec: InputSpec = MNIST_INPUT,
     *,
-    on_batch: Callable[[int, int, int], None] | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
+    start: Start | None = None,
+    on_batch: Callable[[int, int, int], None] = lambda _epoch, _done, _total: None,
+    on_epoch: Callable[[EpochResult], None] = lambda _result: None,
 ) -> keras.Model:
-    """Train a model from scratch and return it: the weights after the last step, or their average.
+    """Train a model and return it: the weights of the best epoch, or those after the last step.
 
-    After each step `on_batch(epoch, done, total)` is called, where `done` and `total` count the steps of the
-    epoch; after each epoch `on_epoch` is called. An exception from either ends the training. Raises
-    ValueError for an unknown architecture, TrainingDiverged if a loss is not finite.
+    It begins with random weights, or with `start`, whose classes need not be those of the data. If the recipe
+    averages, the running average of the weights counts. After each step `on_batch(epoch, done, total)` is
+    called, where `done` and `total` count the steps of the epoch; after each epoch `on_epoch` is called. An
+    exception from either ends the training. Raises ValueError for an unknown architecture, ModelRefused if
+    `start` cannot be trained further, TrainingDiverged if a loss is not finite.
     """
     keras.utils.set_random_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
+    images = divide(data, recipe, rng)
 
-    images = prepare_arrays(data.train_images, spec)
-    labels = data.train_labels.astype(np.int32)
-    shift = recipe.augmentation.shift if recipe.augmentation else 0
-    shifted = shifted_views(images, shift)
-    uncorrected = data.before_corrections
-    held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
-    # Corrected images are never held out: people labelled them so that the model learns from them.
-    corrected = np.arange(uncorrected, len(labels))
-    learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
-
-    finished = build(recipe.architecture, spec, len(data.classes))
+    # the network, and the copy that is trained
+    if start is None:
+        finished, has_new_head = build(recipe.architecture, data.spec, len(data.classes)), False
+    else:
+        finished, has_new_head = start.continued(data.classes)
     model = make_training_copy(finished, precision(recipe.architecture))
-    steps = -(-len(learnt) // recipe.batch_size)
-    optimizer = keras.optimizers.AdamW(
-        _learning_rate(recipe, steps * recipe.epochs), weight_decay=recipe.weight_decay
-    )
-    optimizer.build(model.trainable_variables)
     averaged = finished if recipe.averaging else model
-    step = make_train_step(model, averaged, optimizer, recipe, spec)
 
-    for epoch in range(1, recipe.epochs + 1):
-        started = time.monotonic()
-        loss = correct = 0.0
-        # Batch sizes differ by at most one. A small remainder batch would spoil the `cnn`: a tenth of its
-        # moving averages comes from the last batch, which could be a single image.
-        for number, chosen in enumerate(np.array_split(rng.permutation(learnt), steps)):
-            down, right = rng.integers(2 * shift + 1, size=(2, len(chosen)))
-            done = (epoch - 1) * steps + number
-            seed = np.array((recipe.seed, done), np.int32)
-            share = distortion_share(recipe, done / (steps * recipe.epochs))
-            batch_loss, batch_correct = step(shifted[chosen, down, right], labels[chosen], seed, share)
-            # These are tensors: reading their values here would wait for the step.
-            loss, correct = loss + batch_loss, correct + batch_correct
-            if on_batch:
+    steps = -(-len(images.learnt) // recipe.batch_size)
+    budget, best, epoch = Budget(recipe), None, 0
+    for stage in stages(recipe, has_new_head=has_new_head):
+        freeze(model, all_but_head=stage.is_head_only)
+        position = tf.Variable(0.0)
+        rate = _learning_rate(recipe, stage.learning_rate, steps * stage.epochs, position)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+        optimizer.build(model.trainable_variables)
+        step = make_train_step(model, averaged, optimizer, recipe, data.spec, images.class_weights)
+        budget.begin(stage, steps * stage.epochs)
+        for stage_epoch in range(stage.epochs):
+            epoch += 1
+            started = time.monotonic()
+            loss = correct = 0.0
+            seen = 0
+            for number, rows in enumerate(images.batches(steps, rng)):
+                share = budget.share_done(stage_epoch * steps + number)
+                if share >= 1:
+                    break
+                position.assign(share * steps * stage.epochs)
+                seed = np.array((recipe.seed, (epoch - 1) * steps + number), np.int32)
+                batch, labels = images.batch(rows, rng), images.labels[rows]
+                batch_loss, batch_correct = step(batch, labels, seed, distortion_share(recipe, share))
+                # These are tensors: reading their values here would wait for the step.
+                loss, correct, seen = loss + batch_loss, correct + batch_correct, seen + len(rows)
                 on_batch(epoch, number + 1, steps)
-        val_loss, val_accuracy = _validate(averaged, images[held_out], labels[held_out])
-        result = EpochResult(
-            epoch=epoch,
-            loss=float(loss) / len(learnt),
-            accuracy=float(correct) / len(learnt),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            seconds=time.monotonic() - started,
-        )
-        # If the last step of an epoch spoils the weights, only the validation loss shows it.
-        if not math.isfinite(result.loss) or (len(held_out) and not math.isfinite(val_loss)):
-            raise TrainingDiverged(
-                f"The training diverged: its loss is not finite after epoch {epoch}. Try another seed; if it "
-                "diverges again, check the images and their labels."
+            if not seen:  # the time was over at the end of the last epoch
+                break
+            val_loss, val_accuracy = _validate(averaged, images.validation, images.held_out)
+            result = EpochResult(
+                epoch=epoch,
+                loss=float(loss) / seen,
+                accuracy=float(correct) / seen,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                seconds=time.monotonic() - started,
             )
-        if on_epoch:
+            _check_finite(result, is_validated=len(images.held_out) > 0)
             on_epoch(result)
-    finished.set_weights(averaged.get_weights())
+            best = _better_of(best, result, averaged, recipe)
+            if best and best.is_final(epoch, recipe):
+                break
+    finished.set_weights(best.weights if best else averaged.get_weights())
+    finished.trainable = True
     return finished
 
 
-def build(architecture: str, spec: InputSpec, classes: int) -> keras.Model:
-    """Return an untrained network from uint8 pixels (n, *spec.shape) to probabilities (n, classes).
+def _check_finite(result: EpochResult, *, is_validated: bool) -> None:
+    """Raise TrainingDiverged if a loss is not finite.
 
-    Its first layer scales the pixels to 0..1, so that code that serves the model cannot forget to. Raises
-    ValueError for an unknown architecture.
+    If the last step of an epoch spoils the weights, only the validation loss shows it.
     """
-    layers = keras.layers
-    hidden: list[Any]
-    if architecture == "mlp":
-        hidden = [
-            layers.Flatten(),
-            layers.Dense(512, activation="relu"),
-            layers.Dense(512, activation="relu"),
-        ]
-    elif architecture == "cnn":
-        hidden = [
-            *([] if len(spec.shape) == 3 else [layers.Reshape((*spec.shape, 1))]),
-            # Unpadded, 28x28 shrinks to 26, 24, 12, then 10, 8, 4, then one point. That is a third of the
-            # work of padded layers, and loses nothing: the border of a digit is black.
-            *_convolutions(32, 3, 3, 5),
-            *_convolutions(64, 3, 3, 5),
-            *_convolutions(128, 4),
-            layers.GlobalAveragePooling2D(),
-            layers.Dropout(0.3),
-        ]
+    if not math.isfinite(result.loss) or (is_validated and not math.isfinite(result.val_loss)):
+        raise TrainingDiverged(
+            f"The training diverged: its loss is not finite after epoch {result.epoch}. Try another seed; if "
+            "it diverges again, check the images and their labels."
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Divided:
+    """The images of one training: those that are learnt, and those that are held out."""
+
+    images: Labelled  # the learnt ones are among them
+    labels: npt.NDArray[np.int32]  # of `images`
+    learnt: npt.NDArray[np.intp]  # rows of `images`; corrections are in it several times
+    validation: Labelled  # the held-out ones are among them
+    held_out: npt.NDArray[np.intp]  # rows of `validation`
+    class_weights: npt.NDArray[np.float32] | None
+    shift: int
+    edges: bool
+
+    def batches(self, steps: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
+        """Return the rows to learn in each step of an epoch.
+
+        Batch sizes differ by at most one. A small remainder batch would spoil the `cnn`: a tenth of its
+        moving averages comes from the last batch, which could be a single image.
+        """
+        return np.array_split(rng.permutation(self.learnt), steps)
+
+    def batch(self, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """Return the images in these rows, each shifted at random."""
+        down, right = rng.integers(2 * self.shift + 1, size=(2, len(rows)))
+        images = self.images.take(rows)
+        if self.shift:
+            images = shifted_views(images, self.shift, edges=self.edges)[np.arange(len(rows)), down, right]
+        return images
+
+
+def divide(data: Data, recipe: Recipe, rng: np.random.Generator) -> Divided:
+    """Divide the data: without a validation split, the recipe says how many images are held out."""
+    labels = data.train.labels.astype(np.int32)
+    uncorrected = data.before_corrections
+    if len(data.validation):
+        validation, held_out = data.validation, np.arange(len(data.validation))
+        learnt = np.arange(uncorrected)
     else:
-        raise ValueError(f"unknown architecture {architecture!r}: there are 'mlp' and 'cnn'")
-    return keras.Sequential(
-        [
-            keras.Input(spec.shape, dtype="uint8"),
-            layers.Rescaling(1 / 255),
-            *hidden,
-            layers.Dense(classes, activation="softmax"),
-        ],
-        name=architecture,
+        validation = data.train
+        held_out, learnt = np.split(rng.permutation(uncorrected), [recipe.held_out_of(uncorrected)])
+    # Corrected images are never held out: people labelled them so that the model learns from them.
+    corrected = np.arange(uncorrected, len(labels))
+    learnt = np.append(learnt, np.tile(corrected, recipe.repeats_of(len(corrected), len(learnt))))
+    return Divided(
+        images=data.train,
+        labels=labels,
+        learnt=learnt,
+        validation=validation,
+        held_out=held_out,
+        class_weights=class_weights(labels[learnt], len(data.classes)) if recipe.class_weights else None,
+        shift=recipe.augmentation.shift if recipe.augmentation else 0,
+        edges=recipe.augment is not None,
     )
 
 
-def _convolutions(filters: int, *sizes: int) -> list[Any]:
-    """Return normalised convolutions of these kernel sizes; a size of 5 halves the picture."""
-    layers = keras.layers
+@dataclass(frozen=True, slots=True, eq=False)
+class Best:
+    """The best epoch so far, by the held-out images."""
+
+    result: EpochResult
+    weights: list[npt.NDArray[Any]]
+
+    def is_final(self, epoch: int, recipe: Recipe) -> bool:
+        """Return whether the training ends after this epoch, because none was better for so long."""
+        # While the learning rate rises, an epoch may be worse than the one before.
+        since = epoch - max(self.result.epoch, recipe.warm_up * recipe.epochs)
+        return recipe.patience is not None and since >= recipe.patience
+
+
+def _better_of(best: Best | None, result: EpochResult, model: keras.Model, recipe: Recipe) -> Best | None:
+    """Return the better epoch: by its accuracy, and if that is the same by its loss.
+
+    Return None if the recipe does not choose, or if no image is held out.
+    """
+    if recipe.patience is None or math.isnan(result.val_accuracy):
+        return None
+    if best is not None:
+        before = best.result
+        if (result.val_accuracy, -result.val_loss) <= (before.val_accuracy, -before.val_loss):
+            return best
+    return Best(result, model.get_weights())
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training with a learning-rate cycle of its own."""
+
+    epochs: int
+    learning_rate: float  # the highest
+    is_head_only: bool = False  # the other layers are frozen
+    until: float = 1.0  # the share of the time budget that is over when it ends
+
+
+def stages(recipe: Recipe, *, has_new_head: bool) -> list[Stage]:
+    """Return the stages of a training. A new head is trained alone first: it would spoil the other layers."""
+    if not has_new_head:
+        return [Stage(recipe.epochs, recipe.learning_rate)]
+    alone = max(1, recipe.epochs // 4)
     return [
-        layer
-        for size in sizes
-        for layer in (
-            layers.Conv2D(
-                filters,
-                size,
-                strides=2 if size == 5 else 1,
-                padding="same" if size == 5 else "valid",
-                use_bias=False,
-            ),
-            # With Keras's default of 0.99, the moving averages would still contain the untrained network
-            # when a quick training ends.
-            layers.BatchNormalization(momentum=0.9),
-            layers.ReLU(),
-        )
+        Stage(alone, _HEAD_LEARNING_RATE, is_head_only=True, until=alone / recipe.epochs),
+        Stage(max(1, recipe.epochs - alone), recipe.learning_rate),
     ]
 
 
-class _FusedNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Run batch normalisation as one fused operation during training.
+class Budget:
+    """The steps that a training takes, or the time if its recipe limits it."""
 
-    Keras uses a dozen operations, each with a pass over all activations.
+    def __init__(self, recipe: Recipe) -> None:
+        self._seconds = 60 * recipe.max_minutes if recipe.max_minutes else math.inf
+        self._started = time.monotonic()
+        # The present stage: its steps, and its first and last second.
+        self._steps, self._begin, self._end = 1, 0.0, math.inf
+
+    def begin(self, stage: Stage, steps: int) -> None:
+        """Begin a stage of so many steps."""
+        self._steps, self._end = steps, self._seconds * stage.until
+        self._begin = time.monotonic() - self._started
+
+    def share_done(self, steps: int) -> float:
+        """Return how much of the stage is done: its share of the steps, or of the time if that is more.
+
+        The first step is always taken.
+        """
+        of_steps = steps / self._steps
+        if not steps or math.isinf(self._end):
+            return of_steps
+        now = time.monotonic() - self._started
+        return max(of_steps, (now - self._begin) / (self._end - self._begin)) if now < self._end else 1.0
+
+
+def class_weights(labels: npt.NDArray[np.int32], classes: int) -> npt.NDArray[np.float32]:
+    """Return how much an image of each class weighs in the loss, 1 on average over all images.
+
+    The weights are the inverse frequencies, but at most MAX_CLASS_WEIGHT times the smallest, because a few
+    images that weigh very much would be learnt by heart.
     """
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if not training:
-            return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
-        )
-        for moving, of_the_batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(self.momentum * moving + (1 - self.momentum) * of_the_batch)
-        return outputs
+    counts = np.bincount(labels, minlength=classes)
+    inverse = 1 / np.maximum(counts, counts.max() / MAX_CLASS_WEIGHT)
+    weights: npt.NDArray[np.float64] = inverse * counts.sum() / (inverse * counts).sum()
+    return weights.astype(np.float32)
 
 
-def precision(architecture: str) -> str:
-    """Return the precision in which a network is trained, "bfloat16" or "float32".
+def _learning_rate(recipe: Recipe, highest: float, steps: int, position: Any) -> Any:
+    """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017).
 
-    Only a `cnn` uses bfloat16, and only if the processor multiplies it natively. The weights and the finished
-    model are float32 in either case.
+    `position`, a variable, says at which step the training is. If the time is short, it skips steps.
     """
-    return "bfloat16" if architecture == "cnn" and multiplies_bfloat16() else "float32"
-
-
-def make_training_copy(model: keras.Model, precision: str) -> keras.Model:
-    """Return a copy of a network that trains faster: convolutions in `precision`, fused normalisation.
-
-    The copy has the same weights. Never save it: its file could not be loaded without this module.
-    """
-    layers = keras.layers
-
-    def clone(layer: keras.Layer) -> keras.Layer:
-        config = layer.get_config()
-        if precision != "float32" and isinstance(
-            layer, layers.Conv2D | layers.BatchNormalization | layers.ReLU
-        ):
-            config["dtype"] = f"mixed_{precision}"
-        kind = _FusedNormalization if type(layer) is layers.BatchNormalization else type(layer)
-        return kind.from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _learning_rate(recipe: Recipe, steps: int) -> Any:
-    """Return the learning rate, or its one-cycle schedule over all steps (Smith, Super-Convergence, 2017)."""
     if recipe.schedule == "constant":
-        return recipe.learning_rate
+        return highest
     warm_up = recipe.warm_up * steps
 
     class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         """Rise linearly, then fall along half a cosine."""
 
-        def __call__(self, step: Any) -> Any:
-            done = tf.cast(step, tf.float32)
+        def __call__(self, step: Any) -> Any:  # noqa: ARG002
+            done = position.value()
             up = (done + 1) / (warm_up + 1)
             down = 0.5 * (1 + tf.cos(math.pi * (done - warm_up) / (steps - warm_up)))
-            return recipe.learning_rate * tf.where(done < warm_up, up, down)
+            return highest * tf.where(done < warm_up, up, down)
 
     return OneCycle()
 
@@ -259,7 +317,12 @@ def distortion_share(recipe: Recipe, done: float) -> np.float32:
 
 
 def make_train_step(
-    model: keras.Model, averaged: keras.Model, optimizer: Any, recipe: Recipe, spec: InputSpec
+    model: keras.Model,
+    averaged: keras.Model,
+    optimizer: Any,
+    recipe: Recipe,
+    spec: InputSpec,
+    class_weights: npt.NDArray[np.float32] | None = None,
 ) -> Callable[..., Any]:
     """Return a training step as one graph: distort, predict, learn, average.
 
@@ -268,7 +331,7 @@ def make_train_step(
     """
     distort = None
     if recipe.augmentation is not None and recipe.augmentation.distorts:
-        distort = distorter(recipe.augmentation, spec.height, spec.width)
+        distort = distorter(recipe.augmentation, spec.height, spec.width, edges=recipe.augment is not None)
     classes = model.output_shape[-1]
 
     def step(images: Any, labels: Any, seed: Any, share: Any) -> tuple[Any, Any]:
@@ -276,10 +339,12 @@ def make_train_step(
             images = distort(images, seed, share)
         truth = tf.one_hot(labels, classes)
         with tf.GradientTape() as tape:
-            scores = model(images, training=True)
+            scores = model(as_input(model, images), training=True)
             losses = keras.losses.categorical_crossentropy(
                 truth, scores, label_smoothing=recipe.label_smoothing
             )
+            if class_weights is not None:
+                losses *= tf.gather(class_weights, labels)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
@@ -302,25 +367,34 @@ def make_train_step(
     return graph
 
 
-def shifted_views(images: npt.NDArray[np.uint8], shift: int) -> npt.NDArray[np.uint8]:
+def shifted_views(images: npt.NDArray[np.uint8], shift: int, *, edges: bool = False) -> npt.NDArray[np.uint8]:
     """Return a view of the images shifted by up to `shift` pixels in each direction.
 
     It is uint8 (n, 2 * shift + 1, 2 * shift + 1, *image shape), over one copy of the images with a black
-    border. Indexing a batch in it shifts each image independently at no additional cost.
+    border, or with `edges` one that repeats the outermost pixels.
     """
     border = ((0, 0), (shift, shift), (shift, shift), *(((0, 0),) * (images.ndim - 3)))
-    windows = sliding_window_view(np.pad(images, border), images.shape[1:3], axis=(1, 2))
+    windows = sliding_window_view(
+        np.pad(images, border, mode="edge" if edges else "constant"), images.shape[1:3], axis=(1, 2)
+    )
     # In colour images, the window's axes come after the channels: move the channels to the end.
     return windows if images.ndim == 3 else np.moveaxis(windows, 3, -1)
 
 
-def _validate(model: keras.Model, images: Any, labels: Any) -> tuple[float, float]:
-    """Return the mean loss, in nats, and the accuracy on the held-out images; NaN if there are none."""
-    if not len(labels):
+def as_input(model: keras.Model, images: Any) -> Any:
+    """Return grey images, (n, height, width), with an axis of one channel if the model takes one."""
+    return images[..., tf.newaxis] if len(model.inputs[0].shape) > len(images.shape) else images
+
+
+def _validate(model: keras.Model, validation: Labelled, rows: npt.NDArray[np.intp]) -> tuple[float, float]:
+    """Return the mean loss, in nats, and the accuracy on the images in these rows; NaN if there are none."""
+    if not len(rows):
         return math.nan, math.nan
+    labels = validation.labels[rows]
+    batch = max(1, _VALIDATION_PIXELS // math.prod(validation.images.shape[1:]))
     parts = [
-        model(images[start : start + _VALIDATION_BATCH], training=False).numpy()
-        for start in range(0, len(labels), _VALIDATION_BATCH)
+        model(as_input(model, validation.take(some)), training=False).numpy()
+        for some in np.array_split(rows, range(batch, len(rows), batch))
     ]
     scores = np.concatenate(parts)
     chosen = scores[np.arange(len(labels)), labels]

@@ -1,0 +1,302 @@
+"""Training on datasets of one's own: from images to a champion, the cache, fine-tuning and corrections."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from jobs.dataset import Split
+from jobs.errors import DataUnavailable, NotFound, UserError
+from jobs.evaluation import Part
+from jobs.ids import new_id
+from jobs.ledger import Ledger
+from jobs.ledger.corrections import NewCorrection, correction_key, save_corrections
+from jobs.ledger.datasets import get_version
+from jobs.ledger.models import find_champion, find_evaluation
+from jobs.ledger.runs import RunLost, get_run
+from jobs.manifest import read_manifest
+from jobs.model import InputSpec, Model
+from jobs.schema import RunState
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.client import Client
+from worker.learning.corrections import add_corrections
+from worker.learning.data import Data
+from worker.learning.recipes import TrainingRequest
+from worker.learning.retrain import Retrained, begin_run, retrain
+from worker.learning.stored import StoredDataset
+from worker.predicting.decode import content_hash
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+#: The input that is chosen for pictures of 24x24 pixels.
+OWN_SIZE = InputSpec(24, 24, "RGB")
+
+
+def picture(colour: str, number: int, side: int = 24) -> npt.NDArray[np.uint8]:
+    """Return a square of this colour on noise: uint8 (side, side, 3). Each number gives another one."""
+    dice = np.random.default_rng((number, *COLOURS[colour]))
+    pixels = dice.integers(0, 80, (side, side, 3), np.uint8)
+    top, left = dice.integers(2, side // 2, 2)
+    pixels[top : top + side // 3, left : left + side // 3] = COLOURS[colour]
+    return pixels
+
+
+def write_pictures(folder: Path, each: dict[str, int], classes: Sequence[str] = tuple(COLOURS)) -> Path:
+    """Write so many pictures of each class in each split."""
+    number = 0
+    for split, count in each.items():
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for _ in range(count):
+                number += 1
+                Image.fromarray(picture(name, number)).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with closing(Client(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def shapes(client: Client, tmp_path: Path) -> str:
+    """Return the name of a dataset of 60 pictures in three colours."""
+    client.add_dataset(
+        "shapes", write_pictures(tmp_path / "shapes", {"train": 12, "validation": 3, "test": 5})
+    )
+    return "shapes"
+
+
+@pytest.fixture
+def train(settings: Settings, client: Client) -> Callable[..., Retrained]:
+    """Return a function that trains on a dataset, with the options of a request."""
+
+    def train(dataset: str, *, replace: bool = True, **options: Any) -> Retrained:
+        options = {"seed": 1, "max_minutes": 0.04} | options
+        recipe = client.recipe_of(TrainingRequest(dataset=dataset, **options))
+        return retrain(settings, begin_run(settings, recipe, dataset=dataset), replace=replace)
+
+    return train
+
+
+@pytest.fixture
+def load(settings: Settings, ledger: Ledger, store: Store) -> Callable[..., Data]:
+    """Return a function that loads a dataset's latest version for an input."""
+
+    def load(dataset: str, spec: InputSpec = OWN_SIZE, **more: Any) -> Data:
+        with ledger.reading() as connection:
+            version = get_version(connection, dataset)
+        return StoredDataset(settings, store, version, **more).prepared(spec)
+
+    return load
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def champion_of(ledger: Ledger, dataset: str) -> Model | None:
+    with ledger.reading() as connection:
+        return find_champion(connection, dataset)
+
+
+def test_a_dataset_of_ones_own_gets_a_champion_of_its_own(
+    shapes: str, train: Callable[..., Retrained], ledger: Ledger, load: Callable[..., Data]
+) -> None:
+    # Given colour pictures of 24x24 pixels, when a model is trained on them
+    done = train(shapes)
+    # Then it is the dataset's champion, and takes such pictures
+    champion = champion_of(ledger, shapes)
+    assert champion is not None
+    assert (champion.id, champion.dataset, champion.classes) == (
+        done.model.id,
+        shapes,
+        tuple(sorted(COLOURS)),
+    )
+    assert champion.input_spec == InputSpec(24, 24, "RGB")
+    assert champion_of(ledger, "mnist") is None
+    # and its run says what was chosen from the data
+    with ledger.reading() as connection:
+        run = get_run(connection, done.run_id)
+        evaluation = find_evaluation(connection, champion.id, load(shapes).evaluation_fingerprint)
+    assert (run.state, run.dataset, run.dataset_version) == (RunState.DONE, shapes, 1)
+    assert run.data is not None
+    assert [run.data[f"{part}_images"] for part in ("train", "validation", "evaluation")] == [36, 9, 15]
+    assert run.data["input"] == {"width": 24, "height": 24, "mode": "RGB"}
+    assert (run.recipe["augment"], run.recipe["augmentation"]["mirror"]) == ("photos", True)
+    assert run.recipe["epochs"] > 0
+    # and its evaluation is of the test split.
+    assert evaluation is not None
+    assert (evaluation.dataset, evaluation.version, evaluation.evaluation.total) == (shapes, 1, 15)
+
+
+def test_a_model_of_another_size_is_compared_with_the_champion(
+    shapes: str, train: Callable[..., Retrained]
+) -> None:
+    # Given a champion for small images, when a model is trained for larger ones
+    train(shapes, size=16)
+    second = train(shapes, size=32, augment="digits", architecture="mlp")
+    # Then both are evaluated on the same images, each at its own size.
+    assert second.model.input_spec == InputSpec(32, 32, "RGB")
+    assert "not evaluated" not in second.reason
+    assert "other classes" not in second.reason
+
+
+def test_ten_images_are_enough(client: Client, train: Callable[..., Retrained], tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "few", {"train": 3, "val": 1, "test": 1}, ("red", "blue"))
+    client.add_dataset("few", folder)
+    assert train("few").model.dataset == "few"
+
+
+def test_decoded_images_are_kept_for_the_next_training(
+    shapes: str, load: Callable[..., Data], ledger: Ledger, store: Store
+) -> None:
+    # Given a dataset that was loaded once
+    said: list[str] = []
+    first = load(shapes, say=said.append)
+    assert len(said) == 3
+    # When its payloads are gone
+    with ledger.reading() as connection:
+        for payload in read_manifest(store, get_version(connection, shapes)).payloads:
+            store.remove(payload.key)
+    # Then it can be loaded again, at once and with the same images
+    again = load(shapes, say=said.append)
+    assert len(said) == 3
+    for one, other in ((first.train, again.train), (first.test, again.test)):
+        assert (one.take(slice(None)) == other.take(slice(None))).all()
+        assert (one.labels == other.labels).all()
+    # and for another input it cannot.
+    with pytest.raises(DataUnavailable, match="Dataset shapes, version 1, cannot be loaded"):
+        load(shapes, InputSpec(16, 16, "RGB"))
+
+
+def test_images_are_in_the_manifests_order_at_every_size(
+    shapes: str, load: Callable[..., Data], ledger: Ledger, store: Store
+) -> None:
+    small = load(shapes, InputSpec(8, 8, "RGB"))
+    data = load(shapes)
+    with ledger.reading() as connection:
+        manifest = read_manifest(store, get_version(connection, shapes))
+    tested = [image for image in manifest.images if image.split == Split.TEST]
+    assert data.test.labels.tolist() == small.test.labels.tolist() == [image.label for image in tested]
+    assert data.part(Part.TEST, InputSpec(8, 8, "RGB")).take([3]).tolist() == small.test.take([3]).tolist()
+    assert data.evaluation_fingerprints == small.evaluation_fingerprints
+
+
+def test_only_the_latest_inputs_are_kept(shapes: str, load: Callable[..., Data], settings: Settings) -> None:
+    for side in (8, 9, 10, 11, 12):
+        load(shapes, InputSpec(side, side, "RGB"))
+    kept = {path.name.split("-")[1] for path in (settings.cache_dir / "datasets" / shapes).iterdir()}
+    assert kept == {"10x10", "11x11", "12x12"}
+
+
+def test_an_interrupted_decoding_leaves_nothing_behind(
+    shapes: str, load: Callable[..., Data], settings: Settings
+) -> None:
+    # Given a run that is lost while its images are decoded
+    def lost() -> None:
+        raise RunLost("the run was cancelled")
+
+    with pytest.raises(RunLost):
+        load(shapes, check=lost)
+    # Then the cache has no file
+    assert not [path for path in (settings.cache_dir / "datasets").rglob("*") if path.is_file()]
+    # and the next training decodes them.
+    assert len(load(shapes).train) == 36
+
+
+# ---- fine-tuning --------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_continues_the_champion_or_gives_it_a_new_head(
+    shapes: str, client: Client, train: Callable[..., Retrained], ledger: Ledger, tmp_path: Path
+) -> None:
+    # Given a champion of three classes, and a dataset of two of them
+    first = train(shapes, size=16)
+    client.add_dataset(
+        "pair",
+        write_pictures(tmp_path / "pair", {"train": 6, "validation": 2, "test": 2}, ("red", "blue")),
+    )
+    # When it is fine-tuned, on the same data and on the other
+    same = train(shapes, architecture="finetune")
+    other = train("pair", architecture="finetune", start=first.model.id)
+    # Then both models take the champion's input, have the classes of their data, and say where they started.
+    for done, classes in ((same, ("blue", "green", "red")), (other, ("blue", "red"))):
+        assert done.model.input_spec == first.model.input_spec
+        assert done.model.classes == classes
+        with ledger.reading() as connection:
+            assert get_run(connection, done.run_id).recipe["start"] == first.model.id
+    assert other.model.dataset == "pair"
+
+
+def test_what_cannot_be_trained_is_refused_with_advice(
+    shapes: str, client: Client, train: Callable[..., Retrained]
+) -> None:
+    with pytest.raises(NotFound, match="no champion to start from: name a model with --from"):
+        train(shapes, architecture="finetune")
+    with pytest.raises(NotFound, match="There is no dataset 'shape'"):
+        train("shape")
+    with pytest.raises(NotFound, match="There is no model"):
+        train(shapes, architecture="finetune", start=new_id())
+    with pytest.raises(UserError, match="28x28"):
+        client.recipe_of(TrainingRequest(size=32))
+
+
+# ---- corrections --------------------------------------------------------------------------------------
+
+
+def test_corrections_of_a_dataset_are_learnt_by_its_models_only(
+    shapes: str, train: Callable[..., Retrained], load: Callable[..., Data], ledger: Ledger, store: Store
+) -> None:
+    # Given a champion, and corrections of new pictures, a training, a validation and a test image
+    model = train(shapes).model
+    data = load(shapes)
+    pictures = [picture("red", number) for number in (1001, 1002)]
+    pictures += [each.take([0])[0] for each in (data.train, data.validation, data.test)]
+    labels = ["blue", "green", "red", "red", "red"]
+    with ledger.transaction() as connection:
+        for index, (pixels, label) in enumerate(zip(pictures, labels, strict=True)):
+            content = png(pixels)
+            sha256 = hashlib.sha256(content).hexdigest()
+            store.put(correction_key(sha256), content)
+            new = NewCorrection("job", index, f"{index}.png", label, "red", 0.9, model.id, sha256)
+            save_corrections(connection, [new])
+    # When the data of the next training are built
+    found = add_corrections(data, ledger, store, Settings().image_limits)
+    # Then the test image is left out, and the others are learnt once, with their new labels
+    assert (found.corrections, found.left_out, len(found.train), len(found.validation)) == (4, 1, 39, 8)
+    learnt = found.train.take(slice(None))
+    for pixels, label in list(zip(pictures, labels, strict=True))[:4]:
+        [row] = np.flatnonzero((learnt == pixels).all(axis=(1, 2, 3)))
+        assert found.classes[found.train.labels[row]] == label
+    assert not (found.validation.take(slice(None)) == pictures[3]).all(axis=(1, 2, 3)).any()
+    assert found.fingerprint != data.fingerprint
+    # and in the live set, they have the same fingerprint and order at every size.
+    live = add_corrections(data, ledger, store, Settings().image_limits, live_share=1.0)
+    small = add_corrections(
+        load(shapes, InputSpec(8, 8, "RGB")), ledger, store, Settings().image_limits, live_share=1.0
+    )
+    assert (live.corrections, len(live.live), len(live.train)) == (0, 4, 35)
+    assert live.evaluation_fingerprints == small.evaluation_fingerprints
+    assert live.part(Part.LIVE, small.spec).images[:].tolist() == small.live.images[:].tolist()
+
+
+def test_the_manifest_knows_pictures_by_the_hash_of_corrections(
+    shapes: str, load: Callable[..., Data]
+) -> None:
+    data = load(shapes)
+    assert data.train.pictures is not None
+    assert data.train.pictures[0] == content_hash(png(data.train.take([0])[0]))

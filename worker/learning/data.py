@@ -1,0 +1,134 @@
+"""The images that a training run learns, chooses the best epoch by, and is evaluated on, for any dataset.
+
+`worker.learning.mnist` and `worker.learning.stored` load them, and `worker.learning.corrections` adds the
+corrected images. The images may be a memory-mapped file that is larger than the memory: take them by batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.evaluation import Part
+from jobs.model import InputSpec
+
+Uint8: TypeAlias = npt.NDArray[np.uint8]
+Uint16: TypeAlias = npt.NDArray[np.uint16]
+
+
+class Joined:
+    """Some rows of an array followed by all of another one, without a copy of either."""
+
+    def __init__(self, base: Uint8, rows: npt.NDArray[np.intp], added: Uint8) -> None:
+        self._base = base
+        self._rows = rows
+        self._added = added
+        self.shape = (len(rows) + len(added), *base.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._added)
+
+    def __getitem__(self, key: Any) -> Uint8:
+        """Return a copy of the rows that NumPy would return for this index, slice, mask or array."""
+        places = np.arange(len(self))[key]
+        if places.ndim == 0:
+            only: Uint8 = self[places[np.newaxis]][0]
+            return only
+        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+        is_base = places < len(self._rows)
+        found[is_base] = self._base[self._rows[places[is_base]]]
+        found[~is_base] = self._added[places[~is_base] - len(self._rows)]
+        release(self._base)
+        return found
+
+
+Images: TypeAlias = Uint8 | Joined
+
+
+def release(images: Images) -> None:
+    """Unmap the pages that were read from a memory-mapped file. They stay in the system's cache."""
+    mapped = getattr(images, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Images as a model sees them, with their labels."""
+
+    images: Images  # uint8 (n, height, width) or (n, height, width, 3)
+    labels: Uint16  # (n,), indexes into the classes
+    #: By image, the hash of its picture (`worker.predicting.decode.content_hash`); None if it is not known.
+    pictures: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Any) -> Uint8:
+        """Return a copy of the images at these places."""
+        found = np.array(self.images[rows])
+        release(self.images)
+        return found
+
+    def windows(self, size: int) -> Iterator[Uint8]:
+        """Yield all images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the SHA-256, in hex, of the pixels and the labels."""
+        digest = hashlib.sha256(f"{self.images.shape}\n".encode())
+        for images in self.windows(1000):
+            digest.update(images.tobytes())
+        digest.update(self.labels.astype("<u2").tobytes())
+        return digest.hexdigest()
+
+
+def nothing(spec: InputSpec) -> Labelled:
+    """Return no images."""
+    return Labelled(np.empty((0, *spec.shape), np.uint8), np.empty(0, np.uint16))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """All images of one training run."""
+
+    dataset: str
+    version: int | None  # None for MNIST, which has no versions
+    source: str  # where they come from, for people
+    classes: tuple[str, ...]
+    spec: InputSpec  # what the images are prepared for
+    train: Labelled  # the corrections among them come last
+    validation: Labelled  # empty if the recipe holds out training images instead
+    test: Labelled
+    live: Labelled  # held-out corrections
+    fingerprint: str  # of everything that is learnt or evaluated, before it is prepared
+    evaluation_fingerprints: dict[Part, str]  # of the test set, and of the live set if there is one
+    #: Return the test set or the live set as models with another input see it. Raises UserError if the data
+    #: cannot be prepared for it.
+    part_for: Callable[[Part, InputSpec], Labelled]
+    corrections: int = 0  # how many training images are corrected predictions
+    left_out: int = 0  # how many corrections could not be used
+
+    @property
+    def before_corrections(self) -> int:
+        """Return the number of training images that are not corrections."""
+        return len(self.train) - self.corrections
+
+    @property
+    def evaluation_fingerprint(self) -> str:
+        """Return the fingerprint of the test set."""
+        return self.evaluation_fingerprints[Part.TEST]
+
+    def part(self, part: Part, spec: InputSpec) -> Labelled:
+        """Return the test set or the live set as a model with this input sees it. Raises UserError."""
+        if spec == self.spec:
+            return self.test if part == Part.TEST else self.live
+        return self.part_for(part, spec)

@@ -1,0 +1,247 @@
+"""Load a version of a dataset from the store: decode its images once, and keep them in the cache.
+
+The cache has a folder per version and input, with a file of pixels for each split. A file is written under a
+temporary name first, so it is complete or does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from jobs.cores import usable_cores
+from jobs.dataset import DatasetVersion, Split
+from jobs.errors import DataUnavailable, ImageError, PayloadDamaged
+from jobs.evaluation import Part
+from jobs.files import make_private_folder, sync, temporary_folder
+from jobs.manifest import DatasetImage, Manifest, read_manifest
+from jobs.model import InputSpec, Mode
+from jobs.payloads import Payload, read_payload
+from jobs.references import Reference, Roots
+from jobs.settings import Settings
+from jobs.store import Store
+from worker.learning.data import Data, Labelled, Uint8, nothing
+from worker.predicting.decode import decode
+
+#: The cache keeps so many versions and inputs of each dataset.
+_KEPT: Final = 3
+
+#: An image of one of these modes, as Pillow names them, is grey.
+_GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
+
+# The sides of a network's input, in pixels, if the images have different sizes.
+_LEAST_SIDE: Final = 32
+_MOST_SIDE: Final = 64
+_SIDE_STEP: Final = 8
+
+#: Images that all have the same size keep it if their smaller side has at least so many pixels.
+_LEAST_OWN_SIDE: Final = 8
+
+
+def choose_input(images: Iterable[DatasetImage], size: int | None = None) -> InputSpec:
+    """Return the input of a model for these images, with `size` pixels in both directions if it is given.
+
+    It is grey if all images are. Images of one size up to 64x64 keep it; otherwise it is a square whose side
+    is the median of the shorter sides, from 32 to 64 pixels.
+    """
+    listed = list(images)
+    mode: Mode = "L" if all(image.mode in _GREY for image in listed) else "RGB"
+    if size is not None:
+        return InputSpec(size, size, mode)
+    sizes = {(image.width, image.height) for image in listed}
+    if len(sizes) == 1:
+        [(width, height)] = sizes
+        if min(width, height) >= _LEAST_OWN_SIDE and max(width, height) <= _MOST_SIDE:
+            return InputSpec(width, height, mode)
+    median = float(np.median([min(image.width, image.height) for image in listed]))
+    side = round(min(max(median, _LEAST_SIDE), _MOST_SIDE) / _SIDE_STEP) * _SIDE_STEP
+    return InputSpec(side, side, mode)
+
+
+class StoredDataset:
+    """A version of a dataset whose images are in the store, or are referred to."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        version: DatasetVersion,
+        *,
+        check: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """Read the list of images. `check` is called often while images are decoded, and may raise.
+
+        `say` receives what takes long, a line each. Raises DataUnavailable if the list is missing or damaged,
+        Unavailable.
+        """
+        self._settings = settings
+        self._store = store
+        self._version = version
+        self._check = check
+        self._say = say
+        self._manifest: Manifest = read_manifest(store, version)
+        self._of_split: dict[Split, list[DatasetImage]] = {split: [] for split in Split}
+        for image in self._manifest.images:
+            self._of_split[image.split].append(image)
+
+    def __str__(self) -> str:
+        return f"Dataset {self._version.dataset}, version {self._version.version},"
+
+    def choose_input(self, size: int | None = None) -> InputSpec:
+        """Return the input of a model for these images: see the function of this name."""
+        return choose_input(self._manifest.images, size)
+
+    def prepared(self, spec: InputSpec) -> Data:
+        """Return all images, prepared for a model with this input.
+
+        Raises DataUnavailable if an image cannot be read or the cache cannot be written, Unavailable.
+        """
+        version = self._version
+        return Data(
+            dataset=version.dataset,
+            version=version.version,
+            source=f"{version.dataset}, version {version.version}",
+            classes=version.classes,
+            spec=spec,
+            train=self._split(Split.TRAIN, spec),
+            validation=self._split(Split.VALIDATION, spec),
+            test=self._split(Split.TEST, spec),
+            live=nothing(spec),
+            fingerprint=version.fingerprint,
+            evaluation_fingerprints={
+                Part.TEST: self._manifest.fingerprint(version.classes, [Split.TEST]),
+            },
+            part_for=self._part_for,
+        )
+
+    def _part_for(self, part: Part, spec: InputSpec) -> Labelled:
+        return self._split(Split.TEST, spec) if part == Part.TEST else nothing(spec)
+
+    def _split(self, split: Split, spec: InputSpec) -> Labelled:
+        images = self._of_split[split]
+        labels = np.array([image.label for image in images], np.uint16)
+        pictures = tuple(image.pixels for image in images)
+        shape = (len(images), *spec.shape)
+        if not images:
+            return Labelled(np.empty(shape, np.uint8), labels, pictures)
+        try:
+            path = self._cached(split, spec)
+            if path.stat().st_size != np.prod(shape, dtype=object):
+                raise DataUnavailable(f"{path} has a wrong size: remove it, and it is made again.")
+            return Labelled(np.memmap(path, np.uint8, "r", shape=shape), labels, pictures)
+        except OSError as error:
+            raise DataUnavailable(
+                f"The decoded images cannot be kept in {self._settings.cache_dir}: {error}."
+            ) from error
+
+    def _cached(self, split: Split, spec: InputSpec) -> Path:
+        """Return the file of a split's pixels. Make it if it does not exist. Raises OSError."""
+        folder = (
+            self._settings.cache_dir / "datasets" / self._version.dataset / _cache_name(self._version, spec)
+        )
+        path = folder / f"{split}.pixels"
+        make_private_folder(folder)
+        os.utime(folder)
+        if path.exists():
+            return path
+        _remove_oldest(folder.parent, besides=folder)
+        self._say(f"decoding {len(self._of_split[split]):,} {split} images of {self._version.dataset}")
+        with temporary_folder(folder.parent, ".decoding-") as temporary:
+            unfinished = temporary / path.name
+            self._decode_all(split, spec, unfinished)
+            sync(unfinished)
+            unfinished.rename(path)
+        sync(folder)
+        return path
+
+    def _decode_all(self, split: Split, spec: InputSpec, path: Path) -> None:
+        """Decode a split's images into a file, one payload per core at a time."""
+        rows_of_payload: dict[int, list[int]] = defaultdict(list)
+        for row, image in enumerate(self._of_split[split]):
+            rows_of_payload[image.payload].append(row)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        cores = usable_cores()
+        running: set[Future[None]] = set()
+        try:
+            with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
+                try:
+                    for payload, rows in rows_of_payload.items():
+                        if len(running) > cores:
+                            running = self._wait_for_one(running)
+                        running.add(pool.submit(self._decode_payload, split, spec, payload, rows, descriptor))
+                    while running:
+                        running = self._wait_for_one(running)
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            os.close(descriptor)
+
+    def _wait_for_one(self, running: set[Future[None]]) -> set[Future[None]]:
+        """Wait until a payload is decoded; return the others. Raises what its thread or `check` raised."""
+        self._check()
+        done, others = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+        for each in done:
+            each.result()
+        return others
+
+    def _decode_payload(
+        self, split: Split, spec: InputSpec, number: int, rows: list[int], descriptor: int
+    ) -> None:
+        """Decode a payload's images of a split, and write each at its place in the file."""
+        file = self._manifest.payloads[number]
+        try:
+            payload = read_payload(self._store, file.key, file.digest)
+        except PayloadDamaged as error:
+            raise DataUnavailable(f"{self} cannot be loaded: {error} Add the dataset again.") from None
+        roots = Roots(self._settings.reference_roots)
+        size = int(np.prod(spec.shape))
+        for row in rows:
+            pixels = self._decoded(self._of_split[split][row], payload, spec, roots)
+            os.pwrite(descriptor, pixels.tobytes(), row * size)
+
+    def _decoded(self, image: DatasetImage, payload: Payload, spec: InputSpec, roots: Roots) -> Uint8:
+        limits = self._settings.image_limits
+        try:
+            content = payload.contents[image.place]
+            if isinstance(content, ImageError):
+                raise content
+            if isinstance(content, Reference):
+                content = roots.read(content, max_bytes=limits.max_bytes)
+            return decode(content, spec, limits)
+        except ImageError as error:
+            raise DataUnavailable(
+                f"{self} cannot be loaded: its image {image.name} cannot be read ({error}). If it has moved "
+                "or changed, add the dataset again."
+            ) from None
+
+
+def _cache_name(version: DatasetVersion, spec: InputSpec) -> str:
+    """Return the name of the cache's folder for a version and an input."""
+    size = f"{spec.width}x{spec.height}"
+    return f"{version.fingerprint[:24]}-{size}-{spec.mode}-{spec.resampling}-{spec.invert}"
+
+
+def _remove_oldest(folder: Path, *, besides: Path) -> None:
+    """Remove the folders that were not used for longest, except `besides` and the latest others.
+
+    Another process may have a removed file open; it keeps its content.
+    """
+    others = [each for each in folder.iterdir() if each != besides and not each.name.startswith(".")]
+    for old in sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
+        with suppress(OSError):  # another process removes it
+            shutil.rmtree(old)
+
+
+def remove_cached(cache_dir: Path, dataset: str) -> None:
+    """Remove the decoded images of all versions of a dataset."""
+    shutil.rmtree(cache_dir / "datasets" / dataset, ignore_errors=True)
