@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,7 @@ from jobs.ledger.schedules import Schedule, count_corrections, list_schedules
 from jobs.queue import Publisher
 from jobs.schema import RunState
 from jobs.settings import Settings
-from worker.learning.recipes import recipe_for
+from worker.learning.recipes import TrainingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,10 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                 with ledger.reading() as connection:
                     schedules = all_schedules(connection, default_schedule(settings, self._started))
                 for schedule in schedules:
-                    self._request_due_run(ledger, schedule)
+                    try:
+                        self._request_due_run(ledger, schedule)
+                    except UserError as error:  # one schedule must not stop the others
+                        trouble = f"{schedule.dataset}: {error}"
         except LabelmillError as error:
             trouble = str(error)
         if trouble != self._trouble:
@@ -159,8 +161,8 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
 
     def _request(self, ledger: Ledger, schedule: Schedule, **cause: Any) -> None:
         run_id = new_id()
-        # A new seed each time: the same seed and data would give the same model again.
-        recipe = recipe_for(**schedule.request, seed=secrets.randbelow(2**31))
+        request = TrainingRequest(dataset=schedule.dataset, **schedule.request)
+        recipe = request.recipe(self.app.labelmill_settings)
         with ledger.transaction() as connection:
             state = request_run(
                 connection, run_id, dataset=schedule.dataset, recipe=recipe.to_json(), **cause

@@ -11,12 +11,11 @@ from labelmill.client.datasets import DatasetMethods
 from labelmill.client.jobs import JobMethods
 from labelmill.client.models import ModelMethods
 from labelmill.client.schedules import ScheduleMethods
-from labelmill.client.training import TrainingMethods
 
 __all__ = ["Client"]
 
 
-class Client(JobMethods, ModelMethods, TrainingMethods, DatasetMethods, ScheduleMethods):
+class Client(JobMethods, ModelMethods, ScheduleMethods, DatasetMethods):
     """A connection to one Labelmill installation: its ledger, object store and broker.
 
     Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every

@@ -99,8 +99,8 @@ class ModelMethods(Session):
 
         Returns the model, whether it is new, and why `evaluate` cannot measure it (None if it can).
         Registering a file again returns the same model. Needs TensorFlow. Raises UserError if the file or the
-        classes cannot be used, Conflict if the file was registered with other options, NotFound if there is no
-        such dataset. Example::
+        classes cannot be used, Conflict if the file was registered with other options, NotFound if there is
+        no such dataset. Example::
 
             registered = client.register("shoes.keras", classes=["sandal", "sneaker", "boot"])
             client.promote(registered.model.id, force=True)

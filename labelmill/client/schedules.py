@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from jobs.errors import UserError
 from jobs.ledger.schedules import Schedule, count_corrections, set_schedule
-from labelmill.client.session import Session, accept_numpy_numbers
+from labelmill.client.session import accept_numpy_numbers
+from labelmill.client.training import TrainingMethods
+from worker.learning.recipes import TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class ScheduleStatus:
     new_corrections: int  # since the latest training run was requested
 
 
-class ScheduleMethods(Session):
+class ScheduleMethods(TrainingMethods):
     """The client's methods for schedules."""
 
     def schedules(self) -> list[ScheduleStatus]:
@@ -46,14 +49,19 @@ class ScheduleMethods(Session):
         after_corrections: int | None = None,
         architecture: str | None = None,
         profile: str | None = None,
+        start: str | None = None,
+        size: int | None = None,
+        augment: str | None = None,
+        max_minutes: float | None = None,
     ) -> Schedule:
         """Train the dataset's model at the times of a cron line, after so many new corrections, or both.
 
-        What is left out stays as it is. `cron="never"` and `after_corrections=0` switch one of them off; with
-        both off, nothing is trained. Raises UserError if the cron line or the architecture is unknown, or if
-        a dataset without a schedule gets no time.
+        A time that is left out stays as it is. `cron="never"` and `after_corrections=0` switch one of them
+        off; with both off, nothing is trained. The other arguments are those of `retrain`: without any of
+        them, the training stays as it is, and otherwise all of them are replaced. Raises UserError if the
+        cron line is malformed, the options do not fit together, or a dataset without a schedule gets no time;
+        NotFound if there is no such dataset or model.
         """
-        from worker.learning.recipes import recipe_for
         from worker.schedule import NEVER, parse_cron
 
         if cron not in (None, NEVER):
@@ -66,10 +74,18 @@ class ScheduleMethods(Session):
                 f"Dataset {dataset} has no schedule: say when to train, for example `labelmill schedule "
                 f"{dataset} --cron '0 3 * * 0'` or `--after-corrections 500`."
             )
-        request = dict(present.request) if present else {"architecture": "mlp", "profile": "quick"}
-        request |= {"architecture": architecture} if architecture else {}
-        request |= {"profile": profile} if profile else {}
-        recipe_for(**request, seed=0)
+        asked: dict[str, Any] = {
+            "architecture": architecture,
+            "profile": profile,
+            "start": start,
+            "size": size,
+            "augment": augment,
+            "max_minutes": max_minutes,
+        }
+        request = {name: value for name, value in asked.items() if value is not None}
+        if not request and present is not None:
+            request = present.request
+        self.recipe_of(TrainingRequest(dataset=dataset, **request))  # refuses what cannot be trained
         if cron is None:
             cron = present.cron if present else None
         if after_corrections is None:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from jobs.dataset import MNIST
 from jobs.errors import Conflict, LabelmillError
 from labelmill.client import Client
+from labelmill.commands.options import (
+    ArchitectureOption,
+    AugmentOption,
+    MaxMinutesOption,
+    ProfileOption,
+    SizeOption,
+    StartOption,
+    TrainedOn,
+)
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.follow import report_broker_unavailable
 from labelmill.retraining import exit_code_of_run, run_details_to_json, watch_run
 from labelmill.stack import Stack, broker_answers
 from labelmill.training import MAX_SEED, report_silent_trainer, require_tensorflow
-from worker.learning.recipes import MAX_SIZE, MIN_SIZE
 
 app = typer.Typer(add_completion=False)
 
@@ -27,42 +35,13 @@ app = typer.Typer(add_completion=False)
 @report_errors
 def retrain(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="The dataset, its latest version.")] = MNIST,
-    architecture: Annotated[
-        Literal["mlp", "cnn", "finetune"] | None,
-        typer.Option(
-            help="The network. Left out: LABELMILL_RETRAIN_ARCHITECTURE; for other datasets than mnist, cnn."
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Where finetune starts. Left out: the dataset's champion."
-        ),
-    ] = None,
-    profile: Annotated[
-        Literal["quick", "long"] | None,
-        typer.Option(help="How long mnist's recipes train. Left out: LABELMILL_RETRAIN_PROFILE."),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=MIN_SIZE,
-            max=MAX_SIZE,
-            help="Width and height in pixels that images are scaled to. Left out: chosen from the data.",
-        ),
-    ] = None,
-    augment: Annotated[
-        Literal["digits", "photos", "none"] | None,
-        typer.Option(
-            help="How images are varied: photos are mirrored, digits are not. Left out: photos if they have "
-            "colours."
-        ),
-    ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="The longest training; the best model of this time counts."),
-    ] = None,
+    dataset: TrainedOn = MNIST,
+    architecture: ArchitectureOption = None,
+    start: StartOption = None,
+    profile: ProfileOption = None,
+    size: SizeOption = None,
+    augment: AugmentOption = None,
+    max_minutes: MaxMinutesOption = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=MAX_SEED, help="Seed of all random numbers. Left out: a new one each time."),

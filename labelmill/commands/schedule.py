@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import typer
 
 from jobs.errors import UserError
 from labelmill.client import Client
 from labelmill.client.schedules import ScheduleStatus
+from labelmill.commands.options import (
+    ArchitectureOption,
+    AugmentOption,
+    MaxMinutesOption,
+    ProfileOption,
+    SizeOption,
+    StartOption,
+)
 from labelmill.console import examples, print_json, report_errors
 from labelmill.tables import Column, print_table, short_time
 
@@ -45,24 +53,30 @@ def schedule(
             "Left out: as it is.",
         ),
     ] = None,
-    architecture: Annotated[
-        Literal["mlp", "cnn"] | None, typer.Option(help="The network. Left out: as it is.")
-    ] = None,
-    profile: Annotated[
-        Literal["quick", "long"] | None, typer.Option(help="How long it is trained. Left out: as it is.")
-    ] = None,
+    architecture: ArchitectureOption = None,
+    start: StartOption = None,
+    profile: ProfileOption = None,
+    size: SizeOption = None,
+    augment: AugmentOption = None,
+    max_minutes: MaxMinutesOption = None,
     off: Annotated[bool, typer.Option("--off", help="Train it no more.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Say when a dataset's model is trained, and list the schedules.
 
-    Beat follows a change within seconds. The new model becomes champion only if it passes the gate.
+    The times that you leave out stay as they are. The options from --architecture on are those of `retrain`:
+    if you give none, the training stays as it is; otherwise they replace all of them. Beat follows a change
+    within seconds. The new model becomes champion only if it passes the gate.
     """
     changes: dict[str, Any] = {
         "cron": cron,
         "after_corrections": after_corrections,
         "architecture": architecture,
         "profile": profile,
+        "start": start,
+        "size": size,
+        "augment": augment,
+        "max_minutes": max_minutes,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if off and changes:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from jobs.dataset import MNIST
 from jobs.settings import Settings
 from labelmill.client import Client
+from labelmill.commands.options import (
+    ArchitectureOption,
+    AugmentOption,
+    MaxMinutesOption,
+    ProfileOption,
+    SizeOption,
+    StartOption,
+    TrainedOn,
+)
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.training import MAX_SEED, train_with_progress
-from worker.learning.recipes import MAX_SIZE, MIN_SIZE, TrainingRequest
+from worker.learning.recipes import TrainingRequest
 
 app = typer.Typer(add_completion=False)
 
@@ -24,40 +33,13 @@ app = typer.Typer(add_completion=False)
 )
 @report_errors
 def train(
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="The dataset, its latest version.")] = MNIST,
-    architecture: Annotated[
-        Literal["mlp", "cnn", "finetune"] | None,
-        typer.Option(help="The network. Left out: mlp; for other datasets than mnist, cnn."),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Where finetune starts. Left out: the dataset's champion."
-        ),
-    ] = None,
-    profile: Annotated[
-        Literal["quick", "long"] | None,
-        typer.Option(help="How long mnist's recipes train. Left out: quick."),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=MIN_SIZE,
-            max=MAX_SIZE,
-            help="Width and height in pixels that images are scaled to. Left out: chosen from the data.",
-        ),
-    ] = None,
-    augment: Annotated[
-        Literal["digits", "photos", "none"] | None,
-        typer.Option(
-            help="How images are varied: photos are mirrored, digits are not. Left out: photos if they have "
-            "colours."
-        ),
-    ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="The longest training; the best model of this time counts."),
-    ] = None,
+    dataset: TrainedOn = MNIST,
+    architecture: ArchitectureOption = None,
+    start: StartOption = None,
+    profile: ProfileOption = None,
+    size: SizeOption = None,
+    augment: AugmentOption = None,
+    max_minutes: MaxMinutesOption = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random numbers.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
@@ -69,11 +51,10 @@ def train(
     """
     settings = Settings.load()
     open_ledger(settings).close()
-    is_digits = dataset == MNIST
     request = TrainingRequest(
         dataset=dataset,
-        architecture=architecture or ("mlp" if is_digits else None),
-        profile=profile or ("quick" if is_digits and architecture != "finetune" else None),
+        architecture=architecture,
+        profile=profile,
         start=start,
         size=size,
         augment=augment,

@@ -322,6 +322,24 @@ def test_beat_follows_a_change_of_a_schedule(beat: SlotScheduler, clock: type[Cl
     assert runs_by_dataset(ledger) == [("birds", "pending"), ("mnist", "pending")]
 
 
+def test_a_schedule_that_cannot_be_followed_does_not_stop_the_others(
+    beat: SlotScheduler, clock: type[Clock], ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a dataset that comes first, whose training an older version accepted
+    clock.at = SUNDAY
+    with ledger.transaction() as connection:
+        set_schedule(
+            connection, "birds", cron="0 3 * * *", after_corrections=None, request={"profile": "quick"}
+        )
+        connection.execute(schedules.update().values(changed_at=SUNDAY - timedelta(days=1)))
+
+    # when both are due, then mnist has its run, and the log names the other one, once
+    beat.tick()
+    beat.tick()
+    assert runs_by_dataset(ledger) == [("mnist", "pending")]
+    assert caplog.text.count("birds: Only mnist's recipes have a profile") == 1
+
+
 def test_a_schedule_in_the_ledger_replaces_that_of_the_settings(
     beat: SlotScheduler, clock: type[Clock], ledger: Ledger
 ) -> None:
@@ -341,7 +359,7 @@ def test_a_new_schedule_does_not_open_a_slot_that_is_past(
             "birds",
             cron="55 2 * * *",
             after_corrections=None,
-            request={"architecture": "mlp", "profile": "quick"},
+            request={},
         )
         connection.execute(schedules.update().values(changed_at=SUNDAY))
     clock.at = SUNDAY

@@ -6,11 +6,23 @@ import json
 
 import pytest
 
+from jobs.ledger.datasets import add_version
 from labelmill.commands.schedule import app
 
 
 @pytest.fixture
-def cli(run_command):
+def cli(run_command, ledger):
+    with ledger.transaction() as connection:
+        add_version(
+            connection,
+            "birds",
+            after=None,
+            fingerprint="0" * 64,
+            classes=["crow", "jay"],
+            summary={},
+            manifest="datasets/birds/none",
+            by_reference=False,
+        )
     return lambda *arguments: run_command(app, *arguments)
 
 
@@ -47,6 +59,8 @@ def test_a_dataset_gets_a_schedule(cli):
 def test_a_schedule_that_says_nothing_is_refused(cli):
     for arguments, advice in (
         (["birds", "--architecture", "cnn"], "say when to train"),
+        (["birds", "--cron", "0 3 * * *", "--profile", "long"], "Only mnist's recipes have a profile"),
+        (["boats", "--cron", "0 3 * * *"], "There is no dataset 'boats'"),
         (["birds", "--cron", "0 3 * *"], "has 4 fields"),
         (["birds", "--off", "--cron", "0 3 * * *"], "Give --off alone"),
         (["--off"], "Name the dataset"),
