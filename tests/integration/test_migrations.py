@@ -23,7 +23,7 @@ from tests.evaluations import made_evaluation
 from tests.threads import at_once
 
 #: The migration before the one that made each answer two bytes.
-BEFORE_UINT16 = "0012"
+BEFORE_UINT16 = "0013"
 
 
 def tables_of(ledger: Ledger) -> set[str]:

@@ -295,7 +295,7 @@ def schedule_dataset(
             dataset,
             cron=cron,
             after_corrections=after_corrections,
-            request={"architecture": "cnn", "profile": "quick"},
+            request={"architecture": "cnn"},
         )
         connection.execute(schedules.update().values(changed_at=SUNDAY - timedelta(days=1)))
 
