@@ -280,7 +280,7 @@ def _start_model(ledger: Ledger, dataset: str, recipe: Recipe) -> Model | None:
 def _load_start(store: Store, settings: Settings, model: Model) -> Start:
     """Load the model that a fine-tuning starts from. Raises ModelRefused, Unavailable."""
     path = retry(lambda: fetch_model(store, model, settings.cache_dir), _RETRY_PAUSES)
-    return Start(load_model(path), model.classes)
+    return Start(load_model(path), model.classes, logits=model.logits)
 
 
 def _with_corrections(
