@@ -12,6 +12,7 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from jobs.ledger import Ledger
+from jobs.ledger.datasets import add_version
 from jobs.model import MNIST_INPUT, Model
 from jobs.queue import Publisher
 from jobs.settings import Settings
@@ -83,6 +84,22 @@ def submitted(
         return Job(job_id, chunks_of(ledger, job_id))
 
     return submitted
+
+
+@pytest.fixture
+def birds(ledger: Ledger) -> None:
+    """Add a version of the dataset `birds`, without its images."""
+    with ledger.transaction() as connection:
+        add_version(
+            connection,
+            "birds",
+            after=None,
+            fingerprint="b" * 64,
+            classes=("finch", "heron"),
+            summary={},
+            manifest="datasets/birds/1",
+            by_reference=False,
+        )
 
 
 @pytest.fixture

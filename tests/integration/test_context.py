@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pytest
 
+from jobs.registry import model_key
 from tests.faults import light
-from tests.harness import Harness
+from tests.harness import Harness, digits
 from tests.kerasfile import keras_file
 from tests.registering import register_digits
 from worker.context import (
@@ -51,6 +52,25 @@ def test_a_claim_is_half_a_second_of_work_in_whole_batches(context: WorkerContex
 def test_a_few_images_say_nothing_about_a_models_speed(context: WorkerContext) -> None:
     context.record_speed("a model", SMALLEST_BATCH - 1, 100.0)
     assert context.images_per_claim("a model") == FIRST_CLAIM_IMAGES
+
+
+# ---- what is loaded first ---------------------------------------------------------------------------
+
+
+@on_one_database
+def test_a_champion_that_cannot_be_loaded_keeps_no_other_from_it(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a second dataset whose champion's file is gone
+    gone = register_digits(harness.ledger, harness.store, keras_file(b"gone"), champion=True, dataset="birds")
+    harness.submit(digits(1), model=gone)
+    harness.store.remove(model_key(gone.sha256))
+
+    # when a process warms up, then it says so, and has loaded the other champion
+    harness.context.warm_up()
+    assert "the champion of dataset birds was not loaded" in caplog.text
+    harness.store.remove(model_key(harness.model.sha256))
+    assert harness.context.classifier(harness.model.id)
 
 
 # ---- what is cached -----------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from jobs.errors import Conflict, NotFound
 from jobs.evaluation import Part
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import add_version
 from jobs.ledger.models import CHAMPION, SHADOW, champions, point_alias, save_evaluation
 from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
@@ -51,22 +50,6 @@ def finch(champion: Model, make_model: ModelMaker) -> Model:
     """Return the champion of the dataset `birds`, beside that of `mnist`."""
     assert champion.dataset == MNIST
     return make_model(b"finch", dataset=BIRDS)
-
-
-@pytest.fixture
-def birds(ledger: Ledger) -> None:
-    """Add a version of the dataset `birds`."""
-    with ledger.transaction() as connection:
-        add_version(
-            connection,
-            BIRDS,
-            after=None,
-            fingerprint="b" * 64,
-            classes=("finch", "heron"),
-            summary={},
-            manifest="datasets/birds/1",
-            by_reference=False,
-        )
 
 
 def ask(ledger: Ledger, dataset: str, *, slot: datetime | None = None, minutes_ago: float = 0) -> str:

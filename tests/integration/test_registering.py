@@ -124,6 +124,28 @@ def test_a_file_becomes_a_model_is_measured_and_promoted(
     assert run("promote", model_id)[0] == 0
 
 
+@pytest.mark.usefixtures("birds")
+def test_a_model_belongs_to_its_dataset_and_has_its_classes(
+    run: Run, make_file: Callable[..., Path], ledger: Ledger
+) -> None:
+    # Given a dataset of two classes, when a model is registered for it
+    file = make_file("finch", classes=2)
+    model_id = run("register", file, "--dataset", "birds")[1].strip()
+
+    # Then its classes are those of the dataset
+    with ledger.reading() as connection:
+        model = get_model(connection, model_id)
+    assert (model.dataset, model.classes) == ("birds", ("finch", "heron"))
+    # And it can be registered for no other one
+    code, _, said = run("register", file, "--classes", "finch,heron")
+    assert (code, f"as model {model_id} of dataset birds: a model belongs to one dataset" in said) == (
+        2,
+        True,
+    )
+    code, _, said = run("register", file, "--dataset", "brids")
+    assert (code, "There is no dataset 'brids'" in said) == (2, True)
+
+
 def test_the_champion_is_measured_as_well_where_it_was_not_yet(
     run: Run, make_file: Callable[..., Path], ledger: Ledger, little_mnist: mnist.Mnist
 ) -> None:
@@ -177,7 +199,7 @@ def test_the_list_need_not_be_asked_for_and_an_id_is_told_how_to_be_shown(
     assert run() == run("list")
     assert run("--json") == run("list", "--json")
     told = run()[1].splitlines()[1].split()
-    assert told[:7] == [model_id, "-", "custom", "-", "28x28", "grey", "abc.keras"]
+    assert told[:8] == [model_id, "mnist", "-", "custom", "-", "28x28", "grey", "abc.keras"]
     code, _, said = run(model_id)
     assert (code, f"show {model_id}" in " ".join(said.replace("│", "").split())) == (2, True)
 
