@@ -133,3 +133,52 @@ HOW = ("smoothness", "at_the_end")
 @pytest.mark.parametrize("name", [field.name for field in fields(Augmentation) if field.name not in HOW])
 def test_whatever_is_more_than_a_shift_bends(name):
     assert Augmentation(**{name: 1}).distorts == (name != "shift")
+
+
+# ---- photographs --------------------------------------------------------------------------------------
+
+
+def photograph(value: int = 100) -> np.ndarray:
+    """Return four pictures of 6x8 pixels in colour, red on the left: uint8 (4, 6, 8, 3)."""
+    pixels = np.full((4, 6, 8, 3), value, np.uint8)
+    pixels[:, :, :4, 0] = 200
+    return pixels
+
+
+def test_about_every_second_photograph_is_mirrored() -> None:
+    many = np.repeat(photograph(), 50, axis=0)
+    found = np.asarray(distorter(Augmentation(mirror=True), 6, 8)(many, np.array((1, 2)), np.float32(1)))
+    mirrored = (found == many[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (mirrored | (found == many).all(axis=(1, 2, 3))).all()
+    assert 60 < mirrored.sum() < 140
+
+
+def test_brightness_and_contrast_move_all_pixels_of_a_picture_alike() -> None:
+    pixels = photograph()
+    seed, share = np.array((1, 2)), np.float32(1)
+    brighter = np.asarray(distorter(Augmentation(brightness=0.2), 6, 8)(pixels, seed, share)).astype(int)
+    moved = brighter - pixels
+    assert (moved == moved[:, :1, :1, :1]).all()
+    assert len({int(each) for each in moved[:, 0, 0, 0]}) > 1
+    assert 0 < np.abs(moved).max() <= 51
+    contrasted = np.asarray(distorter(Augmentation(contrast=0.5), 6, 8)(pixels, seed, share)).astype(float)
+    assert np.allclose(contrasted.mean(axis=(1, 2, 3)), pixels.mean(axis=(1, 2, 3)), atol=1)
+    assert len({round(float(each)) for each in contrasted.std(axis=(1, 2, 3))}) > 1
+    # and without a share of it nothing moves.
+    same = distorter(Augmentation(brightness=0.2, contrast=0.5), 6, 8)(pixels, seed, np.float32(0))
+    assert (np.asarray(same) == pixels).all()
+
+
+def test_all_channels_are_bent_alike_and_edges_are_repeated() -> None:
+    augmentation = Augmentation(rotation=30, zoom=0.2)
+    grey = np.random.default_rng(1).integers(0, 256, (3, 9, 7), np.uint8)
+    seed, share = np.array((4, 5)), np.float32(1)
+    alone = np.asarray(distorter(augmentation, 9, 7)(grey, seed, share))
+    coloured = np.asarray(distorter(augmentation, 9, 7)(np.stack([grey] * 3, axis=3), seed, share))
+    assert (coloured == alone[..., np.newaxis]).all()
+    # A white picture stays white if its edges are repeated, and gets black corners otherwise.
+    white = np.full((3, 9, 7), 255, np.uint8)
+    assert np.asarray(distorter(augmentation, 9, 7)(white, seed, share)).min() == 0
+    assert np.asarray(distorter(augmentation, 9, 7, edges=True)(white, seed, share)).min() == 255
+    assert shifted_views(white, 2).min() == 0
+    assert shifted_views(white, 2, edges=True).min() == 255

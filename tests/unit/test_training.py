@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from jobs.errors import TrainingDiverged
 from jobs.model import MNIST_INPUT
 from worker.learning import mnist, networks, training
 from worker.learning.data import Data, Labelled, Uint16
-from worker.learning.networks import build, make_training_copy, precision
+from worker.learning.networks import Start, build, make_training_copy, precision
 from worker.learning.recipes import Augmentation, Recipe
 from worker.learning.training import (
+    MAX_CLASS_WEIGHT,
     EpochResult,
+    class_weights,
     distortion_share,
     make_train_step,
     save,
+    stages,
     train,
 )
 from worker.predicting import tensorflow_runtime
@@ -294,6 +298,148 @@ def test_pictures_are_bent_in_training_and_only_there(data: Data) -> None:
     assert [type(layer).__name__ for layer in model.layers][:2] == ["Rescaling", "Flatten"]
     pixels = data.test.take(slice(5))
     assert (model(pixels).numpy() == model(pixels).numpy()).all()
+
+
+def test_a_rare_class_weighs_more_but_not_without_limit() -> None:
+    labels = np.repeat([0, 1, 2], [900, 90, 10]).astype(np.int32)
+    weights = class_weights(labels, 4)
+    # A tenth as many images weigh ten times as much each, and a hundredth as many no more than that
+    assert weights[1] / weights[0] == pytest.approx(10)
+    assert weights[2] / weights[0] == pytest.approx(MAX_CLASS_WEIGHT)
+    # and an image weighs 1 on average.
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_the_loss_of_a_training_is_weighted(data: Data) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    plain, weighted = (train(data, each) for each in (recipe, replace(recipe, class_weights=True)))
+    assert any(map(np.any, (one != other for one, other in _both(plain, weighted))))
+    # Equal classes weigh the same.
+    equal = learning(
+        data, np.concatenate([np.flatnonzero(data.train.labels == each)[:8] for each in range(10)])
+    )
+    recipe = replace(recipe, held_out=0.0)
+    plain, weighted = (train(equal, each) for each in (recipe, replace(recipe, class_weights=True)))
+    assert all(np.allclose(one, other, atol=1e-5) for one, other in _both(plain, weighted))
+
+
+def _both(one: keras.Model, other: keras.Model) -> Iterator[tuple[Any, Any]]:
+    return zip(one.get_weights(), other.get_weights(), strict=True)
+
+
+def test_the_best_epoch_counts_and_the_training_ends_when_none_is_better(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a training whose third epoch is the best of all, and its fifth the best after the warm-up
+    accuracies = [0.1, 0.2, 0.9, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1]
+    after_each: list[Any] = []
+
+    def validate(model: keras.Model, *_: Any) -> tuple[float, float]:
+        after_each.append(model.get_weights())
+        return 1.0, accuracies[len(after_each) - 1]
+
+    monkeypatch.setattr(training, "_validate", validate)
+    # When it may go on for three epochs without a better one, but not before the warm-up of four is over
+    model = train(data, replace(RECIPE, epochs=9, patience=3, warm_up=4 / 9))
+    # Then it ends after the seventh, and the model is that of the third.
+    assert len(after_each) == 7
+    for weights, best in zip(model.get_weights(), after_each[2], strict=True):
+        assert (weights == best).all()
+
+
+def test_of_two_epochs_with_the_same_accuracy_the_one_with_the_lower_loss_counts(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 0.5, 0.7])
+    seen: list[Any] = []
+
+    def validate(model: keras.Model, *_: Any) -> tuple[float, float]:
+        seen.append(model.get_weights())
+        return next(losses), 0.5
+
+    monkeypatch.setattr(training, "_validate", validate)
+    model = train(data, replace(RECIPE, epochs=3, patience=9))
+    assert all((one == other).all() for one, other in zip(model.get_weights(), seen[1], strict=True))
+
+
+def test_a_validation_split_is_used_instead_of_held_out_images(data: Data) -> None:
+    # Given a validation split on which everything is labelled 3
+    split = Labelled(data.train.images[:50], np.full(50, 3, np.uint16))
+    epochs: list[EpochResult] = []
+    batches: list[int] = []
+    model = train(
+        replace(data, validation=split),
+        replace(RECIPE, epochs=1),
+        on_epoch=epochs.append,
+        on_batch=lambda _epoch, _done, total: batches.append(total),
+    )
+    # Then the epoch is measured on it, and all training images are learnt.
+    answers = model(split.take(slice(None))).numpy().argmax(axis=1)
+    assert epochs[0].val_accuracy == pytest.approx((answers == 3).mean())
+    assert batches[0] == -(-800 // RECIPE.batch_size)
+
+
+def test_a_time_budget_ends_the_training_with_a_low_learning_rate(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a clock on which each step takes a second
+    now = itertools.count()
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(now)))
+    rates: list[float] = []
+    made = keras.optimizers.AdamW
+
+    def watched(rate: Any, **options: Any) -> Any:
+        optimizer = made(rate, **options)
+        watched.rate = rate  # type: ignore[attr-defined]
+        return optimizer
+
+    monkeypatch.setattr(keras.optimizers, "AdamW", watched)
+    epochs: list[EpochResult] = []
+    # When the recipe wants a thousand epochs and has a minute
+    train(
+        data,
+        replace(RECIPE, epochs=1_000, max_minutes=1),
+        on_batch=lambda *_: rates.append(float(watched.rate(0))),  # type: ignore[attr-defined]
+        on_epoch=epochs.append,
+    )
+    # Then it ends after about as many steps, and the rate has risen and fallen to almost 0.
+    assert 40 < len(rates) < 62
+    assert max(rates) > 0.9 * RECIPE.learning_rate
+    assert rates[-1] < 0.02 * RECIPE.learning_rate
+    assert len(epochs) == 3
+
+
+def test_however_short_the_time_one_step_is_taken(data: Data) -> None:
+    epochs: list[EpochResult] = []
+    train(data, replace(RECIPE, max_minutes=1e-9), on_epoch=epochs.append)
+    assert len(epochs) == 1
+
+
+def test_a_new_head_is_trained_alone_first() -> None:
+    recipe = replace(RECIPE, epochs=8)
+    assert [(each.epochs, each.is_head_only) for each in stages(recipe, has_new_head=True)] == [
+        (2, True),
+        (6, False),
+    ]
+    assert [(each.epochs, each.is_head_only) for each in stages(recipe, has_new_head=False)] == [(8, False)]
+
+
+def test_fine_tuning_begins_with_the_trained_weights(data: Data, trained: Any) -> None:
+    model, epochs, _ = trained
+    tuned: list[EpochResult] = []
+    recipe = replace(RECIPE, architecture="finetune", epochs=1, learning_rate=1e-4)
+    train(data, recipe, start=Start(keras.models.clone_model(model), data.classes), on_epoch=tuned.append)
+    untrained = tuned.pop()
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    train(data, recipe, start=Start(copy, data.classes), on_epoch=tuned.append)
+    assert untrained.val_accuracy < 0.5 < epochs[-1].val_accuracy <= tuned[0].val_accuracy + 0.05
+    # and with a new head for two classes, it learns them.
+    two = replace(learning(data, data.train.labels < 2), classes=("zero", "one"))
+    network = train(two, replace(recipe, epochs=4), start=Start(copy, data.classes), on_epoch=tuned.append)
+    assert network.output_shape == (None, 2)
+    assert len(tuned) == 5
+    assert tuned[-1].val_accuracy > 0.9
 
 
 def test_a_model_is_saved_whole_or_not_at_all(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
