@@ -298,6 +298,19 @@ def test_names_of_images_and_classes_stay_text(page):
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
 
 
+def test_every_accuracy_names_its_dataset_and_version():
+    # Given a model that was evaluated on another version than the champion
+    ours, theirs = (replace(stored(TRUTH, TRUTH), dataset="birds", version=version) for version in (3, 2))
+    rival = Rival(make_model("06h0w0000000000a"), is_champion=True, stored=theirs, same_images=False)
+    run = replace(make_run(), dataset="birds", dataset_version=4)
+
+    # Then the page names both, and the version that the run learnt
+    page = Page(render(make_facts(stored=ours, rival=rival, run=run)))
+    assert "of the 1,000 evaluation images of birds version 3 are correct" in page.text
+    assert "was evaluated on other images (birds version 2)" in page.text
+    assert "dataset birds version 4" in page.text
+
+
 def test_the_headline_says_how_good_and_how_it_was_judged():
     facts = make_facts()
     page = Page(render(facts))
