@@ -1,8 +1,8 @@
 """The Python client: everything that the console command does with jobs, models, training runs and datasets.
 
 `Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote),
-`training` (retrain, correct) and `datasets`. Importing this package never imports TensorFlow; only `register` and `evaluate`
-load it.
+`training` (retrain, correct) and `datasets`. Importing this package never imports TensorFlow; only `register`
+and `evaluate` load it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from jobs.evaluation import Evaluation
 from jobs.promotion import LIVE_SET, TEST_SET
@@ -29,6 +29,11 @@ _NO_BREAK_SPACE: Final = "\u00a0"
 
 def render(facts: Facts) -> str:
     """Return the page as HTML."""
+    return open_template("page.html").render(facts=facts, **_template_values(facts))
+
+
+def open_template(name: str) -> Template:
+    """Return a template of this folder, with the filters that templates use."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # for every template, whatever its name ends with
@@ -45,7 +50,7 @@ def render(facts: Facts) -> str:
         "setting": setting,
         "p_value": p_value,
     }
-    return environment.get_template("page.html").render(facts=facts, **_template_values(facts))
+    return environment.get_template(name)
 
 
 def _template_values(facts: Facts) -> dict[str, Any]:
