@@ -1,20 +1,29 @@
 """The manifest: the file in the store that lists the images of one version of a dataset.
 
-It is gzipped JSON lines: first the payloads that hold the images (`jobs.payloads`), then a line per image.
+It is a msgpack array `[version, payloads, columns]`: the payload files that hold the images
+(`jobs.payloads`), and one column for each field of `DatasetImage`, hashes as bytes.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
+
+import msgpack
 
 from jobs.dataset import DatasetVersion, Split
 from jobs.errors import DataUnavailable
 from jobs.store import Store
+
+_VERSION: Final = 1
+
+_SPLITS: Final = {split.value: split for split in Split}
+
+#: Of a SHA-256 in hex.
+_HASH_CHARACTERS: Final = 64
 
 
 class PayloadFile(NamedTuple):
@@ -40,6 +49,11 @@ class DatasetImage(NamedTuple):
     mode: str  # Pillow's, as stored in the file
 
 
+_FIELDS: Final = len(DatasetImage._fields)
+_SPLIT: Final = DatasetImage._fields.index("split")
+_HASHES: Final = tuple(map(DatasetImage._fields.index, ("sha256", "pixels")))
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The list of a version's images, in the order of their pixel hashes."""
@@ -61,23 +75,34 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
-        lines = [json.dumps({"payloads": self.payloads}), *map(json.dumps, self.images)]
-        return gzip.compress("\n".join(lines).encode(), compresslevel=6, mtime=0)
+        columns: list[Any] = [[image[field] for image in self.images] for field in range(_FIELDS)]
+        for field in _HASHES:
+            columns[field] = bytes.fromhex("".join(columns[field]))
+        data: bytes = msgpack.packb([_VERSION, self.payloads, columns])
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read the file's content. Raises ValueError if it is not a manifest."""
         try:
-            lines = iter(gzip.decompress(data).splitlines())
-            payloads = tuple(PayloadFile(*each) for each in json.loads(next(lines))["payloads"])
-            return cls(payloads, tuple(map(_to_image, lines)))
-        except (OSError, EOFError, StopIteration, KeyError, TypeError) as error:
+            version, payloads, columns = msgpack.unpackb(data)
+            if version != _VERSION:
+                raise ValueError(f"its version is {version}")
+            columns[_SPLIT] = [_SPLITS[split] for split in columns[_SPLIT]]
+            for field in _HASHES:
+                columns[field] = _split_hashes(columns[field])
+            if len(columns) != _FIELDS:
+                raise ValueError(f"it has {len(columns)} columns")
+            images = zip(*columns, strict=True)
+            return cls(tuple(PayloadFile(*each) for each in payloads), tuple(map(DatasetImage._make, images)))
+        except (AttributeError, LookupError, TypeError, ValueError, msgpack.UnpackException) as error:
             raise ValueError(f"it is not a manifest: {error}") from error
 
 
-def _to_image(line: bytes) -> DatasetImage:
-    name, split, *others = json.loads(line)
-    return DatasetImage(name, Split(split), *others)
+def _split_hashes(joined: bytes) -> list[str]:
+    """Return the hashes in hex."""
+    text = joined.hex()
+    return [text[start : start + _HASH_CHARACTERS] for start in range(0, len(text), _HASH_CHARACTERS)]
 
 
 def read_manifest(store: Store, version: DatasetVersion) -> Manifest:
@@ -86,12 +111,13 @@ def read_manifest(store: Store, version: DatasetVersion) -> Manifest:
     Raises DataUnavailable if it is missing or damaged, Unavailable if the store cannot be reached.
     """
     what = f"The list of images of dataset {version.dataset}, version {version.version},"
+    remedy = "restore the store from its backup, or remove the dataset and add it again."
     try:
         manifest = Manifest.from_bytes(store.get(version.manifest))
     except FileNotFoundError:
-        raise DataUnavailable(f"{what} is missing from the store: add the dataset again.") from None
+        raise DataUnavailable(f"{what} is missing from the store: {remedy}") from None
     except ValueError as error:
-        raise DataUnavailable(f"{what} cannot be read ({error}): add the dataset again.") from None
+        raise DataUnavailable(f"{what} cannot be read ({error}): {remedy}") from None
     if manifest.fingerprint(version.classes) != version.fingerprint:
-        raise DataUnavailable(f"{what} is not what was stored: add the dataset again.")
+        raise DataUnavailable(f"{what} is not what was stored: {remedy}")
     return manifest

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from jobs.dataset import DATASETS
 from jobs.errors import Conflict
 from jobs.ids import id_seconds, is_id
 from jobs.ledger import Ledger
@@ -29,6 +30,7 @@ from jobs.ledger.queries import JobStatus, job_status
 from jobs.payloads import PAYLOADS, payload_folder
 from jobs.store import Store
 from labelmill.copies import remove_copies, stray_copies
+from labelmill.datasets.removing import stray_folders
 
 #: Payloads that no job names are kept this long, because their producer may be about to name them. The same
 #: applies to copies of images that no correction names.
@@ -48,7 +50,7 @@ class Purged:
     jobs: int = 0
     #: Predictions of the jobs removed as a whole.
     predictions: int = 0
-    #: Payload folders that no job needed, left by an interrupted purge or submission.
+    #: Folders that no job and no dataset needed, left by an interrupted purge, submission or adding.
     strays: int = 0
     #: Copies of images that no correction needed, left by an interrupted correction or undo.
     copies: int = 0
@@ -111,12 +113,15 @@ class Purge:
                 self._purge_payloads(job_id)
 
     def strays(self) -> None:
-        """Remove payloads that no job needs and copies that no correction needs.
+        """Remove payloads that no job needs, images of no dataset, and copies that no correction needs.
 
         Killed processes leave them behind. Raises Unavailable.
         """
         oldest = time.time() - _STRAY_SECONDS
         self._stray_payloads(oldest)
+        for dataset in self._store.folders(DATASETS):
+            for key in stray_folders(self._ledger, self._store, dataset):
+                self._remove_stray(key)
         for names in stray_copies(self._ledger, self._store, before=oldest):
             if not self._dry_run:
                 remove_copies(self._ledger, self._store, names)
@@ -132,9 +137,12 @@ class Purge:
                 owners = payload_owners(connection, page)
             for name in page:
                 if owners.get(name, id_seconds(name) < oldest):
-                    self._remove_payloads(name)
-                    self.purged.strays += 1
-                    self._on_progress(self.purged)
+                    self._remove_stray(payload_folder(name))
+
+    def _remove_stray(self, key: str) -> None:
+        self._remove_folder(key)
+        self.purged.strays += 1
+        self._on_progress(self.purged)
 
     def _status(self, job_id: str) -> JobStatus:
         """Return the job's status. Raises NotFound."""
@@ -161,16 +169,16 @@ class Purge:
                 free = mark_purged(connection, job_id)
         if not free:
             self.purged.in_work.append(job_id)
-        elif self._remove_payloads(job_id):
+        elif self._remove_folder(payload_folder(job_id)):
             self.purged.payloads += 1
             self._on_progress(self.purged)
         return free
 
-    def _remove_payloads(self, job_id: str) -> int:
-        """Remove the job's payloads from the store. Return their size in bytes."""
-        size = self._store.folder_bytes(payload_folder(job_id))
+    def _remove_folder(self, key: str) -> int:
+        """Remove a folder from the store. Return its size in bytes."""
+        size = self._store.folder_bytes(key)
         if not self._dry_run:
-            self._store.remove_folder(payload_folder(job_id))
+            self._store.remove_folder(key)
         self.purged.bytes += size
         return size
 

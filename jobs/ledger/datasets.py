@@ -24,10 +24,8 @@ def get_version(connection: Connection, dataset: str, version: int | None = None
     """Return this version of the dataset, or its latest. Raises NotFound."""
     found = latest_version(connection, dataset)
     if found is None:
-        built_in = " It is built in, and has no versions." if dataset == MNIST else ""
-        raise NotFound(
-            f"There is no dataset {dataset!r} in the store: `labelmill datasets` lists them.{built_in}"
-        )
+        built_in = f": {MNIST} is built in" if dataset == MNIST else ""
+        raise NotFound(f"The ledger has no dataset {dataset!r}{built_in}. `labelmill datasets` lists all.")
     if version is None or version == found.version:
         return found
     query = sa.select(dataset_versions).where(dataset_versions.c.dataset == dataset)
@@ -35,6 +33,13 @@ def get_version(connection: Connection, dataset: str, version: int | None = None
     if row is None:
         raise NotFound(f"Dataset {dataset} has no version {version}: its latest is {found.version}.")
     return _to_version(row)
+
+
+def find_version(connection: Connection, *, manifest: str) -> DatasetVersion | None:
+    """Return the version with this manifest, or None."""
+    query = sa.select(dataset_versions).where(dataset_versions.c.manifest == manifest)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _to_version(row)
 
 
 def list_datasets(connection: Connection) -> list[DatasetVersion]:
@@ -108,8 +113,8 @@ def remove_dataset(connection: Connection, dataset: str) -> list[str]:
     run_id = connection.scalar(active)
     if run_id is not None:
         raise Conflict(
-            f"Dataset {dataset} cannot be removed while training run {run_id} is active: wait for its end, or "
-            f"stop it with `labelmill runs cancel {run_id}`."
+            f"Dataset {dataset} cannot be removed while training run {run_id} is active: wait for its end, "
+            f"or stop it with `labelmill runs cancel {run_id}`."
         )
     manifests = manifests_of(connection, dataset)
     for table in (schedules, dataset_versions):

@@ -58,8 +58,7 @@ class DatasetMethods(Session):
             added = client.add_dataset("birds", "photos/")
             print(added.version.summary["images"])
         """
-        if find_spec("numpy") is None or find_spec("PIL") is None:
-            raise UserError(f"Adding a dataset needs the decoders of images: {install_hint('worker')}.")
+        self._require_decoders("Adding a dataset")
         from labelmill.datasets.adding import add_dataset
 
         return add_dataset(
@@ -72,9 +71,31 @@ class DatasetMethods(Session):
             on_progress=on_progress,
         )
 
-    def remove_dataset(self, name: str) -> None:
-        """Remove a dataset with all its versions and images. The models that were trained on it stay.
+    def dataset_report(self, name: str, *, version: int | None = None) -> str:
+        """Return an HTML report on a version of a dataset, by default its latest.
+
+        The page needs no other file. It shows the images by class and split, some images of each class, and
+        what was wrong with the sources. Raises NotFound; DataUnavailable if the list of images is missing
+        from the store or damaged; UserError if Labelmill is installed without decoders. Example::
+
+            Path("birds.html").write_text(client.dataset_report("birds"), encoding="utf-8")
+        """
+        self._require_decoders("A report on a dataset")
+        from labelmill.reporting.dataset_page import render
+
+        return render(self._store, self.settings, self.dataset(name, version=version))
+
+    def remove_dataset(self, name: str) -> int:
+        """Remove a dataset with all its images, and return the number of its versions.
+
+        The models that were trained on it stay.
 
         Raises NotFound; Conflict if it has a champion or a challenger, is being trained on, or is built in.
         """
-        remove(self.ledger, self._store, name)
+        return remove(self.ledger, self._store, name)
+
+    @staticmethod
+    def _require_decoders(what: str) -> None:
+        """Raise UserError if images cannot be decoded here."""
+        if find_spec("numpy") is None or find_spec("PIL") is None:
+            raise UserError(f"{what} needs the decoders of images: {install_hint('worker')}.")

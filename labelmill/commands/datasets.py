@@ -1,23 +1,29 @@
-"""`labelmill datasets`: list, show, add and remove datasets."""
+"""`labelmill datasets`: list, show, add to and remove datasets."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from operator import attrgetter
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from jobs.dataset import MNIST, DatasetVersion, Split
+from jobs.errors import UserError
 from labelmill.client import Client
 from labelmill.console import (
     examples,
+    format_time,
+    pluralize,
     print_data,
     print_json,
+    printable_lines,
     report_errors,
     say,
 )
+from labelmill.datasets.describing import added_lines, found_lines, modes_line, sizes_line
+from labelmill.output import STDOUT, opened, output_option, shown
 from labelmill.progress import ProgressLine
-from labelmill.tables import Column, print_table, short_time
+from labelmill.tables import Column, field_lines, print_table, short_time
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +33,29 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+
+_BUILT_IN: Final = (
+    "mnist is built in: 28 x 28 grey images in IDX files, from LABELMILL_MNIST_DIR, the cache in the state "
+    "folder, or a download. It has no versions in the ledger."
+)
+
+_COLUMNS: Final = (
+    Column("dataset", lambda each: each["dataset"]),
+    Column("version", lambda each: "built in" if each["built_in"] else str(each["version"]), right=True),
+    Column("images", lambda each: "-" if each["built_in"] else f"{each['images']:,}", right=True),
+    Column("classes", lambda each: "-" if each["built_in"] else f"{len(each['classes']):,}", right=True),
+    Column("stored", lambda each: _storage(each), leave_out=2),
+    Column("created (UTC)", lambda each: short_time(each["created_at"]), leave_out=1),
+)
+
+#: A class's row in the table of `show`.
+_CLASS_COLUMNS: Final = (
+    Column("class", lambda each: each["name"], min_width=12),
+    *(
+        Column(str(split), lambda each, split=split: f"{each[split]:,}", right=True)  # type: ignore[misc]
+        for split in Split
+    ),
+)
 
 
 @app.callback(epilog=examples("labelmill datasets", "labelmill datasets add birds photos/"))
@@ -39,23 +68,21 @@ def datasets(
     if context.invoked_subcommand is not None:
         return
     with Client() as client:
-        found = client.datasets()
+        stored = [_to_row(each) for each in client.datasets()]
+    rows = sorted([_built_in_row(), *stored], key=lambda row: str(row["dataset"]))
     if as_json:
-        print_json([asdict(each) for each in found])
+        print_json(rows)
     else:
-        print_table(_COLUMNS, found)
+        print_table(_COLUMNS, rows)
 
 
-_COLUMNS: Final = (
-    Column("dataset", attrgetter("dataset")),
-    Column("version", lambda each: str(each.version), right=True),
-    Column("images", lambda each: f"{each.summary['images']:,}", right=True),
-    Column("classes", lambda each: str(len(each.classes)), right=True),
-    Column("created (UTC)", lambda each: short_time(each.created_at), leave_out=1),
+@app.command(
+    epilog=examples(
+        "labelmill datasets add birds photos/",
+        "labelmill datasets add birds labels.csv more.zip",
+        "labelmill datasets add fashion train-images-idx3-ubyte.gz t10k-images-idx3-ubyte.gz",
+    )
 )
-
-
-@app.command(epilog=examples("labelmill datasets add birds photos/"))
 @report_errors
 def add(
     name: Name,
@@ -63,7 +90,9 @@ def add(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders with one subfolder per class.",
+            help="Folders with one subfolder per class, or with such folders below train, validation and "
+            "test; manifests (.csv, .jsonl, .parquet) with path or url, label, and optionally split; ZIP and "
+            "TAR archives of these; IDX files.",
         ),
     ],
     by_reference: Annotated[
@@ -75,30 +104,119 @@ def add(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add labelled images to a dataset as a new version, and create it if it does not exist."""
+    """Add labelled images to a dataset as a new version; prints the version's number.
+
+    The dataset is created if it does not exist. A new version also has the images of the one before. Ctrl-C
+    while adding stores nothing.
+    """
     with Client() as client, ProgressLine("adding") as progress:
         added = client.add_dataset(name, *sources, by_reference=by_reference, on_progress=progress.update)
     version = added.version
+    for line in added_lines(version, new=added.new):
+        say(line)
     if as_json:
         print_json(asdict(version) | {"new": added.new})
     else:
-        print_data(f"{version.dataset} {version.version}")
+        print_data(str(version.version))
 
 
-@app.command(epilog=examples("labelmill datasets show birds"))
+@app.command(
+    epilog=examples(
+        "labelmill datasets show birds",
+        "labelmill datasets show birds --version 1 --json",
+        "labelmill datasets show birds --output birds.html",
+    )
+)
 @report_errors
-def show(name: Name, as_json: AsJson = False) -> None:
-    """Show a version."""
+def show(
+    name: Name,
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="This version. Left out: the latest.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        output_option("Write a report with a contact sheet into this HTML file or URL; - is stdout."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a version of a dataset: its images by class and split, their sizes, and what was wrong with some.
+
+    Images that could not be decoded, duplicates and conflicts are those that this version's sources held.
+    """
+    if output is not None and as_json:
+        raise UserError("Give --json or --output, not both.")
+    if name == MNIST and output is None:
+        if as_json:
+            print_json(_built_in_row())
+        else:
+            print_data(_BUILT_IN)
+        return
     with Client() as client:
-        print_json(asdict(client.dataset(name)))
+        found = client.dataset(name, version=version)
+        page = client.dataset_report(name, version=found.version) if output is not None else ""
+    if output is not None:
+        with opened(output, force=force) as file:
+            file.write(page.encode())
+        if output != STDOUT:
+            print_data(shown(output))
+    elif as_json:
+        print_json(asdict(found))
+    else:
+        _print_version(found)
 
 
 @app.command(epilog=examples("labelmill datasets remove birds"))
 @report_errors
 def remove(name: Name, as_json: AsJson = False) -> None:
-    """Remove a dataset with all its versions and images. The models that were trained on it stay."""
+    """Remove a dataset with all its versions and images.
+
+    The models that were trained on it stay. It is refused while a champion or a challenger depends on the
+    dataset, or a training run is active.
+    """
     with Client() as client:
-        client.remove_dataset(name)
-    say(f"dataset {name} is removed")
+        versions = client.remove_dataset(name)
+    say(f"dataset {name} is removed, with {pluralize(versions, 'version')}")
     if as_json:
-        print_json({"dataset": name, "removed": True})
+        print_json({"dataset": name, "versions": versions})
+
+
+def _to_row(version: DatasetVersion) -> dict[str, Any]:
+    return {
+        "dataset": version.dataset,
+        "version": version.version,
+        "built_in": False,
+        "images": version.summary["images"],
+        "classes": version.classes,
+        "fingerprint": version.fingerprint,
+        "by_reference": version.by_reference,
+        "created_at": version.created_at,
+    }
+
+
+def _built_in_row() -> dict[str, Any]:
+    nothing = dict.fromkeys(("version", "images", "classes", "fingerprint", "by_reference", "created_at"))
+    return {"dataset": MNIST, "built_in": True, **nothing}
+
+
+def _storage(row: dict[str, Any]) -> str:
+    return "-" if row["built_in"] else "by reference" if row["by_reference"] else "in the store"
+
+
+def _print_version(version: DatasetVersion) -> None:
+    summary = version.summary
+    lines = field_lines(
+        ("dataset", version.dataset),
+        ("version", str(version.version)),
+        ("created", format_time(version.created_at)),
+        ("images", f"{summary['images']:,}, {summary['added']:,} of them new in this version"),
+        ("stored", _storage(_to_row(version))),
+        ("sizes", sizes_line(summary)),
+        ("modes", modes_line(summary)),
+        ("fingerprint", version.fingerprint),
+    )
+    print_data(printable_lines("\n".join([*lines, ""])))
+    total = {"name": "all", **summary["splits"]}
+    print_table(_CLASS_COLUMNS, [*summary["classes"], total])
+    if found := found_lines(summary):
+        print_data(printable_lines("\n".join(["", *found])))

@@ -9,34 +9,36 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from jobs.dataset import MNIST, DatasetVersion, Split, check_name, dataset_folder
-from jobs.errors import Conflict, ImageError, SourceError, Unavailable, UserError
+from jobs.dataset import MNIST, DatasetVersion, check_name, dataset_folder
+from jobs.errors import Conflict, ImageError, SourceError, Unavailable
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.datasets import add_version, latest_version
+from jobs.ledger.datasets import add_version, find_version, latest_version
 from jobs.manifest import Manifest, PayloadFile, read_manifest
 from jobs.payloads import Content, pack_payload, payload_digest
 from jobs.references import Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
-from labelmill.datasets.examining import Examiner
-from labelmill.datasets.labels import check_number
+from labelmill.datasets.checking import check_usable
+from labelmill.datasets.examining import Examined, Examiner
 from labelmill.datasets.merging import Merging, Place
 from labelmill.datasets.removing import remove_strays
-from labelmill.datasets.sources import LabelledImage, Skipped, labelled_images
+from labelmill.datasets.sources import LabelledImages, LabelledSources
 from labelmill.datasets.summary import summarize
 from producer.chunking import content_of
+from producer.sources import SourceImage
 
 #: Maximum images and bytes of one payload. All of it is in memory.
 _PAYLOAD_IMAGES: Final = 4_096
 _PAYLOAD_BYTES: Final = 32 * 1024 * 1024
 
 #: The name of the list of images, in the folder of its version.
-_MANIFEST: Final = "manifest.jsonl.gz"
+_MANIFEST: Final = "manifest.msgpack"
 
 
 class Added(NamedTuple):
@@ -61,27 +63,27 @@ def add_dataset(
     `on_progress` is called with the number of images read so far. After any exception, Ctrl-C included,
     nothing is stored.
 
-    Raises UserError if the name or the images cannot be used; SourceError; Conflict if another process added to this dataset meanwhile, or if the store is not the one that the
-    workers use; DataUnavailable if the latest version cannot be read; Unavailable.
+    Raises UserError if the name or the images cannot be used; SourceError; Conflict if another process added
+    to this dataset meanwhile, or if the store is not the one that the workers use; DataUnavailable if the
+    latest version cannot be read; Unavailable.
     """
     if check_name(name) == MNIST:
         raise Conflict(f"{MNIST} is built in, and nothing can be added to it: choose another name.")
+    found = LabelledSources(sources, settings)
+    roots = _roots(settings) if by_reference else None
     check_store(ledger, store)
     remove_strays(ledger, store, name)
     with ledger.reading() as connection:
         before = latest_version(connection, name)
     known = read_manifest(store, before) if before else Manifest((), ())
     merging = Merging(known, before.classes if before else ())
-    skipped = Skipped()
-    found = labelled_images(sources, settings, skipped)
-    roots = _roots(settings) if by_reference else None
     folder = f"{dataset_folder(name)}/{new_id()}"
     try:
         with closing(Examiner(settings.image_limits)) as examiner:
             _store_images(store, folder, found, examiner, merging, roots, on_progress)
         classes = merging.classes()
         manifest = merging.manifest(classes)
-        _check_usable(manifest, classes, merging, skipped)
+        check_usable(manifest, classes, merging, found.skipped)
         fingerprint = manifest.fingerprint(classes)
         if before is not None and fingerprint == before.fingerprint:
             store.remove_folder(folder)
@@ -95,7 +97,7 @@ def add_dataset(
                 after=before,
                 fingerprint=fingerprint,
                 classes=classes,
-                summary=summarize(manifest, classes, merging, skipped),
+                summary=summarize(manifest, classes, merging, found.skipped),
                 manifest=key,
                 by_reference=by_reference or (before is not None and before.by_reference),
             )
@@ -105,7 +107,7 @@ def add_dataset(
         # SQLite has only one writer: clear them.
         traceback.clear_frames(error.__traceback__)
         try:
-            stored = _remove_unless_added(ledger, store, name, folder)
+            stored = _remove_unless_added(ledger, store, folder)
         except Unavailable as unavailable:
             raise error from unavailable  # the first error is the one to report
         if stored is None:
@@ -116,54 +118,69 @@ def add_dataset(
 def _store_images(
     store: Store,
     folder: str,
-    found: Iterable[LabelledImage],
+    found: Iterable[LabelledImages],
     examiner: Examiner,
     merging: Merging,
     roots: Roots | None,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Decode all images, merge them, and store those that are new as payloads in the folder."""
+    """Decode all images, merge them, and store those that are new as payloads in the folder.
+
+    A payload is written, which waits for the disk, while the next images are decoded.
+    """
     done = 0
-    for batch in _batches(found):
-        readable = []
-        for each in batch:
-            if each.image.data is None:
-                assert each.image.error is not None  # noqa: S101 -- a source gives one or the other
-                merging.add_unreadable(each.image.name, each.image.error)
-            else:
-                readable.append((each, each.image.data))
-        names: list[str] = []
-        contents: list[Content] = []
-        for (each, data), examined in zip(
-            readable, examiner.examine([data for _, data in readable]), strict=True
-        ):
-            name = each.image.name
-            if isinstance(examined, ImageError):
-                merging.add_unreadable(name, examined)
-                continue
-            place = Place(len(merging.payloads), len(names))
-            if merging.add(name, each.label, hashlib.sha256(data).hexdigest(), examined, place):
-                names.append(name)
-                contents.append(content_of(each.image, roots))
-        if names:
-            merging.payloads.append(_store_payload(store, folder, names, contents))
-        done += len(batch)
-        on_progress(done)
+    writes: list[Future[PayloadFile]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="storing") as storing:
+        for batch, examined in _examined(_batches(found), examiner):
+            names: list[str] = []
+            contents: list[Content] = []
+            payload = len(merging.payloads) + len(writes)
+            for name, content, url, label, picture in zip(*batch, examined, strict=True):
+                if isinstance(picture, ImageError):
+                    merging.add_unreadable(name, picture)
+                    continue
+                assert isinstance(content, bytes)  # noqa: S101 -- an error has no picture
+                place = Place(payload, len(names))
+                if merging.add(name, label, hashlib.sha256(content).hexdigest(), picture, place):
+                    names.append(name)
+                    contents.append(
+                        content_of(SourceImage(name, content, None, url), roots) if roots else content
+                    )
+            if names:
+                if writes:
+                    writes[-1].result()  # so that memory holds one payload that waits
+                writes.append(storing.submit(_store_payload, store, folder, names, contents))
+            done += len(batch.names)
+            on_progress(done)
+    merging.payloads += [write.result() for write in writes]
 
 
-def _batches(found: Iterable[LabelledImage]) -> Iterator[list[LabelledImage]]:
-    """Yield the images in groups that fit into one payload."""
-    batch: list[LabelledImage] = []
+def _batches(found: Iterable[LabelledImages]) -> Iterator[LabelledImages]:
+    """Yield the images in batches that fit into one payload."""
+    batch = LabelledImages([], [], [], [])
     size = 0
     for each in found:
-        more = len(each.image.data or b"")
-        if batch and (len(batch) == _PAYLOAD_IMAGES or size + more > _PAYLOAD_BYTES):
+        more = sum(len(content) for content in each.contents if isinstance(content, bytes))
+        if len(batch.names) + len(each.names) > _PAYLOAD_IMAGES or size + more > _PAYLOAD_BYTES:
             yield batch
-            batch, size = [], 0
-        batch.append(each)
+            batch, size = LabelledImages([], [], [], []), 0
+        batch.extend(each)
         size += more
-    if batch:
-        yield batch
+    yield batch
+
+
+def _examined(
+    batches: Iterable[LabelledImages], examiner: Examiner
+) -> Iterator[tuple[LabelledImages, list[Examined]]]:
+    """Yield each batch with what its images are. The next batch is read meanwhile."""
+    waiting = None
+    for batch in batches:
+        examining = batch, examiner.begin(batch.contents)
+        if waiting is not None:
+            yield waiting[0], waiting[1]()
+        waiting = examining
+    if waiting is not None:
+        yield waiting[0], waiting[1]()
 
 
 def _store_payload(store: Store, folder: str, names: list[str], contents: list[Content]) -> PayloadFile:
@@ -179,56 +196,16 @@ def _roots(settings: Settings) -> Roots:
     roots = Roots(settings.reference_roots)
     if not roots:
         raise SourceError(
-            "Adding by reference is not enabled: set LABELMILL_REFERENCE_ROOTS to folders and URLs that every "
-            "trainer can reach, for this command and trainers, or leave out --by-reference."
+            "Adding by reference is not enabled: set LABELMILL_REFERENCE_ROOTS to folders and URLs that "
+            "every trainer can reach, for this command and trainers, or leave out --by-reference."
         )
     return roots
 
 
-def _check_usable(manifest: Manifest, classes: tuple[str, ...], merging: Merging, skipped: Skipped) -> None:
-    """Raise UserError if no model could be trained and evaluated on these images."""
-    first = merging.unreadable.first[0] if merging.unreadable.count else None
-    example = f" (the first unreadable image: {first['name']}, {first['error']})" if first else ""
-    if not manifest.images:
-        raise UserError(f"The sources contain no images of a class{example}: nothing was stored.")
-    if lost := sorted(skipped.expected.difference(classes)):
-        raise UserError(f"The class {lost[0]!r} has no image that can be used{example}: nothing was stored.")
-    check_number(classes, "The dataset")
-    if len(classes) == 1:
-        raise UserError(
-            f"All images are of one class, {classes[0]!r}, and a dataset needs at least two: name the folder "
-            "that contains the folders of the classes. Nothing was stored."
-        )
-    totals = [0] * len(classes)
-    train = [0] * len(classes)
-    splits = dict.fromkeys(Split, 0)
-    for image in manifest.images:
-        totals[image.label] += 1
-        train[image.label] += image.split is Split.TRAIN
-        splits[image.split] += 1
-    for name, total, to_train in zip(classes, totals, train, strict=True):
-        if total == 1:
-            raise UserError(
-                f"The class {name!r} has only one image: add more images of it, or leave it out. Nothing was "
-                "stored."
-            )
-        if not to_train:
-            raise UserError(
-                f"The class {name!r} has no training images, all {total} are in other splits: add more images "
-                "of it. Nothing was stored."
-            )
-    for split, number in splits.items():
-        if not number:
-            raise UserError(
-                f"No image is in the {split} split: add more images, or give all three splits. Nothing was stored."
-            )
-
-
-def _remove_unless_added(ledger: Ledger, store: Store, name: str, folder: str) -> DatasetVersion | None:
-    """Remove the folder, unless the version turns out to be in the ledger. Then return that version."""
+def _remove_unless_added(ledger: Ledger, store: Store, folder: str) -> DatasetVersion | None:
+    """Remove the folder, unless its version turns out to be in the ledger. Then return that version."""
     with ledger.reading() as connection:
-        latest = latest_version(connection, name)
-    if latest is not None and latest.manifest.startswith(f"{folder}/"):
-        return latest
-    store.remove_folder(folder)
-    return None
+        version = find_version(connection, manifest=f"{folder}/{_MANIFEST}")
+    if version is None:
+        store.remove_folder(folder)
+    return version

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -58,14 +58,12 @@ class FolderLabels:
     with_splits: bool
     _known: dict[str, Label | None] = field(default_factory=dict)
 
-    def of(self, name: str) -> Label | None:
-        """Return the label of the image with this path, or None if it is in no class's folder."""
-        folder = name.rpartition("/")[0]
-        try:
-            return self._known[folder]
-        except KeyError:
-            self._known[folder] = found = self._label(folder)
-            return found
+    def of_all(self, names: Sequence[str]) -> list[Label | None]:
+        """Return the label of each image with these paths, or None if it is in no class's folder."""
+        folders = [name.rpartition("/")[0] for name in names]
+        for folder in set(folders).difference(self._known):
+            self._known[folder] = self._label(folder)
+        return [self._known[folder] for folder in folders]
 
     def _label(self, folder: str) -> Label | None:
         if not folder.startswith(self.above):

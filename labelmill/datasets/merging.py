@@ -3,97 +3,71 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from jobs.dataset import Split
 from jobs.errors import ImageError
 from jobs.manifest import DatasetImage, Manifest, PayloadFile
 from jobs.text import storable
+from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import Label
 from worker.predicting.decode import Picture
-
-#: How many names of unreadable images, duplicates and conflicts are kept.
-SHOWN_NAMES: Final = 100
 
 #: Identical pictures are kept in the first of these splits that one of them is in: a model must never learn
 #: from an image that it is tested on.
 _PRECEDENCE: Final = (Split.TEST, Split.VALIDATION, Split.TRAIN)
 
-#: Made splits: 10 % of the hashes are test images, the next 10 % validation images.
-_TEST_SHARE: Final = 0.1
-_VALIDATION_SHARE: Final = 0.1
+#: Made splits, by the first 64 bits of the hash: a tenth are test images, a tenth validation images.
+_TEST_BELOW: Final = 2**64 // 10
+_VALIDATION_BELOW: Final = 2 * 2**64 // 10
 
-#: The share of given training images that become validation images if no source names any.
-_VALIDATION_OF_TRAIN: Final = 1 / 9
-
-
-@dataclass(slots=True)
-class Findings:
-    """Images with something to report: how many, and the first of them."""
-
-    count: int = 0
-    first: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, **facts: Any) -> None:
-        """Count one."""
-        self.count += 1
-        if len(self.first) < SHOWN_NAMES:
-            self.first.append(facts)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them for a summary."""
-        return {"count": self.count, "first": self.first}
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One picture of the new version."""
-
-    name: str
-    label: str
-    sha256: str
-    picture: Picture
-    payload: int
-    place: int
-    known_split: Split | None = None  # of the previous version
-    is_new: bool = True  # not labelled by the previous version only
-    given: tuple[Split, ...] = ()  # the splits that sources name, each once
+#: If the sources name splits but no validation images, a ninth of the training images become some.
+_VALIDATION_OF_TRAIN: Final = 2**64 // 9
 
 
 class Place(NamedTuple):
     """Where the bytes of an image are stored."""
 
-    payload: int
-    place: int
+    payload: int  # an index into the payloads
+    place: int  # in that payload
 
 
 class Merging:
-    """The images of the version that is being made."""
+    """The images of the version that is being made.
+
+    They are held as columns, because Python's garbage collector would visit an object per image again and
+    again.
+    """
 
     def __init__(self, before: Manifest, classes: tuple[str, ...]) -> None:
         """Begin with the images of the previous version, if there is one."""
         self.payloads: list[PayloadFile] = list(before.payloads)
-        self.added = 0
         self.unreadable = Findings()
         self.error_codes: Counter[str] = Counter()
         self.duplicates = Findings()
         self.conflicts = Findings()
         self.relabelled = Findings()
         self.in_two_splits = Findings()
-        self._entries = {
-            image.pixels: _Entry(
-                image.name,
-                classes[image.label],
-                image.sha256,
-                Picture(image.pixels, image.width, image.height, image.mode),
-                image.payload,
-                image.place,
-                known_split=image.split,
-                is_new=False,
-            )
-            for image in before.images
-        }
+        self._numbers = {image.pixels: number for number, image in enumerate(before.images)}
+        self._names = [image.name for image in before.images]
+        self._labels = [classes[image.label] for image in before.images]
+        self._payloads = [image.payload for image in before.images]
+        self._places = [image.place for image in before.images]
+        self._sha256s = [image.sha256 for image in before.images]
+        self._widths = [image.width for image in before.images]
+        self._heights = [image.height for image in before.images]
+        self._modes = [image.mode for image in before.images]
+        self._known_splits = [image.split for image in before.images]  # of these images only
+        self._known_labels = set(range(len(before.images)))  # images that are not in the new sources so far
+        self._given: dict[int, tuple[Split, ...]] = {}  # the splits that the new sources name, each once
+        self._is_validation_given = False
+
+    @property
+    def added(self) -> int:
+        """The number of images that the previous version does not have."""
+        return len(self._names) - len(self._known_splits)
 
     def add_unreadable(self, name: str, error: ImageError) -> None:
         """Count an image that cannot be read or decoded."""
@@ -102,77 +76,80 @@ class Merging:
 
     def add(self, name: str, label: Label, sha256: str, picture: Picture, place: Place) -> bool:
         """Add an image. Return False if its picture is known already, so that it need not be stored."""
-        given = () if label.split is None else (label.split,)
-        entry = self._entries.get(picture.pixels)
-        if entry is None:
-            self._entries[picture.pixels] = _Entry(
-                name, label.name, sha256, picture, place.payload, place.place, given=given
-            )
-            self.added += 1
-            return True
-        if label.name != entry.label:
-            facts = {"name": name, "label": label.name, "same_as": entry.name, "its_label": entry.label}
-            if entry.is_new:
-                self.conflicts.add(**facts)
-            else:
-                self.relabelled.add(**facts)
-                entry.label = label.name
-        elif entry.is_new:
-            self.duplicates.add(name=name, same_as=entry.name)
-        entry.is_new = True
-        if given and given[0] not in entry.given:
-            entry.given += given
-        return False
+        number = self._numbers.setdefault(picture.pixels, len(self._names))
+        is_new = number == len(self._names)
+        if is_new:
+            self._names.append(name)
+            self._labels.append(label.name)
+            self._payloads.append(place.payload)
+            self._places.append(place.place)
+            self._sha256s.append(sha256)
+            self._widths.append(picture.width)
+            self._heights.append(picture.height)
+            self._modes.append(picture.mode)
+        else:
+            self._add_again(number, name, label.name)
+        if label.split is not None:
+            given = self._given.get(number, ())
+            if label.split not in given:
+                self._given[number] = (*given, label.split)
+            self._is_validation_given |= label.split is Split.VALIDATION
+        return is_new
+
+    def _add_again(self, number: int, name: str, label: str) -> None:
+        """Note an image whose picture is known. The first label of the new sources is kept."""
+        facts = {"name": name, "same_as": self._names[number]}
+        labels = facts | {"label": label, "other_label": self._labels[number]}
+        if number in self._known_labels:
+            self._known_labels.remove(number)
+            if label != self._labels[number]:
+                self.relabelled.add(**labels)
+                self._labels[number] = label
+        elif label != self._labels[number]:
+            self.conflicts.add(**labels)
+        else:
+            self.duplicates.add(**facts)
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of all classes, in order: numbers by value, then other names."""
-        names = {entry.label for entry in self._entries.values()}
-        return tuple(sorted(names, key=_by_number_or_name))
+        return tuple(sorted(set(self._labels), key=_by_number_or_name))
 
     def manifest(self, classes: tuple[str, ...]) -> Manifest:
         """Return the list of images, and report those that are in two splits."""
         numbers = {name: number for number, name in enumerate(classes)}
-        entries = self._entries
-        makes_validation = not any(Split.VALIDATION in entry.given for entry in entries.values())
-        images = []
-        for pixels in sorted(entries):
-            entry = entries[pixels]
-            split = self._split(entry, makes_validation=makes_validation)
-            _, width, height, mode = entry.picture
-            images.append(
-                DatasetImage(
-                    *(entry.name, split, numbers[entry.label], entry.payload, entry.place),
-                    *(entry.sha256, pixels, width, height, mode),
-                )
-            )
-        return Manifest(tuple(self.payloads), tuple(images))
+        columns: tuple[Iterable[Any], ...] = (
+            self._names,
+            self._splits(),
+            [numbers[label] for label in self._labels],
+            *(self._payloads, self._places, self._sha256s, self._numbers),
+            *(self._widths, self._heights, self._modes),
+        )
+        images = map(DatasetImage._make, zip(*columns, strict=True))
+        return Manifest(tuple(self.payloads), tuple(sorted(images, key=attrgetter("pixels"))))
 
-    def _split(self, entry: _Entry, *, makes_validation: bool) -> Split:
-        drawn = int(entry.picture.pixels[:16], 16) / 2**64
-        splits = {
-            Split.VALIDATION
-            if split is Split.TRAIN and makes_validation and drawn < _VALIDATION_OF_TRAIN
-            else split
-            for split in entry.given
-        }
-        if entry.known_split is not None:
-            splits.add(entry.known_split)
-        if not splits:
-            return made_split(drawn)
-        kept = next(split for split in _PRECEDENCE if split in splits)
-        if len(splits) > 1:
-            self.in_two_splits.add(name=entry.name, splits=sorted(splits), kept=kept)
-        return kept
+    def _splits(self) -> list[Split]:
+        """Return the split of each image, and report those that are in two."""
+        known = self._known_splits
+        drawn = [int(pixels[:16], 16) for pixels in self._numbers]
+        splits = [*known, *map(made_split, drawn[len(known) :])]
+        for number, given in self._given.items():
+            if not self._is_validation_given and drawn[number] < _VALIDATION_OF_TRAIN:
+                given = tuple(Split.VALIDATION if split is Split.TRAIN else split for split in given)
+            found = {*given, *known[number : number + 1]}
+            splits[number] = kept = next(split for split in _PRECEDENCE if split in found)
+            if len(found) > 1:
+                self.in_two_splits.add(name=self._names[number], splits=sorted(found), kept=kept)
+        return splits
 
 
-def made_split(drawn: float) -> Split:
-    """Return the split of an image by a number from 0 to 1 that its hash gives.
+def made_split(drawn: int) -> Split:
+    """Return the split of an image by 64 bits of its hash.
 
     So an image keeps its split, whatever is added later.
     """
-    if drawn < _TEST_SHARE:
+    if drawn < _TEST_BELOW:
         return Split.TEST
-    return Split.VALIDATION if drawn < _TEST_SHARE + _VALIDATION_SHARE else Split.TRAIN
+    return Split.VALIDATION if drawn < _VALIDATION_BELOW else Split.TRAIN
 
 
 def _by_number_or_name(name: str) -> tuple[bool, int, str]:

@@ -17,8 +17,10 @@ from jobs.store_identity import check_store
 _STRAY_SECONDS: Final = 24 * 3600
 
 
-def remove(ledger: Ledger, store: Store, name: str) -> None:
-    """Remove the dataset with all its versions and images. The models that were trained on it stay.
+def remove(ledger: Ledger, store: Store, name: str) -> int:
+    """Remove the dataset with all its images, and return the number of its versions.
+
+    The models that were trained on it stay.
 
     Raises NotFound; Conflict if it is built in, has a champion or a challenger, or is being trained on, or if
     the store is not the one that the workers use; Unavailable.
@@ -31,15 +33,27 @@ def remove(ledger: Ledger, store: Store, name: str) -> None:
     for key in manifests:
         store.remove_folder(key.rpartition("/")[0])
     remove_strays(ledger, store, name)
+    return len(manifests)
 
 
 def remove_strays(ledger: Ledger, store: Store, name: str) -> None:
     """Remove what killed processes left of this dataset, once it is a day old. Raises Unavailable."""
+    for key in stray_folders(ledger, store, name):
+        store.remove_folder(key)
+
+
+def stray_folders(ledger: Ledger, store: Store, name: str) -> list[str]:
+    """Return the keys of the dataset's folders that no version has and that are a day old.
+
+    Raises Unavailable.
+    """
     oldest = time.time() - _STRAY_SECONDS
     # Folders are listed before rows are read: a listed folder has its row by then, or is young.
     folders = store.folders(dataset_folder(name))
     with ledger.reading() as connection:
         needed = {key.split("/")[-2] for key in manifests_of(connection, name)}
-    for folder in folders:
-        if is_id(folder) and folder not in needed and id_seconds(folder) < oldest:
-            store.remove_folder(f"{dataset_folder(name)}/{folder}")
+    return [
+        f"{dataset_folder(name)}/{folder}"
+        for folder in folders
+        if is_id(folder) and folder not in needed and id_seconds(folder) < oldest
+    ]

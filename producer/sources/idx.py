@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from jobs.errors import SourceError
+from jobs.limits import ArchiveLimits
 from producer.sources.files import access_error, head, shown
 from producer.sources.image import Reading, SourceImage
 from producer.sources.members import OutputLimit
@@ -25,6 +26,9 @@ LABELS_MAGIC = b"\x00\x00\x08\x01"
 GZIP_MAGIC = b"\x1f\x8b"
 
 _NAME = re.compile(r"idx[13]-ubyte(\.gz)?$", re.IGNORECASE)
+
+#: Labels that are read at a time.
+_LABEL_PART_BYTES = 1024 * 1024
 
 #: Errors from reading a damaged file, gzipped or not.
 _DAMAGE = (OSError, EOFError, zlib.error)
@@ -79,6 +83,41 @@ def read_idx(path: str, reading: Reading) -> Iterator[SourceImage]:
             f"{name} is damaged or cut short: it declares {count} images, {found} could be read. "
             "Fetch it again"
         )
+
+
+def labels_beside(path: str) -> str | None:
+    """Return the path of the labels of a file of images, named as in MNIST, or None if there is none."""
+    folder, _, name = path.rpartition("/")
+    labels = name.replace("images", "labels").replace("idx3", "idx1")
+    stem = labels.removesuffix(".gz")
+    for each in (labels, stem, f"{stem}.gz"):
+        beside = Path(folder, each) if folder else Path(each)
+        if each != name and beside.is_file():
+            return str(beside)
+    return None
+
+
+def read_labels(path: str, limits: ArchiveLimits) -> bytes:
+    """Return the labels of an IDX file, one byte each.
+
+    Raises SourceError if it does not hold labels, or unpacks to more bytes than an archive may.
+    """
+    labels = bytearray()
+    try:
+        with _open(path) as stream:
+            header = stream.read(8)
+            count = int.from_bytes(header[4:], "big")
+            output_limit = OutputLimit(path, limits)
+            if header.startswith(LABELS_MAGIC):
+                while part := stream.read(_LABEL_PART_BYTES):  # in parts, because the number may be wrong
+                    output_limit.add(len(part))
+                    labels += part
+                if len(labels) == count:
+                    return bytes(labels)
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise access_error(path, error) from error
+    raise SourceError(f"{shown(path)} does not hold labels (idx1-ubyte), or is cut short: fetch it again")
 
 
 def _open(path: str) -> BinaryIO:

@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, BinaryIO, Final, cast
 
@@ -107,6 +107,26 @@ def read_tar(path: str, reading: Reading) -> Iterator[SourceImage]:
             elif chosen:
                 yield SourceImage(name, stream.take(member.size), None)
         stream.finish()
+
+
+def scan_tar(
+    path: str, limits: ArchiveLimits, wanted: Callable[[str], bool], max_bytes: int
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the names of an archive's files, and the content of those that are wanted.
+
+    Raises SourceError; ImageError for a wanted file that has more than `max_bytes`.
+    """
+    with _opened(path, limits) as stream:
+        for member in _members(path, stream, limits):
+            if member.isdir():
+                continue
+            name = storable(member.name)
+            if not member.isreg() or member.issparse() or not wanted(name):
+                yield name, None
+            elif member.size > max_bytes:
+                raise too_large(max_bytes)
+            else:
+                yield name, stream.take(member.size)
 
 
 class _Stream:

@@ -14,7 +14,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Final
@@ -91,6 +91,25 @@ def read_zip(path: str, reading: Reading) -> Iterator[SourceImage]:
                     yield SourceImage(name, None, error)
                 else:
                     yield SourceImage(name, data, None)
+
+
+def scan_zip(
+    path: str, limits: ArchiveLimits, wanted: Callable[[str], bool], max_bytes: int
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the names of an archive's files, and the content of those that are wanted.
+
+    Raises SourceError; ImageError for a wanted file that is damaged or has more than `max_bytes`.
+    """
+    with _opened(path, limits) as archive:
+        output_limit = OutputLimit(path, limits)
+        for member in archive.infolist():
+            name = storable(member.orig_filename)
+            if not name.endswith("/"):
+                is_wanted = wanted(name)
+                yield (
+                    name,
+                    _content(path, archive, member, max_bytes, output_limit) if is_wanted else None,
+                )
 
 
 class _File(io.BufferedReader):

@@ -26,7 +26,10 @@ def test_a_group_of_commands_has_an_example_as_they_have() -> None:
     ("typed", "meant"),
     [
         ("register", "Did you mean 'labelmill models register'?"),
-        ("show", "Did you mean 'labelmill models show' or 'labelmill runs show'?"),
+        (
+            "show",
+            "'labelmill datasets show' or 'labelmill models show' or 'labelmill runs show'?",
+        ),
         ("upgrade", "Did you mean 'labelmill db upgrade'?"),
         ("submi", "Did you mean 'submit'?"),
     ],

@@ -28,6 +28,8 @@ _PILLOW: Final[Any] = Image.core  # type: ignore[attr-defined]
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _HEADER: Final = struct.Struct(">I4sIIBBBBB")  # of the first part: its length, kind and content
 _COLOUR_TYPES: Final = {"L": 0, "RGB": 2}
+#: The bytes that say whether a picture may be plain: the signature and the first part.
+BEGINNING_BYTES: Final = len(_SIGNATURE) + _HEADER.size + 4
 _PIXELS_AT: Final = len(_SIGNATURE) + _HEADER.size + 12  # after a checksum, and IDAT's length and kind
 _END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
@@ -53,6 +55,22 @@ def _beginning(spec: InputSpec) -> bytes:
     return _SIGNATURE + part + zlib.crc32(part[4:]).to_bytes(4, "big")
 
 
+@lru_cache(maxsize=8)
+def _spec_with(beginning: bytes) -> InputSpec | None:
+    """Return the size and mode that a plain PNG with this first part has, or None if it is not plain."""
+    _, _, width, height, _, colour_type, *_ = _HEADER.unpack_from(beginning, len(_SIGNATURE))
+    spec = InputSpec(width, height, "L" if colour_type == _COLOUR_TYPES["L"] else "RGB")
+    return spec if width and height and _beginning(spec) == beginning else None
+
+
+def spec_of(data: bytes | memoryview) -> InputSpec | None:
+    """Return the size and mode of a picture that may be a plain PNG, or None if it is certainly not."""
+    beginning = bytes(data[:BEGINNING_BYTES])
+    if len(beginning) < BEGINNING_BYTES or not beginning.startswith(_SIGNATURE):
+        return None
+    return _spec_with(beginning)
+
+
 def _end_of_pixels(data: bytes | memoryview, beginning: bytes) -> int:
     """Return where the compressed pixels of a plain picture end; 0 if it is not plain.
 
@@ -60,7 +78,7 @@ def _end_of_pixels(data: bytes | memoryview, beginning: bytes) -> int:
     """
     end = _PIXELS_AT + int.from_bytes(data[_PIXELS_AT - 8 : _PIXELS_AT - 4], "big")
     is_plain = (
-        data[: _PIXELS_AT - 8] == beginning
+        data[:BEGINNING_BYTES] == beginning
         and data[_PIXELS_AT - 4 : _PIXELS_AT] == b"IDAT"
         and data[end + 4 : end + 4 + len(_END)] == _END
     )

@@ -1,0 +1,77 @@
+"""Describe a version of a dataset in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.dataset import DatasetVersion, Split
+from labelmill.console import pluralize
+
+
+def added_lines(version: DatasetVersion, *, new: bool) -> list[str]:
+    """Return what adding to a dataset has done, and what was wrong with the sources."""
+    summary = version.summary
+    name = f"dataset {version.dataset}"
+    if not new:
+        return [f"{name}, version {version.version}, has all of these images already: no new version"]
+    splits = ", ".join(f"{split} {summary['splits'][split]:,}" for split in Split)
+    return [
+        f"{name}, version {version.version}: {pluralize(summary['images'], 'image')} of "
+        f"{len(version.classes):,} classes ({splits}), {summary['added']:,} of them new",
+        *found_lines(summary),
+    ]
+
+
+def modes_line(summary: dict[str, Any]) -> str:
+    """Return the modes of the images, the most frequent first."""
+    modes = sorted(summary["modes"].items(), key=lambda each: -each[1])
+    return ", ".join(f"{mode} {number:,}" for mode, number in modes)
+
+
+def sizes_line(summary: dict[str, Any]) -> str:
+    """Return the sizes of the images."""
+    if summary["different_sizes"] == 1:
+        return f"{summary['width']['min']} x {summary['height']['min']}"
+    sides = [
+        f"{side} {summary[side]['min']:,} to {summary[side]['max']:,} (median {summary[side]['median']:,})"
+        for side in ("width", "height")
+    ]
+    most = summary["sizes"][0]
+    return (
+        f"{', '.join(sides)}; {summary['different_sizes']:,} sizes, most often {most['width']} x "
+        f"{most['height']} ({most['images']:,})"
+    )
+
+
+def found_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a line for each thing that was wrong with the sources, with its first image."""
+    codes = ", ".join(f"{code} {number:,}" for code, number in summary["unreadable"]["codes"].items())
+    findings = (
+        (
+            "unreadable",
+            "left out: {images} that cannot be decoded (" + codes + ")",
+            "{name}, {error} {detail}",
+        ),
+        ("unlabelled", "left out: {images} in no class", "{name}"),
+        ("duplicates", "left out: {images} with the pixels and the label of another", "{name} is {same_as}"),
+        (
+            "conflicts",
+            "left out: {images} with the pixels of another, but not its label",
+            "{name} is {label}, {same_as} is {other_label}",
+        ),
+        (
+            "relabelled",
+            "new label: {images} of the version before",
+            "{same_as} was {other_label}, {name} is {label}",
+        ),
+        ("in_two_splits", "in more than one split: {images}, each kept in one", "{name} is kept in {kept}"),
+    )
+    lines = []
+    for key, what, first in findings:
+        found = summary[key]
+        if found["count"]:
+            line = what.replace("{images}", pluralize(found["count"], "image"))
+            lines.append(f"{line}; the first: {first.format(**found['first'][0]).strip()}")
+    if summary["skipped"]:
+        lines.append(f"skipped because of their names: {pluralize(summary['skipped'], 'file')}")
+    return lines

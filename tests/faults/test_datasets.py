@@ -1,0 +1,189 @@
+"""Adding to a dataset is killed at every step, or the disk is full: the dataset stays as it was."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import NotFound
+from jobs.ledger import Ledger
+from jobs.manifest import read_manifest
+from jobs.payloads import read_payload
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill import Client
+from labelmill.datasets import removing
+from tests.console import LABELMILL, Home
+from tests.labelled import write_classes
+
+#: For each dataset that is named on stdin: add in a process that kills itself at a step, the first one at the
+#: first step. Print whether it was killed. Forked before any connection is open.
+KILLS_ITSELF = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from jobs.ledger import Ledger
+from jobs.store import Store
+from labelmill import Client
+from labelmill.datasets import adding
+
+adding._PAYLOAD_IMAGES = 30
+folder = sys.argv[1]
+left = 0
+
+def step():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def stepping(owner, name):
+    original = getattr(owner, name)
+    def stepped(*arguments, **named):
+        step()
+        result = original(*arguments, **named)
+        step()
+        return result
+    setattr(owner, name, stepped)
+
+def add(dataset):
+    stepping(os, "fsync")
+    stepping(Path, "rename")
+    stepping(Store, "put")
+    stepping(adding, "add_version")
+    transaction = Ledger.transaction
+
+    @contextmanager
+    def stepped(*arguments, **named):
+        step()
+        with transaction(*arguments, **named) as connection:
+            yield connection
+            step()  # before COMMIT
+        step()
+
+    with Client() as client:
+        Ledger.transaction = stepped
+        client.add_dataset(dataset, folder)
+
+for number, line in enumerate(sys.stdin, 1):
+    pid = os.fork()
+    if pid == 0:
+        left = number
+        add(line.strip())
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print("killed" if os.WIFSIGNALED(status) else f"ended {status}", flush=True)
+"""
+
+
+def check_version(client: Client, store: Store, name: str, images: int) -> None:
+    """Check that the latest version has this many images, and that all are stored."""
+    version = client.dataset(name)
+    manifest = read_manifest(store, version)
+    assert len(manifest.images) == images
+    payloads = [read_payload(store, file.key, file.digest) for file in manifest.payloads]
+    assert all(isinstance(payloads[each.payload].contents[each.place], bytes) for each in manifest.images)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["a new dataset", "a further version"])
+def test_adding_that_is_killed_at_any_step_changes_nothing_and_can_be_repeated(
+    settings: Settings,
+    ledger: Ledger,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    # given a folder with new images, and a dataset for each step that may exist already
+    first = write_classes(tmp_path / "first", each=30)
+    folder = write_classes(tmp_path / "second", each=45, first=9000)
+    images = 150 if known else 90
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLS_ITSELF, folder],
+        env=Home(settings.home, settings.environment()).environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process, Client(settings) as client:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        killed = 0
+        for number in count():
+            name = f"pets{number}"
+            if known:
+                client.add_dataset(name, first)
+
+            # when adding to it is killed at the next step
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+            outcome = process.stdout.readline().strip()
+
+            # then the dataset is as it was, unless the last COMMIT was through: then it has all images
+            try:
+                is_added = client.dataset(name).summary["images"] == images
+            except NotFound:
+                assert not known
+                is_added = False
+            if is_added or known:
+                check_version(client, store, name, images if is_added else 60)
+            if outcome != "killed":
+                assert outcome == "ended 0"
+                assert is_added
+                break
+            killed += 1
+
+            # and adding again works
+            assert client.add_dataset(name, folder).new is not is_added
+            check_version(client, store, name, images)
+        process.stdin.close()
+    assert killed > 20
+
+    # and later on nothing is left but what the versions need
+    monkeypatch.setattr(removing, "_STRAY_SECONDS", -60)
+    needed: set[str] = set()
+    with Client(settings) as client:
+        for version in client.datasets():
+            removing.remove_strays(ledger, store, version.dataset)
+            manifest = read_manifest(store, version)
+            needed |= {version.manifest, *(file.key for file in manifest.payloads)}
+            if version.version == 2:
+                needed.add(client.dataset(version.dataset, version=1).manifest)
+    assert _files(Path(settings.store) / "datasets") == {Path(settings.store) / key for key in needed}
+
+
+@pytest.mark.parametrize("room", [20_000, 120_000])
+def test_adding_without_room_says_so_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+    # given a folder of images, and a limit on what a file may grow to
+    home = Home(tmp_path / "home")
+    home.ok("datasets")
+    folder = write_classes(tmp_path / "pets", each=600)
+    stored = _files(home.path / "store")
+
+    # when it is added
+    done = subprocess.run(
+        [LABELMILL, "datasets", "add", "pets", str(folder)],
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+
+    # then the person is told in a sentence, and nothing of the dataset is left
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr or "cannot be" in done.stderr, done.stderr
+    assert _files(home.path / "store" / "datasets") == stored
+    with Client(Settings.load(home=home.path)) as client:
+        assert client.datasets() == []
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
