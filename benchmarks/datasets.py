@@ -90,6 +90,7 @@ def stamps(
         with _client() as (client, home):
             client.add_dataset("stamps", _divided(folder, home / "stamps", seed))
             measured = _trained(client, "stamps", minutes=minutes)
+            say(str(measured))
             rows.append({"cnn": measured, **_baselines(client, "stamps")})
             say(str(rows[-1]))
     means = {
@@ -123,6 +124,7 @@ def finetune() -> None:
             tuned = _trained(client, "rotated", architecture="finetune", start=champion)
             scratch = _trained(client, "rotated", architecture=network)
             measured[network] = {"finetune": tuned, "scratch": scratch}
+            say(f"{network}: {measured[network]}")
     _write_results("datasets-finetune", measured, load_average)
 
 

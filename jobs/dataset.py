@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import UserError
@@ -73,6 +74,11 @@ def describe_accuracy(accuracy: float | None, dataset: str, version: int | None)
 def dataset_option(dataset: str) -> str:
     """Return what to append to a command so that it means this dataset; nothing for the default one."""
     return "" if dataset == MNIST else f" --dataset {dataset}"
+
+
+def decoded_folder(cache_dir: Path, dataset: str) -> Path:
+    """Return the folder on this machine that holds the dataset's decoded images."""
+    return cache_dir / DATASETS / dataset
 
 
 def dataset_folder(dataset: str) -> str:

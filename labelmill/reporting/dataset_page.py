@@ -22,7 +22,7 @@ from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.datasets.describing import found_lines, modes_line, sizes_line
-from labelmill.reporting.page import open_template
+from labelmill.reporting.page import render_template
 from worker.predicting.decode import decode
 
 #: Images of one class on the contact sheet, and of all classes together: about 2 MB.
@@ -68,7 +68,8 @@ def render(store: Store, settings: Settings, version: DatasetVersion) -> str:
         for each in summary["classes"]
     ]
     sheet = _contact_sheet(store, settings, version)
-    return open_template("dataset.html").render(
+    return render_template(
+        "dataset.html",
         version=version,
         summary=summary,
         classes=classes,

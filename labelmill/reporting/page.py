@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.dataset import describe_version
 from jobs.evaluation import Evaluation
@@ -36,12 +36,7 @@ def render(facts: Facts) -> str:
 
 
 def render_template(name: str, **values: Any) -> str:
-    """Return a template of this folder as HTML."""
-    return open_template(name).render(**values)
-
-
-def open_template(name: str) -> Template:
-    """Return a template of this folder, with the filters that templates use."""
+    """Return a template of this folder as HTML, with these values escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # for every template, whatever its name ends with
@@ -58,7 +53,7 @@ def open_template(name: str) -> Template:
         "setting": setting,
         "p_value": p_value,
     }
-    return environment.get_template(name)
+    return environment.get_template(name).render(**values)
 
 
 def _template_values(facts: Facts) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -196,11 +199,16 @@ def test_images_are_in_the_manifests_order_at_every_size(
     assert data.evaluation_fingerprints == small.evaluation_fingerprints
 
 
-def test_only_the_latest_inputs_are_kept(shapes: str, load: Callable[..., Data], settings: Settings) -> None:
+def test_only_the_latest_inputs_are_kept(
+    shapes: str, load: Callable[..., Data], settings: Settings, client: Client
+) -> None:
     for side in (8, 9, 10, 11, 12):
         load(shapes, InputSpec(side, side, "RGB"))
     kept = {path.name.split("-")[1] for path in (settings.cache_dir / "datasets" / shapes).iterdir()}
     assert kept == {"10x10", "11x11", "12x12"}
+    # and none of a dataset that is removed.
+    client.remove_dataset(shapes)
+    assert not list(settings.cache_dir.rglob("*.pixels"))
 
 
 def test_an_interrupted_decoding_leaves_nothing_behind(
@@ -216,6 +224,34 @@ def test_an_interrupted_decoding_leaves_nothing_behind(
     assert not [path for path in (settings.cache_dir / "datasets").rglob("*") if path.is_file()]
     # and the next training decodes them.
     assert len(load(shapes).train) == 36
+
+
+def test_a_trainer_that_is_killed_while_it_decodes_leaves_no_file_to_be_used(
+    shapes: str, settings: Settings, ledger: Ledger, store: Store
+) -> None:
+    # Given a process that is killed while images are decoded
+    with ledger.reading() as connection:
+        version = get_version(connection, shapes)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dying = StoredDataset(settings, store, version, check=die)
+    pid = os.fork()
+    if not pid:
+        try:
+            dying.prepared(OWN_SIZE)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    # Then the next training does not use what it left, and has the images of an undisturbed one.
+    [left] = settings.cache_dir.rglob("*.pixels")
+    assert left.parent.name.startswith(".decoding-")
+    data = StoredDataset(settings, store, version).prepared(OWN_SIZE)
+    shutil.rmtree(settings.cache_dir)
+    undisturbed = StoredDataset(settings, store, version).prepared(OWN_SIZE)
+    assert (data.train.take(slice(None)) == undisturbed.train.take(slice(None))).all()
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ corrected images. The images may be a memory-mapped file that is larger than the
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,15 +79,6 @@ class Labelled:
         """Yield all images in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the SHA-256, in hex, of the pixels and the labels."""
-        digest = hashlib.sha256(f"{self.images.shape}\n".encode())
-        for images in self.windows(1000):
-            digest.update(images.tobytes())
-        digest.update(self.labels.astype("<u2").tobytes())
-        return digest.hexdigest()
 
 
 def nothing(spec: InputSpec) -> Labelled:

@@ -235,7 +235,6 @@ class TrainingRequest:
             size=self.size,
             augment=self.augment,
             class_weights=True,
-            patience=_PATIENCE,
             max_minutes=self.max_minutes,
         )
 
@@ -249,8 +248,10 @@ class TrainingRequest:
         return cls(**value)
 
 
-#: Epochs without a better one, counted after the warm-up, that end a training.
-_PATIENCE: Final = 25
+#: A training ends after this share of its epochs without a better one, but at the earliest after the least
+#: patience. While the learning rate is high, a small validation split can seem to stand still for long.
+_PATIENCE_SHARE: Final = 1 / 3
+_LEAST_PATIENCE: Final = 8
 
 #: How many images a training learns in all, as far as the limits of epochs allow.
 _IMAGES_LEARNT: Final = 1_200_000
@@ -300,6 +301,7 @@ def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: boo
         weight_decay=0.02,
         label_smoothing=0.05 if few else 0.0,
         averaging=0.99 if few else 0.998,
+        patience=max(_LEAST_PATIENCE, round(_PATIENCE_SHARE * epochs)),
         augment=augment,
         augmentation=augmentation_of(augment, width, height, few=few),
     )

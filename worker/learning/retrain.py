@@ -150,7 +150,8 @@ def retrain(
             say=say,
         )
         spec = start_model.input_spec if start_model else images.choose_input(recipe.size)
-        data = _with_corrections(images.prepared(spec), ledger, store, settings, heartbeat)
+        prepared = retry(lambda: images.prepared(spec), _RETRY_PAUSES)
+        data = _with_corrections(prepared, ledger, store, settings, heartbeat)
         recipe = dataclasses.replace(
             fitted_to(recipe, len(data.train), width=spec.width, height=spec.height, grey=spec.mode == "L"),
             start=start_model.id if start_model else None,

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from jobs.cores import usable_cores
-from jobs.dataset import DatasetVersion, Split
+from jobs.dataset import DatasetVersion, Split, decoded_folder
 from jobs.errors import DataUnavailable, ImageError, PayloadDamaged
 from jobs.evaluation import Part
 from jobs.files import make_private_folder, sync, temporary_folder
@@ -145,17 +145,16 @@ class StoredDataset:
 
     def _cached(self, split: Split, spec: InputSpec) -> Path:
         """Return the file of a split's pixels. Make it if it does not exist. Raises OSError."""
-        folder = (
-            self._settings.cache_dir / "datasets" / self._version.dataset / _cache_name(self._version, spec)
-        )
+        of_dataset = decoded_folder(self._settings.cache_dir, self._version.dataset)
+        folder = of_dataset / _cache_name(self._version, spec)
         path = folder / f"{split}.pixels"
         make_private_folder(folder)
         os.utime(folder)
         if path.exists():
             return path
-        _remove_oldest(folder.parent, besides=folder)
+        _remove_oldest(of_dataset, besides=folder)
         self._say(f"decoding {len(self._of_split[split]):,} {split} images of {self._version.dataset}")
-        with temporary_folder(folder.parent, ".decoding-") as temporary:
+        with temporary_folder(of_dataset, ".decoding-") as temporary:
             unfinished = temporary / path.name
             self._decode_all(split, spec, unfinished)
             sync(unfinished)
@@ -240,8 +239,3 @@ def _remove_oldest(folder: Path, *, besides: Path) -> None:
     for old in sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
         with suppress(OSError):  # another process removes it
             shutil.rmtree(old)
-
-
-def remove_cached(cache_dir: Path, dataset: str) -> None:
-    """Remove the decoded images of all versions of a dataset."""
-    shutil.rmtree(cache_dir / "datasets" / dataset, ignore_errors=True)
