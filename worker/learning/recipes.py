@@ -248,8 +248,8 @@ class TrainingRequest:
         return cls(**value)
 
 
-#: A training ends after this share of its epochs without a better one, but at the earliest after the least
-#: patience. While the learning rate is high, a small validation split can seem to stand still for long.
+#: A training ends after this share of its epochs without a better one, at the earliest after _LEAST_PATIENCE.
+#: While the learning rate is high, the accuracy on a small validation split can stand still for long.
 _PATIENCE_SHARE: Final = 1 / 3
 _LEAST_PATIENCE: Final = 8
 
