@@ -347,15 +347,15 @@ def test_the_best_epoch_counts_and_the_training_ends_when_none_is_better(
         assert (weights == best).all()
 
 
-def test_of_two_epochs_with_the_same_accuracy_the_one_with_the_lower_loss_counts(
+def test_of_two_epochs_with_the_same_accuracy_the_later_counts(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([1.0, 0.5, 0.7])
+    accuracies = iter([0.5, 0.5, 0.4])
     seen: list[Any] = []
 
     def validate(model: keras.Model, *_: Any) -> tuple[float, float]:
         seen.append(model.get_weights())
-        return next(losses), 0.5
+        return 1.0, next(accuracies)
 
     monkeypatch.setattr(training, "_validate", validate)
     model = train(data, replace(RECIPE, epochs=3, patience=9))

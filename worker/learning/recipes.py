@@ -255,8 +255,8 @@ _LEAST_PATIENCE: Final = 8
 
 #: How many images a training learns in all, as far as the limits of epochs allow.
 _IMAGES_LEARNT: Final = 1_200_000
-_EPOCHS: Final = (8, 120)
-_FINETUNED_EPOCHS: Final = (6, 40)
+_EPOCHS: Final = (8, 300)
+_FINETUNED_EPOCHS: Final = (6, 80)
 
 #: Up to so many training images, batches are smaller and the weights are averaged over a shorter time.
 _FEW_IMAGES: Final = 5_000
@@ -296,7 +296,7 @@ def fitted_to(recipe: Recipe, images: int, *, width: int, height: int, grey: boo
         recipe,
         epochs=epochs,
         batch_size=32 if images <= _FEW_IMAGES // 4 else 64 if few else 128,
-        learning_rate=0.0005 if tuned else 0.001 if recipe.architecture == "mlp" else 0.004,
+        learning_rate=0.001 if tuned or recipe.architecture == "mlp" else 0.004,
         warm_up=0.1,
         weight_decay=0.02,
         label_smoothing=0.05 if few else 0.0,
