@@ -171,8 +171,9 @@ def show_results(client: Client, status: JobStatus, data: Mnist, console: Consol
     steps = next_steps(
         (f"predictions {status.id} --below 0.6", "images it was unsure of"),
         ("up", "keep the workers running"),
-        ("submit FOLDER --watch", "classify your own images"),
+        ("submit FOLDER --watch", "classify your own digits"),
         ("classify IMAGE", "classify one image"),
+        ("datasets add NAME FOLDER", "begin with images of your own: one subfolder per class"),
     )
     console.print(
         f"\n{all_right:,} of {everything:,} right: accuracy {all_right / everything:.4f}\n\n"

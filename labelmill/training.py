@@ -95,7 +95,8 @@ def train_with_progress(
 def choice_line(recipe: dict[str, Any], spec: dict[str, Any]) -> str:
     """Return in one line what was chosen from the data: a run's recipe, and the input of its model."""
     colours = "grey" if spec["mode"] == "L" else "colour"
-    limit = f", at most {recipe['max_minutes']:g} minutes" if recipe.get("max_minutes") else ""
+    minutes = recipe.get("max_minutes")
+    limit = f", at most {minutes:g} {'minute' if minutes == 1 else 'minutes'}" if minutes else ""
     return (
         f"{recipe['architecture']} for {colours} images of {spec['width']}x{spec['height']} pixels, "
         f"augmentation {recipe['augment']}, up to {recipe['epochs']} epochs in batches of "

@@ -24,8 +24,9 @@ def get_version(connection: Connection, dataset: str, version: int | None = None
     """Return this version of the dataset, or its latest. Raises NotFound."""
     found = latest_version(connection, dataset)
     if found is None:
-        built_in = f": {MNIST} is built in" if dataset == MNIST else ""
-        raise NotFound(f"The ledger has no dataset {dataset!r}{built_in}. `labelmill datasets` lists all.")
+        if dataset == MNIST:
+            raise NotFound(f"Dataset {MNIST} is built in: it has no versions in the ledger.")
+        raise NotFound(f"There is no dataset {dataset!r}. `labelmill datasets` lists all.")
     if version is None or version == found.version:
         return found
     query = sa.select(dataset_versions).where(dataset_versions.c.dataset == dataset)

@@ -106,7 +106,19 @@ def _corrections(status: ScheduleStatus) -> str:
 
 
 def _training(status: ScheduleStatus) -> str:
-    return " ".join(str(value) for value in status.schedule.request.values() if value is not None)
+    asked = {name: value for name, value in status.schedule.request.items() if value is not None}
+    return ", ".join(form.format(asked[name]) for name, form in _SHOWN.items() if name in asked) or "default"
+
+
+#: How what a schedule trains is shown, in this order.
+_SHOWN: Final = {
+    "architecture": "{}",
+    "profile": "{}",
+    "start": "from {}",
+    "size": "{0}x{0}",
+    "augment": "augment {}",
+    "max_minutes": "at most {:g} min",
+}
 
 
 _COLUMNS: Final = (

@@ -70,7 +70,7 @@ def _template_values(facts: Facts) -> dict[str, Any]:
         sets.append(tables.evaluated_set(LIVE_SET, facts.live_set, rival.live_set if rival else None))
     return {
         "evaluation": evaluation,
-        "data": _describe_data(facts.stored),
+        "evaluated_on": _describe_data(facts.stored),
         "their_data": _describe_data(rival.stored) if rival and rival.stored else None,
         "run_data": describe_version(facts.run.dataset, facts.run.dataset_version) if facts.run else None,
         "rival": rival,

@@ -14,6 +14,7 @@ import pytest
 from jobs.settings import ENV_PREFIX
 from labelmill.console import ExitCode
 from tests.console import LABELMILL, Home
+from tests.pages import console_examples
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -32,8 +33,7 @@ def folder(few_digits: Path, tmp_path: Path) -> Path:
 
 
 def _lines() -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    return [line[2:].partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [example.command for example in console_examples(README)]
 
 
 def test_the_console_blocks_run(stack: Home, folder: Path) -> None:

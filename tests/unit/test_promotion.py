@@ -130,6 +130,21 @@ def test_a_small_live_set_decides_nothing():
     assert checked(EQUAL, compared(MIN_LIVE_IMAGES, MIN_LIVE_IMAGES, 0))[1] == ("live set", True)
 
 
+def test_a_small_test_set_need_only_show_what_it_can():
+    # Given a challenger that is better on the live set, and too few test images to show a margin of 1 point
+    better = compared(100, 40, 5)
+    # Then no image lost is enough
+    not_worse, _ = check_better(LIMITS, compared(70, 0, 0), better)
+    assert not_worse.passed
+    assert not_worse.text == (
+        "not worse on the test set: at most 3.72 points, with 95 % confidence; 70 images cannot show less"
+    )
+    # And one is too many
+    worse, _ = check_better(LIMITS, compared(70, 0, 1), better)
+    assert not worse.passed
+    assert "more than 3.72, with 95 % confidence" in worse.text
+
+
 @pytest.mark.parametrize(
     ("test", "live", "passed"),
     [

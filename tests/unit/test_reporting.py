@@ -307,6 +307,7 @@ def test_every_accuracy_names_its_dataset_and_version():
     # Then the page names both, and the version that the run learnt
     page = Page(render(make_facts(stored=ours, rival=rival, run=run)))
     assert "of the 1,000 evaluation images of birds version 3 are correct" in page.text
+    assert "On 1,000 evaluation images of birds version 3. Speed" in page.text
     assert "was evaluated on other images (birds version 2)" in page.text
     assert "dataset birds version 4" in page.text
 

@@ -11,7 +11,7 @@ from jobs.drift import Shift
 from jobs.ledger.health import RECENT_DAYS, Health
 from labelmill.client import Client
 from labelmill.commands.options import ChampionOfOption
-from labelmill.console import examples, print_data, print_json, printable_lines, report_errors
+from labelmill.console import examples, pluralize, print_data, print_json, printable_lines, report_errors
 from labelmill.tables import field_lines
 from producer.export import printable
 
@@ -75,11 +75,12 @@ def _shift_to_json(shift: Shift | None) -> dict[str, Any] | None:
 def _format_health(health: Health) -> list[str]:
     live = health.live
     said = "-" if live.accuracy is None else f"{live.accuracy:.4f}"
+    recent = f"{pluralize(health.images, 'image')} of {pluralize(health.jobs, 'job')}"
     lines = field_lines(
         ("model", health.model),
         ("accuracy", describe_accuracy(health.accuracy, health.dataset, health.dataset_version)),
         ("live accuracy", f"{said}, {live.right:,} right of {live.labelled:,} labelled"),
-        ("recent", f"{health.images:,} images of {health.jobs:,} jobs in the last {RECENT_DAYS} days"),
+        ("recent", f"{recent} in the last {RECENT_DAYS} days"),
     )
     if health.unknown is not None:
         return [*lines, "", health.unknown]
