@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.dataset import MNIST
+from jobs.dataset import MNIST, describe_accuracy, describe_version
 from jobs.model import Invert, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
@@ -51,8 +51,13 @@ def register(
         bool, typer.Option("--logits", help="It answers logits, not probabilities: a softmax is added.")
     ] = False,
     dataset: Annotated[
-        str, typer.Option(metavar="NAME", help="The dataset that it belongs to, and can be the champion of.")
-    ] = MNIST,
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The dataset that it belongs to, and can be the champion of; it is evaluated at once. "
+            "Left out: mnist, without an evaluation.",
+        ),
+    ] = None,
     architecture: Annotated[
         str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
     ] = "custom",
@@ -76,22 +81,28 @@ def register(
         registered = client.register(
             file,
             classes=class_names_given(classes, classes_file),
-            dataset=dataset,
+            dataset=dataset or MNIST,
             architecture=architecture,
             resampling=resampling,
             invert=invert,
             logits=logits,
         )
-    model = registered.model
-    say(f"model {model.id} " + ("is registered" if registered.new else "was registered before"))
-    say(f"  its input:   {describe_input(model.input_spec)}")
-    say(f"  its classes: {name_classes(model.classes)}")
-    say(f"  use it:      labelmill submit SOURCES --model {model.id}")
-    if registered.unfit is None:
-        say(f"  measure it:  labelmill models evaluate {model.id}")
-    else:
-        say(f"  promote it:  labelmill models promote {model.id} --force")
-        say(f"  (it cannot be measured: {registered.unfit})")
+        model = registered.model
+        say(f"model {model.id} " + ("is registered" if registered.new else "was registered before"))
+        say(f"  its input:   {describe_input(model.input_spec)}")
+        say(f"  its classes: {name_classes(model.classes)}")
+        say(f"  use it:      labelmill submit SOURCES --model {model.id}")
+        if registered.unfit is not None:
+            say(f"  promote it:  labelmill models promote {model.id} --force")
+            say(f"  (it cannot be measured: {registered.unfit})")
+        elif dataset is None:
+            say(f"  measure it:  labelmill models evaluate {model.id}")
+        else:
+            client.evaluate(model.id, on_message=say)
+            model = client.model(model.id)
+            accuracy = describe_accuracy(model.accuracy, model.dataset, model.accuracy_version)
+            say(f"  accuracy:    {accuracy}")
+            say(f"  promote it:  labelmill models promote {model.id}")
     if as_json:
         print_json(
             {
@@ -102,6 +113,7 @@ def register(
                 "classes": model.classes,
                 "input_spec": asdict(model.input_spec),
                 "logits": model.logits,
+                "accuracy": model.accuracy,
                 "sha256": model.sha256,
             }
         )
@@ -127,7 +139,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Measure a model on MNIST's test images, and store the figures: `promote` judges by them.
+    """Measure a model on its dataset's test images, and store the figures: `promote` judges by them.
 
     The champion is measured as well, unless it was measured on these images before. MNIST comes from the same
     place as for `train`.
@@ -141,10 +153,11 @@ def evaluate(
             _evaluate_images(client, model, images, as_json=as_json)
             return
         evaluation = client.evaluate(model, on_message=say)
+        measured = client.model(model)
     if as_json:
         print_json({"model": model, **evaluation_to_json(evaluation)})
     else:
-        _print_evaluation(evaluation)
+        _print_evaluation(evaluation, describe_version(measured.dataset, measured.accuracy_version))
 
 
 def _evaluate_images(client: Client, model: str, images: str, *, as_json: bool) -> None:
@@ -157,8 +170,9 @@ def _evaluate_images(client: Client, model: str, images: str, *, as_json: bool) 
         print_data("\n".join(labelled_lines(found)))
 
 
-def _print_evaluation(evaluation: Evaluation) -> None:
+def _print_evaluation(evaluation: Evaluation, data: str) -> None:
     lines = [
+        f"data                {data}",
         *summary_lines(evaluation),
         f"log loss            {evaluation.log_loss:.4f}",
         f"calibration error   {evaluation.calibration_error:.4f}",
