@@ -137,7 +137,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=2 * COMMAND_SECONDS,  # a training is the longest command of all tests
             check=False,
         )
         return done.returncode, done.stdout
