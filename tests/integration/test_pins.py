@@ -141,7 +141,7 @@ def test_a_second_pin_keeps_the_time_of_the_first(ledger: Ledger, models: tuple[
 
 def test_without_a_champion_there_is_nothing_to_pin(ledger: Ledger) -> None:
     for pinned in (True, False):
-        with pytest.raises(NotFound, match="There is no model yet"):
+        with pytest.raises(NotFound, match="Dataset mnist has no model yet"):
             pin(ledger, pinned=pinned)
 
 
