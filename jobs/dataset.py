@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from jobs.errors import UserError
@@ -78,3 +79,8 @@ def dataset_option(dataset: str) -> str:
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"
+
+
+def decoded_folder(cache_dir: Path, dataset: str) -> Path:
+    """Return the folder that holds the decoded images of a dataset on this machine."""
+    return cache_dir / DATASETS / dataset

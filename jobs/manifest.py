@@ -8,13 +8,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import starmap
+from typing import Any, Final, NamedTuple
 
 from jobs.dataset import DatasetVersion, Split
 from jobs.errors import DataUnavailable
 from jobs.store import Store
+
+_SPLITS: Final = {str(split): split for split in Split}
+
+#: How many lines are parsed at a time.
+_PARSED_LINES: Final = 1000
 
 
 class PayloadFile(NamedTuple):
@@ -68,16 +75,21 @@ class Manifest:
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read the file's content. Raises ValueError if it is not a manifest."""
         try:
-            lines = iter(gzip.decompress(data).splitlines())
-            payloads = tuple(PayloadFile(*each) for each in json.loads(next(lines))["payloads"])
-            return cls(payloads, tuple(map(_to_image, lines)))
-        except (OSError, EOFError, StopIteration, KeyError, TypeError) as error:
+            first, *lines = gzip.decompress(data).splitlines()
+            payloads = tuple(PayloadFile(*each) for each in json.loads(first)["payloads"])
+            return cls(payloads, tuple(starmap(_to_image, _parsed(lines))))
+        except (OSError, EOFError, KeyError, TypeError, zlib.error) as error:
             raise ValueError(f"it is not a manifest: {error}") from error
 
 
-def _to_image(line: bytes) -> DatasetImage:
-    name, split, *others = json.loads(line)
-    return DatasetImage(name, Split(split), *others)
+def _parsed(lines: list[bytes]) -> Iterator[list[Any]]:
+    """Yield each line's value. Parsing many lines at a time takes half as long as one by one."""
+    for start in range(0, len(lines), _PARSED_LINES):
+        yield from json.loads(b"[" + b",".join(lines[start : start + _PARSED_LINES]) + b"]")
+
+
+def _to_image(name: str, split: str, *others: Any) -> DatasetImage:
+    return DatasetImage(name, _SPLITS[split], *others)
 
 
 def read_manifest(store: Store, version: DatasetVersion) -> Manifest:
@@ -86,12 +98,13 @@ def read_manifest(store: Store, version: DatasetVersion) -> Manifest:
     Raises DataUnavailable if it is missing or damaged, Unavailable if the store cannot be reached.
     """
     what = f"The list of images of dataset {version.dataset}, version {version.version},"
+    remedy = "restore it, or add the images as a dataset with another name"
     try:
         manifest = Manifest.from_bytes(store.get(version.manifest))
     except FileNotFoundError:
-        raise DataUnavailable(f"{what} is missing from the store: add the dataset again.") from None
+        raise DataUnavailable(f"{what} is missing from the store: {remedy}.") from None
     except ValueError as error:
-        raise DataUnavailable(f"{what} cannot be read ({error}): add the dataset again.") from None
+        raise DataUnavailable(f"{what} cannot be read ({error}): {remedy}.") from None
     if manifest.fingerprint(version.classes) != version.fingerprint:
-        raise DataUnavailable(f"{what} is not what was stored: add the dataset again.")
+        raise DataUnavailable(f"{what} is not what was stored: {remedy}.")
     return manifest

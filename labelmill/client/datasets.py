@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from jobs.dataset import DatasetVersion
+from jobs.dataset import DatasetVersion, decoded_folder
 from jobs.errors import UserError
 from jobs.extras import install_hint
 from jobs.ledger.datasets import get_version, list_datasets
@@ -78,3 +79,4 @@ class DatasetMethods(Session):
         Raises NotFound; Conflict if it has a champion or a challenger, is being trained on, or is built in.
         """
         remove(self.ledger, self._store, name)
+        shutil.rmtree(decoded_folder(self.settings.cache_dir, name), ignore_errors=True)
