@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -25,8 +26,8 @@ _UNFINISHED: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
 #: How many pieces one system call takes (IOV_MAX on Linux and macOS).
 _MAX_PIECES: Final = 1024
 
-#: A temporary folder that a killed process left is removed after this time. No process of ours needs one for
-#: an hour.
+#: If the file system has no locks, a temporary folder that a killed process left is removed after this time.
+#: No process of ours needs one for an hour.
 _LEFTOVER_SECONDS: Final = 24 * 3600
 
 #: The umask for files that other programs or libraries create for us.
@@ -67,17 +68,46 @@ def make_private_file(path: Path) -> None:
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Create a temporary folder in `parent`, and delete it at the end. Raises OSError.
 
-    `parent` is created if it does not exist. Folders with this prefix that a killed process left more than a
-    day ago are deleted too.
+    `parent` is created if it does not exist. Folders with this prefix that a killed process left are deleted
+    too: a process keeps its folder locked, and the system ends the lock with the process.
     """
     make_private_folder(parent)
-    oldest = time.time() - _LEFTOVER_SECONDS
-    for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # another user's, or another process is removing it
-            if left.lstat().st_mtime < oldest:
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
-        yield Path(folder)
+    for other in parent.glob(f"{prefix}*"):
+        # It may be another user's, and another process may use it or remove it.
+        with contextlib.suppress(OSError), _locked(other, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_locked:
+            if is_locked or other.lstat().st_mtime < time.time() - _LEFTOVER_SECONDS:
+                shutil.rmtree(other)
+    while True:
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name,
+            contextlib.ExitStack() as lock,
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                lock.enter_context(_locked(Path(name), fcntl.LOCK_EX))
+            # Before it had its lock, another process may have taken it for one that was left.
+            if Path(name).exists():
+                yield Path(name)
+                return
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Lock a folder; yield whether the file system has locks.
+
+    Raises BlockingIOError if another process has locked it and `how` says not to wait, FileNotFoundError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            raise
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 def append_privately(path: Path) -> FileIO:

@@ -106,7 +106,7 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     Unavailable if the store cannot be reached or this machine cannot keep the file.
     """
     cached = cache_dir / "models" / f"{model.sha256}.keras"
-    with _cache_errors(cached.parent):
+    with cache_errors(cached.parent):
         data = _read_cached(cached, model)
     from_store = data is None
     if data is None:
@@ -116,14 +116,14 @@ def fetch_model(store: Store, model: Model, cache_dir: Path) -> Path:
     except ModelRefused as error:
         raise ModelRefused(f"The file of model {model.id} is refused. {error}") from None
     if from_store:
-        with _cache_errors(cached.parent):
+        with cache_errors(cached.parent):
             make_private_folder(cached.parent)
             write_whole(cached, data)
     return cached
 
 
 @contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
+def cache_errors(folder: Path) -> Iterator[None]:
     """Raise Unavailable if the folder of models cannot be used.
 
     A full disk, or a folder of another user, is not the fault of an image or a model.

@@ -19,7 +19,12 @@ seam, so that one worker serves many trials.
 | `before ack` | the parent is about to acknowledge |
 | `claim` | the claim is written in an open transaction |
 | `run claimed` | a trainer's child has claimed a training run |
+| `to be cached` | a split of a dataset is about to be decoded into the cache |
+| `decoding` | an image is about to be decoded; those before it are in an unfinished file |
+| `decoded` | all of them are; the file does not have its name yet |
+| `cached` | the file has its name |
 | `epoch` | an epoch is written in an open transaction |
+| `to be saved` | the trained model is about to be written to a temporary file |
 | `saved` | the trained model is in a temporary file, nowhere else |
 | `to be stored` | its file is about to go into the store, also for the second time |
 | `storing` | its bytes are in the store, not yet under their name |
@@ -357,6 +362,7 @@ def _claimed_run(original: Callable[..., Any], *args: Any) -> Any:
     if claim is not None:
         passing("run claimed")
         _set_up_training()
+        _set_up_decoding()
     return claim
 
 
@@ -374,7 +380,9 @@ def _set_up_training() -> None:
 
     @_wrap(retrain, "save")
     def saved(original: Callable[..., None], *args: Any) -> None:
-        original(*args)
+        with _room_for_files():
+            passing("to be saved")
+            original(*args)
         passing("saved")
 
     @_wrap(os, "fsync")
@@ -404,6 +412,30 @@ def _set_up_training() -> None:
     def promoted(original: Callable[..., Any], *args: Any) -> Any:
         passing("promoted")
         return original(*args)
+
+
+@functools.cache
+def _set_up_decoding() -> None:
+    """The seams of a dataset's decoding into the cache."""
+    from worker.learning.stored import StoredDataset
+
+    @_wrap(StoredDataset, "_decode_all")
+    def decoded(original: Callable[..., None], *args: Any) -> None:
+        with _room_for_files():
+            passing("to be cached")
+            original(*args)
+        passing("decoded")
+
+    @_wrap(StoredDataset, "_decoded")
+    def decoding(original: Callable[..., Any], *args: Any) -> Any:
+        passing("decoding")
+        return original(*args)
+
+    @_wrap(StoredDataset, "_cached")
+    def cached(original: Callable[..., Path], *args: Any) -> Path:
+        path = original(*args)
+        passing("cached")
+        return path
 
 
 _transaction = Ledger.transaction

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
 from labelmill.client import Client
+from tests.colours import COLOURS, picture, write_pictures
 from worker.learning.corrections import add_corrections
 from worker.learning.data import Data
 from worker.learning.recipes import TrainingRequest
@@ -39,31 +40,8 @@ from worker.learning.retrain import Retrained, begin_run, retrain
 from worker.learning.stored import StoredDataset
 from worker.predicting.decode import content_hash
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
-
 #: The input that is chosen for pictures of 24x24 pixels.
 OWN_SIZE = InputSpec(24, 24, "RGB")
-
-
-def picture(colour: str, number: int, side: int = 24) -> npt.NDArray[np.uint8]:
-    """Return a square of this colour on noise: uint8 (side, side, 3). Each number gives another one."""
-    dice = np.random.default_rng((number, *COLOURS[colour]))
-    pixels = dice.integers(0, 80, (side, side, 3), np.uint8)
-    top, left = dice.integers(2, side // 2, 2)
-    pixels[top : top + side // 3, left : left + side // 3] = COLOURS[colour]
-    return pixels
-
-
-def write_pictures(folder: Path, each: dict[str, int], classes: Sequence[str] = tuple(COLOURS)) -> Path:
-    """Write so many pictures of each class in each split."""
-    number = 0
-    for split, count in each.items():
-        for name in classes:
-            (folder / split / name).mkdir(parents=True)
-            for _ in range(count):
-                number += 1
-                Image.fromarray(picture(name, number)).save(folder / split / name / f"{number}.png")
-    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -32,18 +34,30 @@ def test_a_folder_for_now_is_private_and_gone_afterwards(tmp_path: Path) -> None
     assert not folder.exists()
 
 
-def test_what_was_left_by_a_killed_process_goes_a_day_later(tmp_path: Path) -> None:
-    # Given folders left by killed processes, of this kind and of another, and a folder in use
-    left = aged(tmp_path / "training-abc", DAY + 60)
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    # Given a folder that a killed process left, an old one of another kind, and a link to that
+    left = aged(tmp_path / "training-abc", 1)
     others = aged(tmp_path / "mnist", 9 * DAY)
-    now = aged(tmp_path / "training-def", DAY - 60)
-    # and a link with such a name to a foreign folder
     (tmp_path / "training-link").symlink_to(others)
-    os.utime(tmp_path / "training-link", (0, 0), follow_symlinks=False)
-    # When another process makes a folder
-    with temporary_folder(tmp_path, "training-"):
-        pass
-    # Then only the old one is removed
+    # and an old folder that a process still uses
+    with temporary_folder(tmp_path, "training-") as used:
+        os.utime(used, (0, 0))
+        # When another folder is made
+        with temporary_folder(tmp_path, "training-"):
+            # Then only the first one is removed
+            assert not left.exists()
+            assert (others / "model.keras").exists()
+            assert used.exists()
+
+
+def test_without_locks_it_is_removed_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    left = aged(tmp_path / "training-abc", DAY + 60)
+    recent = aged(tmp_path / "training-def", DAY - 60)
+    with temporary_folder(tmp_path, "training-") as folder:
+        assert folder.exists()
     assert not left.exists()
-    assert (others / "model.keras").exists()
-    assert (now / "model.keras").exists()
+    assert recent.exists()

@@ -51,6 +51,6 @@ def open_dataset(
     def read() -> StoredDataset:
         with ledger.reading() as connection:
             version = get_version(connection, name)
-        return StoredDataset(settings, store, version, check=check, say=say)
+        return StoredDataset(settings, store, version, pauses=pauses, check=check, say=say)
 
     return retry(read, pauses)

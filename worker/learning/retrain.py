@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
@@ -40,7 +40,7 @@ from jobs.ledger.runs import (
 )
 from jobs.model import InputSpec, Model
 from jobs.promotion import judge_and_promote
-from jobs.registry import fetch_model, register_model
+from jobs.registry import cache_errors, fetch_model, register_model
 from jobs.schema import RunState
 from jobs.settings import Settings
 from jobs.store import Store
@@ -191,9 +191,10 @@ def retrain(
 
         # the evaluation: the model is read back from its file by the code that will serve it
         # The temporary folder is in the cache: nothing is written outside the state folder.
-        with temporary_folder(settings.cache_dir, "training-") as folder:
-            path = folder / "model.keras"
-            save(trained, path)
+        with ExitStack() as stack:
+            with cache_errors(settings.cache_dir):
+                path = stack.enter_context(temporary_folder(settings.cache_dir, "training-")) / "model.keras"
+                save(trained, path)
             classifier = Classifier.load(path, data.classes, spec)
             classifier.warm_up()
             evaluated = evaluate_parts(classifier, data)

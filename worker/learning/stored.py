@@ -1,17 +1,20 @@
 """Load a version of a dataset from the store: decode its images once, and keep them in the cache.
 
 The cache has a folder per version and input, with a file of pixels for each split. A file is written under a
-temporary name first, so it is complete or does not exist.
+temporary name first, so it is complete or does not exist. If two processes decode the same images, the later
+file replaces the other.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,11 +28,13 @@ from jobs.files import make_private_folder, sync, temporary_folder
 from jobs.manifest import DatasetImage, Manifest, read_manifest
 from jobs.model import InputSpec, Mode
 from jobs.payloads import Payload, read_payload
+from jobs.reading import why
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.learning.data import Data, Labelled, Uint8, nothing
 from worker.predicting.decode import decode
+from worker.retry import retry
 
 #: The cache keeps so many versions and inputs of each dataset.
 _KEPT: Final = 3
@@ -75,17 +80,20 @@ class StoredDataset:
         store: Store,
         version: DatasetVersion,
         *,
+        pauses: Sequence[float] = (),
         check: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         """Read the list of images. `check` is called often while images are decoded, and may raise.
 
+        While images are decoded, a store that is unavailable is retried after each of `pauses`, in seconds.
         `say` receives what takes long, a line each. Raises DataUnavailable if the list is missing or damaged,
         Unavailable.
         """
         self._settings = settings
         self._store = store
         self._version = version
+        self._pauses = pauses
         self._check = check
         self._say = say
         self._manifest: Manifest = read_manifest(store, version)
@@ -134,13 +142,13 @@ class StoredDataset:
         if not images:
             return Labelled(np.empty(shape, np.uint8), labels, pictures)
         try:
-            path = self._cached(split, spec)
-            if path.stat().st_size != np.prod(shape, dtype=object):
-                raise DataUnavailable(f"{path} has a wrong size: remove it, and it is made again.")
-            return Labelled(np.memmap(path, np.uint8, "r", shape=shape), labels, pictures)
+            return Labelled(
+                np.memmap(self._cached(split, spec), np.uint8, "r", shape=shape), labels, pictures
+            )
         except OSError as error:
             raise DataUnavailable(
-                f"The decoded images cannot be kept in {self._settings.cache_dir}: {error}."
+                f"The decoded images cannot be kept in {self._settings.cache_dir} ({why(error)}): it must be "
+                f"writable and have {math.ceil(math.prod(shape) / 1e6):,} MB of free space."
             ) from error
 
     def _cached(self, split: Split, spec: InputSpec) -> Path:
@@ -150,7 +158,7 @@ class StoredDataset:
         path = folder / f"{split}.pixels"
         make_private_folder(folder)
         os.utime(folder)
-        if path.exists():
+        if path.exists() and path.stat().st_size == len(self._of_split[split]) * math.prod(spec.shape):
             return path
         _remove_oldest(of_dataset, besides=folder)
         self._say(f"decoding {len(self._of_split[split]):,} {split} images of {self._version.dataset}")
@@ -158,6 +166,7 @@ class StoredDataset:
             unfinished = temporary / path.name
             self._decode_all(split, spec, unfinished)
             sync(unfinished)
+            make_private_folder(folder)  # another process may have removed it as the oldest
             unfinished.rename(path)
         sync(folder)
         return path
@@ -199,14 +208,17 @@ class StoredDataset:
         """Decode a payload's images of a split, and write each at its place in the file."""
         file = self._manifest.payloads[number]
         try:
-            payload = read_payload(self._store, file.key, file.digest)
+            payload = retry(partial(read_payload, self._store, file.key, file.digest), self._pauses)
         except PayloadDamaged as error:
-            raise DataUnavailable(f"{self} cannot be loaded: {error} Add the dataset again.") from None
+            raise DataUnavailable(
+                f"{self} cannot be loaded: {error} Restore it, or add the images as a dataset with "
+                "another name."
+            ) from None
         roots = Roots(self._settings.reference_roots)
-        size = int(np.prod(spec.shape))
+        size = math.prod(spec.shape)
         for row in rows:
             pixels = self._decoded(self._of_split[split][row], payload, spec, roots)
-            os.pwrite(descriptor, pixels.tobytes(), row * size)
+            _write_at(descriptor, pixels.tobytes(), row * size)
 
     def _decoded(self, image: DatasetImage, payload: Payload, spec: InputSpec, roots: Roots) -> Uint8:
         limits = self._settings.image_limits
@@ -215,12 +227,12 @@ class StoredDataset:
             if isinstance(content, ImageError):
                 raise content
             if isinstance(content, Reference):
-                content = roots.read(content, max_bytes=limits.max_bytes)
+                content = retry(partial(roots.read, content, max_bytes=limits.max_bytes), self._pauses)
             return decode(content, spec, limits)
         except ImageError as error:
             raise DataUnavailable(
-                f"{self} cannot be loaded: its image {image.name} cannot be read ({error}). If it has moved "
-                "or changed, add the dataset again."
+                f"{self} cannot be loaded: its image {image.name} cannot be read ({error}). Put it back as "
+                "it was, or add the images as a dataset with another name."
             ) from None
 
 
@@ -228,6 +240,14 @@ def _cache_name(version: DatasetVersion, spec: InputSpec) -> str:
     """Return the name of the cache's folder for a version and an input."""
     size = f"{spec.width}x{spec.height}"
     return f"{version.fingerprint[:24]}-{size}-{spec.mode}-{spec.resampling}-{spec.invert}"
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all bytes at this place of the file. Raises OSError."""
+    rest = memoryview(data)
+    while rest:  # on a full disk, a call writes a part and only the next one fails
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def _remove_oldest(folder: Path, *, besides: Path) -> None:

@@ -1,0 +1,290 @@
+"""What a training says and leaves if its dataset, its cache or its images are damaged or change meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.dataset import DatasetVersion, decoded_folder
+from jobs.errors import Conflict, DataUnavailable, LabelmillError, NotFound, Unavailable
+from jobs.ledger import Ledger
+from jobs.ledger.runs import Run, RunClaim, get_run
+from jobs.manifest import read_manifest
+from jobs.model import InputSpec
+from jobs.schema import RunState, dataset_versions, evaluations
+from jobs.settings import Settings
+from jobs.store import Store
+from labelmill.client import Client
+from tests.colours import write_pictures
+from worker.learning.data import Data
+from worker.learning.recipes import TrainingRequest
+from worker.learning.retrain import begin_run, retrain
+from worker.learning.stored import StoredDataset
+
+#: The database makes no difference here.
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+
+SHAPES = "shapes"
+
+SPEC = InputSpec(24, 24, "RGB")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "pictures", {"train": 12, "validation": 3, "test": 5})
+
+
+@pytest.fixture
+def client(settings: Settings, pictures: Path) -> Iterator[Client]:
+    """A client, and a dataset of 60 pictures in three colours."""
+    with closing(Client(settings)) as client:
+        client.add_dataset(SHAPES, pictures)
+        yield client
+
+
+@pytest.fixture
+def begin(settings: Settings, client: Client) -> Callable[[], RunClaim]:
+    """Return a function that requests and claims a training of seconds."""
+
+    def begin() -> RunClaim:
+        request = TrainingRequest(dataset=SHAPES, architecture="mlp", seed=1, max_minutes=0.02)
+        return begin_run(settings, client.recipe_of(request), dataset=SHAPES)
+
+    return begin
+
+
+@pytest.fixture
+def version(client: Client) -> DatasetVersion:
+    return client.dataset(SHAPES)
+
+
+def run_of(ledger: Ledger, claim: RunClaim) -> Run:
+    with ledger.reading() as connection:
+        return get_run(connection, claim.run_id)
+
+
+def check_it_fails(
+    settings: Settings, ledger: Ledger, claim: RunClaim, error: type[LabelmillError], message: str
+) -> None:
+    """The run ends with this error, and its row says the same."""
+    with pytest.raises(error, match=message) as raised:
+        retrain(settings, claim)
+    run = run_of(ledger, claim)
+    assert (run.state, run.error) == (RunState.FAILED, str(raised.value))
+
+
+def decoded(settings: Settings) -> list[Path]:
+    """All files in the cache of the dataset."""
+    return [path for path in decoded_folder(settings.cache_dir, SHAPES).rglob("*") if path.is_file()]
+
+
+def same_pixels(one: Data, other: Data) -> bool:
+    pairs = ((one.train, other.train), (one.validation, other.validation), (one.test, other.test))
+    return all((first.take(slice(None)) == second.take(slice(None))).all() for first, second in pairs)
+
+
+# ---- the dataset changes ------------------------------------------------------------------------------
+
+
+def test_a_dataset_is_not_removed_while_a_run_needs_it(
+    begin: Callable[[], RunClaim], client: Client, ledger: Ledger, settings: Settings
+) -> None:
+    claim = begin()
+    with pytest.raises(Conflict, match=f"while training run {claim.run_id} is active"):
+        client.remove_dataset(SHAPES)
+    # and if its rows are gone anyway, the run says so.
+    with ledger.transaction() as connection:
+        connection.execute(dataset_versions.delete())
+    check_it_fails(settings, ledger, claim, NotFound, "There is no dataset 'shapes'")
+
+
+def test_removing_a_dataset_removes_its_decoded_images(
+    client: Client, settings: Settings, store: Store, version: DatasetVersion
+) -> None:
+    StoredDataset(settings, store, version).prepared(SPEC)
+    assert len(decoded(settings)) == 3
+    client.remove_dataset(SHAPES)
+    assert not decoded_folder(settings.cache_dir, SHAPES).exists()
+
+
+def test_a_version_that_is_added_during_a_training_is_for_the_next_one(
+    begin: Callable[[], RunClaim],
+    client: Client,
+    ledger: Ledger,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    # Given a run that has loaded its data
+    claim = begin()
+
+    # When a version is added, in which half of the test images are new
+    def add(*_: Any) -> None:
+        more = write_pictures(tmp_path / "more", {"train": 90, "test": 5})
+        assert client.add_dataset(SHAPES, more).version.version == 2
+
+    done = retrain(settings, claim, on_data=add)
+    # Then the run has trained and evaluated on the one that it began with
+    run = run_of(ledger, claim)
+    assert (run.dataset_version, run.data_source) == (1, "shapes, version 1")
+    assert run.data is not None
+    assert (run.data["train_images"], run.data["evaluation_images"]) == (36, 15)
+    with ledger.reading() as connection:
+        [row] = connection.execute(evaluations.select().where(evaluations.c.model_id == done.model.id))
+    assert (row.dataset_version, len(row.answers)) == (1, 15 * 4)
+    # and the next one takes the new one.
+    second = begin()
+    retrain(settings, second)
+    assert run_of(ledger, second).dataset_version == 2
+
+
+# ---- the store ----------------------------------------------------------------------------------------
+
+
+def test_a_damaged_payload_or_list_of_images_is_named(
+    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings, store: Store, version: DatasetVersion
+) -> None:
+    assert store.folder is not None
+    remedy = "[Rr]estore it, or add the images as a dataset with another name"
+    [payload] = read_manifest(store, version).payloads
+    for key, missing, changed in (
+        (payload.key, "is gone from the store", "is not what was stored"),
+        (version.manifest, "is missing from the store", "cannot be read"),
+    ):
+        path = store.folder / key
+        content = path.read_bytes()
+        # a flipped bit in the middle
+        path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
+        check_it_fails(settings, ledger, begin(), DataUnavailable, f"{changed}.*{remedy}")
+        path.unlink()
+        check_it_fails(settings, ledger, begin(), DataUnavailable, f"{missing}.*{remedy}")
+        assert decoded(settings) == []
+        path.write_bytes(content)
+    retrain(settings, begin())
+
+
+def test_a_store_that_cannot_be_reached_for_a_moment_costs_no_training(
+    settings: Settings, store: Store, version: DatasetVersion
+) -> None:
+    # Given images that were listed, and a store that is away when they are decoded
+    assert store.folder is not None
+    dataset = StoredDataset(settings, store, version, pauses=[0.1] * 100)
+    away = store.folder.rename(store.folder.with_name("away"))
+    with pytest.raises(Unavailable):
+        StoredDataset(settings, store, version)
+    # When it comes back, then nobody has noticed.
+    coming_back = threading.Timer(0.5, away.rename, [store.folder])
+    coming_back.start()
+    assert len(dataset.prepared(SPEC).train) == 36
+
+
+def test_an_image_by_reference_that_has_changed_is_named(
+    settings: Settings, ledger: Ledger, pictures: Path
+) -> None:
+    # Given a dataset whose images stay where they are
+    settings = settings.model_copy(update={"reference_roots": (str(pictures),)})
+    with closing(Client(settings)) as client:
+        client.add_dataset("referred", pictures, by_reference=True)
+        recipe = client.recipe_of(TrainingRequest(dataset="referred", architecture="mlp", max_minutes=0.02))
+    file = next((pictures / "train" / "red").iterdir())
+    content = file.read_bytes()
+    remedy = "Put it back as it was, or add the images as a dataset with another name"
+    # When one of them has changed, or is gone
+    file.write_bytes(content[:-1] + b"?")
+    claim = begin_run(settings, recipe, dataset="referred")
+    check_it_fails(settings, ledger, claim, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
+    file.unlink()
+    claim = begin_run(settings, recipe, dataset="referred")
+    check_it_fails(settings, ledger, claim, DataUnavailable, f"{file.name} cannot be read .*{remedy}")
+    # Then the message names it, and with the old one the next training works.
+    file.write_bytes(content)
+    retrain(settings, begin_run(settings, recipe, dataset="referred"))
+
+
+# ---- the cache ----------------------------------------------------------------------------------------
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings
+) -> None:
+    # A file in the folder's place, because the tests may run as root, who can write anywhere.
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    blocked = settings.cache_dir / "datasets"
+    blocked.write_bytes(b"")
+    message = (
+        r"cannot be kept in .*cache \(Not a directory\): it must be writable and have 1 MB of free space"
+    )
+    check_it_fails(settings, ledger, begin(), DataUnavailable, message)
+    blocked.unlink()
+    retrain(settings, begin())
+
+
+def test_a_trained_model_that_cannot_be_kept_is_named(
+    begin: Callable[[], RunClaim], ledger: Ledger, settings: Settings
+) -> None:
+    def fill(*_: Any) -> None:
+        if settings.cache_dir.is_dir():
+            shutil.rmtree(settings.cache_dir)
+            settings.cache_dir.write_bytes(b"")
+
+    claim = begin()
+    with pytest.raises(Unavailable, match=r"No model can be stored in .*cache"):
+        retrain(settings, claim, on_epoch=fill)
+    run = run_of(ledger, claim)
+    assert run.state == RunState.FAILED
+    assert "is its disk full, or is it another user's?" in (run.error or "")
+
+
+def test_a_file_of_a_wrong_size_is_made_again(
+    settings: Settings, store: Store, version: DatasetVersion
+) -> None:
+    dataset = StoredDataset(settings, store, version)
+    before = dataset.prepared(SPEC)
+    expected = before.train.take(slice(None))
+    [path] = [path for path in decoded(settings) if path.name == "train.pixels"]
+    path.unlink()
+    path.write_bytes(b"half")
+    assert (dataset.prepared(SPEC).train.take(slice(None)) == expected).all()
+
+
+def test_writing_a_part_of_an_image_is_continued(
+    settings: Settings, store: Store, version: DatasetVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the right pixels, and a disk that takes few bytes at a time
+    right = StoredDataset(settings, store, version).prepared(SPEC)
+    write = os.pwrite
+
+    def write_a_part(descriptor: int, data: Any, offset: int) -> int:
+        return write(descriptor, bytes(data)[:100], offset)
+
+    monkeypatch.setattr(os, "pwrite", write_a_part)
+    # When they are decoded again, then they are the same
+    other = settings.model_copy(update={"home": settings.home / "other"})
+    assert same_pixels(StoredDataset(other, store, version).prepared(SPEC), right)
+
+
+def test_two_trainers_may_decode_the_same_images(
+    settings: Settings, store: Store, version: DatasetVersion
+) -> None:
+    # Given a trainer in the middle of decoding
+    others: list[Data] = []
+
+    def in_the_middle() -> None:
+        if not others:
+            others.append(StoredDataset(settings, store, version).prepared(SPEC))
+
+    # When another one decodes the same images
+    data = StoredDataset(settings, store, version, check=in_the_middle).prepared(SPEC)
+    # Then both have them all, and there is nothing else in the cache.
+    assert same_pixels(data, others[0])
+    assert sorted(path.name for path in decoded(settings)) == [
+        "test.pixels",
+        "train.pixels",
+        "validation.pixels",
+    ]
