@@ -84,8 +84,3 @@ def decoded_folder(cache_dir: Path, dataset: str) -> Path:
 def dataset_folder(dataset: str) -> str:
     """Return the key of the folder that holds all versions of a dataset."""
     return f"{DATASETS}/{dataset}"
-
-
-def decoded_folder(cache_dir: Path, dataset: str) -> Path:
-    """Return the folder that holds the decoded images of a dataset on this machine."""
-    return cache_dir / DATASETS / dataset

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import sys
 import threading
 import time
@@ -594,7 +595,12 @@ def test_an_unavailable_store_fails_no_job(harness: Harness) -> None:
 )
 @on_one_database
 def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
-    keras_harness: Harness, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException, reason: str
+    keras_harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+    error: BaseException,
+    reason: str,
 ) -> None:
     # given a machine that cannot cache or load the champion
     def fail(*_: object, **__: object) -> None:
@@ -610,9 +616,9 @@ def test_a_machine_that_cannot_load_the_model_is_no_images_fault(
             harness.make_due()
             assert harness.classify() == 0
 
-        # and a warm-up gives the reason
-        with pytest.raises(Unavailable, match=reason):
-            harness.context.warm_up()
+        # and a warm-up logs the reason
+        harness.context.warm_up()
+    assert re.search(f"the champion of dataset mnist was not loaded: .*{reason}", caplog.text)
 
     # then it was released each time, with the reason
     row = harness.chunk(job_id)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.dataset import MNIST, describe_accuracy, describe_version
-from jobs.model import Invert, Resampling, name_classes
+from jobs.errors import LabelmillError
+from jobs.model import Invert, Model, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
@@ -98,11 +99,7 @@ def register(
         elif dataset is None:
             say(f"  measure it:  labelmill models evaluate {model.id}")
         else:
-            client.evaluate(model.id, on_message=say)
-            model = client.model(model.id)
-            accuracy = describe_accuracy(model.accuracy, model.dataset, model.accuracy_version)
-            say(f"  accuracy:    {accuracy}")
-            say(f"  promote it:  labelmill models promote {model.id}")
+            model = _evaluate_registered(client, model)
     if as_json:
         print_json(
             {
@@ -119,6 +116,21 @@ def register(
         )
     else:
         print_data(model.id)
+
+
+def _evaluate_registered(client: Client, model: Model) -> Model:
+    """Evaluate a model that is registered now, and return it. If that fails, it stays registered."""
+    try:
+        client.evaluate(model.id, on_message=say)
+    except LabelmillError as error:
+        say(f"  measure it:  labelmill models evaluate {model.id}")
+        say(f"  (it could not be measured now: {error})")
+        return model
+    model = client.model(model.id)
+    accuracy = describe_accuracy(model.accuracy, model.dataset, model.accuracy_version)
+    say(f"  accuracy:    {accuracy}")
+    say(f"  promote it:  labelmill models promote {model.id}")
+    return model
 
 
 @app.command(
