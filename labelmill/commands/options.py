@@ -17,6 +17,12 @@ ChampionOfOption = Annotated[
     typer.Option("--dataset", metavar="NAME", help="The dataset whose champion it is. Left out: mnist."),
 ]
 
+#: The same for commands that need a model, which may be named by an alias.
+AliasOfOption = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="NAME", help="The dataset of the alias. Left out: mnist."),
+]
+
 # ---- how a model is trained -----------------------------------------------------------------------------
 
 TrainedOn = Annotated[str, typer.Option("--dataset", metavar="NAME", help="The dataset, its latest version.")]

@@ -11,6 +11,7 @@ import typer
 from jobs.evaluation import Evaluation
 from jobs.model import Model, name_classes
 from labelmill.client import Client
+from labelmill.commands.options import AliasOfOption
 from labelmill.console import examples, print_json, report_errors
 from labelmill.figures import figures_to_json
 from labelmill.tables import Column, print_table, short_time
@@ -71,7 +72,8 @@ def list_all(
 @app.command(epilog=examples("labelmill models show 06h0w4r0rf0dkckt"))
 @report_errors
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
+    dataset: AliasOfOption = None,
     _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; it always does.")] = False,
 ) -> None:
     """Show everything that is recorded about a model, as JSON.
@@ -79,7 +81,7 @@ def show(
     That is its classes, input and SHA-256, its latest evaluation, and the gate's latest verdict.
     """
     with Client() as client:
-        found = client.model(model)
+        found = client.model(model, dataset=dataset)
         stored = client.evaluation(found.id)
         verdict = client.verdict(found.id)
     evaluation = None

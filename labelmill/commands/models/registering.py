@@ -14,6 +14,7 @@ from jobs.model import Invert, Model, Resampling, name_classes
 from labelmill.client import Client
 from labelmill.commands.models.classes import ClassesFileOption, ClassesOption, class_names_given
 from labelmill.commands.models.listing import evaluation_to_json
+from labelmill.commands.options import AliasOfOption
 from labelmill.console import examples, print_data, print_json, report_errors, say
 from labelmill.figures import (
     class_lines,
@@ -141,7 +142,8 @@ def _evaluate_registered(client: Client, model: Model) -> Model:
 )
 @report_errors
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
+    dataset: AliasOfOption = None,
     images: Annotated[
         str | None,
         typer.Option(
@@ -160,7 +162,7 @@ def evaluate(
     class of the model are left out.
     """
     with Client() as client:
-        model = client.model(model).id
+        model = client.model(model, dataset=dataset).id
         if images is not None:
             _evaluate_images(client, model, images, as_json=as_json)
             return

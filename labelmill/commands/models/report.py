@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from labelmill.client import Client
+from labelmill.commands.options import AliasOfOption
 from labelmill.console import examples, print_data, report_errors
 from labelmill.output import STDOUT, opened, output_option, shown
 
@@ -21,7 +22,8 @@ app = typer.Typer(add_completion=False)
 )
 @report_errors
 def report(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
+    dataset: AliasOfOption = None,
     output: Annotated[
         str | None,
         output_option("Write into this file or URL; - is stdout. Left out: model-MODEL.html in this folder."),
@@ -33,7 +35,7 @@ def report(
     The report is one HTML file: figures, learning curves, confusion matrix, calibration, and mistakes.
     """
     with Client() as client:
-        model = client.model(model).id
+        model = client.model(model, dataset=dataset).id
         page = client.report(model)
     output = f"model-{model}.html" if output is None else output
     with opened(output, force=force) as file:
