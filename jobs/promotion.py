@@ -35,6 +35,7 @@ LIVE_SET: Final = "live set"
 
 #: The names of the checks for a minimum accuracy. People read them before the comparison with the champion.
 FLOORS: Final = ("accuracy", "class recall")
+
 #: The name of the check that fails if the champion is pinned.
 PIN: Final = "pin"
 
