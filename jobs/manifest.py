@@ -1,6 +1,6 @@
 """The manifest: the file in the store that lists the images of one version of a dataset.
 
-It is a msgpack array `[version, payloads, columns]`: the payload files that hold the images
+It is a digest and a msgpack array `[version, payloads, columns]`: the payload files that hold the images
 (`jobs.payloads`), and one column for each field of `DatasetImage`, hashes as bytes.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgpack
+from blake3 import blake3
 
 from jobs.dataset import DatasetVersion, Split
 from jobs.errors import DataUnavailable
@@ -21,6 +22,9 @@ from jobs.store import Store
 _VERSION: Final = 1
 
 _SPLITS: Final = {split.value: split for split in Split}
+
+#: The file begins with the BLAKE3 of the rest.
+_DIGEST_BYTES: Final = 32
 
 #: Of a SHA-256 in hex.
 _HASH_CHARACTERS: Final = 64
@@ -78,14 +82,17 @@ class Manifest:
         columns: list[Any] = [[image[field] for image in self.images] for field in range(_FIELDS)]
         for field in _HASHES:
             columns[field] = bytes.fromhex("".join(columns[field]))
-        data: bytes = msgpack.packb([_VERSION, self.payloads, columns])
-        return data
+        packed: bytes = msgpack.packb([_VERSION, self.payloads, columns])
+        return blake3(packed).digest() + packed
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read the file's content. Raises ValueError if it is not a manifest."""
+        packed = data[_DIGEST_BYTES:]
+        if blake3(packed).digest() != data[:_DIGEST_BYTES]:
+            raise ValueError("its digest differs")
         try:
-            version, payloads, columns = msgpack.unpackb(data)
+            version, payloads, columns = msgpack.unpackb(packed)
             if version != _VERSION:
                 raise ValueError(f"its version is {version}")
             columns[_SPLIT] = [_SPLITS[split] for split in columns[_SPLIT]]
@@ -111,7 +118,7 @@ def read_manifest(store: Store, version: DatasetVersion) -> Manifest:
     Raises DataUnavailable if it is missing or damaged, Unavailable if the store cannot be reached.
     """
     what = f"The list of images of dataset {version.dataset}, version {version.version},"
-    remedy = "restore the store from its backup, or remove the dataset and add it again."
+    remedy = "restore it, or add the images as a dataset with another name."
     try:
         manifest = Manifest.from_bytes(store.get(version.manifest))
     except FileNotFoundError:

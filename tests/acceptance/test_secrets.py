@@ -153,6 +153,10 @@ def test_nothing_that_works_says_a_secret(
             run(command, paused, "--json")
         run("status", done)
         run("predictions", done, "--format", "csv")
+        for command in ("evaluate", "review"):
+            run(command, done, "--json")
+        for command in ("datasets", "schedule"):
+            run(command, "--json")
         run("jobs", "--json")
         run("jobs")
         [model, *_] = run("models", "list").stdout.splitlines()[1].split()

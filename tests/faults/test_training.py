@@ -64,7 +64,7 @@ def trainers(
     settings = {"keras": True, "workers": 0, ENV_PREFIX + "MNIST_DIR": str(idx)}
     with ExitStack() as stack:
         harnesses = []
-        for url in (None, faulty_postgresql.create("training")):
+        for url in (None, faulty_postgresql.create(f"training_{new_id()}")):
             folder = stack.enter_context(folder_for_sockets())
             harness = stack.enter_context(Harness(folder / "home", ledger_url=url, **settings))
             add_dataset(harness.ledger, harness.store, harness.settings, COLOURED, [str(pictures)])

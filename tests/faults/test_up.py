@@ -29,7 +29,7 @@ def test_a_stack_whose_processes_are_killed_comes_back(
         ):
             wait_for_broker(new_home)
             until(lambda: any(map(has_tensorflow, processes_below(up.pid))), "a process is warm")
-            job = new_home.ok("submit", digits).strip()
+            job = new_home.ok("submit", *[digits] * 4).strip()
             until(lambda: client.status(job).succeeded > 0, "the first chunk is done")
 
             # when its broker is killed, and then its worker
@@ -42,7 +42,7 @@ def test_a_stack_whose_processes_are_killed_comes_back(
             # then both are started again, and the job ends with every image once
             until(lambda: client.status(job).finished, "the job has ended")
             names = [prediction.name for prediction in client.predictions(job)]
-            assert sorted(names) == sorted(map(str, digits.rglob("*.png")))
+            assert sorted(names) == sorted(4 * list(map(str, digits.rglob("*.png"))))
             url = f"sqlite:///{new_home.path / 'ledger.sqlite3'}"
             trials.ran(2, check_job(url, job, [Expected(name, None) for name in names]))
 

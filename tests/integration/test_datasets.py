@@ -658,7 +658,7 @@ def test_a_damaged_manifest_is_noticed(client, store, tmp_path) -> None:
     data = store.get(version.manifest)
     for damaged in (b"", b"\xc1", data[:-1], data.replace(b"train", b"test!", 1)):
         store.put(version.manifest, damaged)
-        with pytest.raises(DataUnavailable, match="remove the dataset and add it again"):
+        with pytest.raises(DataUnavailable, match="restore it, or add the images as a dataset"):
             read_manifest(store, version)
     store.remove(version.manifest)
     with pytest.raises(DataUnavailable, match="missing from the store"):

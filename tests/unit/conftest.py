@@ -9,6 +9,15 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _pillows_limit() -> Iterator[None]:
+    """Restore Pillow's limit of pixels, which decoding sets for the whole process."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before
 
 
 @pytest.fixture

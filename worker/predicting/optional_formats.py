@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
-
-from PIL import Image, features
+from typing import TYPE_CHECKING, Final
 
 from jobs.errors import SettingsError
 from jobs.limits import IMAGE_FORMATS, ImageLimits
 from worker.predicting.validation import HEAD_BYTES, decoded_format
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # The formats, with Pillow's names of the libraries that decode them.
 _LIBRARIES: Final = {"TIFF": "libtiff", "AVIF": "avif"}
@@ -17,8 +18,13 @@ _LIBRARIES: Final = {"TIFF": "libtiff", "AVIF": "avif"}
 
 def check_installed(formats: Iterable[str]) -> None:
     """Raise SettingsError if the installed Pillow cannot decode one of the formats."""
-    for name in formats:
-        if name in _LIBRARIES and not features.check(_LIBRARIES[name]):
+    added = [name for name in formats if name in _LIBRARIES]
+    if not added:
+        return
+    from PIL import features  # not before: a worker's main process does without Pillow
+
+    for name in added:
+        if not features.check(_LIBRARIES[name]):
             raise SettingsError(
                 f"LABELMILL_IMAGE_FORMATS: names {name}, but the installed Pillow was built without it. "
                 f"Install Pillow from PyPI, or remove {name}."
