@@ -9,7 +9,15 @@ from pathlib import Path
 
 from jobs.settings import ENV_PREFIX, Settings
 from labelmill import Client
-from tests.console import Home, has_tensorflow, is_alive, processes_below, until, wait_for_broker
+from tests.console import (
+    COMMAND_SECONDS,
+    Home,
+    has_tensorflow,
+    is_alive,
+    processes_below,
+    until,
+    wait_for_broker,
+)
 from tests.faults.checker import Expected, check_job
 from tests.faults.trials import Matrix
 
@@ -24,13 +32,18 @@ def test_a_stack_whose_processes_are_killed_comes_back(
         # given a stack with a job under way
         new_home.extra = FAST
         with (
+            contextlib.ExitStack() as stack,
             new_home.started("up", log=tmp_path / "up.log") as up,
             Client(Settings.load(home=new_home.path)) as client,
         ):
             wait_for_broker(new_home)
             until(lambda: any(map(has_tensorflow, processes_below(up.pid))), "a process is warm")
-            job = new_home.ok("submit", *[digits] * 4).strip()
-            until(lambda: client.status(job).succeeded > 0, "the first chunk is done")
+            # The workers are about as fast as the producer, so the job would end with its submission.
+            submitting = stack.enter_context(
+                new_home.started("submit", *[str(digits)] * 4, log=tmp_path / "submit.log")
+            )
+            until(lambda: any(job.succeeded for job in client.jobs()), "the first chunk is done")
+            [job] = [status.id for status in client.jobs()]
 
             # when its broker is killed, and then its worker
             for name in ("valkey-server", "labelmill.classify"):
@@ -40,6 +53,7 @@ def test_a_stack_whose_processes_are_killed_comes_back(
                 assert not client.status(job).finished, "the fault came too late to be one"
 
             # then both are started again, and the job ends with every image once
+            assert submitting.wait(COMMAND_SECONDS) == 0
             until(lambda: client.status(job).finished, "the job has ended")
             names = [prediction.name for prediction in client.predictions(job)]
             assert sorted(names) == sorted(4 * list(map(str, digits.rglob("*.png"))))
