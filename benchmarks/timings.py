@@ -53,7 +53,7 @@ def _profile(settings: Settings, model: TrainedModel, folder: Path) -> Seconds:
 
     configure_threads(settings.processes)
     row = model.row
-    classifier = Classifier.load(model.path, row.classes, row.input_spec, logits=row.logits)
+    classifier = Classifier.load_registered(model.path, row)
     classifier.warm_up()
     with contextlib.closing(Ledger(settings.ledger)) as ledger:
         passes = [_one_pass(settings, classifier, ledger, folder) for _ in range(PASSES)]

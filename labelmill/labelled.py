@@ -128,7 +128,7 @@ def classify_images(
 
     path = fetch_model(store, model, settings.cache_dir)
     try:
-        classifier: Classifier = Classifier.load(path, model.classes, model.input_spec)
+        classifier: Classifier = Classifier.load_registered(path, model)
         classifier.warm_up()
         done = 0
         for names, contents in _windows(images):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from keras.src.applications.convnext import ConvNeXt
+from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.ledger import Ledger
@@ -359,6 +360,12 @@ def test_a_model_that_answers_logits_is_served_and_evaluated_with_a_softmax(
     # and so does its evaluation.
     code, printed, _ = run("evaluate", model_id, "--json")
     assert (code, sum(json.loads(printed)["confidence_histogram"])) == (0, 300)
+
+    # And so does its evaluation on a labelled folder
+    (tmp_path / "digits" / "7").mkdir(parents=True)
+    Image.fromarray(images[0]).save(tmp_path / "digits" / "7" / "0.png")
+    code, printed, _ = run("evaluate", model_id, "--images", tmp_path / "digits", "--json")
+    assert (code, json.loads(printed)["errors"]) == (0, 0)
 
     # And the same file is not registered again as anything else
     code, _, said = run("register", path)

@@ -147,7 +147,7 @@ def evaluate_model(ledger: Ledger, store: Store, cache_dir: Path, model: Model, 
     data.part(Part.TEST, model.input_spec)  # if this fails, the model need not be loaded
     path = fetch_model(store, model, cache_dir)
     try:
-        classifier = Classifier.load(path, model.classes, model.input_spec, logits=model.logits)
+        classifier = Classifier.load_registered(path, model)
         classifier.warm_up()
         with translated_model_errors():
             evaluated = evaluate_parts(classifier, data)

@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs.errors import ModelRefused, Unavailable
 from jobs.files import temporary_folder
-from jobs.model import MNIST_INPUT, InputSpec, Invert, Resampling
+from jobs.model import MNIST_INPUT, InputSpec, Invert, Model, Resampling
 from jobs.model_file import copy_with_config, find_compiled_parts
 from jobs.reading import why
 from worker.predicting.tensorflow_runtime import configure_threads, keras, tf
@@ -112,6 +112,11 @@ class Classifier:
         `classes`; Unavailable if there is no memory for the model.
         """
         return cls(load_model(path), classes, spec, logits=logits)
+
+    @classmethod
+    def load_registered(cls, path: Path, model: Model) -> Self:
+        """Load the file of a registered model as its row describes it. Raises what `load` raises."""
+        return cls.load(path, model.classes, model.input_spec, logits=model.logits)
 
     def warm_up(self) -> None:
         """Trace and run the model for each batch size, so that the first image does not have to wait for it.
