@@ -22,7 +22,7 @@ from labelmill.datasets.archives import Contents, is_archive, scan_archive
 from labelmill.datasets.findings import Findings
 from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_number, to_label
 from labelmill.datasets.manifests import Row, is_manifest, read_manifest_file, rows_of
-from producer.sources import SourceImage, SourceImages, Sources
+from producer.sources import SourceImage, SourceImages, Sources, local_source
 from producer.sources.files import head, is_below, read_link, shown
 from producer.sources.idx import is_idx, labels_beside, read_labels
 from producer.sources.image import Reading, failed, is_hidden, is_image_name
@@ -67,7 +67,7 @@ class LabelledSources:
         """Find out what each source is. Raises SourceError for one that cannot be used."""
         self._settings = settings
         self.skipped = Skipped()
-        paths = list(map(_path, sources))
+        paths = list(map(local_source, sources))
         # The file with the labels of another one is read with it.
         labels = {labels_beside(path) for path in paths}
         self._readers = [(path, self._reader(path)) for path in paths if path not in labels]
@@ -223,14 +223,6 @@ class LabelledSources:
                 f"{shown(path)} and {shown(beside)} do not belong together: one has {len(numbers):,} labels, "
                 f"the other {'more' if count > len(numbers) else format(count, ',')} images. Fetch them again"
             )
-
-
-def _path(source: str) -> str:
-    """Return the path of a `file://` URL, or any other source unchanged. Raises SourceError."""
-    try:
-        return local_path(source)
-    except ValueError as error:
-        raise SourceError(f"cannot read {shown(source)}: {error}") from None
 
 
 def _columns(found: _Found) -> tuple[list[str], list[bytes | ImageError], list[str | None]]:

@@ -32,7 +32,7 @@ from producer.sources.tars import HEAD_BYTES, check_tar, is_tar, read_tar
 from producer.sources.zips import MAGIC as ZIP_MAGIC
 from producer.sources.zips import check_zip, read_zip
 
-__all__ = ["SourceImage", "SourceImages", "Sources"]
+__all__ = ["SourceImage", "SourceImages", "Sources", "local_source"]
 
 _STDIN = "-"
 
@@ -65,7 +65,7 @@ class Sources:
         self._stdin_read = False
         self._limits = max_bytes, archives
         self._reading = Reading(*self._limits)
-        self._sources = [(source, self._source_reader(source)) for source in map(_path, sources)]
+        self._sources = [(source, self._source_reader(source)) for source in map(local_source, sources)]
 
     @property
     def skipped(self) -> int:
@@ -130,7 +130,7 @@ class Sources:
                 yield from _read_unchecked(line.removesuffix("\n").removesuffix("\r"), reading)
 
 
-def _path(source: str) -> str:
+def local_source(source: str) -> str:
     """Return the path of a `file://` URL, or any other source unchanged. Raises SourceError."""
     try:
         return local_path(source)
@@ -225,7 +225,7 @@ def _read_unchecked(
 
 def _read_unchecked_url(url: str, reading: Reading) -> Iterator[SourceImage | SourceImages]:
     try:
-        path = _path(url)
+        path = local_source(url)
         yield from read_remote(url, reading) if path == url else _read_unchecked(path, reading)
     except SourceError as error:
         yield failed(storable(shown_url(url)), ErrorCode.SOURCE_MISSING, str(error))
