@@ -23,11 +23,6 @@ class Schedule:
     request: dict[str, Any]  # what to train, as a person would request it
     changed_at: datetime
 
-    @property
-    def off(self) -> bool:
-        """Return whether nothing is trained."""
-        return self.cron is None and self.after_corrections is None
-
 
 def set_schedule(
     connection: Connection,
@@ -57,11 +52,6 @@ def list_schedules(connection: Connection) -> list[Schedule]:
     """Return the schedules of all datasets that have one, by name."""
     query = sa.select(schedules).order_by(schedules.c.dataset)
     return [Schedule(**row._mapping) for row in connection.execute(query)]
-
-
-def remove_schedule(connection: Connection, dataset: str) -> None:
-    """Remove the dataset's schedule, if it has one."""
-    connection.execute(schedules.delete().where(schedules.c.dataset == dataset))
 
 
 def count_corrections(connection: Connection, dataset: str) -> tuple[int, int]:
