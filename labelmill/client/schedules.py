@@ -62,13 +62,15 @@ class ScheduleMethods(TrainingMethods):
         cron line is malformed, the options do not fit together, or a dataset without a schedule gets no time;
         NotFound if there is no such dataset or model.
         """
-        from worker.schedule import NEVER, parse_cron
+        from worker.schedule import NEVER, all_schedules, default_schedule, parse_cron
 
         if cron not in (None, NEVER):
             parse_cron(cron)
         if after_corrections is not None and after_corrections < 0:
             raise UserError(f"after corrections must be 0 or more, got {after_corrections}.")
-        present = {each.schedule.dataset: each.schedule for each in self.schedules()}.get(dataset)
+        with self.ledger.reading() as connection:
+            stored = all_schedules(connection, default_schedule(self.settings, datetime.now(UTC)))
+        present = next((each for each in stored if each.dataset == dataset), None)
         if present is None and cron is None and after_corrections is None:
             raise UserError(
                 f"Dataset {dataset} has no schedule: say when to train, for example `labelmill schedule "
