@@ -85,13 +85,14 @@ def why_unfit(model: Model, classes: Sequence[str]) -> str | None:
     if model.classes != tuple(classes):
         return f"it has other classes ({name_classes(model.classes)}) than the data ({name_classes(classes)})"
     if model.dataset == MNIST and model.input_spec.shape != MNIST_INPUT.shape:
-        takes, theirs = _name_shape(model.input_spec.shape), _name_shape(MNIST_INPUT.shape)
+        takes, theirs = name_input(model.input_spec), name_input(MNIST_INPUT)
         return f"it takes {takes} images, and those of the data are {theirs}"
     return None
 
 
-def _name_shape(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
+def name_input(spec: InputSpec) -> str:
+    """Name the size and the colours of a model's input: "28x28 grey"."""
+    return f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}"
 
 
 def name_classes(classes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from jobs.evaluation import Evaluation
-from jobs.model import Model, name_classes
+from jobs.model import Model, name_classes, name_input
 from labelmill.client import Client
 from labelmill.commands.options import AliasOfOption
 from labelmill.console import examples, print_json, report_errors
@@ -17,11 +17,6 @@ from labelmill.figures import figures_to_json
 from labelmill.tables import Column, print_table, short_time
 
 app = typer.Typer(add_completion=False)
-
-
-def _describe_input(model: Model) -> str:
-    spec = model.input_spec
-    return f"{spec.width}x{spec.height} {'grey' if spec.mode == 'L' else 'RGB'}"
 
 
 def _describe_aliases(model: Model) -> str:
@@ -45,7 +40,7 @@ COLUMNS: Final = (
     Column("aliases", _describe_aliases),
     Column("kind", attrgetter("architecture")),
     Column("accuracy", _describe_accuracy),
-    Column("input", _describe_input),
+    Column("input", lambda model: name_input(model.input_spec)),
     Column("file", lambda model: str(model.metrics.get("file", "-")), min_width=8),  # of a registered model
     Column("classes", _describe_classes, min_width=12),
     Column("created (UTC)", lambda model: short_time(model.created_at), leave_out=1),
