@@ -23,6 +23,9 @@ CALIBRATION_BINS: Final = 15
 #: The standard normal distribution's 97.5th percentile, for 95 % intervals.
 _Z_95: Final = 1.959963984540054
 
+#: Number of mistakes that are kept to be shown: one page of them.
+MISTAKES: Final = 48
+
 #: Stands for a class in answers if the model gave none.
 NO_ANSWER: Final = 65_535
 

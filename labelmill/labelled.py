@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from jobs.errors import ImageError, ModelRefused, UserError
-from jobs.evaluation import Figures
+from jobs.evaluation import MISTAKES, Figures
 from jobs.ledger.queries import Prediction
 from jobs.model import Model, name_classes
 from jobs.registry import fetch_model
@@ -22,9 +22,6 @@ from producer.sources import SourceImage
 
 if TYPE_CHECKING:
     from worker.predicting.classifier import Classifier
-
-#: Number of mistakes kept: one page of them.
-MISTAKES: Final = 48
 
 #: Folders that are named if they are not classes, and that are counted to find the most frequent ones.
 _NAMED_FOLDERS: Final = 5

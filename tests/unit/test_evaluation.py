@@ -20,6 +20,7 @@ from PIL import Image
 from jobs.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,
+    MISTAKES,
     NO_ANSWER,
     Evaluation,
     Figures,
@@ -30,7 +31,6 @@ from jobs.model import MNIST_INPUT
 from worker.learning.data import Labelled
 from worker.learning.evaluation import (
     MIN_PROBABILITY,
-    MISTAKES,
     Evaluated,
     calibration_error,
     calibration_of,

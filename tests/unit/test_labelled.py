@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from jobs.errors import UserError
+from jobs.evaluation import MISTAKES
 from jobs.ledger.queries import Prediction
 from jobs.model import MNIST_INPUT, Model
 from labelmill.figures import labelled_lines, labelled_to_json
-from labelmill.labelled import MISTAKES, compare_with_folders, folder_of
+from labelmill.labelled import compare_with_folders, folder_of
 
 MODEL = Model("m", "mlp", "0" * 64, 1, ("ant", "bee"), MNIST_INPUT, None, {}, datetime.now(UTC))
 

@@ -23,6 +23,7 @@ from jobs.errors import ModelRefused, UserError
 from jobs.evaluation import (
     CALIBRATION_BINS,
     CONFIDENCE_EDGES,
+    MISTAKES,
     NO_ANSWER,
     CalibrationBin,
     Evaluation,
@@ -39,9 +40,6 @@ from worker.predicting.classifier import BATCH, Classifier, Predictions, transla
 
 #: Lower bound of a probability in the log loss: one image with probability 0 must not make the mean infinite.
 MIN_PROBABILITY: Final = 1e-7
-
-#: Number of mistakes stored with their images: one page of them.
-MISTAKES: Final = 48
 
 # Speed is measured on full batches, in several passes, so that a disturbed pass does not count.
 _TIMED_BATCHES: Final = 4
