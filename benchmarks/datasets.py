@@ -84,7 +84,9 @@ def fashion(
 def stamps(
     folder: Annotated[Path, typer.Argument(help="One folder of PNG files for each class.")],
     minutes: Annotated[float, typer.Option(help="The longest training.")] = 10.0,
-    divisions: Annotated[int, typer.Option(min=1, help="How often the images are divided anew.")] = 3,
+    divisions: Annotated[
+        int, typer.Option(min=1, help="How many random divisions of the images to average.")
+    ] = 3,
 ) -> None:
     """Train a `cnn` on photographs of many sizes, beside scikit-learn on 32x32 colour pixels."""
     load_average = os.getloadavg()[0]
