@@ -250,6 +250,8 @@ def _check_not_worse(name: str, compared: Compared, margin: float) -> Check:
     text += ", with 95 % confidence"
     if least > margin and worse > margin:
         text += f"; {compared.images:,} images cannot show less"
+    if not passed:
+        text += "; `labelmill gate` can allow more"
     return Check(name, passed, text)
 
 

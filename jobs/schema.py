@@ -172,6 +172,15 @@ schedules = Table(
     Column("changed_at", UtcTime, nullable=False),
 )
 
+#: A dataset's own limits of the promotion gate. The settings apply where it has none.
+gate_limits = Table(
+    "gate_limits",
+    metadata,
+    Column("dataset", _Name, primary_key=True),
+    Column("limits", _Json, nullable=False),  # fields of GateLimits; null switches one off
+    Column("changed_at", UtcTime, nullable=False),
+)
+
 #: One row per model: an immutable trained version. Its file is in the store under its SHA-256.
 models = Table(
     "models",

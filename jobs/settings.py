@@ -279,7 +279,7 @@ class Settings(BaseSettings):
         return ArchiveLimits(max_members=self.max_archive_members, max_expansion=self.max_archive_expansion)
 
     def gate_limits_of(self, dataset: str) -> GateLimits:
-        """Return what a model must reach to become the dataset's champion.
+        """Return what a model must reach to become the dataset's champion, if nothing is set for the dataset.
 
         The limits of one model's own measures suit handwritten digits, so they apply to `mnist` only.
         """

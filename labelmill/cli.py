@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "train": "Train a model on MNIST.",
     "retrain": "Request a training run; its model is promoted if it is better.",
     "schedule": "Say when a dataset's model is trained, and list the schedules.",
+    "gate": "Say what a model must reach to become champion, and list these limits.",
     "runs": "List the training runs, show one, or stop one.",
     "datasets": "List, show, add and remove datasets: labelled images to train on.",
     "models": "List, show, register, evaluate, compare and promote models.",

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection, Row
 
 from jobs.dataset import MNIST, DatasetVersion
 from jobs.errors import Conflict, NotFound
-from jobs.schema import aliases, dataset_versions, db_now, schedules, training_runs
+from jobs.schema import aliases, dataset_versions, db_now, gate_limits, schedules, training_runs
 
 
 def latest_version(connection: Connection, dataset: str) -> DatasetVersion | None:
@@ -94,7 +94,7 @@ def add_version(
 
 
 def remove_dataset(connection: Connection, dataset: str) -> list[str]:
-    """Remove all versions of the dataset and its schedule. Return the keys of its manifests.
+    """Remove all versions of the dataset, its schedule and its limits. Return the keys of its manifests.
 
     The models that were trained on it stay. Raises NotFound if there is no such dataset; Conflict if it has a
     champion or a challenger, or a training run that has not finished.
@@ -118,7 +118,7 @@ def remove_dataset(connection: Connection, dataset: str) -> list[str]:
             f"or stop it with `labelmill runs cancel {run_id}`."
         )
     manifests = manifests_of(connection, dataset)
-    for table in (schedules, dataset_versions):
+    for table in (schedules, gate_limits, dataset_versions):
         connection.execute(table.delete().where(table.c.dataset == dataset))
     return manifests
 

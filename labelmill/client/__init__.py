@@ -1,13 +1,14 @@
 """The Python client: everything that the console command does.
 
 `Client` has its methods from `jobs` (submit, follow, read), `models` (register, evaluate, promote),
-`training` (retrain, correct), `datasets` and `schedules`. Importing this package never imports TensorFlow;
-only `register` and `evaluate` load it.
+`training` (retrain, correct), `datasets`, `schedules` and `gate`. Importing this package never imports
+TensorFlow; only `register` and `evaluate` load it.
 """
 
 from __future__ import annotations
 
 from labelmill.client.datasets import DatasetMethods
+from labelmill.client.gate import GateMethods
 from labelmill.client.jobs import JobMethods
 from labelmill.client.models import ModelMethods
 from labelmill.client.schedules import ScheduleMethods
@@ -15,7 +16,7 @@ from labelmill.client.schedules import ScheduleMethods
 __all__ = ["Client"]
 
 
-class Client(JobMethods, ModelMethods, ScheduleMethods, DatasetMethods):
+class Client(JobMethods, ModelMethods, ScheduleMethods, DatasetMethods, GateMethods):
     """A connection to one Labelmill installation: its ledger, object store and broker.
 
     Use it as a context manager, or call `close` at the end. Do not share one client between threads. Every

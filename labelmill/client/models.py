@@ -10,6 +10,7 @@ from jobs.class_names import check_class_names
 from jobs.dataset import MNIST
 from jobs.errors import ModelRefused, UserError
 from jobs.evaluation import Evaluation
+from jobs.ledger.gate_limits import effective_limits
 from jobs.ledger.health import Health, model_health
 from jobs.ledger.model_changes import rename_classes
 from jobs.ledger.models import (
@@ -252,9 +253,8 @@ class ModelMethods(Session):
         found = self.model(model)
         read_stored(self._store, found)
         with self.ledger.transaction() as connection:
-            return judge_and_promote(
-                connection, self.settings.gate_limits_of(found.dataset), found.id, how="promote", force=force
-            )
+            limits = effective_limits(connection, found.dataset, self.settings.gate_limits_of(found.dataset))
+            return judge_and_promote(connection, limits, found.id, how="promote", force=force)
 
     def pin(self, *, dataset: str = MNIST) -> Model:
         """Pin the dataset's champion, and return it: no training run replaces it until `unpin` is called.

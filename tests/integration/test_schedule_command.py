@@ -6,23 +6,11 @@ import json
 
 import pytest
 
-from jobs.ledger.datasets import add_version
 from labelmill.commands.schedule import app
 
 
 @pytest.fixture
-def cli(run_command, ledger):
-    with ledger.transaction() as connection:
-        add_version(
-            connection,
-            "birds",
-            after=None,
-            fingerprint="0" * 64,
-            classes=["crow", "jay"],
-            summary={},
-            manifest="datasets/birds/none",
-            by_reference=False,
-        )
+def cli(run_command, birds):  # noqa: ARG001 -- there has to be a dataset
     return lambda *arguments: run_command(app, *arguments)
 
 

@@ -176,7 +176,8 @@ def test_the_checks_say_what_decided():
     )
     worse, _ = check_better(LIMITS, compared(1_000, 5, 40), compared(1_000, 40, 5))
     assert worse.text == (
-        "perhaps worse on the test set: at most 4.70 points, more than 1, with 95 % confidence"
+        "perhaps worse on the test set: at most 4.70 points, more than 1, with 95 % confidence; "
+        "`labelmill gate` can allow more"
     )
 
 

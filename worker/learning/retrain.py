@@ -23,6 +23,7 @@ from jobs.evaluation import Part
 from jobs.files import temporary_folder
 from jobs.ids import new_id
 from jobs.ledger import Ledger
+from jobs.ledger.gate_limits import effective_limits
 from jobs.ledger.models import get_model
 from jobs.ledger.runs import (
     Run,
@@ -236,7 +237,7 @@ def retrain(
                     save_evaluations(connection, model.id, data, evaluated)
                     verdict = judge_and_promote(
                         connection,
-                        settings.gate_limits_of(claim.dataset),
+                        effective_limits(connection, claim.dataset, settings.gate_limits_of(claim.dataset)),
                         model.id,
                         how="retrain",
                         run_id=claim.run_id,

@@ -1,0 +1,36 @@
+"""Each dataset's own limits of the promotion gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobs.evaluation import GateLimits
+from jobs.ledger.database import insert_into
+from jobs.schema import db_now, gate_limits
+
+
+def own_limits(connection: Connection, dataset: str) -> dict[str, float | None]:
+    """Return the limits that were set for this dataset; None if one was switched off."""
+    query = sa.select(gate_limits.c.limits).where(gate_limits.c.dataset == dataset)
+    return dict(connection.scalar(query) or {})
+
+
+def effective_limits(connection: Connection, dataset: str, defaults: GateLimits) -> GateLimits:
+    """Return what a model must reach to become the dataset's champion."""
+    own: dict[str, Any] = own_limits(connection, dataset)
+    return replace(defaults, **own)
+
+
+def set_limits(connection: Connection, dataset: str, limits: Mapping[str, float | None]) -> None:
+    """Set these limits for the dataset in place of all that were set before."""
+    values = {"limits": dict(limits), "changed_at": db_now()}
+    connection.execute(
+        insert_into(connection, gate_limits)
+        .values(dataset=dataset, **values)
+        .on_conflict_do_update(index_elements=[gate_limits.c.dataset], set_=values)
+    )

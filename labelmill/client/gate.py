@@ -1,0 +1,71 @@
+"""The client's methods for the promotion gate: what a model must reach to become a dataset's champion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Final
+
+from jobs.dataset import MNIST
+from jobs.errors import UserError
+from jobs.evaluation import GateLimits
+from jobs.ledger.datasets import get_version
+from jobs.ledger.gate_limits import effective_limits, own_limits, set_limits
+from labelmill.client.session import Session, accept_numpy_numbers
+
+_NAMES: Final = tuple(field.name for field in fields(GateLimits))
+
+#: The gate compares with these whenever it compares two models.
+_ALWAYS_ON: Final = ("significance", "margin", "live_margin")
+
+
+class GateMethods(Session):
+    """The client's methods for the promotion gate."""
+
+    def gate(self, dataset: str = MNIST) -> GateLimits:
+        """Return what a model must reach to become the dataset's champion. Raises NotFound."""
+        defaults = self.settings.gate_limits_of(dataset)
+        with self.ledger.reading() as connection:
+            if dataset != MNIST:
+                get_version(connection, dataset)
+            return effective_limits(connection, dataset, defaults)
+
+    @accept_numpy_numbers
+    def set_gate(self, dataset: str, *, defaults: bool = False, **limits: float | None) -> GateLimits:
+        """Set limits of the dataset's gate, and return all that apply now.
+
+        - `limits`: fields of GateLimits. None switches one off; those that are left out stay as they are.
+        - `defaults`: first forget what was set for this dataset, so that the settings apply again.
+
+        The next training run and the next `promote` are judged by them. Raises NotFound; UserError if a limit
+        is unknown, out of its range, or cannot be switched off. Example::
+
+            client.set_gate("birds", min_accuracy=0.9, margin=0.02)
+        """
+        for name, value in limits.items():
+            _check(name, value)
+        with self.ledger.transaction() as connection:
+            if dataset != MNIST:
+                get_version(connection, dataset)
+            present = {} if defaults else own_limits(connection, dataset)
+            set_limits(connection, dataset, present | limits)
+        return self.gate(dataset)
+
+
+def _check(name: str, value: float | None) -> None:
+    """Raise UserError if the gate has no such limit, or the limit cannot be this value."""
+    words = name.replace("_", " ")
+    if name not in _NAMES:
+        raise UserError(f"The gate has no limit {words!r}: it has {', '.join(_NAMES)}.")
+    if value is None:
+        if name in _ALWAYS_ON:
+            raise UserError(f"{words} cannot be off: the gate needs it to compare two models.")
+        return
+    if name == "max_image_microseconds":
+        valid, wanted = 0 < value < math.inf, "more than 0"
+    elif name == "significance":
+        valid, wanted = 0 < value <= 1, "more than 0 and at most 1"
+    else:
+        valid, wanted = 0 <= value <= 1, "from 0 to 1"
+    if not valid:
+        raise UserError(f"{words} must be {wanted}, got {value:g}.")

@@ -1,0 +1,121 @@
+"""`labelmill gate`: what a model must reach to become a dataset's champion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+
+from jobs.dataset import MNIST
+from jobs.errors import UserError
+from jobs.evaluation import GateLimits
+from labelmill.client import Client
+from labelmill.console import examples, print_json, report_errors
+from labelmill.tables import Column, print_table
+
+app = typer.Typer(add_completion=False)
+
+#: Stands for None on the command line and in the table.
+OFF: Final = "off"
+
+
+def _limit(text: str) -> float | str:
+    """Read a number, or the word `off`."""
+    if text == OFF:
+        return OFF
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor {OFF!r}.") from None
+
+
+def _limit_option(help_text: str) -> Any:
+    return typer.Option(metavar=f"X|{OFF}", parser=_limit, help=help_text)
+
+
+@app.command(
+    epilog=examples(
+        "labelmill gate",
+        "labelmill gate birds --min-accuracy 0.9 --margin 0.02",
+        "labelmill gate mnist --max-image-microseconds off",
+        "labelmill gate birds --defaults",
+    )
+)
+@report_errors
+def gate(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all.")
+    ] = None,
+    min_accuracy: Annotated[Any, _limit_option("The least accuracy on the test set, 0 to 1.")] = None,
+    min_class_recall: Annotated[Any, _limit_option("The least recall of each class, 0 to 1.")] = None,
+    significance: Annotated[
+        float | None,
+        typer.Option(help="The p value must be lower for a model to be better than the champion."),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="How much accuracy on the test set a model better on the live set may lose."),
+    ] = None,
+    live_margin: Annotated[
+        float | None,
+        typer.Option(help="How much accuracy on the live set a model better on the test set may lose."),
+    ] = None,
+    max_calibration_error: Annotated[
+        Any, _limit_option("The largest expected calibration error, 0 to 1.")
+    ] = None,
+    max_image_microseconds: Annotated[Any, _limit_option("The longest time per image.")] = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Forget what was set before: the settings apply again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Say what a model must reach to become a dataset's champion, and list these limits.
+
+    The limits that you leave out stay as they are. The next training run and the next `models promote` are
+    judged by them.
+    """
+    given = {
+        "min_accuracy": min_accuracy,
+        "min_class_recall": min_class_recall,
+        "significance": significance,
+        "margin": margin,
+        "live_margin": live_margin,
+        "max_calibration_error": max_calibration_error,
+        "max_image_microseconds": max_image_microseconds,
+    }
+    changes = {name: None if value == OFF else value for name, value in given.items() if value is not None}
+    with Client() as client:
+        if dataset is None:
+            if changes or defaults:
+                raise UserError("Name the dataset, for example `labelmill gate mnist --defaults`.")
+            names = sorted([MNIST, *(each.dataset for each in client.datasets())])
+            found = {name: client.gate(name) for name in names}
+        elif changes or defaults:
+            found = {dataset: client.set_gate(dataset, defaults=defaults, **changes)}
+        else:
+            found = {dataset: client.gate(dataset)}
+    if as_json:
+        print_json([{"dataset": name, **asdict(limits)} for name, limits in found.items()])
+    else:
+        print_table(_COLUMNS, found.items())
+
+
+def _column(heading: str, name: str) -> Column:
+    def text(item: tuple[str, GateLimits]) -> str:
+        value = getattr(item[1], name)
+        return OFF if value is None else f"{value:g}"
+
+    return Column(heading, text, right=True)
+
+
+_COLUMNS: Final = (
+    Column("dataset", lambda item: item[0], min_width=10),
+    _column("accuracy", "min_accuracy"),
+    _column("recall", "min_class_recall"),
+    _column("p", "significance"),
+    _column("margin", "margin"),
+    _column("live margin", "live_margin"),
+    _column("calibration", "max_calibration_error"),
+    _column("µs/image", "max_image_microseconds"),
+)
