@@ -167,7 +167,7 @@ class ModelMethods(Session):
 
         dataset = open_dataset(self.settings, self.ledger, self._store, wanted.dataset, say=on_message)
         data = add_corrections(
-            dataset.prepared(wanted.input_spec),
+            dataset.prepared(wanted.input_spec, for_training=False),
             self.ledger,
             self._store,
             self.settings.image_limits,

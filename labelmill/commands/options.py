@@ -66,6 +66,8 @@ AugmentOption = Annotated[
 MaxMinutesOption = Annotated[
     float | None,
     typer.Option(
-        "--max-minutes", metavar="MINUTES", help="The longest training; the best model of this time counts."
+        "--max-minutes",
+        metavar="MINUTES",
+        help="The longest training; the best model of this time counts. The evaluation comes on top.",
     ),
 ]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from jobs.dataset import Split
+from jobs.dataset import Split, decoded_folder
 from jobs.errors import DataUnavailable, NotFound, UserError
 from jobs.evaluation import Part
 from jobs.ids import new_id
@@ -134,6 +134,21 @@ def test_a_model_of_another_size_is_compared_with_the_champion(
     assert second.model.input_spec == InputSpec(32, 32, "RGB")
     assert "not evaluated" not in second.reason
     assert "other classes" not in second.reason
+
+
+def test_an_evaluation_decodes_the_test_set_only(
+    shapes: str, train: Callable[..., Retrained], client: Client, settings: Settings
+) -> None:
+    # Given a model whose training left nothing in the cache
+    done = train(shapes)
+    shutil.rmtree(decoded_folder(settings.cache_dir, shapes))
+    # When it is evaluated, then its figures are the same
+    said: list[str] = []
+    evaluation = client.evaluate(done.model.id, on_message=said.append)
+    stored = client.evaluation(done.model.id)
+    assert stored is not None
+    assert (evaluation.total, evaluation.confusion) == (15, stored.evaluation.confusion)
+    assert [line for line in said if "decoding" in line] == [f"decoding 15 test images of {shapes}"]
 
 
 def test_ten_images_are_enough(client: Client, train: Callable[..., Retrained], tmp_path: Path) -> None:

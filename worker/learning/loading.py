@@ -23,8 +23,8 @@ class Dataset(Protocol):
     def choose_input(self, size: int | None) -> InputSpec:
         """Return the input of a model for these images, with `size` pixels in both directions if given."""
 
-    def prepared(self, spec: InputSpec) -> Data:
-        """Return all images, prepared for a model with this input.
+    def prepared(self, spec: InputSpec, *, for_training: bool = True) -> Data:
+        """Return all images, or only the test set, prepared for a model with this input.
 
         Raises UserError if they cannot be prepared for it, Unavailable.
         """

@@ -103,8 +103,8 @@ class Mnist:
         """Return the input of a model for these images, which all have one size."""
         return MNIST_INPUT
 
-    def prepared(self, spec: InputSpec = MNIST_INPUT) -> Data:
-        """Return the data of a training run, prepared for a model with this input.
+    def prepared(self, spec: InputSpec = MNIST_INPUT, *, for_training: bool = True) -> Data:
+        """Return all images, or only the test set, prepared for a model with this input.
 
         Raises UserError if the model does not take grey images of 28x28 pixels.
         """
@@ -114,7 +114,7 @@ class Mnist:
             source=self.source,
             classes=self.classes,
             spec=spec,
-            train=_prepared(self.train_images, self.train_labels, spec),
+            train=_prepared(self.train_images, self.train_labels, spec) if for_training else nothing(spec),
             validation=nothing(spec),
             test=_prepared(self.test_images, self.test_labels, spec),
             live=nothing(spec),

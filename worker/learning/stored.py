@@ -108,8 +108,8 @@ class StoredDataset:
         """Return the input of a model for these images: see the function of this name."""
         return choose_input(self._manifest.images, size)
 
-    def prepared(self, spec: InputSpec) -> Data:
-        """Return all images, prepared for a model with this input.
+    def prepared(self, spec: InputSpec, *, for_training: bool = True) -> Data:
+        """Return all images, or only the test set, prepared for a model with this input.
 
         Raises DataUnavailable if an image cannot be read or the cache cannot be written, Unavailable.
         """
@@ -120,8 +120,8 @@ class StoredDataset:
             source=f"{version.dataset}, version {version.version}",
             classes=version.classes,
             spec=spec,
-            train=self._split(Split.TRAIN, spec),
-            validation=self._split(Split.VALIDATION, spec),
+            train=self._split(Split.TRAIN, spec) if for_training else nothing(spec),
+            validation=self._split(Split.VALIDATION, spec) if for_training else nothing(spec),
             test=self._split(Split.TEST, spec),
             live=nothing(spec),
             fingerprint=version.fingerprint,
