@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -33,6 +34,10 @@ _NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, 
 
 #: System errors that mean that there is not enough space.
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+#: A list of numbers in a JSON document that is indented.
+_NUMBERS: Final = re.compile(r"\[\n\s*((?:[-+.\deE]+|null)(?:,\n\s*(?:[-+.\deE]+|null))*)\n\s*\]")
+_LINE_BREAK: Final = re.compile(r"\n\s*")
 
 #: The width of a terminal that all output must fit.
 _COLUMNS: Final = 80
@@ -91,8 +96,10 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return a JSON document, for programs."""
-    return printable_json(json.dumps(value, default=_json_default, ensure_ascii=False, indent=2))
+    """Return a JSON document, for programs. A list of numbers is one line, as the row of a matrix should be."""
+    text = json.dumps(value, default=_json_default, ensure_ascii=False, indent=2)
+    # In JSON, a line break cannot be in a string.
+    return printable_json(_NUMBERS.sub(lambda found: f"[{_LINE_BREAK.sub(' ', found[1])}]", text))
 
 
 def examples(*lines: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from operator import itemgetter
 
 import pytest
 from rich.cells import cell_len
 
+from labelmill.console import json_text
 from labelmill.tables import Column, table_lines
 
 COLUMNS = (
@@ -46,3 +48,11 @@ def test_no_line_is_wider_than_the_terminal_whatever_the_names(width):
 
 def test_without_a_row_there_are_headings():
     assert table_lines(COLUMNS, [], 80) == ["id  count  when  where  name"]
+
+
+def test_in_json_a_matrix_has_a_line_for_each_row():
+    value = {"confusion": [[90, 1], [0, None]], "recall": [0.98, -1e-7], "names": ["1", "[\n 1\n]"]}
+    text = json_text(value)
+    assert json.loads(text) == value
+    assert "    [90, 1],\n    [0, null]\n" in text
+    assert '"recall": [0.98, -1e-07],' in text
