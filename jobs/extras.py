@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from jobs.errors import UserError
+
 
 def install_hint(*extras: str) -> str:
     """Return how to install these extras, to follow a colon, without a full stop.
@@ -12,3 +16,9 @@ def install_hint(*extras: str) -> str:
     word = "extra" if len(extras) == 1 else "extras"
     command = f"pip install '.[{','.join(extras)}]'"
     return f"install Labelmill with the {word} {named} ({command} where its source is)"
+
+
+def require_decoders(what: str) -> None:
+    """Raise UserError if images cannot be decoded here. `what` is what needs that."""
+    if find_spec("numpy") is None or find_spec("PIL") is None:
+        raise UserError(f"{what} needs the decoders of images: {install_hint('worker')}.")

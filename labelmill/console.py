@@ -96,7 +96,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return a JSON document, for programs. A list of numbers is one line, as the row of a matrix should be."""
+    """Return a JSON document, for programs. A list of numbers, such as the row of a matrix, is one line."""
     text = json.dumps(value, default=_json_default, ensure_ascii=False, indent=2)
     # In JSON, a line break cannot be in a string.
     return printable_json(_NUMBERS.sub(lambda found: f"[{_LINE_BREAK.sub(' ', found[1])}]", text))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Final
 
-from jobs.errors import ImageError, PayloadDamaged, UserError
-from jobs.extras import install_hint
+from jobs.errors import ImageError, PayloadDamaged
+from jobs.extras import require_decoders
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import FinishedChunk, chunk_of
 from jobs.payloads import Content, read_payload
@@ -53,9 +52,9 @@ def thumbnails(
 ) -> dict[int, bytes]:
     """Return these images as small PNG files, by index. Images that cannot be read are left out.
 
-    Raises UserError without Pillow, and what `read_images` raises.
+    Raises UserError without decoders, and what `read_images` raises.
     """
-    require_pillow("A page with images")
+    require_decoders("A page with images")
     from worker.predicting.decode import thumbnail
 
     found = {}
@@ -63,12 +62,6 @@ def thumbnails(
         with suppress(ImageError):
             found[index] = thumbnail(data, THUMBNAIL_SIDE, settings.image_limits)
     return found
-
-
-def require_pillow(what: str) -> None:
-    """Raise UserError if Pillow, which decodes images, is not installed."""
-    if find_spec("PIL") is None:
-        raise UserError(f"{what} needs Pillow: {install_hint('worker')}.")
 
 
 def _contents(store: Store, chunk: FinishedChunk) -> Sequence[Content]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from jobs.errors import Conflict, ImageError
+from jobs.extras import require_decoders
 from jobs.ledger import Ledger
 from jobs.ledger.corrections import correction_key, latest_corrected_images
 from jobs.ledger.queries import Prediction, job_status
@@ -15,7 +16,7 @@ from jobs.ledger.review import least_confident
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.store_identity import check_store
-from labelmill.job_images import THUMBNAIL_SIDE, read_images, require_pillow
+from labelmill.job_images import THUMBNAIL_SIDE, read_images
 
 #: For each image wanted, so many are looked at: the others make up for near-duplicates.
 _CANDIDATES_PER_IMAGE: Final = 4
@@ -67,9 +68,9 @@ def review(
 
     So are those that look like another one of the list, or like one that was corrected lately: otherwise the
     next of many equal images would come up each time. There are fewer if most candidates are near-duplicates.
-    Raises NotFound, Conflict if the job's images were purged, UserError without Pillow, Unavailable.
+    Raises NotFound, Conflict if the job's images were purged, UserError without decoders, Unavailable.
     """
-    require_pillow("Reviewing")
+    require_decoders("Reviewing")
     from labelmill.near_duplicates import look_the_same
 
     with ledger.reading() as connection:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from jobs.dataset import DatasetVersion, decoded_folder
-from jobs.errors import UserError
-from jobs.extras import install_hint
+from jobs.extras import require_decoders
 from jobs.ledger.datasets import get_version, list_datasets
 from labelmill.client.session import Session, accept_numpy_numbers
 from labelmill.datasets.removing import remove
@@ -59,7 +57,7 @@ class DatasetMethods(Session):
             added = client.add_dataset("birds", "photos/")
             print(added.version.summary["images"])
         """
-        self._require_decoders("Adding a dataset")
+        require_decoders("Adding a dataset")
         from labelmill.datasets.adding import add_dataset
 
         return add_dataset(
@@ -81,7 +79,7 @@ class DatasetMethods(Session):
 
             Path("birds.html").write_text(client.dataset_report("birds"), encoding="utf-8")
         """
-        self._require_decoders("A report on a dataset")
+        require_decoders("A report on a dataset")
         from labelmill.reporting.dataset_page import render
 
         return render(self._store, self.settings, self.dataset(name, version=version))
@@ -96,9 +94,3 @@ class DatasetMethods(Session):
         removed = remove(self.ledger, self._store, name)
         shutil.rmtree(decoded_folder(self.settings.cache_dir, name), ignore_errors=True)
         return removed
-
-    @staticmethod
-    def _require_decoders(what: str) -> None:
-        """Raise UserError if images cannot be decoded here."""
-        if find_spec("numpy") is None or find_spec("PIL") is None:
-            raise UserError(f"{what} needs the decoders of images: {install_hint('worker')}.")

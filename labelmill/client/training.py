@@ -225,7 +225,8 @@ class TrainingMethods(Session):
         - `limit`: at most this many images.
         - `on_progress`: called with the number of images looked at, and the number of all images.
 
-        Raises NotFound, Conflict if the job's images were purged, UserError if Pillow is not installed.
+        Raises NotFound, Conflict if the job's images were purged, UserError if Labelmill is
+        installed without decoders.
         """
         from labelmill.reviewing import review
 

@@ -735,7 +735,7 @@ def test_the_report_is_one_page_without_markup_from_the_data(command, tmp_path) 
 
 def test_nothing_is_needed_but_the_ledger_to_list(settings: Settings, monkeypatch) -> None:
     # given an installation without decoders
-    monkeypatch.setattr("labelmill.client.datasets.find_spec", lambda _name: None)
+    monkeypatch.setattr("jobs.extras.find_spec", lambda _name: None)
     with Client(settings) as client:
         assert client.datasets() == []
         with pytest.raises(UserError, match="extra 'worker'"):
