@@ -42,7 +42,7 @@ def classify(
 ) -> None:
     """Submit images, wait, and print their labels.
 
-    If nothing runs yet, broker and worker are started for the time it takes.
+    If no broker is running, a broker and a worker are started, and stopped afterwards.
     """
     settings = Settings.load()
     with Client(settings) as client:

@@ -51,8 +51,8 @@ def resume(job: JobId, as_json: AsJson = False) -> None:
 def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job. Images that were classified keep their predictions.
 
-    Chunks that workers have begun are given up, unless their results are just being recorded. A job with a
-    key that was still being submitted stays until the next submission under that key.
+    Chunks that workers have begun are still recorded. A job with a key that was still being submitted stays
+    until the next submission under that key.
     """
     with Client() as client:
         status = client.cancel(client.job_id(job))

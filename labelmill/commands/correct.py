@@ -138,7 +138,8 @@ def _report_skipped(client: Client, stored: list[Correction]) -> None:
         theirs = [each for each in stored if datasets[each.model_id] == dataset]
         count = sum(each.label not in learnt for each in theirs)
         if count:
-            what = "it: its label is not a class" if len(stored) == 1 else f"{count:,} of them: not classes"
+            several = f"{count:,} of them: their labels are not classes"
+            what = "it: its label is not a class" if len(stored) == 1 else several
             say(f"  the next training run on {dataset} skips {what} of the training data")
             say(f"  ({name_classes(learnt)}), unless the data changes")
             say("  (`labelmill models health MODEL` counts it if the image had a label)")

@@ -140,9 +140,9 @@ def show(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a version of a dataset: its images by class and split, their sizes, and what was wrong with some.
+    """Show a version of a dataset: its images by class and split, their sizes, and problems in its sources.
 
-    Images that could not be decoded, duplicates and conflicts are those that this version's sources held.
+    The problems are undecodable images, duplicates and conflicts in this version's sources only.
     """
     if output is not None and as_json:
         raise UserError("Give --json or --output, not both.")

@@ -18,7 +18,7 @@ _EXAMPLE: Final = examples("LABELMILL_LEDGER_URL=postgresql://user@host/labelmil
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Bring the ledger's schema up to date.",
+    help="Migrate the ledger, or record its object store.",
     epilog=_EXAMPLE,
 )
 

@@ -47,33 +47,33 @@ def gate(
     dataset: Annotated[
         str | None, typer.Argument(metavar="DATASET", help="The dataset. Left out: list all.")
     ] = None,
-    min_accuracy: Annotated[Any, _limit_option("The least accuracy on the test set, 0 to 1.")] = None,
-    min_class_recall: Annotated[Any, _limit_option("The least recall of each class, 0 to 1.")] = None,
+    min_accuracy: Annotated[Any, _limit_option("The minimum accuracy on the test set, 0 to 1.")] = None,
+    min_class_recall: Annotated[Any, _limit_option("The minimum recall of each class, 0 to 1.")] = None,
     significance: Annotated[
         float | None,
-        typer.Option(help="The p value must be lower for a model to be better than the champion."),
+        typer.Option(help="A model is better than the champion only if the p value is below this."),
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="How much accuracy on the test set a model better on the live set may lose."),
+        typer.Option(help="How much accuracy may drop on the test set if it improves on the live set."),
     ] = None,
     live_margin: Annotated[
         float | None,
-        typer.Option(help="How much accuracy on the live set a model better on the test set may lose."),
+        typer.Option(help="How much accuracy may drop on the live set if it improves on the test set."),
     ] = None,
     max_calibration_error: Annotated[
-        Any, _limit_option("The largest expected calibration error, 0 to 1.")
+        Any, _limit_option("The maximum expected calibration error, 0 to 1.")
     ] = None,
-    max_image_microseconds: Annotated[Any, _limit_option("The longest time per image.")] = None,
+    max_image_microseconds: Annotated[Any, _limit_option("The maximum time per image.")] = None,
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="Forget what was set before: the settings apply again.")
+        bool, typer.Option("--defaults", help="Forget what was set before, so that the settings apply again.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say what a model must reach to become a dataset's champion, and list these limits.
+    """Set what a model must reach to become a dataset's champion, and list these limits.
 
-    The limits that you leave out stay as they are. The next training run and the next `models promote` are
-    judged by them.
+    The limits that you leave out stay as they are. New limits apply to the next training run and the next
+    `models promote`.
     """
     given = {
         "min_accuracy": min_accuracy,

@@ -14,7 +14,7 @@ DatasetOption = Annotated[str, typer.Option("--dataset", metavar="NAME", help="T
 #: The same for commands that also take a model, which then must belong to the dataset.
 ChampionOfOption = Annotated[
     str | None,
-    typer.Option("--dataset", metavar="NAME", help="The dataset whose champion it is. Left out: mnist."),
+    typer.Option("--dataset", metavar="NAME", help="Use this dataset's champion. Left out: mnist."),
 ]
 
 #: The same for commands that need a model, which may be named by an alias.
@@ -25,7 +25,9 @@ AliasOfOption = Annotated[
 
 # ---- how a model is trained -----------------------------------------------------------------------------
 
-TrainedOn = Annotated[str, typer.Option("--dataset", metavar="NAME", help="The dataset, its latest version.")]
+TrainedOn = Annotated[
+    str, typer.Option("--dataset", metavar="NAME", help="The dataset; its latest version is used.")
+]
 
 ArchitectureOption = Annotated[
     Literal["mlp", "cnn", "finetune"] | None,
@@ -37,7 +39,7 @@ ArchitectureOption = Annotated[
 
 StartOption = Annotated[
     str | None,
-    typer.Option("--from", metavar="MODEL", help="Where finetune starts. Left out: the dataset's champion."),
+    typer.Option("--from", metavar="MODEL", help="The model to fine-tune. Left out: the dataset's champion."),
 ]
 
 ProfileOption = Annotated[
@@ -51,7 +53,7 @@ SizeOption = Annotated[
         "--size",
         min=MIN_SIZE,
         max=MAX_SIZE,
-        help="Width and height in pixels that images are scaled to. Left out: chosen from the data.",
+        help="Scale images to this width and height in pixels. Left out: chosen from the data.",
     ),
 ]
 
@@ -59,7 +61,7 @@ AugmentOption = Annotated[
     Literal["digits", "photos", "none"] | None,
     typer.Option(
         "--augment",
-        help="How images are varied: photos are mirrored, digits are not. Left out: photos for colours.",
+        help="How images are varied: photos are mirrored, digits are not. Left out: digits if all are grey.",
     ),
 ]
 
@@ -68,6 +70,6 @@ MaxMinutesOption = Annotated[
     typer.Option(
         "--max-minutes",
         metavar="MINUTES",
-        help="The longest training; the best model of this time counts. The evaluation comes on top.",
+        help="Train for at most this time; decoding and evaluation are not included.",
     ),
 ]

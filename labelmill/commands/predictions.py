@@ -52,15 +52,15 @@ def predictions(
         Format | None,
         typer.Option(
             "--format",
-            help="How they are written. Left out: by the ending of --output (.csv, .jsonl, .ndjson, "
-            ".parquet, .txt), otherwise a table.",
+            help="The format. Left out: by the ending of --output (.csv, .jsonl, .ndjson, .parquet, .txt), "
+            "otherwise a table.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most this many; stderr names the cursor for --after.")
     ] = None,
-    after: Annotated[int, typer.Option(metavar="CURSOR", help="Go on after this index.")] = -1,
+    after: Annotated[int, typer.Option(metavar="CURSOR", help="Continue after this index.")] = -1,
     output: Annotated[
         str | None,
         output_option("Write into this file or URL, such as s3://bucket/job.parquet; - or left out: stdout."),
@@ -70,7 +70,7 @@ def predictions(
     """Print or export a job's predictions, in the order of its images.
 
     Prints every row of the job unless --limit is given, and streams them, so memory stays small. If the job
-    has not finished, it prints the predictions so far, and stderr says how many of how many.
+    has not finished, it prints the predictions so far, and stderr says how many images are done.
     """
     output = None if output == STDOUT else output
     chosen = choose_format(

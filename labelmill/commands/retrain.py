@@ -54,7 +54,7 @@ def retrain(
     """Request a training run; prints its id.
 
     A trainer trains and evaluates a model, and promotes it if it is better than the dataset's champion. Each
-    dataset has one run at a time. With --wait and no stack, broker and trainer are started for this run
+    dataset has one run at a time. If no broker is running, --wait starts broker and trainer for this run
     alone.
     """
     with Client() as client:

@@ -1,4 +1,4 @@
-"""`labelmill retry`: submit again the images of a job that got no label."""
+"""`labelmill retry`: resubmit the images of a job that got no label."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def retry(
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Submit again the images of a job that got no label; prints the new job's id.
+    """Resubmit the images of a job that got no label; prints the new job's id.
 
     The new job uses the same model, so its predictions belong with those of the first job.
     """

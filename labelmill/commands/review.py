@@ -65,8 +65,8 @@ def review(
         ReviewFormat | None,
         typer.Option(
             "--format",
-            help="How they are listed; html is a contact sheet. Left out: by the ending of --output (.csv, "
-            ".html, .json), otherwise a table.",
+            help="The format; html is a contact sheet. Left out: by the ending of --output (.csv, .html, "
+            ".json), otherwise a table.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,

@@ -106,7 +106,7 @@ def show(
 @app.command(epilog=examples("labelmill runs cancel 06h0w4r0rf0dkckt"))
 @report_errors
 def cancel(run: RunId, as_json: AsJson = False) -> None:
-    """Stop a training run; it changes nothing.
+    """Stop a training run; it then changes nothing.
 
     Its trainer notices within seconds, and is then free for another run.
     """

@@ -41,7 +41,7 @@ def schedule(
         str | None,
         typer.Option(
             metavar="LINE",
-            help="Train at these times: five cron fields, in UTC, or `never`. Left out: as it is.",
+            help="Train at these times: five cron fields, in UTC, or `never`. Left out: unchanged.",
         ),
     ] = None,
     after_corrections: Annotated[
@@ -50,7 +50,7 @@ def schedule(
             min=0,
             metavar="N",
             help="Train as soon as N corrections are new since the latest training run; 0 switches this off. "
-            "Left out: as it is.",
+            "Left out: unchanged.",
         ),
     ] = None,
     architecture: ArchitectureOption = None,
@@ -59,14 +59,14 @@ def schedule(
     size: SizeOption = None,
     augment: AugmentOption = None,
     max_minutes: MaxMinutesOption = None,
-    off: Annotated[bool, typer.Option("--off", help="Train it no more.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Switch the whole schedule off.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Say when a dataset's model is trained, and list the schedules.
+    """Set when a dataset's model is trained, and list the schedules.
 
-    The times that you leave out stay as they are. The options from --architecture on are those of `retrain`:
-    if you give none, the training stays as it is; otherwise they replace all of them. Beat follows a change
-    within seconds. The new model becomes champion only if it passes the gate.
+    The options from --architecture on are those of `retrain`: if you give none, they stay as they are;
+    otherwise the new ones replace them all. Beat follows a change within seconds. The new model becomes
+    champion only if it passes the gate.
     """
     changes: dict[str, Any] = {
         "cron": cron,

@@ -66,8 +66,8 @@ def submit(
             min=-100,
             max=100,
             metavar="N",
-            help="Classify this job before those of a lower priority. Left out: 0, and 10 for at most "
-            f"{SMALL_JOB_IMAGES} images.",
+            help="Classify this job before those of a lower priority. Left out: 10 for at most "
+            f"{SMALL_JOB_IMAGES} images, otherwise 0.",
         ),
     ] = None,
     max_errors: Annotated[

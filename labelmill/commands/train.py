@@ -45,8 +45,8 @@ def train(
 ) -> None:
     """Train a model on a dataset; it becomes the dataset's champion if there is none.
 
-    It learns from the training images and all corrections, and is evaluated on the test images. MNIST comes
-    from LABELMILL_MNIST_DIR, the cache in the state folder, or a download; `labelmill datasets add` adds
+    It learns from the training images and corrections, and is evaluated on the test images. MNIST comes from
+    LABELMILL_MNIST_DIR, the cache in the state folder, or a download; `labelmill datasets add` adds
     other datasets.
     """
     settings = Settings.load()

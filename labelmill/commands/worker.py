@@ -32,8 +32,8 @@ def worker(
 ) -> None:
     """Run one Celery worker, for a deployment of your own.
 
-    The same as `celery -A worker.app worker` with suitable options. Broker and ledger must run:
-    LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
+    The same as `celery -A worker.app worker` with suitable options. Broker, ledger and store must be
+    available: LABELMILL_BROKER_URL, LABELMILL_LEDGER_URL, LABELMILL_STORE_URL.
     """
     settings = settings_with(processes)
     require_tensorflow("A worker")

@@ -230,7 +230,7 @@ def test_what_no_training_learns_is_said(correct, ledger, finished, make_model, 
         connection.execute(others.values(classes=["0", "7"]))
     said = correct(job.id, 0, "1")
     assert "skips it: its label is not a class of the training data\n  (0, 7)" in said
-    assert "skips 1 of them: not classes of the training data" in correct("--from", file)
+    assert "skips 1 of them: their labels are not classes of the training data" in correct("--from", file)
     assert "training" not in correct(job.id, 1, "7")
 
 

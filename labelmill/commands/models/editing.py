@@ -29,9 +29,9 @@ def edit(
     classes_file: ClassesFileOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Correct the names of a model's classes, as long as no job used it and it was never the champion.
+    """Correct the names of a model's classes, if no job used it and it was never the champion.
 
-    Its evaluations are removed, because they count under the old names.
+    Its evaluations are removed, because they use the old names.
     """
     names = class_names_given(classes, classes_file)
     if names is None:

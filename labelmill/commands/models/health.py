@@ -32,8 +32,8 @@ def health(
 ) -> None:
     """Show how a model has performed since it was evaluated.
 
-    That is how often it was right, judged by people's corrections, and whether the labels and confidences of
-    recent jobs are distributed as they were on the evaluation images.
+    This is how often it was right, judged by people's corrections, and whether the labels and confidences of
+    recent jobs have the same distribution as on the evaluation images.
     """
     with Client() as client:
         found = client.health(model, dataset=dataset)

@@ -69,11 +69,11 @@ def list_all(
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, or an alias.")],
     dataset: AliasOfOption = None,
-    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON; it always does.")] = False,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it always does.")] = False,
 ) -> None:
     """Show everything that is recorded about a model, as JSON.
 
-    That is its classes, input and SHA-256, its latest evaluation, and the gate's latest verdict.
+    This includes its classes, input and SHA-256, its latest evaluation, and the gate's latest verdict.
     """
     with Client() as client:
         found = client.model(model, dataset=dataset)

@@ -63,7 +63,7 @@ def rollback(
     dataset: DatasetOption = MNIST,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Make the previous champion the champion again. Running it twice goes back two champions."""
+    """Make the previous champion the champion again. Run it twice to go back two champions."""
     with Client() as client:
         move = client.rollback(dataset=dataset)
     say(f"model {move.model_id} is the champion again, instead of {move.previous_id}")

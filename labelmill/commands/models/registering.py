@@ -50,18 +50,18 @@ def register(
     classes: ClassesOption = None,
     classes_file: ClassesFileOption = None,
     logits: Annotated[
-        bool, typer.Option("--logits", help="It answers logits, not probabilities: a softmax is added.")
+        bool, typer.Option("--logits", help="It returns logits, not probabilities: a softmax is added.")
     ] = False,
     dataset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The dataset that it belongs to, and can be the champion of; it is evaluated at once. "
+            help="The dataset that it belongs to, and on which it is evaluated at once. "
             "Left out: mnist, without an evaluation.",
         ),
     ] = None,
     architecture: Annotated[
-        str, typer.Option(metavar="NAME", help="Its architecture, for lists.")
+        str, typer.Option(metavar="NAME", help="The architecture to show in lists.")
     ] = "custom",
     resampling: Annotated[Resampling, typer.Option(help="How images are resized for it.")] = "bilinear",
     invert: Annotated[
@@ -76,8 +76,8 @@ def register(
     """Register a model that was trained elsewhere; prints its id. Only `promote` makes it the champion.
 
     The size and the colours of its images are read from the file. Its input is bytes, 0 to 255, which it must
-    scale itself. It is loaded and run once, to check that workers can use it. Its classes must be named,
-    unless it takes MNIST's format, 28 x 28 grey: they are then the digits.
+    scale itself. It is loaded and run once, to check that workers can use it. Unless you name its classes,
+    they are those of the dataset: for mnist, the digits, if it takes MNIST's format, 28 x 28 grey.
     """
     with Client() as client:
         registered = client.register(
@@ -148,7 +148,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Measure it on these images instead, which are in folders named after its classes.",
+            help="Measure it on the images in this folder instead; subfolders are named after its classes.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
