@@ -90,8 +90,3 @@ def test_mnist_is_trained_by_its_recipes() -> None:
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainingRequest(**options).recipe(Settings())
-
-
-def test_a_request_goes_through_the_ledger() -> None:
-    request = TrainingRequest(dataset="birds", max_minutes=2.5, seed=3)
-    assert TrainingRequest.from_json(request.to_json()) == request

@@ -247,12 +247,6 @@ def _probabilities(labelled: Labelled, classifier: Classifier) -> npt.NDArray[np
     return np.concatenate([classifier.probabilities(images) for images in labelled.windows(_WINDOW_IMAGES)])
 
 
-def _ratios(right: npt.NDArray[np.int64], total: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
-    return tuple(
-        part / whole if whole else None for part, whole in zip(right.tolist(), total.tolist(), strict=True)
-    )
-
-
 def _image_microseconds(classifier: Classifier, labelled: Labelled) -> float:
     """Return the microseconds per image on full batches: the median of several passes.
 

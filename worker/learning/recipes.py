@@ -238,15 +238,6 @@ class TrainingRequest:
             max_minutes=self.max_minutes,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the request as a JSON object, for the ledger."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Return the request in a JSON object of the ledger. Raises TypeError on unknown fields."""
-        return cls(**value)
-
 
 #: A training ends after this share of its epochs without a better one, at the earliest after _LEAST_PATIENCE.
 #: While the learning rate is high, the accuracy on a small validation split can stand still for long.
