@@ -20,13 +20,11 @@ from statistics import mean
 from typing import Annotated, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from PIL import Image
 
 from benchmarks.report import write_measured
 from benchmarks.setup import RESULTS, drop_developer_settings, short_folder
-from jobs.evaluation import Evaluation
 from jobs.ledger.datasets import get_version
 from jobs.model import MNIST_INPUT, InputSpec, Model
 from jobs.settings import Settings
@@ -36,7 +34,7 @@ from labelmill.console import report_errors, say
 from labelmill.migrating import open_ledger
 from labelmill.training import train_with_progress
 from worker.learning import mnist
-from worker.learning.data import Data
+from worker.learning.data import Data, Uint8
 from worker.learning.networks import build
 from worker.learning.recipes import Recipe, TrainingRequest, recipe_for
 from worker.learning.stored import StoredDataset
@@ -47,8 +45,6 @@ ROTATION: Final = 35
 
 #: How many rotated digits are learnt, for validation among them, and tested.
 LEARNT, VALIDATION, TESTED = 500, 50, 3_000
-
-Uint8 = npt.NDArray[np.uint8]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -165,7 +161,7 @@ def _trained(client: Client, dataset: str, *, minutes: float | None = None, **op
         raise RuntimeError("the model was not evaluated")
     return {
         "accuracy": found.evaluation.accuracy,
-        "balanced_accuracy": _balanced(found.evaluation),
+        "balanced_accuracy": found.evaluation.balanced_accuracy,
         "seconds": seconds,
         "epochs": client.runs(limit=1)[0].epochs_done,
         "input": [model.input_spec.width, model.input_spec.height, model.input_spec.mode],
@@ -181,10 +177,6 @@ def _load(client: Client, dataset: str, spec: InputSpec) -> Data:
     with client.ledger.reading() as connection:
         version = get_version(connection, dataset)
     return StoredDataset(settings, Store(settings.store), version).prepared(spec)
-
-
-def _balanced(evaluation: Evaluation) -> float:
-    return mean(recall for recall in evaluation.recall if recall is not None)
 
 
 def _baselines(client: Client, dataset: str) -> dict[str, dict[str, float]]:

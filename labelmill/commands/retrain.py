@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.dataset import MNIST
-from jobs.errors import Conflict, LabelmillError
+from jobs.errors import LabelmillError
 from labelmill.client import Client
 from labelmill.commands.options import (
     ArchitectureOption,
@@ -101,6 +101,6 @@ def _running_for(client: Client, run_id: str, stack: Stack) -> Iterator[None]:
             client.wake_trainer(run_id)
             yield
     except BaseException:
-        with suppress(Conflict, LabelmillError):  # it has ended, or the ledger cannot be reached
+        with suppress(LabelmillError):  # it has ended, or the ledger cannot be reached
             client.cancel_run(run_id)
         raise

@@ -17,10 +17,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from jobs.class_names import read_class_names
 from jobs.dataset import MNIST
@@ -28,10 +27,8 @@ from jobs.errors import DataUnavailable, UserError
 from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
 from jobs.model import MNIST_INPUT, InputSpec
-from worker.learning.data import Data, Labelled, nothing
+from worker.learning.data import Data, Labelled, Uint8, nothing
 from worker.predicting.decode import prepare_arrays
-
-Uint8: TypeAlias = npt.NDArray[np.uint8]
 
 #: The four files, in the order of the arrays, with the published SHA-256 of each, uncompressed.
 PUBLISHED: Final = {
