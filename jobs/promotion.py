@@ -106,7 +106,7 @@ def judge_and_promote(
     else:
         checks = _checks(connection, limits, model, challenger, champion)
         if champion is not None and champion.pinned_at is not None:
-            checks = (Check(PIN, False, describe_pin(champion.id)), *checks)
+            checks = (Check(PIN, False, describe_pin(champion)), *checks)
             force = force and how == "promote"
         verdict = _verdict(checks, champion_id, force=force, replace=replace)
     verdict_id = add_verdict(

@@ -363,9 +363,10 @@ def pin_champion(connection: Connection, dataset: str = MNIST, *, pinned: bool) 
     return get_model(connection, champion.id)
 
 
-def describe_pin(champion_id: str) -> str:
-    """Say that this champion is pinned, and how it is released."""
-    return f"the champion {champion_id} is pinned (labelmill models pin --off releases it)"
+def describe_pin(champion: Model) -> str:
+    """Return that this champion is pinned, and how to release it."""
+    command = f"labelmill models pin --off{dataset_option(champion.dataset)}"
+    return f"the champion {champion.id} is pinned ({command} releases it)"
 
 
 def add_verdict(
@@ -442,8 +443,9 @@ def roll_back(connection: Connection, model_id: str) -> Promotion:
     """
     dataset = get_model(connection, model_id).dataset
     champion_id = lock_champion(connection, dataset)
-    if champion_id is not None and get_model(connection, champion_id).pinned_at is not None:
-        raise Conflict(f"Not rolled back: {describe_pin(champion_id)}.")
+    champion = None if champion_id is None else get_model(connection, champion_id)
+    if champion is not None and champion.pinned_at is not None:
+        raise Conflict(f"Not rolled back: {describe_pin(champion)}.")
     if champion_before(connection, dataset) != model_id:
         raise Conflict(
             "Another process moved the champion at the same time: "

@@ -11,7 +11,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.evaluation import Part
 from jobs.ids import new_id
 from jobs.ledger import Ledger
-from jobs.ledger.models import CHAMPION, SHADOW, champions, point_alias, save_evaluation
+from jobs.ledger.models import CHAMPION, SHADOW, champions, describe_pin, point_alias, save_evaluation
 from jobs.ledger.runs import (
     RUN_GRACE_SECONDS,
     SLOT_PATIENCE_SECONDS,
@@ -102,6 +102,12 @@ def test_a_promotion_and_a_rollback_move_the_champion_of_one_dataset(
     assert {model.dataset for model in client.models(dataset=BIRDS)} == {BIRDS}
     assert [model.aliases for model in client.models() if model.aliases] == [(CHAMPION,), (CHAMPION,)]
     assert finch.id in [model.id for model in client.models()]
+
+
+@pytest.mark.usefixtures("champion", "finch")
+def test_the_advice_to_release_a_champion_names_its_dataset(client: Client) -> None:
+    assert "(labelmill models pin --off --dataset birds releases it)" in describe_pin(client.pin(dataset=BIRDS))
+    assert "(labelmill models pin --off releases it)" in describe_pin(client.pin())
 
 
 def test_a_dataset_cannot_have_two_champions(ledger: Ledger, finch: Model, make_model: ModelMaker) -> None:
