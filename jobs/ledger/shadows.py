@@ -138,7 +138,7 @@ def require_challenger(connection: Connection, dataset: str = MNIST) -> str:
     model_id = find_alias(connection, SHADOW, dataset)
     if model_id is None:
         raise Conflict(
-            f"Dataset {dataset} has no shadow model: `labelmill models shadow MODEL` sets one, for the "
+            f"Dataset {dataset} has no challenger: `labelmill models shadow MODEL` sets one, for the "
             "dataset of MODEL."
         )
     return model_id

@@ -166,5 +166,5 @@ def test_a_challenger_is_put_into_the_shadow_and_taken_out(home: Home, folder: P
     assert home.json("models", "shadow", "--off") is None
     done = home.run("models", "shadow")
     assert done.returncode == 2
-    assert "Dataset mnist has no shadow model" in done.stderr
+    assert "Dataset mnist has no challenger" in done.stderr
     assert home.run("models", "shadow", challenger, "--off").returncode == 2

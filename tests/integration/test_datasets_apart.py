@@ -225,7 +225,7 @@ def test_only_jobs_of_its_dataset_have_a_challenger(
     # then jobs of the first one have no shadow, and it has none to show
     assert shadows_of(client.ledger, make_job(model=champion).id) == []
     assert shadows_of(client.ledger, make_job(model=finch).id) == [challenger.id]
-    with pytest.raises(Conflict, match="Dataset mnist has no shadow model"):
+    with pytest.raises(Conflict, match="Dataset mnist has no challenger"):
         client.shadow()
     assert client.shadow(dataset=BIRDS)[0].beside == finch.id
 

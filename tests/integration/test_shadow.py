@@ -365,7 +365,7 @@ def test_the_challenger_comes_and_goes(
 ) -> None:
     # given no challenger
     for ask in (client.shadow, client.end_shadow):
-        with pytest.raises(Conflict, match="Dataset mnist has no shadow model"):
+        with pytest.raises(Conflict, match="Dataset mnist has no challenger"):
             ask()
 
     # when a model is put in the shadow, then the champion stays
@@ -396,7 +396,7 @@ def test_a_challenger_that_becomes_the_champion_is_in_no_shadow(
 
     # and when the challenger is promoted, then no model is in the shadow
     client.promote(challenger.id, force=True)
-    with pytest.raises(Conflict, match="Dataset mnist has no shadow model"):
+    with pytest.raises(Conflict, match="Dataset mnist has no challenger"):
         client.shadow()
 
 
