@@ -164,7 +164,7 @@ class Compared:
         return mcnemar(self.gained, self.lost)
 
     @property
-    def most_worse(self) -> float:
+    def loss_bound(self) -> float:
         """Return how much lower the challenger's accuracy may be, at most, with 95 % confidence.
 
         It is the upper end of the one-sided score interval for the difference of two paired proportions:
@@ -237,18 +237,18 @@ def check_better(limits: GateLimits, test: Compared, live: Compared | None) -> t
 def _check_not_worse(name: str, compared: Compared, margin: float) -> Check:
     """Check that the challenger is not worse on this set by more than the margin.
 
-    A small set cannot show any margin: 70 images without a difference leave 3.7 points open. Then the margin
-    is what they can show, or models of a small dataset could never learn from corrections.
+    A small set cannot show a small margin: 70 images without a difference leave 3.7 points open. The margin
+    is then what the set can show; otherwise, models of a small dataset could never learn from corrections.
     """
-    worse = compared.most_worse
-    least = Compared(compared.images, 0, 0, 0).most_worse
-    passed = worse <= max(margin, least)
+    worse = compared.loss_bound
+    smallest = Compared(compared.images, 0, 0, 0).loss_bound
+    passed = worse <= max(margin, smallest)
     said = "not worse" if passed else "perhaps worse"
     text = f"{said} on the {name}: at most {100 * max(worse, 0):.2f} points"
     if not passed:
-        text += f", more than {100 * max(margin, least):.3g}"
+        text += f", more than {100 * max(margin, smallest):.3g}"
     text += ", with 95 % confidence"
-    if least > margin and worse > margin:
+    if smallest > margin and worse > margin:
         text += f"; {compared.images:,} images cannot show less"
     if not passed:
         text += "; `labelmill gate` can allow more"

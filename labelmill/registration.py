@@ -69,11 +69,11 @@ def register(
     classes, another input or other outputs, or if the store is not the one that the workers use; Unavailable.
     """
     path = Path(file)
-    theirs: tuple[str, ...] | None = None
+    dataset_classes: tuple[str, ...] | None = None
     if dataset != MNIST:
         with ledger.reading() as connection:
-            theirs = get_version(connection, dataset).classes
-        classes = theirs if classes is None else classes
+            dataset_classes = get_version(connection, dataset).classes
+        classes = dataset_classes if classes is None else classes
     if classes is not None:
         classes = tuple(classes)
         check_class_names(classes, "The list of classes")
@@ -114,7 +114,7 @@ def register(
     if model.logits != logits:
         outputs = "logits: repeat --logits" if model.logits else "probabilities: leave out --logits"
         raise Conflict(f"This file is already registered as model {model.id}, which answers {outputs}.")
-    return Registered(model, model.id not in known, _why_unfit(settings, model, theirs))
+    return Registered(model, model.id not in known, _why_unfit(settings, model, dataset_classes))
 
 
 def describe_input(spec: InputSpec) -> str:

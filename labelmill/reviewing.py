@@ -48,7 +48,7 @@ class Review:
     unreadable: int  # images with a low confidence that could not be read again
 
 
-class _Seen(NamedTuple):
+class _Preview(NamedTuple):
     """How an image looks."""
 
     hash: int
@@ -88,17 +88,17 @@ def review(
     duplicates = unreadable = 0
     while candidates and len(images) < limit:
         part, candidates = candidates[:limit], candidates[limit:]
-        seen = _look_at(ledger, store, settings, job_id, part)
+        previews = _previews(ledger, store, settings, job_id, part)
         for each in part:
             if len(images) == limit:
                 break
-            if each.index not in seen:
+            if each.index not in previews:
                 unreadable += 1
-            elif any(look_the_same(seen[each.index].hash, other) for other in hashes):
+            elif any(look_the_same(previews[each.index].hash, other) for other in hashes):
                 duplicates += 1
             else:
-                hashes.append(seen[each.index].hash)
-                images.append(_to_review_image(each, seen[each.index].thumbnail))
+                hashes.append(previews[each.index].hash)
+                images.append(_to_review_image(each, previews[each.index].thumbnail))
     return Review(job_id, status.model, tuple(images), duplicates, unreadable)
 
 
@@ -113,21 +113,21 @@ def _hashes_of_copies(store: Store, settings: Settings, image_sha256s: list[str]
     return hashes
 
 
-def _look_at(
+def _previews(
     ledger: Ledger, store: Store, settings: Settings, job_id: str, candidates: list[Prediction]
-) -> dict[int, _Seen]:
+) -> dict[int, _Preview]:
     """Return how these images look, by index. Images that cannot be read are left out. Raises Unavailable."""
     from labelmill.near_duplicates import difference_hash
     from worker.predicting.decode import thumbnail
 
-    seen = {}
+    previews = {}
     limits = settings.image_limits
     for index, data in read_images(ledger, store, settings, job_id, [each.index for each in candidates]):
         try:
-            seen[index] = _Seen(difference_hash(data, limits), thumbnail(data, THUMBNAIL_SIDE, limits))
+            previews[index] = _Preview(difference_hash(data, limits), thumbnail(data, THUMBNAIL_SIDE, limits))
         except ImageError:
             continue
-    return seen
+    return previews
 
 
 def _to_review_image(prediction: Prediction, thumbnail: bytes) -> ReviewImage:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 GRACE: Final = timedelta(minutes=10)
 
 #: The pause between two looks at the schedules.
-LOOK_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 5.0
 
 #: In place of a cron line: at no fixed time.
 NEVER: Final = "never"
@@ -118,7 +118,7 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
         super().__init__(*args, **kwargs)
         # The schedule by the settings counts from here: a slot before beat started has no run.
         self._started = datetime.now(UTC)
-        self._opened: dict[str, datetime] = {}  # the latest slot of each dataset that has its run
+        self._requested: dict[str, datetime] = {}  # the latest slot of each dataset that has its run
         self._trouble = ""  # why the latest tick failed, for which one log line is enough
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -143,16 +143,16 @@ class SlotScheduler(Scheduler):  # type: ignore[misc]  # Celery has no types
                 logger.info("runs are requested again")
             self._trouble = trouble
         now = time.time()
-        return min(LOOK_SECONDS, 60 - now % 60)
+        return min(POLL_SECONDS, 60 - now % 60)
 
     def _request_due_run(self, ledger: Ledger, schedule: Schedule) -> None:
         """Request a run if a slot is due or enough corrections are new. Send the run's message."""
         now = datetime.now(UTC)
         slot = due_slot(parse_cron(schedule.cron), now) if schedule.cron else None
-        if slot is not None and slot >= schedule.changed_at and slot != self._opened.get(schedule.dataset):
+        if slot is not None and slot >= schedule.changed_at and slot != self._requested.get(schedule.dataset):
             clear_expired_run(ledger, schedule.dataset)
             self._request(ledger, schedule, slot=slot)
-            self._opened[schedule.dataset] = slot
+            self._requested[schedule.dataset] = slot
         if schedule.after_corrections is not None:
             with ledger.reading() as connection:
                 count, new = count_corrections(connection, schedule.dataset)

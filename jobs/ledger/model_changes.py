@@ -37,7 +37,7 @@ def rename_classes(connection: Connection, model_id: str, classes: tuple[str, ..
             f"Model {model_id} has {len(model.classes)} classes ({name_classes(model.classes)}), and "
             f"{len(classes)} are named."
         )
-    used = _used_by(connection, model_id, but=verdicts)
+    used = _used_by(connection, model_id, ignoring=verdicts)
     if used:
         raise Conflict(f"The classes of model {model_id} cannot be changed any more: it is used by {used}.")
     connection.execute(evaluations.delete().where(evaluations.c.model_id == model_id))
@@ -71,11 +71,11 @@ def _lock(connection: Connection, model_id: str) -> None:
     connection.execute(sa.select(models.c.id).where(models.c.id == model_id).with_for_update())
 
 
-def _used_by(connection: Connection, model_id: str, *, but: sa.Table | None = None) -> str:
+def _used_by(connection: Connection, model_id: str, *, ignoring: sa.Table | None = None) -> str:
     """Say how many rows of which tables refer to the model: `jobs (2), promotions (1)`, or nothing."""
     counts: dict[str, int] = {}
     for column in _REFERENCES:
-        if column.table is not but:
+        if column.table is not ignoring:
             query = sa.select(sa.func.count()).select_from(column.table).where(column == model_id)
             found = connection.execute(query).scalar_one()
             counts[column.table.name] = counts.get(column.table.name, 0) + found

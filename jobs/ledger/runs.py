@@ -115,7 +115,7 @@ def request_run(
         "started_at": db_now(),
     }
     while not _insert(connection, run_id, state=RunState.PENDING, active=1, **asked):
-        if _is_answered(connection, dataset, slot, corrections_seen):
+        if _has_run(connection, dataset, slot, corrections_seen):
             return None
         other = find_active_run(connection, dataset)
         if other is None:  # it has just finished
@@ -144,7 +144,7 @@ def request_run(
     return RunState.PENDING
 
 
-def _is_answered(
+def _has_run(
     connection: Connection, dataset: str, slot: datetime | None, corrections_seen: int | None
 ) -> bool:
     """Return whether the slot, or the number of corrections, has its run already."""

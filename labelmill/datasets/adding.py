@@ -58,7 +58,7 @@ def add_dataset(
     by_reference: bool = False,
     on_progress: Callable[[int], None] = lambda _images: None,
 ) -> Added:
-    """Add the images of the sources to the dataset as a new version, which also has those of the latest one.
+    """Add the images of the sources to the dataset as a new version, which keeps those of the latest one.
 
     `on_progress` is called with the number of images read so far. After any exception, Ctrl-C included,
     nothing is stored.
@@ -126,12 +126,12 @@ def _store_images(
 ) -> None:
     """Decode all images, merge them, and store those that are new as payloads in the folder.
 
-    A payload is written, which waits for the disk, while the next images are decoded.
+    A thread writes each payload while the next images are decoded, because writing waits for the disk.
     """
     done = 0
     writes: list[Future[PayloadFile]] = []
-    with ThreadPoolExecutor(1, thread_name_prefix="storing") as storing:
-        for batch, examined in _examined(_batches(found), examiner):
+    with ThreadPoolExecutor(1, thread_name_prefix="storing") as pool:
+        for batch, examined in _examine_all(_batches(found), examiner):
             names: list[str] = []
             contents: list[Content] = []
             payload = len(merging.payloads) + len(writes)
@@ -148,8 +148,8 @@ def _store_images(
                     )
             if names:
                 if writes:
-                    writes[-1].result()  # so that memory holds one payload that waits
-                writes.append(storing.submit(_store_payload, store, folder, names, contents))
+                    writes[-1].result()  # at most one payload waits in memory
+                writes.append(pool.submit(_store_payload, store, folder, names, contents))
             done += len(batch.names)
             on_progress(done)
     merging.payloads += [write.result() for write in writes]
@@ -169,16 +169,16 @@ def _batches(found: Iterable[LabelledImages]) -> Iterator[LabelledImages]:
     yield batch
 
 
-def _examined(
+def _examine_all(
     batches: Iterable[LabelledImages], examiner: Examiner
 ) -> Iterator[tuple[LabelledImages, list[Examined]]]:
-    """Yield each batch with what its images are. The next batch is read meanwhile."""
+    """Yield each batch with the results of its images. The next batch is read while they are examined."""
     waiting = None
     for batch in batches:
-        examining = batch, examiner.begin(batch.contents)
+        begun = batch, examiner.begin(batch.contents)
         if waiting is not None:
             yield waiting[0], waiting[1]()
-        waiting = examining
+        waiting = begun
     if waiting is not None:
         yield waiting[0], waiting[1]()
 
@@ -203,7 +203,7 @@ def _roots(settings: Settings) -> Roots:
 
 
 def _remove_unless_added(ledger: Ledger, store: Store, folder: str) -> DatasetVersion | None:
-    """Remove the folder, unless its version turns out to be in the ledger. Then return that version."""
+    """Return the folder's version if it is in the ledger; otherwise remove the folder and return None."""
     with ledger.reading() as connection:
         version = find_version(connection, manifest=f"{folder}/{_MANIFEST}")
     if version is None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from jobs.errors import ImageError, UserError
 from jobs.limits import ArchiveLimits
-from labelmill.datasets.labels import are_splits, check_number
+from labelmill.datasets.labels import are_splits, check_class_count
 from labelmill.datasets.manifests import ManifestFile
 from producer.sources.files import head, shown
 from producer.sources.image import is_hidden, is_image_name
@@ -28,7 +28,7 @@ _MANIFEST_BYTES: Final = 64 * 1024 * 1024
 class Contents:
     """What an archive holds."""
 
-    above: str  # the path of the folder with the classes, the splits or the manifest, with a slash, or ""
+    prefix: str  # the path of the folder with the classes, the splits or the manifest, with a slash, or ""
     with_splits: bool = False
     classes: tuple[str, ...] = ()
     manifest_name: str = ""  # its path in the archive
@@ -60,26 +60,26 @@ def scan_archive(path: str, limits: ArchiveLimits) -> Contents:
     except ImageError as error:
         raise UserError(f"The manifest in {shown(path)} cannot be read: {error}.") from None
     if manifests:
-        return _with_manifest(path, manifests)
-    return _with_folders(path, folders)
+        return _only_manifest(path, manifests)
+    return _find_classes(path, folders)
 
 
 def _is_manifest(name: str) -> bool:
     return posixpath.basename(name).lower() in _MANIFESTS
 
 
-def _with_manifest(path: str, manifests: dict[str, bytes]) -> Contents:
+def _only_manifest(path: str, manifests: dict[str, bytes]) -> Contents:
     if len(manifests) > 1:
         raise UserError(
             f"{shown(path)} has several manifests: {', '.join(sorted(manifests)[:3])}. Keep one, or pack "
             "each with its images as an archive of its own."
         )
     ((name, data),) = manifests.items()
-    above = name[: name.rfind("/") + 1]
-    return Contents(above, manifest_name=name, manifest=ManifestFile(name, data))
+    prefix = name[: name.rfind("/") + 1]
+    return Contents(prefix, manifest_name=name, manifest=ManifestFile(name, data))
 
 
-def _with_folders(path: str, folders: Iterable[str]) -> Contents:
+def _find_classes(path: str, folders: Iterable[str]) -> Contents:
     """Find the classes among the folders that have images directly in them.
 
     A folder that contains all folders with images is passed over: archives are often packed with one.
@@ -97,6 +97,6 @@ def _with_folders(path: str, folders: Iterable[str]) -> Contents:
         level += 1
     deepest = level + with_splits
     classes = {each[deepest] for each in parts if len(each) > deepest}
-    check_number(classes, shown(path))
-    above = "".join(f"{part}/" for part in next(iter(parts), ())[:level])
-    return Contents(above, with_splits=with_splits, classes=tuple(sorted(classes)))
+    check_class_count(classes, shown(path))
+    prefix = "".join(f"{part}/" for part in next(iter(parts), ())[:level])
+    return Contents(prefix, with_splits=with_splits, classes=tuple(sorted(classes)))

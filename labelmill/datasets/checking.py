@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.dataset import Split
 from jobs.errors import UserError
 from jobs.manifest import Manifest
-from labelmill.datasets.labels import check_number
+from labelmill.datasets.labels import check_class_count
 from labelmill.datasets.merging import Merging
 from labelmill.datasets.sources import Skipped
 
@@ -18,7 +18,7 @@ def check_usable(manifest: Manifest, classes: tuple[str, ...], merging: Merging,
         raise UserError(f"The sources contain no images of a class{example}: name other sources.")
     if lost := sorted(skipped.classes.difference(classes)):
         raise UserError(f"The class {lost[0]!r} has no image that can be used{example}: add images of it.")
-    check_number(classes, "The dataset")
+    check_class_count(classes, "The dataset")
     if len(classes) == 1:
         raise UserError(
             f"All images are of one class, {classes[0]!r}, and a dataset needs at least two: name the folder "

@@ -41,7 +41,7 @@ def to_label(name: str, split: Split | None = None) -> Label:
     return Label(name, split)
 
 
-def check_number(classes: Collection[str], where: str) -> None:
+def check_class_count(classes: Collection[str], where: str) -> None:
     """Raise UserError if there are more classes than a dataset can have."""
     if len(classes) > MAX_CLASSES:
         raise UserError(
@@ -54,7 +54,7 @@ def check_number(classes: Collection[str], where: str) -> None:
 class FolderLabels:
     """The labels of images by their folders: `CLASS/...`, or `SPLIT/CLASS/...`."""
 
-    above: str  # the path of the folder that holds those of classes or splits, with a slash, or ""
+    prefix: str  # the path of the folder that holds those of classes or splits, with a slash, or ""
     with_splits: bool
     _known: dict[str, Label | None] = field(default_factory=dict)
 
@@ -66,9 +66,9 @@ class FolderLabels:
         return [self._known[folder] for folder in folders]
 
     def _label(self, folder: str) -> Label | None:
-        if not folder.startswith(self.above):
+        if not folder.startswith(self.prefix):
             return None
-        first, _, rest = folder[len(self.above) :].partition("/")
+        first, _, rest = folder[len(self.prefix) :].partition("/")
         if not self.with_splits:
             return to_label(first) if first else None
         name = rest.partition("/")[0]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from jobs.errors import UserError
 from jobs.reading import why
 from jobs.text import storable
-from labelmill.datasets.labels import SPLITS, Label, check_number, to_label
+from labelmill.datasets.labels import SPLITS, Label, check_class_count, to_label
 from producer.export import check_parquet
 from producer.sources.files import shown
 
@@ -92,7 +92,7 @@ def _rows(file: BinaryIO, name: str, where: str) -> Iterator[Row]:
         if label is None:
             label = labels[key] = _label(row, place)
             classes.add(label.name)
-            check_number(classes, where)
+            check_class_count(classes, where)
         yield Row(place, path, url, label)
 
 

@@ -131,7 +131,7 @@ class Merging:
         """Return the split of each image, and report those that are in two."""
         known = self._known_splits
         drawn = [int(pixels[:16], 16) for pixels in self._numbers]
-        splits = [*known, *map(made_split, drawn[len(known) :])]
+        splits = [*known, *map(split_by_hash, drawn[len(known) :])]
         for number, given in self._given.items():
             if not self._is_validation_given and drawn[number] < _VALIDATION_OF_TRAIN:
                 given = tuple(Split.VALIDATION if split is Split.TRAIN else split for split in given)
@@ -142,7 +142,7 @@ class Merging:
         return splits
 
 
-def made_split(drawn: int) -> Split:
+def split_by_hash(drawn: int) -> Split:
     """Return the split of an image by 64 bits of its hash.
 
     So an image keeps its split, whatever is added later.

@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from jobs.text import storable
 from labelmill.datasets.archives import Contents, is_archive, scan_archive
 from labelmill.datasets.findings import Findings
-from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_number, to_label
+from labelmill.datasets.labels import FolderLabels, Label, are_splits, check_class_count, to_label
 from labelmill.datasets.manifests import Row, is_manifest, read_manifest_file, rows_of
 from producer.sources import SourceImage, SourceImages, Sources, local_source
 from producer.sources.files import head, is_below, read_link, shown
@@ -136,15 +136,15 @@ class LabelledSources:
                         f"The class {storable(each)!r} is empty: {shown(folder)} holds no images. Add some, "
                         "or remove the folder."
                     )
-                self._expect(each, path)
+                self._expect_class(each, path)
         name = shown(path)
-        above = "" if name == "." else f"{name.rstrip('/')}/"
-        yield from self._label(self._images(path), FolderLabels(above, with_splits))
+        prefix = "" if name == "." else f"{name.rstrip('/')}/"
+        yield from self._label(self._images(path), FolderLabels(prefix, with_splits))
 
-    def _expect(self, name: str, source: str) -> None:
+    def _expect_class(self, name: str, source: str) -> None:
         """Note a class that has a folder. Raises UserError if there are too many."""
         self.skipped.classes.add(to_label(storable(name)).name)
-        check_number(self.skipped.classes, shown(source))
+        check_class_count(self.skipped.classes, shown(source))
 
     # ---- archives ---------------------------------------------------------------------------------
 
@@ -154,8 +154,8 @@ class LabelledSources:
             yield from self._read_archived_manifest(path, contents)
             return
         for each in contents.classes:
-            self._expect(each, path)
-        labels = FolderLabels(f"{shown(path)}/{contents.above}", contents.with_splits)
+            self._expect_class(each, path)
+        labels = FolderLabels(f"{shown(path)}/{contents.prefix}", contents.with_splits)
         yield from self._label(self._images(path), labels)
 
     def _read_archived_manifest(self, path: str, contents: Contents) -> Iterator[LabelledImages]:
@@ -167,8 +167,8 @@ class LabelledSources:
                 raise row.wrong("a manifest in an archive names paths, not URLs")
             inside = os.path.normpath(row.path)
             if inside.startswith(("/", "..")):
-                raise _leaves(row)
-            labels.setdefault(storable(f"{shown(path)}/{contents.above}{inside}"), row.label)
+                raise _outside(row)
+            labels.setdefault(storable(f"{shown(path)}/{contents.prefix}{inside}"), row.label)
         images = self._images(path)
         for found in images:
             label = labels.pop(found.name, None)
@@ -250,7 +250,7 @@ def _subfolders(folder: str) -> list[str]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
                     found.add(entry.name)
-                    check_number(found, shown(folder))
+                    check_class_count(found, shown(folder))
     except OSError as error:
         raise _unlisted(folder, error) from error
     return sorted(found)
@@ -284,7 +284,7 @@ def _read_row_path(row: Row, path: str, folder: str, root: str, reading: Reading
     except ValueError:  # a NUL, which no file's name can have
         return [failed(storable(whole), ErrorCode.SOURCE_MISSING, "not a valid path")]
     if not is_below(resolved, root):
-        raise _leaves(row)
+        raise _outside(row)
     return read_link(whole, resolved, reading)
 
 
@@ -298,5 +298,5 @@ def _read_row_url(row: Row, reading: Reading) -> Iterator[SourceImage]:
         yield failed(storable(shown_url(url)), ErrorCode.SOURCE_MISSING, str(error))
 
 
-def _leaves(row: Row) -> UserError:
+def _outside(row: Row) -> UserError:
     return row.wrong(f"the path {row.path} leads out of the manifest's folder")

@@ -106,7 +106,9 @@ def test_a_promotion_and_a_rollback_move_the_champion_of_one_dataset(
 
 @pytest.mark.usefixtures("champion", "finch")
 def test_the_advice_to_release_a_champion_names_its_dataset(client: Client) -> None:
-    assert "(labelmill models pin --off --dataset birds releases it)" in describe_pin(client.pin(dataset=BIRDS))
+    assert "(labelmill models pin --off --dataset birds releases it)" in describe_pin(
+        client.pin(dataset=BIRDS)
+    )
     assert "(labelmill models pin --off releases it)" in describe_pin(client.pin())
 
 

@@ -487,7 +487,7 @@ def test_two_beats_of_which_one_is_killed_request_one_run_per_slot(
             "the next slot has a run",
             seconds=PROCESS_SECONDS,
         )
-        time.sleep(2 * schedule.LOOK_SECONDS)  # a second run of a slot would be requested at the next look
+        time.sleep(2 * schedule.POLL_SECONDS)  # a second run of a slot would be requested at the next look
 
     # then each dataset has one run per slot
     with ledger.reading() as connection:

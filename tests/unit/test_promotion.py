@@ -105,7 +105,7 @@ def test_the_bound_is_seldom_too_low(gained, lost):
         draws = [chance.random() * images for _ in range(images)]
         won = sum(draw < gained for draw in draws)
         gone = sum(gained <= draw < gained + lost for draw in draws)
-        too_low += compared(images, won, gone).most_worse < true
+        too_low += compared(images, won, gone).loss_bound < true
     # Then the bound with 95 % confidence is below the truth in about one case of twenty.
     assert too_low <= 75
 

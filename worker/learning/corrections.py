@@ -65,7 +65,7 @@ def add_corrections(
         return data
     accepted: dict[str | bytes, _Accepted] = {}
     left_out: dict[str, list[Correction]] = {}
-    evaluated = set(_pictures(data.test))
+    evaluated = set(_identities(data.test))
     for correction in _one_per_image(corrections, data.classes):
         check()
         try:
@@ -73,16 +73,16 @@ def add_corrections(
                 raise _Unusable(f"the label {correction.label!r} is not a class of the training data")
             content = retry(partial(_content, correction.image_sha256, store, limits), pauses)
             found = _accept(correction, content, data, limits, live_share)
-            if found.known_by in evaluated:
+            if found.identity in evaluated:
                 raise _Unusable("the image is in the evaluation set")
         except _Unusable as error:
             left_out.setdefault(str(error), []).append(correction)
         else:
-            accepted.setdefault(found.known_by, found)
+            accepted.setdefault(found.identity, found)
     for reason, unused in left_out.items():
         logger.warning("%s", _left_out_line(reason, unused))
     data = replace(data, left_out=sum(map(len, left_out.values())))
-    return _with(accepted, data, store, limits) if accepted else data
+    return _data_with(accepted, data, store, limits) if accepted else data
 
 
 def _accept(
@@ -99,7 +99,7 @@ def _accept(
     )
 
 
-def _with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
+def _data_with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limits: ImageLimits) -> Data:
     """Return the data with these images."""
     # Sorted, because the order changes the training set's fingerprint and the trained model.
     ordered = sorted(accepted.values(), key=lambda each: each.image_sha256)
@@ -135,7 +135,7 @@ def _with(accepted: dict[str | bytes, _Accepted], data: Data, store: Store, limi
     )
 
 
-def _pictures(labelled: Labelled) -> Iterable[str | bytes]:
+def _identities(labelled: Labelled) -> Iterable[str | bytes]:
     """Return by what each picture is known: by the hash of its picture, else by its pixels."""
     if labelled.pictures is not None:
         return labelled.pictures
@@ -144,7 +144,7 @@ def _pictures(labelled: Labelled) -> Iterable[str | bytes]:
 
 def _joined(base: Labelled, dropped: Container[str | bytes], images: Uint8, labels: Uint16) -> Labelled:
     """Return the images without the dropped ones, followed by others."""
-    rows = np.flatnonzero(np.array([each not in dropped for each in _pictures(base)], np.bool_))
+    rows = np.flatnonzero(np.array([each not in dropped for each in _identities(base)], np.bool_))
     if len(rows) == len(base) and not len(labels):
         return base
     return Labelled(
@@ -164,7 +164,7 @@ class _Accepted(NamedTuple):
     """A corrected image that can be used."""
 
     image_sha256: str
-    known_by: str | bytes  # equal for the same picture
+    identity: str | bytes  # equal for the same picture
     pixels: Uint8
     label: int
     is_live: bool

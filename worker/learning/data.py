@@ -81,7 +81,7 @@ class Labelled:
             yield self.take(slice(start, start + size))
 
 
-def nothing(spec: InputSpec) -> Labelled:
+def no_images(spec: InputSpec) -> Labelled:
     """Return no images."""
     return Labelled(np.empty((0, *spec.shape), np.uint8), np.empty(0, np.uint16))
 

@@ -27,7 +27,7 @@ from jobs.errors import DataUnavailable, UserError
 from jobs.evaluation import Part
 from jobs.files import PRIVATE_UMASK, temporary_folder
 from jobs.model import MNIST_INPUT, InputSpec
-from worker.learning.data import Data, Labelled, Uint8, nothing
+from worker.learning.data import Data, Labelled, Uint8, no_images
 from worker.predicting.decode import prepare_arrays
 
 #: The four files, in the order of the arrays, with the published SHA-256 of each, uncompressed.
@@ -111,17 +111,17 @@ class Mnist:
             source=self.source,
             classes=self.classes,
             spec=spec,
-            train=_prepared(self.train_images, self.train_labels, spec) if for_training else nothing(spec),
-            validation=nothing(spec),
+            train=_prepared(self.train_images, self.train_labels, spec) if for_training else no_images(spec),
+            validation=no_images(spec),
             test=_prepared(self.test_images, self.test_labels, spec),
-            live=nothing(spec),
+            live=no_images(spec),
             fingerprint=self.fingerprint,
             evaluation_fingerprints={Part.TEST: self.evaluation_fingerprint},
             part_for=self._part_for,
         )
 
     def _part_for(self, part: Part, spec: InputSpec) -> Labelled:
-        return _prepared(self.test_images, self.test_labels, spec) if part == Part.TEST else nothing(spec)
+        return _prepared(self.test_images, self.test_labels, spec) if part == Part.TEST else no_images(spec)
 
 
 def _prepared(images: Uint8, labels: Uint8, spec: InputSpec) -> Labelled:

@@ -207,17 +207,17 @@ class Start:
                 last = network.layers[-2]
             if not isinstance(last, keras.layers.Dense):
                 raise ModelRefused(
-                    f"{_CANNOT_SPLIT}: its last layer is {type(last).__name__}. {_SPLIT_ADVICE}"
+                    f"{_CANNOT_FINETUNE}: its last layer is {type(last).__name__}. {_HEAD_ADVICE}"
                 )
             head = keras.layers.Dense(len(classes), activation="softmax", name="new_head")
             return keras.Model(network.inputs[0], head(last.input), name=network.name), True
         except (AttributeError, IndexError, ValueError) as error:  # it is neither Sequential nor Functional
             reason = str(error).partition("\n")[0]
-            raise ModelRefused(f"{_CANNOT_SPLIT}: {reason}. {_SPLIT_ADVICE}") from error
+            raise ModelRefused(f"{_CANNOT_FINETUNE}: {reason}. {_HEAD_ADVICE}") from error
 
 
-_CANNOT_SPLIT: Final = "The model cannot be fine-tuned for other classes"
-_SPLIT_ADVICE: Final = "Its last layer must be Dense, with or without a softmax after it."
+_CANNOT_FINETUNE: Final = "The model cannot be fine-tuned for other classes"
+_HEAD_ADVICE: Final = "Its last layer must be Dense, with or without a softmax after it."
 
 
 def freeze(model: keras.Model, *, all_but_head: bool) -> None:

@@ -32,11 +32,11 @@ from jobs.reading import why
 from jobs.references import Reference, Roots
 from jobs.settings import Settings
 from jobs.store import Store
-from worker.learning.data import Data, Labelled, Uint8, nothing
+from worker.learning.data import Data, Labelled, Uint8, no_images
 from worker.predicting.decode import decode
 from worker.retry import retry
 
-#: The cache keeps so many versions and inputs of each dataset.
+#: How many versions and inputs of each dataset the cache keeps.
 _KEPT: Final = 3
 
 #: An image of one of these modes, as Pillow names them, is grey.
@@ -87,8 +87,8 @@ class StoredDataset:
         """Read the list of images. `check` is called often while images are decoded, and may raise.
 
         While images are decoded, a store that is unavailable is retried after each of `pauses`, in seconds.
-        `say` receives what takes long, a line each. Raises DataUnavailable if the list is missing or damaged,
-        Unavailable.
+        `say` is called with a line of text before each slow step. Raises DataUnavailable if the list is
+        missing or damaged, Unavailable.
         """
         self._settings = settings
         self._store = store
@@ -120,10 +120,10 @@ class StoredDataset:
             source=f"{version.dataset}, version {version.version}",
             classes=version.classes,
             spec=spec,
-            train=self._split(Split.TRAIN, spec) if for_training else nothing(spec),
-            validation=self._split(Split.VALIDATION, spec) if for_training else nothing(spec),
+            train=self._split(Split.TRAIN, spec) if for_training else no_images(spec),
+            validation=self._split(Split.VALIDATION, spec) if for_training else no_images(spec),
             test=self._split(Split.TEST, spec),
-            live=nothing(spec),
+            live=no_images(spec),
             fingerprint=version.fingerprint,
             evaluation_fingerprints={
                 Part.TEST: self._manifest.fingerprint(version.classes, [Split.TEST]),
@@ -132,7 +132,7 @@ class StoredDataset:
         )
 
     def _part_for(self, part: Part, spec: InputSpec) -> Labelled:
-        return self._split(Split.TEST, spec) if part == Part.TEST else nothing(spec)
+        return self._split(Split.TEST, spec) if part == Part.TEST else no_images(spec)
 
     def _split(self, split: Split, spec: InputSpec) -> Labelled:
         images = self._of_split[split]
@@ -160,7 +160,7 @@ class StoredDataset:
         os.utime(folder)
         if path.exists() and path.stat().st_size == len(self._of_split[split]) * math.prod(spec.shape):
             return path
-        _remove_oldest(of_dataset, besides=folder)
+        _remove_oldest(of_dataset, keep=folder)
         self._say(f"decoding {len(self._of_split[split]):,} {split} images of {self._version.dataset}")
         with temporary_folder(of_dataset, ".decoding-") as temporary:
             unfinished = temporary / path.name
@@ -250,12 +250,12 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
-def _remove_oldest(folder: Path, *, besides: Path) -> None:
-    """Remove the folders that were not used for longest, except `besides` and the latest others.
+def _remove_oldest(folder: Path, *, keep: Path) -> None:
+    """Remove the least recently used folders. Keep `keep` and the latest others.
 
-    Another process may have a removed file open; it keeps its content.
+    If another process has a removed file open, it can still read it.
     """
-    others = [each for each in folder.iterdir() if each != besides and not each.name.startswith(".")]
+    others = [each for each in folder.iterdir() if each != keep and not each.name.startswith(".")]
     for old in sorted(others, key=lambda each: each.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
         with suppress(OSError):  # another process removes it
             shutil.rmtree(old)

@@ -90,8 +90,8 @@ def decode(
     """
     with _picture_errors(data, limits):
         check_header(data, limits)
-        if "PNG" in limits.formats and (plain := fast_png.decode_one(data, spec)):
-            return _inverted(plain, spec)
+        if "PNG" in limits.formats and (raw := fast_png.decode_one(data, spec)):
+            return _inverted(raw, spec)
         return prepare(_open(data, limits), spec)
 
 
@@ -110,8 +110,8 @@ def describe(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> 
     with _picture_errors(data, limits):
         check_header(data, limits)
         spec = fast_png.spec_of(data) if "PNG" in limits.formats else None
-        if spec is not None and (plain := fast_png.decode_one(data, spec)):
-            return _describe_pixels(plain, spec.width, spec.height, spec.mode, spec.mode)
+        if spec is not None and (raw := fast_png.decode_one(data, spec)):
+            return _describe_pixels(raw, spec.width, spec.height, spec.mode, spec.mode)
         image = _open(data, limits)
         mode = image.mode
         image = _upright(image)
